@@ -1,0 +1,1 @@
+"""The message bus: one small interface, over MQTT or in memory."""

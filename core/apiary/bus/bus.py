@@ -1,0 +1,106 @@
+"""What the services need of a message bus. One thread drives it: `poll` does all its work.
+
+`bus/mqtt.py` speaks to a broker; `bus/memory.py` joins parties in one process with scripted faults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from apiary.errors import BusError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the broker said at connect. Zero means that it named no limit."""
+
+    protocol: str
+    """`5.0` or `3.1.1`."""
+    max_packet_bytes: int = 0
+    receive_maximum: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The broker accepted us. The bus restores subscriptions; the caller publishes its retained state."""
+
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The link broke, or an attempt failed; the bus tries again by itself after `retry_s`."""
+
+    error: BusError
+    retry_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message for one of our subscriptions."""
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The broker took a publish and said no (MQTT 5 reason codes: not authorized, packet too large, quota)."""
+
+    topic: str
+    reason: str
+
+
+Event = Connected | Disconnected | Received | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Will:
+    """What the broker publishes, retained and with QoS 1, when we vanish."""
+
+    topic: str
+    payload: bytes
+
+
+class Bus(Protocol):
+    """A connection that keeps itself up. All methods but `wake` belong to one thread."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted us and the link is up."""
+        ...
+
+    @property
+    def backlog(self) -> int:
+        """Publishes with QoS 1 that the broker has not acknowledged yet."""
+        ...
+
+    def subscribe(self, pattern: str) -> None:
+        """Subscribe with QoS 1, now and after every reconnect."""
+        ...
+
+    def unsubscribe(self, pattern: str) -> None:
+        """End a subscription."""
+        ...
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
+        """Hand a message over; False, and nothing kept, while there is no connection.
+
+        What was handed over and not acknowledged when a link broke is dropped: whoever needs an answer
+        asks again, so nothing old floods a link that has just come back.
+        """
+        ...
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """Do what the network allows and return what happened, within `timeout_s`; connects by itself."""
+        ...
+
+    def wake(self) -> None:
+        """Make a `poll` that is waiting return; for other threads."""
+        ...
+
+    def close(self) -> None:
+        """Say goodbye (a clean disconnect: the will is not published) and free the connection."""
+        ...

@@ -1,0 +1,109 @@
+"""Every error that Apiary raises on purpose, drawn as a tree.
+
+    ApiaryError
+    ├── SettingsError         a setting, a flag or a file named by one is wrong           exit 2
+    ├── DataError             pictures, labels or data sets that cannot be used           exit 3
+    ├── BusError              the broker                                                  exit 4
+    │   ├── BrokerUnreachable     no connection within the time allowed
+    │   └── BrokerRefused         it answered, and said no: credentials, rights, version
+    ├── WireError             a peer sent what the protocol does not allow                exit 5
+    │   ├── TopicError
+    │   ├── MessageError
+    │   │   └── VersionError      another version of the protocol
+    │   ├── ChunkError
+    │   └── BlobError
+    ├── ModelError            a model, recipe or runtime that cannot do its job           exit 6
+    │   ├── RuntimeUnavailable    no runtime of that name on this machine
+    │   └── ExportError           the exported file differs from Keras, or does not convert
+    ├── RunFailed             a run that ended without a usable model                     exit 7
+    └── StoreError            files and journals: full disk, torn file, locked folder     exit 8
+
+A message says who, what came, what was expected and how to mend it. What a bad *peer* does is data
+(`Rejected`), not an exception; an exception that is not an `ApiaryError` is our own bug.
+"""
+
+from __future__ import annotations
+
+
+class ApiaryError(Exception):
+    """The root; `exit_code` is what the `apiary` command ends with."""
+
+    exit_code = 1
+
+
+class SettingsError(ApiaryError):
+    """A setting, a flag or a file that one names is wrong."""
+
+    exit_code = 2
+
+
+class DataError(ApiaryError):
+    """Pictures, labels or data sets that cannot be used."""
+
+    exit_code = 3
+
+
+class BusError(ApiaryError):
+    """Something between this party and the broker."""
+
+    exit_code = 4
+
+
+class BrokerUnreachable(BusError):  # noqa: N818 - reads as what happened, like ConnectionRefused
+    """No connection within the time allowed."""
+
+
+class BrokerRefused(BusError):  # noqa: N818
+    """The broker answered and said no: credentials, rights or protocol version."""
+
+
+class WireError(ApiaryError):
+    """A peer sent what the protocol does not allow."""
+
+    exit_code = 5
+
+
+class TopicError(WireError):
+    """A topic that is not one of ours, or an id that no topic may carry."""
+
+
+class MessageError(WireError):
+    """A control message that does not parse or breaks a bound."""
+
+
+class VersionError(MessageError):
+    """A message of another version of the protocol."""
+
+
+class ChunkError(WireError):
+    """A chunk that is torn, too large or not part of the blob it names."""
+
+
+class BlobError(WireError):
+    """A blob whose header, sizes or digest do not hold."""
+
+
+class ModelError(ApiaryError):
+    """A model, recipe or runtime that cannot do its job."""
+
+    exit_code = 6
+
+
+class RuntimeUnavailable(ModelError):  # noqa: N818
+    """No runtime of that name can be loaded on this machine."""
+
+
+class ExportError(ModelError):
+    """An exported file that does not convert, or differs from Keras."""
+
+
+class RunFailed(ApiaryError):  # noqa: N818
+    """A run that ended without a usable model."""
+
+    exit_code = 7
+
+
+class StoreError(ApiaryError):
+    """A full disk, a torn file, a folder that another process holds."""
+
+    exit_code = 8

@@ -1,0 +1,69 @@
+"""Files that are whole or not there: temporary file, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from apiary.errors import StoreError
+
+
+def write_atomic(
+    path: Path, data: bytes | memoryview | Iterable[bytes | memoryview], *, sync: bool = True
+) -> None:
+    """Replace `path` by `data` so that a power cut leaves the old file or the new one. Raises StoreError."""
+    parts = [data] if isinstance(data, bytes | memoryview) else data
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(fd, "wb") as f:
+                for part in parts:
+                    f.write(part)
+                f.flush()
+                if sync:
+                    os.fsync(f.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        if sync:
+            sync_folder(path.parent)
+    except OSError as e:
+        raise StoreError(f"cannot write {path}: {e.strerror or e}{_advice(e)}") from e
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+    """`value` as JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=indent) + "\n").encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def clear_partial(folder: Path) -> int:
+    """Remove what `write_atomic` left when power went; returns how many files."""
+    left = [p for p in folder.glob(".*.part") if p.is_file()] if folder.is_dir() else []
+    for p in left:
+        p.unlink(missing_ok=True)
+    return len(left)
+
+
+def _advice(e: OSError) -> str:
+    import errno
+
+    return {
+        errno.ENOSPC: ": the disk is full; free some space, nothing was lost",
+        errno.EACCES: ": this user may not write there",
+        errno.EROFS: ": the file system is read-only (a worn SD card does that)",
+    }.get(e.errno or 0, "")

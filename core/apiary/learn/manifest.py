@@ -1,0 +1,71 @@
+"""The manifest beside an exported model: everything a node must know to train it, as data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from apiary.errors import ModelError
+from apiary.tensors import Shapes
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Tensor(_Part):
+    """One weight tensor: its stable name, its shape, and its argument in the `.tflite` signatures."""
+
+    name: str
+    shape: tuple[int, ...]
+    argument: str
+    trainable: bool = True
+
+
+class PictureInput(_Part):
+    """What a picture becomes: squashed to height x width, grey (1) or RGB (3), numbers 0 to 255."""
+
+    height: Annotated[int, Field(ge=1, le=4096)]
+    width: Annotated[int, Field(ge=1, le=4096)]
+    channels: Literal[1, 3]
+
+
+class Manifest(_Part):
+    """An exported recipe.
+
+    `features` is the length of the base's output where pictures first go through a frozen base (the trainer
+    then takes float32[B, features]), None where the trainer takes float32[B, height, width, channels] with
+    values 0 to 255. `keras` is the architecture as Keras' own JSON, for the keras runtime.
+    """
+
+    v: Literal[1] = 1
+    recipe: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    input: PictureInput
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    tensors: tuple[Tensor, ...]
+    features: int | None = None
+    batch_size: Annotated[int, Field(ge=1)]
+    optimizer: Literal["sgd", "adam"]
+    momentum: float = 0.9
+    keras: str = ""
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shape of every weight tensor by name, in order."""
+        return {t.name: t.shape for t in self.tensors}
+
+    def encode(self) -> bytes:
+        """Canonical JSON bytes; the same manifest gives the same digest."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Manifest:
+        """Read `encode`'s bytes. Raises ModelError."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as e:
+            raise ModelError(
+                f"the model's manifest does not hold: {e.errors(include_url=False)[0]}"
+            ) from None

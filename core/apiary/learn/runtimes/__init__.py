@@ -1,0 +1,1 @@
+"""What runs a training step: one runtime a file. `base` says what each must offer."""

@@ -1,0 +1,57 @@
+"""What a runtime must offer. All give the same tensors, so they mix in one round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from apiary.learn.manifest import Manifest
+from apiary.tensors import Array, Weights
+
+
+class Trainer(Protocol):
+    """A model that can be trained one batch at a time, in one thread, bit for bit the same each time."""
+
+    def set_weights(self, weights: Weights) -> None:
+        """Take these weights, zero the optimizer's state and make them the anchor of FedProx's term."""
+        ...
+
+    def get_weights(self) -> Weights:
+        """The weights as they are now, in the manifest's order."""
+        ...
+
+    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
+        """One optimizer step on exactly `manifest.batch_size` samples.
+
+        `x` float32[B, ...] as the manifest's input (pixels 0..255, or features), `y` float32[B, C] one-hot,
+        `w` float32[B] weight of each sample in the loss (0 for filler, summing to 1). Returns the loss.
+        """
+        ...
+
+    def infer(self, x: Array) -> Array:
+        """Class probabilities float32[N, C] for any number of samples."""
+        ...
+
+
+class FeatureExtractor(Protocol):
+    """The frozen base: one picture float32[H, W, C], 0..255, to float32[features]."""
+
+    def features(self, picture: Array) -> Array:
+        """Features of one picture."""
+        ...
+
+
+class Runtime(Protocol):
+    """A plug-in module of `apiary.learn.runtimes` has these three functions."""
+
+    def unavailable(self) -> str | None:
+        """Why this runtime cannot be used on this machine and how to mend it, or None."""
+        ...
+
+    def open_trainer(self, manifest: Manifest, trainer: Path | None, *, threads: int = 1) -> Trainer:
+        """Load a trainer from its `.tflite` file (the keras runtime builds from `manifest.keras`)."""
+        ...
+
+    def open_base(self, base: Path) -> FeatureExtractor:
+        """Load a frozen base from its `.tflite` file."""
+        ...

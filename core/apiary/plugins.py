@@ -1,0 +1,29 @@
+"""A plug-in is a module in its kind's package, named by its file: adding one is adding one file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+from apiary.errors import SettingsError
+
+
+def names(package: str) -> list[str]:
+    """Names of all plug-ins of a kind, sorted; `base` and names with a leading underscore are none."""
+    path = importlib.import_module(package).__path__
+    return sorted(
+        m.name for m in pkgutil.iter_modules(path) if m.name != "base" and not m.name.startswith("_")
+    )
+
+
+def load(package: str, name: str) -> ModuleType:
+    """Import the plug-in `name` of the kind that `package` holds. Raises SettingsError."""
+    known = names(package)
+    if name not in known:
+        kind = package.rsplit(".", 1)[-1]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SettingsError(f"{kind}: no {name!r}{hint} There are: {', '.join(known)}")
+    return importlib.import_module(f"{package}.{name}")

@@ -1,0 +1,108 @@
+"""Weights as one msgpack document `[header, bin]`, named by the sha256 of its bytes.
+
+The header lists the tensors (name, dtype, shape, offset, codec parameters), the bin is their bytes back
+to back, so that decoding copies nothing: raw float32 comes out as views of the document.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+
+from apiary.errors import BlobError, SettingsError
+from apiary.plugins import load
+from apiary.tensors import Weights
+from apiary.wire.chunks import bin_view
+from apiary.wire.codecs.base import Codec, Encoded
+
+MAX_HEADER_BYTES: Final = 2**20
+MAX_TENSORS: Final = 4096
+_DTYPES: Final = {"f4": 4, "f2": 2, "i1": 1, "u1": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsBlob:
+    """Decoded weights and what the header says about them."""
+
+    weights: Weights
+    codec: str
+    about: Mapping[str, Any]
+
+
+def codec(name: str) -> Codec:
+    """The codec of that name. Raises SettingsError."""
+    return load("apiary.wire.codecs", name).CODEC  # type: ignore[no-any-return]
+
+
+def encode(weights: Weights, *, codec_name: str = "raw_f32", about: Mapping[str, Any] | None = None) -> bytes:
+    """The document for these weights; `about` is a small JSON-like mapping kept in the header."""
+    coder = codec(codec_name)
+    rows: list[list[Any]] = []
+    parts: list[bytes | memoryview] = []
+    offset = 0
+    for name, tensor in weights.items():
+        enc = coder.encode(tensor)
+        rows.append([name, enc.dtype, list(tensor.shape), offset, list(enc.parameters)])
+        parts.append(enc.data)
+        offset += len(enc.data)
+    header = msgpack.packb({"v": 1, "codec": codec_name, "about": dict(about or {}), "tensors": rows})
+    return b"".join([b"\x92", header, b"\xc6", offset.to_bytes(4, "big"), *parts])
+
+
+def decode(document: bytes | memoryview, *, who: str) -> WeightsBlob:
+    """Read a document from `who`. Raises BlobError, never anything else; memory is bounded by the document."""
+    view = memoryview(document)
+    if len(view) < 2 or view[0] != 0x92:
+        raise BlobError(f"{who}: not a weights blob: it does not begin as a list of two")
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=MAX_HEADER_BYTES,
+        max_array_len=MAX_TENSORS,
+        max_map_len=64,
+        max_str_len=1024,
+        max_bin_len=0,
+    )
+    unpacker.feed(view[1 : 1 + MAX_HEADER_BYTES])
+    try:
+        header = unpacker.unpack()
+        body = bin_view(view, 1 + unpacker.tell())
+        return _decode(header, body)
+    except (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException, SettingsError) as e:
+        raise BlobError(
+            f"{who}: the weights blob does not hold: {type(e).__name__}: {str(e)[:120]}"
+        ) from None
+
+
+def _decode(header: Any, body: memoryview) -> WeightsBlob:
+    if not isinstance(header, dict) or header.get("v") != 1:
+        raise ValueError("its header is not of version 1")
+    name, about, rows = header["codec"], header["about"], header["tensors"]
+    if not (isinstance(name, str) and isinstance(about, dict) and isinstance(rows, list)):
+        raise ValueError("its header has fields of the wrong type")
+    coder = codec(name)
+    tensors: dict[str, Any] = {}
+    at = 0
+    for row in rows:
+        tensor, dtype, shape, offset, parameters = row
+        if not isinstance(tensor, str) or tensor in tensors or dtype not in _DTYPES or offset != at:
+            raise ValueError(f"tensor {str(tensor)[:40]!r} is described wrongly")
+        if not all(type(d) is int and 0 <= d < 2**31 for d in shape) or len(shape) > 8:
+            raise ValueError(f"tensor {tensor!r} has a wrong shape")
+        size = math.prod(shape) * _DTYPES[dtype]
+        if at + size > len(body):
+            raise ValueError(f"tensor {tensor!r} ends past the end")
+        values = coder.decode(Encoded(dtype, tuple(_number(p) for p in parameters), body[at : at + size]))
+        tensors[tensor] = values.reshape(shape)
+        at += size
+    if at != len(body):
+        raise ValueError(f"{len(body) - at} bytes follow the last tensor")
+    return WeightsBlob(Weights(tensors), name, about)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("a codec parameter is not a finite number")
+    return float(value)

@@ -1,0 +1,1 @@
+"""How a tensor becomes bytes: one codec a file."""

@@ -1,0 +1,144 @@
+"""Every topic of a federation: how it is built, read back, its QoS and whether it is retained.
+
+Control is JSON under one root, weights are chunks under another, so that a person can watch `apiary/#`
+without the weights.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from apiary.errors import TopicError
+from apiary.wire import Digest, NodeId
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_INDEX = re.compile(r"0|[1-9][0-9]{0,6}")
+
+
+class Kind(Enum):
+    """Pattern, QoS and retain flag. `{n}` node, `{d}` digest, `{i}` chunk index, `{m}` metric."""
+
+    COORDINATOR_STATUS = ("coordinator/status", 1, True)
+    ROUND_CURRENT = ("round/current", 1, True)
+    ROUND_LAST = ("round/last", 1, True)
+    METRIC = ("metric/{m}", 1, True)
+    MODEL_CURRENT = ("model/current", 1, True)
+    NODE_STATUS = ("node/{n}/status", 1, True)
+    NODE_PROGRESS = ("node/{n}/progress", 0, False)
+    NODE_ASK = ("node/{n}/ask", 1, False)
+    NODE_NOTICE = ("node/{n}/notice", 1, False)
+    NODE_WANT = ("node/{n}/want", 1, False)
+    NODE_OFFER = ("node/{n}/offer", 1, False)
+    NODE_GRANT = ("node/{n}/grant", 1, False)
+    NODE_RECEIPT = ("node/{n}/receipt", 1, False)
+    CHUNK_DOWN = ("down/{d}/{i}", 1, False)
+    CHUNK_UP = ("up/{n}/{d}/{i}", 1, False)
+
+    def __init__(self, pattern: str, qos: int, retain: bool):
+        self.pattern = pattern
+        self.qos = qos
+        self.retain = retain
+
+    @property
+    def is_blob(self) -> bool:
+        """Whether this topic carries chunks rather than JSON."""
+        return self in (Kind.CHUNK_DOWN, Kind.CHUNK_UP)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic, read back into its parts; those that its kind has not are None."""
+
+    kind: Kind
+    node: NodeId | None = None
+    digest: Digest | None = None
+    index: int | None = None
+    metric: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Builder and parser for one federation's topics."""
+
+    federation: str = "default"
+    root: str = "apiary"
+    blob_root: str = "apiary-blob"
+
+    def build(
+        self,
+        kind: Kind,
+        *,
+        node: NodeId | None = None,
+        digest: Digest | None = None,
+        index: int | None = None,
+        metric: str | None = None,
+    ) -> str:
+        """The topic of `kind` for these parts. Raises TopicError where one is missing or unfit."""
+        parts = {"n": node, "d": digest, "i": None if index is None else str(index), "m": metric}
+        levels = [self._prefix(kind)]
+        for level in kind.pattern.split("/"):
+            if level.startswith("{"):
+                value = parts[level[1]]
+                if value is None or not _FITS[level[1]].fullmatch(value):
+                    raise TopicError(f"{value!r} cannot stand for {level} in the topic {kind.pattern!r}")
+                level = value  # noqa: PLW2901
+            levels.append(level)
+        return "/".join(levels)
+
+    def pattern(self, kind: Kind, *, node: NodeId | None = None, digest: Digest | None = None) -> str:
+        """The subscription for every topic of `kind`, narrowed to a node or a digest where one is given."""
+        parts = {"n": node, "d": digest}
+        levels = [
+            (parts.get(level[1]) or "+") if level.startswith("{") else level
+            for level in kind.pattern.split("/")
+        ]
+        return "/".join([self._prefix(kind), *levels])
+
+    def parse(self, topic: str) -> Topic:
+        """Read a topic back. Raises TopicError for one that is not of this federation."""
+        for kind in Kind:
+            prefix = self._prefix(kind) + "/"
+            if topic.startswith(prefix) and (found := _match(kind, topic[len(prefix) :])) is not None:
+                return found
+        raise TopicError(f"{topic[:200]!r} is not a topic of the federation {self.federation!r}")
+
+    def _prefix(self, kind: Kind) -> str:
+        return f"{self.blob_root if kind.is_blob else self.root}/{self.federation}"
+
+
+_FITS = {"n": _NAME, "d": _DIGEST, "i": _INDEX, "m": _NAME}
+
+
+def _match(kind: Kind, rest: str) -> Topic | None:
+    levels, pattern = rest.split("/"), kind.pattern.split("/")
+    if len(levels) != len(pattern):
+        return None
+    parts: dict[str, str] = {}
+    for got, want in zip(levels, pattern, strict=True):
+        if not want.startswith("{"):
+            if got != want:
+                return None
+        elif _FITS[want[1]].fullmatch(got):
+            parts[want[1]] = got
+        else:
+            return None
+    return Topic(
+        kind,
+        node=NodeId(parts["n"]) if "n" in parts else None,
+        digest=Digest(parts["d"]) if "d" in parts else None,
+        index=int(parts["i"]) if "i" in parts else None,
+        metric=parts.get("m"),
+    )
+
+
+def check_name(value: str, what: str) -> str:
+    """`value` where it may stand in a topic; raises TopicError saying what names may look like."""
+    if not _NAME.fullmatch(value):
+        raise TopicError(
+            f"{what} {value!r} cannot stand in a topic: "
+            "use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        )
+    return value
