@@ -24,7 +24,8 @@ class Trainer(Protocol):
         """One optimizer step on exactly `manifest.batch_size` samples.
 
         `x` float32[B, ...] as the manifest's input (pixels 0..255, or features), `y` float32[B, C] one-hot,
-        `w` float32[B] weight of each sample in the loss (0 for filler, summing to 1). Returns the loss.
+        `w` float32[B] weight of each sample in the loss: 0 for filler, the rest sum to 1 unless classes are
+        weighted. Returns the weighted sum of cross entropies.
         """
         ...
 

@@ -1,0 +1,195 @@
+"""Local training: one node, one round, one function over whichever runtime the machine has."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apiary.errors import DataError, ModelError
+from apiary.learn.augment import augment
+from apiary.learn.images import Dataset
+from apiary.learn.manifest import Manifest
+from apiary.learn.metrics import accuracy
+from apiary.learn.runtimes.base import Trainer
+from apiary.tensors import Array, Weights, differs
+from apiary.wire.messages import Plan
+
+INFER_BATCH: Final = 16
+"""Pictures made floats at once for inference: 1.8 MB at 96x96x3."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitProgress:
+    """After a batch: the epoch (from 1), the share of it that is done, its mean loss so far.
+
+    `accuracy` on the validation split is there at the end of an epoch, where the node has a split.
+    """
+
+    epoch: int
+    epochs: int
+    fraction: float
+    loss: float
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What local training gave. `samples` trained; `loss` is the last epoch's mean.
+
+    The accuracies are on the validation split before and after, None where the node has none.
+    """
+
+    weights: Weights
+    samples: int
+    validation_samples: int
+    loss: float
+    accuracy_before: float | None
+    accuracy: float | None
+    warnings: tuple[str, ...]
+
+
+def node_seed(seed: int, run: str, round_: int, node: str) -> int:
+    """The seed of one node in one round: the same on every machine, unlike for each."""
+    digest = hashlib.sha256(f"{seed}/{run}/{round_}/{node}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def split(digests: tuple[str, ...], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices that train and indices that validate, by picture digest alone.
+
+    A picture keeps its side over rounds, copies of it are on the same side, and new pictures move none; so
+    the share is met on average only. At least one picture trains.
+    """
+    place = np.array([int(d[:13], 16) / 16**13 for d in digests])
+    validates = place < share
+    if validates.all():
+        validates = place < place.max()
+    return np.flatnonzero(~validates), np.flatnonzero(validates)
+
+
+def predict(trainer: Trainer, data: Dataset) -> Array:
+    """Class probabilities float32[N, C], a few pictures at a time."""
+    parts = [trainer.infer(data.floats(slice(i, i + INFER_BATCH))) for i in range(0, len(data), INFER_BATCH)]
+    return np.concatenate(parts) if parts else np.empty((0, len(data.labels)), np.float32)
+
+
+def class_weights(y: NDArray[np.int64], classes: int) -> Array:
+    """float32[C]: a class's weight so that each class present counts the same; their mean over `y` is 1."""
+    counts = np.bincount(y, minlength=classes)
+    present = int(np.count_nonzero(counts))
+    return np.where(counts > 0, len(y) / (present * np.maximum(counts, 1)), 0).astype(np.float32)
+
+
+def fit(
+    trainer: Trainer,
+    manifest: Manifest,
+    plan: Plan,
+    data: Dataset,
+    weights: Weights,
+    *,
+    seed: int,
+    progress: Callable[[FitProgress], None] | None = None,
+) -> Fit:
+    """Train `weights` on `data` as `plan` says. Deterministic in its arguments and the runtime.
+
+    Raises DataError for fewer than `plan.min_samples` training samples or data of another shape, ModelError
+    where weights or plan do not fit the manifest, or where training ran away (NaN or infinite).
+    """
+    warnings = _check(manifest, plan, data, weights)
+    train, held = split(data.digests, plan.validation_share)
+    if len(train) < plan.min_samples:
+        raise DataError(
+            f"{len(train)} pictures train ({len(held)} are kept for validation), "
+            f"the plan asks for at least {plan.min_samples}"
+        )
+    validation = data.take(held)
+    trainer.set_weights(weights)
+    before = _accuracy(trainer, validation)
+    classes = len(manifest.labels)
+    scale = class_weights(data.y[train], classes) if plan.class_weights else np.ones(classes, np.float32)
+    loss, after = math.nan, before
+    for epoch in range(1, plan.epochs + 1):
+        rng = np.random.default_rng([seed, epoch])
+        total, done = 0.0, 0
+        for batch in _batches(data, train, plan, rng, scale):
+            value = trainer.step(
+                batch.x, batch.y, batch.w, learning_rate=plan.learning_rate, mu=plan.proximal_mu
+            )
+            if not math.isfinite(value):
+                raise ModelError(
+                    f"training ran away: loss {value} in epoch {epoch}; "
+                    f"a learning rate below {plan.learning_rate} may help"
+                )
+            total, done = total + value * batch.size, done + batch.size
+            if progress and done < len(train):
+                progress(FitProgress(epoch, plan.epochs, done / len(train), total / done))
+        loss = total / done
+        after = _accuracy(trainer, validation)
+        if progress:
+            progress(FitProgress(epoch, plan.epochs, 1.0, loss, after))
+    trained = trainer.get_weights()
+    if not trained.is_finite():
+        raise ModelError("training ran away: the weights hold NaN or infinity; lower the learning rate")
+    return Fit(trained, len(train), len(held), loss, before, after, tuple(warnings))
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    x: Array
+    y: Array
+    w: Array
+    size: int
+
+
+def _batches(
+    data: Dataset, train: NDArray[np.int64], plan: Plan, rng: np.random.Generator, scale: Array
+) -> Iterator[_Batch]:
+    """All of `train` once, shuffled. The last batch is filled by wrapping round, the filler's weight is 0."""
+    order = rng.permutation(train)
+    for start in range(0, len(order), plan.batch_size):
+        real = min(plan.batch_size, len(order) - start)
+        chosen = np.resize(order, start + plan.batch_size)[start:]
+        x = data.x[chosen]
+        if (plan.flip or plan.shift) and x.dtype == np.uint8:
+            x = augment(cast("NDArray[np.uint8]", x), rng, flip=plan.flip, shift=plan.shift)
+        y = np.zeros((plan.batch_size, len(scale)), np.float32)
+        y[np.arange(plan.batch_size), data.y[chosen]] = 1
+        # Keras' sum over the batch size: a class weight scales the step, it is not normalised away.
+        w = scale[data.y[chosen]] / np.float32(real)
+        w[real:] = 0
+        yield _Batch(np.ascontiguousarray(x, np.float32), y, w, real)
+
+
+def _accuracy(trainer: Trainer, data: Dataset) -> float | None:
+    return accuracy(predict(trainer, data), data.y) if len(data) else None
+
+
+def _check(manifest: Manifest, plan: Plan, data: Dataset, weights: Weights) -> list[str]:
+    if why := differs(weights.shapes, manifest.shapes):
+        raise ModelError(f"the weights are not those of the model {manifest.recipe}: {why}")
+    asked: dict[str, Any] = {"batch_size": plan.batch_size, "optimizer": plan.optimizer}
+    built: dict[str, Any] = {"batch_size": manifest.batch_size, "optimizer": manifest.optimizer}
+    if plan.optimizer == "sgd":
+        asked["momentum"], built["momentum"] = plan.momentum, manifest.momentum
+    if asked != built:
+        raise ModelError(f"the plan asks for {asked}, the model was exported for {built}")
+    if data.labels != manifest.labels:
+        raise DataError(
+            f"the pictures have the labels {list(data.labels)}, the model {list(manifest.labels)}"
+        )
+    side = manifest.input
+    shape = (manifest.features,) if manifest.features else (side.height, side.width, side.channels)
+    if data.x.shape[1:] != shape:
+        raise DataError(f"samples of shape {list(data.x.shape[1:])}, the model takes {list(shape)}")
+    if manifest.features and (plan.flip or plan.shift):
+        return [
+            f"flip and shift are ignored: the recipe {manifest.recipe} trains on features that are "
+            "computed once a picture"
+        ]
+    return []

@@ -1,0 +1,165 @@
+"""Training with `tflite-runtime` or `ai-edge-litert`, whichever is installed: no TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from apiary.errors import ModelError, RuntimeUnavailable
+from apiary.learn.manifest import Manifest
+from apiary.learn.runtimes.base import FeatureExtractor, Trainer
+from apiary.tensors import Array, Weights, differs
+
+_PACKAGES: Final = ("tflite_runtime", "ai_edge_litert")
+_INSTALL: Final = "pip install 'apiary[edge]' installs the right one"
+
+
+def unavailable() -> str | None:
+    """Why no TFLite interpreter can be used here and how to mend it, or None."""
+    try:
+        interpreter_class()
+    except RuntimeUnavailable as e:
+        return str(e)
+    return None
+
+
+def interpreter_class(package: str | None = None) -> Any:
+    """The `Interpreter` of that package, or of the first that works. Raises RuntimeUnavailable."""
+    reasons = []
+    for name in (package,) if package else _PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            reasons.append(f"{name} is not installed")
+        elif name == "tflite_runtime" and int(np.__version__.split(".", maxsplit=1)[0]) >= 2:
+            # Its metadata allows numpy 2, its compiled part raises SystemError with it.
+            reasons.append(f"tflite_runtime does not work with numpy {np.__version__}: pip install 'numpy<2'")
+        else:
+            try:
+                return importlib.import_module(f"{name}.interpreter").Interpreter
+            except (ImportError, OSError) as e:
+                reasons.append(f"{name} does not load: {e}")
+    raise RuntimeUnavailable(f"{', '.join(reasons)} ({_INSTALL})")
+
+
+def open_model(path: Path, *, threads: int = 1, package: str | None = None) -> Any:
+    """An interpreter on a `.tflite` file, its tensors allocated. Raises ModelError, RuntimeUnavailable."""
+    interpreter = interpreter_class(package)
+    if not path.is_file():
+        raise ModelError(f"model file {path} does not exist")
+    try:
+        with _quiet():
+            opened = interpreter(model_path=str(path), num_threads=threads)
+            if not opened.get_signature_list():
+                opened.allocate_tensors()
+            return opened
+    except (ValueError, RuntimeError) as e:
+        raise ModelError(f"model file {path} does not load: {str(e)[:300]}") from None
+
+
+def open_trainer(
+    manifest: Manifest, trainer: Path | None, *, threads: int = 1, package: str | None = None
+) -> Trainer:
+    """Load a trainer from its `.tflite` file. Raises ModelError, RuntimeUnavailable."""
+    if trainer is None:
+        raise ModelError(
+            f"the model {manifest.recipe} has no exported trainer; the keras runtime may train it"
+        )
+    return _Trainer(manifest, open_model(trainer, threads=threads, package=package), trainer)
+
+
+def open_base(base: Path, *, threads: int = 1, package: str | None = None) -> FeatureExtractor:
+    """Load a frozen base from its `.tflite` file. Raises ModelError, RuntimeUnavailable."""
+    return _Base(open_model(base, threads=threads, package=package))
+
+
+class _Trainer:
+    def __init__(self, manifest: Manifest, interpreter: Any, path: Path):
+        missing = {"train", "infer", "get_weights", "set_weights"} - set(interpreter.get_signature_list())
+        if missing:
+            raise ModelError(f"trainer {path} lacks the signatures {sorted(missing)}")
+        self._manifest = manifest
+        with _quiet():
+            self._train = interpreter.get_signature_runner("train")
+            self._infer = interpreter.get_signature_runner("infer")
+            self._get = interpreter.get_signature_runner("get_weights")
+            self._set = interpreter.get_signature_runner("set_weights")
+        details = self._set.get_input_details()
+        held = {
+            t.name: tuple(int(d) for d in details[t.argument]["shape"])
+            for t in manifest.tensors
+            if t.argument in details
+        }
+        if why := differs(held, manifest.shapes):
+            raise ModelError(f"trainer {path} is not the one of this manifest: {why}")
+
+    def set_weights(self, weights: Weights) -> None:
+        if why := differs(weights.shapes, self._manifest.shapes):
+            raise ModelError(f"weights of another model: {why}")
+        with _quiet():
+            self._set(**{t.argument: weights[t.name] for t in self._manifest.tensors})
+
+    def get_weights(self) -> Weights:
+        out = self._get()
+        # Copied: the runtime hands out its own memory, which the next step writes to.
+        return Weights({t.name: np.array(out[t.argument], np.float32) for t in self._manifest.tensors})
+
+    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
+        out = self._train(
+            x=x, y=y, w=w, lr=np.array([learning_rate], np.float32), mu=np.array([mu], np.float32)
+        )
+        return float(out["loss"].reshape(-1)[0])
+
+    def infer(self, x: Array) -> Array:
+        size = self._manifest.batch_size
+        parts = []
+        for start in range(0, len(x), size):
+            part = x[start : start + size]
+            # The file's batch is fixed; a sample's result does not hang on its neighbours.
+            full = part if len(part) == size else np.resize(part, (size, *part.shape[1:]))
+            parts.append(np.array(self._infer(x=np.ascontiguousarray(full))["prob"][: len(part)]))
+        return np.concatenate(parts) if parts else np.empty((0, len(self._manifest.labels)), np.float32)
+
+
+class _Base:
+    def __init__(self, interpreter: Any):
+        with _quiet():
+            self._run = interpreter.get_signature_runner("features")
+
+    def features(self, picture: Array) -> Array:
+        out = self._run(picture=np.ascontiguousarray(picture[None], np.float32))
+        return np.array(out["features"], np.float32).reshape(-1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the C++ side's notes ("Created TensorFlow Lite XNNPACK delegate") off stderr; show them on errors.
+
+    It has no log level that Python can set. File descriptor 2 is the whole process's, so only loading and the
+    first call of a signature are wrapped.
+    """
+    try:
+        sys.stderr.flush()
+        kept = os.dup(2)
+    except (OSError, AttributeError, ValueError):  # no stderr at all, as under some service managers
+        yield
+        return
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(kept, 2)
+            notes.seek(0)
+            os.write(2, notes.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
