@@ -13,7 +13,7 @@ from apiary.tensors import Weights
 
 
 def evaluate(trainer: Trainer, weights: Weights, dataset: Dataset, labels: Sequence[str]) -> Evaluation:
-    """Judge `weights`; `trainer` holds them afterwards. Raises DataError where labels differ or nothing is there."""
+    """Judge `weights`, which `trainer` holds afterwards. Raises DataError for other labels, or no samples."""
     if tuple(labels) != dataset.labels:
         raise DataError(
             f"the held-out pictures have the labels {list(dataset.labels)}, the model {list(labels)}"

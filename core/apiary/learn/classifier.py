@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +33,9 @@ class Classifier:
         self.classes = int(self._out["shape"][-1])
 
     def predict(self, pictures: NDArray[np.uint8]) -> Array:
-        """Probabilities float32[N, C] of uint8[N, H, W, C], or [C] of one uint8[H, W, C]. Raises DataError."""
+        """float32[N, C] probabilities of uint8[N, H, W, C], or [C] of one [H, W, C]. Raises DataError."""
         if pictures.ndim == 3:
-            return self.predict(pictures[None])[0]
+            return np.array(self.predict(pictures[None])[0], np.float32)
         want = (self.input.height, self.input.width, self.input.channels)
         if pictures.shape[1:] != want or pictures.dtype != np.uint8:
             raise DataError(
@@ -56,18 +58,18 @@ def evaluate(classifier: Classifier, data: Dataset) -> Evaluation:
     return report(classifier.predict(data.x.astype(np.uint8, copy=False)), data.y, data.labels)
 
 
-def _to(x: NDArray[np.uint8], detail: dict[str, object]) -> NDArray[np.generic]:
+def _to(x: NDArray[np.uint8], detail: Mapping[str, Any]) -> NDArray[Any]:
     """Pixels as the model's input type; quantised inputs by their scale and zero point."""
-    dtype = np.dtype(detail["dtype"])  # type: ignore[call-overload]  # the runtime's dicts are untyped
-    if dtype == np.float32:
+    if detail["dtype"] == np.float32:
         return x.astype(np.float32)
-    scale, zero = detail["quantization"]  # type: ignore[misc]  # as above
-    limits = np.iinfo(dtype)
-    return np.clip(np.rint(x / scale) + zero, limits.min, limits.max).astype(dtype)
+    scale, zero = detail["quantization"]
+    limits = np.iinfo(detail["dtype"])
+    quantised: NDArray[Any] = np.clip(np.rint(x / scale) + zero, limits.min, limits.max)
+    return quantised.astype(detail["dtype"])
 
 
-def _from(y: NDArray[np.generic], detail: dict[str, object]) -> Array:
+def _from(y: NDArray[Any], detail: Mapping[str, Any]) -> Array:
     if y.dtype == np.float32:
         return y.astype(np.float32)
-    scale, zero = detail["quantization"]  # type: ignore[misc]  # as above
-    return ((y.astype(np.float32) - zero) * scale).astype(np.float32)
+    scale, zero = detail["quantization"]
+    return np.array((y.astype(np.float32) - zero) * scale, np.float32)

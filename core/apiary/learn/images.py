@@ -156,7 +156,7 @@ def decode(data: bytes, to: PictureInput) -> Bytes:
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise DataError(
-                        f"{opened.width}x{opened.height} pixels, expected at most {MAX_PIXELS // 10**6} million"
+                        f"{opened.width}x{opened.height} pixels, at most {MAX_PIXELS // 10**6} million fit"
                     )
                 # JPEG decodes at 1/2, 1/4 or 1/8: never below the wanted size, a fraction of the memory.
                 side = max(to.width, to.height)
@@ -199,7 +199,7 @@ def load(
     if (need := len(records) * int(np.prod(shape))) > max_bytes:
         raise DataError(
             f"{found.folder}: {len(records)} pictures of {to.width}x{to.height}x{to.channels} take "
-            f"{need // 2**20} MB, expected at most {max_bytes // 2**20} MB: move some out, or use a smaller size"
+            f"{need // 2**20} MB, expected at most {max_bytes // 2**20} MB: move some out"
         )
     space = f"pictures-{to.height}x{to.width}x{to.channels}"
     x = np.empty((len(records), *shape), np.uint8)
@@ -239,9 +239,7 @@ def _check_folder(folder: Path) -> None:
         raise DataError(f"data folder {folder} may not be read by this user")
 
 
-_LAYOUT: Final = (
-    "expected one folder a label with its pictures, such as DATA/cat/001.jpg and DATA/dog/002.png"
-)
+_LAYOUT: Final = "expected a folder for each label with its pictures: DATA/cat/001.jpg, DATA/dog/002.png"
 
 
 def _nothing(folder: Path, result: Scan) -> str:

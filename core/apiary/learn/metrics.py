@@ -25,7 +25,7 @@ class ClassReport:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Of a model on `count` samples. `confusion[true][predicted]` counts them, rows and columns by `labels`."""
+    """Of a model on `count` samples. `confusion[true][predicted]` counts them, in the order of `labels`."""
 
     accuracy: float
     loss: float

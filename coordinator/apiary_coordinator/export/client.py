@@ -1,0 +1,196 @@
+"""Runs the export in a child process, so that TensorFlow's 700 MB never enter the coordinator."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from apiary.errors import ApiaryError, DataError, ExportError, ModelError, SettingsError
+from apiary.files import write_atomic
+from apiary.learn.manifest import Manifest
+from apiary.tensors import Weights
+from apiary.wire.blob import decode
+from apiary_coordinator.export.job import REVISION, BuildJob, FinishJob, sealed
+
+_BY_EXIT: Final[dict[int, type[ApiaryError]]] = {2: SettingsError, 3: DataError, 6: ModelError}
+_KEPT_LINES: Final = 40
+_KEY: Final = "key"
+OnLine = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A recipe's build on disk. `base` is None unless pictures go through a frozen base."""
+
+    folder: Path
+    manifest: Manifest
+    manifest_file: Path
+    trainer: Path
+    base: Path | None
+    initial: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Finished models on disk."""
+
+    folder: Path
+    keras: Path
+    tflite: Path
+    int8: Path
+    labels: Path
+
+
+def build_in_child(
+    job: BuildJob, *, cache: Path | None = None, timeout_s: float = 600, on_line: OnLine | None = None
+) -> Built:
+    """Export a recipe into `job.out`, from the folder `cache` where the same job was done before.
+
+    `on_line` gets each line that the child prints. Raises what the child raised (SettingsError for options,
+    ModelError, ExportError), ExportError on time-out; interrupts end the child.
+    """
+    kept = cache / cache_key(job) if cache else None
+    if sealed(job.out) is None or not _same_job(job):
+        shutil.rmtree(job.out, ignore_errors=True)
+        if kept is not None and sealed(kept) is not None:
+            shutil.copytree(kept, job.out)
+        else:
+            write_atomic(job.out / _KEY, cache_key(job).encode())
+            _run("build", job, job.out, timeout_s, on_line)
+            if kept is not None:
+                shutil.rmtree(kept, ignore_errors=True)
+                shutil.copytree(job.out, kept)
+    return read_build(job.out)
+
+
+def read_build(folder: Path) -> Built:
+    """A complete build. Raises ExportError where files are missing or were changed."""
+    if sealed(folder) is None:
+        raise ExportError(f"{folder} is not a complete export: remove it, it will be built again")
+    manifest_file = folder / "manifest.json"
+    base = folder / "base.tflite"
+    return Built(
+        folder=folder,
+        manifest=Manifest.decode(manifest_file.read_bytes()),
+        manifest_file=manifest_file,
+        trainer=folder / "trainer.tflite",
+        base=base if base.is_file() else None,
+        initial=decode((folder / "initial.blob").read_bytes(), who=str(folder)).weights,
+    )
+
+
+def finish_in_child(job: FinishJob, *, timeout_s: float = 600, on_line: OnLine | None = None) -> Finished:
+    """Write the finished models into `job.out`. Raises as `build_in_child`."""
+    _run("finish", job, job.out, timeout_s, on_line)
+    out = job.out
+    return Finished(
+        folder=out,
+        keras=out / "model.keras",
+        tflite=out / "model.tflite",
+        int8=out / "model_int8.tflite",
+        labels=out / "labels.txt",
+    )
+
+
+def cache_key(job: BuildJob) -> str:
+    """sha256 over everything that a build depends on, the versions of TensorFlow and Keras among it."""
+    versions = [_version(name) for name in ("tensorflow", "keras", "numpy")]
+    weights = None
+    if job.base_weights is not None:
+        try:
+            with job.base_weights.open("rb") as f:
+                weights = hashlib.file_digest(f, "sha256").hexdigest()
+        except OSError as e:
+            raise ModelError(f"base_weights {job.base_weights}: {e.strerror}") from None
+    plan = [job.plan.optimizer, job.plan.momentum, job.plan.batch_size]
+    what = [REVISION, versions, job.recipe, job.options, job.labels, plan, job.seed, weights]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        if package == "tensorflow":
+            raise ExportError(
+                "exporting a model needs TensorFlow on the coordinator: pip install 'apiary[coordinator]'"
+            ) from None
+        return ""
+
+
+def _same_job(job: BuildJob) -> bool:
+    try:
+        return (job.out / _KEY).read_text() == cache_key(job)
+    except OSError:
+        return False
+
+
+def _run(task: str, job: BuildJob | FinishJob, out: Path, timeout_s: float, on_line: OnLine | None) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"{task}.job.json"
+    write_atomic(file, job.model_dump_json(indent=2).encode())
+    command = [sys.executable, "-m", "apiary_coordinator.export", task, str(file)]
+    # One group of its own: Ctrl-C reaches us alone, and we end the child.
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        lines = _follow(child, time.monotonic() + timeout_s, on_line)
+        code = child.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        raise ExportError(f"the export ({task}) was stopped after {timeout_s:.0f} s") from None
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+        if child.stdout:
+            child.stdout.close()
+    if code == 0 and sealed(out) is not None:
+        return
+    said = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), None)
+    if said:
+        raise _BY_EXIT.get(code, ExportError)(said)
+    how = f"by signal {-code} (out of memory?)" if code < 0 else f"with code {code}"
+    raise ExportError(f"the export ({task}) ended {how}: {' | '.join(list(lines)[-3:])[:500]}")
+
+
+def _follow(child: subprocess.Popen[bytes], until: float, on_line: OnLine | None) -> deque[str]:
+    """The child's last lines, each handed on as it comes. Raises TimeoutExpired."""
+    assert child.stdout is not None  # noqa: S101 - we asked for a pipe
+    lines: deque[str] = deque(maxlen=_KEPT_LINES)
+    rest = b""
+    with selectors.DefaultSelector() as waits:
+        waits.register(child.stdout, selectors.EVENT_READ)
+        while True:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise subprocess.TimeoutExpired("export", 0)
+            if not waits.select(min(left, 1.0)):
+                continue
+            data = os.read(child.stdout.fileno(), 65536)
+            *whole, rest = (rest + data).split(b"\n")
+            for raw in whole if data else [*whole, rest]:
+                line = raw.decode(errors="replace").rstrip()[:2000]
+                if line:
+                    lines.append(line)
+                    if on_line:
+                        on_line(line)
+            if not data:
+                return lines
