@@ -133,9 +133,15 @@ def _split(
 def _draw(
     indices: NDArray[np.int64], labels: NDArray[np.int64], share: float, seed: int
 ) -> NDArray[np.int64]:
-    """`share` of the indices, of every class alike."""
-    _, drawn = partitioning.hold_out(labels[indices], share, seed=seed + 1)
-    return indices[drawn]
+    """`share` of the indices rounded, at least one, with the classes as common as before."""
+    rng = np.random.default_rng([seed, 2])
+    classes, sizes = np.unique(labels[indices], return_counts=True)
+    wanted = max(round(share * indices.size), 1)
+    exact = sizes * (wanted / indices.size)
+    take = np.floor(exact).astype(np.int64)
+    take[np.argsort(take - exact, kind="stable")[: wanted - int(take.sum())]] += 1
+    drawn = [rng.permutation(indices[labels[indices] == c])[:n] for c, n in zip(classes, take, strict=True)]
+    return np.sort(np.concatenate(drawn))
 
 
 def _write(
