@@ -47,7 +47,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The broker took a publish and said no (MQTT 5 reason codes: not authorized, packet too large, quota)."""
+    """The broker said no to a publish or a subscription (MQTT 5: not authorized, packet too large, quota)."""
 
     topic: str
     reason: str
@@ -94,7 +94,12 @@ class Bus(Protocol):
         ...
 
     def poll(self, timeout_s: float) -> list[Event]:
-        """Do what the network allows and return what happened, within `timeout_s`; connects by itself."""
+        """Do what the network allows and return what happened, within `timeout_s`; connects by itself.
+
+        Returns early, perhaps with nothing, when acknowledgements made room for more publishes. Takes at
+        most some 1,000 messages or 64 MB from the network; the rest waits in the kernel, which slows the
+        broker down. Call it at least once a second, for the signs of life that the broker expects.
+        """
         ...
 
     def wake(self) -> None:

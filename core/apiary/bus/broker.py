@@ -1,0 +1,270 @@
+"""Starting a broker on this machine: mosquitto where it is installed, the embedded amqtt otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+from apiary.bus.deathsig import die_with_parent
+from apiary.errors import BusError
+
+Kind = Literal["mosquitto", "amqtt"]
+START_S: Final = 15.0
+STOP_S: Final = 5.0
+_SYSTEM_PATHS: Final = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin:/usr/local/bin"
+"""Debian puts mosquitto into /usr/sbin, which is not on everyone's PATH."""
+_OURS: Final = ("persistence_location", "log_dest", "pid_file", "user")
+"""Lines of the configuration that a broker started from here replaces by its own."""
+_HELLO: Final = bytes.fromhex("100c00044d515454040200050000")
+"""An MQTT 3.1.1 CONNECT: no client id, clean session, 5 s of keep-alive."""
+
+log = logging.getLogger(__name__)
+
+
+def find_mosquitto() -> Path | None:
+    """The mosquitto program, None where it is not installed."""
+    found = shutil.which("mosquitto") or shutil.which("mosquitto", path=_SYSTEM_PATHS)
+    return Path(found) if found else None
+
+
+def default_conf() -> Path:
+    """The project's mosquitto.conf, from the wheel or from the checkout. Raises BusError."""
+    here = Path(__file__).resolve()
+    for path in (here.with_name("mosquitto.conf"), here.parents[3] / "broker" / "mosquitto.conf"):
+        if path.is_file():
+            return path
+    raise BusError(f"mosquitto.conf is missing beside {here}: install apiary again")
+
+
+def speaks_mqtt(host: str, port: int, timeout_s: float = 1.0) -> bool:
+    """Whether something at `host:port` answers an MQTT CONNECT, be it with a refusal."""
+    try:
+        with socket.create_connection((host, port), timeout_s) as s:
+            s.sendall(_HELLO)
+            s.settimeout(timeout_s)
+            return s.recv(4)[:1] == b"\x20"
+    except OSError:
+        return False
+
+
+class BrokerProcess:
+    """A broker running as our child. A context manager; it also ends when this process does (Linux)."""
+
+    def __init__(self, kind: Kind, host: str, port: int, process: subprocess.Popen[bytes], log_file: Path):
+        self.kind = kind
+        self.host = host
+        self.port = port
+        self.log_file = log_file
+        self._process = process
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Wait for its end; the exit code, or None where it runs on after `timeout_s`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout_s)
+        return None
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End it in order: SIGTERM, and SIGKILL where that does not help in time."""
+        if self.running:
+            self._process.terminate()
+            if self.wait(STOP_S) is None:
+                self.kill()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def log_tail(self, lines: int = 5) -> str:
+        """The last lines that it wrote."""
+        try:
+            return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def start_broker(
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    state_dir: Path | None = None,
+    prefer: Literal["auto", "mosquitto", "amqtt"] = "auto",
+    conf: Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> BrokerProcess:
+    """Start a broker and wait until it answers. `port` 0 takes a free one.
+
+    `conf` replaces the project's mosquitto.conf; its listeners are replaced by one on `host:port`.
+    `state_dir` holds the log and what the broker keeps; without it a temporary folder, gone at the end.
+    `say` is told when amqtt stands in. Raises BusError: port taken, nothing to start, or it does not come up.
+    """
+    program = find_mosquitto() if prefer != "amqtt" else None
+    if program is None and prefer == "mosquitto":
+        raise BusError("mosquitto is not installed: `sudo apt install mosquitto`, or use --amqtt to try out")
+    if program is None and importlib.util.find_spec("amqtt") is None:
+        raise BusError(
+            "no broker to start: install mosquitto (`sudo apt install mosquitto`), "
+            "or amqtt to try out (`pip install 'apiary[demo]'`)"
+        )
+    port = _claim(host, port)
+    temporary = tempfile.TemporaryDirectory(prefix="apiary-broker-") if state_dir is None else None
+    folder = Path(temporary.name) if temporary else Path(state_dir or "")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if program is not None:
+            process, log_file = _start_mosquitto(
+                program, host, port, folder.resolve(), conf or default_conf()
+            )
+        else:
+            (say or log.warning)(
+                ("mosquitto is not installed; " if prefer == "auto" else "")
+                + "using the embedded broker amqtt (MQTT 3.1.1, nothing kept on disk): for trying out only"
+            )
+            process, log_file = _start_amqtt(host, port, folder.resolve())
+    except OSError as e:
+        raise BusError(f"cannot start the broker in {folder}: {e.strerror or e}") from None
+    broker = BrokerProcess("mosquitto" if program else "amqtt", host, port, process, log_file)
+    broker._temporary = temporary
+    try:
+        _await_answer(broker)
+    except BaseException:
+        broker.stop()
+        raise
+    return broker
+
+
+def mosquitto_conf(base: str, host: str, port: int, folder: Path) -> str:
+    """`base` with its listeners and places replaced: one anonymous listener, everything in `folder`.
+
+    A listener's options follow it in the file, so all from the first `listener` line on is left out.
+    """
+    kept: list[str] = []
+    for line in base.splitlines():
+        word = line.split(maxsplit=1)[0] if line.strip() else ""
+        if word == "listener":
+            break
+        if word not in _OURS:
+            kept.append(line)
+    ours = [
+        f"persistence_location {folder}/",
+        f"log_dest file {folder / 'mosquitto.log'}",
+        f"listener {port} {host}",
+        "allow_anonymous true",
+    ]
+    if os.geteuid() == 0:
+        # Otherwise mosquitto becomes the user `mosquitto`, who may not write into our folder.
+        ours.insert(0, "user root")
+    return "\n".join([*kept, "", "# Added by `apiary broker`:", *ours, ""])
+
+
+def _start_mosquitto(
+    program: Path, host: str, port: int, folder: Path, base: Path
+) -> tuple[subprocess.Popen[bytes], Path]:
+    conf = folder / "mosquitto.conf"
+    try:
+        text = base.read_text()
+    except OSError as e:
+        raise BusError(f"mosquitto's configuration {base}: {e.strerror}") from None
+    conf.write_text(mosquitto_conf(text, host, port, folder))
+    log_file = folder / "mosquitto.log"
+    log_file.unlink(missing_ok=True)
+    return _spawn([str(program), "-c", str(conf)], folder / "broker.err"), log_file
+
+
+def _start_amqtt(host: str, port: int, folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    log_file = folder / "broker.err"
+    command = [sys.executable, "-m", "apiary.bus.embedded", "--host", host, "--port", str(port)]
+    return _spawn(command, log_file), log_file
+
+
+def _spawn(command: list[str], errors: Path) -> subprocess.Popen[bytes]:
+    with errors.open("wb") as err:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=err,
+            stderr=err,
+            # Its own group: Ctrl-C in a terminal reaches us, and we end it in order.
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, looked up before the fork
+        )
+
+
+def _claim(host: str, port: int) -> int:
+    """A port that is free at this moment. Raises BusError saying who may have it."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, socket.SOCK_STREAM) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(address)
+            return int(s.getsockname()[1])
+    except PermissionError:
+        raise BusError(
+            f"port {port}: this user may not listen there; choose one above 1023 with --port"
+        ) from None
+    except socket.gaierror as e:
+        raise BusError(f"cannot listen on {host}: the name is not known ({e.strerror})") from None
+    except OverflowError:
+        raise BusError(f"port {port} is none: expected 0 to 65535") from None
+    except OSError as e:
+        if e.errno != 98 and "in use" not in str(e):  # EADDRINUSE
+            raise BusError(f"cannot listen on {host}:{port}: {e.strerror or e}") from None
+        there = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104 - compared, not bound
+        who = (
+            "an MQTT broker answers there already: use it as it is"
+            if speaks_mqtt(there, port)
+            else "another program has it"
+        )
+        raise BusError(
+            f"port {port} on {host} is taken: {who} (`ss -ltnp 'sport = :{port}'` names it; a mosquitto "
+            "service is stopped by `sudo systemctl stop mosquitto`), or choose another with --port"
+        ) from None
+
+
+def _await_answer(broker: BrokerProcess) -> None:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(broker.host, broker.host)  # noqa: S104
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        if not broker.running:
+            errors = broker.log_file.with_name("broker.err").read_text(errors="replace").strip()
+            said = "\n".join(filter(None, [errors[-1000:], broker.log_tail()])) or "it said nothing"
+            raise BusError(f"{broker.kind} ended at once on {broker.host}:{broker.port}:\n{said}")
+        if speaks_mqtt(host, broker.port):
+            return
+        time.sleep(0.03)
+    raise BusError(f"{broker.kind} did not answer on {broker.host}:{broker.port} within {START_S:.0f} s")

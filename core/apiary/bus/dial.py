@@ -1,0 +1,163 @@
+"""Reaching the broker without blocking: addresses, TCP, TLS, each step bounded by one deadline.
+
+Only the name lookup blocks, for as long as the system's resolver does (`options timeout` in
+resolv.conf, 5 s a try by default); addresses given as numbers need none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import selectors
+import socket
+import ssl
+from pathlib import Path
+from typing import Final
+
+from apiary.errors import BrokerRefused, BrokerUnreachable, BusError, SettingsError
+from apiary.settings import BrokerSettings
+
+_IN_PROGRESS: Final = {0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, errno.EINTR}
+HINT: Final = "is the broker running? Start one with `apiary broker`, or set broker.host and broker.port"
+
+
+def tls_context(broker: BrokerSettings) -> ssl.SSLContext | None:
+    """The TLS context that the settings ask for, None without TLS. Raises SettingsError naming the file."""
+    if not broker.tls:
+        return None
+    for key in ("tls_ca", "tls_cert", "tls_key"):
+        path: Path | None = getattr(broker, key)
+        if path is not None and not os.access(path, os.R_OK):
+            raise SettingsError(f"broker.{key} {path}: no such file, or this user may not read it")
+    if (broker.tls_cert is None) != (broker.tls_key is None):
+        raise SettingsError("broker.tls_cert and broker.tls_key belong together: set both or neither")
+    try:
+        context = ssl.create_default_context(cafile=broker.tls_ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if broker.tls_cert is not None:
+            context.load_cert_chain(broker.tls_cert, broker.tls_key)
+    except (OSError, ssl.SSLError) as e:
+        files = ", ".join(str(p) for p in (broker.tls_ca, broker.tls_cert, broker.tls_key) if p)
+        raise SettingsError(f"broker.tls_*: {files}: not usable PEM files: {e}") from None
+    return context
+
+
+class Dial:
+    """One attempt to reach `host:port`. Call `step` whenever `fileno` is ready, until it gives a socket."""
+
+    __slots__ = ("_addresses", "_context", "_sock", "_tls", "_why", "deadline", "host", "port", "want")
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None, deadline: float):
+        self.host = host
+        self.port = port
+        self.deadline = deadline
+        self.want = selectors.EVENT_WRITE
+        self._context = context
+        self._sock: socket.socket | None = None
+        self._tls: ssl.SSLSocket | None = None
+        self._addresses: list[tuple[int, tuple[object, ...]]] | None = None
+        self._why = "no answer"
+
+    @property
+    def sock(self) -> socket.socket | None:
+        """The socket whose readiness `step` waits for, None before the first `step`."""
+        return self._tls or self._sock
+
+    def step(self, now: float) -> socket.socket | None:
+        """Go on; the connected socket when there is one. Raises BrokerUnreachable or BrokerRefused."""
+        if now >= self.deadline:
+            self.close()
+            raise self._unreachable("no answer within the time allowed (broker.connect_timeout_s)")
+        if self._addresses is None:
+            self._addresses = self._look_up()
+        while self._tls is None:
+            if self._sock is None:
+                self._sock = self._next_address()
+            error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error == 0 and not _has_peer(self._sock):
+                return None
+            if error == 0:
+                break
+            self._why = os.strerror(error)
+            self._sock.close()
+            self._sock = None
+        sock = self._sock
+        if sock is None:
+            raise self._unreachable(self._why)
+        if self._tls is None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._context is None:
+                return sock
+            self._tls = self._context.wrap_socket(
+                sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+        return self._handshake(self._tls)
+
+    def close(self) -> None:
+        """Give the attempt up."""
+        for sock in (self._tls, self._sock):
+            if sock is not None:
+                sock.close()
+        self._sock = self._tls = None
+
+    def _look_up(self) -> list[tuple[int, tuple[object, ...]]]:
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as e:
+            raise self._unreachable(f"the name is not known ({e})") from None
+        return [(family, address) for family, _, _, _, address in found]
+
+    def _next_address(self) -> socket.socket:
+        while self._addresses:
+            family, address = self._addresses.pop(0)
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+            except OSError as e:
+                self._why = e.strerror or str(e)
+                continue
+            sock.setblocking(False)
+            code = sock.connect_ex(address)
+            if code in _IN_PROGRESS:
+                return sock
+            self._why = os.strerror(code)
+            sock.close()
+        raise self._unreachable(self._why)
+
+    def _handshake(self, tls: ssl.SSLSocket) -> socket.socket | None:
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self.want = selectors.EVENT_READ
+            return None
+        except ssl.SSLWantWriteError:
+            self.want = selectors.EVENT_WRITE
+            return None
+        except ssl.SSLCertVerificationError as e:
+            self.close()
+            raise self._refused(
+                f"its certificate does not hold: {e.verify_message}",
+                "check broker.host and broker.tls_ca, and this machine's clock",
+            ) from None
+        except (OSError, ValueError) as e:
+            self.close()
+            raise self._refused(
+                f"no TLS session: {getattr(e, 'reason', None) or e}",
+                "does this port speak TLS (8883 is usual), and does it want broker.tls_cert?",
+            ) from None
+        return tls
+
+    def _unreachable(self, why: str) -> BusError:
+        return BrokerUnreachable(f"broker {self.host}:{self.port}: {why}; {HINT}")
+
+    def _refused(self, why: str, hint: str) -> BusError:
+        return BrokerRefused(f"broker {self.host}:{self.port}: {why}; {hint}")
+
+
+def _has_peer(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
