@@ -91,6 +91,12 @@ class RunSettings(_Section):
         None, gt=0, le=10**6, description="fixed; unset: follows the fleet's pace"
     )
     first_deadline_s: float = Field(1800.0, gt=0, le=10**6, description="of a round before the pace is known")
+    lost_grace_s: float = Field(
+        60.0, ge=0, le=86400, description="a vanished node may come back within this time"
+    )
+    settle_s: float = Field(
+        2.0, ge=0, le=3600, description="pause after the last newcomer before the first round"
+    )
     max_failed_rounds: int = Field(
         3, ge=1, le=10_000, description="give up after this many failed rounds in a row"
     )

@@ -1,0 +1,65 @@
+"""Blobs to the nodes: wishes are gathered, then each chunk is published once for all who asked."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from apiary.blobs import BlobStore
+from apiary.bus.flow import ChunkFlow
+from apiary.wire import Digest, NodeId
+from apiary.wire.chunks import count, indices, ranges
+from apiary.wire.messages import BlobRef, Want
+from apiary.wire.topics import Kind, Topics
+
+log = logging.getLogger(__name__)
+
+
+class Downlink:
+    """The coordinator's side of `want`. Only blobs that were announced are served."""
+
+    def __init__(self, topics: Topics, blobs: BlobStore, flow: ChunkFlow, gather_s: float):
+        self._topics = topics
+        self._blobs = blobs
+        self._flow = flow
+        self._gather_s = gather_s
+        self._served: dict[Digest, int] = {}
+        self._wanted: dict[Digest, set[int]] = {}
+        self._due: dict[Digest, float] = {}
+
+    def serve(self, refs: list[BlobRef]) -> None:
+        """These blobs and no others may be asked for from now on."""
+        self._served = {Digest(ref.digest): ref.bytes for ref in refs}
+
+    def want(self, node: NodeId, want: Want, now: float) -> None:
+        """A node lacks chunks."""
+        digest = Digest(want.digest)
+        size = self._served.get(digest)
+        if size is None:
+            log.debug("node=%s wants blob=%s, which no open round needs", node, digest[:12])
+            return
+        self._wanted.setdefault(digest, set()).update(indices(want.missing, count(size)))
+        self._due.setdefault(digest, now + self._gather_s)
+
+    def due(self, now: float) -> None:
+        """Queue what has waited long enough; the flow paces the rest."""
+        for digest, due in list(self._due.items()):
+            if now < due:
+                continue
+            del self._due[digest]
+            wanted = ranges(sorted(self._wanted.pop(digest)), limit=2**31)
+            if digest in self._served:
+                self._flow.add(
+                    digest,
+                    self._served[digest],
+                    wanted,
+                    topic=partial(self._topic, digest),
+                    read=partial(self._blobs.read_part, digest),
+                )
+
+    def next_due(self) -> float | None:
+        """When `due` has something to do at the latest."""
+        return min(self._due.values(), default=None)
+
+    def _topic(self, digest: Digest, index: int) -> str:
+        return self._topics.build(Kind.CHUNK_DOWN, digest=digest, index=index)

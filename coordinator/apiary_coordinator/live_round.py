@@ -1,0 +1,361 @@
+"""One round in progress: performs what the state table commands, and journals each step before it is told."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, assert_never
+
+from apiary.blobs import BlobStore
+from apiary.bus.outlet import Outlet
+from apiary.learn.manifest import Manifest
+from apiary.plugins import load
+from apiary.settings import Settings
+from apiary.tensors import Weights
+from apiary.wire import Digest, NodeId, blob
+from apiary.wire.messages import BlobRef, Bounds, NodeStatus, Offer, Plan, RoundResult
+from apiary_coordinator import round as table
+from apiary_coordinator.aggregate import grid_bits
+from apiary_coordinator.collection import Collection, Terms, spool_path
+from apiary_coordinator.pace import deadline_s
+from apiary_coordinator.roster import Draw, Roster, draw
+from apiary_coordinator.round import Phase, Round
+from apiary_coordinator.spool import Spool
+from apiary_coordinator.store import AcceptedRow, Journal, RoundRow
+from apiary_coordinator.uploads import Uploads
+from apiary_coordinator.worker import Worker
+from apiary_coordinator.workshop import Artefacts, Judgement, Workshop
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A round that is over; without weights where it failed."""
+
+    result: RoundResult
+    details: dict[str, Any]
+    weights: Weights | None = None
+    model: Digest | None = None
+    state: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a round works with and whom it tells."""
+
+    settings: Settings
+    artefacts: Artefacts
+    manifest: Manifest
+    weights: Weights
+    model: BlobRef
+    state: Weights
+    blobs: BlobStore
+    run: str
+    journal: Journal
+    worker: Worker
+    outlet: Outlet
+    workshop: Workshop
+    clock: Callable[[], float]
+    announce: Callable[[], None]
+    invite: Callable[[NodeId], None]
+    closed: Callable[[Closed], None]
+
+
+@dataclass(slots=True)
+class Opening:
+    """The model and strategy state that the next round starts from."""
+
+    settings: Settings
+    artefacts: Artefacts
+    manifest: Manifest
+    weights: Weights
+    model: Digest
+    state: Digest | None
+    blobs: BlobStore
+
+    @property
+    def model_ref(self) -> BlobRef:
+        """The current model as a blob."""
+        return BlobRef(digest=self.model, bytes=self.blobs.path(self.model).stat().st_size)
+
+    def advance(self, weights: Weights, model: Digest, state: Digest | None) -> None:
+        """A round was closed."""
+        self.weights, self.model, self.state = weights, model, state
+
+    def parts(self, **rest: Any) -> Parts:
+        """The parts of the next round."""
+        if self.state is None:
+            state: Weights = strategy(self.settings).init(self.weights)
+        else:
+            state = blob.decode(self.blobs.read(self.state), who="the journal").weights
+        return Parts(
+            self.settings,
+            self.artefacts,
+            self.manifest,
+            self.weights,
+            self.model_ref,
+            state,
+            self.blobs,
+            **rest,
+        )
+
+
+@dataclass(slots=True)
+class LiveRound:
+    """The round's state, its collection of updates, and the shell around both."""
+
+    parts: Parts
+    round: Round
+    plan: Plan
+    bounds: Bounds
+    deadline_s: float
+    collection: Collection = field(init=False)
+    _opened_at: float = 0.0
+    _resumed: Sequence[AcceptedRow] = ()
+    _shares: dict[str, Any] = field(default_factory=dict)
+    _next: tuple[Weights, Digest, Digest | None] | None = None
+    _judgement: Judgement | None = None
+    _todo: deque[Callable[[], None]] = field(default_factory=deque)
+
+    @classmethod
+    def open(
+        cls,
+        parts: Parts,
+        candidates: list[NodeId],
+        *,
+        number: int,
+        recent: list[list[float]],
+        roster: Roster,
+        now: float,
+    ) -> LiveRound:
+        """Draw a cohort, fix plan and bounds, and journal them."""
+        run = parts.settings.run
+        drawn = draw(
+            candidates,
+            seed=run.seed,
+            round_number=number,
+            fraction=run.fraction,
+            min_nodes=run.min_nodes,
+            cohort_size=run.cohort_size,
+            over_select=run.over_select,
+        )
+        samples = max((roster[n].status.samples or 1 for n in candidates), default=1)
+        bounds = run.bounds.model_copy(
+            # Room for a node whose folder grows meanwhile; the tighter the bound, the finer the sum's grid.
+            update={"max_samples": min(run.bounds.max_samples, 2 ** math.ceil(math.log2(2 * samples)))}
+        )
+        plan = run.plan.model_copy(update={"seed": run.seed})
+        plan = strategy(parts.settings).plan(plan, run.strategy_options)
+        seconds = deadline_s(recent, fixed=run.deadline_s, first=run.first_deadline_s)
+        live = cls(parts, _fresh(parts, number, drawn, seconds, now), plan, bounds, seconds)
+        live._shares = {n: _share(roster[n].status) for n in drawn.cohort}
+        live._collect(grid_bits(bounds, drawn.goal), now)
+        live._journal(sealed=False)
+        return live
+
+    @classmethod
+    def resume(cls, parts: Parts, row: RoundRow, now: float) -> LiveRound:
+        """Take up a round that the journal holds as open, with everything that was accepted."""
+        o = row.opened
+        drawn = Draw(tuple(o["cohort"]), tuple(o["reserve"]), o["goal"])
+        seconds = o["deadline_s"]
+        live = cls(
+            parts,
+            _fresh(parts, row.number, drawn, seconds, now),
+            Plan.model_validate(o["plan"]),
+            Bounds.model_validate(o["bounds"]),
+            seconds,
+        )
+        live._shares = o["shares"]
+        live._collect(o["bits"], now)
+        live._resumed = live.collection.restore(parts.journal.accepted(parts.run, row.number))
+        accepted = {r.node: r.contributor for r in live._resumed}
+        rejected = parts.journal.rejected(parts.run, row.number)
+        phase = Phase.COLLECTING if accepted else Phase.OPEN
+        live.round = replace(live.round, phase=phase, accepted=accepted, rejected=rejected)
+        if o["sealed"]:
+            # It had begun to aggregate: exactly these updates count, even if more could come now.
+            live.round = replace(live.round, goal=len(accepted), deadline_at=now)
+        return live
+
+    @property
+    def model(self) -> BlobRef:
+        """The model that this round starts from."""
+        return self.parts.model
+
+    def begin(self, now: float) -> None:
+        """Start the clock; a resumed round may already have all it needs."""
+        if self._resumed:
+            self.tick(now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        self._work_off()
+        self._handle(table.Tick())
+        if self.round.collecting:
+            self.collection.tick(now)
+
+    def node_status(self, node: NodeId, status: NodeStatus, roster: Roster, now: float) -> None:
+        """A node's state as far as it touches this round."""
+        here = (status.run, status.round) == (self.parts.run, self.round.number)
+        if status.state == "lost":
+            self._handle(table.Left(node, status.why or "lost the connection", final=False))
+        elif status.state == "paused" or (status.declined and here):
+            self._handle(table.Left(node, status.why or status.state, final=True))
+            self.collection.left(node, now)
+        elif node in roster and roster[node].unfit(self.plan.min_samples) is None and not status.declined:
+            self._shares.setdefault(node, _share(status))
+            self._handle(table.Joined(node))
+
+    # -- commands --------------------------------------------------------------------------------------
+
+    def _handle(self, event: table.Event) -> None:
+        before = self.round
+        self.round, commands = table.handle(self.round, event, self.parts.clock())
+        if self.round.cohort != before.cohort:
+            self._todo.append(partial(self._journal, sealed=False))
+        self._todo += [partial(self._perform, command) for command in commands]
+        self._work_off()
+
+    def _work_off(self) -> None:
+        """Perform what is due, in order; what a full disk refuses stays first in line for the next tick."""
+        while self._todo:
+            self._todo[0]()
+            self._todo.popleft()
+
+    def _perform(self, command: table.Command) -> None:
+        match command:
+            case table.Announce():
+                self.parts.announce()
+            case table.Invite(node):
+                log.info("round=%d node=%s invited in place of another", self.round.number, node)
+                self.parts.invite(node)
+            case table.Aggregate():
+                self._journal(sealed=True)
+                self.parts.worker.submit(self._aggregate, self._aggregated)
+            case table.Evaluate():
+                assert self._next is not None  # noqa: S101 - Aggregated came before
+                evaluate = partial(self.parts.workshop.evaluate, self.parts.artefacts, self._next[0])
+                self.parts.worker.submit(evaluate, self._evaluated)
+            case table.Close():
+                self._close()
+            case table.Fail(why):
+                self.parts.closed(Closed(self._result("failed", why), {"shares": self._shares}))
+            case _:
+                assert_never(command)
+
+    def _aggregate(self) -> tuple[Weights, Digest, Digest | None]:
+        """Worker: the next model, on disk before anything speaks of it."""
+        strat = strategy(self.parts.settings)
+        state, weights = strat.apply(self.parts.state, self.parts.weights, self.collection.sum.mean())
+        model = self.parts.blobs.put(blob.encode(weights))
+        return weights, model, self.parts.blobs.put(blob.encode(state)) if len(state) else None
+
+    def _aggregated(self, made: tuple[Weights, Digest, Digest | None]) -> None:
+        self._next = made
+        self._handle(table.Aggregated())
+
+    def _evaluated(self, judgement: Judgement) -> None:
+        self._judgement = judgement
+        self._handle(table.Evaluated())
+
+    def _close(self) -> None:
+        assert self._next is not None and self._judgement is not None  # noqa: S101 - the table says so
+        weights, model, state = self._next
+        details = {"shares": self._shares, "node_metrics": self._node_metrics(), **self._judgement.details}
+        self.parts.closed(Closed(self._result("closed", None), details, weights, model, state))
+
+    def _result(self, state: str, why: str | None) -> RoundResult:
+        judged = self._judgement
+        metrics = self._node_metrics()
+        return RoundResult.model_validate(
+            {
+                "run": self.parts.run,
+                "round": self.round.number,
+                "state": state,
+                "accuracy": judged.accuracy if judged else None,
+                "loss": judged.loss if judged else None,
+                "contributors": dict(sorted(self.round.accepted.items())),
+                "rejected": {n: w[:500] for n, w in self.round.rejected.items()},
+                "missing": {n: w[:500] for n, w in self.round.missing.items()},
+                "node_accuracy": _mean(
+                    [m["accuracy"] for m in metrics.values() if m.get("accuracy") is not None]
+                ),
+                "bytes_up": self.collection.bytes_up,
+                "seconds": round(self.parts.clock() - self._opened_at, 3),
+                "model": self._next[1] if self._next else None,
+                "why": why,
+            }
+        )
+
+    def _node_metrics(self) -> dict[str, Any]:
+        rows = self.parts.journal.accepted(self.parts.run, self.round.number)
+        return {r.node: Offer.model_validate_json(r.offer).metrics.model_dump(mode="json") for r in rows}
+
+    def _collect(self, bits: int, now: float) -> None:
+        parts, coordinator = self.parts, self.parts.settings.coordinator
+        self._opened_at = now
+        self.collection = Collection(
+            Terms(self.bounds, self.plan.codec, parts.manifest.shapes, bits),
+            spool=Spool(
+                spool_path(coordinator.state_dir, parts.run, self.round.number), sync=coordinator.sync
+            ),
+            uploads=Uploads(coordinator.max_uploads, coordinator.upload_idle_s),
+            journal=parts.journal,
+            worker=parts.worker,
+            outlet=parts.outlet,
+            current=lambda: self.round,
+            on_accepted=lambda row: self._handle(table.Accepted(row.node, row.contributor)),
+            on_rejected=lambda node, why: self._handle(table.Rejected(node, why)),
+            seconds=lambda: self.parts.clock() - self._opened_at,
+        )
+
+    def _journal(self, *, sealed: bool) -> None:
+        self.parts.journal.open_round(
+            self.parts.run,
+            self.round.number,
+            {
+                "cohort": list(self.round.cohort),
+                "reserve": list(self.round.reserve),
+                "goal": self.round.goal,
+                "plan": self.plan.model_dump(mode="json"),
+                "bounds": self.bounds.model_dump(mode="json"),
+                "bits": self.collection.sum.bits,
+                "deadline_s": self.deadline_s,
+                "shares": self._shares,
+                "sealed": sealed,
+            },
+        )
+
+
+def strategy(settings: Settings) -> Any:
+    """The strategy that the settings name. Raises SettingsError."""
+    return load("apiary_coordinator.strategies", settings.run.strategy)
+
+
+def _fresh(parts: Parts, number: int, drawn: Draw, seconds: float, now: float) -> Round:
+    run = parts.settings.run
+    return Round(
+        run=parts.run,
+        number=number,
+        cohort=drawn.cohort,
+        reserve=drawn.reserve,
+        goal=drawn.goal,
+        quorum=max(1, math.ceil(run.quorum * drawn.goal - 1e-9)),
+        deadline_at=now + seconds,
+        lost_grace_s=run.lost_grace_s,
+    )
+
+
+def _share(status: NodeStatus) -> dict[str, Any]:
+    runtime = status.runtimes[0] if status.runtimes else ""
+    return {"samples": status.samples or 0, "labels": status.labels or {}, "runtime": runtime}
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(sum(values) / len(values), 6) if values else None

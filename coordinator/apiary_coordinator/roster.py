@@ -1,0 +1,102 @@
+"""Who is here, what they can do, and who is drawn for a round."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from apiary.wire import NodeId
+from apiary.wire.messages import NodeStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node as its last status described it."""
+
+    id: NodeId
+    status: NodeStatus
+    since: float
+    """Monotonic seconds of its last change of state."""
+
+    def unfit(self, min_samples: int) -> str | None:
+        """Why this node cannot take part now, or None."""
+        if self.status.state in ("lost", "paused", "init"):
+            return self.status.why or self.status.state
+        if (self.status.samples or 0) < min_samples:
+            return f"has {self.status.samples or 0} samples, the plan asks for {min_samples}"
+        return None
+
+
+class Roster:
+    """The newest status of every node that was heard of; bounded."""
+
+    def __init__(self, max_nodes: int = 20_000):
+        self._nodes: dict[NodeId, Node] = {}
+        self._max = max_nodes
+
+    def update(self, node: NodeId, status: NodeStatus, now: float) -> Node | None:
+        """Take a status in; the node as it was known before. A node over the bound is not taken."""
+        before = self._nodes.get(node)
+        if before is None and len(self._nodes) >= self._max:
+            return None
+        since = before.since if before is not None and before.status.state == status.state else now
+        self._nodes[node] = Node(node, status, since)
+        return before
+
+    def __getitem__(self, node: NodeId) -> Node:
+        return self._nodes[node]
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._nodes
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    @property
+    def nodes(self) -> Mapping[NodeId, Node]:
+        """All of them, by id."""
+        return self._nodes
+
+    def fit(self, min_samples: int) -> list[NodeId]:
+        """Those that could take part in a round now, sorted."""
+        return sorted(n.id for n in self._nodes.values() if n.unfit(min_samples) is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The outcome of drawing a cohort. `reserve` are the others in the order in which they would replace."""
+
+    cohort: tuple[NodeId, ...]
+    reserve: tuple[NodeId, ...]
+    goal: int
+
+
+def draw(
+    candidates: Iterable[NodeId],
+    *,
+    seed: int,
+    round_number: int,
+    fraction: float,
+    min_nodes: int,
+    cohort_size: int | None,
+    over_select: float,
+) -> Draw:
+    """Draw a cohort at random, the same for the same candidates, seed and round whatever order they came in.
+
+    The goal is `fraction` of the candidates, at least `min_nodes` (as far as there are so many), at most
+    `cohort_size`; the cohort is `over_select` times the goal (Bonawitz et al. 2019, arXiv:1902.01046).
+    """
+    ranked = sorted(candidates, key=lambda node: rank(seed, round_number, node))
+    # The small allowance keeps 0.1 * 30 from becoming 4 by rounding.
+    goal = max(math.ceil(fraction * len(ranked) - 1e-9), min(min_nodes, len(ranked)))
+    if cohort_size is not None:
+        goal = min(goal, cohort_size)
+    take = min(len(ranked), math.ceil(goal * over_select - 1e-9))
+    return Draw(tuple(ranked[:take]), tuple(ranked[take:]), goal)
+
+
+def rank(seed: int, round_number: int, node: NodeId) -> bytes:
+    """Where a node stands in the lottery of one round."""
+    return hashlib.sha256(f"{seed}/{round_number}/{node}".encode()).digest()

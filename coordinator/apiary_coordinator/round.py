@@ -1,0 +1,264 @@
+"""The round as a state table: `handle(round, event, now)` gives the next round and what to do.
+
+    phase        event                 next          commands
+    open         Accepted              collecting    Announce
+    open,        Rejected, Left        same          Invite a reserve node, where there is one
+    collecting   Joined                same          Invite it, where a place is free
+                 enough, or all heard  aggregating   Announce, Aggregate
+                 deadline, quorum      aggregating   Announce, Aggregate
+                 deadline, no quorum   failed        Fail
+    aggregating  Aggregated            evaluating    Announce, Evaluate
+    evaluating   Evaluated             closed        Close
+    closed, failed                     same          -
+
+"Enough" is the goal; "all heard" means that every node of the cohort was accepted, rejected or gave up.
+The service performs the commands and decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TypeVar, assert_never
+
+from apiary.wire import NodeId
+from apiary.wire.messages import Contributor
+
+_V = TypeVar("_V")
+
+
+class Phase(Enum):
+    """Where a round stands."""
+
+    OPEN = "open"
+    COLLECTING = "collecting"
+    AGGREGATING = "aggregating"
+    EVALUATING = "evaluating"
+    CLOSED = "closed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An update was screened and journaled."""
+
+    node: NodeId
+    contributor: Contributor
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An update was refused; its node is not asked again in this round."""
+
+    node: NodeId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A node of the cohort vanished (`final` False: it may come back) or declined."""
+
+    node: NodeId
+    why: str
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A node is here and fit: one that came back, or one that could fill a place."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """The next model exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """It was evaluated."""
+
+
+Event = Accepted | Rejected | Left | Joined | Tick | Aggregated | Evaluated
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Publish the round as it stands now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invite:
+    """Tell one more node that it belongs to the cohort; journal the cohort first."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Compute the next model from what was accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Evaluate the next model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Write the result down and publish it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Write down that the round failed; the next one goes on from the last good model."""
+
+    why: str
+
+
+Command = Announce | Invite | Aggregate | Evaluate | Close | Fail
+Outcome = tuple["Round", list[Command]]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round. Times are monotonic seconds."""
+
+    run: str
+    number: int
+    cohort: tuple[NodeId, ...]
+    reserve: tuple[NodeId, ...]
+    goal: int
+    quorum: int
+    deadline_at: float
+    lost_grace_s: float = 60.0
+    phase: Phase = Phase.OPEN
+    accepted: Mapping[NodeId, Contributor] = field(default_factory=dict)
+    rejected: Mapping[NodeId, str] = field(default_factory=dict)
+    gone: Mapping[NodeId, str] = field(default_factory=dict)
+    """Nodes that will not answer any more, and why."""
+    lost: Mapping[NodeId, tuple[float, str]] = field(default_factory=dict)
+    """Nodes that vanished, when, and why; they may come back within the grace."""
+
+    @property
+    def collecting(self) -> bool:
+        """Whether updates are still taken."""
+        return self.phase in (Phase.OPEN, Phase.COLLECTING)
+
+    @property
+    def awaited(self) -> list[NodeId]:
+        """Cohort members that may still answer."""
+        settled = (self.accepted, self.rejected, self.gone)
+        return [n for n in self.cohort if not any(n in s for s in settled)]
+
+    @property
+    def missing(self) -> dict[NodeId, str]:
+        """Cohort members without an update, and why."""
+        late = {n: self.lost[n][1] if n in self.lost else "no update in time" for n in self.awaited}
+        return {**self.gone, **late}
+
+
+def handle(round_: Round, event: Event, now: float) -> Outcome:
+    """What an event makes of a round. Events that do not fit the phase change nothing."""
+    if not round_.collecting:
+        return _after(round_, event)
+    match event:
+        case Accepted(node, contributor):
+            if node not in round_.cohort or node in round_.accepted:
+                return round_, []
+            first = round_.phase is Phase.OPEN
+            accepted = {**round_.accepted, node: contributor}
+            round_ = replace(
+                round_, phase=Phase.COLLECTING, accepted=accepted, lost=_without(round_.lost, node)
+            )
+            return _settle(round_, [Announce()] if first else [], now)
+        case Rejected(node, why):
+            if node not in round_.awaited:
+                return round_, []
+            return _replace_node(replace(round_, rejected={**round_.rejected, node: why}), now)
+        case Left(node, why, final):
+            if node not in round_.awaited:
+                return round_, []
+            if final:
+                round_ = replace(round_, gone={**round_.gone, node: why}, lost=_without(round_.lost, node))
+                return _replace_node(round_, now)
+            if node in round_.lost:
+                return round_, []
+            return replace(round_, lost={**round_.lost, node: (now, why)}), []
+        case Joined(node):
+            return _join(round_, node)
+        case Tick():
+            return _tick(round_, now)
+        case Aggregated() | Evaluated():
+            return round_, []
+        case _:
+            assert_never(event)
+
+
+def _after(round_: Round, event: Event) -> Outcome:
+    match round_.phase, event:
+        case Phase.AGGREGATING, Aggregated():
+            return replace(round_, phase=Phase.EVALUATING), [Announce(), Evaluate()]
+        case Phase.EVALUATING, Evaluated():
+            return replace(round_, phase=Phase.CLOSED), [Close()]
+        case _:
+            return round_, []
+
+
+def _join(round_: Round, node: NodeId) -> Outcome:
+    if node in round_.lost:
+        return replace(round_, lost=_without(round_.lost, node)), []
+    if node in round_.cohort or len(round_.awaited) + len(round_.accepted) >= round_.goal:
+        return round_, []
+    return _invite(round_, node)
+
+
+def _invite(round_: Round, node: NodeId) -> Outcome:
+    reserve = tuple(n for n in round_.reserve if n != node)
+    return replace(round_, cohort=(*round_.cohort, node), reserve=reserve), [Invite(node)]
+
+
+def _replace_node(round_: Round, now: float) -> Outcome:
+    commands: list[Command] = []
+    while round_.reserve and len(round_.awaited) + len(round_.accepted) < round_.goal:
+        round_, invited = _invite(round_, round_.reserve[0])
+        commands += invited
+    return _settle(round_, commands, now)
+
+
+def _tick(round_: Round, now: float) -> Outcome:
+    commands: list[Command] = []
+    for node, (since, why) in list(round_.lost.items()):
+        if now - since >= round_.lost_grace_s and round_.collecting:
+            round_ = replace(round_, lost=_without(round_.lost, node), gone={**round_.gone, node: why})
+            round_, more = _replace_node(round_, now)
+            commands += more
+    if round_.collecting:
+        round_, more = _settle(round_, [], now)
+        commands += more
+    return round_, commands
+
+
+def _settle(round_: Round, commands: list[Command], now: float) -> Outcome:
+    enough = len(round_.accepted) >= round_.goal
+    over = not round_.awaited or now >= round_.deadline_at
+    if not enough and not over:
+        return round_, commands
+    if enough or len(round_.accepted) >= round_.quorum:
+        # The announcement of this phase replaces one of an earlier phase that was due in the same breath.
+        kept = [c for c in commands if not isinstance(c, Announce)]
+        return replace(round_, phase=Phase.AGGREGATING), [*kept, Announce(), Aggregate()]
+    sent = f"{len(round_.accepted)} of {len(round_.cohort)} nodes sent a good update"
+    why = f"{sent}, the quorum is {round_.quorum}"
+    return replace(round_, phase=Phase.FAILED), [*commands, Fail(why)]
+
+
+def _without(mapping: Mapping[NodeId, _V], key: NodeId) -> dict[NodeId, _V]:
+    return {k: v for k, v in mapping.items() if k != key}

@@ -1,0 +1,84 @@
+"""Accepted updates of one round in one file, each in a slot of its own; synced before any receipt.
+
+One file, because a whole group of updates is then made durable by a single `fdatasync`, and because an
+upload on its way needs no memory: its chunks are written where they belong.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from apiary.errors import StoreError
+
+
+class Spool:
+    """Slots begin at multiples of the page size and are named by their offset."""
+
+    def __init__(self, path: Path, *, sync: bool = True):
+        self._path = path
+        self._sync = sync
+        self._free: dict[int, list[int]] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._end = _aligned(os.fstat(self._fd).st_size)
+        except OSError as e:
+            raise StoreError(f"cannot open the spool {path}: {e.strerror}") from e
+
+    def allocate(self, size: int) -> int:
+        """A slot for `size` bytes; its room on the disk is taken now. Raises StoreError on a full disk."""
+        if free := self._free.get(_aligned(size)):
+            return free.pop()
+        slot = self._end
+        try:
+            os.posix_fallocate(self._fd, slot, _aligned(size))
+        except OSError as e:
+            raise StoreError(f"no room for an update of {size} bytes in {self._path}: {e.strerror}") from e
+        self._end += _aligned(size)
+        return slot
+
+    def release(self, slot: int, size: int) -> None:
+        """Let the next upload of this size have the slot."""
+        self._free.setdefault(_aligned(size), []).append(slot)
+
+    def write(self, slot: int, offset: int, data: bytes | memoryview) -> None:
+        """Write a part of an update. Raises StoreError."""
+        try:
+            os.pwrite(self._fd, data, slot + offset)
+        except OSError as e:
+            raise StoreError(f"cannot write to the spool {self._path}: {e.strerror}") from e
+
+    @contextmanager
+    def view(self, slot: int, size: int) -> Iterator[memoryview]:
+        """An update's bytes, mapped. Every view of them must be gone when the block ends."""
+        with mmap.mmap(self._fd, size, access=mmap.ACCESS_READ, offset=slot) as mapped:
+            view = memoryview(mapped)
+            try:
+                yield view
+            finally:
+                try:
+                    view.release()
+                except BufferError as e:  # pragma: no cover - a bug of ours, said plainly
+                    raise AssertionError("a view of the spool outlived its block") from e
+
+    def sync(self) -> None:
+        """Make everything written so far survive a power cut."""
+        if self._sync:
+            try:
+                os.fdatasync(self._fd)
+            except OSError as e:
+                raise StoreError(f"cannot sync the spool {self._path}: {e.strerror}") from e
+
+    def close(self, *, remove: bool = False) -> None:
+        """Close the file, and remove it where the round is done."""
+        os.close(self._fd)
+        if remove:
+            self._path.unlink(missing_ok=True)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY

@@ -1,0 +1,198 @@
+"""The journal: what must survive `kill -9` and power cuts, in SQLite with a full sync at each commit.
+
+A row is committed before anyone is told of it: the cohort before the announcement, an update before its
+receipt, a model before the round is closed. What is not in the journal did not happen.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apiary.errors import StoreError
+from apiary.wire import Digest, NodeId
+from apiary.wire.messages import Contributor
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS run (
+    id TEXT PRIMARY KEY, created REAL NOT NULL, settings TEXT NOT NULL, artefacts TEXT,
+    state TEXT NOT NULL DEFAULT 'active', stop TEXT);
+CREATE TABLE IF NOT EXISTS round (
+    run TEXT NOT NULL, number INTEGER NOT NULL, opened TEXT NOT NULL,
+    result TEXT, model TEXT, state_digest TEXT,
+    PRIMARY KEY (run, number));
+CREATE TABLE IF NOT EXISTS accepted (
+    run TEXT NOT NULL, round INTEGER NOT NULL, node TEXT NOT NULL,
+    digest TEXT NOT NULL, slot INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    samples INTEGER NOT NULL, seconds REAL NOT NULL, offer TEXT NOT NULL,
+    PRIMARY KEY (run, round, node));
+CREATE TABLE IF NOT EXISTS rejected (
+    run TEXT NOT NULL, round INTEGER NOT NULL, node TEXT NOT NULL, why TEXT NOT NULL,
+    PRIMARY KEY (run, round, node));
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedRow:
+    """One accepted update: whose, where it lies in the spool, and the offer it came with."""
+
+    node: NodeId
+    digest: Digest
+    slot: int
+    bytes: int
+    samples: int
+    seconds: float
+    offer: str
+
+    @property
+    def contributor(self) -> Contributor:
+        """What the round keeps of it."""
+        return Contributor(samples=self.samples, bytes=self.bytes, seconds=round(self.seconds, 3))
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run as journaled; `settings` and `artefacts` are JSON."""
+
+    id: str
+    created: float
+    settings: str
+    artefacts: str | None
+    state: str
+    stop: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """A round as journaled: `opened` is what was decided at its opening, `result` None while it is open."""
+
+    number: int
+    opened: dict[str, Any]
+    result: dict[str, Any] | None
+    model: Digest | None
+    state: Digest | None
+
+
+class Journal:
+    """Owns the state folder: a second coordinator on the same folder is refused."""
+
+    def __init__(self, folder: Path):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as e:
+            raise StoreError(f"cannot use the state folder {folder}: {e.strerror}") from e
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise StoreError(
+                f"another coordinator is using {folder}; stop it, or set another coordinator.state_dir"
+            ) from None
+        try:
+            self._db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+            broken = self._db.execute("PRAGMA quick_check").fetchone()[0]
+        except sqlite3.Error as e:
+            raise StoreError(f"the journal in {folder} cannot be opened: {e}") from e
+        if broken != "ok":
+            raise StoreError(f"the journal in {folder} is damaged ({broken}); restore it from a backup")
+
+    def close(self) -> None:
+        """Close the journal and free the folder."""
+        self._db.close()
+        os.close(self._lock)
+
+    def open_run(self, run: str, created: float, settings: str) -> None:
+        """Begin a run."""
+        self._commit([("INSERT INTO run (id, created, settings) VALUES (?, ?, ?)", (run, created, settings))])
+
+    def set_artefacts(self, run: str, artefacts: str) -> None:
+        """Note the digests of what the run trains."""
+        self._commit([("UPDATE run SET artefacts = ? WHERE id = ?", (artefacts, run))])
+
+    def end_run(self, run: str, state: str, stop: str) -> None:
+        """The run is over: `finished`, `failed` or `abandoned`."""
+        self._commit([("UPDATE run SET state = ?, stop = ? WHERE id = ?", (state, stop, run))])
+
+    def active_run(self) -> RunRow | None:
+        """The newest run that is not over."""
+        query = "SELECT id, created, settings, artefacts, state, stop FROM run WHERE state = 'active'"
+        row = self._db.execute(f"{query} ORDER BY created DESC LIMIT 1").fetchone()
+        return RunRow(*row) if row else None
+
+    def open_round(self, run: str, number: int, opened: dict[str, Any]) -> None:
+        """Write down a round's cohort, plan and model, or its cohort once more after an invitation."""
+        self._commit(
+            [
+                (
+                    "INSERT INTO round (run, number, opened) VALUES (?, ?, ?)"
+                    " ON CONFLICT (run, number) DO UPDATE SET opened = excluded.opened",
+                    (run, number, json.dumps(opened)),
+                )
+            ]
+        )
+
+    def accept(self, run: str, number: int, rows: Iterable[AcceptedRow]) -> None:
+        """Write down accepted updates in one commit. A second of one node and round raises StoreError."""
+        insert = "INSERT INTO accepted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        self._commit(
+            [
+                (insert, (run, number, r.node, r.digest, r.slot, r.bytes, r.samples, r.seconds, r.offer))
+                for r in rows
+            ]
+        )
+
+    def reject(self, run: str, number: int, node: NodeId, why: str) -> None:
+        """Write down a refused update."""
+        self._commit([("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", (run, number, node, why))])
+
+    def close_round(
+        self, run: str, number: int, result: dict[str, Any], model: Digest, state: Digest | None
+    ) -> None:
+        """Write down a round's result and the model that the next one starts from."""
+        update = "UPDATE round SET result = ?, model = ?, state_digest = ? WHERE run = ? AND number = ?"
+        self._commit([(update, (json.dumps(result), model, state, run, number))])
+
+    def rounds(self, run: str) -> list[RoundRow]:
+        """All rounds of a run, oldest first."""
+        query = "SELECT number, opened, result, model, state_digest FROM round WHERE run = ? ORDER BY number"
+        return [
+            RoundRow(n, json.loads(o), json.loads(r) if r else None, m, s)
+            for n, o, r, m, s in self._db.execute(query, (run,))
+        ]
+
+    def accepted(self, run: str, number: int) -> list[AcceptedRow]:
+        """Accepted updates of a round, in the order they came."""
+        query = (
+            "SELECT node, digest, slot, bytes, samples, seconds, offer FROM accepted"
+            " WHERE run = ? AND round = ? ORDER BY rowid"
+        )
+        return [AcceptedRow(*row) for row in self._db.execute(query, (run, number))]
+
+    def rejected(self, run: str, number: int) -> dict[NodeId, str]:
+        """Refused nodes of a round, and why."""
+        query = "SELECT node, why FROM rejected WHERE run = ? AND round = ?"
+        return dict(self._db.execute(query, (run, number)))
+
+    def _commit(self, statements: list[tuple[str, tuple[Any, ...]]]) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for sql, values in statements:
+                    self._db.execute(sql, values)
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as e:
+            raise StoreError(f"the journal refused a commit: {e}; free some disk space if it is full") from e

@@ -1,0 +1,113 @@
+"""Work that would hold up the loop, done in order on one thread; results come back to the loop."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+_CLOSE: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A job that ended: its value, or the error it raised; `then` is called with the value on the loop."""
+
+    job: Callable[[], Any]
+    then: Callable[[Any], None]
+    value: Any = None
+    error: Exception | None = None
+
+
+class Worker(Protocol):
+    """Jobs run one after another, in the order they were given."""
+
+    @property
+    def pending(self) -> int:
+        """Jobs given and not yet collected."""
+        ...
+
+    def submit(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Run `job` later; `then` gets its value on the thread that collects."""
+        ...
+
+    def collect(self) -> list[Done]:
+        """What has ended since the last call."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Finish the running job and stop."""
+        ...
+
+
+class InlineWorker:
+    """Runs each job at once; for tests that must be the same each time."""
+
+    def __init__(self) -> None:
+        self._done: list[Done] = []
+
+    @property
+    def pending(self) -> int:
+        """Jobs not collected."""
+        return len(self._done)
+
+    def submit(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Run it now."""
+        self._done.append(_run(job, then))
+
+    def collect(self) -> list[Done]:
+        """What was run."""
+        done, self._done = self._done, []
+        return done
+
+    def close(self, timeout_s: float) -> None:
+        """Nothing to stop."""
+
+
+class ThreadWorker:
+    """One thread. `wake` is called from it whenever a job has ended."""
+
+    def __init__(self, name: str, wake: Callable[[], None]):
+        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
+        self._wake = wake
+        self._pending = 0
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Jobs given and not yet collected."""
+        return self._pending
+
+    def submit(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Queue a job; the caller bounds how many."""
+        self._pending += 1
+        self._jobs.put((job, then))
+
+    def collect(self) -> list[Done]:
+        """What has ended since the last call."""
+        done: list[Done] = []
+        while not self._done.empty():
+            done.append(self._done.get_nowait())
+        self._pending -= len(done)
+        return done
+
+    def close(self, timeout_s: float) -> None:
+        """Let the running job end, for at most `timeout_s`."""
+        self._jobs.put(_CLOSE)
+        self._thread.join(timeout_s)
+
+    def _work(self) -> None:
+        while (item := self._jobs.get()) is not _CLOSE:
+            self._done.put(_run(*item))
+            self._wake()
+
+
+def _run(job: Callable[[], Any], then: Callable[[Any], None]) -> Done:
+    try:
+        return Done(job, then, value=job())
+    except Exception as e:  # the seam between threads: the loop raises it again
+        return Done(job, then, error=e)

@@ -1,0 +1,54 @@
+"""What a run needs besides the bus: a model to train, a judge of it, and its final files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from apiary.learn.manifest import Manifest
+from apiary.tensors import Weights
+from apiary.wire.messages import BlobRef
+
+
+class Artefacts(BaseModel):
+    """What a run announces besides its model: digests of blobs that the store holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    labels: tuple[str, ...]
+    manifest: BlobRef
+    trainer: BlobRef | None
+    base: BlobRef | None
+    initial: BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How good a model is on the server's held-out pictures; `details` are JSON for the history."""
+
+    accuracy: float
+    loss: float
+    details: dict[str, Any]
+
+
+class Workshop(Protocol):
+    """Slow work, called on the worker's thread only."""
+
+    def build(self) -> Artefacts:
+        """Export the recipe and put its files into the blob store. Raises ModelError, DataError."""
+        ...
+
+    def manifest(self, artefacts: Artefacts) -> Manifest:
+        """The manifest of what was built."""
+        ...
+
+    def evaluate(self, artefacts: Artefacts, weights: Weights) -> Judgement:
+        """Judge weights on held-out pictures, without TensorFlow."""
+        ...
+
+    def finish(self, artefacts: Artefacts, weights: Weights, folder: Path) -> dict[str, Any]:
+        """Write the final model's files into `folder`; what the summary should say of them."""
+        ...

@@ -1,0 +1,160 @@
+"""Blobs on disk by digest: whole and verified, or not there. Partial ones are put together beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from apiary.errors import StoreError
+from apiary.files import clear_partial, sync_folder, write_atomic
+from apiary.wire import Digest
+from apiary.wire.chunks import Assembly, digest_of
+
+_READ: Final = 1 << 20
+_NAME: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class BlobStore:
+    """A folder of blobs named by their sha256, bounded: the least recently used go first."""
+
+    def __init__(self, folder: Path, max_bytes: int | None = None):
+        self._folder = folder
+        self._max_bytes = max_bytes
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob("*.download"):
+                left.unlink()
+        except OSError as e:
+            raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
+        clear_partial(folder)
+
+    def path(self, digest: Digest) -> Path:
+        """Where a blob lies, whether or not it is there."""
+        return self._folder / digest
+
+    def __contains__(self, digest: object) -> bool:
+        return isinstance(digest, str) and self.path(Digest(digest)).is_file()
+
+    def put(self, data: bytes) -> Digest:
+        """Keep these bytes and return their digest."""
+        digest = digest_of(data)
+        if digest not in self:
+            write_atomic(self.path(digest), data)
+        return digest
+
+    def read(self, digest: Digest) -> bytes:
+        """A blob's bytes, verified. A damaged one is removed and raises StoreError, as does a missing one."""
+        try:
+            data = self.path(digest).read_bytes()
+        except OSError as e:
+            raise StoreError(f"blob {digest[:12]} cannot be read from {self._folder}: {e.strerror}") from e
+        if digest_of(data) != digest:
+            self.path(digest).unlink(missing_ok=True)
+            raise StoreError(f"blob {digest[:12]} in {self._folder} was damaged and has been removed")
+        return data
+
+    def read_part(self, digest: Digest, offset: int, length: int) -> bytes:
+        """A part of a blob that `verify` or `put` has seen whole. Raises StoreError."""
+        try:
+            fd = os.open(self.path(digest), os.O_RDONLY)
+            try:
+                return os.pread(fd, length, offset)
+            finally:
+                os.close(fd)
+        except OSError as e:
+            raise StoreError(f"blob {digest[:12]} cannot be read from {self._folder}: {e.strerror}") from e
+
+    def remove(self, digest: Digest) -> None:
+        """Forget a blob."""
+        self.path(digest).unlink(missing_ok=True)
+
+    def verify(self, digest: Digest) -> bool:
+        """Whether the blob is there and whole; a damaged one is removed."""
+        if digest not in self:
+            return False
+        if _sha256_of(self.path(digest)) == digest:
+            os.utime(self.path(digest))
+            return True
+        self.path(digest).unlink(missing_ok=True)
+        return False
+
+    def begin(self, digest: Digest, size: int) -> Download:
+        """Start to put a blob together. Raises StoreError where it does not fit."""
+        if self._max_bytes is not None and size > self._max_bytes:
+            raise StoreError(
+                f"blob {digest[:12]} has {size} bytes, the store {self._folder} holds {self._max_bytes}"
+            )
+        return Download(self._folder, digest, size)
+
+    def evict(self, keep: set[Digest]) -> int:
+        """Remove the least recently used blobs over the bound, never those in `keep`; returns how many."""
+        if self._max_bytes is None:
+            return 0
+        files = [(p, p.stat()) for p in self._folder.iterdir() if _NAME.fullmatch(p.name)]
+        total = sum(s.st_size for _, s in files)
+        gone = 0
+        for path, stat in sorted(files, key=lambda f: f[1].st_mtime):
+            if total <= self._max_bytes:
+                break
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+                total -= stat.st_size
+                gone += 1
+        return gone
+
+
+class Download:
+    """One blob being put together in a file of its full size, chunk by chunk in any order."""
+
+    def __init__(self, folder: Path, digest: Digest, size: int):
+        self.assembly = Assembly(digest, size)
+        self.heard_at = 0.0
+        self._folder = folder
+        self._path = folder / f"{digest}.download"
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.posix_fallocate(self._fd, 0, size)
+        except OSError as e:
+            self._path.unlink(missing_ok=True)
+            raise StoreError(
+                f"no room for blob {digest[:12]} of {size} bytes in {folder}: {e.strerror}"
+            ) from e
+
+    def accept(self, index: int, payload: bytes) -> bool:
+        """Take a chunk; whether it was new. Raises ChunkError and StoreError."""
+        taken = self.assembly.accept(index, payload)
+        if taken is None:
+            return False
+        offset, data = taken
+        try:
+            os.pwrite(self._fd, data, offset)
+        except OSError as e:
+            raise StoreError(f"cannot write {self._path}: {e.strerror}") from e
+        return True
+
+    def finish(self) -> bool:
+        """Verify the whole and name it; False, with all chunks missing again, if it does not hold."""
+        if _sha256_of(self._path) != self.assembly.digest:
+            self.assembly.forget()
+            return False
+        os.fsync(self._fd)
+        os.close(self._fd)
+        self._path.replace(self._folder / self.assembly.digest)
+        sync_folder(self._folder)
+        return True
+
+    def abandon(self) -> None:
+        """Give up and remove the partial file."""
+        os.close(self._fd)
+        self._path.unlink(missing_ok=True)
+
+
+def _sha256_of(path: Path) -> Digest:
+    h = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(_READ):
+            h.update(block)
+    return Digest(h.hexdigest())

@@ -1,0 +1,79 @@
+"""Blobs that the node lacks: subscribe, say which chunks are missing, put them together, say it again."""
+
+from __future__ import annotations
+
+import logging
+
+from apiary.blobs import BlobStore, Download
+from apiary.bus.bus import Bus
+from apiary.bus.outlet import Outlet
+from apiary.wire import Digest, NodeId
+from apiary.wire.messages import BlobRef, Want
+from apiary.wire.topics import Kind, Topics
+
+log = logging.getLogger(__name__)
+
+
+class Downloads:
+    """At most one download a blob; chunks come in any order, also when another node asked for them."""
+
+    def __init__(
+        self, node: NodeId, *, bus: Bus, topics: Topics, outlet: Outlet, blobs: BlobStore, idle_s: float
+    ):
+        self._node = node
+        self._bus = bus
+        self._topics = topics
+        self._outlet = outlet
+        self._blobs = blobs
+        self._idle_s = idle_s
+        self._going: dict[Digest, Download] = {}
+
+    def fetch(self, ref: BlobRef, now: float) -> None:
+        """Start to get a blob. Raises StoreError where there is no room for it."""
+        digest = Digest(ref.digest)
+        if digest in self._going:
+            return
+        download = self._blobs.begin(digest, ref.bytes)
+        self._going[digest] = download
+        self._bus.subscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
+        self._want(download, now)
+
+    def chunk(self, digest: Digest, index: int, payload: bytes, now: float) -> Digest | None:
+        """Take a chunk; the digest where its blob is now whole. Raises ChunkError and StoreError."""
+        download = self._going.get(digest)
+        if download is None:
+            return None
+        if download.accept(index, payload):
+            download.heard_at = now
+        if not download.assembly.complete:
+            return None
+        if not download.finish():
+            log.warning("blob=%s did not give its digest; fetching it again", digest[:12])
+            self._want(download, now)
+            return None
+        del self._going[digest]
+        self._bus.unsubscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
+        return digest
+
+    def tick(self, now: float) -> None:
+        """Ask again where nothing has come for a while."""
+        for download in self._going.values():
+            if now - download.heard_at >= self._idle_s:
+                self._want(download, now)
+
+    def again(self, now: float) -> None:
+        """The link or the coordinator is new: ask for what is missing."""
+        for download in self._going.values():
+            self._want(download, now)
+
+    def abandon(self) -> None:
+        """Stop all of them."""
+        for digest, download in self._going.items():
+            download.abandon()
+            self._bus.unsubscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
+        self._going.clear()
+
+    def _want(self, download: Download, now: float) -> None:
+        download.heard_at = now
+        missing = download.assembly.missing()
+        self._outlet.send(Want(digest=download.assembly.digest, missing=missing), self._node)

@@ -1,0 +1,62 @@
+"""What the service asks of a training child, and what the child tells while it works: JSON, a line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from apiary.wire.messages import Plan, TrainMetrics
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TrainJob(_Part):
+    """Everything a child needs; `out` is where it leaves `update.blob`."""
+
+    run: str
+    round: int
+    node: str
+    plan: Plan
+    manifest: Path
+    trainer: Path | None
+    base: Path | None
+    base_digest: str | None
+    model: Path
+    data_dir: Path
+    cache_dir: Path
+    cache_mb: int
+    out: Path
+    runtime: str
+    threads: int
+
+
+class Told(_Part):
+    """One line of the child: progress, a warning, the end, or why there is none.
+
+    `declined` is a reason of the node's own (too few pictures), `failed` one that the operator should see;
+    `crashed` is said by the service when the child ended without a word, and is worth another try.
+    """
+
+    kind: Literal["progress", "warning", "done", "declined", "failed", "crashed"]
+    text: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    loss: float | None = None
+    accuracy: float | None = None
+    left_s: float | None = None
+    digest: str = ""
+    bytes: int = 0
+    samples: int = 0
+    metrics: TrainMetrics | None = None
+
+
+def parse(line: bytes) -> Told | None:
+    """A line of the child, or None for anything that a library printed."""
+    try:
+        return Told.model_validate_json(line)
+    except ValidationError:
+        return None

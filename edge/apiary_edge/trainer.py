@@ -1,0 +1,127 @@
+"""The training child: `python -m apiary_edge.trainer JOB.json`. Pictures in, one update file out.
+
+A process of its own, so that its memory goes back to the system after each round and a crash costs one
+round at most. One thread of arithmetic: the same job gives the same bits each time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# Before numpy is imported: its pool of threads costs memory and is of no use to a one-thread runtime.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+from apiary.errors import ApiaryError, DataError  # noqa: E402 - after the thread settings
+from apiary.files import write_atomic  # noqa: E402
+from apiary.wire.chunks import digest_of  # noqa: E402
+from apiary.wire.messages import TrainMetrics  # noqa: E402
+from apiary_edge.job import Told, TrainJob  # noqa: E402
+
+Tell = Callable[[Told], None]
+
+
+def main(argv: list[str]) -> int:
+    """Run one job; 0 done, 3 declined, 6 failed. What happened is on standard output as `Told` lines."""
+    job = TrainJob.model_validate_json(Path(argv[1]).read_bytes())
+    try:
+        train(job, _print)
+    except DataError as e:
+        _print(Told(kind="declined", text=str(e)[:500]))
+        return e.exit_code
+    except ApiaryError as e:
+        _print(Told(kind="failed", text=str(e)[:500]))
+        return e.exit_code
+    except MemoryError:
+        _print(Told(kind="declined", text="this node has not enough memory for the round"))
+        return 3
+    return 0
+
+
+def train(job: TrainJob, tell: Tell) -> None:
+    """Load, train, and leave the update in `job.out`. Raises DataError, ModelError, StoreError."""
+    from apiary.learn import images
+    from apiary.learn.cache import ArrayCache
+    from apiary.learn.features import extract
+    from apiary.learn.fit import FitProgress, fit, node_seed
+    from apiary.learn.manifest import Manifest
+    from apiary.learn.runtimes import choose
+    from apiary.wire import blob
+    from apiary_edge.update import encode_update
+
+    began = time.monotonic()
+    manifest = Manifest.decode(job.manifest.read_bytes())
+    runtime = choose(job.runtime)
+    cache = ArrayCache(job.cache_dir, job.cache_mb)
+    found = images.scan(job.data_dir, manifest.labels)
+    data = images.load(found, manifest.input, cache=cache)
+    for message in [
+        *found.messages(),
+        *(f"{s.path}: left out: {s.why}" for s in data.skipped[len(found.skipped) :]),
+    ]:
+        tell(Told(kind="warning", text=message[:500]))
+    if manifest.features is not None:
+        if job.base is None or job.base_digest is None:
+            raise DataError("the model needs a frozen base, and the announcement names none")
+        base = job.base
+        data = extract(
+            data,
+            lambda: runtime.open_base(base),
+            length=manifest.features,
+            base_digest=job.base_digest,
+            cache=cache,
+        )
+    before = blob.decode(job.model.read_bytes(), who="the announced model").weights
+    trainer = runtime.open_trainer(manifest, job.trainer, threads=job.threads)
+    fitting = time.monotonic()
+
+    def progress(p: FitProgress) -> None:
+        done = (p.epoch - 1 + p.fraction) / p.epochs
+        left = (time.monotonic() - fitting) * (1 - done) / done if done > 0 else None
+        tell(
+            Told(
+                kind="progress", epoch=p.epoch, epochs=p.epochs, loss=p.loss, accuracy=p.accuracy, left_s=left
+            )
+        )
+
+    seed = node_seed(job.plan.seed, "", job.round, job.node)
+    result = fit(trainer, manifest, job.plan, data, before, seed=seed, progress=progress)
+    for warning in result.warnings:
+        tell(Told(kind="warning", text=warning[:500]))
+    document = encode_update(
+        before,
+        result.weights,
+        codec=job.plan.codec,
+        run=job.run,
+        round_number=job.round,
+        node=job.node,
+        samples=result.samples,
+    )
+    write_atomic(job.out / "update.blob", document)
+    tell(
+        Told(
+            kind="done",
+            digest=digest_of(document),
+            bytes=len(document),
+            samples=result.samples,
+            metrics=TrainMetrics(
+                loss=result.loss,
+                accuracy=result.accuracy,
+                accuracy_before=result.accuracy_before,
+                seconds=round(time.monotonic() - began, 3),
+            ),
+        )
+    )
+
+
+def _print(told: Told) -> None:
+    sys.stdout.write(told.model_dump_json(exclude_none=True) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv))

@@ -1,0 +1,118 @@
+"""The service's side of the training child: start it, listen to it, end it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from apiary.bus.deathsig import die_with_parent
+from apiary.errors import StoreError
+from apiary.files import write_atomic
+from apiary_edge.job import Told, TrainJob, parse
+
+log = logging.getLogger(__name__)
+
+
+class Training(Protocol):
+    """At most one training at a time; what it tells is collected by the service's loop."""
+
+    def start(self, job: TrainJob) -> None:
+        """Begin. Raises StoreError where the job cannot be written down."""
+        ...
+
+    def collect(self) -> list[Told]:
+        """What was told since the last call; the last line is `done`, `declined`, `failed` or `crashed`."""
+        ...
+
+    def stop(self) -> None:
+        """End it, if it runs; nothing of it is told any more."""
+        ...
+
+
+class TrainingProcess:
+    """`apiary_edge.trainer` as a child. A thread reads its lines and wakes the loop."""
+
+    def __init__(self, wake: Callable[[], None], nice: int = 10):
+        self._wake = wake
+        self._nice = nice
+        self._child: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+        self._told: deque[Told] = deque(maxlen=1000)
+
+    def start(self, job: TrainJob) -> None:
+        """Write the job down and start the child on it."""
+        self.stop()
+        file = job.out / "job.json"
+        write_atomic(file, job.model_dump_json().encode(), sync=False)
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "apiary_edge.trainer", str(file)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=self._prepare,  # noqa: PLW1509 - it calls os.nice and prctl only
+            )
+        except OSError as e:
+            raise StoreError(f"cannot start the training child: {e.strerror}") from e
+        self._child = child
+        self._reader = threading.Thread(target=self._read, args=(child,), name="trainer-lines", daemon=True)
+        self._reader.start()
+
+    def collect(self) -> list[Told]:
+        """Lines since the last call."""
+        told: list[Told] = []
+        while self._told:
+            told.append(self._told.popleft())
+        return told
+
+    def stop(self) -> None:
+        """Kill the child and forget its lines."""
+        child, self._child = self._child, None
+        if child is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        if self._reader is not None:
+            self._reader.join(5.0)
+            self._reader = None
+        self._told.clear()
+
+    def _prepare(self) -> None:
+        os.nice(self._nice)
+        die_with_parent()
+
+    def _read(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdout is not None  # noqa: S101 - we asked for a pipe
+        ended = False
+        noise: deque[str] = deque(maxlen=5)
+        with child.stdout:
+            for line in child.stdout:
+                told = parse(line)
+                if told is None:
+                    noise.append(line.decode(errors="replace").strip()[:200])
+                    continue
+                ended = ended or told.kind in ("done", "declined", "failed")
+                self._told.append(told)
+                self._wake()
+        code = child.wait()
+        if not ended:
+            how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+            hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+            text = f"the training child {how}{hint}: {' | '.join(noise)}"
+            self._told.append(Told(kind="crashed", text=text[:500]))
+            self._wake()
+
+
+def scratch(state_dir: Path) -> Path:
+    """Where a job and its update lie until the outbox has them."""
+    return state_dir / "training"
