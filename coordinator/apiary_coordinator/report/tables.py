@@ -1,0 +1,167 @@
+"""What `history.json` and `summary.json` say, checked, and as rows for the page and the spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from apiary.errors import DataError
+
+COLUMNS = (
+    "round", "state", "accuracy", "loss", "node_accuracy", "contributors", "samples", "rejected", "missing",
+    "bytes_up", "bytes_down", "seconds", "model", "why",
+)  # fmt: skip
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Share(_Part):
+    """One node's part in a round; the accuracies are its own, on pictures that it holds back."""
+
+    samples: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    accuracy: float | None = None
+    accuracy_before: float | None = None
+
+
+class ClassScore(_Part):
+    """How well one label is told from the others."""
+
+    precision: float
+    recall: float
+    f1: float
+    count: int
+
+
+class Round(_Part):
+    """One closed or failed round."""
+
+    round: int
+    state: str
+    accuracy: float | None = None
+    loss: float | None = None
+    node_accuracy: float | None = None
+    contributors: dict[str, Share] = Field(default_factory=dict)
+    rejected: dict[str, str] = Field(default_factory=dict)
+    missing: dict[str, str] = Field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    model: str | None = None
+    why: str | None = None
+    per_class: dict[str, ClassScore] = Field(default_factory=dict)
+    confusion: list[list[int]] | None = None
+
+
+class Node(_Part):
+    """What a node said of itself."""
+
+    samples: int | None = None
+    labels: dict[str, int] | None = None
+    runtime: str | None = None
+
+
+class Start(_Part):
+    """The model before the first round."""
+
+    accuracy: float | None = None
+    loss: float | None = None
+
+
+class Record(_Part):
+    """A run."""
+
+    run: str
+    created: Annotated[float, Field(ge=0)] | str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    labels: list[str]
+    initial: Start = Field(default_factory=Start)
+    rounds: list[Round] = Field(default_factory=list)
+    nodes: dict[str, Node] = Field(default_factory=dict)
+    best_round: int | None = None
+    stop: str | None = None
+    summary: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def best(self) -> Round | None:
+        """The round whose model is the result."""
+        return next((r for r in self.rounds if r.round == self.best_round and r.state == "closed"), None)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of the run's folder."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+def read_record(run_dir: Path) -> Record:
+    """Read both files. Raises DataError naming the file and what is wrong in it."""
+    history = _read_json(run_dir / "history.json", needed=True)
+    summary = _read_json(run_dir / "summary.json", needed=False)
+    try:
+        record = Record.model_validate({**history, "summary": summary})
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise DataError(f"{run_dir / 'history.json'}: {where}: {first['msg']}") from None
+    for r in record.rounds:
+        n = len(record.labels)
+        if r.confusion is not None and [len(row) for row in r.confusion] != [n] * n:
+            raise DataError(f"{run_dir / 'history.json'}: round {r.round}: confusion is not {n} x {n}")
+    return record
+
+
+def csv_bytes(record: Record) -> bytes:
+    """A row for the initial model and each round, UTF-8."""
+    out = io.StringIO()
+    rows = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
+    rows.writeheader()
+    start = record.initial
+    if start.accuracy is not None:
+        rows.writerow({"round": 0, "state": "initial", "accuracy": start.accuracy, "loss": start.loss})
+    for r in record.rounds:
+        row = {name: getattr(r, name) for name in COLUMNS if name != "samples"}
+        row |= {name: len(getattr(r, name)) for name in ("contributors", "rejected", "missing")}
+        row["samples"] = sum(s.samples for s in r.contributors.values())
+        rows.writerow({k: "" if v is None else v for k, v in row.items()})
+    return out.getvalue().encode()
+
+
+def files_in(run_dir: Path) -> list[File]:
+    """Every finished file below `run_dir` but the page itself, by name."""
+    found = []
+    for path in sorted(p for p in run_dir.rglob("*") if p.is_file()):
+        name = path.relative_to(run_dir)
+        if name.name == "report.html" or any(part.startswith(".") for part in name.parts):
+            continue
+        with path.open("rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        found.append(File(str(name), path.stat().st_size, digest))
+    return found
+
+
+def _read_json(path: Path, *, needed: bool) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        if not needed:
+            return {}
+        raise DataError(f"{path.parent} holds no {path.name}: expected the folder of a run") from None
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path} cannot be read: {e}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds a {type(value).__name__}, expected an object")
+    return value
