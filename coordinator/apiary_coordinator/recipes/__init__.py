@@ -1,0 +1,1 @@
+"""What can be trained: one model recipe a file. `base` says what a recipe is."""

@@ -22,8 +22,8 @@ class Classifier:
 
     def __init__(self, path: Path, *, threads: int = 1):
         self._model = litert.open_model(path, threads=threads)
-        # Files with a signature come unallocated.
-        self._model.allocate_tensors()
+        with litert.quiet():
+            self._model.allocate_tensors()
         self._in = self._model.get_input_details()[0]
         self._out = self._model.get_output_details()[0]
         shape = [int(d) for d in self._in["shape"]]

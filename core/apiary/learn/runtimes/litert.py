@@ -41,6 +41,9 @@ def interpreter_class(package: str | None = None) -> Any:
         elif name == "tflite_runtime" and int(np.__version__.split(".", maxsplit=1)[0]) >= 2:
             # Its metadata allows numpy 2, its compiled part raises SystemError with it.
             reasons.append(f"tflite_runtime does not work with numpy {np.__version__}: pip install 'numpy<2'")
+        elif name == "tflite_runtime" and "tensorflow" in sys.modules:
+            # Both carry TFLite's C++ symbols: loading a file then ends in bad_alloc, or worse.
+            reasons.append("tflite_runtime does not work in a process that has imported tensorflow")
         else:
             try:
                 return importlib.import_module(f"{name}.interpreter").Interpreter
@@ -50,16 +53,13 @@ def interpreter_class(package: str | None = None) -> Any:
 
 
 def open_model(path: Path, *, threads: int = 1, package: str | None = None) -> Any:
-    """An interpreter on a `.tflite` file, its tensors allocated. Raises ModelError, RuntimeUnavailable."""
+    """An interpreter on a `.tflite` file, nothing allocated yet. Raises ModelError, RuntimeUnavailable."""
     interpreter = interpreter_class(package)
     if not path.is_file():
         raise ModelError(f"model file {path} does not exist")
     try:
-        with _quiet():
-            opened = interpreter(model_path=str(path), num_threads=threads)
-            if not opened.get_signature_list():
-                opened.allocate_tensors()
-            return opened
+        with quiet():
+            return interpreter(model_path=str(path), num_threads=threads)
     except (ValueError, RuntimeError) as e:
         raise ModelError(f"model file {path} does not load: {str(e)[:300]}") from None
 
@@ -77,7 +77,7 @@ def open_trainer(
 
 def open_base(base: Path, *, threads: int = 1, package: str | None = None) -> FeatureExtractor:
     """Load a frozen base from its `.tflite` file. Raises ModelError, RuntimeUnavailable."""
-    return _Base(open_model(base, threads=threads, package=package))
+    return Base(open_model(base, threads=threads, package=package))
 
 
 class _Trainer:
@@ -86,7 +86,7 @@ class _Trainer:
         if missing:
             raise ModelError(f"trainer {path} lacks the signatures {sorted(missing)}")
         self._manifest = manifest
-        with _quiet():
+        with quiet():
             self._train = interpreter.get_signature_runner("train")
             self._infer = interpreter.get_signature_runner("infer")
             self._get = interpreter.get_signature_runner("get_weights")
@@ -103,7 +103,7 @@ class _Trainer:
     def set_weights(self, weights: Weights) -> None:
         if why := differs(weights.shapes, self._manifest.shapes):
             raise ModelError(f"weights of another model: {why}")
-        with _quiet():
+        with quiet():
             self._set(**{t.argument: weights[t.name] for t in self._manifest.tensors})
 
     def get_weights(self) -> Weights:
@@ -128,18 +128,25 @@ class _Trainer:
         return np.concatenate(parts) if parts else np.empty((0, len(self._manifest.labels)), np.float32)
 
 
-class _Base:
+class Base:
+    """A frozen base in an interpreter, float32[1, H, W, C] to float32[1, F]."""
+
     def __init__(self, interpreter: Any):
-        with _quiet():
-            self._run = interpreter.get_signature_runner("features")
+        with quiet():
+            interpreter.allocate_tensors()
+        self._model = interpreter
+        self._in = interpreter.get_input_details()[0]["index"]
+        self._out = interpreter.get_output_details()[0]["index"]
 
     def features(self, picture: Array) -> Array:
-        out = self._run(picture=np.ascontiguousarray(picture[None], np.float32))
-        return np.array(out["features"], np.float32).reshape(-1)
+        """Features float32[F] of one picture float32[H, W, C], 0..255."""
+        self._model.set_tensor(self._in, np.ascontiguousarray(picture[None], np.float32))
+        self._model.invoke()
+        return np.array(self._model.get_tensor(self._out), np.float32).reshape(-1)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the C++ side's notes ("Created TensorFlow Lite XNNPACK delegate") off stderr; show them on errors.
 
     It has no log level that Python can set. File descriptor 2 is the whole process's, so only loading and the

@@ -1,0 +1,164 @@
+"""Recipe to exported model, exported model to finished ones. Imports TensorFlow: child processes only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apiary.errors import DataError, ExportError
+from apiary.learn.manifest import Manifest, Tensor
+from apiary.learn.runtimes.keras import build_model, named_variables, open_trainer
+from apiary.tensors import Weights, differs
+from apiary.wire.blob import decode, encode
+from apiary.wire.messages import Plan
+from apiary_coordinator.export import convert, parity
+from apiary_coordinator.export.job import BuildJob, FinishJob, seal
+from apiary_coordinator.export.trainer import TrainerModule
+from apiary_coordinator.recipes.base import check_options, recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What a recipe becomes. `base_model` is the frozen base as a Keras model."""
+
+    manifest: Manifest
+    trainer: bytes
+    base: bytes | None
+    initial: Weights
+    base_model: Any | None
+
+
+def build(
+    name: str,
+    options: Mapping[str, Any],
+    labels: Sequence[str],
+    plan: Plan,
+    *,
+    base_weights: Path | None = None,
+    seed: int = 0,
+) -> Exported:
+    """Export a recipe; `plan` gives batch size, optimizer, momentum. Raises SettingsError, ModelError."""
+    checked: Any = check_options(name, options)
+    models = recipe(name).build(checked, len(labels), base_weights=base_weights, seed=seed)
+    model = models.trained
+    module = TrainerModule(
+        model, batch_size=plan.batch_size, optimizer=plan.optimizer, momentum=plan.momentum
+    )
+    named = dict(named_variables(model))
+    manifest = Manifest(
+        recipe=name,
+        options=checked.model_dump(mode="json"),
+        input=models.input,
+        labels=tuple(labels),
+        tensors=tuple(
+            Tensor(
+                name=tensor,
+                shape=tuple(named[tensor].shape),
+                argument=argument,
+                trainable=tensor in module.trainable_names,
+            )
+            for argument, tensor in module.arguments.items()
+        ),
+        features=model.input_shape[1] if models.base is not None else None,
+        batch_size=plan.batch_size,
+        optimizer=plan.optimizer,
+        momentum=plan.momentum,
+        keras=model.to_json(),
+    )
+    half = getattr(checked, "base_precision", "float32") == "float16"
+    return Exported(
+        manifest=manifest,
+        trainer=convert.trainer_file(module),
+        base=convert.inference_file(models.base, half=half) if models.base is not None else None,
+        initial=Weights({tensor: v.numpy() for tensor, v in named.items()}),
+        base_model=models.base,
+    )
+
+
+def build_folder(job: BuildJob) -> None:
+    """Do a build job: export, pass the gate, write the files and seal the folder."""
+    exported = build(
+        job.recipe, job.options, job.labels, job.plan, base_weights=job.base_weights, seed=job.seed
+    )
+    out = job.out
+    out.mkdir(parents=True, exist_ok=True)
+    files = {
+        "manifest.json": exported.manifest.encode(),
+        "trainer.tflite": exported.trainer,
+        "initial.blob": encode(exported.initial),
+    }
+    if exported.base is not None:
+        files["base.tflite"] = exported.base
+    for name, data in files.items():
+        (out / name).write_bytes(data)
+    names = list(files)
+    if exported.base_model is not None:
+        exported.base_model.save(out / "base.keras")
+        names.append("base.keras")
+    found = parity.check(exported.manifest, open_trainer(exported.manifest, None), out)
+    _say(
+        f"{job.recipe}: {exported.initial.count} weights, trainer {len(exported.trainer)} bytes, differs "
+        f"from Keras by {found.loss:.0e} in loss, {found.update:.0e} in updates"
+    )
+    seal(out, names)
+
+
+def finish(
+    manifest: Manifest, weights: Weights, pictures: NDArray[np.uint8], out: Path, *, base: Any | None = None
+) -> None:
+    """Write `model.keras`, `model.tflite`, `model_int8.tflite` and `labels.txt`, pixels to probabilities.
+
+    `model.tflite` takes float32[1, H, W, C] pixels 0..255; `model_int8.tflite` takes them as uint8 and gives
+    uint8 probabilities in 1/256. `pictures` uint8[N, H, W, C] set its ranges. Raises ModelError, DataError.
+    """
+    model = build_model(manifest.keras)
+    if why := differs(weights.shapes, manifest.shapes):
+        raise ExportError(f"these weights are not those of {manifest.recipe}: {why}")
+    for name, variable in named_variables(model):
+        variable.assign(weights[name])
+    if manifest.features is not None:
+        model = _joined(base, model, manifest)
+    side = manifest.input
+    want = (side.height, side.width, side.channels)
+    if pictures.dtype != np.uint8 or pictures.shape[1:] != want or not len(pictures):
+        raise DataError(
+            f"representative pictures are {pictures.dtype}{list(pictures.shape)}, expected {list(want)}"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    model.save(out / "model.keras")
+    (out / "model.tflite").write_bytes(convert.inference_file(model))
+    (out / "model_int8.tflite").write_bytes(convert.int8_file(model, pictures))
+    (out / "labels.txt").write_text("".join(f"{label}\n" for label in manifest.labels))
+
+
+def finish_folder(job: FinishJob) -> None:
+    """Do a finish job and seal the folder."""
+    import keras
+
+    manifest = Manifest.decode((job.build / "manifest.json").read_bytes())
+    weights = decode(job.weights.read_bytes(), who=str(job.weights)).weights
+    pictures = np.load(job.pictures, allow_pickle=False, mmap_mode="r")
+    base = None
+    if manifest.features is not None:
+        base = keras.models.load_model(job.build / "base.keras", compile=False)
+    finish(manifest, weights, pictures, job.out, base=base)
+    seal(job.out, ["model.keras", "model.tflite", "model_int8.tflite", "labels.txt"])
+
+
+def _joined(base: Any | None, head: Any, manifest: Manifest) -> Any:
+    import keras
+
+    if base is None:
+        raise ExportError(f"{manifest.recipe} trains on features: its base is needed to finish it")
+    side = manifest.input
+    picture = keras.Input((side.height, side.width, side.channels), name="picture")
+    return keras.Model(picture, head(base(picture, training=False), training=False), name=manifest.recipe)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

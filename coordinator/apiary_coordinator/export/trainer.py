@@ -1,0 +1,108 @@
+"""A Keras model as a `tf.Module` that trains itself: what becomes `trainer.tflite`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import tensorflow as tf
+
+from apiary.learn.runtimes.keras import named_variables, with_logits
+from apiary_coordinator.export.gradients import builtin_gradients
+
+Tensor = Any
+# Adam as Kingma and Ba 2014 (arXiv:1412.6980), with Keras' epsilon.
+BETA_1: Final = 0.9
+BETA_2: Final = 0.999
+EPSILON: Final = 1e-7
+
+
+class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
+    """Signatures `train`, `infer`, `get_weights`, `set_weights`, all of fixed batch.
+
+    train(x[B, ...], y[B, C], w[B], lr[1], mu[1]) -> loss[1]; infer(x[B, ...]) -> prob[B, C];
+    set_weights(p000, p001, ...) -> ok[1]; get_weights() -> p000, p001, ...: `arguments` names their tensors.
+    """
+
+    def __init__(self, model: Any, *, batch_size: int, optimizer: str, momentum: float):
+        super().__init__()
+        self._model, self._optimizer, self._momentum = with_logits(model), optimizer, momentum
+        named = named_variables(model)
+        self._all = [v.value for _, v in named]
+        self._trained = [v.value for _, v in named if v.trainable]
+        self.arguments = {f"p{i:03d}": name for i, (name, _) in enumerate(named)}
+        self.trainable_names = {name for name, v in named if v.trainable}
+        slots = 2 if optimizer == "adam" else 1 if momentum else 0
+        self._slots = [[tf.Variable(tf.zeros_like(v)) for v in self._trained] for _ in range(slots)]
+        self._anchor = [tf.Variable(tf.zeros_like(v)) for v in self._trained]
+        # One number, but of rank 1: LiteRT on aarch64 crashed on rank 0.
+        self._steps = tf.Variable([0.0])
+        self.functions = self._signatures(list(model.input_shape[1:]), model.output_shape[-1], batch_size)
+
+    def _signatures(self, sample: list[int], classes: int, batch: int) -> dict[str, Any]:
+        def spec(shape: Any, name: str) -> tf.TensorSpec:
+            return tf.TensorSpec(shape, tf.float32, name=name)
+
+        one = [spec([1], "lr"), spec([1], "mu")]
+        batch_of = [spec([batch, *sample], "x"), spec([batch, classes], "y"), spec([batch], "w")]
+        parameters = [spec(v.shape, k) for k, v in zip(self.arguments, self._all, strict=True)]
+        return {
+            "train": tf.function(self._train, input_signature=batch_of + one),
+            "infer": tf.function(self._infer, input_signature=batch_of[:1]),
+            "get_weights": tf.function(self._get, input_signature=[]),
+            "set_weights": tf.function(self._set, input_signature=parameters),
+        }
+
+    def _train(self, x: Tensor, y: Tensor, w: Tensor, lr: Tensor, mu: Tensor) -> dict[str, Tensor]:
+        with builtin_gradients():
+            logits, _ = self._model(x, training=True)
+            # The fused cross entropy has a gradient that TFLite lacks; this one is log_softmax alone.
+            loss = -tf.reduce_sum(w * tf.reduce_sum(y * tf.nn.log_softmax(logits), -1))
+        gradients = tf.gradients(loss, self._trained)
+        # FedProx (Li et al. 2020, arXiv:1812.06127): mu/2 |v - anchor|^2 holds a node near the global model.
+        gradients = [g + mu * (v - a) for g, v, a in zip(gradients, self._trained, self._anchor, strict=True)]
+        if self._optimizer == "adam":
+            self._adam(gradients, lr)
+        else:
+            self._sgd(gradients, lr)
+        return {"loss": tf.reshape(loss, [1])}
+
+    def _adam(self, gradients: list[Tensor], lr: Tensor) -> None:
+        step = self._steps.assign_add([1.0])
+        rate = lr * tf.sqrt(1.0 - tf.pow(BETA_2, step)) / (1.0 - tf.pow(BETA_1, step))
+        for v, g, first, second in zip(self._trained, gradients, *self._slots, strict=True):
+            m = first + (g - first) * (1.0 - BETA_1)
+            s = second + (g * g - second) * (1.0 - BETA_2)
+            first.assign(m)
+            second.assign(s)
+            v.assign(v - m * rate / (tf.sqrt(s) + EPSILON))
+
+    def _sgd(self, gradients: list[Tensor], lr: Tensor) -> None:
+        if not self._slots:
+            for v, g in zip(self._trained, gradients, strict=True):
+                v.assign(v - lr * g)
+            return
+        for v, g, velocity in zip(self._trained, gradients, self._slots[0], strict=True):
+            moved = self._momentum * velocity - lr * g
+            velocity.assign(moved)
+            v.assign(v + moved)
+
+    def _infer(self, x: Tensor) -> dict[str, Tensor]:
+        return {"prob": self._model(x, training=False)[1]}
+
+    def _get(self) -> dict[str, Tensor]:
+        return {k: v.read_value() for k, v in zip(self.arguments, self._all, strict=True)}
+
+    def _set(self, *values: Tensor) -> dict[str, Tensor]:
+        for v, value in zip(self._all, values, strict=True):
+            v.assign(value)
+        trained = [
+            value for v, value in zip(self._all, values, strict=True) if any(v is t for t in self._trained)
+        ]
+        for a, value in zip(self._anchor, trained, strict=True):
+            a.assign(value)
+        for slot in self._slots:
+            for s in slot:
+                s.assign(tf.zeros(s.shape))
+        self._steps.assign([0.0])
+        # A signature must give something back.
+        return {"ok": tf.reshape(values[0], [-1])[:1]}

@@ -1,0 +1,68 @@
+"""What a recipe is: options, and a function from them to Keras models. Importing one is light."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from apiary.errors import SettingsError
+from apiary.learn.manifest import PictureInput
+from apiary.plugins import load
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """A recipe's Keras models, freshly initialised by seed.
+
+    `trained` takes pixels 0..255 float32[B, H, W, C] (or, where there is a `base`, its features) and ends in
+    a layer `Activation("softmax")` over the classes. `base` is frozen and takes the pixels. Layers are named
+    by hand: a tensor's name is its layer's, and must be the same in every process.
+    """
+
+    input: PictureInput
+    trained: Any
+    base: Any | None = None
+
+
+class Recipe(Protocol):
+    """A plug-in module of `apiary_coordinator.recipes` has these."""
+
+    class Options(BaseModel):
+        """The recipe's options with defaults and bounds, unknown ones forbidden."""
+
+    def build(self, options: Any, classes: int, *, base_weights: Path | None, seed: int) -> Models:
+        """The models for checked options. Raises ModelError."""
+        ...
+
+
+class RecipeOptions(BaseModel):
+    """Base of every recipe's `Options`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises SettingsError."""
+    return cast("Recipe", load(__package__ or "", name))
+
+
+def check_options(name: str, given: Mapping[str, Any]) -> BaseModel:
+    """The recipe's options, defaults filled in. Raises SettingsError naming the option."""
+    kind = recipe(name).Options
+    try:
+        return kind.model_validate(dict(given))
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        key = ".".join(str(p) for p in first["loc"]) or "options"
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(
+                f"recipe {name}: no option {key!r}{hint} There are: {', '.join(kind.model_fields)}"
+            ) from None
+        raise SettingsError(f"recipe {name}: {key} is {first.get('input')!r}: {first['msg']}") from None
