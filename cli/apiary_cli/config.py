@@ -1,0 +1,157 @@
+"""`apiary config`: the settings as they are, where each came from, and a file to start from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from apiary.settings import Loaded, Settings, flatten, load_settings
+
+_COLUMN = 34  # where the explanations begin, where the setting is short enough
+_EXAMPLES = """examples:
+  apiary config                             every setting and where it came from
+  apiary config --changed                   only those that are not defaults
+  apiary config --defaults > apiary.toml    a file to start from, with every setting explained
+  APIARY_RUN__ROUNDS=12 apiary config --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (
+        "Show the effective settings. Command line before environment (APIARY_*) before file "
+        "(--config, APIARY_CONFIG or ./apiary.toml) before defaults."
+    )
+    parser.epilog = _EXAMPLES
+    parser.add_argument("--changed", action="store_true", help="only what differs from the defaults")
+    parser.add_argument("--defaults", action="store_true", help="print a commented TOML of all settings")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was asked for. Raises SettingsError."""
+    if args.defaults:
+        print(defaults_toml(), end="")
+        return 0
+    rows = effective(load_settings(args.config, args.overrides))
+    if args.changed:
+        rows = {key: row for key, row in rows.items() if row["origin"] != "default"}
+    if args.json:
+        print(json.dumps(rows))
+    elif not rows:
+        print("every setting has its default")
+    elif sys.stdout.isatty():
+        _table(rows)
+    else:
+        for key, row in rows.items():
+            print(f"{key} = {_shown(row['value'])}  # {row['origin']}")
+    return 0
+
+
+def effective(loaded: Loaded) -> dict[str, dict[str, Any]]:
+    """Dotted key to its value, secrets hidden, and its origin."""
+    return {
+        key: {"value": value, "origin": _origin(key, loaded)}
+        for key, value in flatten(loaded.settings).items()
+    }
+
+
+def defaults_toml() -> str:
+    """Every setting as TOML, commented out at its default, with what it means."""
+    lines = [
+        "# Apiary's settings. A line like '#rounds = 10' shows a default: take away its # to change it.",
+        "# Settings without a default are named in words. The environment overrides this file, the command",
+        "# line both: APIARY_RUN__ROUNDS=12 is rounds in [run].",
+        "",
+    ]
+    sections: list[str] = []
+    for name, info in Settings.model_fields.items():
+        if _section(info) is None:
+            lines += _entry(name, info)
+        else:
+            sections += _section_lines(name, info)
+    return "\n".join(lines + sections) + "\n"
+
+
+def _section_lines(path: str, info: FieldInfo) -> Iterator[str]:
+    model = _section(info)
+    if model is None:  # only called for sections
+        raise AssertionError(path)
+    yield ""
+    about = info.description or (model.__doc__ or "").strip().split("\n")[0]
+    if about:
+        yield f"# {about}"
+    yield f"[{path}]"
+    inner = []
+    for name, field in model.model_fields.items():
+        if _section(field) is None:
+            yield from _entry(name, field)
+        else:
+            inner.append((f"{path}.{name}", field))
+    for inner_path, field in inner:
+        yield from _section_lines(inner_path, field)
+
+
+def _section(info: FieldInfo) -> type[BaseModel] | None:
+    kind = info.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _entry(name: str, info: FieldInfo) -> Iterator[str]:
+    fixed = info.default_factory is None or info.default_factory is dict
+    default = info.get_default(call_default_factory=True, validated_data={}) if fixed else None
+    about = info.description or ""
+    if default is None:
+        yield f"# {name} (unset): {about.removeprefix('unset: ')}"
+    else:
+        yield f"#{name} = {toml_value(default)}".ljust(_COLUMN) + (f"  # {about}" if about else "")
+
+
+def toml_value(value: Any) -> str:
+    """A default as TOML. Raises TypeError for what our settings never hold."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return repr(value)
+        case str() | Path():
+            return json.dumps(str(value), ensure_ascii=False)
+        case list():
+            return "[" + ", ".join(toml_value(v) for v in value) + "]"
+        case dict() if not value:
+            return "{}"
+        case _:
+            raise TypeError(type(value).__name__)
+
+
+def _origin(key: str, loaded: Loaded) -> str:
+    parts = key.split(".")
+    for i in range(len(parts), 0, -1):
+        if (found := loaded.origin.get(".".join(parts[:i]))) is not None:
+            return found
+    return "default"
+
+
+def _shown(value: Any) -> str:
+    return "(unset)" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("setting", "value", "from"):
+        table.add_column(name, overflow="fold")
+    for key, row in rows.items():
+        style = "dim" if row["origin"] == "default" else "bold"
+        table.add_row(key, _shown(row["value"]).replace("[", r"\["), row["origin"], style=style)
+    Console().print(table)
