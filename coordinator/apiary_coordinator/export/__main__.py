@@ -17,12 +17,15 @@ def main(arguments: list[str]) -> int:
         if len(arguments) != 2 or arguments[0] not in ("build", "finish"):
             raise ExportError("usage: python -m apiary_coordinator.export build|finish JOB.json")
         _light_tensorflow()
+        from apiary.learn.runtimes.keras import prepare
         from apiary_coordinator.export.job import BuildJob, FinishJob
 
         task, file = arguments[0], Path(arguments[1])
         job = (BuildJob if task == "build" else FinishJob).read(file)
         with quiet():  # CUDA's absence is noted before any log level is read
             from apiary_coordinator.export import build
+
+            prepare(1)
         # After TensorFlow, whose absl resets it: that gradients are not saved beside the graph is meant.
         from absl import logging
 

@@ -17,7 +17,7 @@ from apiary.tensors import Weights, differs
 from apiary.wire.blob import decode, encode
 from apiary.wire.messages import Plan
 from apiary_coordinator.export import convert, parity
-from apiary_coordinator.export.job import BuildJob, FinishJob, seal
+from apiary_coordinator.export.job import DONE, BuildJob, FinishJob, seal
 from apiary_coordinator.export.trainer import TrainerModule
 from apiary_coordinator.recipes.base import check_options, recipe
 
@@ -87,6 +87,7 @@ def build_folder(job: BuildJob) -> None:
     )
     out = job.out
     out.mkdir(parents=True, exist_ok=True)
+    (out / DONE).unlink(missing_ok=True)
     files = {
         "manifest.json": exported.manifest.encode(),
         "trainer.tflite": exported.trainer,
@@ -130,6 +131,7 @@ def finish(
             f"representative pictures are {pictures.dtype}{list(pictures.shape)}, expected {list(want)}"
         )
     out.mkdir(parents=True, exist_ok=True)
+    (out / DONE).unlink(missing_ok=True)
     model.save(out / "model.keras")
     (out / "model.tflite").write_bytes(convert.inference_file(model))
     (out / "model_int8.tflite").write_bytes(convert.int8_file(model, pictures))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -42,7 +43,7 @@ def unavailable() -> str | None:
 
 def open_trainer(manifest: Manifest, trainer: Path | None, *, threads: int = 1) -> Trainer:
     """Build from `manifest.keras`; `trainer` is not read. Raises ModelError."""
-    tf = _tensorflow(threads)
+    tf = prepare(threads)
     model = build_model(manifest.keras)
     shapes = {name: tuple(v.shape) for name, v in named_variables(model)}
     if why := differs(shapes, manifest.shapes):
@@ -54,11 +55,25 @@ def open_base(base: Path) -> FeatureExtractor:
     """The same `.tflite` as on other nodes, in TensorFlow's own interpreter. Raises ModelError."""
     from apiary.learn.runtimes.litert import Base
 
-    tf = _tensorflow(1)
+    tf = prepare(1)
     try:
         return Base(tf.lite.Interpreter(model_path=str(base), num_threads=1))
     except (ValueError, RuntimeError) as e:
         raise ModelError(f"model file {base} does not load: {str(e)[:300]}") from None
+
+
+def prepare(threads: int) -> Any:
+    """TensorFlow, quiet, without GPU, on so many threads, the same bits each time; to be called first."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # a GPU's sums differ from run to run
+    import tensorflow as tf
+
+    tf.get_logger().setLevel("ERROR")
+    with contextlib.suppress(RuntimeError):  # it runs already: its threads were set by whoever came first
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.experimental.enable_op_determinism()
+    return tf
 
 
 def build_model(architecture: str) -> Any:
@@ -180,18 +195,3 @@ def _check(value: Any, depth: int) -> None:
             _check(v, depth + 1)
     elif isinstance(value, int) and abs(value) > MAX_NUMBER:
         raise ModelError(f"the architecture holds the number {value}, at most {MAX_NUMBER} is built")
-
-
-def _tensorflow(threads: int) -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # a GPU's sums differ from run to run
-    import tensorflow as tf
-
-    tf.get_logger().setLevel("ERROR")
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-        tf.config.experimental.enable_op_determinism()
-    except RuntimeError:  # TensorFlow runs already: its threads were set by whoever came first
-        pass
-    return tf
