@@ -86,7 +86,7 @@ class KerasWorkshop:
             self._trainer = choose("auto").open_trainer(manifest, trainer, threads=1)
         found = evaluate(self._trainer, weights, held_out, manifest.labels)
         told = found.to_json()
-        details = {"per_class": told["per_class"], "confusion": told["confusion"]}
+        details = {"per_class": told["classes"], "confusion": told["confusion"]}
         return Judgement(found.accuracy, found.loss, details)
 
     def finish(self, artefacts: Artefacts, weights: Weights, folder: Path) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class KerasWorkshop:
             seed=run.seed,
             out=self._state / "build",
         )
-        return build_in_child(job, cache=self._state / "exports", on_line=_debug)
+        return build_in_child(job, cache=self._settings.coordinator.exports_dir or self._state / "exports", on_line=_debug)
 
     def _pictures(self, artefacts: Artefacts, manifest: Manifest, *, features: bool) -> Dataset:
         wants_features = features and artefacts.base is not None and manifest.features is not None

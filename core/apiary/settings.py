@@ -109,6 +109,9 @@ class CoordinatorSettings(_Section):
     """The server's folders and limits."""
 
     state_dir: Path = Field(Path("state/coordinator"), description="journal, spool, checkpoints, exports")
+    exports_dir: Path | None = Field(
+        None, description="exported recipes, kept for the next run; unset: in state_dir"
+    )
     runs_dir: Path = Field(Path("runs"), description="results, one folder a run")
     test_data: Path | None = Field(
         None, description="held-out pictures, LABEL/*.jpg|png; also names the labels"

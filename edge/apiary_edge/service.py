@@ -148,7 +148,7 @@ class Edge:
                         self._window = min(self._window, limits.receive_maximum)
                     log.info("node=%s broker connected protocol=%s", self.node, limits.protocol)
                     self._outlet.restore()
-                    self._renew()
+                    self.renew()
                 case Disconnected(error, retry_s):
                     log.warning("%s; next attempt in %.0f s", error, retry_s)
                     self._flow.clear()
@@ -215,7 +215,7 @@ class Edge:
     def _coordinator_status(self, status: CoordinatorStatus) -> None:
         if status.state == "online" and status.epoch != self._coordinator:
             self._coordinator = status.epoch
-            self._renew()
+            self.renew()
 
     def _twin(self, event: Received) -> None:
         """Our own status topic: what another process with our id says there, or our own will, too late."""
@@ -368,7 +368,8 @@ class Edge:
         self._outbox.remove(Digest(offer.update.digest))
         self.rounds_done += 1
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """The link or the coordinator is new: ask for everything again."""
         self._flow.clear()
         self._downloads.again(self._clock())
         self._guarded(partial(self._handle, table.Reconnected()))

@@ -1,0 +1,182 @@
+"""`apiary coordinator`: one run, in the foreground; an unfinished one is taken up again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from apiary.blobs import BlobStore
+from apiary.bus.allocator import tune
+from apiary.bus.mqtt import MqttBus
+from apiary.errors import SettingsError
+from apiary.settings import RunSettings, Settings, load_settings
+from apiary_cli.live import Live, log_through
+from apiary_cli.once import FirstConnection
+from apiary_cli.stopping import stop_on_signals
+from apiary_cli.view import RunView
+from apiary_coordinator import report
+from apiary_coordinator.keras_workshop import KerasWorkshop
+from apiary_coordinator.live_round import strategy
+from apiary_coordinator.service import Coordinator, will
+from apiary_coordinator.store import Journal, RunRow
+from apiary_coordinator.worker import ThreadWorker
+from apiary_coordinator.workshop import Artefacts
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES = """examples:
+  apiary coordinator --test-data held-out --rounds 10 --min-nodes 2
+  apiary coordinator --config apiary.toml --json
+  apiary coordinator --test-data held-out --new        leave an unfinished run behind
+
+The coordinator exits when the run is over; stopped before, it goes on with the same command.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (
+        "Open rounds, aggregate and evaluate until the run is over; write its result to runs/RUN."
+    )
+    parser.epilog = _EXAMPLES
+    parser.add_argument("--test-data", type=Path, metavar="DIR", help="held-out pictures, LABEL/*.jpg|png")
+    parser.add_argument("--rounds", type=int, help="at most this many rounds")
+    parser.add_argument("--min-nodes", type=int, metavar="N", help="wait for this many nodes")
+    parser.add_argument("--recipe", help="model recipe: edge_cnn, mobilenet_v2")
+    parser.add_argument("--strategy", help="fedavg, fedprox")
+    parser.add_argument("--target-accuracy", type=float, metavar="A", help="stop once this good, e.g. 0.95")
+    parser.add_argument("--seed", type=int, help="of everything random")
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="journal, spool, models")
+    parser.add_argument("--runs-dir", type=Path, metavar="DIR", help="where results go")
+    parser.add_argument("--host", help="the broker")
+    parser.add_argument("--port", type=int, help="its port")
+    parser.add_argument("--new", action="store_true", help="begin a new run even if one is unfinished")
+    parser.add_argument(
+        "--once", action="store_true", help="fail where no broker answers, instead of waiting"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="end with one JSON line: the run's folder and summary"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the coordinator until the run is over or a signal comes."""
+    flags = {
+        "coordinator.test_data": args.test_data,
+        "coordinator.state_dir": args.state_dir,
+        "coordinator.runs_dir": args.runs_dir,
+        "run.rounds": args.rounds,
+        "run.min_nodes": args.min_nodes,
+        "run.recipe": args.recipe,
+        "run.strategy": args.strategy,
+        "run.target_accuracy": args.target_accuracy,
+        "run.seed": args.seed,
+        "broker.host": args.host,
+        "broker.port": args.port,
+    }
+    settings = load_settings(
+        args.config, {**args.overrides, **{k: v for k, v in flags.items() if v is not None}}
+    ).settings
+    tune()
+    journal = Journal(settings.coordinator.state_dir)
+    try:
+        return _serve(args, settings, journal)
+    finally:
+        journal.close()
+
+
+def _serve(args: argparse.Namespace, settings: Settings, journal: Journal) -> int:
+    row = _take_up(journal, new=args.new)
+    if row is not None:
+        settings = settings.model_copy(update={"run": _settings_of(row, settings)})
+    strategy(settings)
+    blobs = BlobStore(settings.coordinator.state_dir / "blobs")
+    workshop = KerasWorkshop(settings, blobs)
+    if row is None:
+        workshop.labels()
+        row = _begin(journal, settings)
+    epoch = secrets.token_hex(4)
+    bus = MqttBus(
+        settings.broker,
+        client_id=f"{settings.federation}-coordinator-{epoch}",
+        will=will(settings.topics, epoch),
+    )
+    # Without a terminal the log tells all; with one the table does, and the log only what is wrong.
+    quiet = not sys.stderr.isatty()
+    with Live(RunView(), title=f"{row.id}   ", quiet=quiet) as live, stop_on_signals(bus.wake) as stop:
+        if live.redraws:
+            log_through(live.say)
+        coordinator = Coordinator(
+            settings,
+            bus=bus,
+            journal=journal,
+            blobs=blobs,
+            workshop=workshop,
+            worker=ThreadWorker("worker", bus.wake),
+            clock=time.monotonic,
+            wall=time.time,
+            epoch=epoch,
+            run=row.id,
+            created=row.created,
+            tap=live.tap,
+            inspect=report.write,
+        )
+        try:
+            if args.once:
+                FirstConnection(bus).wait(settings.broker.connect_timeout_s, stop)
+            coordinator.start(Artefacts.model_validate_json(row.artefacts) if row.artefacts else None)
+            coordinator.run(stop)
+        finally:
+            coordinator.close()
+    if stop():
+        log.info("run=%s stopped; the same command goes on with it", row.id)
+        return stop.exit_code
+    _tell(coordinator.folder, coordinator.summary, as_json=args.json)
+    return 0
+
+
+def _take_up(journal: Journal, *, new: bool) -> RunRow | None:
+    row = journal.active_run()
+    if row is not None and new:
+        log.info("run=%s is left behind unfinished (--new)", row.id)
+        journal.end_run(row.id, "abandoned", "left behind by --new")
+        return None
+    if row is not None:
+        log.info("run=%s goes on where it stopped, with the settings it began with", row.id)
+    return row
+
+
+def _settings_of(row: RunRow, settings: Settings) -> RunSettings:
+    stored = RunSettings.model_validate_json(row.settings)
+    if stored != settings.run:
+        log.warning(
+            "run=%s the [run] settings given now differ and are not used; --new begins a new run", row.id
+        )
+    return stored
+
+
+def _begin(journal: Journal, settings: Settings) -> RunRow:
+    created = time.time()
+    run = time.strftime("%Y%m%d-%H%M%S", time.localtime(created)) + f"-{secrets.token_hex(2)}"
+    if (settings.coordinator.runs_dir / run).exists():
+        raise SettingsError(f"the folder {settings.coordinator.runs_dir / run} is there already")
+    journal.open_run(run, created, settings.run.model_dump_json())
+    return RunRow(run, created, settings.run.model_dump_json(), None, "active", None)
+
+
+def _tell(folder: Path, summary: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"run": str(folder), "summary": summary}))
+        return
+    accuracy = summary.get("best_accuracy") or 0.0
+    print(
+        f"{summary['stop']}: best accuracy {accuracy:.1%} in round {summary['best_round']}", file=sys.stderr
+    )
+    print(f"result: {folder}/report.html", file=sys.stderr)

@@ -1,0 +1,119 @@
+"""`apiary edge`: one node, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+from pathlib import Path
+
+from apiary import blobs as blob_store
+from apiary.bus.allocator import tune
+from apiary.bus.mqtt import MqttBus
+from apiary.errors import RuntimeUnavailable
+from apiary.settings import Settings, load_settings
+from apiary.wire import NodeId
+from apiary_cli.once import FirstConnection
+from apiary_cli.stopping import stop_on_signals
+from apiary_edge.outbox import Outbox
+from apiary_edge.service import Edge, will
+from apiary_edge.training import TrainingProcess
+from apiary_edge.twin import hold_folder
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES = """examples:
+  apiary edge --node-id pi-1 --data /srv/pictures
+  apiary edge --data pictures --host broker.local
+  apiary edge --data pictures --once            one round, then leave; fails where no broker answers
+
+The folder holds one folder a label: pictures/cat/001.jpg, pictures/dog/002.png.
+No picture leaves this machine.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Take part in a federation: train on this machine's pictures, send weight updates."
+    parser.epilog = _EXAMPLES
+    parser.add_argument("--node-id", metavar="ID", help="this node's name (default: the host name)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="pictures, LABEL/*.jpg|png")
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="outbox, models, caches")
+    parser.add_argument("--host", help="the broker")
+    parser.add_argument("--port", type=int, help="its port")
+    parser.add_argument("--once", action="store_true", help="one round, and no waiting for an absent broker")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the node until a signal, or for one round."""
+    flags = {
+        "edge.node_id": args.node_id,
+        "edge.data_dir": args.data,
+        "edge.state_dir": args.state_dir,
+        "broker.host": args.host,
+        "broker.port": args.port,
+    }
+    settings = load_settings(
+        args.config, {**args.overrides, **{k: v for k, v in flags.items() if v is not None}}
+    ).settings
+    tune(small=True)
+    edge = settings.edge
+    instance = f"{os.getpid()}-{int(time.time() * 1000) % 10**9}"
+    with hold_folder(edge.state_dir):
+        node = NodeId(edge.node_id)
+        bus = MqttBus(
+            settings.broker,
+            client_id=f"{settings.federation}-node-{node}",
+            will=will(settings.topics, node, instance),
+        )
+        service = Edge(
+            settings,
+            bus=bus,
+            blobs=blob_store.BlobStore(edge.state_dir / "blobs", edge.blob_mb * 2**20),
+            outbox=Outbox(edge.state_dir / "outbox"),
+            training=TrainingProcess(bus.wake),
+            clock=time.monotonic,
+            instance=instance,
+            runtimes=_runtimes(settings),
+            memory_mb=_memory_mb(),
+        )
+        first = FirstConnection(bus) if args.once else None
+        with stop_on_signals(bus.wake) as stop:
+            if first is not None:
+                first.wait(settings.broker.connect_timeout_s, stop)
+            service.start()
+            try:
+                if first is not None:
+                    service.renew()
+                service.run(lambda: stop() or (args.once and service.rounds_done > 0))
+            finally:
+                service.close()
+        return stop.exit_code
+
+
+def _runtimes(settings: Settings) -> list[str]:
+    """What can train here, found without loading it, which would cost the service its memory."""
+    from importlib.util import find_spec
+
+    found = [
+        name
+        for name, modules in (("litert", ("tflite_runtime", "ai_edge_litert")), ("keras", ("tensorflow",)))
+        if any(find_spec(m) is not None for m in modules)
+    ]
+    wanted = settings.edge.runtime
+    if wanted != "auto":
+        found = [name for name in found if name == wanted]
+    if not found:
+        raise RuntimeUnavailable(
+            f"nothing here can train (edge.runtime = {wanted!r}): install one with pip install 'apiary[edge]'"
+        )
+    return found
+
+
+def _memory_mb() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    except (ValueError, OSError):
+        return None

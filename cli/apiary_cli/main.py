@@ -1,0 +1,132 @@
+"""The `apiary` command: finds the sub-command's module, loads only that one, turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+from apiary import __version__
+from apiary.errors import ApiaryError, SettingsError
+
+COMMANDS: Final = {
+    "demo": "a whole federation on this machine: broker, coordinator, nodes, result",
+    "broker": "run the MQTT broker",
+    "coordinator": "run the coordinator: rounds, aggregation, evaluation, result",
+    "edge": "run an edge node: train on this machine's pictures",
+    "predict": "classify pictures with a run's model",
+    "data": "data sets: list, fetch, partition among nodes",
+    "doctor": "check this machine and the broker, and say how to mend what is wrong",
+    "config": "show the effective settings and where each came from",
+}
+
+_EPILOG: Final = """examples:
+  apiary demo                                      a federation of five nodes on this machine
+  apiary broker                                    three terminals: the broker,
+  apiary coordinator --test-data held-out          the coordinator,
+  apiary edge --node-id pi-1 --data pictures       and a node
+
+exit codes: 0 done, 1 checks failed, 2 settings, 3 data, 4 broker, 5 protocol, 6 model, 7 run failed,
+            8 storage, 130 interrupted
+"""
+
+
+class Command(Protocol):
+    """A module of `apiary_cli` that is a sub-command."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare its flags."""
+        ...
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; the exit code."""
+        ...
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        command, args = _parse(argv)
+        _log_to_stderr(args.verbose)
+        return command.run(args)
+    except ApiaryError as e:
+        print(f"apiary: {e}", file=sys.stderr)
+        return e.exit_code
+    except KeyboardInterrupt:
+        print("apiary: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output is gone; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parse(argv: list[str]) -> tuple[Command, argparse.Namespace]:
+    chosen = next((word for word in argv if word in COMMANDS), None)
+    parser = argparse.ArgumentParser(
+        prog="apiary",
+        description="Federated learning for fleets of Raspberry Pis over MQTT.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"apiary {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    module: Command | None = None
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        if name == chosen:
+            # Only the chosen one is imported: a node's memory should not hold the others.
+            module = cast("Command", importlib.import_module(f"apiary_cli.{name}"))
+            _common(sub)
+            module.add_arguments(sub)
+    args = parser.parse_args(argv)
+    args.overrides = _overrides(args.set)
+    assert module is not None  # noqa: S101 - argparse has refused anything else
+    return module, args
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("settings")
+    group.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings file (default: apiary.toml, if there)"
+    )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, e.g. run.rounds=12",
+    )
+    group.add_argument("-v", "--verbose", action="store_true", help="log more")
+
+
+def _overrides(pairs: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"--set {pair!r}: expected KEY=VALUE, such as run.rounds=12")
+        try:
+            values[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key] = text
+    return values
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+    # -v is about us: the libraries' own debugging would bury it.
+    for name in ("apiary", "apiary_cli", "apiary_coordinator", "apiary_edge"):
+        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)

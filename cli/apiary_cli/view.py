@@ -1,0 +1,115 @@
+"""What a watcher knows of a run from its control messages, and the plain lines that tell it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from apiary.wire import NodeId
+from apiary.wire.messages import (
+    Announcement,
+    CoordinatorStatus,
+    Message,
+    NodeStatus,
+    Notice,
+    Progress,
+    RoundResult,
+)
+from apiary.wire.topics import Kind
+
+
+@dataclass(slots=True)
+class NodeView:
+    """One node as last heard of."""
+
+    status: NodeStatus | None = None
+    progress: Progress | None = None
+
+    @property
+    def doing(self) -> str:
+        """A few words on what it is at."""
+        if self.status is None:
+            return "?"
+        if self.status.state == "training" and self.progress is not None:
+            return f"epoch {self.progress.epoch}/{self.progress.epochs}"
+        return self.status.state
+
+
+@dataclass(slots=True)
+class RunView:
+    """Fed with every control message in the order seen; `take` gives the lines that are new."""
+
+    run: str | None = None
+    round: Announcement | None = None
+    results: list[RoundResult] = field(default_factory=list)
+    nodes: dict[NodeId, NodeView] = field(default_factory=dict)
+    finished: bool = False
+
+    def take(self, kind: Kind, node: NodeId | None, message: Message) -> list[str]:
+        """Take a message in; what a person should read, a line each."""
+        match message:
+            case NodeStatus() if node is not None:
+                return self._status(node, message)
+            case Progress() if node is not None:
+                self.nodes.setdefault(node, NodeView()).progress = message
+                return []
+            case Announcement():
+                return self._announced(message)
+            case Notice(announcement=Announcement() as told):
+                return self._announced(told)
+            case RoundResult():
+                return self._result(message)
+            case CoordinatorStatus():
+                self.run = message.run or self.run
+                return []
+            case _:
+                return []
+
+    @property
+    def best(self) -> RoundResult | None:
+        """The best closed round so far."""
+        closed = [r for r in self.results if r.accuracy is not None]
+        return max(closed, key=lambda r: (r.accuracy or 0, -(r.loss or 0), -r.round), default=None)
+
+    def _status(self, node: NodeId, status: NodeStatus) -> list[str]:
+        view = self.nodes.setdefault(node, NodeView())
+        before = view.status.state if view.status else None
+        view.status = status
+        if status.state != "training":
+            view.progress = None
+        if before == status.state:
+            return []
+        if before in (None, "lost") and status.state == "ready":
+            return [f"{node} is here: {status.samples or 0} pictures, {_labels(status)}"]
+        if status.state in ("lost", "paused"):
+            return [f"{node} {status.state}" + (f": {status.why}" if status.why else "")]
+        return []
+
+    def _announced(self, told: Announcement) -> list[str]:
+        before = self.round
+        self.run, self.round = told.run, told
+        if told.state == "finished":
+            self.finished = True
+            return []
+        if before is None or (before.run, before.round) != (told.run, told.round):
+            return [f"round {told.round}/{told.rounds} opened for {told.cohort_size} nodes"]
+        return []
+
+    def _result(self, result: RoundResult) -> list[str]:
+        if any((r.run, r.round) == (result.run, result.round) for r in self.results):
+            return []
+        self.results.append(result)
+        if result.state == "failed":
+            return [f"round {result.round} failed: {result.why}"]
+        lines = [
+            f"round {result.round} closed: accuracy {result.accuracy or 0:.1%}, loss {result.loss or 0:.3f}, "
+            f"{len(result.contributors)} updates, {result.seconds:.1f} s"
+        ]
+        lines += [f"  {node}: update rejected: {why}" for node, why in result.rejected.items()]
+        return lines + [f"  {node}: {why}" for node, why in result.missing.items()]
+
+
+def _labels(status: NodeStatus) -> str:
+    labels = status.labels or {}
+    if len(labels) > 6:
+        return f"{len(labels)} labels"
+    return ", ".join(f"{label} {count}" for label, count in labels.items()) or "no labels"
