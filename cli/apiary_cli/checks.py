@@ -1,0 +1,306 @@
+"""What `apiary doctor` looks at. Each check returns what it found and how to mend it; none raises."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Final, Literal
+
+from apiary.bus.bus import Bus, Connected, Disconnected, Limits, Received, Refused
+from apiary.errors import ApiaryError, DataError, SettingsError
+from apiary.settings import Settings
+
+State = Literal["ok", "warn", "fail"]
+CHUNK_BYTES: Final = 120_300
+"""A chunk of 120,000 bytes, its envelope and its topic."""
+_MB: Final = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. `mend` says what to do; empty where all is well."""
+
+    name: str
+    state: State
+    what: str
+    mend: str = ""
+
+
+def python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
+    """3.11 is the oldest that Apiary runs on."""
+    what = f"Python {'.'.join(map(str, version))}"
+    if version < (3, 11):
+        return Check("python", "fail", what, "install Python 3.11 or later")
+    return Check("python", "ok", what)
+
+
+def runtime(wanted: str) -> Check:
+    """Whether a training step can run here, with what, and whether numpy fits it."""
+    from apiary.learn import runtimes
+
+    try:
+        usable = [wanted] if wanted != "auto" else runtimes.usable()
+        runtimes.choose(wanted)
+    except ApiaryError as e:
+        return Check("runtime", "fail", str(e), "pip install 'apiary[edge]' (numpy < 2 with tflite-runtime)")
+    packages = ("tflite-runtime", "ai-edge-litert", "tensorflow", "numpy")
+    versions = ", ".join(f"{p} {v}" for p in packages if (v := _version(p)))
+    return Check("runtime", "ok", f"{' and '.join(usable)} can train; {versions}")
+
+
+def export() -> Check:
+    """What only the coordinator needs: TensorFlow to export, the rest for the report."""
+    missing = [p for p in ("tensorflow", "matplotlib", "jinja2", "pillow") if _version(p) is None]
+    if missing:
+        return Check(
+            "export", "fail", f"not installed: {', '.join(missing)}", "pip install 'apiary[coordinator]'"
+        )
+    return Check("export", "ok", f"tensorflow {_version('tensorflow')}, matplotlib {_version('matplotlib')}")
+
+
+def broker(settings: Settings) -> list[Check]:
+    """Connect, read the limits, and send two messages there and back, the larger as large as a chunk."""
+    from apiary.bus.mqtt import MqttBus
+
+    where = f"{settings.broker.host}:{settings.broker.port}"
+    try:
+        bus = MqttBus(settings.broker, f"apiary-doctor-{secrets.token_hex(4)}")
+    except SettingsError as e:
+        return [Check("broker", "fail", str(e), "correct the setting, `apiary config` shows them all")]
+    # Under the node's own id, where access lists let it write; no party listens to `doctor`.
+    topic = f"{settings.root}/{settings.federation}/node/{settings.edge.node_id}/doctor"
+    try:
+        deadline = time.monotonic() + settings.broker.connect_timeout_s
+        limits: Limits | None = None
+        while limits is None:
+            for event in bus.poll(0.2):
+                if isinstance(event, Connected):
+                    limits = event.limits
+                elif isinstance(event, Disconnected):
+                    what, _, mend = str(event.error).partition("; ")
+                    return [Check("broker", "fail", what, mend or _mend_broker(where))]
+            if limits is None and time.monotonic() > deadline:
+                return [Check("broker", "fail", f"no answer from {where}", _mend_broker(where))]
+        found = [_limits(limits, where)]
+        bus.subscribe(topic)
+        for name, size in (("round trip", 100), ("chunk", CHUNK_BYTES)):
+            found.append(_roundtrip(bus, topic, name, size))
+            if found[-1].state != "ok":
+                break
+        return found
+    finally:
+        bus.close()
+
+
+def disk(folder: Path) -> list[Check]:
+    """Free space, and how long the disk takes to have bytes safely."""
+    there = nearest(folder)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return [Check("disk", "fail", f"this user may not write to {there}", f"sudo chown $USER {there}")]
+    free = shutil.disk_usage(there).free
+    what = f"{free / 1e9:.1f} GB free for {folder}"
+    state: State = "fail" if free < 200e6 else "warn" if free < 1e9 else "ok"
+    found = [
+        Check("disk", state, what, "" if state == "ok" else "free some space: models and outbox go there")
+    ]
+    if free >= 200e6:
+        found.append(_write_speed(there))
+    return found
+
+
+def nearest(folder: Path) -> Path:
+    """`folder`, or the closest of its parents that exists."""
+    return next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+
+
+def memory(role: str, proc: Path = Path("/proc")) -> Check:
+    """Memory that is free or can be freed; a training child takes 77 to 120 MB, an export about 1 GB."""
+    try:
+        lines = dict(x.split(":", 1) for x in (proc / "meminfo").read_text().splitlines() if ":" in x)
+        available, swap = (int(lines[k].split()[0]) / 1024 for k in ("MemAvailable", "SwapTotal"))
+    except (OSError, KeyError, ValueError, IndexError):
+        return Check("memory", "ok", "this system does not tell")
+    need, comfortable = (120, 250) if role == "edge" else (600, 1500)
+    what = f"{available:.0f} MB available, {swap:.0f} MB swap"
+    if available < need:
+        return Check("memory", "fail", what, f"free {need} MB: stop other services, or add swap")
+    if available < comfortable:
+        return Check("memory", "warn", f"{what}: tight", "choose a smaller model, or stop other services")
+    return Check("memory", "ok", what)
+
+
+def heat(sys_root: Path = Path("/sys"), *, vcgencmd: str = "vcgencmd") -> list[Check]:
+    """Temperature and, on a Raspberry Pi, throttling; nothing where neither can be read."""
+    found: list[Check] = []
+    try:
+        degrees = int((sys_root / "class/thermal/thermal_zone0/temp").read_text()) / 1000
+    except (OSError, ValueError):
+        pass
+    else:
+        # The Pi's firmware starts to slow the processor at 80 degrees, hard at 85.
+        state: State = "fail" if degrees >= 85 else "warn" if degrees >= 75 else "ok"
+        mend = "" if state == "ok" else "add a heat sink or a fan, and give it air"
+        found.append(Check("temperature", state, f"{degrees:.0f} °C", mend))
+    if shutil.which(vcgencmd):
+        try:
+            said = subprocess.run(
+                [vcgencmd, "get_throttled"], capture_output=True, text=True, timeout=5, check=True
+            ).stdout
+            found.append(throttling(int(said.strip().partition("=")[2], 16)))
+        except (OSError, subprocess.SubprocessError, ValueError):
+            found.append(
+                Check("throttling", "warn", f"{vcgencmd} gives no answer", "add this user to group video")
+            )
+    return found
+
+
+def throttling(bits: int) -> Check:
+    """The firmware's word: bits 0 to 3 are now, 16 to 19 since boot."""
+    names = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
+    now = [n for i, n in enumerate(names) if bits >> i & 1]
+    since = [n for i, n in enumerate(names) if bits >> (16 + i) & 1]
+    mend = "use the official power supply and a short cable; cool the board"
+    if now:
+        return Check("throttling", "fail", f"now: {', '.join(now)}", mend)
+    if since:
+        return Check("throttling", "warn", f"since boot: {', '.join(since)}", mend)
+    return Check("throttling", "ok", "none since boot")
+
+
+def clock(now: datetime | None = None, run: Path = Path("/run")) -> Check:
+    """Certificates and logs need the right time; a Pi has no clock that runs without power."""
+    now = now or datetime.now(UTC)
+    what = now.strftime("%Y-%m-%d %H:%M UTC")
+    if not 2024 <= now.year < 2100:
+        return Check("clock", "fail", f"it says {what}", "sudo timedatectl set-ntp true, or set the date")
+    if (run / "systemd/timesync/synchronized").exists():
+        return Check("clock", "ok", f"{what}, synchronised")
+    match _ntp_synchronised():
+        case True:
+            return Check("clock", "ok", f"{what}, synchronised")
+        case False:
+            return Check("clock", "warn", f"{what}, not synchronised", "sudo timedatectl set-ntp true")
+    return Check("clock", "ok", f"{what}; this system does not tell whether it is synchronised")
+
+
+def pictures(name: str, key: str, folder: Path | None, *, needed: bool) -> Check:
+    """Counts per label of a data folder; `key` is the setting that names it."""
+    from apiary.learn.images import scan
+
+    if folder is None:
+        return Check(
+            name, "fail" if needed else "warn", f"{key} is not set", f"set {key} to a folder LABEL/*.jpg"
+        )
+    try:
+        found = scan(folder)
+    except DataError as e:
+        return Check(name, "fail", str(e), f"put pictures into {folder}/LABEL/")
+    what = f"{folder}: " + ", ".join(f"{n} {label}" for label, n in list(found.counts.items())[:20])
+    if warnings := found.messages():
+        more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
+        return Check(name, "warn", what, warnings[0] + more)
+    return Check(name, "ok", what)
+
+
+def _mend_broker(where: str) -> str:
+    return f"see that the broker runs at {where} and that broker.* of `apiary config` is right"
+
+
+def _limits(limits: Limits, where: str) -> Check:
+    said = [f"MQTT {limits.protocol} at {where}"]
+    if limits.max_packet_bytes:
+        said.append(f"packets up to {limits.max_packet_bytes} bytes")
+    if limits.receive_maximum:
+        said.append(f"{limits.receive_maximum} in flight")
+    what = ", ".join(said)
+    if 0 < limits.max_packet_bytes < CHUNK_BYTES:
+        return Check("broker", "fail", what, f"raise the broker's max_packet_size to {CHUNK_BYTES} or more")
+    if limits.protocol.startswith("3"):
+        return Check(
+            "broker", "warn", what, "what this broker refuses it drops in silence: MQTT 5 would say so"
+        )
+    return Check("broker", "ok", what)
+
+
+def _roundtrip(bus: Bus, topic: str, name: str, size: int) -> Check:
+    payload = os.urandom(size)
+    deadline = time.monotonic() + 5.0
+    started = 0.0
+    sent = False
+    mend = f"give this party the right to write and read {topic}"
+    while time.monotonic() < deadline:
+        if not sent:
+            started = time.monotonic()
+            sent = bus.publish(topic, payload, qos=1)
+        for event in bus.poll(0.1):
+            match event:
+                case Received(payload=back) if back == payload:
+                    took = (time.monotonic() - started) * 1000
+                    return Check(name, "ok", f"{size} bytes there and back in {took:.0f} ms")
+                case Refused(reason=reason):
+                    return Check(name, "fail", f"the broker refused {size} bytes: {reason}", mend)
+                case Disconnected(error=error):
+                    return Check(
+                        name, "fail", f"{size} bytes broke the link: {error}", "raise max_packet_size"
+                    )
+    return Check(name, "fail" if size > 1000 else "warn", f"{size} bytes did not come back in 5 s", mend)
+
+
+def _write_speed(folder: Path) -> Check:
+    path = folder / f".apiary-doctor-{secrets.token_hex(4)}.part"
+    block = os.urandom(_MB)
+    waits = []
+    try:
+        with path.open("wb") as f:
+            started = time.monotonic()
+            for _ in range(8):
+                f.write(block)
+            f.flush()
+            os.fsync(f.fileno())
+            speed = 8 / max(time.monotonic() - started, 1e-6)
+            for _ in range(5):
+                f.write(block[:4096])
+                f.flush()
+                started = time.monotonic()
+                os.fsync(f.fileno())
+                waits.append((time.monotonic() - started) * 1000)
+    except OSError as e:
+        return Check(
+            "disk speed", "fail", f"cannot write to {folder}: {e.strerror}", "a read-only card is worn"
+        )
+    finally:
+        path.unlink(missing_ok=True)
+    sync = statistics.median(waits)
+    what = f"{speed:.0f} MB/s written and synced, {sync:.1f} ms for a small sync"
+    if speed < 2 or sync > 250:
+        return Check("disk speed", "warn", what, "slow: a better SD card or an SSD saves minutes a round")
+    return Check("disk speed", "ok", what)
+
+
+def _ntp_synchronised() -> bool | None:
+    if shutil.which("timedatectl") is None:
+        return None
+    try:
+        said = subprocess.run(
+            ["timedatectl", "show", "--property=NTPSynchronized", "--value"],
+            capture_output=True, text=True, timeout=5, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"yes": True, "no": False}.get(said)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
