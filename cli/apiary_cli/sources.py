@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apiary.errors import DataError
+from apiary.learn.images import SUFFIXES
 from apiary_cli import catalogue
 
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png"})
 DEFAULT_DIR: Final = Path("datasets")
 Labels = NDArray[np.int64]
 
