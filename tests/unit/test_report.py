@@ -26,7 +26,8 @@ def history(**changes: Any) -> dict[str, Any]:
     closed = {
         "state": "closed", "loss": 0.4, "node_accuracy": 0.9, "bytes_up": 8000, "bytes_down": 4000,
         "seconds": 12.0, "per_class": {"head": score, EVIL: score}, "confusion": [[8, 2], [1, 9]],
-        "contributors": {"pi-1": share, "pi-2": {**share, "accuracy": 0.9, "accuracy_before": 0.5}},
+        "contributors": {"pi-1": share, "pi-2": share},
+        "node_metrics": {"pi-1": {"loss": 0.1}, "pi-2": {"accuracy": 0.9, "accuracy_before": 0.5}},
     }  # fmt: skip
     told = {
         "run": "run-1",
@@ -181,6 +182,10 @@ def test_a_record_that_does_not_hold_says_where(tmp_path: Path, content: str | N
         (tmp_path / "history.json").write_text(content)
     with pytest.raises(DataError, match=message):
         read_record(tmp_path)
+
+
+def test_nodes_are_counted_as_people_do() -> None:
+    assert plots.natural(["pi-10", "pi-9", "attic", "pi-1"]) == ["attic", "pi-1", "pi-9", "pi-10"]
 
 
 def test_sizes_and_times_for_people() -> None:

@@ -53,6 +53,7 @@ def render(record: Record, run_dir: Path) -> bytes:
         best=best,
         summary=summary,
         figures=figures,
+        nodes=[(n, record.nodes[n]) for n in plots.natural(record.nodes)],
         files=files_in(run_dir),
         closed=len(closed),
         failed=len(record.rounds) - len(closed),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -143,7 +143,7 @@ def data_per_node(
     style: Style = PAPER,
 ) -> Figure:
     """A stacked bar of each node's pictures by label; of a large fleet, the nodes that hold most."""
-    names = _natural(counts)
+    names = natural(counts)
     if len(names) > _MOST_NODES:
         names = sorted(names, key=lambda n: -sum(counts[n].values()))[:_MOST_NODES]
         title = f"{title or 'pictures'}: the {_MOST_NODES} largest of {len(counts)} nodes"
@@ -175,7 +175,7 @@ def data_per_node(
 def node_accuracy(record: Record, style: Style = PAPER) -> Figure:
     """Each node's accuracy on its own held-back pictures, before and after training, in its last round."""
     found = _accuracies(record)
-    names = _natural(found)[:_MOST_NODES]
+    names = natural(found)[:_MOST_NODES]
     figure = _figure(1.2 + 0.3 * len(names), style)
     axes = figure.subplots()
     for i, name in enumerate(names):
@@ -221,12 +221,17 @@ def inline_svg(figure: Figure, name: str) -> str:
     )
 
 
+def natural(names: Iterable[str]) -> list[str]:
+    """`node-2` before `node-10`."""
+    return sorted(names, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)])
+
+
 def _accuracies(record: Record) -> dict[str, tuple[float | None, float]]:
     found: dict[str, tuple[float | None, float]] = {}
     for r in record.rounds:
-        for name, share in r.contributors.items():
-            if share.accuracy is not None:
-                found[name] = (share.accuracy_before, share.accuracy)
+        for name, measured in r.node_metrics.items():
+            if measured.accuracy is not None:
+                found[name] = (measured.accuracy_before, measured.accuracy)
     return found
 
 
@@ -268,11 +273,6 @@ def _colour(i: int, n: int) -> Any:
 
 def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _natural(names: Mapping[str, Any]) -> list[str]:
-    """`node-2` before `node-10`."""
-    return sorted(names, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)])
 
 
 def _short(text: str, most: int) -> str:

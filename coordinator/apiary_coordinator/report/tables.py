@@ -25,11 +25,16 @@ class _Part(BaseModel):
 
 
 class Share(_Part):
-    """One node's part in a round; the accuracies are its own, on pictures that it holds back."""
+    """One node's part in a round."""
 
     samples: int = 0
     bytes: int = 0
     seconds: float = 0.0
+
+
+class NodeMetrics(_Part):
+    """What a node measured on the pictures that it holds back, after its training and before."""
+
     accuracy: float | None = None
     accuracy_before: float | None = None
 
@@ -52,6 +57,7 @@ class Round(_Part):
     loss: float | None = None
     node_accuracy: float | None = None
     contributors: dict[str, Share] = Field(default_factory=dict)
+    node_metrics: dict[str, NodeMetrics] = Field(default_factory=dict)
     rejected: dict[str, str] = Field(default_factory=dict)
     missing: dict[str, str] = Field(default_factory=dict)
     bytes_up: int = 0
