@@ -225,6 +225,8 @@ def _spawn(command: list[str], errors: Path) -> subprocess.Popen[bytes]:
 
 def _claim(host: str, port: int) -> int:
     """A port that is free at this moment. Raises BusError saying who may have it."""
+    if not 0 <= port <= 65535:
+        raise BusError(f"port {port} is none: expected 0 to 65535 (0 takes a free one)")
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -239,8 +241,6 @@ def _claim(host: str, port: int) -> int:
         ) from None
     except socket.gaierror as e:
         raise BusError(f"cannot listen on {host}: the name is not known ({e.strerror})") from None
-    except OverflowError:
-        raise BusError(f"port {port} is none: expected 0 to 65535") from None
     except OSError as e:
         if e.errno != 98 and "in use" not in str(e):  # EADDRINUSE
             raise BusError(f"cannot listen on {host}:{port}: {e.strerror or e}") from None

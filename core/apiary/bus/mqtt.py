@@ -33,6 +33,8 @@ MAX_BYTES: Final = 64 * 2**20
 FIRST_RETRY_S: Final = 0.5
 STEADY_S: Final = 10.0
 """A link that held this long was good: the next break starts with the shortest pause again."""
+SHORT_LINKS: Final = 3
+"""After so many links in a row that broke before `STEADY_S`, a second party with our id is suspected."""
 DRAIN_S: Final = 2.0
 """`close` waits this long for acknowledgements of what was published last."""
 _MISC_S: Final = 1.0
@@ -42,6 +44,7 @@ _V5: Final = MQTTProtocolVersion.MQTTv5
 _V311: Final = MQTTProtocolVersion.MQTTv311
 
 # Reason codes of MQTT 5, section 2.4; paho translates those of 3.1.1.
+_UNSPECIFIED: Final = 0x80
 _UNSUPPORTED_VERSION: Final = 0x84
 _SESSION_TAKEN_OVER: Final = 0x8E
 _PACKET_TOO_LARGE: Final = 0x95
@@ -142,7 +145,7 @@ class MqttBus:
         self._subscribing: dict[int, list[str]] = {}
 
         self._deadline = 0.0
-        self._since = 0.0
+        self._since: float | None = None
         self._misc_at = 0.0
         self._retry_at = clock()
         self._attempts = 0
@@ -309,12 +312,13 @@ class MqttBus:
 
     def _fail(self, error: BusError, now: float) -> None:
         """End this attempt or link: report it and plan the next attempt, or go down to 3.1.1 at once."""
-        was_up = self._connected
-        if was_up and now - self._since >= STEADY_S:
+        since, self._since = self._since, None
+        if since is not None and now - since >= STEADY_S:
             self._attempts = self._short_links = 0
-        elif was_up:
+        elif since is not None:
             self._short_links += 1
-            if self._short_links >= 3 and isinstance(error, BrokerUnreachable):
+            if self._short_links >= SHORT_LINKS and isinstance(error, BrokerUnreachable):
+                # mosquitto 2.0 closes the older of two parties with one id without the reason code.
                 error = self._unreachable(
                     f"the link broke {self._short_links} times shortly after connecting; does another party "
                     f"use the id {self._client_id!r}?"
@@ -389,6 +393,8 @@ class MqttBus:
                 client.loop_write()
             if ready & selectors.EVENT_READ or self._reading_ahead():
                 self._read(client)
+                if client is self._client and client.want_write():
+                    client.loop_write()  # what callbacks queued: subscriptions, acknowledgements
         return woken
 
     def _read(self, client: _Client) -> None:
@@ -443,8 +449,8 @@ class MqttBus:
             self._warned = True
             log.warning("%s speaks MQTT 3.1.1 only: what it refuses is lost without a word", self._where)
         self._connected = True
-        self._since = self._clock()
-        self._misc_at = self._since + _MISC_S
+        self._since = now = self._clock()
+        self._misc_at = now + _MISC_S
         self._events.append(Connected(self._limits))
         patterns = list(self._subscriptions)
         for i in range(0, len(patterns), _SUBSCRIBE_BATCH):
@@ -457,7 +463,8 @@ class MqttBus:
             if flags.is_disconnect_packet_from_server and reason.value not in _GOING_AWAY:
                 self._failure = self._refused(reason)
             elif self._connected:
-                self._failure = self._unreachable(f"the link broke ({reason})")
+                known = "" if reason.value == _UNSPECIFIED else f" ({reason})"
+                self._failure = self._unreachable(f"the link broke{known}")
             else:
                 self._failure = _ClosedEarly(
                     f"{self._where}: it closed the connection instead of answering; does it expect TLS "

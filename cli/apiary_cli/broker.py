@@ -1,0 +1,67 @@
+"""`apiary broker`: run a broker in the foreground, for trying out and for small fleets."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from apiary.bus.broker import BrokerProcess, start_broker
+from apiary.errors import ApiaryError, BusError
+from apiary.settings import Settings
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("--port", type=int, help="port to listen on (default: broker.port, 1883)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
+    )
+    parser.add_argument("--amqtt", action="store_true", help="use the embedded broker, for trying out only")
+    parser.add_argument(
+        "--state-dir", type=Path, default=Path("state/broker"), help="what it keeps (default: state/broker)"
+    )
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Run until Ctrl-C or SIGTERM; 0 then, 4 where the broker does not start or ends by itself."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    port = settings.broker.port if args.port is None else args.port
+    try:
+        with start_broker(
+            port,
+            host=args.host,
+            state_dir=args.state_dir,
+            prefer="amqtt" if args.amqtt else "auto",
+            say=lambda text: print(text, file=sys.stderr),
+        ) as broker:
+            _announce(broker, settings)
+            while not stop.wait(0.2):
+                if not broker.running:
+                    raise BusError(f"{broker.kind} ended by itself:\n{broker.log_tail()}")
+            print("stopping", flush=True)
+    except ApiaryError as e:
+        print(f"apiary broker: {e}", file=sys.stderr)
+        return e.exit_code
+    return 0
+
+
+def _announce(broker: BrokerProcess, settings: Settings) -> None:
+    shown = f"[{broker.host}]" if ":" in broker.host else broker.host
+    here = broker.host if broker.host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared only
+    host = "" if here == "127.0.0.1" else f" -h {here}"
+    print(f"{broker.kind} listens on {shown}:{broker.port}  (Ctrl-C stops it)")
+    print(f"watch it:  mosquitto_sub -v -t '{settings.root}/#'{host} -p {broker.port}")
+    print(f"log:       {broker.log_file}")
+    if broker.host not in _LOOPBACK:
+        print(
+            "careful:   anyone who reaches this address may connect, without a password or encryption; "
+            "for a fleet see broker/README.md"
+        )
+    sys.stdout.flush()
