@@ -245,8 +245,12 @@ class Coordinator:
         if live is not None and (offer.run, offer.round) == (self.run_id, live.round.number):
             live.collection.offered(node, offer, now)
             return
-        why = f"round {offer.round} of run {offer.run} is over"
-        self._outlet.send(receipt(offer, "closed", why), node)
+        if self._journal.counted(offer.run, offer.round, node):
+            # Its first receipt was lost on the way.
+            self._outlet.send(receipt(offer, "duplicate"), node)
+        else:
+            why = f"round {offer.round} of run {offer.run} is over"
+            self._outlet.send(receipt(offer, "closed", why), node)
 
     def _asked(self, node: NodeId, ask: Ask) -> None:
         self._tap(Kind.NODE_ASK, node, ask)

@@ -178,6 +178,11 @@ class Journal:
         )
         return [AcceptedRow(*row) for row in self._db.execute(query, (run, number))]
 
+    def counted(self, run: str, number: int, node: NodeId) -> bool:
+        """Whether an update of this node was accepted in this round."""
+        query = "SELECT 1 FROM accepted WHERE run = ? AND round = ? AND node = ?"
+        return self._db.execute(query, (run, number, node)).fetchone() is not None
+
     def rejected(self, run: str, number: int) -> dict[NodeId, str]:
         """Refused nodes of a round, and why."""
         query = "SELECT node, why FROM rejected WHERE run = ? AND round = ?"

@@ -146,6 +146,7 @@ class EdgeSettings(_Section):
     upload_idle_s: float = Field(
         30.0, gt=0, le=3600, description="offer again after this long without an answer"
     )
+    refresh_s: float = Field(60.0, ge=1, le=3600, description="say again who is here, and ask what is current")
     want_idle_s: float = Field(
         10.0, gt=0, le=3600, description="ask again for missing chunks after this pause"
     )

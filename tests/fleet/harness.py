@@ -1,0 +1,272 @@
+"""The real coordinator and real nodes on the in-memory bus, under a clock that the test moves.
+
+Only training and judging are stand-ins: a node's update is a fixed function of its name, the round and the
+model it was given, so that any disturbance that changes what is counted changes the final bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apiary.blobs import BlobStore
+from apiary.bus.memory import MemoryBroker, MemoryBus
+from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.settings import Settings
+from apiary.tensors import Weights
+from apiary.wire import NodeId, blob
+from apiary.wire.chunks import digest_of
+from apiary.wire.messages import BlobRef, TrainMetrics
+from apiary_coordinator.service import Coordinator
+from apiary_coordinator.service import will as coordinator_will
+from apiary_coordinator.store import Journal
+from apiary_coordinator.worker import InlineWorker
+from apiary_coordinator.workshop import Artefacts, Judgement
+from apiary_edge.job import Told, TrainJob
+from apiary_edge.outbox import Outbox
+from apiary_edge.service import Edge, will
+from apiary_edge.update import encode_update
+
+TICK_S = 0.1
+SHAPES = {"a/kernel": (300, 200), "a/bias": (200,)}
+"""240,800 bytes: three chunks."""
+
+
+class FakeWorkshop:
+    """Two tensors, no pictures; accuracy is a number made of the weights."""
+
+    def __init__(self, blobs: BlobStore):
+        self._blobs = blobs
+
+    def build(self) -> Artefacts:
+        rng = np.random.default_rng(7)
+        initial = Weights({n: rng.normal(size=s).astype(np.float32) for n, s in SHAPES.items()})
+        return Artefacts(
+            labels=("a", "b"),
+            manifest=self._keep(self._manifest().encode()),
+            trainer=self._keep(b"a trainer" * 20_000),
+            base=None,
+            initial=self._keep(blob.encode(initial)),
+        )
+
+    def manifest(self, artefacts: Artefacts) -> Manifest:
+        return self._manifest()
+
+    def evaluate(self, artefacts: Artefacts, weights: Weights) -> Judgement:
+        accuracy = 1 - 1 / (2 + abs(float(weights["a/bias"].sum(dtype=np.float64))))
+        return Judgement(accuracy, 1 - accuracy, {"per_class": {}, "confusion": [[1, 0], [0, 1]]})
+
+    def finish(self, artefacts: Artefacts, weights: Weights, folder: Path) -> dict[str, Any]:
+        return {"int8_accuracy": 0.5}
+
+    def _manifest(self) -> Manifest:
+        return Manifest(
+            recipe="fake",
+            input=PictureInput(height=8, width=8, channels=1),
+            labels=("a", "b"),
+            tensors=tuple(
+                Tensor(name=n, shape=s, argument=f"p{i}") for i, (n, s) in enumerate(SHAPES.items())
+            ),
+            batch_size=16,
+            optimizer="adam",
+        )
+
+    def _keep(self, data: bytes) -> BlobRef:
+        return BlobRef(digest=self._blobs.put(data), bytes=len(data))
+
+
+def update_of(node: str, round_number: int, before: Weights) -> tuple[Weights, int]:
+    """What this node's training makes of the model in this round: new weights and its samples."""
+    seed = int.from_bytes(hashlib.sha256(f"{node}/{round_number}".encode()).digest()[:8], "big")
+    rng = np.random.default_rng(seed)
+    after = {n: t + rng.normal(scale=0.1, size=t.shape).astype(np.float32) for n, t in before.items()}
+    return Weights(after), samples_of(node)
+
+
+def samples_of(node: str) -> int:
+    return 10 + int.from_bytes(hashlib.sha256(node.encode()).digest()[:2], "big") % 20
+
+
+class FakeTraining:
+    """Takes `seconds` of the broker's clock; `spoil` may change the update's bytes."""
+
+    def __init__(
+        self, broker: MemoryBroker, seconds: float, spoil: Callable[[bytes], bytes] = lambda data: data
+    ):
+        self.started = 0
+        self.seconds = seconds
+        self.spoil = spoil
+        self._broker = broker
+        self._job: TrainJob | None = None
+        self._ends = 0.0
+
+    def start(self, job: TrainJob) -> None:
+        self.started += 1
+        self._job, self._ends = job, self._broker.now + self.seconds
+
+    def collect(self) -> list[Told]:
+        if self._job is None or self._broker.now < self._ends:
+            return []
+        job, self._job = self._job, None
+        before = blob.decode(job.model.read_bytes(), who="test").weights
+        after, samples = update_of(job.node, job.round, before)
+        document = self.spoil(
+            encode_update(
+                before,
+                after,
+                codec=job.plan.codec,
+                run=job.run,
+                round_number=job.round,
+                node=job.node,
+                samples=samples,
+            )
+        )
+        job.out.mkdir(parents=True, exist_ok=True)
+        (job.out / "update.blob").write_bytes(document)
+        metrics = TrainMetrics(loss=0.5, accuracy=0.9, accuracy_before=0.8, seconds=self.seconds)
+        digest = digest_of(document)
+        return [Told(kind="done", digest=digest, bytes=len(document), samples=samples, metrics=metrics)]
+
+    def stop(self) -> None:
+        self._job = None
+
+
+class Fleet:
+    """A coordinator and nodes named `pi-00`, `pi-01`, ...; any of them can be killed and started again."""
+
+    def __init__(self, folder: Path, nodes: int, *, broker: MemoryBroker | None = None, **run: Any):
+        self.folder = folder
+        self.broker = broker or MemoryBroker(seed=1, latency_s=0.01)
+        self.run_settings = {"rounds": 3, "min_nodes": nodes, "settle_s": 0.5, "seed": 5, **run}
+        self.coordinator: Coordinator | None = None
+        self.nodes: dict[str, Edge] = {}
+        self.trainings: dict[str, FakeTraining] = {}
+        self.starts = 0
+        self._journal: Journal | None = None
+        for i in range(nodes):
+            self.start_node(f"pi-{i:02d}")
+        self.start_coordinator()
+
+    def settings(self, node: str = "x") -> Settings:
+        return Settings.model_validate(
+            {
+                "run": self.run_settings,
+                "coordinator": {
+                    "state_dir": self.folder / "coordinator",
+                    "runs_dir": self.folder / "runs",
+                    "sync": False,
+                    "upload_idle_s": 3.0,
+                    "max_uploads": 4,
+                },
+                "edge": {
+                    "node_id": node,
+                    "data_dir": self.folder / "pictures",
+                    "state_dir": self.folder / node,
+                    "upload_idle_s": 3.0,
+                    "want_idle_s": 2.0,
+                },
+            }
+        )
+
+    def start_coordinator(self) -> None:
+        settings = self.settings()
+        self.starts += 1
+        epoch = f"epoch-{self.starts}"
+        self._journal = Journal(settings.coordinator.state_dir)
+        row = self._journal.active_run()
+        if row is None:
+            self._journal.open_run("run", 0.0, "{}")
+            row = self._journal.active_run()
+        assert row is not None
+        blobs = BlobStore(settings.coordinator.state_dir / "blobs")
+        self.coordinator = Coordinator(
+            settings,
+            bus=self.broker.bus("coordinator", coordinator_will(settings.topics, epoch)),
+            journal=self._journal,
+            blobs=blobs,
+            workshop=FakeWorkshop(blobs),
+            worker=InlineWorker(),
+            clock=lambda: self.broker.now,
+            wall=lambda: self.broker.now,
+            epoch=epoch,
+            run=row.id,
+            created=0.0,
+        )
+        self.coordinator.start(
+            Artefacts.model_validate_json(row.artefacts) if row.artefacts is not None else None
+        )
+
+    def kill_coordinator(self) -> None:
+        """As `kill -9`: nothing is said, what is in memory is gone."""
+        if self.coordinator is not None and self._journal is not None:
+            self._cut("coordinator")
+            self._journal.close()
+            self.coordinator = None
+
+    def start_node(self, node: str, *, seconds: float | None = None, samples: int = 30) -> Edge:
+        folder = self.folder / "pictures" / "a"
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(samples):
+            (folder / f"{i}.png").touch()
+        settings = self.settings(node)
+        self.starts += 1
+        # Nodes differ in speed, so that updates come neither all at once nor in the order of names.
+        pace = 1.0 + samples_of(node) / 10 if seconds is None else seconds
+        training = self.trainings.setdefault(node, FakeTraining(self.broker, pace))
+        instance = f"instance-{self.starts}"
+        self.nodes[node] = Edge(
+            settings,
+            bus=self.broker.bus(node, will(settings.topics, NodeId(node), instance)),
+            blobs=BlobStore(settings.edge.state_dir / "blobs", 2**28),
+            outbox=Outbox(settings.edge.state_dir / "outbox"),
+            training=training,
+            clock=lambda: self.broker.now,
+            instance=instance,
+            runtimes=["fake"],
+        )
+        self.nodes[node].start()
+        return self.nodes[node]
+
+    def kill_node(self, node: str) -> None:
+        self._cut(node)
+        self.trainings[node].stop()
+        del self.nodes[node]
+
+    def turn(self) -> None:
+        """Every party's loop once, and a tick of the clock."""
+        if self.coordinator is not None:
+            self.coordinator.step(0)
+        for node in list(self.nodes.values()):
+            node.step(0)
+        self.broker.now += TICK_S
+
+    def run(
+        self, *, seconds: float = 1200, each: Callable[[int], None] = lambda turn: None
+    ) -> dict[str, Any]:
+        """Turn until the run is over; its summary. Fails where it is not over in time."""
+        for i in range(int(seconds / TICK_S)):
+            each(i)
+            self.turn()
+            if self.coordinator is not None and self.coordinator.stage == "done":
+                return self.coordinator.summary
+        stage = self.coordinator.stage if self.coordinator else "dead"
+        states = {n: e.session.state.value for n, e in self.nodes.items()}
+        raise AssertionError(f"not over after {seconds} s: coordinator {stage}, nodes {states}")
+
+    def results(self) -> list[dict[str, Any]]:
+        assert self._journal is not None
+        return [row.result for row in self._journal.rounds("run") if row.result is not None]
+
+    def close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+
+    def _cut(self, client: str) -> None:
+        self.broker.cut(client, for_s=float("inf"))
+
+
+__all__ = ["Fleet", "MemoryBus", "update_of"]
