@@ -28,12 +28,14 @@ def builtin_gradients() -> Iterator[None]:
 
 
 def _relu(op: Operation, g: Tensor) -> Tensor:
-    return g * tf.cast(op.outputs[0] > 0, g.dtype)
+    with _late(g):
+        return tf.where(op.outputs[0] > 0, g, 0.0)
 
 
 def _relu6(op: Operation, g: Tensor) -> Tensor:
     y = op.outputs[0]
-    return g * tf.cast(tf.logical_and(y > 0, y < 6), g.dtype)
+    with _late(g):
+        return tf.where(tf.logical_and(y > 0, y < 6), g, 0.0)
 
 
 def _bias_add(_: Operation, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,14 +43,21 @@ def _bias_add(_: Operation, g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _conv2d(op: Operation, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Input: a transposed convolution. Filter: the windows as rows of one matrix, times the gradient."""
+    """Input: a transposed convolution. Filter: what each place of the window saw, times the gradient."""
     x, kernel = op.inputs
     window = _Window(op, kernel.shape[0], kernel.shape[1], x.shape)
     rows = g.shape[0] * g.shape[1] * g.shape[2]
-    patches = tf.concat(list(window.views(x, g.shape)), -1)
-    flat = tf.matmul(tf.reshape(patches, [rows, -1]), tf.reshape(g, [rows, g.shape[3]]), transpose_a=True)
-    d_kernel = tf.reshape(flat, kernel.shape)
-    d_x = tf.nn.conv2d_transpose(g, kernel, x.shape, [window.down, window.right], padding=window.padding)
+    flat_g = tf.reshape(g, [rows, g.shape[3]])
+    # One place of the window after the other: all in one matrix are as fast, and nine times as large.
+    taps, last = [], g
+    padded = window.pad(x, after=g)
+    for place in window.places:
+        view = window.view(padded, g.shape, place, after=last)
+        last = tf.matmul(tf.reshape(view, [rows, x.shape[3]]), flat_g, transpose_a=True)
+        taps.append(last)
+    d_kernel = tf.reshape(tf.concat(taps, 0), kernel.shape)
+    with _late(d_kernel):  # the patches are gone before the next large tensor comes
+        d_x = tf.nn.conv2d_transpose(g, kernel, x.shape, [window.down, window.right], padding=window.padding)
     return d_x, d_kernel
 
 
@@ -61,7 +70,11 @@ def _depthwise(op: Operation, g: Tensor) -> tuple[Tensor, Tensor]:
     window = _Window(op, height, width, x.shape)
     if window.down != window.right:
         raise ExportError(f"{op.name}: unlike strides {window.down} and {window.right} cannot be exported")
-    sums = [tf.reduce_sum(view * g, [0, 1, 2]) for view in window.views(x, g.shape)]
+    sums, last = [], g
+    padded = window.pad(x, after=g)
+    for place in window.places:
+        last = tf.reduce_sum(window.view(padded, g.shape, place, after=last) * g, [0, 1, 2])
+        sums.append(last)
     d_kernel = tf.reshape(tf.stack(sums), kernel.shape)
     stride = window.down
     spread = g
@@ -105,6 +118,14 @@ def _unpool(parts: list[Tensor], size: int, shape: Any) -> Tensor:
     return tf.pad(d_x, [[0, 0], [0, below], [0, beside], [0, 0]]) if below or beside else d_x
 
 
+def _late(g: Tensor) -> Any:
+    """Nothing of a gradient before `g` is there: the converter keeps that order, and the peak of memory falls.
+
+    Without it, what hangs on the forward pass alone is computed in it, and lies around until it is used.
+    """
+    return tf.control_dependencies([g])
+
+
 class _Window:
     """How a convolution's window moves over its padded input."""
 
@@ -124,14 +145,24 @@ class _Window:
         """Height and width of the padded input."""
         return shape[1] + sum(self.top), shape[2] + sum(self.left)
 
-    def views(self, x: Tensor, out: Any) -> Iterator[Tensor]:
-        """For each place in the window, what it saw: one [B, out height, out width, C] each."""
-        if any(self.top + self.left):
-            x = tf.pad(x, [[0, 0], self.top, self.left, [0, 0]])
-        for i in range(self.height):
-            for j in range(self.width):
-                tall, wide = (out[1] - 1) * self.down + 1, (out[2] - 1) * self.right + 1
-                yield x[:, i : i + tall : self.down, j : j + wide : self.right, :]
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Row and column of each place in the window."""
+        return [(i, j) for i in range(self.height) for j in range(self.width)]
+
+    def pad(self, x: Tensor, after: Tensor) -> Tensor:
+        """The padded input, made after `after`."""
+        if not any(self.top + self.left):
+            return x
+        with _late(after):
+            return tf.pad(x, [[0, 0], self.top, self.left, [0, 0]])
+
+    def view(self, padded: Tensor, out: Any, place: tuple[int, int], after: Tensor) -> Tensor:
+        """What a place in the window saw: [B, out height, out width, C], made after `after`."""
+        i, j = place
+        tall, wide = (out[1] - 1) * self.down + 1, (out[2] - 1) * self.right + 1
+        with _late(after):
+            return padded[:, i : i + tall : self.down, j : j + wide : self.right, :]
 
 
 def _same(size: int, window: int, stride: int) -> tuple[int, int]:

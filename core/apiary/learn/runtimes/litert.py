@@ -91,6 +91,7 @@ class _Trainer:
             self._infer = interpreter.get_signature_runner("infer")
             self._get = interpreter.get_signature_runner("get_weights")
             self._set = interpreter.get_signature_runner("set_weights")
+        self._infer_size = int(self._infer.get_input_details()["x"]["shape"][0])
         details = self._set.get_input_details()
         held = {
             t.name: tuple(int(d) for d in details[t.argument]["shape"])
@@ -118,7 +119,7 @@ class _Trainer:
         return float(out["loss"].reshape(-1)[0])
 
     def infer(self, x: Array) -> Array:
-        size = self._manifest.batch_size
+        size = self._infer_size
         parts = []
         for start in range(0, len(x), size):
             part = x[start : start + size]
