@@ -186,7 +186,7 @@ def _score(results: list[Prediction]) -> tuple[int, int]:
 def _total(results: list[Prediction]) -> str:
     counts = Counter(r.top[0][0] for r in results)
     pictures = f"{len(results)} picture{'s' if len(results) > 1 else ''}"
-    text = f"{pictures}: " + ", ".join(f"{n} {label}" for label, n in counts.most_common())
+    text = f"{pictures}: " + ", ".join(f"{label} {n}x" for label, n in counts.most_common())
     right, known = _score(results)
     return text + (f"; {right} of {known} right ({100 * right / known:.1f} %)" if known else "")
 

@@ -366,6 +366,46 @@ def test_other_sources_that_cannot_be_used(tmp_path: Path) -> None:
         hardhat_layout(tmp_path, tmp_path / "out")
 
 
+def test_folders_with_a_split_of_their_own(tmp_path: Path) -> None:
+    labels = dict.fromkeys(catalogue.get("fer2013").classes, 3)
+    pictures(tmp_path / "fer2013" / "train", labels)
+    pictures(tmp_path / "fer2013" / "test", dict.fromkeys(labels, 1))
+    layout = materialise("fer2013", tmp_path / "out", nodes=3, data_dir=tmp_path)
+    assert layout.labels == catalogue.get("fer2013").classes
+    assert layout.counts["server"] == dict.fromkeys(labels, 1)
+    assert int(layout.matrix().sum()) == 21
+    pictures(tmp_path / "fer2013" / "test", {"bored": 1})
+    with pytest.raises(DataError, match="bored: a test label that no training picture has"):
+        open_source("fer2013", tmp_path)
+
+
+def test_of_two_arrays_none_is_guessed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        npz(tmp_path / f"{name}.npz", x_train=np.zeros((2, 4, 4), np.uint8), y_train=np.array([0, 1]))
+    with pytest.raises(DataError, match=r"holds 2 \.npz files, expected one"):
+        open_source("mnist", tmp_path)
+
+
+def test_what_is_fetched_can_be_opened(site: Site, tmp_path: Path) -> None:
+    out, x = io.BytesIO(), np.zeros((4, 28, 28), np.uint8)
+    np.savez(out, x_train=x, y_train=np.arange(4), x_test=x[:1], y_test=np.array([9]))
+    site.body = out.getvalue()
+    mnist = catalogue.get("mnist")
+    local = mnist.archives[0].model_copy(update={"url": site.url, "sha256": sha256(site.body)})
+    fetch(mnist.model_copy(update={"archives": [local]}), tmp_path / "mnist")
+    source = open_source("mnist", tmp_path)
+    assert (source.labels, source.y_train.size, source.y_test.tolist()) == (mnist.classes, 4, [9])
+
+
+def test_an_interrupted_layout_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        materialise("digits", tmp_path / "out", nodes=2, on_progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_cifar_binary_records_become_pictures(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     folder = tmp_path / "cifar10" / "cifar-10-batches-bin"

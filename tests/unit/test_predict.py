@@ -81,7 +81,7 @@ def test_names_pictures_and_counts_what_is_right(
     wrong = next(x for x in lines if "green/1.jpg" in x)
     assert "blue" in wrong
     assert wrong.endswith("✗ green")
-    assert lines[-1] == "6 pictures: 3 blue, 2 red, 1 green; 5 of 6 right (83.3 %)"
+    assert lines[-1] == "6 pictures: blue 3x, red 2x, green 1x; 5 of 6 right (83.3 %)"
 
 
 @pytest.mark.tensorflow
@@ -109,7 +109,7 @@ def test_folders_that_are_no_labels_give_no_score(
     (pictures / "red").rename(pictures / "monday")
     (pictures / "green" / "1.jpg").unlink()
     _, out, _ = command(capsys, runs, "latest", pictures / "monday", pictures / "green" / "0.png")
-    assert out.splitlines()[-1] == "3 pictures: 2 red, 1 green"
+    assert out.splitlines()[-1] == "3 pictures: red 2x, green 1x"
 
 
 @pytest.mark.tensorflow
