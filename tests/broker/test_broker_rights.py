@@ -241,7 +241,7 @@ def test_bridge_carries_both_ways(
     coordinator.publish(T.build(Kind.ROUND_CURRENT), b"{}", retain=True)
     poll_until(lambda es: any(isinstance(e, Received) and "round" in e.topic for e in es), node)
     coordinator.publish(down, b"chunk")
-    assert poll_until(lambda es: bool(es), node)[0] == Received(down, b"chunk")
+    assert poll_until(bool, node)[0] == Received(down, b"chunk")
     node.publish(up, b"offer")
     poll_until(lambda es: Received(up, b"offer") in es, coordinator, node)
     coordinator.close()

@@ -73,7 +73,8 @@ def test_retained_messages_outlive_a_restart(tmp_path: Path) -> None:
 
 
 def test_own_lines_replace_places_and_listeners() -> None:
-    base = "persistence true\npersistence_location /var/x/\nlog_dest stderr\nlistener 1883\nallow_anonymous false\n"
+    base = "persistence true\npersistence_location /var/x/\nlog_dest stderr\n"
+    base += "listener 1883\nallow_anonymous false\n"
     text = mosquitto_conf(base, "::1", 1999, Path("/state"))
     lines = text.splitlines()
     assert lines[0] == "persistence true"

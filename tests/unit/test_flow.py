@@ -76,7 +76,7 @@ def test_chunk_that_waits_is_not_queued_twice_and_one_that_left_is(
 
 def test_runs_past_the_end_and_backwards_are_left_out() -> None:
     flow = ChunkFlow()
-    assert add(flow, A, [(3, 10**12), (7, 3), (-5, 1)], "a") == 3
+    assert add(flow, A, [(-5, 1), (3, 2), (3, 10**12), (1, 2)], "a") == 3
     assert flow.waiting(DIGEST_A) == 3
     assert add(flow, B, [(10**9, 10**10)], "b") == 0
     assert flow.waiting(DIGEST_B) == 0

@@ -21,6 +21,7 @@ from apiary.wire.codecs.base import Codec, Encoded
 
 MAX_HEADER_BYTES: Final = 2**20
 MAX_TENSORS: Final = 4096
+_MAX_FLOAT32: Final = (2 - 2**-23) * 2.0**127
 _DTYPES: Final = {"f4": 4, "f2": 2, "i1": 1, "u1": 1}
 
 
@@ -54,7 +55,7 @@ def encode(weights: Weights, *, codec_name: str = "raw_f32", about: Mapping[str,
 
 
 def decode(document: bytes | memoryview, *, who: str) -> WeightsBlob:
-    """Read a document from `who`. Raises BlobError, never anything else; memory is bounded by the document."""
+    """Read a document from `who`. Raises BlobError and nothing else; memory is bounded by the document's."""
     view = memoryview(document)
     if len(view) < 2 or view[0] != 0x92:
         raise BlobError(f"{who}: not a weights blob: it does not begin as a list of two")
@@ -103,6 +104,6 @@ def _decode(header: Any, body: memoryview) -> WeightsBlob:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("a codec parameter is not a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_FLOAT32:
+        raise ValueError("a codec parameter is not a finite float32 number")
     return float(value)

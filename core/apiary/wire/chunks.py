@@ -108,9 +108,16 @@ def ranges(indices: Iterable[int], limit: int = 1_000) -> Ranges:
 
 
 def indices(runs: Iterable[tuple[int, int]], chunks: int) -> Iterator[int]:
-    """The indices that `runs` names, those past the blob's end left out."""
+    """The indices that `runs` names, each once, those past the blob's end left out.
+
+    Runs ascend; what overlaps or goes back is left out, so that a peer's list costs at most `chunks` steps.
+    """
+    at = 0
     for start, end in runs:
-        yield from range(max(0, start), min(end, chunks))
+        first, last = max(at, start), min(end, chunks)
+        if first < last:
+            yield from range(first, last)
+            at = last
 
 
 def _decode(digest: Digest, index: int, size: int, payload: bytes) -> memoryview:

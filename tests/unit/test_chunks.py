@@ -1,0 +1,131 @@
+"""Blobs are cut and joined whatever the order, and nothing that is wrong gets in."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import msgpack
+import pytest
+
+from apiary.errors import ChunkError
+from apiary.wire.chunks import (
+    CHUNK_BYTES,
+    ENVELOPE_BYTES,
+    Assembly,
+    count,
+    digest_of,
+    encode,
+    indices,
+    ranges,
+    span,
+)
+from apiary.wire.messages import MAX_BLOB_BYTES
+
+BLOB = random.Random(1).randbytes(CHUNK_BYTES * 3 + 17)
+DIGEST = digest_of(BLOB)
+
+
+def chunk(index: int) -> bytes:
+    start, end = span(index, len(BLOB))
+    return encode(DIGEST, index, BLOB[start:end])
+
+
+@pytest.mark.parametrize(
+    ("size", "chunks"), [(1, 1), (CHUNK_BYTES, 1), (CHUNK_BYTES + 1, 2), (14_000_000, 117), (0, 1)]
+)
+def test_count_and_span_cover_a_blob(size: int, chunks: int) -> None:
+    assert count(size) == chunks
+    assert span(0, size)[0] == 0
+    assert span(chunks - 1, size)[1] == size
+    assert all(span(i, size)[1] == span(i + 1, size)[0] for i in range(chunks - 1))
+
+
+def test_envelope_is_small_and_the_packet_below_the_allocators_cliff() -> None:
+    payload = encode(DIGEST, 9_999_999, bytes(CHUNK_BYTES))
+    assert len(payload) - CHUNK_BYTES <= ENVELOPE_BYTES
+    assert len(payload) + 256 < 126_976
+
+
+def test_any_order_with_repetition_gives_the_blob() -> None:
+    order = [0, 1, 2, 3, 2, 0, 3]
+    random.Random(2).shuffle(order)
+    assembly, body = Assembly(DIGEST, len(BLOB)), bytearray(len(BLOB))
+    for i in order:
+        taken = assembly.accept(i, chunk(i))
+        if taken is not None:
+            body[taken[0] : taken[0] + len(taken[1])] = taken[1]
+    assert assembly.complete
+    assert assembly.received == 4
+    assert assembly.missing() == []
+    assert body == BLOB
+
+
+def test_repetition_is_none_and_missing_tells_the_rest() -> None:
+    assembly = Assembly(DIGEST, len(BLOB))
+    assert assembly.missing() == [(0, 4)]
+    assert assembly.accept(1, chunk(1)) is not None
+    assert assembly.accept(1, chunk(1)) is None
+    assert assembly.missing() == [(0, 1), (2, 4)]
+    assert assembly.missing(limit=1) == [(0, 1)]
+    assembly.forget()
+    assert assembly.missing() == [(0, 4)]
+
+
+GOOD = chunk(1)
+DATA = BLOB[CHUNK_BYTES : 2 * CHUNK_BYTES]
+
+
+@pytest.mark.parametrize(
+    ("index", "payload", "message"),
+    [
+        (-1, GOOD, "chunk -1 of blob .*, which has 4"),
+        (4, GOOD, "chunk 4 of blob .*, which has 4"),
+        (2, GOOD, "says that it is another"),
+        (1, encode(digest_of(b"other"), 1, DATA), "says that it is another"),
+        (3, encode(DIGEST, 3, DATA), "has 120035 bytes, expected about 17|has .* bytes, expected about 17"),
+        (0, encode(DIGEST, 0, DATA[:-1]), "holds 119999 bytes, expected 120000"),
+        (1, GOOD[:-1] + bytes([GOOD[-1] ^ 1]), "is damaged: its checksum does not hold"),
+        (1, GOOD[:-1], "is not a chunk: binary of 120000 bytes, but 119999 follow"),
+        (1, GOOD + b"x", "is not a chunk"),
+        (1, b"", "is not a chunk"),
+        (1, b"\x94", "is not a chunk"),
+        (1, b"\xdd\xff\xff\xff\xff", "is not a chunk: not a list of four"),
+        (1, b"\x94\xdd\xff\xff\xff\xff", "is not a chunk"),
+        (1, b"{}", "is not a chunk"),
+        (1, msgpack.packb([b"12345678", 1, 2, "text"]), "is not a chunk: no binary"),
+        (1, msgpack.packb(["\x00", [1], {}, b""]), "says that it is another|is not a chunk"),
+    ],
+    ids=range(16),
+)
+def test_wrong_chunk_is_refused_and_stays_missing(index: int, payload: bytes, message: str) -> None:
+    assembly = Assembly(DIGEST, len(BLOB))
+    with pytest.raises(ChunkError, match=message) as caught:
+        assembly.accept(index, payload)
+    assert len(str(caught.value)) < 200
+    assert assembly.received == 0
+
+
+def test_damage_is_told_even_where_the_chunk_is_there_already() -> None:
+    assembly = Assembly(DIGEST, len(BLOB))
+    assembly.accept(1, chunk(1))
+    with pytest.raises(ChunkError, match="is damaged"):
+        assembly.accept(1, GOOD[:-1] + bytes([GOOD[-1] ^ 1]))
+
+
+def test_ranges_and_indices_are_each_others_inverse() -> None:
+    some = [0, 1, 2, 5, 7, 8]
+    runs = ranges(some)
+    assert runs == [(0, 3), (5, 6), (7, 9)]
+    assert list(indices(runs, 100)) == some
+    assert list(indices(runs, 6)) == [0, 1, 2, 5]
+    assert ranges([]) == []
+
+
+def test_list_of_runs_from_a_peer_costs_no_more_than_the_blob_has_chunks() -> None:
+    chunks = count(MAX_BLOB_BYTES)
+    hostile = [(0, 2**40)] * 2_000
+    began = time.perf_counter()
+    assert list(indices(hostile, chunks)) == list(range(chunks))
+    assert time.perf_counter() - began < 0.5
+    assert list(indices([(5, 3), (2**40, 2**40), (-3, 2), (1, 4)], chunks)) == [0, 1, 2, 3]
