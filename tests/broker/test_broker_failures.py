@@ -256,6 +256,37 @@ def test_auto_falls_back_on_amqtt_with_one_warning(
     assert "speaks MQTT 3.1.1 only" in warnings[0]
 
 
+def test_ten_parties_that_connect_at_once_share_a_blob_over_amqtt() -> None:
+    pytest.importorskip("amqtt")
+    with start_broker(0, prefer="amqtt", say=lambda _: None) as broker:
+        settings = BrokerSettings(port=broker.port)
+        parties = [MqttBus(settings, f"p{i}", Will(f"status/{i}", b"lost")) for i in range(10)]
+        got: list[list[Received]] = [[] for _ in parties]
+        for party in parties:
+            party.subscribe("status/+")
+            party.subscribe("down/+")
+        end = time.monotonic() + 30
+        chunk, sent = bytes(120_000), 0
+        while any(len(g) < 10 + 25 for g in got):
+            assert time.monotonic() < end, [len(g) for g in got]
+            for i, party in enumerate(parties):
+                for event in party.poll(0.005):
+                    if isinstance(event, Connected):
+                        assert party.publish(f"status/{i}", b"ready", retain=True)
+                    elif isinstance(event, Received):
+                        got[i].append(event)
+            seen_all = all(len({e.topic for e in g}) >= 10 for g in got)
+            if seen_all and sent < 25 and parties[0].backlog < 10:
+                parties[0].publish(f"down/{sent}", chunk)
+                sent += 1
+        for g in got:
+            topics = [e.topic for e in g if e.topic.startswith("down/")]
+            assert topics == [f"down/{i}" for i in range(25)]
+            assert {e.topic for e in g if e.payload == b"ready"} == {f"status/{i}" for i in range(10)}
+        for party in parties:
+            party.close()
+
+
 def test_version_5_alone_is_refused_by_amqtt_with_the_remedy(poll_until: PollUntil) -> None:
     pytest.importorskip("amqtt")
     with start_broker(0, prefer="amqtt", say=lambda _: None) as broker:

@@ -25,7 +25,8 @@ WEIGHTS = Weights(
 
 def document(rows: list[Any], body: bytes, **changes: Any) -> bytes:
     header = {"v": 1, "codec": "raw_f32", "about": {}, "tensors": rows} | changes
-    return bytes([0x92]) + msgpack.packb(header) + b"\xc6" + len(body).to_bytes(4, "big") + body
+    packed: bytes = msgpack.packb(header)
+    return bytes([0x92]) + packed + b"\xc6" + len(body).to_bytes(4, "big") + body
 
 
 def test_weights_come_back_in_order_with_what_was_said_about_them() -> None:

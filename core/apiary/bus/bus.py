@@ -97,7 +97,7 @@ class Bus(Protocol):
         """Do what the network allows and return what happened, within `timeout_s`; connects by itself.
 
         Returns early, perhaps with nothing, when acknowledgements made room for more publishes. Takes at
-        most some 1,000 messages or 64 MB from the network; the rest waits in the kernel, which slows the
+        most some 1,000 messages or 4 MB from the network; the rest waits in the kernel, which slows the
         broker down. Call it at least once a second, for the signs of life that the broker expects.
         """
         ...

@@ -29,7 +29,8 @@ from apiary.errors import BrokerRefused, BrokerUnreachable, BusError
 from apiary.settings import BrokerSettings, password
 
 MAX_EVENTS: Final = 1_000
-MAX_BYTES: Final = 64 * 2**20
+MAX_BYTES: Final = 4 * 2**20
+"""What one `poll` takes in: a node that writes chunks to its disk must not hold a whole model besides."""
 FIRST_RETRY_S: Final = 0.5
 STEADY_S: Final = 10.0
 """A link that held this long was good: the next break starts with the shortest pause again."""
