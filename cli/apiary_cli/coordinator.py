@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import secrets
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,6 @@ from apiary_cli.live import Live, log_through
 from apiary_cli.once import FirstConnection
 from apiary_cli.stopping import stop_on_signals
 from apiary_cli.view import RunView
-from apiary_coordinator import report
 from apiary_coordinator.keras_workshop import KerasWorkshop
 from apiary_coordinator.live_round import strategy
 from apiary_coordinator.service import Coordinator, will
@@ -126,7 +126,7 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal) -> in
             run=row.id,
             created=row.created,
             tap=live.tap,
-            inspect=report.write,
+            inspect=_report,
         )
         try:
             if args.once:
@@ -140,6 +140,14 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal) -> in
         return stop.exit_code
     _tell(coordinator.folder, coordinator.summary, as_json=args.json)
     return 0
+
+
+def _report(folder: Path) -> None:
+    """Draw the report in a child: its plotting library would stay in the coordinator's memory."""
+    child = [sys.executable, "-m", "apiary_coordinator.report", str(folder)]
+    done = subprocess.run(child, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode != 0:
+        log.warning("the report could not be drawn: %s", done.stderr.strip()[-500:])
 
 
 def _take_up(journal: Journal, *, new: bool) -> RunRow | None:

@@ -61,14 +61,16 @@ class Live:
             print(line, file=sys.stderr, flush=True)
 
     def _table(self) -> Any:
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         view, told, best = self.view, self.view.round, self.view.best
         state = "waiting for nodes" if told is None else f"round {told.round}/{told.rounds} {told.state}"
         top = (
             f"   best {best.accuracy:.1%} (round {best.round})" if best and best.accuracy is not None else ""
         )
-        table = Table(title=f"{self._title}{state}{top}", title_justify="left", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in ("node", "state", "pictures", "loss", "left"):
             table.add_column(name, justify="left" if name in ("node", "state") else "right")
         shown = sorted(view.nodes.items())[:30]
@@ -83,7 +85,7 @@ class Live:
             )
         if len(view.nodes) > len(shown):
             table.add_row(f"... and {len(view.nodes) - len(shown)} more", "", "", "", "")
-        return table
+        return Group(Text(f"{self._title}{state}{top}", style="bold"), table)
 
 
 class _Lines(logging.Handler):

@@ -125,7 +125,8 @@ class KerasWorkshop:
             seed=run.seed,
             out=self._state / "build",
         )
-        return build_in_child(job, cache=self._settings.coordinator.exports_dir or self._state / "exports", on_line=_debug)
+        cache = self._settings.coordinator.exports_dir or self._state / "exports"
+        return build_in_child(job, cache=cache, on_line=_debug)
 
     def _pictures(self, artefacts: Artefacts, manifest: Manifest, *, features: bool) -> Dataset:
         wants_features = features and artefacts.base is not None and manifest.features is not None

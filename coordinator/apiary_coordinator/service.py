@@ -509,6 +509,7 @@ class Coordinator:
             for name, share in r.get("shares", {}).items():
                 nodes[name] = share
         labels = self._artefacts.labels if self._artefacts else ()
+        nodes = dict(sorted(nodes.items()))
         told = history.history(
             run=self.run_id,
             created=self._created,

@@ -7,9 +7,14 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from apiary.errors import StoreError
+
+
+# The only way to read it is to set it; done once, before there are threads.
+_UMASK: Final = os.umask(0o077)
+os.umask(_UMASK)
 
 
 def write_atomic(
@@ -25,6 +30,8 @@ def write_atomic(
                 for part in parts:
                     f.write(part)
                 f.flush()
+                # mkstemp keeps others out; a finished file has the mode of any other new file.
+                os.fchmod(f.fileno(), 0o666 & ~_UMASK)
                 if sync:
                     os.fsync(f.fileno())
             Path(temporary).replace(path)

@@ -1,4 +1,4 @@
-"""Whole runs with 20 nodes, undisturbed and disturbed: every sample counted once, the same bits at the end."""
+"""Whole runs with 20 nodes, undisturbed and disturbed: every sample counted once, the same bits."""
 
 from __future__ import annotations
 

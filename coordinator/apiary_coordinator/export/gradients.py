@@ -119,7 +119,7 @@ def _unpool(parts: list[Tensor], size: int, shape: Any) -> Tensor:
 
 
 def _late(g: Tensor) -> Any:
-    """Nothing of a gradient before `g` is there: the converter keeps that order, and the peak of memory falls.
+    """Nothing of a gradient before `g` is there: the converter keeps that order, and memory peaks lower.
 
     Without it, what hangs on the forward pass alone is computed in it, and lies around until it is used.
     """
@@ -158,7 +158,7 @@ class _Window:
             return tf.pad(x, [[0, 0], self.top, self.left, [0, 0]])
 
     def view(self, padded: Tensor, out: Any, place: tuple[int, int], after: Tensor) -> Tensor:
-        """What a place in the window saw: [B, out height, out width, C], made after `after`."""
+        """What a place in the window saw: [B, out height, out width, C]."""
         i, j = place
         tall, wide = (out[1] - 1) * self.down + 1, (out[2] - 1) * self.right + 1
         with _late(after):

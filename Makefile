@@ -1,0 +1,47 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help demo test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    set up, then a whole federation on this machine (ARGS='--dataset hardhat --data DIR')"
+	@echo "make test    set up, then style, types, import rules and all tests"
+	@echo "make check   style, types and import rules only"
+	@echo "make bench   overhead of a round, memory of a node (minutes; see benchmarks/README.md)"
+	@echo "make clean   remove what these made"
+
+# A stamp per set of packages, so that a second call starts at once.
+$(VENV)/.demo: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); TensorFlow is large, this takes a few minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	@$(BIN)/apiary demo $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: $(VENV)/.dev check
+	@tests/system-packages
+	$(BIN)/pytest $(ARGS)
+
+bench: $(VENV)/.dev
+	@tests/system-packages
+	$(BIN)/python benchmarks/round_overhead.py
+	$(BIN)/python benchmarks/node_memory.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist runs/.demo-* runs/.exports
