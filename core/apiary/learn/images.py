@@ -164,6 +164,8 @@ def decode(data: bytes, to: PictureInput) -> Bytes:
                 picture = _plain(ImageOps.exif_transpose(opened), to.channels)
     except DataError:
         raise
+    except Image.DecompressionBombError:  # far past our limit, Pillow does not even open it
+        raise DataError(f"far too many pixels, at most {MAX_PIXELS // 10**6} million fit") from None
     except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
         raise DataError(f"not a readable JPEG or PNG: {type(e).__name__}: {str(e)[:100]}") from None
     # Pillow's reducing bilinear filter is antialiased.

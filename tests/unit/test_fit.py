@@ -1,0 +1,237 @@
+"""Local training over a real, small trainer: softmax regression in numpy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from apiary.errors import DataError, ModelError
+from apiary.learn.augment import augment
+from apiary.learn.fit import FitProgress, class_weights, fit, node_seed, predict, split
+from apiary.learn.images import Dataset
+from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.tensors import Array, Weights
+from apiary.wire.messages import Plan
+
+LABELS = ("dark", "light")
+MANIFEST = Manifest(
+    recipe="regression",
+    input=PictureInput(height=4, width=4, channels=1),
+    labels=LABELS,
+    tensors=(
+        Tensor(name="kernel", shape=(16, 2), argument="p000"),
+        Tensor(name="bias", shape=(2,), argument="p001"),
+    ),
+    batch_size=8,
+    optimizer="sgd",
+    momentum=0.9,
+)
+PLAN = Plan(epochs=5, batch_size=8, optimizer="sgd", momentum=0.9, learning_rate=0.5, validation_share=0.2)
+START = Weights({"kernel": np.zeros((16, 2), np.float32), "bias": np.zeros(2, np.float32)})
+
+
+class Regression:
+    """Softmax regression, plain gradient descent; remembers the batches it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Array, Array, Array]] = []
+
+    def set_weights(self, weights: Weights) -> None:
+        self.kernel, self.bias = weights["kernel"].copy(), weights["bias"].copy()
+
+    def get_weights(self) -> Weights:
+        return Weights({"kernel": self.kernel, "bias": self.bias})
+
+    def infer(self, x: Array) -> Array:
+        z = x.reshape(len(x), -1) / 255 @ self.kernel + self.bias
+        e = np.exp(z - z.max(1, keepdims=True))
+        return (e / e.sum(1, keepdims=True)).astype(np.float32)
+
+    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
+        self.seen.append((x.copy(), y.copy(), w.copy()))
+        p = self.infer(x)
+        g = (p - y) * w[:, None]
+        self.kernel -= np.float32(learning_rate) * (x.reshape(len(x), -1) / 255).T @ g
+        self.bias -= np.float32(learning_rate) * g.sum(0)
+        return float(-(w * np.log((p * y).sum(1))).sum())
+
+
+def dataset(count: int = 43, seed: int = 0) -> Dataset:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, count)
+    x = (rng.integers(0, 120, (count, 4, 4, 1)) + 130 * y[:, None, None, None]).astype(np.uint8)
+    return Dataset(x, y, tuple(hashlib.sha256(p.tobytes()).hexdigest() for p in x), LABELS)
+
+
+def test_training_learns_and_reports() -> None:
+    steps: list[FitProgress] = []
+    got = fit(Regression(), MANIFEST, PLAN, dataset(), START, seed=1, progress=steps.append)
+    assert got.samples + got.validation_samples == 43
+    assert got.accuracy is not None
+    assert got.accuracy_before is not None
+    assert got.accuracy > 0.9 > got.accuracy_before
+    assert got.loss < 0.3
+    assert [(s.epoch, s.epochs) for s in steps if s.fraction == 1] == [(e, 5) for e in range(1, 6)]
+    assert all(0 < s.fraction <= 1 for s in steps)
+    assert steps[-1].loss == got.loss
+    assert steps[-1].accuracy == got.accuracy
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
+    plan = PLAN.model_copy(update={"flip": True, "shift": 0.3})
+    runs = [fit(Regression(), MANIFEST, plan, dataset(), START, seed=s).weights for s in (1, 1, 2)]
+    assert runs[0]["kernel"].tobytes() == runs[1]["kernel"].tobytes()
+    assert runs[0]["kernel"].tobytes() != runs[2]["kernel"].tobytes()
+
+
+def test_every_epoch_sees_every_training_picture_once_and_no_validation_picture() -> None:
+    data, trainer = dataset(), Regression()
+    fit(trainer, MANIFEST, PLAN, data, START, seed=3)
+    train, held = split(data.digests, PLAN.validation_share)
+    per_epoch = len(trainer.seen) // PLAN.epochs
+    orders = []
+    for epoch in range(PLAN.epochs):
+        batches = trainer.seen[epoch * per_epoch : (epoch + 1) * per_epoch]
+        real = [x[i].tobytes() for x, _, w in batches for i in range(len(w)) if w[i] > 0]
+        assert Counter(real) == Counter(data.floats(train)[i].tobytes() for i in range(len(train)))
+        orders.append(real)
+    assert orders[0] != orders[1]
+    held_pictures = {data.floats(held)[i].tobytes() for i in range(len(held))}
+    assert held_pictures
+    assert not held_pictures & {x[i].tobytes() for x, _, _ in trainer.seen for i in range(len(x))}
+
+
+def test_the_last_batch_is_filled_with_weight_zero() -> None:
+    plan = PLAN.model_copy(update={"epochs": 1, "validation_share": 0.0})
+    trainer = Regression()
+    fit(trainer, MANIFEST, plan, dataset(11), START, seed=1)
+    assert [x.shape for x, _, _ in trainer.seen] == [(8, 4, 4, 1)] * 2
+    last = trainer.seen[-1][2]
+    assert last.tolist() == [pytest.approx(1 / 3)] * 3 + [0] * 5
+
+
+def test_fewer_pictures_than_half_a_batch_still_fill_it() -> None:
+    trainer = Regression()
+    got = fit(trainer, MANIFEST, PLAN.model_copy(update={"validation_share": 0.0}), dataset(2), START, seed=1)
+    assert got.samples == 2
+    assert trainer.seen[0][0].shape == (8, 4, 4, 1)
+    assert got.accuracy is None
+
+
+def test_class_weights_make_each_class_count_the_same() -> None:
+    y = np.array([0] * 30 + [1] * 10)
+    w = class_weights(y, 3)
+    assert w.tolist() == [pytest.approx(2 / 3), 2.0, 0.0]
+    assert w[y].mean() == pytest.approx(1)
+    trainer = Regression()
+    plan = PLAN.model_copy(update={"class_weights": True, "epochs": 1, "validation_share": 0.0})
+    data = dataset(43)
+    fit(trainer, MANIFEST, plan, data, START, seed=1)
+    total = sum((y * w[:, None] * (w > 0).sum()).sum(0) for _, y, w in trainer.seen)
+    assert total == pytest.approx([43 / 2, 43 / 2], rel=1e-5)
+
+
+def test_the_split_goes_by_digest_alone() -> None:
+    data = dataset(200)
+    train, held = split(data.digests, 0.25)
+    assert 25 < len(held) < 75
+    assert not set(train) & set(held)
+    sides = {data.digests[i]: True for i in held} | {data.digests[i]: False for i in train}
+    more = (*dataset(100, seed=9).digests, *reversed(data.digests))
+    validates = set(split(more, 0.25)[1])
+    assert all((i in validates) == sides[d] for i, d in enumerate(more) if d in sides)
+
+
+def test_at_least_one_picture_trains() -> None:
+    digests = ("0" * 64, "1" + "0" * 63)
+    train, held = split(digests, 0.9)
+    assert train.tolist() == [1]
+    assert held.tolist() == [0]
+    assert split(("0" * 64,), 0.9)[0].tolist() == [0]
+
+
+def test_node_seeds_differ_by_run_round_and_node() -> None:
+    seeds = {
+        node_seed(*a)
+        for a in [(0, "r", 1, "a"), (1, "r", 1, "a"), (0, "s", 1, "a"), (0, "r", 2, "a"), (0, "r", 1, "b")]
+    }
+    assert len(seeds) == 5
+    assert node_seed(0, "r", 1, "a") == node_seed(0, "r", 1, "a")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (
+            {"batch_size": 4},
+            ModelError,
+            "the plan asks for .*'batch_size': 4.* exported for .*'batch_size': 8",
+        ),
+        ({"optimizer": "adam"}, ModelError, "'optimizer': 'adam'"),
+        ({"momentum": 0.5}, ModelError, "'momentum': 0.5"),
+        ({"min_samples": 50}, DataError, "asks for at least 50"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(
+    change: dict[str, object], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        fit(Regression(), MANIFEST, PLAN.model_copy(update=change), dataset(), START, seed=1)
+
+
+def test_weights_and_pictures_of_another_model_are_refused() -> None:
+    other = Weights({"kernel": np.zeros((16, 3), np.float32), "bias": np.zeros(2, np.float32)})
+    with pytest.raises(ModelError, match=r"tensor 'kernel' has shape \[16, 3\], expected \[16, 2\]"):
+        fit(Regression(), MANIFEST, PLAN, dataset(), other, seed=1)
+    data = dataset()
+    wrong = Dataset(data.x[:, :3], data.y, data.digests, LABELS)
+    with pytest.raises(DataError, match=r"shape \[3, 4, 1\], the model takes \[4, 4, 1\]"):
+        fit(Regression(), MANIFEST, PLAN, wrong, START, seed=1)
+    renamed = Dataset(data.x, data.y, data.digests, ("a", "b"))
+    with pytest.raises(DataError, match="have the labels"):
+        fit(Regression(), MANIFEST, PLAN, renamed, START, seed=1)
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
+    class Runaway(Regression):
+        def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
+            return float("nan")
+
+    with pytest.raises(ModelError, match=r"ran away: loss nan in epoch 1; a learning rate below 0\.5"):
+        fit(Runaway(), MANIFEST, PLAN, dataset(), START, seed=1)
+
+
+def test_augmentation_of_features_is_ignored_with_a_warning() -> None:
+    manifest = MANIFEST.model_copy(update={"features": 16})
+    data = dataset()
+    features = Dataset(data.floats(slice(None)).reshape(43, 16), data.y, data.digests, LABELS)
+    got = fit(Regression(), manifest, PLAN.model_copy(update={"flip": True}), features, START, seed=1)
+    assert "flip and shift are ignored" in got.warnings[0]
+
+
+def test_predict_is_the_same_in_small_batches() -> None:
+    trainer = Regression()
+    trainer.set_weights(fit(Regression(), MANIFEST, PLAN, dataset(), START, seed=1).weights)
+    data = dataset(37)
+    assert np.allclose(predict(trainer, data), trainer.infer(data.floats(slice(None))), atol=1e-6)
+
+
+def test_augment_flips_and_moves_bytes_without_changing_its_input() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (64, 10, 10, 3), np.uint8)
+    kept = x.copy()
+    flipped = augment(x, np.random.default_rng(1), flip=True, shift=0.0)
+    same = (flipped == x).all(axis=(1, 2, 3))
+    assert 16 < same.sum() < 48
+    assert np.array_equal(flipped[~same], x[~same][:, :, ::-1])
+    moved = augment(x, np.random.default_rng(1), flip=False, shift=0.2)
+    assert moved.dtype == np.uint8
+    assert np.array_equal(x, kept)
+    # Every picture is some move of at most two pixels, its edge repeated.
+    for before, after in zip(x, moved, strict=True):
+        padded = np.pad(before, ((2, 2), (2, 2), (0, 0)), mode="edge")
+        moves = [padded[i : i + 10, j : j + 10] for i in range(5) for j in range(5)]
+        assert any(np.array_equal(after, m) for m in moves)
+    assert np.array_equal(augment(x, np.random.default_rng(1), flip=False, shift=0.0), x)
