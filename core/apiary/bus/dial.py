@@ -46,7 +46,18 @@ def tls_context(broker: BrokerSettings) -> ssl.SSLContext | None:
 class Dial:
     """One attempt to reach `host:port`. Call `step` whenever `fileno` is ready, until it gives a socket."""
 
-    __slots__ = ("_addresses", "_context", "_sock", "_tls", "_why", "deadline", "host", "port", "want")
+    __slots__ = (
+        "_addresses",
+        "_context",
+        "_sock",
+        "_tls",
+        "_until",
+        "_why",
+        "deadline",
+        "host",
+        "port",
+        "want",
+    )
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext | None, deadline: float):
         self.host = host
@@ -57,6 +68,7 @@ class Dial:
         self._sock: socket.socket | None = None
         self._tls: ssl.SSLSocket | None = None
         self._addresses: list[tuple[int, tuple[object, ...]]] | None = None
+        self._until = deadline
         self._why = "no answer"
 
     @property
@@ -73,13 +85,15 @@ class Dial:
             self._addresses = self._look_up()
         while self._tls is None:
             if self._sock is None:
+                # A name with several addresses: one that is silent must leave time for the others.
+                self._until = now + (self.deadline - now) / max(1, len(self._addresses))
                 self._sock = self._next_address()
             error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if error == 0 and not _has_peer(self._sock):
-                return None
-            if error == 0:
+            if error == 0 and _has_peer(self._sock):
                 break
-            self._why = os.strerror(error)
+            if error == 0 and (now < self._until or not self._addresses):
+                return None
+            self._why = os.strerror(error) if error else "no answer"
             self._sock.close()
             self._sock = None
         sock = self._sock

@@ -400,7 +400,8 @@ class MqttBus:
 
     def _read(self, client: _Client) -> None:
         """Take what has arrived, up to the bounds of one `poll`."""
-        while self._failure is None and len(self._events) < MAX_EVENTS and self._event_bytes < MAX_BYTES:
+        last = self._handled + MAX_EVENTS
+        while self._failure is None and self._handled < last and self._event_bytes < MAX_BYTES:
             before = self._handled
             if client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS and self._failure is None:
                 self._failure = self._unreachable("the link broke")
