@@ -15,8 +15,9 @@ from typing import Any
 from apiary.blobs import BlobStore
 from apiary.bus.allocator import tune
 from apiary.bus.mqtt import MqttBus
-from apiary.errors import SettingsError
+from apiary.errors import SettingsError, StoreError
 from apiary.settings import RunSettings, Settings, load_settings
+from apiary.wire.topics import check_name
 from apiary_cli.live import Live, log_through
 from apiary_cli.once import FirstConnection
 from apiary_cli.stopping import stop_on_signals
@@ -34,6 +35,7 @@ _EXAMPLES = """examples:
   apiary coordinator --test-data held-out --rounds 10 --min-nodes 2
   apiary coordinator --config apiary.toml --json
   apiary coordinator --test-data held-out --new        leave an unfinished run behind
+  apiary coordinator --test-data held-out --run autumn
 
 The coordinator exits when the run is over; stopped before, it goes on with the same command.
 """
@@ -57,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs-dir", type=Path, metavar="DIR", help="where results go")
     parser.add_argument("--host", help="the broker")
     parser.add_argument("--port", type=int, help="its port")
+    parser.add_argument(
+        "--run", metavar="NAME", help="name of the run; one that is finished is told again, not run again"
+    )
     parser.add_argument("--new", action="store_true", help="begin a new run even if one is unfinished")
     parser.add_argument(
         "--once", action="store_true", help="fail where no broker answers, instead of waiting"
@@ -93,7 +98,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace, settings: Settings, journal: Journal) -> int:
-    row = _take_up(journal, new=args.new)
+    if args.run is not None:
+        check_name(args.run, "--run")
+        known = journal.run(args.run)
+        if known is not None and known.state == "finished":
+            log.info("run=%s is finished", known.id)
+            return _tell_again(settings.coordinator.runs_dir / known.id, as_json=args.json)
+    row = _take_up(journal, args.run, new=args.new)
     if row is not None:
         settings = settings.model_copy(update={"run": _settings_of(row, settings)})
     strategy(settings)
@@ -101,7 +112,7 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal) -> in
     workshop = KerasWorkshop(settings, blobs)
     if row is None:
         workshop.labels()
-        row = _begin(journal, settings)
+        row = _begin(journal, settings, args.run)
     epoch = secrets.token_hex(4)
     bus = MqttBus(
         settings.broker,
@@ -150,11 +161,11 @@ def _report(folder: Path) -> None:
         log.warning("the report could not be drawn: %s", done.stderr.strip()[-500:])
 
 
-def _take_up(journal: Journal, *, new: bool) -> RunRow | None:
+def _take_up(journal: Journal, wanted: str | None, *, new: bool) -> RunRow | None:
     row = journal.active_run()
-    if row is not None and new:
-        log.info("run=%s is left behind unfinished (--new)", row.id)
-        journal.end_run(row.id, "abandoned", "left behind by --new")
+    if row is not None and (new or wanted not in (None, row.id)):
+        log.info("run=%s is left behind unfinished", row.id)
+        journal.end_run(row.id, "abandoned", "left behind for another run")
         return None
     if row is not None:
         log.info("run=%s goes on where it stopped, with the settings it began with", row.id)
@@ -170,13 +181,24 @@ def _settings_of(row: RunRow, settings: Settings) -> RunSettings:
     return stored
 
 
-def _begin(journal: Journal, settings: Settings) -> RunRow:
+def _begin(journal: Journal, settings: Settings, wanted: str | None) -> RunRow:
     created = time.time()
-    run = time.strftime("%Y%m%d-%H%M%S", time.localtime(created)) + f"-{secrets.token_hex(2)}"
-    if (settings.coordinator.runs_dir / run).exists():
-        raise SettingsError(f"the folder {settings.coordinator.runs_dir / run} is there already")
+    run = wanted or time.strftime("%Y%m%d-%H%M%S", time.localtime(created)) + f"-{secrets.token_hex(2)}"
+    if journal.run(run) is not None or (settings.coordinator.runs_dir / run).exists():
+        raise SettingsError(
+            f"there is a run {run!r} already (in {settings.coordinator.runs_dir} or the journal): name another"
+        )
     journal.open_run(run, created, settings.run.model_dump_json())
     return RunRow(run, created, settings.run.model_dump_json(), None, "active", None)
+
+
+def _tell_again(folder: Path, *, as_json: bool) -> int:
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError) as e:
+        raise StoreError(f"run {folder.name} is finished, but its summary cannot be read: {e}") from None
+    _tell(folder, summary, as_json=as_json)
+    return 0
 
 
 def _tell(folder: Path, summary: dict[str, Any], *, as_json: bool) -> None:

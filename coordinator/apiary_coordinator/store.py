@@ -102,8 +102,13 @@ class Journal:
             self._db.executescript(_SCHEMA)
             broken = self._db.execute("PRAGMA quick_check").fetchone()[0]
         except sqlite3.Error as e:
-            raise StoreError(f"the journal in {folder} cannot be opened: {e}") from e
+            os.close(self._lock)
+            raise StoreError(
+                f"the journal in {folder} cannot be opened: {e}; restore it from a backup, "
+                "or begin anew with another coordinator.state_dir"
+            ) from e
         if broken != "ok":
+            self.close()
             raise StoreError(f"the journal in {folder} is damaged ({broken}); restore it from a backup")
 
     def close(self) -> None:
@@ -129,6 +134,12 @@ class Journal:
         row = self._db.execute(f"{query} ORDER BY created DESC LIMIT 1").fetchone()
         return RunRow(*row) if row else None
 
+    def run(self, run: str) -> RunRow | None:
+        """A run by its id."""
+        query = "SELECT id, created, settings, artefacts, state, stop FROM run WHERE id = ?"
+        row = self._db.execute(query, (run,)).fetchone()
+        return RunRow(*row) if row else None
+
     def open_round(self, run: str, number: int, opened: dict[str, Any]) -> None:
         """Write down a round's cohort, plan and model, or its cohort once more after an invitation."""
         self._commit(
@@ -150,6 +161,11 @@ class Journal:
                 for r in rows
             ]
         )
+
+    def forget(self, run: str, number: int, node: NodeId) -> None:
+        """Strike out an accepted update whose bytes are damaged, so that the node may send it again."""
+        delete = "DELETE FROM accepted WHERE run = ? AND round = ? AND node = ?"
+        self._commit([(delete, (run, number, node))])
 
     def reject(self, run: str, number: int, node: NodeId, why: str) -> None:
         """Write down a refused update."""

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from apiary.errors import StoreError
 
-
 # The only way to read it is to set it; done once, before there are threads.
 _UMASK: Final = os.umask(0o077)
 os.umask(_UMASK)

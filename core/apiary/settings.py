@@ -110,7 +110,7 @@ class CoordinatorSettings(_Section):
 
     state_dir: Path = Field(Path("state/coordinator"), description="journal, spool, checkpoints, exports")
     exports_dir: Path | None = Field(
-        None, description="exported recipes, kept for the next run; unset: in state_dir"
+        None, description="exported recipes, kept for the next run (in state_dir)"
     )
     runs_dir: Path = Field(Path("runs"), description="results, one folder a run")
     test_data: Path | None = Field(
@@ -146,7 +146,9 @@ class EdgeSettings(_Section):
     upload_idle_s: float = Field(
         30.0, gt=0, le=3600, description="offer again after this long without an answer"
     )
-    refresh_s: float = Field(60.0, ge=1, le=3600, description="say again who is here, and ask what is current")
+    refresh_s: float = Field(
+        60.0, ge=1, le=3600, description="say again who is here, and ask what is current"
+    )
     want_idle_s: float = Field(
         10.0, gt=0, le=3600, description="ask again for missing chunks after this pause"
     )

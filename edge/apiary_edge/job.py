@@ -43,6 +43,7 @@ class Told(_Part):
 
     kind: Literal["progress", "warning", "done", "declined", "failed", "crashed"]
     text: str = ""
+    signal: int = 0
     epoch: int = 0
     epochs: int = 0
     loss: float | None = None

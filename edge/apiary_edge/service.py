@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable
 from functools import partial
 from typing import Final, assert_never
@@ -40,7 +41,13 @@ from apiary_edge.training import Training, scratch
 log = logging.getLogger(__name__)
 
 MAX_CRASHES: Final = 3
-"""A training child that dies without a word is started again this often in a round."""
+"""A training child that dies of itself is started again this often in a round.
+
+One that was killed from outside (an operator, the kernel short of memory) is started again for as long as
+the round lasts, after pauses that double up to `_CRASH_PAUSE_MAX_S`.
+"""
+_CRASH_PAUSE_S: Final = 1.0
+_CRASH_PAUSE_MAX_S: Final = 60.0
 _COUNT_EVERY_S: Final = 60.0
 _PROGRESS_EVERY_S: Final = 2.0
 _STATES: Final[dict[State, NodeState]] = {
@@ -95,6 +102,9 @@ class Edge:
         self._refreshed_at = clock()
         self._progress_at = 0.0
         self._crashes = 0
+        self._kills = 0
+        self._train_at: float | None = None
+        self._train_began_at = 0.0
         self._declined: tuple[str, int, str] | None = None
         self._coordinator = ""
         self._window = settings.broker.inflight
@@ -161,12 +171,18 @@ class Edge:
             self._guarded(partial(self._told, told))
         now = self._clock()
         self._downloads.tick(now)
+        limit = self._settings.edge.train_timeout_s
+        if self.session.state is State.TRAINING and now - self._train_began_at >= limit:
+            why = f"training took longer than {limit:g} s (edge.train_timeout_s)"
+            self._guarded(partial(self._handle, table.TrainingFailed(why)))
         self._guarded(partial(self._handle, table.Tick()))
+        if self._train_at is not None and now >= self._train_at and self.session.round is not None:
+            self._guarded(partial(self._train, self.session.round))
         if now - self._counted_at >= _COUNT_EVERY_S:
             self._count(now)
         if now - self._refreshed_at >= self._refresh_s:
             self._refresh(now)
-        self._flow.pump(self._bus, self._window)
+        self._guarded(partial(self._flow.pump, self._bus, self._window))
 
     # -- what comes in ---------------------------------------------------------------------------------
 
@@ -248,7 +264,7 @@ class Edge:
             case "declined" | "failed":
                 self._handle(table.TrainingFailed(told.text))
             case "crashed":
-                self._crashed(job, told.text)
+                self._crashed(job, told)
             case _:
                 assert_never(told.kind)
 
@@ -278,13 +294,20 @@ class Edge:
         )
         self._handle(table.Trained(offer))
 
-    def _crashed(self, job: Announcement, why: str) -> None:
-        self._crashes += 1
-        if self._crashes > MAX_CRASHES:
-            self._handle(table.TrainingFailed(why))
+    def _crashed(self, job: Announcement, told: Told) -> None:
+        if told.signal == signal.SIGKILL:
+            self._kills += 1
         else:
-            log.warning("node=%s round=%d %s; starting it again", self.node, job.round, why)
-            self._train(job)
+            self._crashes += 1
+        if self._crashes > MAX_CRASHES:
+            self._handle(table.TrainingFailed(told.text))
+            return
+        tries = self._crashes + self._kills
+        pause = min(_CRASH_PAUSE_MAX_S, _CRASH_PAUSE_S * 2 ** min(tries - 1, 10))
+        log.warning(
+            "node=%s round=%d %s; starting it again in %.0f s", self.node, job.round, told.text, pause
+        )
+        self._train_at = self._clock() + pause
 
     # -- commands --------------------------------------------------------------------------------------
 
@@ -299,9 +322,11 @@ class Edge:
                 case table.Fetch(ref):
                     self._fetch(ref)
                 case table.Train(announcement):
-                    self._crashes = 0
+                    self._crashes = self._kills = 0
+                    self._train_began_at = self._clock()
                     self._train(announcement)
                 case table.StopTraining():
+                    self._train_at = None
                     self._training.stop()
                     self._downloads.abandon()
                 case table.MakeOffer(offer):
@@ -313,6 +338,7 @@ class Edge:
                 case table.Decline(announcement, why):
                     log.warning("node=%s round=%d declined: %s", self.node, announcement.round, why)
                     self._declined = (announcement.run, announcement.round, why)
+                    self.rounds_done += 1
                     self._outbox.set_done(announcement.run, announcement.round)
                 case table.AskCurrent():
                     self._outlet.send(Ask(session=self._instance), self.node)
@@ -327,6 +353,7 @@ class Edge:
             self._handle(table.TrainingFailed(str(e)))
 
     def _train(self, told: Announcement) -> None:
+        self._train_at = None
         edge = self._settings.edge
         log.info("node=%s round=%d training epochs=%d", self.node, told.round, told.plan.epochs)
         try:
@@ -384,10 +411,13 @@ class Edge:
     def _status(self) -> None:
         told = self.session.round
         run, number = (told.run, told.round) if told is not None else (None, None)
-        declined = self.session.state is State.IDLE and self._declined is not None
-        if declined and self._declined is not None:
-            run, number, _ = self._declined
-        why = self._trouble or (self._declined[2] if declined and self._declined else None)
+        if self.session.state is not State.IDLE:
+            # It takes part again: what it declined before is no longer news.
+            self._declined = None
+        why = self._trouble
+        if self._declined is not None:
+            run, number, declined_why = self._declined
+            why = why or declined_why
         status = NodeStatus(
             state="paused" if self._trouble else _STATES[self.session.state],
             why=why[:500] if why else None,
@@ -395,7 +425,7 @@ class Edge:
             round=number,
             samples=sum(self._labels.values()),
             labels=self._labels,
-            declined=declined,
+            declined=self._declined is not None,
             runtimes=self._runtimes,
             memory_mb=self._memory_mb,
             version=__version__,
@@ -436,7 +466,7 @@ class Edge:
         self._outlet.restore()
         self._outlet.send(Ask(session=self._instance), self.node)
 
-    def _guarded(self, act: Callable[[], None]) -> None:
+    def _guarded(self, act: Callable[[], object]) -> None:
         """What a peer or the disk did wrong is said, WARNING once a kind, and the loop goes on."""
         try:
             act()

@@ -109,7 +109,7 @@ class TrainingProcess:
             how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""
             text = f"the training child {how}{hint}: {' | '.join(noise)}"
-            self._told.append(Told(kind="crashed", text=text[:500]))
+            self._told.append(Told(kind="crashed", text=text[:500], signal=max(0, -code)))
             self._wake()
 
 
