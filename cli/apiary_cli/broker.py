@@ -10,7 +10,7 @@ from pathlib import Path
 
 from apiary.bus.broker import BrokerProcess, start_broker
 from apiary.errors import ApiaryError, BusError
-from apiary.settings import Settings
+from apiary.settings import Settings, load_settings
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -27,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, settings: Settings) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run until Ctrl-C or SIGTERM; 0 then, 4 where the broker does not start or ends by itself."""
+    settings = load_settings(args.config, args.overrides).settings
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from apiary.bus.bus import Bus, Connected, Disconnected
+from apiary.errors import BrokerUnreachable
 
 
 class FirstConnection:
@@ -26,3 +27,7 @@ class FirstConnection:
                         raise error
                     case _:
                         pass
+        if not should_stop():
+            raise BrokerUnreachable(
+                f"no broker answered within {timeout_s + 5:.0f} s (broker.connect_timeout_s)"
+            )

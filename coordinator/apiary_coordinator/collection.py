@@ -79,6 +79,11 @@ class Collection:
     def restore(self, rows: list[AcceptedRow]) -> list[AcceptedRow]:
         """Count journaled updates again after a restart; those whose bytes no longer hold are left out."""
         whole = [row for row in rows if self._holds(row)]
+        round_ = self._current()
+        for row in rows:
+            if row not in whole:
+                log.warning("round=%d node=%s its update in the spool is damaged", round_.number, row.node)
+                self._journal.forget(round_.run, round_.number, row.node)
         for row in whole:
             self._digests[row.node] = row.digest
             self._worker.submit(partial(self._add, row), _nothing)
@@ -100,6 +105,7 @@ class Collection:
         elif (refused := screen_offer(offer, self._terms.bounds, self._terms.codec)) is not None:
             self._reject(node, offer, refused.why)
         else:
+            self._free(self._uploads.superseded(node, Digest(offer.update.digest)))
             self._perform(self._uploads.offered(node, offer, now))
 
     def chunk(self, node: NodeId, digest: Digest, index: int, payload: bytes, now: float) -> None:
@@ -223,8 +229,13 @@ class Collection:
     def _receipt(self, node: NodeId, offer: Offer, state: str, why: str | None = None) -> None:
         self._outlet.send(receipt(offer, state, why), node)
 
+    def _free(self, upload: Upload | None) -> None:
+        """Give back an unfinished upload's room; a complete one may lie under the worker's eyes."""
+        if upload is not None and upload.slot >= 0 and not upload.assembly.complete:
+            self._spool.release(upload.slot, upload.assembly.bytes)
+
     def _finished(self, node: NodeId, now: float) -> None:
-        self._uploads.drop(node)
+        self._free(self._uploads.drop(node))
         if self._current().collecting:
             self._perform(self._uploads.freed(now))
 

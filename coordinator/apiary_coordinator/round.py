@@ -176,7 +176,11 @@ def handle(round_: Round, event: Event, now: float) -> Outcome:
             first = round_.phase is Phase.OPEN
             accepted = {**round_.accepted, node: contributor}
             round_ = replace(
-                round_, phase=Phase.COLLECTING, accepted=accepted, lost=_without(round_.lost, node)
+                round_,
+                phase=Phase.COLLECTING,
+                accepted=accepted,
+                lost=_without(round_.lost, node),
+                gone=_without(round_.gone, node),
             )
             return _settle(round_, [Announce()] if first else [], now)
         case Rejected(node, why):

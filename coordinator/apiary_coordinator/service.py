@@ -166,7 +166,7 @@ class Coordinator:
         self._retry(now)
         self._guarded("", self._tick)
         self._down.due(now)
-        self._flow.pump(self._bus, self._window)
+        self._guarded("", partial(self._flow.pump, self._bus, self._window))
 
     def _take(self, done: Done) -> None:
         if isinstance(done.error, StoreError):
@@ -557,7 +557,7 @@ class Coordinator:
                 "raise max_packet_size in mosquitto.conf"
             )
 
-    def _guarded(self, who: str, act: Callable[[], None]) -> None:
+    def _guarded(self, who: str, act: Callable[[], object]) -> None:
         """Do something for a peer: its faults are logged and cost nobody else anything."""
         try:
             act()

@@ -84,6 +84,11 @@ class Uploads:
         upload.stalls = 0
         return upload
 
+    def superseded(self, node: NodeId, digest: Digest) -> Upload | None:
+        """Forget a node's upload of anything but `digest`; the caller frees its room."""
+        known = self._active.get(node) or self._waiting.get(node)
+        return self.drop(node) if known is not None and known.digest != digest else None
+
     def drop(self, node: NodeId) -> Upload | None:
         """Forget a node's upload: it is finished, refused, or the node left for good."""
         return self._active.pop(node, None) or self._waiting.pop(node, None)

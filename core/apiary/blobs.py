@@ -136,14 +136,21 @@ class Download:
         return True
 
     def finish(self) -> bool:
-        """Verify the whole and name it; False, with all chunks missing again, if it does not hold."""
-        if _sha256_of(self._path) != self.assembly.digest:
+        """Verify the whole and name it; False, with all chunks missing again, if it does not hold.
+
+        Raises StoreError, with all chunks missing again too, where the disk refuses.
+        """
+        try:
+            if _sha256_of(self._path) != self.assembly.digest:
+                self.assembly.forget()
+                return False
+            os.fsync(self._fd)
+            self._path.replace(self._folder / self.assembly.digest)
+            sync_folder(self._folder)
+        except OSError as e:
             self.assembly.forget()
-            return False
-        os.fsync(self._fd)
+            raise StoreError(f"cannot keep blob {self.assembly.digest[:12]}: {e.strerror}") from e
         os.close(self._fd)
-        self._path.replace(self._folder / self.assembly.digest)
-        sync_folder(self._folder)
         return True
 
     def abandon(self) -> None:

@@ -18,11 +18,7 @@ from apiary.errors import BusError
 
 pytestmark = pytest.mark.broker
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
-COMMAND = (
-    "import argparse, sys; from apiary_cli.broker import add_arguments, run; "
-    "from apiary.settings import Settings; p = argparse.ArgumentParser(); add_arguments(p); "
-    "sys.exit(run(p.parse_args(), Settings()))"
-)
+COMMAND = "import sys; from apiary_cli.main import main; sys.exit(main(['broker', *sys.argv[1:]]))"
 
 
 @needs_mosquitto
