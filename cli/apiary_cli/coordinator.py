@@ -175,9 +175,7 @@ def _take_up(journal: Journal, wanted: str | None, *, new: bool) -> RunRow | Non
 def _settings_of(row: RunRow, settings: Settings) -> RunSettings:
     stored = RunSettings.model_validate_json(row.settings)
     if stored != settings.run:
-        log.warning(
-            "run=%s the [run] settings given now differ and are not used; --new begins a new run", row.id
-        )
+        log.warning("run=%s keeps its own [run] settings; --new begins a run with those given now", row.id)
     return stored
 
 
