@@ -1,0 +1,79 @@
+"""Run by test_runtimes in a process of its own: each builtin gradient beside TensorFlow's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+
+import tensorflow as tf
+
+from apiary.errors import ExportError
+from apiary_coordinator.export.gradients import builtin_gradients
+
+Function = Callable[..., Any]
+
+
+def difference(function: Function, *shapes: tuple[int, ...]) -> float:
+    """Largest relative difference of the gradients of a random projection of `function`."""
+    inputs = [tf.random.stateless_normal(s, (1, i)) for i, s in enumerate(shapes)]
+
+    @tf.function
+    def ours() -> list[Any]:
+        with builtin_gradients():
+            out = function(*inputs)
+            loss = tf.reduce_sum(out * tf.random.stateless_normal(out.shape, (2, 2)))
+        return tf.gradients(loss, inputs)
+
+    @tf.function
+    def theirs() -> list[Any]:
+        out = function(*inputs)
+        return tf.gradients(tf.reduce_sum(out * tf.random.stateless_normal(out.shape, (2, 2))), inputs)
+
+    before, mine, after = theirs(), ours(), theirs()
+    # Outside of the context everything is as it was.
+    assert all(bool(tf.reduce_all(a == b)) for a, b in zip(before, after, strict=True))
+    assert any("Apiary" in str(op.node_def) for op in ours.get_concrete_function().graph.get_operations())
+    assert not any(
+        "Apiary" in str(op.node_def) for op in theirs.get_concrete_function().graph.get_operations()
+    )
+    return max(
+        float(tf.reduce_max(tf.abs(a - b)) / (tf.reduce_max(tf.abs(b)) + 1e-9))
+        for a, b in zip(mine, before, strict=True)
+    )
+
+
+def conv(stride: int, padding: str) -> Function:
+    return lambda x, k: tf.nn.conv2d(x, k, stride, padding)
+
+
+def depthwise(stride: int, padding: str) -> Function:
+    return lambda x, k: tf.nn.depthwise_conv2d(x, k, [1, stride, stride, 1], padding)
+
+
+FOUND = {
+    "relu": difference(tf.nn.relu, (2, 5, 5, 3)),
+    "relu6": difference(lambda x: tf.nn.relu6(4 * x), (2, 5, 5, 3)),
+    "bias": difference(tf.nn.bias_add, (2, 5, 5, 3), (3,)),
+    "conv same 1": difference(conv(1, "SAME"), (2, 8, 8, 3), (3, 3, 3, 4)),
+    "conv same 2": difference(conv(2, "SAME"), (2, 8, 8, 3), (3, 3, 3, 4)),
+    "conv same 2, odd": difference(conv(2, "SAME"), (2, 9, 7, 3), (3, 3, 3, 4)),
+    "conv valid 2": difference(conv(2, "VALID"), (2, 9, 9, 3), (3, 3, 3, 4)),
+    "conv 1x1": difference(conv(1, "SAME"), (2, 5, 5, 3), (1, 1, 3, 4)),
+    "conv 5x5": difference(conv(1, "VALID"), (2, 8, 8, 3), (5, 5, 3, 4)),
+    "depthwise 1": difference(depthwise(1, "SAME"), (2, 8, 8, 3), (3, 3, 3, 1)),
+    "depthwise 2": difference(depthwise(2, "SAME"), (2, 8, 8, 3), (3, 3, 3, 1)),
+    "depthwise valid": difference(depthwise(1, "VALID"), (2, 9, 9, 3), (3, 3, 3, 1)),
+    "max pool": difference(lambda x: tf.nn.max_pool2d(x, 2, 2, "VALID"), (2, 7, 8, 3)),
+    "average pool": difference(lambda x: tf.nn.avg_pool2d(x, 2, 2, "VALID"), (2, 7, 8, 3)),
+}
+try:
+    difference(lambda x: tf.nn.max_pool2d(x, 3, 2, "SAME"), (2, 8, 8, 3))
+except ExportError as e:
+    assert "windows that move by their size" in str(e)
+else:
+    raise AssertionError("overlapping windows were not refused")
+print(json.dumps(FOUND))

@@ -1,0 +1,184 @@
+"""Every runtime found gives the same tensors for the same batches, each tried in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apiary.errors import ExportError, ModelError, RuntimeUnavailable, SettingsError
+from apiary.learn import runtimes
+from apiary.learn.runtimes import keras, litert
+from apiary.plugins import names
+from apiary.tensors import Weights
+from apiary.wire.messages import Plan
+from apiary_coordinator.export import parity
+from apiary_coordinator.export.client import Built, build_in_child
+from apiary_coordinator.export.job import BuildJob
+
+RUNTIMES = names("apiary.learn.runtimes")
+OPTIONS = {"size": 16, "channels": 3, "widths": [8, 16]}
+
+
+@pytest.fixture(scope="module", params=["adam", "sgd"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build_in_child(
+        BuildJob(
+            recipe="edge_cnn",
+            options=OPTIONS,
+            labels=["a", "b", "c"],
+            plan=Plan(batch_size=8, optimizer=request.param),
+            out=tmp_path_factory.mktemp("runtimes") / "out",
+        )
+    )
+
+
+@pytest.mark.tensorflow
+def test_all_runtimes_give_the_same_tensors(built: Built) -> None:
+    assert {"litert", "keras"} <= set(RUNTIMES)
+    steps = {name: parity.light(built.folder, built.manifest, name) for name in RUNTIMES}
+    reference = steps["keras"]
+    assert not np.array_equal(reference.weights["classes/kernel"], built.initial["classes/kernel"])
+    for name, got in steps.items():
+        # FedProx's pull, unlike sample weights and a filler sample are part of the gate's batches.
+        found = parity.compare(got, reference, built.initial, who=name)
+        assert found.loss < 1e-5
+        assert found.overall < 5e-3
+
+
+@pytest.mark.tensorflow
+def test_the_gate_refuses_what_differs(built: Built) -> None:
+    good = parity.light(built.folder, built.manifest)
+    assert parity.compare(good, good, built.initial, who="m").update == 0
+
+    def changed(**fields: Any) -> parity.Steps:
+        return parity.Steps(
+            **({n: getattr(good, n) for n in ("losses", "weights", "probabilities")} | fields)
+        )
+
+    start, name = built.initial, "block1_conv/kernel"
+    wrong_sign = Weights(dict(good.weights) | {name: 2 * start[name] - good.weights[name]})
+    broken = {
+        "most in block1_conv/kernel": changed(weights=wrong_sign),
+        "updates by nan": changed(weights=Weights(dict(good.weights) | {name: start[name] * np.nan})),
+        "loss by": changed(losses=good.losses * np.float32(1.01)),
+        "probabilities by": changed(probabilities=good.probabilities + np.float32(0.01)),
+    }
+    for says, steps in broken.items():
+        with pytest.raises(ExportError, match=says):
+            parity.compare(steps, good, start, who="m")
+
+
+@pytest.mark.tensorflow
+def test_a_light_trainer_keeps_weights_and_its_filler_does_not_count(built: Built) -> None:
+    trainer = litert.open_trainer(built.manifest, built.trainer)
+    trainer.set_weights(built.initial)
+    assert all(np.array_equal(t, built.initial[n]) for n, t in trainer.get_weights().items())
+    x, y, w = parity.batch(built.manifest, 0)
+
+    def after(x: Any) -> Weights:
+        trainer.set_weights(built.initial)
+        trainer.step(x, y, w, learning_rate=0.01, mu=0.0)
+        return trainer.get_weights()
+
+    noise = x.copy()
+    noise[-1] = 255 - noise[-1]  # the filler, of weight 0
+    first, second = after(x), after(noise)
+    assert all(np.allclose(t, second[n], atol=1e-6) for n, t in first.items())
+    rows = trainer.infer(x)
+    assert rows.shape == (8, 3)
+    assert np.allclose(rows.sum(1), 1, atol=1e-5)
+    assert np.array_equal(trainer.infer(x[2:5]), rows[2:5])
+    assert trainer.infer(x[:0]).shape == (0, 3)
+
+
+@pytest.mark.tensorflow
+def test_a_trainer_of_another_manifest_is_refused(built: Built, tmp_path: Path) -> None:
+    first = built.manifest.tensors[0]
+    other = built.manifest.model_copy(
+        update={"tensors": (first.model_copy(update={"shape": (3, 3, 3, 9)}), *built.manifest.tensors[1:])}
+    )
+    with pytest.raises(ModelError, match=re.escape("'block1_conv/kernel' has shape [3, 3, 3, 8], expected")):
+        litert.open_trainer(other, built.trainer)
+    (tmp_path / "other.tflite").write_bytes(b"something else")
+    with pytest.raises(ModelError, match=r"other\.tflite is not a TFLite model"):
+        litert.open_trainer(built.manifest, tmp_path / "other.tflite")
+    with pytest.raises(ModelError, match=r"gone\.tflite does not exist"):
+        litert.open_trainer(built.manifest, tmp_path / "gone.tflite")
+    trainer = litert.open_trainer(built.manifest, built.trainer)
+    with pytest.raises(ModelError, match="weights of another model: tensor 'block1_conv/kernel' is missing"):
+        trainer.set_weights(Weights({}))
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("package", ["tflite_runtime", "ai_edge_litert"])
+def test_each_light_package_trains_quietly_and_alike_twice(
+    built: Built, package: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed here")
+    runs = []
+    for _ in range(2):
+        trainer = litert.open_trainer(built.manifest, built.trainer, package=package)
+        runs.append(parity.take(trainer, built.manifest, built.initial).weights)
+    assert all(np.array_equal(t, runs[1][n]) for n, t in runs[0].items())
+    assert capfd.readouterr().err == ""
+
+
+def test_choosing() -> None:
+    assert runtimes.choose("auto").unavailable() is None
+    assert runtimes.usable()[0] == "litert"
+    with pytest.raises(SettingsError, match="no 'litertt'; did you mean 'litert'"):
+        runtimes.choose("litertt")
+
+
+def test_numpy_2_with_tflite_runtime_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litert.np, "__version__", "2.1.0")
+    monkeypatch.setattr(litert, "_PACKAGES", ("tflite_runtime",))
+    if importlib.util.find_spec("tflite_runtime") is None:
+        pytest.skip("tflite_runtime is not installed here")
+    with pytest.raises(RuntimeUnavailable, match=r"does not work with numpy 2\.1\.0: pip install 'numpy<2'"):
+        runtimes.choose("litert")
+
+
+def architecture(**change: Any) -> str:
+    layer = {"module": "keras.layers", "class_name": "Dense", "config": {"units": 2}, "registered_name": None}
+    return json.dumps({"class_name": "Functional", "config": {"layers": [layer | change]}})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (architecture(class_name="Lambda"), "holds 'Lambda', which this node does not build"),
+        (architecture(class_name="TFSMLayer"), "holds 'TFSMLayer'"),
+        (architecture(module="os.path"), r"names the module 'os\.path', expected Keras' own"),
+        (architecture(registered_name="evil>Dense"), "custom class 'evil>Dense'"),
+        (architecture(config={"units": 2**40}), "holds the number 1099511627776"),
+        (architecture(config={"activation": {"class_name": "function", "config": "system"}}), "'function'"),
+        ("{", "is not JSON"),
+        ("", "holds no Keras architecture"),
+        ("[" * 100_000, "is not JSON|nested deeper"),
+        (" " * (2**20 + 1), "at most 1048576 are read"),
+    ],
+)
+def test_an_architecture_from_the_wire_brings_no_code(text: str, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        keras.build_model(text)
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.tensorflow
+def test_builtin_gradients_are_tensorflows_own() -> None:
+    check = Path(__file__).with_name("gradient_check.py")
+    done = subprocess.run([sys.executable, str(check)], capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 14
+    assert all(difference < 1e-5 for difference in found.values()), found
