@@ -8,6 +8,7 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -158,7 +159,7 @@ def _run(task: str, job: BuildJob | FinishJob, out: Path, timeout_s: float, on_l
         raise ExportError(f"the export ({task}) was stopped after {timeout_s:.0f} s") from None
     finally:
         if child.poll() is None:
-            child.kill()
+            os.killpg(child.pid, signal.SIGKILL)  # with the gate's own child
             child.wait()
         if child.stdout:
             child.stdout.close()
