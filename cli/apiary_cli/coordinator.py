@@ -184,7 +184,8 @@ def _begin(journal: Journal, settings: Settings, wanted: str | None) -> RunRow:
     run = wanted or time.strftime("%Y%m%d-%H%M%S", time.localtime(created)) + f"-{secrets.token_hex(2)}"
     if journal.run(run) is not None or (settings.coordinator.runs_dir / run).exists():
         raise SettingsError(
-            f"there is a run {run!r} already (in {settings.coordinator.runs_dir} or the journal): name another"
+            f"there is a run {run!r} already, in {settings.coordinator.runs_dir} or the journal: "
+            "give another --run"
         )
     journal.open_run(run, created, settings.run.model_dump_json())
     return RunRow(run, created, settings.run.model_dump_json(), None, "active", None)

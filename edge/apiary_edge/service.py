@@ -210,7 +210,7 @@ class Edge:
                 receipt = Receipt.decode(event.payload, who=who)
                 self._tap(topic.kind, self.node, receipt)
                 self._handle(
-                    table.Receipted(Digest(receipt.digest), receipt.state, receipt.why, receipt.missing)
+                    table.Receipted(Digest(receipt.digest), receipt.state, receipt.why, receipt.missing or [])
                 )
             case Kind.COORDINATOR_STATUS:
                 self._coordinator_status(CoordinatorStatus.decode(event.payload, who=who))
@@ -425,7 +425,7 @@ class Edge:
             round=number,
             samples=sum(self._labels.values()),
             labels=self._labels,
-            declined=self._declined is not None,
+            declined=True if self._declined is not None else None,
             runtimes=self._runtimes,
             memory_mb=self._memory_mb,
             version=__version__,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from apiary.errors import MessageError, VersionError
 from apiary.wire import PROTOCOL
@@ -25,8 +25,11 @@ Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=500)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Count = Annotated[int, Field(ge=0, le=2**40)]
-Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Number = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), AfterValidator(lambda x: round(x, 6))]
+Number = Annotated[
+    float, Field(ge=-1e12, le=1e12, allow_inf_nan=False), AfterValidator(lambda x: round(x, 6))
+]
+"""Measured figures; six decimals are more than they are good for, and people read them."""
 Ranges = Annotated[list[tuple[Count, Count]], Field(max_length=2_000)]
 """Half-open runs of chunk indices, `[[0, 4], [7, 8]]`."""
 
@@ -207,7 +210,7 @@ class NodeStatus(Message):
     round: Count | None = None
     samples: Count | None = None
     labels: Annotated[dict[Label, Count], Field(max_length=1000)] | None = None
-    declined: bool = False
+    declined: bool | None = None
     runtimes: Annotated[list[Name], Field(max_length=8)] = Field(default_factory=list)
     memory_mb: Count | None = None
     version: Text = ""
@@ -280,4 +283,4 @@ class Receipt(Message):
     run: Name
     round: Count
     why: Text | None = None
-    missing: Ranges = Field(default_factory=list)
+    missing: Ranges | None = None
