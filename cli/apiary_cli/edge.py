@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             outbox=Outbox(edge.state_dir / "outbox"),
             training=TrainingProcess(bus.wake),
             clock=time.monotonic,
+            wall=time.time,
             instance=instance,
             runtimes=_runtimes(settings),
             memory_mb=_memory_mb(),

@@ -23,9 +23,10 @@ class Preset:
 PRESETS: Final = {
     "digits": Preset(
         nodes=5,
-        rounds=8,
-        recipe_options={"size": 16, "channels": 1, "widths": [16, 32, 64]},
-        plan={"epochs": 4, "batch_size": 16, "learning_rate": 0.002},
+        rounds=14,
+        recipe_options={"size": 16, "channels": 1, "widths": [16, 32, 48]},
+        plan={"epochs": 8, "batch_size": 16, "learning_rate": 0.003, "shift": 0.07},
+        target=0.97,
     ),
     "hardhat": Preset(
         nodes=2,

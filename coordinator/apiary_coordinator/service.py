@@ -51,6 +51,8 @@ Stage = Literal["building", "waiting", "round", "finishing", "done"]
 _TAKEN: Final = (Kind.NODE_STATUS, Kind.NODE_ASK, Kind.NODE_WANT, Kind.NODE_OFFER, Kind.NODE_PROGRESS)
 _SAY_EVERY_S: Final = 10.0
 _RETRY_S: Final = 5.0
+_MAX_WARNED: Final = 10_000
+_CLOCK_OFF_S: Final = 3600.0
 
 
 class Coordinator:
@@ -230,6 +232,11 @@ class Coordinator:
     def _node_status(self, node: NodeId, status: NodeStatus, now: float) -> None:
         self._tap(Kind.NODE_STATUS, node, status)
         before = self.roster.update(node, status, now)
+        if status.version not in ("", __version__) and status.state != "lost":
+            self._once(
+                f"version {node} {status.version}",
+                f"node {node} runs version {status.version}, the coordinator {__version__}: upgrade the older",
+            )
         if before is None or before.status.state == "lost":
             self._last_node_at = now
         if before is None or before.status.state != status.state:
@@ -254,6 +261,13 @@ class Coordinator:
 
     def _asked(self, node: NodeId, ask: Ask) -> None:
         self._tap(Kind.NODE_ASK, node, ask)
+        off = abs(ask.clock - self._wall()) if ask.clock is not None else 0.0
+        if off > _CLOCK_OFF_S:
+            self._once(
+                f"clock {node}",
+                f"node {node}: its clock is {off / 86400:.1f} days off; rounds do not mind, but TLS and logs "
+                "do: check its time synchronisation (timedatectl)",
+            )
         live = self._live
         if live is None:
             self._outlet.send(Notice(), node)
@@ -566,10 +580,16 @@ class Coordinator:
         except StoreError as e:
             log.error("%s", e)
 
+    def _once(self, key: str, what: str) -> None:
+        """Warn of something the first time it is seen."""
+        if ("once", key) not in self._warned and len(self._warned) < _MAX_WARNED:
+            self._warned.add(("once", key))
+            log.warning("%s", what)
+
     def _complain(self, who: str, error: Exception) -> None:
         """WARNING for the first of its kind from a peer, then DEBUG."""
         key = (who, type(error).__name__)
-        first = key not in self._warned and len(self._warned) < 10_000
+        first = key not in self._warned and len(self._warned) < _MAX_WARNED
         self._warned.add(key)
         log.log(logging.WARNING if first else logging.DEBUG, "%s", error)
 

@@ -90,7 +90,7 @@ class RunSettings(_Section):
     deadline_s: float | None = Field(
         None, gt=0, le=10**6, description="fixed; unset: follows the fleet's pace"
     )
-    first_deadline_s: float = Field(1800.0, gt=0, le=10**6, description="of a round before the pace is known")
+    first_deadline_s: float = Field(14400, gt=0, le=10**6, description="of a round before the pace is known")
     lost_grace_s: float = Field(
         60.0, ge=0, le=86400, description="a vanished node may come back within this time"
     )

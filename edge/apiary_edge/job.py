@@ -15,7 +15,10 @@ class _Part(BaseModel):
 
 
 class TrainJob(_Part):
-    """Everything a child needs; `out` is where it leaves `update.blob`."""
+    """Everything a child needs; `out` is where it leaves `update.blob`.
+
+    With `time_s` it ends after the last whole epoch that fits into so many seconds, the first always.
+    """
 
     run: str
     round: int
@@ -32,6 +35,7 @@ class TrainJob(_Part):
     out: Path
     runtime: str
     threads: int
+    time_s: float | None = None
 
 
 class Told(_Part):

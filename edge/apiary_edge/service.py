@@ -46,6 +46,8 @@ MAX_CRASHES: Final = 3
 One that was killed from outside (an operator, the kernel short of memory) is started again for as long as
 the round lasts, after pauses that double up to `_CRASH_PAUSE_MAX_S`.
 """
+_TRAIN_SHARE: Final = 0.7
+"""Of a round's time, where the plan takes partial work."""
 _CRASH_PAUSE_S: Final = 1.0
 _CRASH_PAUSE_MAX_S: Final = 60.0
 _COUNT_EVERY_S: Final = 60.0
@@ -59,7 +61,7 @@ _STATES: Final[dict[State, NodeState]] = {
 
 
 class Edge:
-    """One node. `step` is one turn of its loop; `clock` is monotonic and comes from outside."""
+    """One node. `step` is one turn of its loop; `clock` is monotonic, `wall` seconds since 1970."""
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class Edge:
         outbox: Outbox,
         training: Training,
         clock: Callable[[], float],
+        wall: Callable[[], float],
         instance: str,
         runtimes: list[str],
         memory_mb: int | None = None,
@@ -86,6 +89,7 @@ class Edge:
         self._outbox = outbox
         self._training = training
         self._clock = clock
+        self._wall = wall
         self._instance = instance
         self._runtimes = runtimes
         self._memory_mb = memory_mb
@@ -341,7 +345,7 @@ class Edge:
                     self.rounds_done += 1
                     self._outbox.set_done(announcement.run, announcement.round)
                 case table.AskCurrent():
-                    self._outlet.send(Ask(session=self._instance), self.node)
+                    self._ask()
                 case _:
                     assert_never(command)
 
@@ -374,6 +378,8 @@ class Edge:
                     out=scratch(edge.state_dir),
                     runtime=edge.runtime,
                     threads=edge.threads,
+                    # The rest of the time is for the way back.
+                    time_s=_TRAIN_SHARE * told.deadline_s if told.plan.partial else None,
                 )
             )
         except StoreError as e:
@@ -464,7 +470,10 @@ class Edge:
         """A broker whose queue overflows loses messages in silence: nothing is said only once."""
         self._refreshed_at = now
         self._outlet.restore()
-        self._outlet.send(Ask(session=self._instance), self.node)
+        self._ask()
+
+    def _ask(self) -> None:
+        self._outlet.send(Ask(session=self._instance, clock=int(self._wall())), self.node)
 
     def _guarded(self, act: Callable[[], object]) -> None:
         """What a peer or the disk did wrong is said, WARNING once a kind, and the loop goes on."""

@@ -88,8 +88,16 @@ def train(job: TrainJob, tell: Tell) -> None:
             )
         )
 
-    seed = node_seed(job.plan.seed, "", job.round, job.node)
-    result = fit(trainer, manifest, job.plan, data, before, seed=seed, progress=progress)
+    seed = node_seed(job.plan.seed, job.round, job.node)
+
+    def enough(epoch: int) -> bool:
+        """Whether another epoch would end after the time that the round leaves."""
+        per_epoch = (time.monotonic() - fitting) / epoch
+        return job.time_s is not None and time.monotonic() - began + per_epoch > job.time_s
+
+    result = fit(trainer, manifest, job.plan, data, before, seed=seed, progress=progress, enough=enough)
+    if result.epochs < job.plan.epochs:
+        tell(Told(kind="warning", text=f"out of time after {result.epochs} of {job.plan.epochs} epochs"))
     for warning in result.warnings:
         tell(Told(kind="warning", text=warning[:500]))
     document = encode_update(
@@ -113,6 +121,7 @@ def train(job: TrainJob, tell: Tell) -> None:
                 accuracy=result.accuracy,
                 accuracy_before=result.accuracy_before,
                 seconds=round(time.monotonic() - began, 3),
+                epochs=result.epochs,
             ),
         )
     )

@@ -146,6 +146,7 @@ class Fleet:
         self.nodes: dict[str, Edge] = {}
         self.trainings: dict[str, FakeTraining] = {}
         self.starts = 0
+        self.clock_error: dict[str, float] = {}
         self._journal: Journal | None = None
         for i in range(nodes):
             self.start_node(f"pi-{i:02d}")
@@ -225,6 +226,7 @@ class Fleet:
             outbox=Outbox(settings.edge.state_dir / "outbox"),
             training=training,
             clock=lambda: self.broker.now,
+            wall=lambda: self.broker.now + self.clock_error.get(node, 0.0),
             instance=instance,
             runtimes=["fake"],
         )

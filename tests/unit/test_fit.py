@@ -153,13 +153,24 @@ def test_at_least_one_picture_trains() -> None:
     assert split(("0" * 64,), 0.9)[0].tolist() == [0]
 
 
-def test_node_seeds_differ_by_run_round_and_node() -> None:
-    seeds = {
-        node_seed(*a)
-        for a in [(0, "r", 1, "a"), (1, "r", 1, "a"), (0, "s", 1, "a"), (0, "r", 2, "a"), (0, "r", 1, "b")]
-    }
-    assert len(seeds) == 5
-    assert node_seed(0, "r", 1, "a") == node_seed(0, "r", 1, "a")
+def test_node_seeds_differ_by_seed_round_and_node() -> None:
+    seeds = {node_seed(*a) for a in [(0, 1, "a"), (1, 1, "a"), (0, 2, "a"), (0, 1, "b")]}
+    assert len(seeds) == 4
+    assert node_seed(0, 1, "a") == node_seed(0, 1, "a")
+
+
+def test_training_ends_early_after_a_whole_epoch_where_time_is_short() -> None:
+    asked: list[int] = []
+
+    def enough(epoch: int) -> bool:
+        asked.append(epoch)
+        return epoch == 2
+
+    result = fit(Regression(), MANIFEST, PLAN, dataset(), START, seed=1, enough=enough)
+    assert (result.epochs, asked) == (2, [1, 2])
+    two = PLAN.model_copy(update={"epochs": 2})
+    whole = fit(Regression(), MANIFEST, two, dataset(), START, seed=1)
+    assert all(np.array_equal(result.weights[n], whole.weights[n]) for n in whole.weights)
 
 
 @pytest.mark.parametrize(

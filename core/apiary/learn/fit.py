@@ -51,12 +51,13 @@ class Fit:
     loss: float
     accuracy_before: float | None
     accuracy: float | None
+    epochs: int
     warnings: tuple[str, ...]
 
 
-def node_seed(seed: int, run: str, round_: int, node: str) -> int:
-    """The seed of one node in one round: the same on every machine, unlike for each."""
-    digest = hashlib.sha256(f"{seed}/{run}/{round_}/{node}".encode()).digest()
+def node_seed(seed: int, round_: int, node: str) -> int:
+    """The seed of one node in one round: the same on every machine and in every run of that seed."""
+    digest = hashlib.sha256(f"{seed}/{round_}/{node}".encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 
@@ -95,8 +96,11 @@ def fit(
     *,
     seed: int,
     progress: Callable[[FitProgress], None] | None = None,
+    enough: Callable[[int], bool] = lambda epoch: False,
 ) -> Fit:
     """Train `weights` on `data` as `plan` says. Deterministic in its arguments and the runtime.
+
+    `enough(epoch)` is asked after each whole epoch, and ends training early where it says so.
 
     Raises DataError for fewer than `plan.min_samples` training samples or data of another shape, ModelError
     where weights or plan do not fit the manifest, or where training ran away (NaN or infinite).
@@ -113,7 +117,7 @@ def fit(
     before = _accuracy(trainer, validation)
     classes = len(manifest.labels)
     scale = class_weights(data.y[train], classes) if plan.class_weights else np.ones(classes, np.float32)
-    loss, after = math.nan, before
+    loss, after, epochs = math.nan, before, 0
     for epoch in range(1, plan.epochs + 1):
         rng = np.random.default_rng([seed, epoch])
         total, done = 0.0, 0
@@ -133,10 +137,13 @@ def fit(
         after = _accuracy(trainer, validation)
         if progress:
             progress(FitProgress(epoch, plan.epochs, 1.0, loss, after))
+        epochs = epoch
+        if enough(epoch):
+            break
     trained = trainer.get_weights()
     if not trained.is_finite():
         raise ModelError("training ran away: the weights hold NaN or infinity; lower the learning rate")
-    return Fit(trained, len(train), len(held), loss, before, after, tuple(warnings))
+    return Fit(trained, len(train), len(held), loss, before, after, epochs, tuple(warnings))
 
 
 @dataclass(frozen=True, slots=True)

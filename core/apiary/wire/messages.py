@@ -88,7 +88,8 @@ class Plan(_Model):
     """How a node trains in this round.
 
     `learning_rate` > 0; `proximal_mu` >= 0 is FedProx's term (Li et al. 2020, arXiv:1812.06127);
-    `validation_share` of a node's pictures never train; `shift` is a share of the picture's side.
+    `validation_share` of a node's pictures never train; `shift` is a share of the picture's side. With
+    `partial` a node that runs out of time sends what it has after a whole epoch (as FedProx allows).
     """
 
     epochs: Annotated[int, Field(ge=1, le=1000)] = 2
@@ -102,6 +103,7 @@ class Plan(_Model):
     shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     validation_share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     min_samples: Annotated[int, Field(ge=1, le=2**24)] = 1
+    partial: bool = False
     codec: Name = "raw_f32"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -231,10 +233,11 @@ class Progress(Message):
 
 
 class Ask(Message):
-    """What is current? Answered by a notice to this node alone."""
+    """What is current? Answered by a notice to this node alone. `clock`: the node's, seconds since 1970."""
 
     kind: ClassVar[Kind] = Kind.NODE_ASK
     session: Name | None = None
+    clock: Count | None = None
 
 
 class Want(Message):
@@ -252,6 +255,7 @@ class TrainMetrics(_Model):
     accuracy: Unit | None = None
     accuracy_before: Unit | None = None
     seconds: Number = 0.0
+    epochs: Count | None = None
 
 
 class Offer(Message):
