@@ -101,9 +101,7 @@ def test_all_heard_ends_the_round_with_a_quorum() -> None:
 
 def test_all_heard_below_the_quorum_fails_with_the_numbers() -> None:
     none_left = replace(BASE, reserve=())
-    round_, commands = after(
-        none_left, Accepted(A, GOOD), Rejected(B, "NaN"), Left(C, "too hot", final=True)
-    )
+    round_, commands = after(none_left, Accepted(A, GOOD), Rejected(B, "NaN"), Left(C, "too hot", final=True))
     assert round_.phase is Phase.FAILED
     assert commands[-1] == Fail("1 of 3 nodes sent a good update, the quorum is 2")
 
@@ -196,9 +194,7 @@ def test_the_deadline_and_the_quorum(now: float, counted: tuple[NodeId, ...], ph
 
 
 def test_who_is_missing_at_the_end_and_why() -> None:
-    round_, _ = after(
-        BASE, Accepted(A, GOOD), Left(B, "too hot", final=True), Left(C, "lost", final=False)
-    )
+    round_, _ = after(BASE, Accepted(A, GOOD), Left(B, "too hot", final=True), Left(C, "lost", final=False))
     assert round_.missing == {B: "too hot", C: "lost", D: "no update in time"}
 
 

@@ -1,0 +1,182 @@
+"""Blobs on disk: whole and verified, or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from apiary.blobs import BlobStore
+from apiary.errors import ChunkError, StoreError
+from apiary.wire import Digest
+from apiary.wire.chunks import CHUNK_BYTES, digest_of, encode, span
+
+DATA = bytes(range(256)) * 1000
+DIGEST = digest_of(DATA)
+
+
+def chunk(index: int, data: bytes = DATA) -> bytes:
+    start, end = span(index, len(data))
+    return encode(DIGEST, index, data[start:end])
+
+
+def test_put_read_part_verify_remove(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs")
+    assert DIGEST not in store and not store.verify(DIGEST)
+    assert store.put(DATA) == DIGEST
+    assert DIGEST in store and store.verify(DIGEST)
+    assert store.read(DIGEST) == DATA
+    assert store.read_part(DIGEST, 1000, 24) == DATA[1000:1024]
+    store.remove(DIGEST)
+    store.remove(DIGEST)
+    assert DIGEST not in store
+
+
+def test_what_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    for act in (lambda: store.read(DIGEST), lambda: store.read_part(DIGEST, 0, 1)):
+        with pytest.raises(StoreError, match=rf"blob {DIGEST[:12]} cannot be read from .*: No such file"):
+            act()
+
+
+def test_a_damaged_blob_is_found_and_removed(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    store.put(DATA)
+    store.path(DIGEST).write_bytes(DATA[:-1] + b"x")
+    with pytest.raises(StoreError, match="was damaged and has been removed"):
+        store.read(DIGEST)
+    assert DIGEST not in store
+    store.put(DATA)
+    store.path(DIGEST).write_bytes(b"")
+    assert not store.verify(DIGEST)
+    assert not store.path(DIGEST).exists()
+
+
+def test_what_a_power_cut_left_is_cleared_at_the_start(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    store.put(DATA)
+    (tmp_path / f"{DIGEST}.download").write_bytes(b"half")
+    (tmp_path / f".{DIGEST}.abc.part").write_bytes(b"half")
+    again = BlobStore(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [DIGEST]
+    assert again.read(DIGEST) == DATA
+
+
+def test_the_least_recently_used_go_first_and_those_kept_stay(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, max_bytes=2500)
+    digests = [store.put(bytes([i]) * 1000) for i in range(4)]
+    for age, digest in enumerate(digests):
+        os.utime(store.path(digest), (1000 + age, 1000 + age))
+    os.utime(store.path(digests[0]), (5000, 5000))
+    assert store.evict(keep={digests[1]}) == 2
+    assert [d in store for d in digests] == [True, True, False, False]
+    assert store.evict(keep=set()) == 0
+
+
+def test_verify_counts_as_use(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, max_bytes=1000)
+    old, new = store.put(b"a" * 1000), store.put(b"b" * 1000)
+    os.utime(store.path(old), (1, 1))
+    os.utime(store.path(new), (2, 2))
+    store.verify(old)
+    store.evict(keep=set())
+    assert old in store and new not in store
+
+
+def test_without_a_bound_nothing_is_evicted(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    store.put(DATA)
+    assert store.evict(keep=set()) == 0
+
+
+@pytest.mark.parametrize(("bound", "fits"), [(len(DATA), True), (len(DATA) - 1, False)])
+def test_what_can_never_fit_is_refused_before_room_is_taken(tmp_path: Path, bound: int, fits: bool) -> None:
+    store = BlobStore(tmp_path, max_bytes=bound)
+    if fits:
+        store.begin(DIGEST, len(DATA)).abandon()
+    else:
+        with pytest.raises(StoreError, match=rf"has {len(DATA)} bytes, the store .* holds {bound}"):
+            store.begin(DIGEST, len(DATA))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_takes_chunks_in_any_order_once(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    download = store.begin(DIGEST, len(DATA))
+    assert [download.accept(i, chunk(i)) for i in (2, 0, 2, 1)] == [True, True, False, True]
+    assert download.assembly.complete and DIGEST not in store
+    assert download.finish()
+    assert store.read(DIGEST) == DATA
+    assert [p.name for p in tmp_path.iterdir()] == [DIGEST]
+
+
+def test_a_torn_chunk_is_refused_and_still_missing(tmp_path: Path) -> None:
+    download = BlobStore(tmp_path).begin(DIGEST, len(DATA))
+    with pytest.raises(ChunkError):
+        download.accept(1, chunk(1)[:-1])
+    assert download.assembly.missing() == [(0, 3)]
+    download.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chunks_that_do_not_give_the_digest_are_all_asked_for_again(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    wrong = b"x" * CHUNK_BYTES + DATA[CHUNK_BYTES:]
+    download = store.begin(DIGEST, len(DATA))
+    for i in range(3):
+        download.accept(i, chunk(i, wrong))
+    assert not download.finish()
+    assert download.assembly.missing() == [(0, 3)]
+    assert DIGEST not in store
+    for i in range(3):
+        download.accept(i, chunk(i))
+    assert download.finish()
+    assert store.read(DIGEST) == DATA
+
+
+def test_a_disk_that_refuses_to_keep_it_is_said_and_it_can_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BlobStore(tmp_path)
+    download = store.begin(DIGEST, len(DATA))
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    for i in range(3):
+        download.accept(i, chunk(i))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(StoreError, match=r"cannot keep blob .*: Input/output error"):
+            download.finish()
+    assert DIGEST not in store
+    assert download.assembly.missing() == [(0, 3)]
+    for i in range(3):
+        download.accept(i, chunk(i))
+    assert download.finish()
+
+
+def test_no_room_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BlobStore(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StoreError, match=rf"no room for blob {DIGEST[:12]} of {len(DATA)} bytes"):
+        store.begin(DIGEST, len(DATA))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "blobs").write_text("")
+    with pytest.raises(StoreError, match="cannot use the folder"):
+        BlobStore(tmp_path / "blobs")
+
+
+def test_names_that_are_no_digest_are_not_there(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    assert 7 not in store
+    assert Digest("0" * 64) not in store

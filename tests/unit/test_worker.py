@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from apiary_coordinator.worker import Done, InlineWorker, ThreadWorker, Worker
+
+
+def ignore(_: Any) -> None:
+    pass
+
+
+def until(found: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def threaded() -> Iterator[tuple[ThreadWorker, list[int]]]:
+    woken: list[int] = []
+    worker = ThreadWorker("test-worker", lambda: woken.append(threading.get_ident()))
+    yield worker, woken
+    worker.close(5.0)
+
+
+@pytest.fixture(params=["inline", "thread"])
+def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
+    made: Worker = InlineWorker() if request.param == "inline" else ThreadWorker("test", lambda: None)
+    yield made
+    made.close(5.0)
+
+
+def collected(worker: Worker, count: int) -> list[Done]:
+    done: list[Done] = []
+    end = time.monotonic() + 5
+    while len(done) < count:
+        assert time.monotonic() < end
+        done += worker.collect()
+    return done
+
+
+def test_jobs_run_in_order_and_give_their_values(worker: Worker) -> None:
+    ran: list[int] = []
+    for i in range(50):
+        worker.submit(lambda i=i: ran.append(i) or i * i, ignore)  # type: ignore[misc] # a lambda's default
+    done = collected(worker, 50)
+    assert ran == list(range(50))
+    assert [d.value for d in done] == [i * i for i in range(50)]
+    assert all(d.then is ignore and d.error is None for d in done)
+    assert worker.pending == 0
+
+
+def test_an_error_comes_back_with_its_job_and_the_next_one_runs(worker: Worker) -> None:
+    def fail() -> None:
+        raise OSError("no room")
+
+    worker.submit(fail, ignore)
+    worker.submit(lambda: 7, ignore)
+    first, second = collected(worker, 2)
+    assert isinstance(first.error, OSError) and first.job is fail
+    assert (second.value, second.error) == (7, None)
+
+
+def test_then_is_left_to_the_collector(worker: Worker) -> None:
+    got: list[int] = []
+    worker.submit(lambda: 1, got.append)
+    (done,) = collected(worker, 1)
+    assert got == []
+    done.then(done.value)
+    assert got == [1]
+
+
+def test_a_slow_job_does_not_hold_up_whoever_collects(threaded: tuple[ThreadWorker, list[int]]) -> None:
+    worker, woken = threaded
+    go = threading.Event()
+    worker.submit(lambda: go.wait(5), ignore)
+    began = time.monotonic()
+    assert worker.collect() == []
+    assert time.monotonic() - began < 0.5
+    assert (worker.pending, woken) == (1, [])
+    go.set()
+    until(lambda: bool(woken))
+    assert woken != [threading.get_ident()]
+    assert [d.value for d in worker.collect()] == [True]
+
+
+def test_close_lets_the_running_job_end(threaded: tuple[ThreadWorker, list[int]]) -> None:
+    worker, _ = threaded
+    ended: list[bool] = []
+    worker.submit(lambda: (time.sleep(0.1), ended.append(True)), ignore)
+    worker.close(5.0)
+    assert ended == [True]
+
+
+def test_close_waits_no_longer_than_allowed() -> None:
+    worker = ThreadWorker("test", lambda: None)
+    go = threading.Event()
+    worker.submit(lambda: go.wait(5), ignore)
+    began = time.monotonic()
+    worker.close(0.1)
+    assert time.monotonic() - began < 2
+    go.set()
