@@ -1,0 +1,270 @@
+"""A real coordinator or a real node in a process of its own, with nothing to train and nothing to judge.
+
+    python benchmarks/fleet.py coordinator|node --port P --folder DIR --bytes N --layers L ...
+
+Everything on the way is the product's: services, bus, journal, spool, screening, exact sum, outbox. Only
+the model is invented, a node's update is the model itself, and accuracy is a constant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kernel_figures import children, cpu_of, per_round
+
+from apiary.blobs import BlobStore
+from apiary.bus.allocator import tune
+from apiary.bus.mqtt import MqttBus
+from apiary.files import write_atomic
+from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.settings import Settings
+from apiary.tensors import Weights
+from apiary.wire import NodeId, blob
+from apiary.wire.chunks import digest_of
+from apiary.wire.messages import Announcement, BlobRef, Message, RoundResult, TrainMetrics
+from apiary.wire.topics import Kind
+from apiary_coordinator.service import Coordinator
+from apiary_coordinator.service import will as coordinator_will
+from apiary_coordinator.store import Journal
+from apiary_coordinator.worker import ThreadWorker
+from apiary_coordinator.workshop import Artefacts, Judgement
+from apiary_edge.job import Told, TrainJob
+from apiary_edge.outbox import Outbox
+from apiary_edge.service import Edge
+from apiary_edge.service import will as edge_will
+
+SAMPLES = 20
+SCALE = 1e-6
+"""The model doubles each round, since an update is the model: this small it stays in bounds for 20 rounds."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("role", choices=("coordinator", "node"))
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--node-id", default="x")
+    parser.add_argument("--nodes", type=int, default=10)
+    parser.add_argument("--bytes", type=int, default=14_000_000)
+    parser.add_argument("--layers", type=int, default=53)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--sync", action="store_true", help="sync the spool to disk before each receipt")
+    parser.add_argument("--profile", type=Path, help="write cProfile's figures of the loop there")
+    args = parser.parse_args()
+    act = coordinator if args.role == "coordinator" else node
+    if args.profile is None:
+        act(args)
+    else:
+        import cProfile
+
+        profile = cProfile.Profile()
+        try:
+            profile.runcall(act, args)
+        finally:
+            profile.dump_stats(args.profile)
+    return 0
+
+
+class Workshop:
+    """A model of `layers` equal tensors, and a judge without pictures."""
+
+    def __init__(self, blobs: BlobStore, size: int, layers: int):
+        self._blobs = blobs
+        self._shapes = {f"layer_{i:02d}/kernel": (size // 4 // layers,) for i in range(layers)}
+
+    def build(self) -> Artefacts:
+        rng = np.random.default_rng(0)
+        initial = Weights(
+            {n: rng.normal(scale=SCALE, size=s).astype(np.float32) for n, s in self._shapes.items()}
+        )
+        return Artefacts(
+            labels=("a", "b"),
+            manifest=self._keep(self._manifest().encode()),
+            trainer=self._keep(b"a trainer" * 1000),
+            base=None,
+            initial=self._keep(blob.encode(initial)),
+        )
+
+    def manifest(self, artefacts: Artefacts) -> Manifest:
+        return self._manifest()
+
+    def evaluate(self, artefacts: Artefacts, weights: Weights) -> Judgement:
+        return Judgement(0.5, 0.5, {})
+
+    def finish(self, artefacts: Artefacts, weights: Weights, folder: Path) -> dict[str, Any]:
+        return {}
+
+    def _manifest(self) -> Manifest:
+        return Manifest(
+            recipe="none",
+            input=PictureInput(height=8, width=8, channels=1),
+            labels=("a", "b"),
+            tensors=tuple(Tensor(name=n, shape=s, argument=n) for n, s in self._shapes.items()),
+            batch_size=16,
+            optimizer="adam",
+        )
+
+    def _keep(self, data: bytes) -> BlobRef:
+        return BlobRef(digest=self._blobs.put(data), bytes=len(data))
+
+
+class NoTraining:
+    """Answers at once: the update is the model itself, encoded, named and on disk as a child leaves it."""
+
+    def __init__(self) -> None:
+        self._told: list[Told] = []
+
+    def start(self, job: TrainJob) -> None:
+        model = blob.decode(job.model.read_bytes(), who="the announced model").weights
+        about = {"run": job.run, "round": job.round, "node": job.node, "samples": SAMPLES}
+        document = blob.encode(model, codec_name=job.plan.codec, about=about)
+        write_atomic(job.out / "update.blob", document)
+        self._told = [
+            Told(
+                kind="done",
+                digest=digest_of(document),
+                bytes=len(document),
+                samples=SAMPLES,
+                metrics=TrainMetrics(loss=0.5),
+            )
+        ]
+
+    def collect(self) -> list[Told]:
+        told, self._told = self._told, []
+        return told
+
+    def stop(self) -> None:
+        self._told = []
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """When each round was announced, and when its result was; by the wall, beside the coordinator's own."""
+
+    opened: dict[int, float]
+    closed: dict[int, float]
+    seconds: dict[int, float]
+    phases: list[tuple[int, str, float]]
+    cpu: dict[int, dict[str, float]]
+
+    def tap(self, kind: Kind, node: NodeId | None, message: Message) -> None:
+        now = time.perf_counter()
+        if isinstance(message, Announcement):
+            self.phases.append((message.round, message.state, now))
+            if message.state == "open":
+                self.opened.setdefault(message.round, now)
+        elif isinstance(message, RoundResult):
+            assert message.state == "closed", message
+            self.closed[message.round] = now
+            self.seconds[message.round] = message.seconds
+            self.cpu[message.round] = cpu_of(os.getpid(), children(os.getppid()))
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    return Settings.model_validate(
+        {
+            "federation": "bench",
+            "broker": {"port": args.port},
+            "run": {
+                "rounds": args.rounds,
+                "min_nodes": args.nodes,
+                "settle_s": 0.5,
+                "quorum": 1.0,
+                "plan": {"epochs": 1},
+            },
+            "coordinator": {
+                "state_dir": args.folder / "state",
+                "runs_dir": args.folder / "runs",
+                "sync": args.sync,
+            },
+            "edge": {
+                "node_id": args.node_id,
+                "data_dir": args.folder / "pictures",
+                "state_dir": args.folder / "nodes" / args.node_id,
+            },
+        }
+    )
+
+
+def coordinator(args: argparse.Namespace) -> None:
+    """One run; a JSON line with the seconds of every round."""
+    settings = settings_of(args)
+    tune()
+    journal = Journal(settings.coordinator.state_dir)
+    journal.open_run("run", time.time(), "{}")
+    blobs = BlobStore(settings.coordinator.state_dir / "blobs")
+    bus = MqttBus(settings.broker, "bench-coordinator", coordinator_will(settings.topics, "epoch"))
+    watch = Stopwatch({}, {}, {}, [], {})
+    service = Coordinator(
+        settings,
+        bus=bus,
+        journal=journal,
+        blobs=blobs,
+        workshop=Workshop(blobs, args.bytes, args.layers),
+        worker=ThreadWorker("worker", bus.wake),
+        clock=time.monotonic,
+        wall=time.time,
+        epoch="epoch",
+        run="run",
+        created=time.time(),
+        tap=watch.tap,
+    )
+    try:
+        service.start(None)
+        service.run(lambda: False)
+    finally:
+        service.close()
+        journal.close()
+    rounds = sorted(watch.closed)
+    print(
+        json.dumps(
+            {
+                "seconds": [watch.seconds[r] for r in rounds],
+                "wall": [watch.closed[r] - watch.opened[r] for r in rounds],
+                # From one result to the next: nothing can hide between the rounds.
+                "period": [watch.closed[b] - watch.closed[a] for a, b in itertools.pairwise(rounds)],
+                "cpu": per_round(watch.cpu[rounds[0]], watch.cpu[rounds[-1]], len(rounds) - 1),
+                "collected": [_until(watch, r, "aggregating") for r in rounds],
+            }
+        )
+    )
+
+
+def _until(watch: Stopwatch, number: int, state: str) -> float:
+    return next(at for r, s, at in watch.phases if (r, s) == (number, state)) - watch.opened[number]
+
+
+def node(args: argparse.Namespace) -> None:
+    """One node, until it is told to stop."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    settings = settings_of(args)
+    tune(small=True)
+    instance, name = str(os.getpid()), NodeId(args.node_id)
+    edge = settings.edge
+    bus = MqttBus(settings.broker, f"bench-{name}", edge_will(settings.topics, name, instance))
+    service = Edge(
+        settings,
+        bus=bus,
+        blobs=BlobStore(edge.state_dir / "blobs", edge.blob_mb * 2**20),
+        outbox=Outbox(edge.state_dir / "outbox"),
+        training=NoTraining(),
+        clock=time.monotonic,
+        instance=instance,
+        runtimes=["litert"],
+    )
+    service.start()
+    service.run(lambda: False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
