@@ -166,6 +166,9 @@ class Collection:
                 self._perform([GrantNow(upload, upload.assembly.missing())])
                 return
             verdict = Rejected(f"node {upload.node}: the update's bytes do not give the digest it offered")
+        if verdict is None and upload.node in self._current().rejected:
+            # It offered another update meanwhile, which was refused: one answer a round.
+            verdict = Rejected(self._current().rejected[upload.node])
         self._finished(upload.node, now)
         if isinstance(verdict, Rejected):
             self._spool.release(upload.slot, upload.assembly.bytes)

@@ -171,7 +171,7 @@ def handle(round_: Round, event: Event, now: float) -> Outcome:
         return _after(round_, event)
     match event:
         case Accepted(node, contributor):
-            if node not in round_.cohort or node in round_.accepted:
+            if node not in round_.cohort or node in round_.accepted or node in round_.rejected:
                 return round_, []
             first = round_.phase is Phase.OPEN
             accepted = {**round_.accepted, node: contributor}
@@ -186,7 +186,8 @@ def handle(round_: Round, event: Event, now: float) -> Outcome:
         case Rejected(node, why):
             if node not in round_.awaited:
                 return round_, []
-            return _replace_node(replace(round_, rejected={**round_.rejected, node: why}), now)
+            rejected = {**round_.rejected, node: why}
+            return _replace_node(replace(round_, rejected=rejected, lost=_without(round_.lost, node)), now)
         case Left(node, why, final):
             if node not in round_.awaited:
                 return round_, []
