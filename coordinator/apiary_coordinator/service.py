@@ -235,7 +235,7 @@ class Coordinator:
         if status.version not in ("", __version__) and status.state != "lost":
             self._once(
                 f"version {node} {status.version}",
-                f"node {node} runs version {status.version}, the coordinator {__version__}: upgrade the older",
+                f"node {node} runs version {status.version}, the coordinator {__version__}",
             )
         if before is None or before.status.state == "lost":
             self._last_node_at = now

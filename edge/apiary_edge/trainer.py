@@ -81,7 +81,7 @@ def train(job: TrainJob, tell: Tell) -> None:
 
     def progress(p: FitProgress) -> None:
         done = (p.epoch - 1 + p.fraction) / p.epochs
-        left = (time.monotonic() - fitting) * (1 - done) / done if done > 0 else None
+        left = round((time.monotonic() - fitting) * (1 - done) / done, 1) if done > 0 else None
         tell(
             Told(
                 kind="progress", epoch=p.epoch, epochs=p.epochs, loss=p.loss, accuracy=p.accuracy, left_s=left

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.fleet.harness import Fleet, samples_of, update_of
 
 from apiary.blobs import BlobStore
 from apiary.bus.memory import Fault, MemoryBroker
 from apiary.wire import Digest, blob
-from tests.fleet.harness import Fleet, samples_of, update_of
 
 NODES = 20
 MakeFleet = Callable[..., Fleet]

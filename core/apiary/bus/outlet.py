@@ -35,7 +35,8 @@ class Outlet:
     def metric(self, name: str, value: float) -> bool:
         """Publish one plain number, which MQTT Explorer plots."""
         topic = self._topics.build(Kind.METRIC, metric=name)
-        return self._put(topic, f"{value:.6g}".encode(), Kind.METRIC)
+        text = str(int(value)) if float(value).is_integer() else f"{value:.6g}"
+        return self._put(topic, text.encode(), Kind.METRIC)
 
     def restore(self) -> None:
         """Publish all retained state again, after a connect."""
