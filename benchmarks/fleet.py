@@ -259,6 +259,7 @@ def node(args: argparse.Namespace) -> None:
         outbox=Outbox(edge.state_dir / "outbox"),
         training=NoTraining(),
         clock=time.monotonic,
+        wall=time.time,
         instance=instance,
         runtimes=["litert"],
     )

@@ -25,10 +25,13 @@ class Downlink:
         self._gather_s = gather_s
         self._served: dict[Digest, int] = {}
         self._wanted: dict[Digest, set[int]] = {}
+        self._asked: dict[Digest, set[NodeId]] = {}
+        self._expected = 0
         self._due: dict[Digest, float] = {}
 
-    def serve(self, refs: list[BlobRef]) -> None:
-        """These blobs and no others may be asked for from now on."""
+    def serve(self, refs: list[BlobRef], expected: int) -> None:
+        """These blobs and no others may be asked for from now on, by about `expected` nodes."""
+        self._expected = expected
         self._served = {Digest(ref.digest): ref.bytes for ref in refs}
 
     def want(self, node: NodeId, want: Want, now: float) -> None:
@@ -40,13 +43,17 @@ class Downlink:
             return
         self._wanted.setdefault(digest, set()).update(indices(want.missing, count(size)))
         self._due.setdefault(digest, now + self._gather_s)
+        asked = self._asked.setdefault(digest, set())
+        asked.add(node)
+        if len(asked) >= self._expected:
+            self._due[digest] = now  # everyone has asked: nothing to wait for
 
     def due(self, now: float) -> None:
         """Queue what has waited long enough; the flow paces the rest."""
         for digest, due in list(self._due.items()):
             if now < due:
                 continue
-            del self._due[digest]
+            del self._due[digest], self._asked[digest]
             wanted = ranges(sorted(self._wanted.pop(digest)), limit=2**31)
             if digest in self._served:
                 self._flow.add(

@@ -355,7 +355,7 @@ class Coordinator:
         self.stage = "round"
         announcement = self._announcement()
         refs = [announcement.model, announcement.manifest, announcement.trainer, announcement.base]
-        self._down.serve([ref for ref in refs if ref is not None])
+        self._down.serve([ref for ref in refs if ref is not None], len(live.round.cohort))
         log.info(
             "run=%s round=%d opened cohort=%d deadline_s=%.0f",
             self.run_id,

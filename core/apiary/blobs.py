@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ class BlobStore:
     def __init__(self, folder: Path, max_bytes: int | None = None):
         self._folder = folder
         self._max_bytes = max_bytes
+        self._seen: dict[Digest, _Stamp] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.glob("*.download"):
@@ -43,6 +45,7 @@ class BlobStore:
         digest = digest_of(data)
         if digest not in self:
             write_atomic(self.path(digest), data)
+            self._note(digest)
         return digest
 
     def read(self, digest: Digest) -> bytes:
@@ -69,17 +72,23 @@ class BlobStore:
 
     def remove(self, digest: Digest) -> None:
         """Forget a blob."""
+        self._seen.pop(digest, None)
         self.path(digest).unlink(missing_ok=True)
 
     def verify(self, digest: Digest) -> bool:
-        """Whether the blob is there and whole; a damaged one is removed."""
+        """Whether the blob is there and whole; a damaged one is removed.
+
+        Hashed once in the life of this store, and again where the file has changed since: a node asks at
+        every announcement, and its models are large.
+        """
         if digest not in self:
             return False
-        if _sha256_of(self.path(digest)) == digest:
-            os.utime(self.path(digest))
-            return True
-        self.path(digest).unlink(missing_ok=True)
-        return False
+        if self._seen.get(digest) != _stamp(self.path(digest)) and _sha256_of(self.path(digest)) != digest:
+            self.remove(digest)
+            return False
+        os.utime(self.path(digest))
+        self._note(digest)
+        return True
 
     def begin(self, digest: Digest, size: int) -> Download:
         """Start to put a blob together. Raises StoreError where it does not fit."""
@@ -87,7 +96,7 @@ class BlobStore:
             raise StoreError(
                 f"blob {digest[:12]} has {size} bytes, the store {self._folder} holds {self._max_bytes}"
             )
-        return Download(self._folder, digest, size)
+        return Download(self._folder, digest, size, named=lambda: self._note(digest))
 
     def evict(self, keep: set[Digest]) -> int:
         """Remove the least recently used blobs over the bound, never those in `keep`; returns how many."""
@@ -100,18 +109,29 @@ class BlobStore:
             if total <= self._max_bytes:
                 break
             if path.name not in keep:
-                path.unlink(missing_ok=True)
+                self.remove(Digest(path.name))
                 total -= stat.st_size
                 gone += 1
         return gone
 
+    def _note(self, digest: Digest) -> None:
+        """Remember the file as it is now as whole."""
+        if (stamp := _stamp(self.path(digest))) is not None:
+            self._seen[digest] = stamp
+
 
 class Download:
-    """One blob being put together in a file of its full size, chunk by chunk in any order."""
+    """One blob being put together in a file of its full size, chunk by chunk in any order.
 
-    def __init__(self, folder: Path, digest: Digest, size: int):
+    `named` is called once the blob is whole and lies under its name.
+    """
+
+    def __init__(self, folder: Path, digest: Digest, size: int, named: Callable[[], None] = lambda: None):
         self.assembly = Assembly(digest, size)
         self.heard_at = 0.0
+        self._named = named
+        self._hash = hashlib.sha256()
+        self._hashed = 0
         self._folder = folder
         self._path = folder / f"{digest}.download"
         try:
@@ -130,9 +150,15 @@ class Download:
             return False
         offset, data = taken
         try:
-            os.pwrite(self._fd, data, offset)
+            written = os.pwrite(self._fd, data, offset)
         except OSError as e:
             raise StoreError(f"cannot write {self._path}: {e.strerror}") from e
+        if written != len(data):
+            raise StoreError(f"cannot write {self._path}: {written} of {len(data)} bytes were taken")
+        if offset == self._hashed:
+            # Chunks mostly come in order: hashed while they are at hand, the whole need not be read again.
+            self._hash.update(data)
+            self._hashed += len(data)
         return True
 
     def finish(self) -> bool:
@@ -141,16 +167,19 @@ class Download:
         Raises StoreError, with all chunks missing again too, where the disk refuses.
         """
         try:
-            if _sha256_of(self._path) != self.assembly.digest:
-                self.assembly.forget()
+            for block in _blocks(self._path, self._hashed):
+                self._hash.update(block)
+            if self._hash.hexdigest() != self.assembly.digest:
+                self._forget()
                 return False
             os.fsync(self._fd)
             self._path.replace(self._folder / self.assembly.digest)
             sync_folder(self._folder)
         except OSError as e:
-            self.assembly.forget()
+            self._forget()
             raise StoreError(f"cannot keep blob {self.assembly.digest[:12]}: {e.strerror}") from e
         os.close(self._fd)
+        self._named()
         return True
 
     def abandon(self) -> None:
@@ -158,10 +187,32 @@ class Download:
         os.close(self._fd)
         self._path.unlink(missing_ok=True)
 
+    def _forget(self) -> None:
+        self.assembly.forget()
+        self._hash, self._hashed = hashlib.sha256(), 0
+
+
+_Stamp = tuple[int, int, int]
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """What changes when a file does: inode, size, time of its last change; None where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
 
 def _sha256_of(path: Path) -> Digest:
     h = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(_READ):
-            h.update(block)
+    for block in _blocks(path, 0):
+        h.update(block)
     return Digest(h.hexdigest())
+
+
+def _blocks(path: Path, offset: int) -> Iterator[bytes]:
+    with path.open("rb") as f:
+        f.seek(offset)
+        while block := f.read(_READ):
+            yield block
