@@ -129,14 +129,17 @@ def _value(value: Any) -> str:
         case int() | float():
             return repr(value)
         case str() | Path():
-            text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-            return f'"{text}"'
+            return f'"{"".join(_escaped(c) for c in str(value))}"'
         case list() | tuple():
             return "[" + ", ".join(_value(v) for v in value) + "]"
         case dict():
             return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in value.items()) + " }"
         case _:
             raise ApiaryError(f"{value!r} cannot be written to a settings file")
+
+
+def _escaped(c: str) -> str:
+    return f"\\u{ord(c):04x}" if c in '\\"' or (not c.isprintable() and ord(c) < 0xA0) else c
 
 
 def _clean_environment() -> dict[str, str]:

@@ -12,9 +12,17 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from apiary.errors import SettingsError, TopicError
@@ -34,6 +42,25 @@ def default_node_id() -> str:
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class _StrictPlan(Plan):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _StrictBounds(Bounds):
+    model_config = ConfigDict(extra="forbid")
+
+
+def _strictly(model: type[BaseModel]) -> BeforeValidator:
+    """Refuse unknown keys where a table is given: messages ignore them, a settings file must not."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict):
+            model.model_validate(value)
+        return value
+
+    return BeforeValidator(check)
 
 
 class BrokerSettings(_Section):
@@ -101,8 +128,12 @@ class RunSettings(_Section):
         3, ge=1, le=10_000, description="give up after this many failed rounds in a row"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
-    plan: Plan = Field(default_factory=Plan, description="how each node trains")
-    bounds: Bounds = Field(default_factory=Bounds, description="what an update may hold")
+    plan: Annotated[Plan, _strictly(_StrictPlan)] = Field(
+        default_factory=Plan, description="how each node trains"
+    )
+    bounds: Annotated[Bounds, _strictly(_StrictBounds)] = Field(
+        default_factory=Bounds, description="what an update may hold"
+    )
 
 
 class CoordinatorSettings(_Section):

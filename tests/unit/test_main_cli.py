@@ -1,0 +1,192 @@
+"""The command line itself: help, versions, --set, and errors that become exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apiary import __version__, errors
+from apiary.errors import ApiaryError
+from apiary_cli import main as cli
+from apiary_cli.main import COMMANDS, main
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for key in [k for k in os.environ if k.startswith("APIARY_")]:
+        monkeypatch.delenv(key)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Any:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def left(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code and what was printed, of a line that argparse itself answers."""
+    with pytest.raises(SystemExit) as e:
+        main(argv)
+    out = capsys.readouterr()
+    return int(e.value.code or 0), out.out, out.err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert left(["--version"], capsys) == (0, f"apiary {__version__}\n", "")
+
+
+def test_help_lists_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = left(["--help"], capsys)
+    assert code == 0
+    for name, text in COMMANDS.items():
+        assert f"    {name}" in out
+        assert text.split(":")[0][:40] in out
+    assert "8 storage, 130 interrupted" in out
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help_with_the_common_flags(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = left([command, "--help"], capsys)
+    assert code == 0
+    assert f"apiary {command}" in out
+    assert "--set KEY=VALUE" in out and "--config FILE" in out
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"], ["edge", "--no-such-flag"], ["coordinator", "--rounds", "x"]])
+def test_wrong_usage_is_exit_code_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = left(argv, capsys)
+    assert code == 2
+    assert err.startswith("usage: apiary")
+
+
+def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert all(name in left(["fly"], capsys)[2] for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("pair", "key", "value"),
+    [
+        ("run.rounds=12", "run.rounds", 12),
+        ("run.target_accuracy=0.9", "run.target_accuracy", 0.9),
+        ("coordinator.sync=false", "coordinator.sync", False),
+        ("broker.host=pi.local", "broker.host", "pi.local"),
+        ('broker.host="pi"', "broker.host", "pi"),
+        ("edge.data_dir=/a b/c", "edge.data_dir", "/a b/c"),
+        ("coordinator.labels=['cat', 'dog']", "coordinator.labels", ["cat", "dog"]),
+        ("run.recipe_options={size = 16}", "run.recipe_options", {"size": 16}),
+        ("edge.node_id=a=b", "edge.node_id", "a=b"),
+        ("edge.node_id=", "edge.node_id", ""),
+    ],
+)
+def test_set_reads_values_as_toml_and_else_as_text(pair: str, key: str, value: Any) -> None:
+    assert cli._overrides([pair]) == {key: value}
+
+
+def test_the_last_set_wins() -> None:
+    assert cli._overrides(["run.seed=1", "run.seed=2"]) == {"run.seed": 2}
+
+
+@pytest.mark.parametrize("pair", ["run.rounds", "=3", ""])
+def test_a_set_that_is_none_says_what_one_is(pair: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--set", pair]) == 2
+    assert capsys.readouterr().err == (f"apiary: --set {pair!r}: expected KEY=VALUE, such as run.rounds=12\n")
+
+
+@pytest.mark.parametrize("command", ["config", "edge", "coordinator", "broker"])
+def test_an_unknown_setting_is_exit_code_2_with_the_nearest(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--set", "run.round=3"]) == 2
+    assert capsys.readouterr().err == (
+        "apiary: command line: unknown setting 'run.round'; did you mean 'run.rounds'?\n"
+    )
+
+
+def everyone(kind: type[ApiaryError]) -> list[type[ApiaryError]]:
+    return [kind, *(e for sub in kind.__subclasses__() for e in everyone(sub))]
+
+
+class Failing:
+    """A command that ends with what it is told."""
+
+    error: BaseException
+
+    def add_arguments(self, parser: Any) -> None:
+        pass
+
+    def run(self, args: Any) -> int:
+        raise self.error
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
+    made = Failing()
+    monkeypatch.setitem(sys.modules, "apiary_cli.config", made)  # type: ignore[arg-type] # a module's shape
+    return made
+
+
+@pytest.mark.parametrize("kind", everyone(ApiaryError), ids=lambda k: k.__name__)
+def test_every_error_becomes_one_line_and_its_exit_code(
+    kind: type[ApiaryError], failing: Failing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.error = kind("what, and how to mend it")
+    assert main(["config"]) == kind.exit_code
+    assert capsys.readouterr().err == "apiary: what, and how to mend it\n"
+
+
+def test_the_exit_codes_are_those_that_the_help_tells() -> None:
+    codes = {e.__name__: e.exit_code for e in ApiaryError.__subclasses__()}
+    assert codes == {
+        "SettingsError": 2,
+        "DataError": 3,
+        "BusError": 4,
+        "WireError": 5,
+        "ModelError": 6,
+        "RunFailed": 7,
+        "StoreError": 8,
+    }
+    assert errors.ApiaryError.exit_code == 1
+
+
+def test_ctrl_c_is_130(failing: Failing, capsys: pytest.CaptureFixture[str]) -> None:
+    failing.error = KeyboardInterrupt()
+    assert main(["config"]) == 130
+    assert capsys.readouterr().err == "apiary: interrupted\n"
+
+
+def test_our_own_bug_is_not_hidden(failing: Failing) -> None:
+    failing.error = ZeroDivisionError("ours")
+    with pytest.raises(ZeroDivisionError):
+        main(["config"])
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    line = f"{sys.executable} -m apiary_cli config | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_node_loads_neither_tensorflow_nor_the_coordinator() -> None:
+    """What `apiary edge` imports before it trains decides a node's memory."""
+    code = (
+        "import sys; from apiary_cli import main; "
+        "sys.argv = ['apiary', 'edge', '--set', 'x']; main.main(); "
+        "heavy = ('tensorflow', 'apiary_coordinator', 'PIL', 'tflite_runtime'); "
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "[]\n"
