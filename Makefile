@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+SECONDS_EACH ?= 300
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +13,7 @@ help:
 	@echo "make test    set up, then style, types, import rules and all tests"
 	@echo "make check   style, types and import rules only"
 	@echo "make bench   overhead of a round, memory of a node (minutes; see benchmarks/README.md)"
+	@echo "make fuzz    coverage-guided fuzzing of all that reads the bus (SECONDS_EACH=300)"
 	@echo "make clean   remove what these made"
 
 # A stamp per set of packages, so that a second call starts at once.
@@ -42,6 +44,11 @@ bench: $(VENV)/.dev
 	@tests/system-packages
 	$(BIN)/python benchmarks/round_overhead.py
 	$(BIN)/python benchmarks/node_memory.py
+
+fuzz: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3,<4'
+	@$(BIN)/python tests/fuzz/seeds.py build/fuzz
+	$(BIN)/python tests/fuzz/fuzz_wire.py build/fuzz -max_total_time=$(SECONDS_EACH) -rss_limit_mb=512 -timeout=5 -max_len=400000
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist runs/.demo-* runs/.exports
