@@ -27,6 +27,7 @@ class Downloads:
         self._blobs = blobs
         self._idle_s = idle_s
         self._going: dict[Digest, Download] = {}
+        self._heard_at = 0.0
 
     def fetch(self, ref: BlobRef, now: float) -> None:
         """Start to get a blob. Raises StoreError where there is no room for it."""
@@ -44,7 +45,8 @@ class Downloads:
         if download is None:
             return None
         if download.accept(index, payload):
-            download.heard_at = now
+            # Chunks of several blobs share one link: while any comes, the others wait for their turn.
+            self._heard_at = now
         if not download.assembly.complete:
             return None
         if not download.finish():
@@ -58,7 +60,7 @@ class Downloads:
     def tick(self, now: float) -> None:
         """Ask again where nothing has come for a while."""
         for download in self._going.values():
-            if now - download.heard_at >= self._idle_s:
+            if now - max(download.heard_at, self._heard_at) >= self._idle_s:
                 self._want(download, now)
 
     def again(self, now: float) -> None:

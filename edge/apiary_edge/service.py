@@ -14,6 +14,7 @@ from apiary.bus.bus import Bus, Connected, Disconnected, Received, Refused, Will
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.outlet import Outlet, Tap, no_tap
 from apiary.errors import DataError, StoreError, WireError
+from apiary.files import clear_partial
 from apiary.settings import Settings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import (
@@ -110,7 +111,6 @@ class Edge:
         self._train_at: float | None = None
         self._train_began_at = 0.0
         self._declined: tuple[str, int, str] | None = None
-        self._coordinator = ""
         self._window = settings.broker.inflight
         # Spread by name, so that a fleet that was started together does not speak together.
         self._refresh_s = edge.refresh_s * (1 + sum(edge.node_id.encode()) % 20 / 100)
@@ -119,6 +119,7 @@ class Edge:
     def start(self) -> None:
         """Count the pictures, take up what the outbox holds, subscribe. Raises DataError without pictures."""
         now = self._clock()
+        clear_partial(self._settings.edge.state_dir, below=True)
         self._labels = census.count(self._settings.edge.data_dir)
         self._counted_at = now
         if len(self._labels) == 1:
@@ -224,8 +225,6 @@ class Edge:
                 pass
 
     def _announced(self, told: Announcement, invited: bool | None) -> None:
-        if self._coordinator != told.epoch:
-            self._coordinator = told.epoch
         refs = [ref for ref in (told.manifest, told.trainer, told.base, told.model) if ref is not None]
         has = frozenset(Digest(r.digest) for r in refs if self._blobs.verify(Digest(r.digest)))
         self._handle(table.Announced(told, invited), has)
@@ -238,9 +237,13 @@ class Edge:
             self._handle(table.Fetched(whole))
 
     def _coordinator_status(self, status: CoordinatorStatus) -> None:
-        if status.state == "online" and status.epoch != self._coordinator:
-            self._coordinator = status.epoch
-            self.renew()
+        if status.state != "online":
+            return
+        before = self.session.epoch
+        self._handle(table.CoordinatorOnline(status.epoch))
+        if self.session.epoch != before:
+            self._flow.clear()
+            self._downloads.again(self._clock())
 
     def _twin(self, event: Received) -> None:
         """Our own status topic: what another process with our id says there, or our own will, too late."""
@@ -393,6 +396,7 @@ class Edge:
             missing,
             topic=lambda i: self._topics.build(Kind.CHUNK_UP, node=self.node, digest=digest, index=i),
             read=partial(self._outbox.read_part, digest),
+            patient=True,
         )
 
     def _drop(self, offer: Offer, state: str, why: str | None) -> None:

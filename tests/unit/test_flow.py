@@ -142,3 +142,22 @@ def test_short_file_ends_its_stream_and_no_other(
     assert flow.waiting(DIGEST_A) == 0
     flow.pump(sender, 100)
     assert topics(receiver) == ["b/0", "b/1", "b/2"]
+
+
+def test_a_patient_sender_does_not_repeat_what_is_still_on_its_way(
+    world: tuple[MemoryBroker, MemoryBus, MemoryBus],
+) -> None:
+    _, sender, _ = world
+    flow = ChunkFlow()
+
+    def ask(*, patient: bool) -> int:
+        return flow.add(DIGEST_A, len(A), [(0, 3)], topic=lambda i: f"a/{i}", read=reader(A), patient=patient)
+
+    assert ask(patient=True) == 3
+    flow.pump(sender, 10)
+    assert ask(patient=True) == 0
+    sender.poll(0)  # acknowledged: now a repeated wish means that they were lost
+    flow.pump(sender, 10)
+    assert ask(patient=True) == 3
+    flow.pump(sender, 10)
+    assert ask(patient=False) == 3

@@ -28,9 +28,10 @@ class _Stream:
 class ChunkFlow:
     """Streams of chunks, one per blob, taken in turn. Holds indices, never the chunks themselves."""
 
-    __slots__ = ("_streams", "_turn", "bytes_sent", "chunks_sent")
+    __slots__ = ("_flying", "_streams", "_turn", "bytes_sent", "chunks_sent")
 
     def __init__(self) -> None:
+        self._flying: dict[Digest, set[int]] = {}
         self._streams: dict[Digest, _Stream] = {}
         self._turn: deque[_Stream] = deque()
         self.bytes_sent = 0
@@ -47,18 +48,28 @@ class ChunkFlow:
         return len(stream.waiting) if stream else 0
 
     def add(
-        self, digest: Digest, blob_bytes: int, runs: Ranges, *, topic: Callable[[int], str], read: Read
+        self,
+        digest: Digest,
+        blob_bytes: int,
+        runs: Ranges,
+        *,
+        topic: Callable[[int], str],
+        read: Read,
+        patient: bool = False,
     ) -> int:
         """Queue the chunks that `runs` names; returns how many did not wait already.
 
-        `topic` gives the topic of a chunk's index. Runs past the blob's end are left out.
+        `topic` gives the topic of a chunk's index. Runs past the blob's end are left out. A `patient` sender,
+        whose blob has one receiver, leaves out chunks that the bus may still be sending: on a slow link the
+        receiver asks again for what is on its way.
         """
+        flying = self._flying.get(digest, set()) if patient else set()
         stream = self._streams.get(digest)
         if stream is None:
             stream = _Stream(digest, blob_bytes, topic, read, queued=bytearray(count(blob_bytes)))
         before = len(stream.waiting)
         for index in indices(runs, len(stream.queued)):
-            if not stream.queued[index]:
+            if not stream.queued[index] and index not in flying:
                 stream.queued[index] = 1
                 stream.waiting.append(index)
         added = len(stream.waiting) - before
@@ -69,6 +80,10 @@ class ChunkFlow:
 
     def cancel(self, digest: Digest) -> int:
         """Forget a blob's waiting chunks; returns how many there were."""
+        self._flying.pop(digest, None)
+        return self._end(digest)
+
+    def _end(self, digest: Digest) -> int:
         stream = self._streams.pop(digest, None)
         if stream is None:
             return 0
@@ -76,7 +91,8 @@ class ChunkFlow:
         return len(stream.waiting)
 
     def clear(self) -> int:
-        """Forget every waiting chunk; returns how many there were."""
+        """Forget every chunk, waiting or on its way: the link broke. Returns how many waited."""
+        self._flying.clear()
         return sum(self.cancel(digest) for digest in list(self._streams))
 
     def pump(self, bus: Bus, window: int) -> int:
@@ -86,6 +102,8 @@ class ChunkFlow:
         are forgotten first, so that the next call goes on with the others.
         """
         sent = 0
+        if bus.backlog == 0:
+            self._flying.clear()
         while self._turn and bus.backlog < window:
             stream = self._turn[0]
             index = stream.waiting[0]
@@ -100,8 +118,9 @@ class ChunkFlow:
             stream.waiting.popleft()
             stream.queued[index] = 0
             self._turn.rotate(-1)
+            self._flying.setdefault(stream.digest, set()).add(index)
             if not stream.waiting:
-                self.cancel(stream.digest)
+                self._end(stream.digest)
             sent += 1
             self.bytes_sent += len(payload)
         self.chunks_sent += sent
