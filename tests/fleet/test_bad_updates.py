@@ -98,13 +98,13 @@ def assert_refused(fleet: Fleet, why: str) -> None:
         (rebuilt(shape), {}, "node pi-01: tensor 'a/kernel' has shape [300, 100], expected [300, 200]"),
         (rebuilt(not_finite), {}, "node pi-01: tensor 'a/bias' holds a number that is not finite"),
         (rebuilt(huge), {}, "node pi-01: tensor 'a/bias' holds 65, allowed are +-64"),
-        (rebuilt(boosted), {"bounds": {"max_norm": 1000.0}}, "the update's norm is 1.225e+04, allowed is 1000"),
+        (rebuilt(boosted), {"bounds": {"max_norm": 1e3}}, "the update's norm is 1.225e+04, allowed is 1000"),
         (rebuilt(stolen), {}, "node pi-01: the blob says node 'pi-00', the offer said 'pi-01'"),
         (rebuilt(old), {}, "node pi-01: the blob says round '0', the offer said"),
         (rebuilt(counted_up), {}, "node pi-01: the blob says samples"),
         (lambda d: d + b"\0", {}, "node pi-01: the weights blob does not hold"),
         (lambda d: b"\x93" + d[1:], {}, "node pi-01: not a weights blob"),
-        (other_header, {}, "node pi-01: the weights blob does not hold: ValueError: its header is not of version 1"),
+        (other_header, {}, "the weights blob does not hold: ValueError: its header is not of version 1"),
         (lambda d: b"x", {}, "node pi-01: not a weights blob"),
         (
             lambda d: d + bytes(10_000),
@@ -127,14 +127,12 @@ def test_a_bad_update_is_refused_and_costs_nobody_else_anything(
 
 
 def test_a_refused_update_leaves_no_trace_in_the_model(make_fleet: MakeFleet) -> None:
-    refused = make_fleet(4, rounds=2, min_nodes=4)
-    refused.trainings[BAD].spoil = rebuilt(boosted)
-    refused.run_settings["bounds"] = {"max_norm": 1000.0}
-    bad = make_fleet(4, rounds=2, bounds={"max_norm": 1000.0})
-    bad.trainings[BAD].spoil = rebuilt(not_finite)
-    other = make_fleet(4, rounds=2, bounds={"max_norm": 1000.0})
-    other.trainings[BAD].spoil = rebuilt(stolen)
-    assert bad.run()["model_sha256"] == other.run()["model_sha256"]
+    models = set()
+    for bad in (not_finite, huge, stolen, shape):
+        fleet = make_fleet(4, rounds=2)
+        fleet.trainings[BAD].spoil = rebuilt(bad)
+        models.add(fleet.run()["model_sha256"])
+    assert len(models) == 1
 
 
 class Claiming(FakeTraining):
@@ -160,7 +158,7 @@ def test_too_many_samples_are_refused_before_a_byte_is_sent(make_fleet: MakeFlee
     claiming(fleet, samples=65)
     fleet.run()
     assert_refused(fleet, "the update counts 65 samples, allowed are 64")
-    assert all(r["bytes_up"] < 4 * 245_000 for r in fleet.results())
+    assert all(r["bytes_up"] < 3 * 245_000 for r in fleet.results())
 
 
 def test_as_many_samples_as_allowed_need_the_blob_to_agree(make_fleet: MakeFleet) -> None:
@@ -281,13 +279,8 @@ def test_an_offer_that_is_none_is_said_once_and_the_node_still_counts(
     fleet.run(each=shout)
     (result,) = fleet.results()
     assert len(result["contributors"]) == 4
-    said = [r.getMessage() for r in caplog.records if "node pi-01: offer" in r.getMessage()]
-    assert len([r for r in caplog.records if "node pi-01: offer" in r.getMessage()]) == len(said)
-    assert said, "nobody was told"
-    warnings = [
-        r for r in caplog.records if "node pi-01: offer" in r.getMessage() and r.levelname == "WARNING"
-    ]
-    assert len(warnings) == 1
+    said = [r.levelname for r in caplog.records if "node pi-01: offer" in r.getMessage()]
+    assert said.count("WARNING") == 1
 
 
 def test_another_version_is_told_apart_from_nonsense(
