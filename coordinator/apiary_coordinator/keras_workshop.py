@@ -23,7 +23,7 @@ from apiary.learn.runtimes.base import Trainer
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import Digest, blob
-from apiary.wire.messages import BlobRef
+from apiary.wire.messages import MAX_LABEL_CHARS, MAX_LABELS, BlobRef, fits_label
 from apiary_coordinator.evaluate import evaluate
 from apiary_coordinator.export.client import Built, build_in_child, finish_in_child
 from apiary_coordinator.export.job import BuildJob, FinishJob
@@ -58,6 +58,16 @@ class KerasWorkshop:
             raise DataError(
                 f"{given.test_data} holds one class only ({', '.join(labels)}); "
                 "a classifier needs two or more"
+            )
+        if len(labels) > MAX_LABELS or len(set(labels)) < len(labels):
+            raise DataError(
+                f"{len(labels)} labels, {len(set(labels))} of them different; "
+                f"expected at most {MAX_LABELS}, each once (coordinator.labels, or the folders of test_data)"
+            )
+        if unfit := [label for label in labels if not fits_label(label)]:
+            raise DataError(
+                f"label {unfit[0][:80]!a} cannot be announced: "
+                f"expected 1 to {MAX_LABEL_CHARS} characters of UTF-8; rename it"
             )
         return labels
 

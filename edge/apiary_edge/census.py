@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import DataError
+from apiary.wire.messages import MAX_LABELS, fits_label
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png")
-MAX_LABELS: Final = 1000
-MAX_LABEL: Final = 64
-"""Labels that an announcement can carry, and characters of one; the trainer warns of the folders left out."""
 LAYOUT: Final = "expected one folder a label with its pictures, such as DATA/cat/001.jpg and DATA/dog/002.png"
 
 
@@ -23,7 +21,8 @@ def count(folder: Path | None) -> dict[str, int]:
         found = {
             entry.name: sum(1 for f in os.scandir(entry.path) if f.name.lower().endswith(SUFFIXES))
             for entry in os.scandir(folder)
-            if entry.is_dir() and not entry.name.startswith(".") and _fits(entry.name)
+            # The trainer warns of the folders left out here: no model can know them.
+            if entry.is_dir() and not entry.name.startswith(".") and fits_label(entry.name)
         }
     except OSError as e:
         raise DataError(f"data folder {folder}: {e.strerror}; {LAYOUT}") from None
@@ -35,8 +34,3 @@ def count(folder: Path | None) -> dict[str, int]:
             f"data folder {folder} holds {len(labels)} labels, expected at most {MAX_LABELS}; {LAYOUT}"
         )
     return labels
-
-
-def _fits(label: str) -> bool:
-    # A name that is no UTF-8 comes from the system with surrogates, which JSON cannot carry.
-    return len(label) <= MAX_LABEL and not any("\ud800" <= c <= "\udfff" for c in label)

@@ -251,6 +251,25 @@ def test_held_out_pictures_of_one_class_are_refused(
     )
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("['cat', 'cat']", "2 labels, 1 of them different; expected at most 1000, each once"),
+        (f"['cat', '{'x' * 65}']", f"label '{'x' * 65}' cannot be announced: expected 1 to 64 characters"),
+        ("['cat', '']", "label '' cannot be announced"),
+        ("['cat']", "holds one class only (cat)"),
+    ],
+    ids=["twice", "long", "empty", "one"],
+)
+def test_labels_that_cannot_be_announced_are_refused_before_anything_is_built(
+    apiary: Start, broker: BrokerProcess, data: Path, labels: str, message: str
+) -> None:
+    started = apiary(*coordinator(data, broker.port, "--set", f"coordinator.labels={labels}"))
+    code, said = started.end()
+    assert code == 3
+    assert message in said.splitlines()[-1] and "building" not in said
+
+
 class Server:
     """A coordinator's side of one round, spoken by hand: announces, and serves the blobs that are wanted.
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from apiary.errors import DataError
-from apiary_edge.census import MAX_LABEL, MAX_LABELS, count
+from apiary.wire.messages import MAX_LABEL_CHARS, MAX_LABELS
+from apiary_edge.census import count
 
 
 def pictures(folder: Path, **labels: int) -> Path:
@@ -52,10 +53,10 @@ def test_an_empty_one_and_one_with_loose_pictures(tmp_path: Path) -> None:
 
 
 def test_a_label_that_no_message_can_carry_is_left_out(tmp_path: Path) -> None:
-    pictures(tmp_path, **{"x" * MAX_LABEL: 1, "y" * (MAX_LABEL + 1): 1})
+    pictures(tmp_path, **{"x" * MAX_LABEL_CHARS: 1, "y" * (MAX_LABEL_CHARS + 1): 1})
     os.mkdir(os.fsencode(tmp_path) + b"/\xff\xfe")  # noqa: PTH102 - no Path can be made of it
     (tmp_path / os.fsdecode(b"\xff\xfe") / "1.png").touch()
-    assert count(tmp_path) == {"x" * MAX_LABEL: 1}
+    assert count(tmp_path) == {"x" * MAX_LABEL_CHARS: 1}
 
 
 def test_more_labels_than_a_model_can_have(tmp_path: Path) -> None:

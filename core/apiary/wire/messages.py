@@ -19,11 +19,13 @@ from apiary.wire.topics import Kind
 MAX_BYTES: Final = 256_000
 MAX_BLOB_BYTES: Final = 256 * 2**20
 READABLE_BYTES: Final = 20_000
+MAX_LABELS: Final = 1000
+MAX_LABEL_CHARS: Final = 64
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=500)]
-Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL_CHARS)]
 Count = Annotated[int, Field(ge=0, le=2**40)]
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), AfterValidator(lambda x: round(x, 6))]
 Number = Annotated[
@@ -32,6 +34,12 @@ Number = Annotated[
 """Measured figures; six decimals are more than they are good for, and people read them."""
 Ranges = Annotated[list[tuple[Count, Count]], Field(max_length=2_000)]
 """Half-open runs of chunk indices, `[[0, 4], [7, 8]]`."""
+
+
+def fits_label(name: str) -> bool:
+    """Whether a message can carry a folder's name as a label."""
+    # A name that is no UTF-8 comes from the system with surrogates, which JSON cannot carry.
+    return 1 <= len(name) <= MAX_LABEL_CHARS and not any("\ud800" <= c <= "\udfff" for c in name)
 
 
 class _Model(BaseModel):
@@ -129,7 +137,7 @@ class Announcement(Message):
     state: RoundState
     rounds: Annotated[int, Field(ge=1, le=10**6)]
     epoch: Name
-    labels: Annotated[list[Label], Field(min_length=2, max_length=1000)]
+    labels: Annotated[list[Label], Field(min_length=2, max_length=MAX_LABELS)]
     model: BlobRef
     manifest: BlobRef
     trainer: BlobRef | None = None
@@ -211,7 +219,7 @@ class NodeStatus(Message):
     run: Name | None = None
     round: Count | None = None
     samples: Count | None = None
-    labels: Annotated[dict[Label, Count], Field(max_length=1000)] | None = None
+    labels: Annotated[dict[Label, Count], Field(max_length=MAX_LABELS)] | None = None
     declined: bool | None = None
     runtimes: Annotated[list[Name], Field(max_length=8)] = Field(default_factory=list)
     memory_mb: Count | None = None
