@@ -8,6 +8,8 @@ sum passes 2**52: every addition is then exact, and exact additions commute.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -57,15 +59,33 @@ class ExactSum:
         self.samples += samples
         self.updates += 1
 
-    def mean(self) -> dict[str, NDArray[np.float64]]:
-        """The weighted mean of all updates, float64 by tensor name. Raises ModelError where there is none."""
+    def mean(self) -> Mapping[str, NDArray[np.float64]]:
+        """The weighted mean of all updates, float64 by tensor name. Raises ModelError where there is none.
+
+        Each tensor is divided when it is asked for: no second copy of the sum is held.
+        """
         if self.samples == 0:
             raise ModelError("no update was added, so there is no mean")
-        out: dict[str, NDArray[np.float64]] = {}
-        at = 0
-        divisor = math.ldexp(float(self.samples), self.bits)
-        for name, shape in self._shapes.items():
-            size = math.prod(shape)
-            out[name] = (self._steps[at : at + size] / divisor).reshape(shape)
-            at += size
-        return out
+        return _Mean(self._shapes, self._steps, math.ldexp(float(self.samples), self.bits))
+
+
+class _Mean(Mapping[str, NDArray[np.float64]]):
+    """The mean as a mapping that divides on demand."""
+
+    def __init__(self, shapes: Shapes, steps: NDArray[np.float64], divisor: float):
+        self._shapes = shapes
+        self._steps = steps
+        self._divisor = divisor
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        self._starts = dict(zip(shapes, accumulate(sizes, initial=0), strict=False))
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        start, shape = self._starts[name], self._shapes[name]
+        mean: NDArray[np.float64] = self._steps[start : start + math.prod(shape)] / self._divisor
+        return mean.reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)

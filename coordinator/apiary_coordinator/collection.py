@@ -110,6 +110,8 @@ class Collection:
 
     def chunk(self, node: NodeId, digest: Digest, index: int, payload: bytes, now: float) -> None:
         """Take one chunk of a granted upload; others are dropped. Raises ChunkError and StoreError."""
+        if not self._current().collecting:
+            return
         upload = self._uploads.receiving(node, digest, now)
         if upload is None or upload.assembly.complete:
             return
@@ -134,6 +136,8 @@ class Collection:
     def close(self, *, remove: bool) -> None:
         """The round is over."""
         self._spool.close(remove=remove)
+        # Rounds are parts of cycles, and the collector of those does not see how large a sum is.
+        self.sum = ExactSum({}, self._terms.bits)
 
     def _in_hand(self, node: NodeId) -> bool:
         return any(row.node == node for row in (*self._screened, *self._syncing))
@@ -189,7 +193,10 @@ class Collection:
 
     def _sync_next(self) -> None:
         """One sync and one commit for all that were screened meanwhile."""
-        if self._screened and not self._syncing:
+        if not self._current().collecting:
+            self._turn_away(self._screened)
+            self._screened = []
+        elif self._screened and not self._syncing:
             self._syncing, self._screened = self._screened, []
             self._worker.submit(self._spool.sync, self._on_synced)
 
@@ -207,9 +214,12 @@ class Collection:
             self._worker.submit(partial(self._add, row), _nothing)
             self._receipt(row.node, Offer.model_validate_json(row.offer), "accepted")
             self._on_accepted(row)
-        for row in late:
-            self._receipt(row.node, Offer.model_validate_json(row.offer), "closed", "the round had enough")
+        self._turn_away(late)
         self._sync_next()
+
+    def _turn_away(self, rows: list[AcceptedRow]) -> None:
+        for row in rows:
+            self._receipt(row.node, Offer.model_validate_json(row.offer), "closed", "the round had enough")
 
     def _add(self, row: AcceptedRow) -> None:
         """Worker: count one accepted update."""
@@ -259,6 +269,14 @@ def receipt(offer: Offer, state: str, why: str | None = None) -> Receipt:
 def spool_path(state_dir: Path, run: str, number: int) -> Path:
     """Where a round's updates lie."""
     return state_dir / "spool" / f"{run}-{number}.spool"
+
+
+def clear_spools(state_dir: Path, keep: Path | None) -> None:
+    """Remove the spools of rounds that are over; one is left where power went before it was removed."""
+    for path in (state_dir / "spool").glob("*.spool"):
+        if path != keep:
+            log.info("removing the spool of a round that is over: %s", path.name)
+            path.unlink(missing_ok=True)
 
 
 def _nothing(_: object) -> None:

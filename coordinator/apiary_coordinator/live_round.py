@@ -269,6 +269,9 @@ class LiveRound:
         weights, model, state = self._next
         details = {"shares": self._shares, "node_metrics": self._node_metrics(), **self._judgement.details}
         self.parts.closed(Closed(self._result("closed", None), details, weights, model, state))
+        # A round is part of cycles: the models would stay until their collector comes by.
+        self._next = None
+        self.parts = replace(self.parts, weights=Weights({}), state=Weights({}))
 
     def _result(self, state: str, why: str | None) -> RoundResult:
         judged = self._judgement

@@ -33,4 +33,4 @@ class Strategy(Protocol):
 
 def moved(weights: Weights, mean: Mean) -> Weights:
     """`weights + mean`, added in float64 and rounded once to float32."""
-    return Weights({name: t.astype(np.float64) + mean[name] for name, t in weights.items()})
+    return Weights({name: (t + mean[name]).astype(np.float32) for name, t in weights.items()})
