@@ -1,0 +1,119 @@
+"""What a node takes of a Pi's memory: the real `apiary edge` with real pictures, by the kernel's figures.
+
+    python benchmarks/node_memory.py [--data DIR] [--runtime litert] [--json]
+
+A real broker, a real coordinator, and a node that trains `edge_cnn` at 96x96x3 on the hard-hat pictures of
+client 1 (batch 16, 8 epochs). VmHWM is the kernel's own high-water mark, so no peak between two readings is
+missed: of the service it is read at the end, of each training child until it ends. Exit code 1 where a
+bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from kernel_figures import Memory, children, memory
+
+from apiary.bus.broker import start_broker
+
+HERE = Path(__file__).resolve().parent
+SERVICE_MB, CHILD_MB = 60.0, 140.0
+LATEST_S = 600.0
+EVERY_S = 0.02
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = os.environ.get("APIARY_DATA")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(default) / "hardhat" if default else HERE.parent.parent / "shared" / "data" / "hardhat",
+        help="the hard-hat pictures: dataset_client1/train, dataset_server/test",
+    )
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--runtime", default="auto", help="litert, keras or auto")
+    parser.add_argument("--exports", type=Path, help="folder of exported recipes, kept for the next time")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    args = parser.parse_args()
+    train, test = args.data / "dataset_client1" / "train", args.data / "dataset_server" / "test"
+    if not train.is_dir() or not test.is_dir():
+        print(f"no hard-hat pictures in {args.data}: give --data or APIARY_DATA", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="apiary-bench-") as scratch:
+        service, child, trained = measure(args, train, test, Path(scratch))
+    print(f"{'':16} {'peak MB':>8} {'bound':>6}", file=sys.stderr)
+    print(f"{'service':16} {service.peak:8.1f} {SERVICE_MB:6.0f}", file=sys.stderr)
+    print(f"{'training child':16} {child.peak:8.1f} {CHILD_MB:6.0f}  ({trained} children)", file=sys.stderr)
+    if args.json:
+        print(json.dumps({"service_mb": service.peak, "child_mb": child.peak, "children": trained}))
+    return 0 if service.peak < SERVICE_MB and child.peak < CHILD_MB else 1
+
+
+def measure(args: argparse.Namespace, train: Path, test: Path, scratch: Path) -> tuple[Memory, Memory, int]:
+    """Run the rounds; the service's peak, the largest child's, and how many children there were."""
+    apiary = [sys.executable, "-m", "apiary_cli"]
+    with start_broker(0) as broker:
+        settings = {
+            "APIARY_BROKER__PORT": str(broker.port),
+            "APIARY_RUN__PLAN__EPOCHS": str(args.epochs),
+            "APIARY_RUN__PLAN__BATCH_SIZE": "16",
+            "APIARY_EDGE__RUNTIME": args.runtime,
+            "APIARY_COORDINATOR__EXPORTS_DIR": str(args.exports or scratch / "exports"),
+        }
+        environment = {**os.environ, **settings}
+        node_command = [*apiary, "edge", "--node-id", "client-1", "--data", str(train)]
+        node = subprocess.Popen([*node_command, "--state-dir", str(scratch / "node")], env=environment)
+        coordinator = subprocess.Popen(
+            [
+                *apiary, "coordinator", "--test-data", str(test), "--rounds", str(args.rounds),
+                "--min-nodes", "1", "--state-dir", str(scratch / "state"),
+                "--runs-dir", str(scratch / "runs"),
+            ],
+            env=environment,
+        )  # fmt: skip
+        try:
+            return watch(node, coordinator, args.rounds)
+        finally:
+            for process in (coordinator, node):
+                process.terminate()
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def watch(
+    node: subprocess.Popen[bytes], coordinator: subprocess.Popen[bytes], rounds: int
+) -> tuple[Memory, Memory, int]:
+    service = Memory(0.0, 0.0)
+    peaks: dict[int, Memory] = {}
+    end = time.monotonic() + LATEST_S
+    while coordinator.poll() is None:
+        if time.monotonic() > end or node.poll() is not None:
+            raise SystemExit(f"{rounds} rounds were not over after {LATEST_S:.0f} s, or the node ended")
+        service = memory(node.pid) or service
+        for pid in children(node.pid):
+            found = memory(pid)
+            # Between fork and exec a child is still a copy of the service; its mark is reset by exec.
+            if found is not None:
+                peaks[pid] = found
+        time.sleep(EVERY_S)
+    if coordinator.returncode != 0 or len(peaks) < rounds:
+        raise SystemExit(f"the run failed: code {coordinator.returncode}, {len(peaks)} trainings seen")
+    return service, max(peaks.values()), len(peaks)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
