@@ -1,7 +1,7 @@
 """The coordinator: one loop that moves messages between the bus and the pure parts, and performs commands.
 
-A run goes building -> waiting -> (round -> waiting)* -> finishing -> done. Whatever the journal holds is
-taken up again at the next start, at the stage where it stood.
+A run goes building -> waiting -> (round -> waiting)* -> finishing -> parting -> done. Whatever the journal
+holds is taken up again at the next start, at the stage where it stood.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from apiary.bus.bus import Bus, Connected, Disconnected, Received, Refused, Will
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.outlet import Outlet, Tap, no_tap
 from apiary.errors import BusError, RunFailed, StoreError, WireError
+from apiary.files import clear_partial
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
@@ -37,7 +38,7 @@ from apiary.wire.messages import (
 )
 from apiary.wire.topics import Kind, Topic, Topics
 from apiary_coordinator import history, rules
-from apiary_coordinator.collection import receipt
+from apiary_coordinator.collection import clear_spools, receipt, spool_path
 from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.live_round import Closed, LiveRound, Opening
 from apiary_coordinator.roster import Roster
@@ -47,12 +48,14 @@ from apiary_coordinator.workshop import Artefacts, Judgement, Workshop
 
 log = logging.getLogger(__name__)
 
-Stage = Literal["building", "waiting", "round", "finishing", "done"]
+Stage = Literal["building", "waiting", "round", "finishing", "parting", "done"]
 _TAKEN: Final = (Kind.NODE_STATUS, Kind.NODE_ASK, Kind.NODE_WANT, Kind.NODE_OFFER, Kind.NODE_PROGRESS)
 _SAY_EVERY_S: Final = 10.0
 _RETRY_S: Final = 5.0
 _MAX_WARNED: Final = 10_000
 _CLOCK_OFF_S: Final = 3600.0
+_PARTING_S: Final = 60.0
+"""The broker may take this long to hear that the run is over: longer than a dead link goes unnoticed."""
 
 
 class Coordinator:
@@ -109,9 +112,12 @@ class Coordinator:
         self._warned: set[tuple[str, str]] = set()
         self._window = settings.broker.inflight
         self._again: list[tuple[float, Callable[[], None]]] = []
+        self._part_at = 0.0
 
     def start(self, artefacts: Artefacts | None) -> None:
         """Subscribe and begin to build; a resumed run's `artefacts` are used where they are still whole."""
+        for folder in (self.settings.coordinator.state_dir, self.folder):
+            clear_partial(folder, below=True)
         for kind in _TAKEN:
             self._bus.subscribe(self._topics.pattern(kind))
         self._bus.subscribe(self._topics.pattern(Kind.CHUNK_UP))
@@ -310,7 +316,10 @@ class Coordinator:
         self.stage = "waiting"
         self._last_node_at = self._clock()
         rows = self._journal.rounds(self.run_id)
-        if rows and rows[-1].result is None:
+        unfinished = bool(rows) and rows[-1].result is None
+        state_dir = self.settings.coordinator.state_dir
+        clear_spools(state_dir, spool_path(state_dir, self.run_id, rows[-1].number) if unfinished else None)
+        if unfinished:
             log.info("run=%s going on in round=%d", self.run_id, rows[-1].number)
             self._begin(LiveRound.resume(self._parts(), rows[-1], self._clock()))
         else:
@@ -322,6 +331,8 @@ class Coordinator:
             self._live.tick(now)
         elif self.stage == "waiting":
             self._try_open(now)
+        elif self.stage == "parting":
+            self._part(now)
 
     def _try_open(self, now: float) -> None:
         run = self.settings.run
@@ -483,11 +494,21 @@ class Coordinator:
         self._worker.submit(partial(self._inspect, self.folder), self._done)
 
     def _done(self, _: Any) -> None:
-        self._journal.end_run(self.run_id, "finished", self._stop or "")
         last = self._announcement_finished()
         if last is not None:
             self._outlet.send(last)
-        self.stage = "done"
+        self._part_at = self._clock() + _PARTING_S
+        self.stage = "parting"
+
+    def _part(self, now: float) -> None:
+        """End the run once the broker has what was said last: nobody answers after us.
+
+        A node whose receipt was lost learns by it that its update is not waited for. Journaled after it was
+        said: a coordinator that is killed between the two says it once more.
+        """
+        if (self._bus.connected and self._bus.backlog == 0) or now >= self._part_at:
+            self._journal.end_run(self.run_id, "finished", self._stop or "")
+            self.stage = "done"
 
     # -- small parts -----------------------------------------------------------------------------------
 

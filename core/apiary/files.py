@@ -57,9 +57,10 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def clear_partial(folder: Path) -> int:
-    """Remove what `write_atomic` left when power went; returns how many files."""
-    left = [p for p in folder.glob(".*.part") if p.is_file()] if folder.is_dir() else []
+def clear_partial(folder: Path, *, below: bool = False) -> int:
+    """Remove what `write_atomic` left when power went, `below`: in folders of it too; returns how many."""
+    found = folder.rglob(".*.part") if below else folder.glob(".*.part")
+    left = [p for p in found if p.is_file()] if folder.is_dir() else []
     for p in left:
         p.unlink(missing_ok=True)
     return len(left)

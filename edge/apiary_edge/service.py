@@ -53,6 +53,9 @@ _CRASH_PAUSE_S: Final = 1.0
 _CRASH_PAUSE_MAX_S: Final = 60.0
 _COUNT_EVERY_S: Final = 60.0
 _PROGRESS_EVERY_S: Final = 2.0
+_TRUST_S: Final = 300.0
+"""For so long after a round was heard of, earlier ones of its run are not believed. Later they are: a
+coordinator whose journal was restored from a backup begins at an earlier round."""
 _STATES: Final[dict[State, NodeState]] = {
     State.IDLE: "ready",
     State.FETCHING: "training",
@@ -111,6 +114,8 @@ class Edge:
         self._train_at: float | None = None
         self._train_began_at = 0.0
         self._declined: tuple[str, int, str] | None = None
+        self._coordinator = ""
+        self._newest: tuple[str, int, float] | None = None
         self._window = settings.broker.inflight
         # Spread by name, so that a fleet that was started together does not speak together.
         self._refresh_s = edge.refresh_s * (1 + sum(edge.node_id.encode()) % 20 / 100)
@@ -225,9 +230,25 @@ class Edge:
                 pass
 
     def _announced(self, told: Announcement, invited: bool | None) -> None:
+        now = self._clock()
+        if self._outdated(told, now):
+            log.debug("node=%s round=%d an announcement that is out of date", self.node, told.round)
+            return
+        self._newest = (told.run, told.round, now)
+        self._coordinator = told.epoch
         refs = [ref for ref in (told.manifest, told.trainer, told.base, told.model) if ref is not None]
         has = frozenset(Digest(r.digest) for r in refs if self._blobs.verify(Digest(r.digest)))
         self._handle(table.Announced(told, invited), has)
+
+    def _outdated(self, told: Announcement, now: float) -> bool:
+        """Whether it is of an earlier round than this run's present one: held back, or repeated by somebody.
+
+        Epochs do not help here, they have no order; a node that has just started knows none of them.
+        """
+        if self._newest is None:
+            return False
+        run, number, heard_at = self._newest
+        return told.run == run and told.round < number and now - heard_at < _TRUST_S
 
     def _chunk(self, topic: Topic, payload: bytes) -> None:
         if topic.digest is None or topic.index is None:
@@ -237,13 +258,9 @@ class Edge:
             self._handle(table.Fetched(whole))
 
     def _coordinator_status(self, status: CoordinatorStatus) -> None:
-        if status.state != "online":
-            return
-        before = self.session.epoch
-        self._handle(table.CoordinatorOnline(status.epoch))
-        if self.session.epoch != before:
-            self._flow.clear()
-            self._downloads.again(self._clock())
+        if status.state == "online" and status.epoch != self._coordinator:
+            self._coordinator = status.epoch
+            self.renew()
 
     def _twin(self, event: Received) -> None:
         """Our own status topic: what another process with our id says there, or our own will, too late."""

@@ -9,6 +9,7 @@
     sending    Receipted accepted, ...        idle       Drop
     sending    Receipted missing              sending    Send
     sending    Tick, no answer for a while    sending    Offer
+    sending    Announced, its run is over     idle       Drop
     any        Announced, another round       idle       StopTraining, then as from idle
     any        Reconnected                    same       Ask, and Offer while sending
 
@@ -226,7 +227,11 @@ def _announced(session: Session, event: Announced, has: frozenset[Digest]) -> Ou
     same = _key(session.round) == key
     if session.state is State.SENDING and (offer := session.offer) is not None:
         # The outbox goes first; its receipt frees us, and then we ask what is current. Where the round
-        # has moved on, the receipt may come at once.
+        # has moved on, the receipt may come at once. After the run's end nobody is there to give one.
+        if told.state == "finished" and told.run == offer.run:
+            done = (offer.run, offer.round)
+            idle = replace(session, state=State.IDLE, offer=None, round=None, done=done)
+            return idle, [Drop(offer, "closed", "the run is over")]
         stale = key != (offer.run, offer.round) and key != _key(session.round)
         return replace(session, round=told), [MakeOffer(offer)] if stale else []
     if told.state not in OPEN_STATES:

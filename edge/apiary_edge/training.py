@@ -16,7 +16,7 @@ from typing import Protocol
 
 from apiary.bus.deathsig import die_with_parent
 from apiary.errors import StoreError
-from apiary.files import write_atomic
+from apiary.files import clear_partial, write_atomic
 from apiary_edge.job import Told, TrainJob, parse
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class TrainingProcess:
     def start(self, job: TrainJob) -> None:
         """Write the job down and start the child on it."""
         self.stop()
+        clear_partial(job.out)
         file = job.out / "job.json"
         write_atomic(file, job.model_dump_json().encode(), sync=False)
         try:

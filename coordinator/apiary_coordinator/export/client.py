@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from apiary.bus.deathsig import die_with_parent
 from apiary.errors import ApiaryError, DataError, ExportError, ModelError, SettingsError
 from apiary.files import write_atomic
 from apiary.learn.manifest import Manifest
@@ -150,6 +151,8 @@ def _run(task: str, job: BuildJob | FinishJob, out: Path, timeout_s: float, on_l
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        # A killed coordinator is started again at once: the new one's child and ours share a folder.
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls prctl only
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
     try:

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from apiary.bus.deathsig import die_with_parent
 from apiary.errors import ApiaryError, ExportError
 from apiary.learn.manifest import Manifest
 from apiary.learn.runtimes import choose
@@ -76,7 +77,13 @@ def light(folder: Path, manifest: Manifest, runtime: str = "litert") -> Steps:
     out = folder / "parity.npz"
     command = [sys.executable, "-m", "apiary_coordinator.export.parity", runtime, str(folder), str(out)]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=LIGHT_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            timeout=LIGHT_TIMEOUT_S,
+            check=False,
+            preexec_fn=die_with_parent,
+        )
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
             raise ExportError(

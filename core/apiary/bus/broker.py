@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ _SYSTEM_PATHS: Final = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin:/usr/local/
 """Debian puts mosquitto into /usr/sbin, which is not on everyone's PATH."""
 _OURS: Final = ("persistence_location", "log_dest", "pid_file", "user")
 """Lines of the configuration that a broker started from here replaces by its own."""
+DATABASE: Final = "mosquitto.db"
 _HELLO: Final = bytes.fromhex("100c00044d515454040200050000")
 """An MQTT 3.1.1 CONNECT: no client id, clean session, 5 s of keep-alive."""
 
@@ -160,6 +162,11 @@ def start_broker(
     broker._temporary = temporary
     try:
         _await_answer(broker)
+    except BusError as e:
+        broker.stop()
+        if not _set_aside(broker, folder, str(e)):
+            raise
+        return start_broker(port, host=host, state_dir=state_dir, prefer=prefer, conf=conf, say=say)
     except BaseException:
         broker.stop()
         raise
@@ -202,6 +209,23 @@ def _start_mosquitto(
     log_file = folder / "mosquitto.log"
     log_file.unlink(missing_ok=True)
     return _spawn([str(program), "-c", str(conf)], folder / "broker.err"), log_file
+
+
+def _set_aside(broker: BrokerProcess, folder: Path, said: str) -> bool:
+    """Whether a database that mosquitto could not read was put out of its way.
+
+    A power cut may tear it. It holds nothing that the parties do not say again when they connect.
+    """
+    database = folder / DATABASE
+    code = broker.wait(0)
+    fell = code is not None and code < 0 and code not in (-signal.SIGTERM, -signal.SIGKILL)
+    torn = fell or "database" in said
+    if broker.kind != "mosquitto" or not torn or not database.is_file():
+        return False
+    aside = database.with_name(f"{DATABASE}.damaged")
+    log.warning("mosquitto could not read its database: moved to %s, starting without it", aside)
+    database.replace(aside)
+    return True
 
 
 def _start_amqtt(host: str, port: int, folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
