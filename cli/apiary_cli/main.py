@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "predict": "classify pictures with a run's model",
     "data": "data sets: list, fetch, partition among nodes",
     "doctor": "check this machine and the broker, and say how to mend what is wrong",
+    "chaos": "disturb a real federation on this machine, and check that nothing was lost or counted twice",
     "config": "show the effective settings and where each came from",
 }
 

@@ -1,0 +1,146 @@
+"""Dealing the scheduled faults to a fleet as its run goes on."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from apiary.errors import StoreError
+from apiary_cli.chaos import torn
+from apiary_cli.chaos.fleet import BROKER, COORDINATOR, RUN, Fleet
+from apiary_cli.chaos.saboteur import Saboteur
+from apiary_cli.chaos.schedule import KINDS, Fault
+
+log = logging.getLogger(__name__)
+
+QUIET_S: Final = 2.0
+"""Where nothing was seen for so long, the next fault is due, whatever its place in the round."""
+MAX_DISTURBED: Final = 3
+"""Parties that are down or stopped at once."""
+
+OnFault = Callable[[int, Fault, str], None]
+
+
+class Dealer:
+    """Holds what is still to be dealt; `turn` deals at most one fault."""
+
+    def __init__(self, schedule: list[Fault], fleet: Fleet, saboteur: Saboteur, on_fault: OnFault):
+        self.dealt: Counter[str] = Counter()
+        self._left = list(schedule)
+        self._fleet = fleet
+        self._saboteur = saboteur
+        self._on_fault = on_fault
+        self._next_at = 0.0
+        self._moved_at = time.monotonic()
+
+    @property
+    def left(self) -> int:
+        """Faults that wait."""
+        return len(self._left)
+
+    def moved(self) -> None:
+        """Something was seen on the bus."""
+        self._moved_at = time.monotonic()
+
+    def turn(self) -> None:
+        """Deal what is due, where its victim is there to be hit."""
+        now = time.monotonic()
+        if now < self._next_at or self._fleet.disturbed >= MAX_DISTURBED:
+            return
+        quiet = now - self._moved_at >= QUIET_S
+        for fault in self._left:
+            if not self._due(fault, quiet=quiet):
+                return
+            how = self._deal(fault)
+            if how is not None:
+                self._left.remove(fault)
+                self.dealt[fault.kind] += 1
+                self._next_at = now + fault.gap_s
+                self._moved_at = now
+                self._on_fault(self.dealt.total(), fault, how)
+                return
+
+    def _due(self, fault: Fault, *, quiet: bool) -> bool:
+        seen = self._saboteur
+        if seen.finishing:
+            return True
+        if fault.round != seen.round:
+            return fault.round < seen.round
+        return seen.messages >= fault.after or quiet
+
+    def _deal(self, fault: Fault) -> str | None:
+        """What was done, or None where it cannot be done now."""
+        fleet, chance = self._fleet, random.Random(fault.seed)  # noqa: S311 - faults to repeat
+        back = f"back in {fault.seconds:.1f} s"
+        if KINDS[fault.kind].victim != "wire" and not fleet.up(fault.victim):
+            return None
+        match fault.kind:
+            case "coordinator-kill" | "node-kill":
+                fleet.kill(fault.victim, fault.seconds)
+                return back
+            case "coordinator-stop" | "node-stop":
+                fleet.stop(fault.victim, fault.seconds)
+                return f"for {fault.seconds:.1f} s"
+            case "trainer-kill":
+                return fleet.kill_child(fault.victim) or next(
+                    (
+                        f"{n} instead: {how}"
+                        for n in fleet.nodes
+                        if fleet.up(n) and (how := fleet.kill_child(n))
+                    ),
+                    None,
+                )
+            case "torn":
+                return self._tear(fault, chance)
+            case "broker-kill" | "broker-forget" | "broker-corrupt":
+                return self._broker(fault, chance)
+            case "link-reset":
+                count = fleet.links.reset(fault.victim)
+                return f"{count} connection{'s' if count > 1 else ''}" if count else None
+            case "link-dead":
+                fleet.links.swallow(fault.victim, fault.seconds)
+                return f"for {fault.seconds:.1f} s"
+            case "link-slow":
+                delay_s, bytes_s = chance.uniform(0.05, 0.3), chance.uniform(30_000, 300_000)
+                fleet.links.slow(fault.victim, fault.seconds, delay_s=delay_s, bytes_s=bytes_s)
+                return f"for {fault.seconds:.1f} s, {delay_s * 1000:.0f} ms, {bytes_s / 1000:.0f} kB/s"
+            case "repeat":
+                return self._saboteur.repeat(fault.seed)
+            case "corrupt":
+                return self._saboteur.corrupt(fault.seed)
+            case _:
+                raise AssertionError(fault.kind)
+
+    def _tear(self, fault: Fault, chance: random.Random) -> str:
+        fleet, name = self._fleet, fault.victim
+        done: list[str] = []
+
+        def tear() -> None:
+            try:
+                if name == COORDINATOR:
+                    done.extend(torn.tear_coordinator(fleet.state(name), fleet.folder / "runs" / RUN, chance))
+                else:
+                    done.extend(torn.tear_node(fleet.state(name), chance))
+            except OSError as e:
+                raise StoreError(f"cannot tear the files of {name}: {e}") from e
+
+        fleet.kill(name, fault.seconds, tear)
+        return f"{len(done)} files, back in {fault.seconds:.1f} s"
+
+    def _broker(self, fault: Fault, chance: random.Random) -> str:
+        database = self._fleet.broker_database
+
+        def spoil() -> None:
+            if fault.kind == "broker-forget":
+                database.unlink(missing_ok=True)
+            elif fault.kind == "broker-corrupt":
+                whole = database.read_bytes() if database.is_file() else b"\0" * 400
+                at = chance.randrange(len(whole))
+                database.write_bytes(whole[:at] + chance.randbytes(chance.randrange(1, 300)))
+
+        self._fleet.kill(BROKER, fault.seconds, spoil)
+        return f"back in {fault.seconds:.1f} s"

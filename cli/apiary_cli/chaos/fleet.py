@@ -1,0 +1,318 @@
+"""The federation under test: real processes, killed, stopped and started again, and watched all the time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from apiary.bus.broker import BrokerProcess, start_broker
+from apiary.errors import BusError, RunFailed
+from apiary_cli.chaos.links import Links
+from apiary_cli.datasets import Layout
+from apiary_cli.federation import LocalFederation, Party
+
+log = logging.getLogger(__name__)
+
+COORDINATOR: Final = "coordinator"
+BROKER: Final = "broker"
+RUN: Final = "chaos"
+_MEMORY_EVERY_S: Final = 0.5
+_MAX_FALLS: Final = 20
+"""A party that ends by itself this often will not get better."""
+
+
+class Fleet:
+    """Broker, coordinator and nodes in `folder`, each party behind a link of its own.
+
+    All methods are for one thread: the kernel ends a child when the thread that started it is gone.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, settings: dict[str, dict[str, Any]]):
+        self.folder = folder
+        self.nodes = [node.name for node in layout.nodes]
+        self.parties = [COORDINATOR, *self.nodes]
+        self.fell: list[str] = []
+        """Parties that ended without being told to, with what they said last."""
+        self.peaks_mb: dict[str, float] = {}
+        self._layout = layout
+        self._settings = settings
+        self._port = _free_port()
+        self._broker: BrokerProcess | None = None
+        self._federation: LocalFederation | None = None
+        self._links: Links | None = None
+        self._down: dict[str, tuple[float, Callable[[], None]]] = {}
+        self._stopped: dict[str, tuple[float, int]] = {}
+        self._memory_at = 0.0
+
+    @property
+    def port(self) -> int:
+        """The broker's own port, without a link in between."""
+        return self._port
+
+    @property
+    def links(self) -> Links:
+        """The links of the parties."""
+        assert self._links is not None  # noqa: S101 - made by `start`
+        return self._links
+
+    @property
+    def ports(self) -> list[int]:
+        """Every port in use."""
+        return [self._port, *self.links.ports]
+
+    def start(self) -> None:
+        """Start everything. Raises BusError, StoreError."""
+        (self.folder / "state").mkdir(parents=True)
+        self._links = Links(self._port, self.parties)
+        self._settings.setdefault("broker", {})["host"] = "127.0.0.1"
+        self._federation = LocalFederation(self.folder, self._settings)
+        self._start_broker()
+        self._start_party(COORDINATOR)
+        for node in self.nodes:
+            self._start_party(node)
+
+    def turn(self) -> None:
+        """Start again what is due, let go on what was stopped, notice who fell."""
+        now = time.monotonic()
+        for name, (due, start) in list(self._down.items()):
+            if now >= due:
+                del self._down[name]
+                start()
+        for name, (due, pid) in list(self._stopped.items()):
+            if now >= due:
+                del self._stopped[name]
+                _signal(pid, signal.SIGCONT)
+        if now - self._memory_at >= _MEMORY_EVERY_S:
+            self._memory_at = now
+            self.measure()
+        self._notice(now)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the coordinator told at its good end, None before."""
+        federation = self._running()
+        line = federation.result()
+        if line is None or COORDINATOR in self._down:
+            return None
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+    # -- faults
+
+    def up(self, name: str) -> bool:
+        """Whether a party runs and is not stopped."""
+        if name == BROKER:
+            return self._broker is not None and self._broker.running
+        return name not in self._down and name not in self._stopped and self._party(name).code is None
+
+    @property
+    def disturbed(self) -> int:
+        """How many are down or stopped at the moment."""
+        return len(self._down) + len(self._stopped)
+
+    def kill(self, name: str, pause_s: float, then: Callable[[], None] | None = None) -> None:
+        """`kill -9` a party or the broker; `then` runs while it is dead; it is back after the pause."""
+        if name == BROKER:
+            assert self._broker is not None  # noqa: S101 - `up` said so
+            self._broker.kill()
+        else:
+            party = self._party(name)
+            self._stopped.pop(name, None)
+            party.process.kill()
+            party.stop()
+        if then is not None:
+            then()
+        start = self._start_broker if name == BROKER else lambda: self._start_party(name)
+        self._down[name] = (time.monotonic() + pause_s, start)
+
+    def stop(self, name: str, seconds: float) -> None:
+        """Stop a party as a machine that hangs, and let it go on after `seconds`."""
+        pid = self._party(name).process.pid
+        _signal(pid, signal.SIGSTOP)
+        self._stopped[name] = (time.monotonic() + seconds, pid)
+
+    def kill_child(self, name: str) -> str | None:
+        """`kill -9` the training child of a node; which process it was, None where there is none now."""
+        child = next(iter(_children(self._party(name).process.pid)), None)
+        if child is None:
+            return None
+        _signal(child, signal.SIGKILL)
+        return f"process {child}"
+
+    def state(self, name: str) -> Path:
+        """The state folder of a party."""
+        return self.folder / "state" / name
+
+    @property
+    def broker_database(self) -> Path:
+        """Where mosquitto keeps its retained messages."""
+        return self.folder / "broker" / "mosquitto.db"
+
+    # -- the end
+
+    def settle(self) -> None:
+        """Bring back whoever is down, and heal all links."""
+        self.links.heal()
+        for name, (_, start) in list(self._down.items()):
+            del self._down[name]
+            start()
+        for name, (_, pid) in list(self._stopped.items()):
+            del self._stopped[name]
+            _signal(pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """End everything; what does not end by itself is killed."""
+        for _, pid in self._stopped.values():
+            _signal(pid, signal.SIGCONT)
+        self._stopped.clear()
+        self._down.clear()
+        with contextlib.suppress(OSError):
+            self.measure()
+        if self._federation is not None:
+            self._federation.stop()
+        if self._broker is not None:
+            self._broker.stop()
+        if self._links is not None:
+            self._links.close()
+
+    def left_running(self) -> list[str]:
+        """Processes that still have something to do with the folder, by id and command."""
+        return [f"{pid} {command}" for pid, command in _processes() if str(self.folder.resolve()) in command]
+
+    def end_left_running(self) -> None:
+        """Kill what is left, so that an interrupted test leaves nothing."""
+        for line in self.left_running():
+            _signal(int(line.split()[0]), signal.SIGKILL)
+
+    def logs(self) -> dict[str, str]:
+        """Everything that the parties wrote, by file name."""
+        files = [*self.folder.glob("*.log"), self.folder / "broker" / "broker.err"]
+        return {f.name: f.read_text(errors="replace") for f in files if f.is_file()}
+
+    def measure(self) -> None:
+        """Note the greatest resident memory of each role so far."""
+        pids = {name: self._party(name).process.pid for name in self.parties if self.up(name)}
+        if self._broker is not None and self._broker.running:
+            pids[BROKER] = self._broker.pid
+        for name, pid in pids.items():
+            role = name if name in (COORDINATOR, BROKER) else "node"
+            self._peak(role, pid)
+            if role == "node":
+                for child in _children(pid):
+                    self._peak("training child", child)
+
+    # -- starting
+
+    def _start_broker(self) -> None:
+        self._broker = start_broker(
+            self._port, state_dir=self.folder / "broker", prefer="mosquitto", say=log.info
+        )
+
+    def _start_party(self, name: str) -> None:
+        federation, port = self._running(), str(self.links.port(name))
+        if name == COORDINATOR:
+            federation.start_coordinator("--run", RUN, "--port", port)
+        else:
+            data = next(folder for folder in self._layout.nodes if folder.name == name)
+            federation.start_node(name, data.resolve(), "--port", port)
+
+    def _notice(self, now: float) -> None:
+        """Whoever ended without a fault of ours is a finding; it is started again, as systemd would."""
+        if self._broker is not None and not self._broker.running and BROKER not in self._down:
+            self._fall(BROKER, f"{BROKER}: {self._broker.log_tail()}", now)
+        for name in self.parties:
+            party = self._party(name)
+            if name in self._down or party.code is None or (name == COORDINATOR and party.code == 0):
+                continue
+            self._fall(name, f"{name} ended with exit code {party.code}: {party.tail()}", now)
+
+    def _fall(self, name: str, what: str, now: float) -> None:
+        self.fell.append(what)
+        if len(self.fell) > _MAX_FALLS:
+            raise RunFailed(f"parties end by themselves again and again; the last: {what}")
+        start = self._start_broker if name == BROKER else lambda: self._start_party(name)
+        self._down[name] = (now + 1.0, start)
+
+    def _running(self) -> LocalFederation:
+        assert self._federation is not None  # noqa: S101 - made by `start`
+        return self._federation
+
+    def _party(self, name: str) -> Party:
+        federation = self._running()
+        party = federation.coordinator if name == COORDINATOR else federation.nodes[name]
+        assert party is not None  # noqa: S101 - started by `start`
+        return party
+
+    def _peak(self, role: str, pid: int) -> None:
+        with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            line = next(text for text in lines if text.startswith("VmHWM:"))
+            self.peaks_mb[role] = max(self.peaks_mb.get(role, 0.0), int(line.split()[1]) / 1024)
+
+
+def ports_in_use(ports: list[int]) -> list[int]:
+    """Those of `ports` that somebody still listens on."""
+    used = []
+    for port in ports:
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                used.append(port)
+    return used
+
+
+def remove(folder: Path) -> None:
+    """Remove a fleet's folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until(done: Callable[[], bool], timeout_s: float, each: Callable[[], None]) -> bool:
+    """Whether `done` became true in time; `each` is called meanwhile."""
+    until = time.monotonic() + timeout_s
+    while not done():
+        if time.monotonic() >= until:
+            return False
+        each()
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def _processes() -> Iterator[tuple[int, str]]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                yield int(entry.name), command
+
+
+__all__ = ["BROKER", "COORDINATOR", "RUN", "BusError", "Fleet", "ports_in_use", "remove", "wait_until"]

@@ -1,0 +1,149 @@
+"""What must hold at the end, whatever was done to the fleet."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from apiary_cli.chaos.fleet import COORDINATOR, RUN, Fleet, ports_in_use
+
+TRACEBACK: Final = "Traceback (most recent call last)"
+MEMORY_FACTOR: Final = 1.3
+MEMORY_SPARE_MB: Final = 32.0
+"""A disturbed party may take so much more than an undisturbed one: retries and repeats are not free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One invariant; `seen` says what was found, in either case."""
+
+    name: str
+    holds: bool
+    seen: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A finished run: its summary, its rounds, and the greatest memory of each role in MB."""
+
+    summary: Mapping[str, Any]
+    rounds: list[dict[str, Any]]
+    peaks_mb: Mapping[str, float]
+
+    @property
+    def samples(self) -> list[dict[str, int]]:
+        """What each node counted for, round by round."""
+        return [{n: c["samples"] for n, c in r["contributors"].items()} for r in self.rounds]
+
+
+def read_record(folder: Path, summary: Mapping[str, Any], peaks_mb: Mapping[str, float]) -> Record:
+    """The record of the run in a fleet's folder."""
+    history = json.loads((folder / "runs" / RUN / "history.json").read_text())
+    return Record(summary, history["rounds"], dict(peaks_mb))
+
+
+def same_model(calm: Record, storm: Record) -> Verdict:
+    """The same final model and the same model after every round, bit by bit."""
+    wanted, got = calm.summary["model_sha256"], storm.summary["model_sha256"]
+    ways = [r["round"] for r, s in zip(calm.rounds, storm.rounds, strict=False) if r["model"] != s["model"]]
+    if wanted == got and not ways:
+        return Verdict("the model is bit-identical", True, f"{got[:16]} after {len(storm.rounds)} rounds")
+    where = f"first in round {ways[0]}" if ways else "though each round's model is the same"
+    return Verdict("the model is bit-identical", False, f"{got[:16]}, undisturbed {wanted[:16]}; {where}")
+
+
+def counted_once(calm: Record, storm: Record) -> Verdict:
+    """Per round: every node, once, with the samples of the undisturbed run; nobody rejected or missing."""
+    name = "every node counted once a round"
+    if len(calm.rounds) != len(storm.rounds):
+        return Verdict(name, False, f"{len(storm.rounds)} rounds, undisturbed {len(calm.rounds)}")
+    for r, wanted, got in zip(storm.rounds, calm.samples, storm.samples, strict=True):
+        if r["state"] != "closed" or r["rejected"] or r["missing"]:
+            return Verdict(
+                name, False, f"round {r['round']}: {r['state']}, {r['rejected']}, missing {r['missing']}"
+            )
+        if wanted != got:
+            return Verdict(name, False, f"round {r['round']}: samples {got}, undisturbed {wanted}")
+    total = sum(sum(counted.values()) for counted in storm.samples)
+    return Verdict(name, True, f"{total} samples in {len(storm.rounds)} rounds, as undisturbed")
+
+
+def journal_sound(fleet: Fleet, storm: Record) -> Verdict:
+    """SQLite finds nothing wrong, and holds exactly one accepted update a node and round."""
+    name = "the journal is sound"
+    db = sqlite3.connect(fleet.state(COORDINATOR) / "journal.sqlite")
+    try:
+        said = [row[0] for row in db.execute("PRAGMA integrity_check")]
+        rows = db.execute("SELECT count(*) FROM accepted WHERE run = ?", (RUN,)).fetchone()[0]
+    except sqlite3.Error as e:
+        return Verdict(name, False, str(e))
+    finally:
+        db.close()
+    expected = len(fleet.nodes) * len(storm.rounds)
+    if said != ["ok"]:
+        return Verdict(name, False, "; ".join(said[:3]))
+    return Verdict(name, rows == expected, f"integrity ok, {rows} accepted updates of {expected}")
+
+
+def nothing_waits(fleet: Fleet) -> Verdict:
+    """Outboxes and spool are empty."""
+    waiting = {node: names for node in fleet.nodes if (names := outbox(fleet.state(node)))}
+    folder = fleet.state(COORDINATOR) / "spool"
+    spooled = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    seen = f"outboxes {waiting or 'empty'}, spool {spooled or 'empty'}"
+    return Verdict("outboxes and spool are empty", not waiting and not spooled, seen)
+
+
+def nothing_half_written(fleet: Fleet) -> Verdict:
+    """No temporary file is left behind by a write that was cut off."""
+    found = leftovers(fleet.folder)
+    shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    return Verdict("no half-written file is left", not found, shown or "none")
+
+
+def nothing_running(fleet: Fleet) -> Verdict:
+    """After the end: no process, no port."""
+    processes, ports = fleet.left_running(), ports_in_use(fleet.ports)
+    seen = "; ".join([*processes[:3], *(f"port {p}" for p in ports)]) or "no process, no port"
+    return Verdict("nothing is left running", not processes and not ports, seen)
+
+
+def no_crash(fleet: Fleet) -> Verdict:
+    """No party ended by itself, and no log holds a traceback."""
+    traces = [name for name, text in fleet.logs().items() if TRACEBACK in text]
+    seen = [*(f"{what[:300]}" for what in fleet.fell[:3]), *(f"a traceback in {name}" for name in traces)]
+    return Verdict("no party fell by itself", not seen, "; ".join(seen) or "no crash, no traceback")
+
+
+def memory_bounded(calm: Record, storm: Record) -> Verdict:
+    """Nobody took much more memory than in the undisturbed run."""
+    over, seen = [], []
+    for role, peak in sorted(storm.peaks_mb.items()):
+        before = calm.peaks_mb.get(role, 0.0)
+        seen.append(f"{role} {peak:.0f} MB ({before:.0f})")
+        if before and peak > MEMORY_FACTOR * before + MEMORY_SPARE_MB:
+            over.append(role)
+    return Verdict("memory is bounded (undisturbed)", not over, ", ".join(seen))
+
+
+def all_dealt(dealt: int, wanted: int) -> Verdict:
+    """The run lasted long enough for every fault."""
+    return Verdict("every fault was dealt", dealt == wanted, f"{dealt} of {wanted}")
+
+
+def outbox(state: Path) -> list[str]:
+    """Names of the files that wait in a node's outbox."""
+    folder = state / "outbox"
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if p.name != "done.json" and not p.name.startswith("."))
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Half-written files below `folder`; there are none while no party is writing."""
+    found = [p for pattern in (".*.part", "*.download") for p in folder.rglob(pattern)]
+    return sorted(str(p.relative_to(folder)) for p in found)

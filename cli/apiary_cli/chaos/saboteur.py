@@ -1,0 +1,137 @@
+"""A client of the bus that nobody invited: it sees everything, and says it again, late or damaged."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from apiary.bus.bus import Connected, Received
+from apiary.bus.mqtt import MqttBus
+from apiary.errors import WireError
+from apiary.settings import BrokerSettings
+from apiary.wire.messages import Announcement
+from apiary.wire.topics import Kind, Topics
+
+KEPT: Final = 24
+"""Messages kept of each kind: those of the last rounds."""
+AT_ONCE: Final = 12
+"""Messages that one fault says again."""
+_REPEATED: Final = (
+    Kind.ROUND_CURRENT, Kind.COORDINATOR_STATUS, Kind.NODE_STATUS, Kind.NODE_ASK, Kind.NODE_NOTICE,
+    Kind.NODE_WANT, Kind.NODE_OFFER, Kind.NODE_GRANT, Kind.NODE_RECEIPT, Kind.CHUNK_DOWN, Kind.CHUNK_UP,
+)  # fmt: skip
+
+
+class Saboteur:
+    """Watches a federation's whole traffic; tells how far the run is, and repeats or damages messages."""
+
+    def __init__(self, port: int, topics: Topics):
+        self.messages = 0
+        """Messages seen since the present round was announced first."""
+        self.round = 0
+        self.finishing = False
+        self.finished = False
+        self.said = 0
+        self._damaged_lately: deque[tuple[str, bytes]] = deque(maxlen=4 * AT_ONCE)
+        self._topics = topics
+        self._kept: dict[Kind, deque[tuple[str, bytes]]] = {k: deque(maxlen=KEPT) for k in _REPEATED}
+        self._bus = MqttBus(
+            BrokerSettings(host="127.0.0.1", port=port, retry_max_s=0.5), client_id="chaos-saboteur"
+        )
+        self._bus.subscribe(f"{topics.root}/{topics.federation}/#")
+        self._bus.subscribe(f"{topics.blob_root}/{topics.federation}/#")
+
+    def await_connection(self, timeout_s: float, wait: Callable[[Callable[[], bool], float], bool]) -> bool:
+        """Whether the broker took us in time."""
+        return wait(lambda: self._bus.connected, timeout_s)
+
+    def poll(self, timeout_s: float) -> int:
+        """Take what came; how many messages of others that were."""
+        seen = 0
+        for event in self._bus.poll(timeout_s):
+            match event:
+                case Received():
+                    seen += self._note(event)
+                case Connected():
+                    pass
+                case _:
+                    pass
+        return seen
+
+    def close(self) -> None:
+        """Leave."""
+        self._bus.close()
+
+    def repeat(self, seed: int) -> str | None:
+        """Say recorded messages again, word by word, in another order; None where nobody could hear it."""
+        chance = random.Random(seed)  # noqa: S311 - faults to repeat, nothing to guess
+        return self._say(self._draw(chance), chance)
+
+    def corrupt(self, seed: int) -> str | None:
+        """Say damaged copies of recorded messages; None where nobody could hear it."""
+        chance = random.Random(seed)  # noqa: S311
+        messages = [self._damaged(chance, t, p) for t, p in self._draw(chance)]
+        self._damaged_lately += messages
+        return self._say(messages, chance)
+
+    def _draw(self, chance: random.Random) -> list[tuple[str, bytes]]:
+        kinds = [kind for kind, kept in self._kept.items() if kept]
+        return [chance.choice(self._kept[chance.choice(kinds)]) for _ in range(AT_ONCE)] if kinds else []
+
+    def _say(self, messages: list[tuple[str, bytes]], chance: random.Random) -> str | None:
+        chance.shuffle(messages)
+        count = 0
+        for topic, payload in messages:
+            # Not retained: what the broker keeps is the parties' own business.
+            count += self._bus.publish(topic, payload, qos=1, retain=False)
+        self.said += count
+        return f"{count} messages" if count else None
+
+    def _damaged(self, chance: random.Random, topic: str, payload: bytes) -> tuple[str, bytes]:
+        if topic.startswith(f"{self._topics.blob_root}/"):
+            match chance.randrange(3):
+                case 0:
+                    at = chance.randrange(len(payload))
+                    flipped = bytes([payload[at] ^ (1 << chance.randrange(8))])
+                    return topic, payload[:at] + flipped + payload[at + 1 :]
+                case 1:
+                    return topic, payload[: chance.randrange(len(payload))]
+                case _:
+                    # A good chunk in another's place.
+                    place, _, index = topic.rpartition("/")
+                    return f"{place}/{int(index) + 1}", payload
+        match chance.randrange(3):
+            case 0:
+                return topic, payload[: chance.randrange(len(payload))]
+            case 1:
+                return topic, chance.randbytes(len(payload))
+            case _:
+                return topic, payload.replace(b'"v":1', b'"v":2').replace(b'"v": 1', b'"v": 2')
+
+    def _note(self, event: Received) -> int:
+        if (event.topic, event.payload) in self._damaged_lately:
+            return 0  # our own, come back
+        try:
+            topic = self._topics.parse(event.topic)
+        except WireError:
+            return 0
+        if topic.kind in self._kept and event.payload and not event.retained:
+            self._kept[topic.kind].append((event.topic, event.payload))
+        if topic.kind is Kind.ROUND_CURRENT:
+            self._announced(event.payload)
+        self.messages += 1
+        return 1
+
+    def _announced(self, payload: bytes) -> None:
+        try:
+            told = Announcement.decode(payload, who="the coordinator")
+        except WireError:
+            return
+        if told.state == "finished":
+            self.finished = True
+        elif told.round > self.round:
+            self.round, self.messages = told.round, 0
+        if told.round == told.rounds and told.round == self.round and told.state == "evaluating":
+            self.finishing = True

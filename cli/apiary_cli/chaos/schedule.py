@@ -1,0 +1,140 @@
+"""Which faults a run gets, whom and when: a pure function of the seed.
+
+A fault is tied to the run's progress (a round, and so many messages into it), not to the clock, so that a
+slow machine gets the same faults as a fast one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from apiary.errors import SettingsError
+
+Victim = Literal["coordinator", "broker", "node", "party", "wire"]
+"""Who may be hit: `party` is the coordinator or a node, `wire` nobody in particular."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of fault; `weight` is how often it comes up against others, `longest_s` how long it lasts."""
+
+    victim: Victim
+    weight: float
+    longest_s: float
+    what: str
+
+
+KINDS: Final[dict[str, Kind]] = {
+    "coordinator-kill": Kind("coordinator", 2.0, 2.0, "kill -9, back after a pause"),
+    "coordinator-stop": Kind("coordinator", 1.0, 4.0, "SIGSTOP, SIGCONT seconds later"),
+    "node-kill": Kind("node", 3.0, 2.0, "kill -9 of a node's service"),
+    "node-stop": Kind("node", 1.0, 6.0, "SIGSTOP of a node's service, SIGCONT seconds later"),
+    "trainer-kill": Kind("node", 2.0, 0.0, "kill -9 of a node's training child"),
+    "torn": Kind("party", 2.0, 2.0, "power cut: kill -9, and what was not synced is torn"),
+    "broker-kill": Kind("broker", 1.5, 1.5, "kill -9, back with its database"),
+    "broker-forget": Kind("broker", 1.0, 1.5, "kill -9, back without its database"),
+    "broker-corrupt": Kind("broker", 0.7, 1.5, "kill -9, back with a corrupted database"),
+    "link-reset": Kind("party", 2.0, 0.0, "every connection of a party is reset"),
+    "link-dead": Kind("party", 1.0, 8.0, "a party's link swallows everything for seconds, then breaks"),
+    "link-slow": Kind("party", 1.0, 6.0, "a party's link is late and slow for seconds"),
+    "repeat": Kind("wire", 2.0, 0.0, "recorded messages come again, late and out of order"),
+    "corrupt": Kind("wire", 2.0, 0.0, "damaged copies of recorded messages"),
+}
+FINISHING: Final = ("coordinator-kill", "node-kill", "broker-kill", "link-reset")
+"""Kinds that also happen while the result is being written; there is nothing left to train then."""
+FAULTS_PER_ROUND: Final = 10
+MESSAGES: Final = 14
+"""About so many messages a node are seen in an undisturbed round (counted)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault. Round 0 is before the first round, `rounds + 1` after the last; `seed` draws the details."""
+
+    number: int
+    kind: str
+    victim: str
+    round: int
+    after: int
+    seconds: float
+    gap_s: float
+    seed: int
+
+
+def rounds_for(faults: int) -> int:
+    """Rounds in which this many faults have room."""
+    return max(3, math.ceil(faults / FAULTS_PER_ROUND))
+
+
+def chosen(names: str | None) -> tuple[str, ...]:
+    """The kinds in a comma-separated list; None is all. Raises SettingsError for one that does not exist."""
+    wanted = tuple(KINDS) if names is None else tuple(n.strip() for n in names.split(",") if n.strip())
+    unknown = [n for n in wanted if n not in KINDS]
+    if unknown or not wanted:
+        raise SettingsError(
+            f"--kinds {names!r}: {unknown[0] if unknown else 'nothing'!r} is no kind of fault. "
+            f"There are: {', '.join(KINDS)}"
+        )
+    return wanted
+
+
+def draw(*, seed: int, faults: int, rounds: int, nodes: Sequence[str], kinds: Sequence[str]) -> list[Fault]:
+    """The schedule, in the order of its rounds. Each kind comes up once before any does a second time."""
+    chance = random.Random(seed)  # noqa: S311 - faults to repeat, nothing to guess
+    late = [k for k in kinds if k in FINISHING]
+    in_finishing = min(1 + faults // 100, faults // 4) if late else 0
+    wanted = _kinds(chance, faults - in_finishing, kinds)
+    # The last round is left free: what was not dealt in time, because a victim was down, is dealt in it.
+    span = max(1, rounds - 1)
+    places = sorted(_place(chance, i, len(wanted), span, len(nodes)) for i in range(len(wanted)))
+    # Nothing trains before the first round.
+    for i, (round_, _) in enumerate(places):
+        if round_ == 0 and wanted[i] == "trainer-kill":
+            swap = next((j for j, k in enumerate(wanted) if k != "trainer-kill" and places[j][0] > 0), None)
+            if swap is None:
+                places[i] = (1, 0)
+            else:
+                wanted[i], wanted[swap] = wanted[swap], wanted[i]
+    plan = [(kind, *place) for kind, place in zip(wanted, sorted(places), strict=True)]
+    plan += [(chance.choice(late), rounds + 1, 0) for _ in range(in_finishing)]
+    return [
+        Fault(
+            number=number,
+            kind=kind,
+            victim=_victim(chance, KINDS[kind].victim, nodes),
+            round=round_,
+            after=after,
+            seconds=round(chance.uniform(0.2, 1.0) * KINDS[kind].longest_s, 2),
+            gap_s=round(chance.uniform(0.1, 1.0), 2),
+            seed=chance.randrange(2**31),
+        )
+        for number, (kind, round_, after) in enumerate(plan, start=1)
+    ]
+
+
+def _kinds(chance: random.Random, count: int, kinds: Sequence[str]) -> list[str]:
+    first = list(kinds)
+    chance.shuffle(first)
+    rest = chance.choices(list(kinds), [KINDS[k].weight for k in kinds], k=max(0, count - len(first)))
+    drawn = (first + rest)[:count]
+    chance.shuffle(drawn)
+    return drawn
+
+
+def _place(chance: random.Random, i: int, count: int, span: int, nodes: int) -> tuple[int, int]:
+    """Round and messages into it; rounds are filled evenly, with one fault in forty before the first."""
+    if i < max(1, count // 40) and count > 1:
+        return 0, chance.randrange(4 * nodes)
+    return 1 + i * span // count, chance.randrange(MESSAGES * nodes)
+
+
+def _victim(chance: random.Random, victim: Victim, nodes: Sequence[str]) -> str:
+    if victim == "node":
+        return chance.choice(nodes)
+    if victim == "party":
+        return chance.choice(["coordinator", *nodes])
+    return victim
