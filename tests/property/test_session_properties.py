@@ -119,9 +119,12 @@ def check(before: Session, event: Event, after: Session, commands: list[Command]
                 assert after.done == (told.run, told.round) and after.state is State.IDLE
             case StopTraining() | AskCurrent():
                 pass
-    # An update leaves by a receipt only, and nothing takes its place before.
+    # An update leaves by a receipt, or with its run, and nothing takes its place before.
     if before.offer is not None and after.offer != before.offer:
-        assert isinstance(event, Receipted) and any(isinstance(c, Drop) for c in commands)
+        told = event.announcement if isinstance(event, Announced) else None
+        over = told is not None and (told.run, told.state) == (before.offer.run, "finished")
+        assert isinstance(event, Receipted) or over
+        assert any(isinstance(c, Drop) for c in commands)
     # A child that runs is told when its round is over, and never started over a running one.
     if before.state is State.TRAINING and not isinstance(event, Trained):
         started_or_left = after.state is not State.TRAINING or any(isinstance(c, Train) for c in commands)

@@ -181,6 +181,14 @@ def test_the_outbox_goes_first_and_is_offered_once_more_when_the_round_has_moved
     assert step(SENDING, Announced(announcement(1)), has=ALL) == (SENDING, [])
 
 
+def test_after_the_end_of_its_run_an_update_is_dropped_and_of_another_run_it_is_not() -> None:
+    after, commands = step(SENDING, Announced(announcement(9, state="finished")))
+    assert commands == [Drop(offer(), "closed", "the run is over")]
+    assert (after.state, after.offer, after.done) == (State.IDLE, None, ("r", 1))
+    after, _ = step(SENDING, Announced(announcement(9, run="q", state="finished")))
+    assert (after.state, after.offer) == (State.SENDING, offer())
+
+
 @pytest.mark.parametrize("session", [FETCHING, TRAINING], ids=lambda s: s.state.value)
 def test_nothing_open_ends_the_work(session: Session) -> None:
     after, commands = step(session, NothingOpen())
