@@ -25,6 +25,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from apiary.bus.allocator import tune
+from apiary.bus.deathsig import die_with_parent
 
 CHUNK = 120_000
 KEEPALIVE_S = 60
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--tuned", action="store_true", help="tune glibc's allocator, as Apiary does")
     parser.add_argument("--node", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    die_with_parent()
     if args.tuned:
         tune(small=args.node is not None)
     if args.node is not None:

@@ -26,6 +26,7 @@ from kernel_figures import children, cpu_of, per_round
 
 from apiary.blobs import BlobStore
 from apiary.bus.allocator import tune
+from apiary.bus.deathsig import die_with_parent
 from apiary.bus.mqtt import MqttBus
 from apiary.files import write_atomic
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
@@ -62,6 +63,7 @@ def main() -> int:
     parser.add_argument("--sync", action="store_true", help="sync the spool to disk before each receipt")
     parser.add_argument("--profile", type=Path, help="write cProfile's figures of the loop there")
     args = parser.parse_args()
+    die_with_parent()
     act = coordinator if args.role == "coordinator" else node
     if args.profile is None:
         act(args)

@@ -400,6 +400,16 @@ class MqttBus:
 
     def _read(self, client: _Client) -> None:
         """Take what has arrived, up to the bounds of one `poll`."""
+        sock = client.socket()
+        # paho acknowledges each message by a packet of its own; corked, they leave together, and the broker
+        # is not woken for each of them.
+        _cork(sock, on=True)
+        try:
+            self._read_on(client)
+        finally:
+            _cork(sock, on=False)
+
+    def _read_on(self, client: _Client) -> None:
         last = self._handled + MAX_EVENTS
         while self._failure is None and self._handled < last and self._event_bytes < MAX_BYTES:
             before = self._handled
@@ -533,3 +543,10 @@ class MqttBus:
             return BrokerRefused(f"{self._where}: it cut the link: a message was larger than it takes")
         hint = _CONNACK_HINTS.get(code)
         return BrokerRefused(f"{self._where}: it said: {reason}" + (f"; {hint}" if hint else ""))
+
+
+def _cork(sock: object, *, on: bool) -> None:
+    """Hold small packets back, or let them go (Linux; elsewhere nothing)."""
+    if isinstance(sock, socket.socket) and hasattr(socket, "TCP_CORK"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, int(on))
