@@ -264,10 +264,8 @@ def ports_in_use(ports: list[int]) -> list[int]:
     used = []
     for port in ports:
         with socket.socket() as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                s.bind(("127.0.0.1", port))
-            except OSError:
+            s.settimeout(1.0)
+            if s.connect_ex(("127.0.0.1", port)) == 0:
                 used.append(port)
     return used
 

@@ -1,0 +1,232 @@
+"""`apiary chaos` as a user runs it, short; and the link that it puts before every party."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apiary.bus.broker import DATABASE, find_mosquitto, speaks_mqtt, start_broker
+from apiary_cli.chaos import command
+from apiary_cli.chaos.fleet import ports_in_use
+from apiary_cli.chaos.invariants import Verdict
+from apiary_cli.chaos.links import Links
+from apiary_cli.main import main
+
+pytestmark = pytest.mark.broker
+needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+FAULTS = 14
+
+
+def processes_of(folder: Path) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            text = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdigit() else ""
+        except OSError:
+            continue
+        if str(folder) in text and int(entry.name) != os.getpid():
+            found.append(text.replace("\0", " "))
+    return found
+
+
+@needs_mosquitto
+@pytest.mark.slow
+@pytest.mark.tensorflow
+def test_one_fault_of_each_kind_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--faults", str(FAULTS), "--rounds", "3", "--nodes", "2", "--seed", "3"]
+    code = main(["chaos", *flags, "--json", "--runs-dir", str(tmp_path)])
+    shown = capsys.readouterr()
+    told: dict[str, Any] = json.loads(shown.out)
+    assert [v for v in told["invariants"] if not v["holds"]] == [], shown.err
+    assert code == 0 and told["holds"]
+    assert sum(told["faults"].values()) == FAULTS
+    assert shown.err.count(f"/{FAULTS}] ") == FAULTS
+    assert processes_of(tmp_path) == []
+    assert [p.name for p in tmp_path.iterdir()] == [".exports"]
+
+
+@needs_mosquitto
+@pytest.mark.slow
+def test_an_interrupt_leaves_nothing_running(tmp_path: Path) -> None:
+    arguments = ["chaos", "--faults", "2", "--nodes", "2", "--runs-dir", str(tmp_path)]
+    chaos = subprocess.Popen(
+        [sys.executable, "-m", "apiary_cli", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    try:
+        end = time.monotonic() + 30
+        # Itself, broker, coordinator, two nodes, and the export at work.
+        while len(processes_of(tmp_path)) < 6:
+            assert time.monotonic() < end and chaos.poll() is None
+            time.sleep(0.1)
+        chaos.send_signal(signal.SIGINT)
+        assert chaos.wait(30) == 130
+    finally:
+        chaos.kill()
+        chaos.communicate()
+    assert processes_of(tmp_path) == []
+
+
+@needs_mosquitto
+def test_a_broken_invariant_is_said_and_is_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outcome(*_: Any) -> Any:
+        broken = Verdict("the model is bit-identical", False, "b, undisturbed a")
+        return [broken], Counter({"torn": 2}), {"undisturbed": 1.0, "disturbed": 2.0}
+
+    monkeypatch.setattr(command, "_both", outcome)
+    assert main(["chaos", "--runs-dir", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "BROKEN  the model is bit-identical: b, undisturbed a" in shown
+    assert "   2  torn " in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--faults", "0"], 3, "--faults 0: expected 1 to 5000"),
+        (["--nodes", "51"], 3, "--nodes 51: expected 1 to 50"),
+        (["--rounds", "1"], 3, "--rounds 1: expected 2 to 1000"),
+        (
+            ["--kinds", "flood"],
+            2,
+            "--kinds 'flood': 'flood' is no kind of fault. There are: coordinator-kill",
+        ),
+    ],
+)
+def test_flags_out_of_bounds_are_refused(
+    flags: list[str], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chaos", *flags, "--runs-dir", str(tmp_path)]) == code
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("damage", [b"", b"xx" * 200, b"\0\xb5\0mosquitto db" + b"\xff" * 300])
+def test_a_torn_database_is_set_aside_and_the_broker_starts(damage: bytes, tmp_path: Path) -> None:
+    (tmp_path / DATABASE).write_bytes(damage)
+    with start_broker(0, prefer="mosquitto", state_dir=tmp_path) as broker:
+        assert speaks_mqtt("127.0.0.1", broker.port)
+    aside = tmp_path / f"{DATABASE}.damaged"
+    # An empty one is no damage to mosquitto.
+    assert (aside.read_bytes() if aside.exists() else b"") == damage
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """A server that says everything back; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve(connection: socket.socket) -> None:
+            try:
+                while data := connection.recv(65536):
+                    connection.sendall(data)
+            except OSError:
+                pass
+            finally:
+                connection.close()
+
+        def accept() -> None:
+            try:
+                while True:
+                    connection, _ = server.accept()
+                    threading.Thread(target=serve, args=(connection,), daemon=True).start()
+            except OSError:
+                return
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield int(server.getsockname()[1])
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def links(echo: int) -> Iterator[Links]:
+    made = Links(echo, ["a", "b"])
+    yield made
+    made.close()
+    assert ports_in_use(made.ports) == []
+
+
+def dial(links: Links, name: str) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", links.port(name)), 5)
+    sock.settimeout(5)
+    return sock
+
+
+def echoed(sock: socket.socket, data: bytes) -> bool:
+    sender = threading.Thread(target=sock.sendall, args=(data,), daemon=True)
+    sender.start()
+    got = bytearray()
+    while len(got) < len(data):
+        part = sock.recv(65536)
+        if not part:
+            return False
+        got += part
+    sender.join()
+    return bytes(got) == data
+
+
+def test_a_good_link_carries_everything(links: Links) -> None:
+    with dial(links, "a") as sock:
+        assert echoed(sock, os.urandom(3_000_000))
+
+
+def test_a_reset_breaks_the_links_of_one_party_only(links: Links) -> None:
+    with dial(links, "a") as a, dial(links, "b") as b:
+        assert echoed(a, b"hello") and echoed(b, b"hello")
+        assert links.reset("a") == 1
+        with pytest.raises(ConnectionResetError):
+            while a.recv(1):
+                pass
+        assert echoed(b, b"hello")
+    assert links.reset("a") == 0
+
+
+def test_a_dead_link_swallows_and_then_breaks(links: Links) -> None:
+    with dial(links, "a") as sock:
+        assert echoed(sock, b"hello")
+        links.swallow("a", 0.5)
+        began = time.monotonic()
+        sock.sendall(b"into the void")
+        with pytest.raises(ConnectionResetError):
+            sock.recv(100)
+        assert 0.3 < time.monotonic() - began < 3
+    with dial(links, "a") as again:
+        assert echoed(again, b"hello")
+
+
+def test_a_slow_link_is_late_and_narrow_and_loses_nothing(links: Links) -> None:
+    with dial(links, "a") as sock:
+        assert echoed(sock, b"hello")
+        links.slow("a", 30, delay_s=0.1, bytes_s=200_000)
+        began = time.monotonic()
+        assert echoed(sock, os.urandom(100_000))
+        assert time.monotonic() - began > 0.5
+        links.heal()
+        began = time.monotonic()
+        assert echoed(sock, os.urandom(1_000_000))
+        assert time.monotonic() - began < 3
+
+
+def test_without_a_broker_behind_it_a_link_closes_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = int(gone.getsockname()[1])
+    links = Links(port, ["a"])
+    try:
+        with dial(links, "a") as sock:
+            assert sock.recv(1) == b""
+    finally:
+        links.close()
