@@ -1,0 +1,122 @@
+"""The store's SQL that is longer than a line, and rows to samples. Every value is bound, never pasted."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from apiary_edge.samples.model import Filter, Order, Sample, SampleId, State, Suggestion
+
+COLUMNS: Final = (
+    "id, number, label, suggested, probability, model, held_out, captured_at, source, bytes, width, height,"
+    " labelled_by, labelled_at"
+)
+
+INSERT: Final = """
+INSERT INTO sample (id, origin, suffix, bytes, width, height, captured_at, source, likeness, held_out, label,
+    labelled_by, labelled_at)
+VALUES (:id, :origin, :suffix, :bytes, :width, :height, :captured_at, :source, :likeness, :held_out, :label,
+    :labelled_by, :labelled_at)"""
+
+TOMBSTONE: Final = "INSERT OR REPLACE INTO gone (id, origin, by_owner) VALUES (?, ?, ?)"
+
+# A labelling remembers what each sample was before, for those only that it changes.
+REMEMBER: Final = """
+INSERT INTO change (labelling, id, label, labelled_by, labelled_at)
+SELECT ?, id, label, labelled_by, labelled_at FROM sample WHERE id = ? AND label IS NOT ?"""
+
+RELABEL: Final = """
+UPDATE sample SET label = ?, labelled_by = ?, labelled_at = ?
+WHERE id IN (SELECT id FROM change WHERE labelling = ?)"""
+
+CHANGED: Final = "SELECT id FROM change WHERE labelling = ?"
+
+RESTORE: Final = """
+UPDATE sample SET label = c.label, labelled_by = c.labelled_by, labelled_at = c.labelled_at
+FROM change AS c WHERE c.labelling = ? AND c.id = sample.id"""
+
+COUNT_LABELS: Final = """
+SELECT label, held_out, COUNT(*) FROM sample WHERE label IS NOT NULL
+GROUP BY label, held_out ORDER BY label"""
+
+COUNT_SUGGESTED: Final = "SELECT suggested, COUNT(*) FROM sample WHERE label IS NULL GROUP BY suggested"
+
+TRAINING: Final = """
+SELECT id, suffix, label, bytes FROM sample WHERE label IS NOT NULL AND held_out = ? ORDER BY label, id"""
+
+ORDERS: Final = {
+    Order.NEWEST: "number DESC",
+    Order.OLDEST: "number",
+    # Then what no model has seen yet; ties by age, so that pages do not shift.
+    Order.UNCERTAIN: "label IS NOT NULL, probability IS NULL, probability, number DESC",
+}
+
+
+LABEL_OPEN: Final = """
+UPDATE sample SET label = ?, labelled_by = ?, labelled_at = ? WHERE id = ? AND label IS NULL"""
+
+FORGET: Final = """
+DELETE FROM gone WHERE number NOT IN
+    (SELECT number FROM gone WHERE by_owner = ? ORDER BY number DESC LIMIT ?) AND by_owner = ?"""
+
+# Only this module's own text is pasted into the queries below.
+GET: Final = f"SELECT {COLUMNS} FROM sample WHERE id = ?"  # noqa: S608 - see above
+
+
+def count(where: str) -> str:
+    """How many rows a condition of `where` finds."""
+    return f"SELECT COUNT(*) FROM sample{where}"  # noqa: S608 - see above
+
+
+def page(where: str, order: Order) -> str:
+    """A part of the rows that it finds; LIMIT and OFFSET are bound."""
+    return f"SELECT {COLUMNS} FROM sample{where} ORDER BY {ORDERS[order]} LIMIT ? OFFSET ?"  # noqa: S608
+
+
+def where(which: Filter) -> tuple[str, tuple[Any, ...]]:
+    """The condition of a filter, and its values."""
+    parts: list[str] = []
+    values: list[Any] = []
+    match which.state:
+        case State.LABELLED:
+            parts.append("label IS NOT NULL")
+        case State.SUGGESTED:
+            parts.append("label IS NULL AND suggested IS NOT NULL")
+        case State.UNLABELLED:
+            parts.append("label IS NULL AND suggested IS NULL")
+        case None:
+            pass
+    if which.labelled is not None:
+        parts.append("label IS NOT NULL" if which.labelled else "label IS NULL")
+    if which.label is not None:
+        parts.append("COALESCE(label, suggested) = ?")
+        values.append(which.label)
+    if which.held_out is not None:
+        parts.append("held_out = ?")
+        values.append(which.held_out)
+    return (f" WHERE {' AND '.join(parts)}" if parts else ""), tuple(values)
+
+
+def sample(row: tuple[Any, ...]) -> Sample:
+    """A row of COLUMNS."""
+    suggestion = Suggestion(row[3], row[4], row[5]) if row[3] is not None else None
+    return Sample(
+        id=SampleId(row[0]),
+        number=row[1],
+        label=row[2],
+        suggestion=suggestion,
+        held_out=bool(row[6]),
+        captured_at=row[7],
+        source=row[8],
+        bytes=row[9],
+        width=row[10],
+        height=row[11],
+        labelled_by=row[12],
+        labelled_at=row[13],
+    )
+
+
+def signed(likeness: int | None) -> int | None:
+    """A 64 bit hash as SQLite's signed integer."""
+    if likeness is None:
+        return None
+    return likeness - 2**64 if likeness >= 2**63 else likeness

@@ -1,0 +1,124 @@
+"""The index: one SQLite file, WAL, full sync at each commit. Several processes may have it open."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from apiary.errors import StoreError
+
+VERSION: Final = 1
+BUSY_S: Final = 30.0
+"""A writer waits this long for another one; the longest holds the lock for one batch of an import."""
+
+_SCHEMA: Final = """
+CREATE TABLE sample (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE, origin TEXT NOT NULL, suffix TEXT NOT NULL,
+    bytes INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL,
+    captured_at REAL NOT NULL, source TEXT NOT NULL, likeness INTEGER, held_out INTEGER NOT NULL,
+    label TEXT, labelled_by TEXT, labelled_at REAL,
+    suggested TEXT, probability REAL, model TEXT);
+CREATE INDEX sample_origin ON sample (origin);
+CREATE INDEX sample_label ON sample (label, held_out, number);
+CREATE INDEX sample_open ON sample (suggested IS NOT NULL, number) WHERE label IS NULL;
+CREATE INDEX sample_uncertain ON sample (probability, number) WHERE label IS NULL AND suggested IS NOT NULL;
+CREATE TABLE total (count INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO total VALUES (0, 0);
+CREATE TRIGGER sample_in AFTER INSERT ON sample BEGIN
+    UPDATE total SET count = count + 1, bytes = bytes + NEW.bytes; END;
+CREATE TRIGGER sample_out AFTER DELETE ON sample BEGIN
+    UPDATE total SET count = count - 1, bytes = bytes - OLD.bytes; END;
+CREATE TABLE labelling (number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, who TEXT NOT NULL);
+CREATE TABLE change (
+    labelling INTEGER NOT NULL REFERENCES labelling ON DELETE CASCADE, id TEXT NOT NULL,
+    label TEXT, labelled_by TEXT, labelled_at REAL);
+CREATE INDEX change_labelling ON change (labelling);
+CREATE TABLE gone (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, origin TEXT NOT NULL,
+    by_owner INTEGER NOT NULL);
+CREATE INDEX gone_origin ON gone (origin);
+CREATE INDEX gone_owner ON gone (by_owner, number);
+"""
+# sample.origin: sha256 of the bytes as they were given, before metadata was taken out.
+# sample.likeness: 64 bit perceptual hash of captured frames, as SQLite's signed integer.
+# change: the former label of each sample of a labelling, for undo.
+# gone: what was deleted or evicted, so that its cached pixels can be removed once more after a training that
+# ran meanwhile, and so that the camera's folder does not bring back what the owner deleted.
+
+
+def connect(file: Path) -> sqlite3.Connection:
+    """Open the index, making it where there is none. Raises StoreError."""
+    try:
+        db = sqlite3.connect(file, isolation_level=None, timeout=BUSY_S)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA foreign_keys=ON")
+            # What is deleted is overwritten in the file: labels and sources are the owner's, too.
+            db.execute("PRAGMA secure_delete=ON")
+            db.execute("PRAGMA cache_size=-1024")
+            _ensure_schema(db, file)
+        except BaseException:
+            db.close()
+            raise
+    except sqlite3.Error as e:
+        raise StoreError(
+            f"the sample index {file} cannot be opened: {e}; restore it from a backup, or move the folder "
+            "away and import its pictures again"
+        ) from e
+    return db
+
+
+@contextmanager
+def writing(db: sqlite3.Connection, file: Path) -> Iterator[None]:
+    """One transaction that holds the only write lock from its beginning. Raises StoreError."""
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+    except sqlite3.Error as e:
+        raise StoreError(f"the sample index {file} cannot be written: {e}{_advice(e)}") from e
+
+
+def _ensure_schema(db: sqlite3.Connection, file: Path) -> None:
+    with writing(db, file):
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            # Not executescript, which would commit what came before it: all of it, or none.
+            for statement in _statements(_SCHEMA):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {VERSION}")
+        elif version != VERSION:
+            raise StoreError(
+                f"the sample index {file} has version {version}, this program writes {VERSION}: "
+                "update Apiary on this node"
+            )
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for line in script.splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _advice(e: sqlite3.Error) -> str:
+    text = str(e)
+    if "full" in text:
+        return "; the disk is full: free some space, nothing that was stored is lost"
+    if "locked" in text:
+        return f"; another process has held it for {BUSY_S:.0f} s"
+    if "readonly" in text:
+        return "; this user may not write there, or the file system is read-only"
+    return ""

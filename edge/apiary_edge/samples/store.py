@@ -1,0 +1,414 @@
+"""The sample store: the pictures of one node, their labels, and what must never be trained.
+
+Files first, then the row that names them; the row goes first when a picture goes. So a power cut leaves at
+most files that no row names, which the next opening removes. Several processes use one store at a time: the
+service's labelling page, the capture child, the training child, the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from apiary.errors import DataError, StoreError
+from apiary.files import clear_partial
+from apiary.wire.messages import MAX_LABELS
+from apiary_edge.samples import queries, schema
+from apiary_edge.samples.layout import PREFIXES, Pictures, forget_cached
+from apiary_edge.samples.model import (
+    MAX_PAGE,
+    Added,
+    Bounds,
+    Counts,
+    Duplicate,
+    Filter,
+    Order,
+    Outcome,
+    Page,
+    Refused,
+    Sample,
+    SampleId,
+    TrainingSample,
+    Undone,
+    check_id,
+    check_label,
+    is_held_out,
+)
+from apiary_edge.samples.room import Room
+
+if TYPE_CHECKING:
+    from apiary_edge.samples.clean import CleanPicture
+    from apiary_edge.samples.incoming import Incoming
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 64
+"""Pictures of an import that are synced and committed together: one wait for the disk instead of 192."""
+MAX_UNDO: Final = 200
+"""Labellings that can be undone; older ones are final."""
+MAX_DELETED: Final = 20_000
+MAX_EVICTED: Final = 1_000
+"""Pictures that are gone and remembered, about 200 bytes each."""
+
+
+class SampleStore:
+    """The samples in `folder`; `wall` is seconds since 1970. Methods raise StoreError for the disk.
+
+    `cache` is the folder of `apiary.learn.cache`, so that a deleted picture's pixels and features go as well.
+    The metadata of a picture (EXIF with its place, comments, profiles' names) is not stored.
+    """
+
+    def __init__(self, folder: Path, cache: Path | None, bounds: Bounds, wall: Callable[[], float]):
+        self.folder = folder
+        self.bounds = bounds
+        self._cache = cache
+        self._wall = wall
+        self._file = folder / "samples.sqlite"
+        self._pictures = Pictures(folder / "pictures")
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as e:
+            raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
+        self._pictures.prepare()
+        self._db = schema.connect(self._file)
+
+    def close(self) -> None:
+        """Close the index."""
+        self._db.close()
+
+    # -- pictures in and out ---------------------------------------------------------------------------
+
+    def add(self, incoming: Incoming) -> Outcome:
+        """Take one picture: stored and synced when `Added` comes back."""
+        return next(self.add_many([incoming]))
+
+    def add_many(self, incoming: Iterable[Incoming]) -> Iterator[Outcome]:
+        """Take pictures in batches of BATCH: an outcome each, in order, after its batch is synced."""
+        source = iter(incoming)
+        while batch := list(islice(source, BATCH)):
+            yield from self._add_batch(batch)
+
+    def delete(self, ids: Sequence[SampleId]) -> int:
+        """Remove pictures for good: rows, files, cached pixels and features; how many there were.
+
+        There is no undo. The camera does not bring the same picture back; an import does.
+        """
+        with self._writing():
+            gone = self._drop(ids, by_owner=True)
+        self._unlink(gone)
+        return len(gone)
+
+    def get(self, sample: SampleId) -> Sample | None:
+        """One sample, None where there is none."""
+        rows = self._select(queries.GET, (check_id(sample),))
+        return queries.sample(rows[0]) if rows else None
+
+    def path(self, sample: SampleId) -> Path | None:
+        """The picture file of a sample, None where there is none. Raises DataError for what is no id."""
+        rows = self._select("SELECT suffix FROM sample WHERE id = ?", (check_id(sample),))
+        return self._pictures.path(sample, rows[0][0]) if rows else None
+
+    def knows(self, digest: str) -> SampleId | None:
+        """The sample made of a file with this sha256, before or after its metadata was taken out."""
+        query = "SELECT id FROM sample WHERE id = ? UNION ALL SELECT id FROM sample WHERE origin = ? LIMIT 1"
+        rows = self._select(query, (digest, digest))
+        return SampleId(rows[0][0]) if rows else None
+
+    # -- labels ----------------------------------------------------------------------------------------
+
+    def label(self, ids: Sequence[SampleId], label: str | None, who: str) -> int:
+        """Give samples a label, or take theirs away (None), as one step of undo; how many changed.
+
+        Where the label has more than `bounds.max_per_label` samples then, those labelled longest ago leave
+        the store, held-out ones excepted. Raises DataError for a label that cannot be one.
+        """
+        if len(ids) > self.bounds.max_per_label:
+            raise DataError(
+                f"{len(ids)} pictures at once, but a label keeps {self.bounds.max_per_label} "
+                "(edge.store.max_per_label)"
+            )
+        now = self._wall()
+        evicted: list[tuple[SampleId, str]] = []
+        with self._writing():
+            self._check_label(label)
+            query = "INSERT INTO labelling (at, who) VALUES (?, ?)"
+            step = self._db.execute(query, (now, who[:64])).lastrowid
+            changed = 0
+            for sample in dict.fromkeys(ids):
+                changed += self._db.execute(queries.REMEMBER, (step, check_id(sample), label)).rowcount
+            self._db.execute(queries.RELABEL, (label, who[:64] if label else None, label and now, step))
+            if changed == 0:
+                self._db.execute("DELETE FROM labelling WHERE number = ?", (step,))
+            self._db.execute("DELETE FROM labelling WHERE number <= ?", ((step or 0) - MAX_UNDO,))
+            if label is not None:
+                for victim in self._room().over_label(label):
+                    evicted += self._drop([victim], by_owner=False)
+        self._unlink(evicted)
+        return changed
+
+    def undo(self) -> Undone | None:
+        """Take the latest labelling back; None where there is none left. Deleting is not undone."""
+        with self._writing():
+            last = self._db.execute(
+                "SELECT number, who FROM labelling ORDER BY number DESC LIMIT 1"
+            ).fetchone()
+            if last is None:
+                return None
+            step, who = last
+            ids = [SampleId(i) for (i,) in self._db.execute(queries.CHANGED, (step,))]
+            self._db.execute(queries.RESTORE, (step,))
+            self._db.execute("DELETE FROM labelling WHERE number = ?", (step,))
+        return Undone(who, tuple(ids))
+
+    def labels(self) -> list[str]:
+        """Every label that a sample has, sorted."""
+        query = "SELECT DISTINCT label FROM sample WHERE label IS NOT NULL ORDER BY label"
+        return [label for (label,) in self._select(query)]
+
+    # -- suggestions -----------------------------------------------------------------------------------
+
+    def set_suggestions(self, model: str, suggested: Iterable[tuple[SampleId, str, float]]) -> int:
+        """Note what the model with this digest says of samples without a label; how many were noted."""
+        rows = [(label, min(1.0, max(0.0, p)), model, check_id(sample)) for sample, label, p in suggested]
+        query = "UPDATE sample SET suggested = ?, probability = ?, model = ? WHERE id = ? AND label IS NULL"
+        with self._writing():
+            return sum(self._db.execute(query, row).rowcount for row in rows)
+
+    def awaiting_suggestion(self, model: str, limit: int) -> list[SampleId]:
+        """Samples without a label that this model has not seen, newest first."""
+        query = "SELECT id FROM sample WHERE label IS NULL AND model IS NOT ? ORDER BY number DESC LIMIT ?"
+        return [SampleId(i) for (i,) in self._select(query, (model, min(limit, BATCH * 16)))]
+
+    # -- looking ---------------------------------------------------------------------------------------
+
+    def page(
+        self, which: Filter | None = None, order: Order = Order.NEWEST, *, limit: int = 50, offset: int = 0
+    ) -> Page:
+        """A part of the samples that `which` lets through; `limit` is at most MAX_PAGE."""
+        where, values = queries.where(which or Filter())
+        (total,) = self._select(queries.count(where), values)[0]
+        limit, offset = max(0, min(limit, MAX_PAGE)), max(0, min(offset, 2**40))
+        rows = self._select(queries.page(where, order), (*values, limit, offset))
+        return Page(tuple(queries.sample(row) for row in rows), total, offset)
+
+    def counts(self) -> Counts:
+        """How many samples there are, by label and state."""
+        labelled: dict[str, int] = {}
+        held_out: dict[str, int] = {}
+        for label, held, n in self._select(queries.COUNT_LABELS):
+            labelled[label] = labelled.get(label, 0) + n
+            if held:
+                held_out[label] = n
+        suggested = dict(self._select(queries.COUNT_SUGGESTED))
+        unlabelled = suggested.pop(None, 0)
+        total, size = self._select("SELECT count, bytes FROM total")[0]
+        return Counts(labelled, held_out, suggested, unlabelled, total, size)
+
+    def recent_likeness(self, limit: int) -> list[int]:
+        """Perceptual hashes (unsigned, 64 bit) of the newest captured samples, newest first."""
+        query = "SELECT likeness FROM sample WHERE likeness IS NOT NULL ORDER BY number DESC LIMIT ?"
+        return [value & 0xFFFF_FFFF_FFFF_FFFF for (value,) in self._select(query, (limit,))]
+
+    def training(self) -> list[TrainingSample]:
+        """What may be trained: labelled and not held out, sorted by label and id."""
+        return self._labelled(held_out=False)
+
+    def held_out(self) -> list[TrainingSample]:
+        """What is never trained and can test a model: labelled and held out, sorted by label and id."""
+        return self._labelled(held_out=True)
+
+    # -- after a power cut -----------------------------------------------------------------------------
+
+    def reconcile(self) -> int:
+        """Remove files without a row, rows without a file and what the caches still hold of deleted pictures.
+
+        Returns how many files and rows were removed. Call it once at the start of the service.
+        """
+        with self._writing():
+            # The write lock is held, so that no other process is between its file and its row.
+            removed = sum(self._reconcile(prefix) for prefix in PREFIXES)
+        self.forget_cached()
+        if removed:
+            log.warning("samples: %d pictures that were cut off by a power failure are removed", removed)
+        return removed
+
+    def forget_cached(self) -> int:
+        """Remove cached pixels and features of deleted pictures; call it after a training, too.
+
+        A training that was going on when a picture was deleted may have cached it once more.
+        """
+        if self._cache is None:
+            return 0
+        return forget_cached(self._cache, [SampleId(i) for (i,) in self._select("SELECT id FROM gone")])
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _add_batch(self, batch: list[Incoming]) -> list[Outcome]:
+        from apiary_edge.samples.clean import clean
+
+        prepared: list[tuple[Incoming, str, CleanPicture | Duplicate | Refused]] = []
+        for one in batch:
+            # Decoding is slow: it is done before the write lock is taken, and not for what is known.
+            origin = hashlib.sha256(one.data).hexdigest()
+            known = self.knows(origin)
+            try:
+                prepared.append((one, origin, Duplicate(known) if known else clean(one.data)))
+            except DataError as e:
+                prepared.append((one, origin, Refused(str(e))))
+        outcomes: list[Outcome] = []
+        evicted: list[tuple[SampleId, str]] = []
+        written: list[tuple[SampleId, str]] = []
+        with self._writing():
+            try:
+                for one, origin, picture in prepared:
+                    if isinstance(picture, Duplicate):
+                        outcomes.append(self._again(one, picture.id))
+                    elif isinstance(picture, Refused):
+                        outcomes.append(picture)
+                    else:
+                        sync = len(batch) == 1
+                        outcomes.append(self._take(one, origin, picture, written, evicted, sync=sync))
+                if len(batch) > 1 and written:
+                    self._pictures.sync()
+            except BaseException:
+                # The rows go with the transaction; their files while the lock is still ours.
+                for sample, suffix in written:
+                    self._pictures.remove(sample, suffix)
+                raise
+        self._unlink(evicted)
+        return outcomes
+
+    def _take(
+        self,
+        one: Incoming,
+        origin: str,
+        picture: CleanPicture,
+        written: list[tuple[SampleId, str]],
+        evicted: list[tuple[SampleId, str]],
+        *,
+        sync: bool,
+    ) -> Outcome:
+        sample = SampleId(hashlib.sha256(picture.data).hexdigest())
+        if (known := self.knows(sample)) is not None:
+            return self._again(one, known)
+        if one.automatic and self._deleted_by_owner(sample, origin):
+            return Refused("its owner deleted this picture; import it to have it back")
+        try:
+            self._check_label(one.label)
+        except DataError as e:
+            return Refused(str(e))
+        victims = self._room().for_newcomer(len(picture.data), one.label)
+        if isinstance(victims, Refused):
+            return victims
+        dropped = self._drop(victims, by_owner=False)
+        evicted += dropped
+        self._db.execute("DELETE FROM gone WHERE id = ?", (sample,))
+        written.append((sample, picture.suffix))
+        self._pictures.write(sample, picture.suffix, picture.data, sync=sync)
+        now = self._wall()
+        self._db.execute(
+            queries.INSERT,
+            {
+                "id": sample,
+                "origin": origin,
+                "suffix": picture.suffix,
+                "bytes": len(picture.data),
+                "width": picture.width,
+                "height": picture.height,
+                "captured_at": now if one.captured_at is None else one.captured_at,
+                "source": one.source[:200],
+                "likeness": queries.signed(one.likeness),
+                "held_out": is_held_out(sample, self.bounds.held_out),
+                "label": one.label,
+                "labelled_by": one.source[:64] if one.label else None,
+                "labelled_at": now if one.label else None,
+            },
+        )
+        return Added(sample, tuple(s for s, _ in dropped))
+
+    def _drop(self, ids: Sequence[SampleId], *, by_owner: bool) -> list[tuple[SampleId, str]]:
+        """Take rows out, inside a transaction; the files that are to be removed after it."""
+        gone: list[tuple[SampleId, str]] = []
+        for sample in dict.fromkeys(ids):
+            row = self._db.execute(
+                "DELETE FROM sample WHERE id = ? RETURNING suffix, origin", (check_id(sample),)
+            ).fetchone()
+            if row is not None:
+                gone.append((sample, row[0]))
+                self._db.execute(queries.TOMBSTONE, (sample, row[1], by_owner))
+                self._db.execute("DELETE FROM change WHERE id = ?", (sample,))
+        if gone:
+            limit = MAX_DELETED if by_owner else MAX_EVICTED
+            self._db.execute(queries.FORGET, (by_owner, limit, by_owner))
+        return gone
+
+    def _unlink(self, gone: list[tuple[SampleId, str]]) -> None:
+        """Remove files of rows that are gone, unless another process has added the picture again meanwhile."""
+        if gone:
+            with self._writing():
+                for sample, suffix in gone:
+                    if self.knows(sample) is None:
+                        self._pictures.remove(sample, suffix)
+        if gone and self._cache is not None:
+            forget_cached(self._cache, [sample for sample, _ in gone])
+
+    def _reconcile(self, prefix: str) -> int:
+        rows = self._db.execute(
+            "SELECT id, suffix FROM sample WHERE id BETWEEN ? AND ?", (prefix, f"{prefix}g")
+        )
+        missing = {f"{sample}.{suffix}": SampleId(sample) for sample, suffix in rows}
+        removed = clear_partial(self._pictures.folder / prefix)
+        for entry in self._pictures.names(prefix):
+            if entry.is_file(follow_symlinks=False) and missing.pop(entry.name, None) is not None:
+                continue
+            if not entry.is_dir(follow_symlinks=False):
+                Path(entry.path).unlink(missing_ok=True)
+                removed += 1
+        return removed + len(self._drop(list(missing.values()), by_owner=False))
+
+    def _room(self) -> Room:
+        return Room(self._db, self.bounds, self.folder)
+
+    def _deleted_by_owner(self, sample: SampleId, origin: str) -> bool:
+        query = "SELECT 1 FROM gone WHERE by_owner AND (id = ? OR origin = ?) LIMIT 1"
+        return self._db.execute(query, (sample, origin)).fetchone() is not None
+
+    def _again(self, one: Incoming, known: SampleId) -> Outcome:
+        """A picture that is there already: its label is taken where there was none yet."""
+        try:
+            self._check_label(one.label)
+        except DataError as e:
+            return Refused(str(e))
+        if one.label is None:
+            return Duplicate(known)
+        values = (one.label, one.source[:64], self._wall(), known)
+        return Duplicate(known, labelled=self._db.execute(queries.LABEL_OPEN, values).rowcount > 0)
+
+    def _check_label(self, label: str | None) -> None:
+        if label is None:
+            return
+        check_label(label)
+        known = self.labels()
+        if label not in known and len(known) >= MAX_LABELS:
+            raise DataError(f"{label!r} would be label {len(known) + 1}, expected at most {MAX_LABELS}")
+
+    def _labelled(self, *, held_out: bool) -> list[TrainingSample]:
+        rows = self._select(queries.TRAINING, (held_out,))
+        return [
+            TrainingSample(str(self._pictures.path(SampleId(i), suffix)), label, SampleId(i), size)
+            for i, suffix, label, size in rows
+        ]
+
+    def _select(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as e:
+            raise StoreError(f"the sample index {self._file} cannot be read: {e}") from e
+
+    def _writing(self) -> Any:
+        return schema.writing(self._db, self._file)
