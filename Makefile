@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SECONDS_EACH ?= 300
 
-.PHONY: help demo test check bench fuzz clean
+.PHONY: help demo test check bench chaos fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test    set up, then style, types, import rules and all tests"
 	@echo "make check   style, types and import rules only"
 	@echo "make bench   overhead of a round, memory of a node (minutes; see benchmarks/README.md)"
+	@echo "make chaos   200 faults on a real federation, then the same model? (minutes; ARGS='--seed 7')"
 	@echo "make fuzz    coverage-guided fuzzing of all that reads the bus (SECONDS_EACH=300)"
 	@echo "make clean   remove what these made"
 
@@ -45,10 +46,14 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/round_overhead.py
 	$(BIN)/python benchmarks/node_memory.py
 
+chaos: $(VENV)/.demo
+	@tests/system-packages
+	@$(BIN)/apiary chaos --faults 200 --export $(ARGS)
+
 fuzz: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3,<4'
 	@$(BIN)/python tests/fuzz/seeds.py build/fuzz
 	$(BIN)/python tests/fuzz/fuzz_wire.py build/fuzz -max_total_time=$(SECONDS_EACH) -rss_limit_mb=512 -timeout=5 -max_len=400000
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist runs/.demo-* runs/.exports
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist runs/.demo-* runs/.chaos-* runs/.exports

@@ -59,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, metavar="N", help="default: one for every ten faults")
     parser.add_argument("--kinds", metavar="A,B,...", help="only these kinds of faults (default: all)")
     parser.add_argument(
+        "--export",
+        action="store_true",
+        help="let the disturbed run export its model itself, so that this is disturbed too",
+    )
+    parser.add_argument(
         "--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where the folders go"
     )
     parser.add_argument("--keep", action="store_true", help="keep the folders and logs")
@@ -109,7 +114,8 @@ def _both(
     )
     seconds: dict[str, float] = {}
     _say(f"undisturbed run: {args.nodes} nodes, {rounds} rounds (the first export takes TensorFlow's time)")
-    fleets.append(Fleet(folder / "calm", layout, _settings(args, layout, folder / "calm", rounds)))
+    exports = args.runs_dir / ".exports"
+    fleets.append(Fleet(folder / "calm", layout, _settings(args, layout, folder / "calm", rounds, exports)))
     began = time.monotonic()
     calm = _run(fleets[0], [], _quiet, stop)
     seconds["undisturbed"] = time.monotonic() - began
@@ -123,7 +129,9 @@ def _both(
     kinds = schedule.chosen(args.kinds)
     plan = schedule.draw(seed=args.seed, faults=args.faults, rounds=rounds, nodes=names, kinds=kinds)
     _say(f"disturbed run: {len(plan)} faults, seed {args.seed}")
-    storm_fleet = Fleet(folder / "storm", layout, _settings(args, layout, folder / "storm", rounds))
+    exports = folder / "storm" / "exports" if args.export else exports
+    settings = _settings(args, layout, folder / "storm", rounds, exports)
+    storm_fleet = Fleet(folder / "storm", layout, settings)
     fleets.append(storm_fleet)
     began = time.monotonic()
     dealt: Counter[str] = Counter()
@@ -202,7 +210,7 @@ def _judge(calm: Record, storm: Record, fleet: Fleet, dealt: int, wanted: int) -
 
 
 def _settings(
-    args: argparse.Namespace, layout: Layout, folder: Path, rounds: int
+    args: argparse.Namespace, layout: Layout, folder: Path, rounds: int, exports: Path
 ) -> dict[str, dict[str, Any]]:
     return {
         # Impatient, so that a fault costs seconds: what is waited for is the same, only shorter.
@@ -222,7 +230,7 @@ def _settings(
             "test_data": layout.server.resolve(),
             "labels": layout.labels,
             "state_dir": folder / "state" / COORDINATOR,
-            "exports_dir": (args.runs_dir / ".exports").resolve(),
+            "exports_dir": exports.resolve(),
             "runs_dir": folder / "runs",
             "upload_idle_s": 2.0,
         },
