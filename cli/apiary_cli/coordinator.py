@@ -140,8 +140,9 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal) -> in
             inspect=_report,
         )
         try:
-            if args.once:
-                FirstConnection(bus).wait(settings.broker.connect_timeout_s, stop)
+            limits = FirstConnection(bus).wait(settings.broker.connect_timeout_s, stop) if args.once else None
+            if limits is not None:
+                coordinator.connected(limits)
             coordinator.start(Artefacts.model_validate_json(row.artefacts) if row.artefacts else None)
             coordinator.run(stop)
         finally:

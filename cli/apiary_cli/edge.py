@@ -80,14 +80,12 @@ def run(args: argparse.Namespace) -> int:
             runtimes=_runtimes(settings),
             memory_mb=_memory_mb(),
         )
-        first = FirstConnection(bus) if args.once else None
         with stop_on_signals(bus.wake) as stop:
-            if first is not None:
-                first.wait(settings.broker.connect_timeout_s, stop)
+            limits = FirstConnection(bus).wait(settings.broker.connect_timeout_s, stop) if args.once else None
             service.start()
             try:
-                if first is not None:
-                    service.renew()
+                if limits is not None:
+                    service.connected(limits)
                 service.run(lambda: stop() or (args.once and service.rounds_done > 0))
             finally:
                 service.close()

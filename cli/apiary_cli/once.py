@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from apiary.bus.bus import Bus, Connected, Disconnected
+from apiary.bus.bus import Bus, Connected, Disconnected, Limits
 from apiary.errors import BrokerUnreachable
 
 
@@ -15,14 +15,17 @@ class FirstConnection:
     def __init__(self, bus: Bus):
         self._bus = bus
 
-    def wait(self, timeout_s: float, should_stop: Callable[[], bool]) -> None:
-        """Return when connected; raise the first attempt's BusError. Messages cannot have come before."""
+    def wait(self, timeout_s: float, should_stop: Callable[[], bool]) -> Limits | None:
+        """The broker's limits once connected, None where told to stop; raises the first attempt's BusError.
+
+        To be called before anything is subscribed, so that no message can be lost to it.
+        """
         until = time.monotonic() + timeout_s + 5
         while time.monotonic() < until and not should_stop():
             for event in self._bus.poll(0.2):
                 match event:
-                    case Connected():
-                        return
+                    case Connected(limits):
+                        return limits
                     case Disconnected(error):
                         raise error
                     case _:
@@ -31,3 +34,4 @@ class FirstConnection:
             raise BrokerUnreachable(
                 f"no broker answered within {timeout_s + 5:.0f} s (broker.connect_timeout_s)"
             )
+        return None

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from apiary import __version__
 from apiary.blobs import BlobStore
-from apiary.bus.bus import Bus, Connected, Disconnected, Received, Refused, Will
+from apiary.bus.bus import Bus, Connected, Disconnected, Limits, Received, Refused, Will
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.outlet import Outlet, Tap, no_tap
 from apiary.errors import BusError, RunFailed, StoreError, WireError
@@ -159,11 +159,7 @@ class Coordinator:
                 case Received():
                     self._received(event)
                 case Connected(limits):
-                    self._check_limits(limits.max_packet_bytes)
-                    if limits.receive_maximum:
-                        self._window = min(self._window, limits.receive_maximum)
-                    log.info("broker connected protocol=%s", limits.protocol)
-                    self._outlet.restore()
+                    self.connected(limits)
                 case Disconnected(error, retry_s):
                     log.warning("%s; next attempt in %.0f s", error, retry_s)
                 case Refused(topic, reason):
@@ -175,6 +171,14 @@ class Coordinator:
         self._guarded("", self._tick)
         self._down.due(now)
         self._guarded("", partial(self._flow.pump, self._bus, self._window))
+
+    def connected(self, limits: Limits) -> None:
+        """The broker accepted us: keep to its limits, say again what it may have forgotten."""
+        self._check_limits(limits.max_packet_bytes)
+        if limits.receive_maximum:
+            self._window = min(self._window, limits.receive_maximum)
+        log.info("broker connected protocol=%s", limits.protocol)
+        self._outlet.restore()
 
     def _take(self, done: Done) -> None:
         if isinstance(done.error, StoreError):

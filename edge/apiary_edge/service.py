@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Final, assert_never
 
 from apiary import __version__
 from apiary.blobs import BlobStore
-from apiary.bus.bus import Bus, Connected, Disconnected, Received, Refused, Will
+from apiary.bus.bus import Bus, Connected, Disconnected, Limits, Received, Refused, Will
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.outlet import Outlet, Tap, no_tap
 from apiary.errors import DataError, StoreError, WireError
@@ -52,6 +53,7 @@ _TRAIN_SHARE: Final = 0.7
 _CRASH_PAUSE_S: Final = 1.0
 _CRASH_PAUSE_MAX_S: Final = 60.0
 _COUNT_EVERY_S: Final = 60.0
+_TWIN_EVERY_S: Final = 60.0
 _PROGRESS_EVERY_S: Final = 2.0
 _TRUST_S: Final = 300.0
 """For so long after a round was heard of, earlier ones of its run are not believed. Later they are: a
@@ -111,6 +113,8 @@ class Edge:
         self._progress_at = 0.0
         self._crashes = 0
         self._kills = 0
+        self._connects = 0
+        self._twin_said_at = -math.inf
         self._train_at: float | None = None
         self._train_began_at = 0.0
         self._declined: tuple[str, int, str] | None = None
@@ -167,11 +171,7 @@ class Edge:
                 case Received():
                     self._guarded(partial(self._received, event))
                 case Connected(limits):
-                    if limits.receive_maximum:
-                        self._window = min(self._window, limits.receive_maximum)
-                    log.info("node=%s broker connected protocol=%s", self.node, limits.protocol)
-                    self._outlet.restore()
-                    self.renew()
+                    self.connected(limits)
                 case Disconnected(error, retry_s):
                     log.warning("%s; next attempt in %.0f s", error, retry_s)
                     self._flow.clear()
@@ -263,16 +263,22 @@ class Edge:
             self.renew()
 
     def _twin(self, event: Received) -> None:
-        """Our own status topic: what another process with our id says there, or our own will, too late."""
+        """Our own status topic: what another process with our id said there, or our own will, too late.
+
+        At the first connect what is retained there may be ours from before a restart; later it is not.
+        """
         status = NodeStatus.decode(event.payload, who=f"node {self.node}")
-        if event.retained or status.session == self._instance:
+        if status.session == self._instance or (event.retained and self._connects <= 1):
             return
         if status.state == "lost":
             self._outlet.restore()
             return
-        log.error(
-            "node=%s another process uses this node id: give one of them another edge.node_id", self.node
-        )
+        now = self._clock()
+        if now - self._twin_said_at >= _TWIN_EVERY_S:
+            self._twin_said_at = now
+            log.error(
+                "node=%s another process uses this node id: give one of them another edge.node_id", self.node
+            )
 
     def _told(self, told: Told) -> None:
         job = self.session.round
@@ -426,6 +432,15 @@ class Edge:
         self._flow.cancel(Digest(offer.update.digest))
         self._outbox.remove(Digest(offer.update.digest))
         self.rounds_done += 1
+
+    def connected(self, limits: Limits) -> None:
+        """The broker accepted us: keep to its limits, say who we are, ask what is current."""
+        self._connects += 1
+        if limits.receive_maximum:
+            self._window = min(self._window, limits.receive_maximum)
+        log.info("node=%s broker connected protocol=%s", self.node, limits.protocol)
+        self._outlet.restore()
+        self.renew()
 
     def renew(self) -> None:
         """The link or the coordinator is new: ask for everything again."""

@@ -6,7 +6,7 @@
     training   Trained                        sending    Offer
     training   TrainingFailed                 idle       Decline
     sending    Granted                        sending    Send
-    sending    Receipted accepted, ...        idle       Drop
+    sending    Receipted accepted, ...        idle       Drop, and Ask where the round has moved on
     sending    Receipted missing              sending    Send
     sending    Tick, no answer for a while    sending    Offer
     sending    Announced, its run is over     idle       Drop
@@ -285,7 +285,9 @@ def _receipted(session: Session, event: Receipted, now: float) -> Outcome:
         return replace(session, heard_at=now, unanswered=0), [Send(offer, event.missing)]
     done = (offer.run, offer.round)
     idle = replace(session, state=State.IDLE, offer=None, round=None, done=done)
-    return idle, [Drop(offer, event.state, event.why), AskCurrent()]
+    drop = Drop(offer, event.state, event.why)
+    # While the round we know of is the one just answered, the next announcement comes by itself.
+    return idle, [drop] if _key(session.round) == done and event.state != "closed" else [drop, AskCurrent()]
 
 
 def _tick(session: Session, now: float) -> Outcome:

@@ -99,10 +99,13 @@ class Topics:
 
     def parse(self, topic: str) -> Topic:
         """Read a topic back. Raises TopicError for one that is not of this federation."""
-        for kind in Kind:
-            prefix = self._prefix(kind) + "/"
-            if topic.startswith(prefix) and (found := _match(kind, topic[len(prefix) :])) is not None:
-                return found
+        for root, kinds in ((self.blob_root, _CHUNKS), (self.root, _CONTROL)):
+            prefix = f"{root}/{self.federation}/"
+            if topic.startswith(prefix):
+                levels = topic[len(prefix) :].split("/")
+                for kind, pattern in kinds:
+                    if len(pattern) == len(levels) and (found := _match(kind, pattern, levels)) is not None:
+                        return found
         raise TopicError(f"{topic[:200]!r} is not a topic of the federation {self.federation!r}")
 
     def _prefix(self, kind: Kind) -> str:
@@ -112,10 +115,11 @@ class Topics:
 _FITS = {"n": _NAME, "d": _DIGEST, "i": _INDEX, "m": _NAME}
 
 
-def _match(kind: Kind, rest: str) -> Topic | None:
-    levels, pattern = rest.split("/"), kind.pattern.split("/")
-    if len(levels) != len(pattern):
-        return None
+_CHUNKS = [(k, k.pattern.split("/")) for k in Kind if k.is_blob]
+_CONTROL = [(k, k.pattern.split("/")) for k in Kind if not k.is_blob]
+
+
+def _match(kind: Kind, pattern: list[str], levels: list[str]) -> Topic | None:
     parts: dict[str, str] = {}
     for got, want in zip(levels, pattern, strict=True):
         if not want.startswith("{"):
