@@ -3,6 +3,7 @@
     ApiaryError
     ├── SettingsError         a setting, a flag or a file named by one is wrong           exit 2
     ├── DataError             pictures, labels or data sets that cannot be used           exit 3
+    │   └── CameraError           a camera that is not there, or no longer
     ├── BusError              the broker                                                  exit 4
     │   ├── BrokerUnreachable     no connection within the time allowed
     │   └── BrokerRefused         it answered, and said no: credentials, rights, version
@@ -41,6 +42,10 @@ class DataError(ApiaryError):
     """Pictures, labels or data sets that cannot be used."""
 
     exit_code = 3
+
+
+class CameraError(DataError):
+    """A camera that is not there, is gone, or cannot be used as asked."""
 
 
 class BusError(ApiaryError):
