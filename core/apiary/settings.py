@@ -175,7 +175,7 @@ class CameraSettings(_Section):
     """A node's camera."""
 
     kind: str | None = Field(None, description="unset: none; picamera2, usb, stream or folder")
-    source: str = Field("", description="device (/dev/video0), address (http://, rtsp://), file or folder")
+    source: str = Field("", description="device (/dev/video0), address (http:, rtsp:), file or folder")
     width: int = Field(640, ge=32, le=8192, description="wanted; streams and files come as they are")
     height: int = Field(480, ge=32, le=8192, description="wanted")
     fps: float = Field(1.0, gt=0, le=30, description="frames looked at each second")
@@ -196,10 +196,10 @@ class CaptureSettings(_Section):
         None, min_length=4, max_length=4, description="part to keep: [left, top, width, height], 0 to 1"
     )
     near_duplicate_bits: int = Field(
-        4, ge=-1, le=64, description="drop frames that differ from a late one by at most so many of 64 bits"
+        4, ge=-1, le=64, description="drop frames that differ from a late one in no more of 64 bits; -1: off"
     )
     near_duplicate_window: int = Field(
-        64, ge=1, le=4096, description="how many late ones; -1 bits switches it off"
+        64, ge=1, le=4096, description="how many late ones are compared"
     )
     min_sharpness: float = Field(
         15.0, ge=0, description="drop blurred frames: variance of the Laplacian at 320 pixels' width"
@@ -233,9 +233,13 @@ class EdgeSettings(_Section):
     want_idle_s: float = Field(
         10.0, gt=0, le=3600, description="ask again for missing chunks after this pause"
     )
-    store: StoreSettings = Field(default_factory=StoreSettings)
-    camera: CameraSettings = Field(default_factory=CameraSettings)
-    capture: CaptureSettings = Field(default_factory=CaptureSettings)
+    store: StoreSettings = Field(
+        default_factory=StoreSettings, description="Bounds of the sample store: docs/appliance.md"
+    )
+    camera: CameraSettings = Field(default_factory=CameraSettings, description="The camera.")
+    capture: CaptureSettings = Field(
+        default_factory=CaptureSettings, description="Which frames are kept for labelling."
+    )
 
     @field_validator("node_id")
     @classmethod
