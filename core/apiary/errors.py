@@ -15,9 +15,11 @@
     │   └── BlobError
     ├── ModelError            a model, recipe or runtime that cannot do its job           exit 6
     │   ├── RuntimeUnavailable    no runtime of that name on this machine
+    │   ├── EimError              an `.eim` program that does not answer as it should
     │   └── ExportError           the exported file differs from Keras, or does not convert
     ├── RunFailed             a run that ended without a usable model                     exit 7
-    └── StoreError            files and journals: full disk, torn file, locked folder     exit 8
+    ├── StoreError            files and journals: full disk, torn file, locked folder     exit 8
+    └── PublishError          a finished model that could not be published                exit 9
 
 A message says who, what came, what was expected and how to mend it. What a bad *peer* does is data
 (`Rejected`), not an exception; an exception that is not an `ApiaryError` is our own bug.
@@ -98,6 +100,10 @@ class RuntimeUnavailable(ModelError):  # noqa: N818
     """No runtime of that name can be loaded on this machine."""
 
 
+class EimError(ModelError):
+    """An `.eim` program that crashed, hangs, or does not answer as it should."""
+
+
 class ExportError(ModelError):
     """An exported file that does not convert, or differs from Keras."""
 
@@ -112,3 +118,13 @@ class StoreError(ApiaryError):
     """A full disk, a torn file, a folder that another process holds."""
 
     exit_code = 8
+
+
+class PublishError(ApiaryError):
+    """A finished model that could not be published; `retry` where another attempt may do."""
+
+    exit_code = 9
+
+    def __init__(self, message: str, *, retry: bool = False):
+        super().__init__(message)
+        self.retry = retry

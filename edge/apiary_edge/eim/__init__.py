@@ -1,0 +1,1 @@
+"""Running Edge Impulse's Linux programs (`.eim`) on the node."""
