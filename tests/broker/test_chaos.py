@@ -22,6 +22,7 @@ from apiary_cli.chaos import command
 from apiary_cli.chaos.fleet import ports_in_use
 from apiary_cli.chaos.invariants import Verdict
 from apiary_cli.chaos.links import Links
+from apiary_cli.datasets import materialise
 from apiary_cli.main import main
 
 pytestmark = pytest.mark.broker
@@ -76,6 +77,31 @@ def test_an_interrupt_leaves_nothing_running(tmp_path: Path) -> None:
         chaos.kill()
         chaos.communicate()
     assert processes_of(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+def test_an_export_ends_with_its_killed_coordinator(tmp_path: Path) -> None:
+    """It worked on beside that of the next coordinator, in the same folder."""
+    layout = materialise("digits", tmp_path / "data", nodes=2, limit=40)
+    flags = ["--test-data", str(layout.server), "--state-dir", str(tmp_path / "state"), "--port", "1"]
+    coordinator = subprocess.Popen(
+        [sys.executable, "-m", "apiary_cli", "coordinator", *flags, "--runs-dir", str(tmp_path / "runs")],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + 30
+        while not any("apiary_coordinator.export" in text for text in processes_of(tmp_path)):
+            assert time.monotonic() < end and coordinator.poll() is None
+            time.sleep(0.05)
+    finally:
+        coordinator.kill()
+        coordinator.wait()
+    end = time.monotonic() + 5
+    while left := processes_of(tmp_path):
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
 
 
 @needs_mosquitto

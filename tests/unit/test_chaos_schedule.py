@@ -57,6 +57,13 @@ def test_faults_spread_over_the_whole_run() -> None:
     assert all(7 <= per_round[r] <= 13 for r in range(1, 20))
 
 
+def test_an_export_is_disturbed_too_and_the_coordinator_killed_in_it() -> None:
+    drawn = draw(seed=1, faults=200, rounds=20, nodes=NODES, kinds=tuple(KINDS), building=True)
+    early = [f.kind for f in drawn if (f.round, f.after) == (0, 2 * len(NODES))]
+    assert len(drawn) == 200 and len(early) >= 5
+    assert early[0] == "coordinator-kill" and len(set(early)) > 1
+
+
 def test_no_training_is_killed_where_there_is_none() -> None:
     for seed in range(50):
         for fault in plan(seed, 60, 6):

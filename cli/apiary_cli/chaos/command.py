@@ -8,7 +8,6 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +16,7 @@ from apiary.bus.broker import find_mosquitto
 from apiary.errors import BusError, DataError, RunFailed
 from apiary.wire.topics import Topics
 from apiary_cli.chaos import invariants, schedule
-from apiary_cli.chaos.dealing import Dealer
+from apiary_cli.chaos.dealing import Dealer, OnFault
 from apiary_cli.chaos.fleet import COORDINATOR, Fleet, remove
 from apiary_cli.chaos.invariants import Record, Verdict
 from apiary_cli.chaos.saboteur import Saboteur
@@ -127,7 +126,9 @@ def _both(
 
     names = fleets[0].nodes
     kinds = schedule.chosen(args.kinds)
-    plan = schedule.draw(seed=args.seed, faults=args.faults, rounds=rounds, nodes=names, kinds=kinds)
+    plan = schedule.draw(
+        seed=args.seed, faults=args.faults, rounds=rounds, nodes=names, kinds=kinds, building=args.export
+    )
     _say(f"disturbed run: {len(plan)} faults, seed {args.seed}")
     exports = folder / "storm" / "exports" if args.export else exports
     settings = _settings(args, layout, folder / "storm", rounds, exports)
@@ -136,12 +137,12 @@ def _both(
     began = time.monotonic()
     dealt: Counter[str] = Counter()
 
-    def tell(count: int, fault: Fault, how: str) -> None:
+    def tell(count: int, number: int, fault: Fault, how: str) -> None:
         dealt[fault.kind] += 1
         at = time.monotonic() - began
         _say(
             f"[{count:>{len(str(len(plan)))}}/{len(plan)}] {at // 60:02.0f}:{at % 60:02.0f} "
-            f"round {fault.round:<3} {fault.kind:17} {fault.victim:12} {how}"
+            f"round {number:<3} {fault.kind:17} {fault.victim:12} {how}"
         )
 
     storm = _run(storm_fleet, plan, tell, stop)
@@ -151,9 +152,7 @@ def _both(
     return _judge(calm, storm, storm_fleet, dealt.total(), len(plan)), dealt, seconds
 
 
-def _run(
-    fleet: Fleet, plan: list[Fault], on_fault: Callable[[int, Fault, str], None], stop: Stop
-) -> Record | None:
+def _run(fleet: Fleet, plan: list[Fault], on_fault: OnFault, stop: Stop) -> Record | None:
     """One whole run; None where it was interrupted. Raises RunFailed where it does not end."""
     saboteur: Saboteur | None = None
     try:
@@ -271,5 +270,5 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _quiet(count: int, fault: Fault, how: str) -> None:
+def _quiet(count: int, number: int, fault: Fault, how: str) -> None:
     """An undisturbed run has no faults to tell."""

@@ -22,7 +22,8 @@ QUIET_S: Final = 2.0
 MAX_DISTURBED: Final = 3
 """Parties that are down or stopped at once."""
 
-OnFault = Callable[[int, Fault, str], None]
+OnFault = Callable[[int, int, Fault, str], None]
+"""Told of each fault: how many there were with it, the round that is open, the fault, and what was done."""
 
 
 class Dealer:
@@ -61,7 +62,7 @@ class Dealer:
                 self.dealt[fault.kind] += 1
                 self._next_at = now + fault.gap_s
                 self._moved_at = now
-                self._on_fault(self.dealt.total(), fault, how)
+                self._on_fault(self.dealt.total(), self._saboteur.round, fault, how)
                 return
 
     def _due(self, fault: Fault, *, quiet: bool) -> bool:

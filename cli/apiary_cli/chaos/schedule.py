@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final, Literal
 
 from apiary.errors import SettingsError
@@ -45,7 +46,7 @@ KINDS: Final[dict[str, Kind]] = {
     "corrupt": Kind("wire", 2.0, 0.0, "damaged copies of recorded messages"),
 }
 FINISHING: Final = ("coordinator-kill", "node-kill", "broker-kill", "link-reset")
-"""Kinds that also happen while the result is being written; there is nothing left to train then."""
+"""Kinds that also happen while the model is exported or the result written; nothing trains then."""
 FAULTS_PER_ROUND: Final = 10
 MESSAGES: Final = 14
 """About so many messages a node are seen in an undisturbed round (counted)."""
@@ -82,12 +83,24 @@ def chosen(names: str | None) -> tuple[str, ...]:
     return wanted
 
 
-def draw(*, seed: int, faults: int, rounds: int, nodes: Sequence[str], kinds: Sequence[str]) -> list[Fault]:
-    """The schedule, in the order of its rounds. Each kind comes up once before any does a second time."""
+def draw(
+    *,
+    seed: int,
+    faults: int,
+    rounds: int,
+    nodes: Sequence[str],
+    kinds: Sequence[str],
+    building: bool = False,
+) -> list[Fault]:
+    """The schedule, in the order of its rounds. Each kind comes up once before any does a second time.
+
+    With `building` some are added before the first round, where the model is being exported.
+    """
     chance = random.Random(seed)  # noqa: S311 - faults to repeat, nothing to guess
     late = [k for k in kinds if k in FINISHING]
     in_finishing = min(1 + faults // 100, faults // 4) if late else 0
-    wanted = _kinds(chance, faults - in_finishing, kinds)
+    in_building = min(1 + faults // 50, faults // 4) if late and building else 0
+    wanted = _kinds(chance, faults - in_finishing - in_building, kinds)
     # The last round is left free: what was not dealt in time, because a victim was down, is dealt in it.
     span = max(1, rounds - 1)
     places = sorted(_place(chance, i, len(wanted), span, len(nodes)) for i in range(len(wanted)))
@@ -99,7 +112,9 @@ def draw(*, seed: int, faults: int, rounds: int, nodes: Sequence[str], kinds: Se
                 places[i] = (1, 0)
             else:
                 wanted[i], wanted[swap] = wanted[swap], wanted[i]
-    plan = [(kind, *place) for kind, place in zip(wanted, sorted(places), strict=True)]
+    # The nodes have said that they are here: the coordinator is at its export by then.
+    plan = [(late[0] if i == 0 else chance.choice(late), 0, 2 * len(nodes)) for i in range(in_building)]
+    plan += [(kind, *place) for kind, place in zip(wanted, sorted(places), strict=True)]
     plan += [(chance.choice(late), rounds + 1, 0) for _ in range(in_finishing)]
     return [
         Fault(
@@ -109,10 +124,10 @@ def draw(*, seed: int, faults: int, rounds: int, nodes: Sequence[str], kinds: Se
             round=round_,
             after=after,
             seconds=round(chance.uniform(0.2, 1.0) * KINDS[kind].longest_s, 2),
-            gap_s=round(chance.uniform(0.1, 1.0), 2),
+            gap_s=round(chance.uniform(0.1, 1.0) * (3 if building and round_ == 0 else 1), 2),
             seed=chance.randrange(2**31),
         )
-        for number, (kind, round_, after) in enumerate(plan, start=1)
+        for number, (kind, round_, after) in enumerate(sorted(plan, key=itemgetter(1, 2)), start=1)
     ]
 
 
