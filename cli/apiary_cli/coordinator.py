@@ -150,7 +150,7 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal) -> in
     if stop():
         log.info("run=%s stopped; the same command goes on with it", row.id)
         return stop.exit_code
-    _tell(coordinator.folder, coordinator.summary, as_json=args.json)
+    _tell(coordinator.course.record.folder, coordinator.course.summary, as_json=args.json)
     return 0
 
 

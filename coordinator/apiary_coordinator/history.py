@@ -7,66 +7,99 @@ from typing import Any
 
 from apiary.files import write_json
 from apiary.settings import Settings, flatten
-from apiary_coordinator.rules import best_of
+from apiary_coordinator import rules
+from apiary_coordinator.rules import Best
 
 _SHOWN = ("federation", "run.", "coordinator.labels", "coordinator.test_data")
 
 
-def history(
-    *,
-    run: str,
-    created: float,
-    settings: Settings,
-    labels: tuple[str, ...],
-    initial: dict[str, Any],
-    rounds: list[dict[str, Any]],
-    nodes: dict[str, Any],
-    stop: str | None,
-) -> dict[str, Any]:
-    """Everything the report shows."""
-    best = best_of(closed(rounds))
-    return {
-        "run": run,
-        "created": created,
-        "settings": {k: v for k, v in flatten(settings).items() if k.startswith(_SHOWN)},
-        "labels": list(labels),
-        "initial": initial,
-        "rounds": rounds,
-        "nodes": nodes,
-        "best_round": best.round if best else None,
-        "stop": stop,
-    }
+class Record:
+    """Everything that is told of a run; `rounds` are results as JSON, oldest first."""
 
+    def __init__(self, run: str, created: float, settings: Settings):
+        self.run = run
+        self.rounds: list[dict[str, Any]] = []
+        self.labels: tuple[str, ...] = ()
+        self.initial: dict[str, Any] = {}
+        self.stop: str | None = None
+        self._created = created
+        self._settings = settings
 
-def summary(told: dict[str, Any], model_sha256: str, seconds: float, extra: dict[str, Any]) -> dict[str, Any]:
-    """The run in numbers; `model_sha256` names the best round's weights, float32 in the model's order."""
-    rounds = told["rounds"]
-    best = best_of(closed(rounds))
-    good = [r for r in rounds if r["state"] == "closed"]
-    return {
-        "run": told["run"],
-        "best_accuracy": best.accuracy if best else None,
-        "best_loss": best.loss if best else None,
-        "best_round": best.round if best else None,
-        "rounds_closed": len(good),
-        "rounds_failed": len(rounds) - len(good),
-        "nodes": len(told["nodes"]),
-        "contributors": {str(r["round"]): sorted(r["contributors"]) for r in good},
-        "bytes_up": sum(r["bytes_up"] for r in rounds),
-        "bytes_down": sum(r["bytes_down"] for r in rounds),
-        "seconds": round(seconds, 3),
-        "model_sha256": model_sha256,
-        "stop": told["stop"],
-        **extra,
-    }
+    @property
+    def folder(self) -> Path:
+        """Where the run's results go."""
+        return self._settings.coordinator.runs_dir / self.run
 
+    @property
+    def best(self) -> Best | None:
+        """The best round so far."""
+        return rules.best_of(self._closed())
 
-def closed(rounds: list[dict[str, Any]]) -> list[tuple[int, float, float]]:
-    """(round, accuracy, loss) of the closed rounds."""
-    return [(r["round"], r["accuracy"], r["loss"]) for r in rounds if r["state"] == "closed"]
+    @property
+    def next_number(self) -> int:
+        """The number of the next round, from 1."""
+        return self.rounds[-1]["round"] + 1 if self.rounds else 1
 
+    @property
+    def paces(self) -> list[list[float]]:
+        """Seconds that each contributor took, of each round that had any."""
+        return [[c["seconds"] for c in r["contributors"].values()] for r in self.rounds if r["contributors"]]
 
-def write(folder: Path, name: str, value: dict[str, Any]) -> None:
-    """One JSON file of the run's folder, atomically."""
-    # Without indentation the encoder is the fast one; after every round this is the loop's time.
-    write_json(folder / name, value, indent=None)
+    def model_of(self, number: int) -> str:
+        """Digest of the model that a closed round gave."""
+        return str(next(r["model"] for r in self.rounds if r["round"] == number))
+
+    def why_stop(self) -> str | None:
+        """Why the run is over now, or None; remembered for what is written."""
+        failed = 0
+        for r in reversed(self.rounds):
+            if r["state"] == "closed":
+                break
+            failed += 1
+        self.stop = rules.stop(self._settings.run, self._closed(), failed)
+        return self.stop
+
+    def write(self) -> dict[str, Any]:
+        """Write `history.json` and return it."""
+        shares = {name: share for r in self.rounds for name, share in r.get("shares", {}).items()}
+        best = self.best
+        told = {
+            "run": self.run,
+            "created": self._created,
+            "settings": {k: v for k, v in flatten(self._settings).items() if k.startswith(_SHOWN)},
+            "labels": list(self.labels),
+            "initial": self.initial,
+            "rounds": self.rounds,
+            "nodes": dict(sorted(shares.items())),
+            "best_round": best.round if best else None,
+            "stop": self.stop,
+        }
+        # Without indentation the encoder is the fast one; after every round this is the loop's time.
+        write_json(self.folder / "history.json", told, indent=None)
+        return told
+
+    def finish(self, model_sha256: str, seconds: float, extra: dict[str, Any]) -> dict[str, Any]:
+        """Write both files and return the summary; `model_sha256` names the best round's weights."""
+        told, best = self.write(), self.best
+        good = [r for r in self.rounds if r["state"] == "closed"]
+        summary = {
+            "run": self.run,
+            "best_accuracy": best.accuracy if best else None,
+            "best_loss": best.loss if best else None,
+            "best_round": best.round if best else None,
+            "rounds_closed": len(good),
+            "rounds_failed": len(self.rounds) - len(good),
+            "nodes": len(told["nodes"]),
+            "contributors": {str(r["round"]): sorted(r["contributors"]) for r in good},
+            "bytes_up": sum(r["bytes_up"] for r in self.rounds),
+            "bytes_down": sum(r["bytes_down"] for r in self.rounds),
+            "seconds": round(seconds, 3),
+            "model_sha256": model_sha256,
+            "stop": self.stop,
+            **extra,
+        }
+        write_json(self.folder / "summary.json", summary)
+        return summary
+
+    def _closed(self) -> list[tuple[int, float, float]]:
+        return [(r["round"], r["accuracy"], r["loss"]) for r in self.rounds if r["state"] == "closed"]

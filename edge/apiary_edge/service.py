@@ -14,6 +14,7 @@ from apiary.blobs import BlobStore
 from apiary.bus.bus import Bus, Connected, Disconnected, Limits, Received, Refused, Will
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.outlet import Outlet, Tap, no_tap
+from apiary.complaints import Complaints
 from apiary.errors import DataError, StoreError, WireError
 from apiary.files import clear_partial
 from apiary.settings import Settings
@@ -102,6 +103,7 @@ class Edge:
         self._tap = tap
         self._outlet = Outlet(bus, self._topics, tap)
         self._flow = ChunkFlow()
+        self._complaints = Complaints(log)
         self._downloads = Downloads(
             self.node, bus=bus, topics=self._topics, outlet=self._outlet, blobs=blobs, idle_s=edge.want_idle_s
         )
@@ -123,7 +125,6 @@ class Edge:
         self._window = settings.broker.inflight
         # Spread by name, so that a fleet that was started together does not speak together.
         self._refresh_s = edge.refresh_s * (1 + sum(edge.node_id.encode()) % 20 / 100)
-        self._warned: set[str] = set()
 
     def start(self) -> None:
         """Count the pictures, take up what the outbox holds, subscribe. Raises DataError without pictures."""
@@ -512,13 +513,11 @@ class Edge:
         self._outlet.send(Ask(session=self._instance, clock=int(self._wall())), self.node)
 
     def _guarded(self, act: Callable[[], object]) -> None:
-        """What a peer or the disk did wrong is said, WARNING once a kind, and the loop goes on."""
+        """What a peer or the disk did wrong is said, and the loop goes on."""
         try:
             act()
         except (WireError, StoreError) as e:
-            key = type(e).__name__
-            log.log(logging.DEBUG if key in self._warned else logging.WARNING, "%s", e)
-            self._warned.add(key)
+            self._complaints.about("", e)
 
 
 def lost(instance: str, why: str) -> NodeStatus:

@@ -253,9 +253,9 @@ class Fleet:
         for i in range(int(seconds / TICK_S)):
             each(i)
             self.turn()
-            if self.coordinator is not None and self.coordinator.stage == "done":
-                return self.coordinator.summary
-        stage = self.coordinator.stage if self.coordinator else "dead"
+            if self.coordinator is not None and self.coordinator.course.stage == "done":
+                return self.coordinator.course.summary
+        stage = self.coordinator.course.stage if self.coordinator else "dead"
         states = {n: e.session.state.value for n, e in self.nodes.items()}
         raise AssertionError(f"not over after {seconds} s: coordinator {stage}, nodes {states}")
 

@@ -190,7 +190,7 @@ def raw_offer(data: bytes, **more: Any) -> dict[str, Any]:
 def until_round(fleet: Fleet) -> None:
     for _ in range(100):
         fleet.turn()
-        if fleet.coordinator is not None and fleet.coordinator._live is not None:
+        if fleet.coordinator is not None and fleet.coordinator.course.live is not None:
             return
     raise AssertionError("no round was opened")
 
@@ -433,7 +433,7 @@ def test_a_damaged_spool_costs_its_updates_and_not_the_run(make_fleet: MakeFleet
 
     def disturb(_: int) -> None:
         nonlocal done
-        live = fleet.coordinator._live if fleet.coordinator else None
+        live = fleet.coordinator.course.live if fleet.coordinator else None
         if done or live is None or len(live.round.accepted) != 2:
             return
         done = True
@@ -461,7 +461,7 @@ def test_an_update_struck_out_of_the_journal_is_taken_when_it_comes_again(make_f
 
     def disturb(_: int) -> None:
         nonlocal done
-        live = fleet.coordinator._live if fleet.coordinator else None
+        live = fleet.coordinator.course.live if fleet.coordinator else None
         if done or live is None or len(live.round.accepted) != 2:
             return
         done = True

@@ -25,12 +25,12 @@ def until(fleet: Fleet, done: Callable[[], bool], seconds: float = 300) -> None:
 
 def stage(fleet: Fleet) -> str:
     assert fleet.coordinator is not None
-    return fleet.coordinator.stage
+    return fleet.coordinator.course.stage
 
 
 def round_number(fleet: Fleet) -> int:
     assert fleet.coordinator is not None
-    live = fleet.coordinator._live
+    live = fleet.coordinator.course.live
     return live.round.number if live is not None else 0
 
 

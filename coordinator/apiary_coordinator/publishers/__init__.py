@@ -1,0 +1,1 @@
+"""Publishers: where a finished model goes. One file each; `base.py` says what one must offer."""

@@ -1,0 +1,111 @@
+"""What the coordinator says about a run, built from what it knows. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from apiary import __version__
+from apiary.wire.messages import (
+    READABLE_BYTES,
+    Announcement,
+    BlobRef,
+    Bounds,
+    CoordinatorStatus,
+    Plan,
+    RoundState,
+)
+from apiary_coordinator.round import Round
+from apiary_coordinator.workshop import Artefacts
+
+
+def opened(
+    round_: Round,
+    artefacts: Artefacts,
+    *,
+    model: BlobRef,
+    plan: Plan,
+    bounds: Bounds,
+    deadline_s: float,
+    rounds: int,
+    epoch: str,
+) -> Announcement:
+    """The round as it stands; without its cohort where the list would not be readable."""
+    full = _announcement(
+        artefacts,
+        run=round_.run,
+        number=round_.number,
+        state=round_.phase.value,
+        rounds=rounds,
+        epoch=epoch,
+        model=model,
+        plan=plan,
+        bounds=bounds,
+        deadline_s=deadline_s,
+        cohort=list(round_.cohort),
+    )
+    return full if len(full.encode()) <= READABLE_BYTES else full.model_copy(update={"cohort": None})
+
+
+def finished(
+    artefacts: Artefacts,
+    *,
+    run: str,
+    number: int,
+    model: BlobRef,
+    plan: Plan,
+    bounds: Bounds,
+    rounds: int,
+    epoch: str,
+) -> Announcement:
+    """The run is over: nobody is drawn any more."""
+    return _announcement(
+        artefacts,
+        run=run,
+        number=number,
+        state="finished",
+        rounds=rounds,
+        epoch=epoch,
+        model=model,
+        plan=plan,
+        bounds=bounds,
+        deadline_s=1.0,
+        cohort=[],
+    )
+
+
+def status(state: Literal["online", "offline"], epoch: str, run: str | None) -> CoordinatorStatus:
+    """The coordinator's birth, goodbye, or last will."""
+    return CoordinatorStatus(state=state, epoch=epoch, version=__version__, run=run)
+
+
+def _announcement(
+    artefacts: Artefacts,
+    *,
+    run: str,
+    number: int,
+    state: RoundState,
+    rounds: int,
+    epoch: str,
+    model: BlobRef,
+    plan: Plan,
+    bounds: Bounds,
+    deadline_s: float,
+    cohort: list[str],
+) -> Announcement:
+    return Announcement(
+        run=run,
+        round=number,
+        state=state,
+        rounds=rounds,
+        epoch=epoch,
+        labels=list(artefacts.labels),
+        model=model,
+        manifest=artefacts.manifest,
+        trainer=artefacts.trainer,
+        base=artefacts.base,
+        plan=plan,
+        bounds=bounds,
+        deadline_s=deadline_s,
+        cohort=cohort,
+        cohort_size=len(cohort),
+    )
