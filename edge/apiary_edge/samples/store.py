@@ -348,7 +348,7 @@ class SampleStore:
         return gone
 
     def _unlink(self, gone: list[tuple[SampleId, str]]) -> None:
-        """Remove files of rows that are gone, unless another process has added the picture again meanwhile."""
+        """Remove files of rows that are gone, unless another process has added the picture again."""
         if gone:
             with self._writing():
                 for sample, suffix in gone:
