@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 QUIET_S: Final = 2.0
 """Where nothing was seen for so long, the next fault is due, whatever its place in the round."""
+LATE_GAP_S: Final = 0.1
+"""Faults whose round is over follow one another so fast: a run that they hardly slow must not outrun them."""
 MAX_DISTURBED: Final = 3
 """Parties that are down or stopped at once."""
 
@@ -60,7 +62,8 @@ class Dealer:
             if how is not None:
                 self._left.remove(fault)
                 self.dealt[fault.kind] += 1
-                self._next_at = now + fault.gap_s
+                late = fault.round < self._saboteur.round
+                self._next_at = now + (min(fault.gap_s, LATE_GAP_S) if late else fault.gap_s)
                 self._moved_at = now
                 self._on_fault(self.dealt.total(), self._saboteur.round, fault, how)
                 return
