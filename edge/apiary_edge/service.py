@@ -269,13 +269,11 @@ class Edge:
         At the first connect what is retained there may be ours from before a restart; later it is not.
         """
         status = NodeStatus.decode(event.payload, who=f"node {self.node}")
-        if status.session == self._instance or (event.retained and self._connects <= 1):
-            return
         if status.state == "lost":
             self._outlet.restore()
-            return
+        ours = status.session == self._instance or (event.retained and self._connects <= 1)
         now = self._clock()
-        if now - self._twin_said_at >= _TWIN_EVERY_S:
+        if not ours and now - self._twin_said_at >= _TWIN_EVERY_S:
             self._twin_said_at = now
             log.error(
                 "node=%s another process uses this node id: give one of them another edge.node_id", self.node

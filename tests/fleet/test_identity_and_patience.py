@@ -1,0 +1,181 @@
+"""Who is who, what is said of it, and what a fleet waits for."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fleet.harness import FakeWorkshop, Fleet
+
+import apiary_coordinator.service as service_module
+import apiary_edge.service as edge_module
+from apiary.blobs import BlobStore
+from apiary_coordinator.service import Coordinator, will
+from apiary_coordinator.store import Journal
+from apiary_coordinator.worker import InlineWorker
+
+MakeFleet = Callable[..., Fleet]
+
+
+def said(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
+    return [r.getMessage() for r in caplog.records if words in r.getMessage()]
+
+
+def test_a_node_that_trains_for_an_hour_stays_alive_in_the_coordinators_eyes(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(3, rounds=1)
+    fleet.trainings["pi-01"].seconds = 3600
+    fleet.run(seconds=5000)
+    (result,) = fleet.results()
+    assert sorted(result["contributors"]) == ["pi-00", "pi-01", "pi-02"]
+    assert result["contributors"]["pi-01"]["seconds"] >= 3600
+    assert result["missing"] == {}
+
+
+def test_a_clock_that_is_years_off_is_said_once_and_changes_nothing(
+    make_fleet: MakeFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    right, wrong = make_fleet(3, rounds=2), make_fleet(3, rounds=2)
+    wrong.clock_error["pi-02"] = 20 * 365 * 86400.0
+    assert right.run()["model_sha256"] == wrong.run()["model_sha256"]
+    (line,) = said(caplog, "its clock is")
+    assert line.startswith("node pi-02: its clock is 7300.0 days off")
+
+
+def test_a_node_of_another_version_is_said_once(
+    make_fleet: MakeFleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge_module, "__version__", "0.0.9")
+    fleet = make_fleet(1, rounds=2)
+    fleet.run()
+    assert said(caplog, "runs version") == [
+        f"node pi-00 runs version 0.0.9, the coordinator {service_module.__version__}"
+    ]
+
+
+def test_a_second_coordinator_of_the_federation_is_said_by_both(
+    make_fleet: MakeFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = make_fleet(2, rounds=3)
+    for _ in range(20):
+        fleet.turn()
+    settings = fleet.settings()
+    folder = fleet.folder / "second"
+    journal, blobs = Journal(folder), BlobStore(folder / "blobs")
+    journal.open_run("other", 0.0, "{}")
+    second = Coordinator(
+        settings,
+        bus=fleet.broker.bus("second", will(settings.topics, "epoch-second")),
+        journal=journal,
+        blobs=blobs,
+        workshop=FakeWorkshop(blobs),
+        worker=InlineWorker(),
+        clock=lambda: fleet.broker.now,
+        wall=lambda: fleet.broker.now,
+        epoch="epoch-second",
+        run="other",
+        created=0.0,
+    )
+    second.start(None)
+    for _ in range(5):
+        second.step(0)
+        fleet.turn()
+    journal.close()
+    assert any("epoch=epoch-second" in line for line in said(caplog, "another coordinator"))
+
+
+def test_a_second_coordinator_on_one_state_folder_is_refused(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(1)
+    with pytest.raises(service_module.StoreError, match="another coordinator is using"):
+        Journal(fleet.settings().coordinator.state_dir)
+
+
+def test_two_processes_with_one_node_id_are_said(
+    make_fleet: MakeFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = make_fleet(2, rounds=1, min_nodes=3)
+    first = fleet.nodes["pi-00"]
+    for _ in range(10):
+        fleet.turn()
+    fleet.start_node("pi-00")
+    for _ in range(60):
+        first.step(0)
+        fleet.turn()
+    assert said(caplog, "node=pi-00 another process uses this node id")
+
+
+def test_a_late_joiner_takes_the_place_of_one_that_declined(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2, rounds=1, cohort_size=2)
+    fleet.trainings["pi-01"].seconds = 40
+    joined: list[str] = []
+
+    def disturb(turn: int) -> None:
+        assert fleet.coordinator is not None
+        live = fleet.coordinator.course.live
+        if live is not None and not joined and turn > 40:
+            joined.append("pi-09")
+            fleet.nodes["pi-01"]._told(edge_module.Told(kind="declined", text="this node is too hot"))
+            fleet.start_node("pi-09")
+
+    fleet.run(each=disturb)
+    (result,) = fleet.results()
+    assert sorted(result["contributors"]) == ["pi-00", "pi-09"]
+    assert result["missing"] == {"pi-01": "this node is too hot"}
+
+
+def test_a_full_disk_of_the_coordinator_is_said_and_survived(
+    make_fleet: MakeFleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = make_fleet(4, rounds=2).run()["model_sha256"]
+    fleet = make_fleet(4, rounds=2)
+    really, left = os.posix_fallocate, [6]
+
+    def full(fd: int, offset: int, length: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        if path.parent.name == "spool" and left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        really(fd, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert fleet.run()["model_sha256"] == expected
+    assert said(caplog, "no room for an update")
+
+
+def test_a_journal_that_cannot_commit_for_a_while_loses_nothing(
+    make_fleet: MakeFleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = make_fleet(4, rounds=2).run()["model_sha256"]
+    fleet = make_fleet(4, rounds=2)
+    really, calls = Journal._commit, [0]
+
+    def sometimes(self: Journal, statements: Any) -> None:
+        calls[0] += 1
+        if calls[0] % 3:
+            raise service_module.StoreError("the journal refused a commit: disk I/O error")
+        really(self, statements)
+
+    for _ in range(10):
+        fleet.turn()
+    monkeypatch.setattr(Journal, "_commit", sometimes)
+    assert fleet.run()["model_sha256"] == expected
+    assert said(caplog, "refused a commit")
+    assert [len(r["contributors"]) for r in fleet.results()] == [4, 4]
+
+
+def test_a_node_without_room_for_its_update_declines_with_the_reason(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = make_fleet(3, rounds=1, quorum=0.5)
+
+    def full(update: Any, offer: Any) -> None:
+        raise edge_module.StoreError("cannot move the update: the disk is full")
+
+    monkeypatch.setattr(fleet.nodes["pi-02"]._outbox, "put", full)
+    fleet.run()
+    (result,) = fleet.results()
+    assert result["missing"] == {"pi-02": "cannot move the update: the disk is full"}
+    assert sorted(result["contributors"]) == ["pi-00", "pi-01"]
