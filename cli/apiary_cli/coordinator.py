@@ -9,6 +9,8 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from apiary_cli.stopping import stop_on_signals
 from apiary_cli.view import RunView
 from apiary_coordinator.keras_workshop import KerasWorkshop
 from apiary_coordinator.live_round import strategy
+from apiary_coordinator.publishing import publish_after_run
 from apiary_coordinator.service import Coordinator, will
 from apiary_coordinator.store import Journal, RunRow
 from apiary_coordinator.worker import ThreadWorker
@@ -137,7 +140,7 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal) -> in
             run=row.id,
             created=row.created,
             tap=live.tap,
-            inspect=_report,
+            inspect=partial(_after, settings=settings, stop=stop),
         )
         try:
             limits = FirstConnection(bus).wait(settings.broker.connect_timeout_s, stop) if args.once else None
@@ -152,6 +155,12 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal) -> in
         return stop.exit_code
     _tell(coordinator.course.record.folder, coordinator.course.summary, as_json=args.json)
     return 0
+
+
+def _after(folder: Path, *, settings: Settings, stop: Callable[[], bool]) -> None:
+    """What follows a run, on the worker's thread: neither may fail it."""
+    _report(folder)
+    publish_after_run(folder, settings, stop)
 
 
 def _report(folder: Path) -> None:

@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "coordinator": "run the coordinator: rounds, aggregation, evaluation, result",
     "edge": "run an edge node: train on this machine's pictures",
     "predict": "classify pictures with a run's model",
+    "publish": "a run's model to Edge Impulse (.eim), or as plain files into a folder",
     "data": "data sets: list, fetch, partition among nodes",
     "doctor": "check this machine and the broker, and say how to mend what is wrong",
     "chaos": "disturb a real federation on this machine, and check that nothing was lost or counted twice",
@@ -33,7 +34,7 @@ _EPILOG: Final = """examples:
   apiary edge --node-id pi-1 --data pictures       and a node
 
 exit codes: 0 done, 1 checks failed, 2 settings, 3 data, 4 broker, 5 protocol, 6 model, 7 run failed,
-            8 storage, 130 interrupted
+            8 storage, 9 publishing, 130 interrupted
 """
 
 

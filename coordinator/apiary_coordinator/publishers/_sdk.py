@@ -1,0 +1,215 @@
+"""`python -m apiary_coordinator.publishers._sdk`: the child that holds Edge Impulse's SDK. A job on stdin.
+
+It uploads, profiles, builds and downloads, and reports each step as a line of JSON. It has the API key in its
+environment and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from apiary_coordinator.publishers._job import (
+    Downloaded,
+    Event,
+    Failed,
+    Job,
+    Profile,
+    Profiled,
+    Reached,
+    Said,
+    Uploaded,
+)
+
+_MEMORY_BYTES: Final = 4 * 2**30
+"""Of addresses: an endless answer ends this child, not the server."""
+_BATCH: Final = 32
+
+
+class Reporter:
+    """Writes events, the key cut out of every text."""
+
+    def __init__(self, out: TextIO, key: str):
+        self._out = out
+        self._key = key
+
+    def __call__(self, event: Event) -> None:
+        """One line, at once."""
+        self._out.write(event.model_dump_json().replace(self._key, "(key)") + "\n")
+        self._out.flush()
+
+
+def main() -> int:
+    """Do the job on stdin; 0, or 1 after a `Failed`."""
+    # The SDK prints as it likes: only events go where the parent reads them.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    key = os.environ["EI_API_KEY"]
+    report = Reporter(out, key)
+    job = Job.model_validate_json(sys.stdin.buffer.read())
+    try:
+        _bound_memory()
+        _do(job, _sdk(job), report)
+    except Exception as e:  # the seam between two processes: all becomes a message
+        message, retry = _explain(e)
+        report(Failed(message=message[:2000], retry=retry))
+        return 1
+    return 0
+
+
+def _bound_memory() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+
+
+def _sdk(job: Job) -> Any:
+    """The SDK on a bounded transport. Without TensorFlow, which it would load only to know Keras models."""
+    for heavy in ("tensorflow", "keras", "pandas", "onnx"):
+        sys.modules[heavy] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    os.environ["EI_API_ENDPOINT"] = job.api_endpoint
+    os.environ["EI_INGESTION_ENDPOINT"] = job.ingestion_endpoint
+    import edgeimpulse
+    from edgeimpulse_api import rest
+
+    from apiary_coordinator.publishers._transport import bounded
+
+    rest.RESTClientObject = bounded(job.request_s, job.max_bytes)
+    return edgeimpulse
+
+
+def _do(job: Job, ei: Any, report: Reporter) -> None:
+    data = job.model.read_bytes()
+    if hashlib.sha256(data).hexdigest() != job.sha256:
+        raise ValueError(f"{job.model} changed after it was verified: publish again")
+    client = ei.configure_generic_client(key=ei.API_KEY, host=ei.API_ENDPOINT)
+    report(Reached(project=ei.default_project_id_for(client)))
+    with tempfile.TemporaryDirectory(prefix="apiary-publish-") as folder:
+        # A copy: the SDK reads the file twice. Its name must end in .tflite, whatever the SDK would guess.
+        model = Path(folder) / job.model.name
+        model.write_bytes(data)
+        if "profile" not in job.done:
+            report(Said(text=f"uploading {model.name} ({len(data)} bytes), estimating for {job.device}"))
+            answer = ei.model.profile(model=str(model), device=job.device, timeout_sec=job.job_s)
+            report(Profiled(profile=profile_of(answer.to_dict(), job.device, job.model_type, job.engine)))
+        if job.samples and "samples" not in job.done:
+            report(Said(text=f"uploading {len(job.samples)} held-out test images"))
+            report(_upload(job, ei))
+        report(Said(text=f"building {job.target}, {job.model_type}, {job.engine}"))
+        report(Downloaded(bytes=_build(job, ei, model)))
+
+
+def _build(job: Job, ei: Any, model: Path) -> int:
+    # Pixels 0..255: our models scale inside the graph. Squashed, as in training.
+    picture = ei.model.input_type.ImageInput(scaling_range="0..255")
+    picture["resizeMode"] = "squash"
+    built = ei.model.deploy(
+        model=str(model),
+        model_output_type=ei.model.output_type.Classification(labels=list(job.labels)),
+        model_input_type=picture,
+        representative_data_for_quantization=str(job.representative) if job.representative else None,
+        deploy_model_type=job.model_type,
+        engine=job.engine,
+        deploy_target=job.target,
+        timeout_sec=job.job_s,
+    ).getvalue()
+    job.out.write_bytes(built)
+    return len(built)
+
+
+def _upload(job: Job, ei: Any) -> Uploaded:
+    """Put the server's test images into the project's test set; what is there already is as good as taken."""
+    from edgeimpulse.experimental.data import Sample, upload_samples
+
+    refused: list[str] = []
+    for batch in _batches(job.samples, _BATCH):
+        samples = [
+            Sample(
+                filename=f"{hashlib.sha256(s.path.read_bytes()).hexdigest()[:16]}{s.path.suffix.lower()}",
+                data=s.path.read_bytes(),
+                category="testing",
+                label=s.label,
+                metadata={"source": "apiary held-out"},
+            )
+            for s in batch
+        ]
+        answer = upload_samples(samples, timeout_sec=job.request_s, max_workers=2)
+        errors = [str(getattr(fail, "response", fail)) for fail in answer.fails]
+        refused += [e for e in errors if "already exist" not in e and "duplicate" not in e.lower()]
+    if len(refused) == len(job.samples):
+        from apiary_coordinator.publishers._transport import ApiError
+
+        raise ApiError(f"none of {len(refused)} test images was taken: {refused[0][:300]}", retry=True)
+    return Uploaded(
+        taken=len(job.samples) - len(refused), refused=len(refused), why=refused[0][:300] if refused else ""
+    )
+
+
+def _batches(samples: list[Any], size: int) -> Iterator[list[Any]]:
+    for i in range(0, len(samples), size):
+        yield samples[i : i + size]
+
+
+def profile_of(answer: dict[str, Any], device: str, model_type: str, engine: str) -> Profile:
+    """The numbers for this device in an answer of `profile`; for boards with Linux they stand under `mpu`."""
+    info = (answer.get("model") or {}).get("profileInfo") or {}
+    mine = info.get(model_type) or info.get("float32") or info.get("int8") or {}
+    memory = (mine.get("memory") or {}).get("eon" if engine == "tflite-eon" else "tflite") or {}
+    board = (info.get("table") or {}).get("mpu") or {}
+    ms = mine.get("timePerInferenceMs", board.get("timePerInferenceMs"))
+    rom = memory.get("rom", board.get("rom"))
+    return Profile(
+        device=device,
+        ram_bytes=memory.get("ram"),
+        rom_bytes=int(rom) if rom is not None else None,
+        inference_ms=ms,
+    )
+
+
+def _explain(e: Exception) -> tuple[str, bool]:
+    """A message for people, and whether the same again may do."""
+    from apiary_coordinator.publishers._transport import ApiError
+
+    if isinstance(e, ApiError):
+        return str(e), e.retry
+    try:
+        from edgeimpulse import exceptions as known
+    except ImportError as missing:
+        return f"Edge Impulse's SDK is not installed ({missing}): pip install 'apiary[edge-impulse]'", False
+    match e:
+        case known.InvalidDeviceException():
+            return (
+                f"Edge Impulse knows no device {e.device!r} (publish.device). "
+                f"There are: {_listed(e.profile_devices)}",
+                False,
+            )
+        case known.InvalidTargetException():
+            return (
+                f"this project cannot be built for {e.deploy_target!r} (publish.target). "
+                f"There are: {_listed(e.target_names)}",
+                False,
+            )
+        case known.TimeoutException():
+            return "a job of Edge Impulse did not end within publish.job_s and was cancelled", True
+        case known.EdgeImpulseException():
+            words = str(e).split("----------------")  # the SDK frames its own message
+            return " ".join(words[1 if len(words) > 1 else 0].split()), False
+        case OSError():
+            return f"{type(e).__name__}: {e}", True
+        case _:
+            return f"the SDK failed: {type(e).__name__}: {' '.join(str(e).split())}", False
+
+
+def _listed(names: list[str]) -> str:
+    pis = [n for n in names if "raspberry" in str(n) or "runner-linux" in str(n)]
+    rest = [n for n in names if n not in pis]
+    return ", ".join(map(str, [*pis, *rest][:20])) + (", ..." if len(names) > 20 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Publishes a finished run with one or more publishers: one that fails does not hold up the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from apiary import plugins
+from apiary.errors import ApiaryError
+from apiary.settings import Settings
+from apiary_coordinator.publishers._record import Record, alone
+from apiary_coordinator.publishers.base import PACKAGE, Candidate, Publisher, Watch, candidate, file_sha256
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one publisher: its result, or the error. `fresh` is false where it was done before."""
+
+    publisher: str
+    result: dict[str, Any] | None
+    error: ApiaryError | None = None
+    fresh: bool = True
+
+
+def publish(
+    folder: Path,
+    names: Sequence[str],
+    settings: Settings,
+    *,
+    say: Callable[[str, str], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    again: bool = False,
+) -> tuple[Candidate, list[Outcome]]:
+    """Publish the run in `folder`. `say(publisher, line)` tells of progress; `again` redoes what is done.
+
+    Raises SettingsError for an unknown publisher, DataError, ModelError, PublishError where the run's files
+    do not hold; what a publisher raises is in its outcome.
+    """
+    found = {name: cast("Publisher", plugins.load(PACKAGE, name)) for name in dict.fromkeys(names)}
+    chosen = candidate(folder, settings.publish.model_type)
+    outcomes = []
+    with alone(folder):
+        # What needs no network goes out before anything waits for one.
+        for name, publisher in sorted(found.items(), key=lambda item: item[1].REMOTE):
+            tell = _teller(name, say)
+            outcomes.append(_one(name, publisher, chosen, settings, Watch(tell, stop), again=again))
+    return chosen, outcomes
+
+
+def publish_after_run(folder: Path, settings: Settings, stop: Callable[[], bool] = lambda: False) -> None:
+    """What `publish.after_run` asks for. Failures are logged: the run itself is over, and good."""
+    if not settings.publish.after_run:
+        return
+    try:
+        _, outcomes = publish(folder, settings.publish.after_run, settings, stop=stop)
+    except ApiaryError as e:
+        log.warning("run=%s was not published: %s", folder.name, e)
+        return
+    for outcome in outcomes:
+        if outcome.error is not None:
+            log.warning(
+                "run=%s publisher=%s failed: %s; `apiary publish %s --to %s` goes on with it",
+                folder.name,
+                outcome.publisher,
+                outcome.error,
+                folder.name,
+                outcome.publisher,
+            )
+
+
+def _one(
+    name: str, publisher: Publisher, chosen: Candidate, settings: Settings, watch: Watch, *, again: bool
+) -> Outcome:
+    record = None
+    try:
+        record = Record(
+            chosen.folder, publisher.entry(chosen, settings), publisher.wanted(chosen, settings), again=again
+        )
+        if record.result is not None and _still_there(chosen.folder, record.result):
+            watch.say("is published already, and unchanged")
+            return Outcome(name, record.result, fresh=False)
+        result = publisher.publish(chosen, settings, record, watch)
+        record.done(result)
+    except ApiaryError as e:
+        if record is not None:
+            record.failed(str(e))
+        return Outcome(name, None, e)
+    return Outcome(name, result)
+
+
+def _still_there(folder: Path, result: dict[str, Any]) -> bool:
+    try:
+        return all(file_sha256(folder / path) == digest for path, digest in result["files"].items())
+    except ApiaryError:
+        return False
+
+
+def _teller(name: str, say: Callable[[str, str], None] | None) -> Callable[[str], None]:
+    def tell(line: str) -> None:
+        log.info("publisher=%s %s", name, line)
+        if say is not None:
+            say(name, line)
+
+    return tell
