@@ -1,20 +1,43 @@
-"""How many pictures of each label a folder holds, without opening one: cheap enough for the service."""
+"""How many pictures of each label a node has, without opening one: cheap enough for the service."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from apiary.errors import DataError
 from apiary.wire.messages import MAX_LABELS, fits_label
+
+if TYPE_CHECKING:
+    from apiary_edge.samples.store import SampleStore
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png")
 LAYOUT: Final = "expected one folder a label with its pictures, such as DATA/cat/001.jpg and DATA/dog/002.png"
 
 
-def count(folder: Path | None) -> dict[str, int]:
-    """Pictures by label, sorted. Raises DataError where the folder is missing, no folder, or empty."""
+def count(folder: Path | None, store: SampleStore | None = None) -> dict[str, int]:
+    """What may be trained, by label, sorted: of a folder, of a store's samples, or of both.
+
+    Raises DataError where the folder is missing, no folder, or empty. With a store there may be nothing yet:
+    its pictures wait for their labels. A picture that both hold counts twice here, in training once.
+    """
+    if store is None:
+        return _of_folder(folder)
+    found = dict(store.counts().trainable)
+    if folder is not None:
+        try:
+            of_folder = _of_folder(folder)
+        except DataError:
+            if not found:
+                raise
+            of_folder = {}
+        for label, n in of_folder.items():
+            found[label] = found.get(label, 0) + n
+    return dict(sorted(found.items()))
+
+
+def _of_folder(folder: Path | None) -> dict[str, int]:
     if folder is None:
         raise DataError(f"no data folder is set: give --data DIR (edge.data_dir); {LAYOUT}")
     try:

@@ -17,7 +17,8 @@ class _Part(BaseModel):
 class TrainJob(_Part):
     """Everything a child needs; `out` is where it leaves `update.blob`.
 
-    With `time_s` it ends after the last whole epoch that fits into so many seconds, the first always.
+    Pictures come from the sample store in `store`, from the folders of `data_dir`, or from both. With
+    `time_s` it ends after the last whole epoch that fits into so many seconds, the first always.
     """
 
     run: str
@@ -29,7 +30,8 @@ class TrainJob(_Part):
     base: Path | None
     base_digest: str | None
     model: Path
-    data_dir: Path
+    data_dir: Path | None = None
+    store: Path | None = None
     cache_dir: Path
     cache_mb: int
     out: Path

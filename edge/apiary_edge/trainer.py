@@ -51,14 +51,15 @@ def train(job: TrainJob, tell: Tell) -> None:
     from apiary.learn.manifest import Manifest
     from apiary.learn.runtimes import choose
     from apiary.wire import blob
+    from apiary_edge import pictures
     from apiary_edge.update import encode_update
 
     began = time.monotonic()
     manifest = Manifest.decode(job.manifest.read_bytes())
     runtime = choose(job.runtime)
     cache = ArrayCache(job.cache_dir, job.cache_mb)
-    found = images.scan(job.data_dir, manifest.labels)
-    data = images.load(found, manifest.input, cache=cache)
+    found = pictures.find(job, manifest.labels)
+    data = pictures.without_held_out(job, found, images.load(found, manifest.input, cache=cache))
     for message in [
         *found.messages(),
         *(f"{s.path}: left out: {s.why}" for s in data.skipped[len(found.skipped) :]),

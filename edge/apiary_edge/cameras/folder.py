@@ -104,6 +104,8 @@ class WatchedFolder:
                 continue
             if not entry.is_file(follow_symlinks=False):
                 continue
-            key = (entry.stat(follow_symlinks=False).st_mtime_ns, entry.name)
+            about = entry.stat(follow_symlinks=False)
+            # The time of change too: an old picture that is moved here keeps its time of writing.
+            key = (max(about.st_mtime_ns, about.st_ctime_ns), entry.name)
             if key > self._seen:
                 yield key

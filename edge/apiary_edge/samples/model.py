@@ -131,7 +131,7 @@ class Undone:
 class TrainingSample:
     """A labelled picture file that may be trained; `digest` is its SampleId."""
 
-    path_name: str
+    file: str
     label: str
     digest: SampleId
     bytes: int

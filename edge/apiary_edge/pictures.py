@@ -1,0 +1,87 @@
+"""The pictures that a training child uses: labelled samples of the store, a folder's, or both."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from apiary.errors import DataError
+from apiary.learn import images
+from apiary.learn.images import Dataset, Record, Scan
+from apiary_edge.job import TrainJob
+from apiary_edge.samples.model import Bounds, TrainingSample
+from apiary_edge.samples.store import SampleStore
+
+
+def find(job: TrainJob, labels: Sequence[str]) -> Scan:
+    """What there is to train on. Raises DataError where that is nothing, with what to do about it."""
+    if job.store is None:
+        if job.data_dir is None:
+            raise DataError("there are no pictures: neither a data folder nor a sample store is set")
+        return images.scan(job.data_dir, labels)
+    with _opened(job.store) as store:
+        found = _scan(job.store, store.training(), labels)
+        counts = store.counts()
+    if job.data_dir is not None:
+        try:
+            found = _together(found, images.scan(job.data_dir, labels))
+        except DataError:
+            if not found.records:
+                raise
+    if not found.records:
+        waiting = counts.unlabelled + sum(counts.suggested.values())
+        lines = [
+            f"no picture of the sample store may be trained yet: {waiting} wait for a label, "
+            f"{sum(counts.held_out.values())} are held out"
+        ]
+        raise DataError("\n".join([*lines, *found.messages()]))
+    return found
+
+
+def held_out(store: Path, labels: Sequence[str]) -> Scan:
+    """The labelled pictures that are never trained, to test a model with; there may be none."""
+    with _opened(store) as opened:
+        return _scan(store, opened.held_out(), labels)
+
+
+def without_held_out(job: TrainJob, found: Scan, data: Dataset) -> Dataset:
+    """`data` without the pictures of a folder that the store has as well: once is enough, and held out is
+    held out. Raises DataError where none is left.
+    """
+    if job.store is None or job.data_dir is None:
+        return data
+    ours = {r.path.stem for r in found.records if r.path.is_relative_to(job.store)}
+    with _opened(job.store) as store:
+        chosen = [i for i, digest in enumerate(data.digests) if digest in ours or store.knows(digest) is None]
+    if not chosen:
+        raise DataError(
+            f"no picture may be trained: all of {job.data_dir} are in the store, and held out there"
+        )
+    kept = data.take(np.array(chosen, np.int64))
+    return Dataset(kept.x, kept.y, kept.digests, kept.labels, data.skipped)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[SampleStore]:
+    store = SampleStore(folder, None, Bounds(), time.time)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _scan(folder: Path, samples: Sequence[TrainingSample], labels: Sequence[str]) -> Scan:
+    known = tuple(labels)
+    records = tuple(Record(Path(s.file), s.label, s.bytes) for s in samples if s.label in known)
+    unknown = Counter(s.label for s in samples if s.label not in known)
+    return Scan(folder, records, known, dict(unknown), ())
+
+
+def _together(a: Scan, b: Scan) -> Scan:
+    unknown = dict(Counter(a.unknown) + Counter(b.unknown))
+    return Scan(b.folder, (*a.records, *b.records), b.known, unknown, (*a.skipped, *b.skipped))
