@@ -21,6 +21,8 @@ QUIET_S: Final = 2.0
 """Where nothing was seen for so long, the next fault is due, whatever its place in the round."""
 LATE_GAP_S: Final = 0.1
 """Faults whose round is over follow one another so fast: a run that they hardly slow must not outrun them."""
+MAX_CHILDREN: Final = 3
+"""Training children of one node killed in one round; the pauses after them add up to seven seconds."""
 MAX_DISTURBED: Final = 3
 """Parties that are down or stopped at once."""
 
@@ -34,6 +36,7 @@ class Dealer:
     def __init__(self, schedule: list[Fault], fleet: Fleet, saboteur: Saboteur, on_fault: OnFault):
         self.dealt: Counter[str] = Counter()
         self._left = list(schedule)
+        self._children: Counter[tuple[int, str]] = Counter()
         self._fleet = fleet
         self._saboteur = saboteur
         self._on_fault = on_fault
@@ -90,14 +93,7 @@ class Dealer:
                 fleet.stop(fault.victim, fault.seconds)
                 return f"for {fault.seconds:.1f} s"
             case "trainer-kill":
-                return fleet.kill_child(fault.victim) or next(
-                    (
-                        f"{n} instead: {how}"
-                        for n in fleet.nodes
-                        if fleet.up(n) and (how := fleet.kill_child(n))
-                    ),
-                    None,
-                )
+                return self._kill_child(fault)
             case "torn":
                 return self._tear(fault, chance)
             case "broker-kill" | "broker-forget" | "broker-corrupt":
@@ -118,6 +114,17 @@ class Dealer:
                 return self._saboteur.corrupt(fault.seed)
             case _:
                 raise AssertionError(fault.kind)
+
+    def _kill_child(self, fault: Fault) -> str | None:
+        """Of the victim, or of whoever trains now; a node waits twice as long after each in a round."""
+        for node in (fault.victim, *self._fleet.nodes):
+            place = (self._saboteur.round, node)
+            if self._children[place] >= MAX_CHILDREN or not self._fleet.up(node):
+                continue
+            if (how := self._fleet.kill_child(node)) is not None:
+                self._children[place] += 1
+                return how if node == fault.victim else f"{node} instead: {how}"
+        return None
 
     def _tear(self, fault: Fault, chance: random.Random) -> str:
         fleet, name = self._fleet, fault.victim
