@@ -13,25 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from apiary.bus.broker import BrokerProcess, start_broker
-from apiary.bus.bus import Received
-from apiary.bus.mqtt import MqttBus
-from apiary.errors import ApiaryError, DataError, RunFailed, WireError
+from apiary.errors import ApiaryError, DataError, RunFailed
 from apiary.settings import BrokerSettings, load_settings
-from apiary.wire.messages import (
-    Announcement,
-    CoordinatorStatus,
-    Message,
-    NodeStatus,
-    Progress,
-    RoundResult,
-)
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import Topics
 from apiary_cli.datasets import Layout, hardhat_layout, materialise
 from apiary_cli.federation import LocalFederation
 from apiary_cli.live import Live
 from apiary_cli.presets import PRESETS, Preset
 from apiary_cli.stopping import Stop, stop_on_signals
 from apiary_cli.view import RunView
+from apiary_cli.watching import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +32,6 @@ _EXAMPLES = """examples:
   apiary demo --dataset cifar10 --data DIR --nodes 10 --alpha 0.1
   apiary demo --json                                          end with one JSON line
 """
-
-_WATCHED: dict[Kind, type[Message]] = {
-    Kind.ROUND_CURRENT: Announcement,
-    Kind.ROUND_LAST: RoundResult,
-    Kind.COORDINATOR_STATUS: CoordinatorStatus,
-    Kind.NODE_STATUS: NodeStatus,
-    Kind.NODE_PROGRESS: Progress,
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,23 +127,15 @@ def _federate(
     load_settings(args.config, args.overrides)
     federation = LocalFederation(folder, settings)
     flags = [flag for pair in args.set for flag in ("--set", pair)]
-    watcher = MqttBus(
-        BrokerSettings(host=broker.host, port=broker.port),
-        client_id=f"demo-{secrets.token_hex(3)}",
-        will=None,
-    )
-    topics = Topics()
-    for kind in _WATCHED:
-        watcher.subscribe(topics.pattern(kind))
+    watcher = Watcher(BrokerSettings(host=broker.host, port=broker.port), Topics())
     try:
         live.say("exporting the model for the nodes (TensorFlow, once)")
         federation.start_coordinator("--new", *flags)
         for node, data in zip(_names(layout), layout.nodes, strict=True):
             federation.start_node(node, data, *flags)
         while not stop():
-            for event in watcher.poll(0.2):
-                if isinstance(event, Received):
-                    _show(event, topics, live)
+            for seen in watcher.poll(0.2):
+                live.tap(*seen)
             federation.check()
             if (line := federation.result()) is not None:
                 told: dict[str, Any] = json.loads(line)
@@ -201,15 +176,6 @@ def _settings(
 
 def _names(layout: Layout) -> list[str]:
     return [folder.name for folder in layout.nodes]
-
-
-def _show(event: Received, topics: Topics, live: Live) -> None:
-    try:
-        topic = topics.parse(event.topic)
-        if event.payload:
-            live.tap(topic.kind, topic.node, _WATCHED[topic.kind].decode(event.payload, who=event.topic))
-    except WireError as e:
-        log.debug("%s", e)
 
 
 def _tell(told: dict[str, Any], seconds: float, *, as_json: bool) -> None:

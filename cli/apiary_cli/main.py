@@ -19,6 +19,8 @@ COMMANDS: Final = {
     "broker": "run the MQTT broker",
     "coordinator": "run the coordinator: rounds, aggregation, evaluation, result",
     "edge": "run an edge node: train on this machine's pictures",
+    "watch": "watch a federation as it goes",
+    "status": "what a federation is at, in one look",
     "predict": "classify pictures with a run's model",
     "publish": "a run's model to Edge Impulse (.eim), or as plain files into a folder",
     "data": "data sets: list, fetch, partition among nodes",

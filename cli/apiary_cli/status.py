@@ -1,0 +1,93 @@
+"""`apiary status`: what a federation is at, in one look, from what the broker holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from apiary.settings import load_settings
+from apiary.wire.messages import CoordinatorStatus, Message, ModelManifest
+from apiary_cli.view import NodeView, RunView
+from apiary_cli.watching import Watcher
+
+_EXAMPLES = """examples:
+  apiary status --host broker.local
+  apiary status --json | jq '.nodes | to_entries[] | select(.value.state == "lost") | .key'
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "The coordinator, the round, the last result, and every node, at this moment."
+    parser.epilog = _EXAMPLES
+    parser.add_argument("--host", help="the broker")
+    parser.add_argument("--port", type=int, help="its port")
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it; 0 where a coordinator is online, 1 where none is."""
+    flags = {"broker.host": args.host, "broker.port": args.port}
+    flags = {k: v for k, v in flags.items() if v is not None}
+    settings = load_settings(args.config, {**args.overrides, **flags}).settings
+    watcher = Watcher(settings.broker, settings.topics)
+    view, rest = RunView(), dict[type[Message], Message]()
+    try:
+        for kind, node, message in watcher.retained():
+            view.take(kind, node, message)
+            rest[type(message)] = message
+    finally:
+        watcher.close()
+    told = describe(settings.federation, view, rest)
+    print(json.dumps(told) if args.json else render(told))
+    return 0 if told["coordinator"]["state"] == "online" else 1
+
+
+def describe(federation: str, view: RunView, rest: dict[type[Message], Message]) -> dict[str, Any]:
+    """The federation as plain JSON values."""
+    coordinator, model = rest.get(CoordinatorStatus), rest.get(ModelManifest)
+    last = view.results[-1] if view.results else None
+    told = view.round
+    return {
+        "federation": federation,
+        "coordinator": _dump(coordinator) if coordinator else {"state": "unknown"},
+        "round": {"run": told.run, "round": told.round, "rounds": told.rounds, "state": told.state}
+        if told
+        else None,
+        "last": _dump(last) if last else None,
+        "model": _dump(model) if model else None,
+        "nodes": {name: _node(node) for name, node in sorted(view.nodes.items())},
+    }
+
+
+def render(told: dict[str, Any]) -> str:
+    """The same for people."""
+    coordinator, now, last = told["coordinator"], told["round"], told["last"]
+    lines = [f"federation   {told['federation']}"]
+    run = f", run {coordinator['run']}" if coordinator.get("run") else ""
+    lines.append(f"coordinator  {coordinator['state']}{run}")
+    if now is not None:
+        lines.append(f"round        {now['round']} of {now['rounds']}, {now['state']}")
+    if last is not None and last["state"] == "closed":
+        lines.append(
+            f"last round   {last['round']}: accuracy {last['accuracy']:.1%}, loss {last['loss']:.3f}, "
+            f"{len(last['contributors'])} updates, {last['seconds']:.1f} s"
+        )
+    elif last is not None:
+        lines.append(f"last round   {last['round']} failed: {last.get('why', '')}")
+    lines.append(f"nodes        {len(told['nodes'])}")
+    width = max((len(name) for name in told["nodes"]), default=0)
+    for name, node in told["nodes"].items():
+        why = f"  {node['why']}" if node.get("why") else ""
+        lines.append(f"  {name:<{width}}  {node['state']:<9} {node.get('samples') or 0:>6} pictures{why}")
+    return "\n".join(lines)
+
+
+def _node(node: NodeView) -> dict[str, Any]:
+    return _dump(node.status) if node.status is not None else {"state": "unknown"}
+
+
+def _dump(message: Message) -> dict[str, Any]:
+    return message.model_dump(mode="json", exclude_none=True, exclude={"v"})

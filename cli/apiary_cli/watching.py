@@ -1,0 +1,94 @@
+"""A party that only listens: every control message of a federation, decoded, as the views want it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from apiary.bus.bus import Connected, Disconnected, Received
+from apiary.bus.mqtt import MqttBus
+from apiary.errors import BrokerUnreachable, WireError
+from apiary.settings import BrokerSettings
+from apiary.wire import NodeId
+from apiary.wire.messages import (
+    Announcement,
+    CoordinatorStatus,
+    Message,
+    ModelManifest,
+    NodeStatus,
+    Progress,
+    RoundResult,
+)
+from apiary.wire.topics import Kind, Topics
+
+log = logging.getLogger(__name__)
+
+WATCHED: Final[dict[Kind, type[Message]]] = {
+    Kind.ROUND_CURRENT: Announcement,
+    Kind.ROUND_LAST: RoundResult,
+    Kind.MODEL_CURRENT: ModelManifest,
+    Kind.COORDINATOR_STATUS: CoordinatorStatus,
+    Kind.NODE_STATUS: NodeStatus,
+    Kind.NODE_PROGRESS: Progress,
+}
+Seen = tuple[Kind, NodeId | None, Message]
+
+
+class Watcher:
+    """Listens under a name of its own; publishes nothing."""
+
+    def __init__(self, broker: BrokerSettings, topics: Topics):
+        self._topics = topics
+        self._timeout_s = broker.connect_timeout_s
+        self._bus = MqttBus(broker, client_id=f"{topics.federation}-watch-{secrets.token_hex(3)}", will=None)
+        for kind in WATCHED:
+            self._bus.subscribe(topics.pattern(kind))
+
+    def poll(self, timeout_s: float) -> list[Seen]:
+        """What came within `timeout_s`; what cannot be read is left out."""
+        seen: list[Seen] = []
+        for event in self._bus.poll(timeout_s):
+            if isinstance(event, Received) and event.payload:
+                try:
+                    topic = self._topics.parse(event.topic)
+                    message = WATCHED[topic.kind].decode(event.payload, who=event.topic)
+                except WireError as e:
+                    log.debug("%s", e)
+                    continue
+                seen.append((topic.kind, topic.node, message))
+            elif isinstance(event, Disconnected):
+                log.warning("%s; next attempt in %.0f s", event.error, event.retry_s)
+        return seen
+
+    def retained(self, quiet_s: float = 0.5) -> Iterator[Seen]:
+        """What the broker holds: all that comes until nothing new has come for `quiet_s`.
+
+        Raises the first attempt's BusError where no broker answers.
+        """
+        until = time.monotonic() + self._timeout_s
+        while not self._bus.connected:
+            if time.monotonic() > until:
+                raise BrokerUnreachable("no broker answered in time (broker.connect_timeout_s)")
+            for event in self._bus.poll(0.1):
+                if isinstance(event, Disconnected):
+                    raise event.error
+                if isinstance(event, Connected):
+                    break
+        heard = time.monotonic()
+        while time.monotonic() - heard < quiet_s:
+            for seen in self.poll(0.1):
+                heard = time.monotonic()
+                yield seen
+
+    def follow(self, take: Callable[[Kind, NodeId | None, Message], None], stop: Callable[[], bool]) -> None:
+        """Hand on everything until `stop`."""
+        while not stop():
+            for seen in self.poll(0.3):
+                take(*seen)
+
+    def close(self) -> None:
+        """Leave."""
+        self._bus.close()
