@@ -51,7 +51,7 @@ def test_help_lists_every_command_and_exit_code(capsys: pytest.CaptureFixture[st
     for name, text in COMMANDS.items():
         assert f"    {name}" in out
         assert text.split(":")[0][:40] in out
-    assert "8 storage, 130 interrupted" in out
+    assert "8 storage, 9 publishing, 130 interrupted" in out
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -156,6 +156,7 @@ def test_the_exit_codes_are_those_that_the_help_tells() -> None:
         "ModelError": 6,
         "RunFailed": 7,
         "StoreError": 8,
+        "PublishError": 9,
     }
     assert errors.ApiaryError.exit_code == 1
 
