@@ -168,6 +168,8 @@ class Stopwatch:
     seconds: dict[int, float]
     phases: list[tuple[int, str, float]]
     cpu: dict[int, dict[str, float]]
+    counted: dict[int, tuple[int, int]]
+    """Contributors of each round, and the sum of their samples."""
 
     def tap(self, kind: Kind, node: NodeId | None, message: Message) -> None:
         now = time.perf_counter()
@@ -179,6 +181,8 @@ class Stopwatch:
             assert message.state == "closed", message
             self.closed[message.round] = now
             self.seconds[message.round] = message.seconds
+            took_part = message.contributors.values()
+            self.counted[message.round] = (len(took_part), sum(c.samples for c in took_part))
             self.cpu[message.round] = cpu_of(os.getpid(), children(os.getppid()))
 
 
@@ -216,7 +220,7 @@ def coordinator(args: argparse.Namespace) -> None:
     journal.open_run("run", time.time(), "{}")
     blobs = BlobStore(settings.coordinator.state_dir / "blobs")
     bus = MqttBus(settings.broker, "bench-coordinator", coordinator_will(settings.topics, "epoch"))
-    watch = Stopwatch({}, {}, {}, [], {})
+    watch = Stopwatch({}, {}, {}, [], {}, {})
     service = Coordinator(
         settings,
         bus=bus,
@@ -247,6 +251,7 @@ def coordinator(args: argparse.Namespace) -> None:
                 "period": [watch.closed[b] - watch.closed[a] for a, b in itertools.pairwise(rounds)],
                 "cpu": per_round(watch.cpu[rounds[0]], watch.cpu[rounds[-1]], len(rounds) - 1),
                 "collected": [_until(watch, r, "aggregating") for r in rounds],
+                "counted": [watch.counted[r] for r in rounds],
             }
         )
     )

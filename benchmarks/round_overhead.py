@@ -279,8 +279,8 @@ def scratch(where: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([*python("fleet.py"), *arguments], stdout=subprocess.PIPE, text=True)
+def child(*arguments: str, script: str = "fleet.py") -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([*python(script), *arguments], stdout=subprocess.PIPE, text=True)
     try:
         yield process
     finally:

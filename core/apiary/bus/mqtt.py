@@ -221,6 +221,20 @@ class MqttBus:
             if self._events or self._handled != handled or woken or self._clock() >= end:
                 return self._take()
 
+    def fileno(self) -> int:
+        """A descriptor that turns readable when `poll` has something to do: for one loop over many buses.
+
+        Timers do not show there, `due` names the next. Only where selectors are descriptors (epoll, kqueue).
+        """
+        return int(self._selector.fileno())  # type: ignore[attr-defined] # not of every selector's class
+
+    def due(self) -> float:
+        """When, on this bus's clock, `poll` is due even if `fileno` stays quiet; asked after each `poll`."""
+        self._watch_client()
+        if self._events or self._reading_ahead() or self._failure is not None:
+            return self._clock()
+        return self._next_timer(self._clock())
+
     def wake(self) -> None:
         """Make a `poll` that is waiting return; for other threads and signal handlers."""
         with contextlib.suppress(BlockingIOError):  # full of wakes already
@@ -375,10 +389,7 @@ class MqttBus:
     def _wait(self, timeout: float) -> bool:
         """Wait for the network and serve it; True where `wake` ended the wait."""
         client = self._client
-        if client is not None:
-            sock = client.socket()
-            want = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.want_write() else 0)
-            self._watch(sock if isinstance(sock, socket.socket) else None, want)
+        self._watch_client()
         woken = False
         ready = 0
         for key, mask in self._selector.select(timeout):
@@ -417,6 +428,13 @@ class MqttBus:
                 self._failure = self._unreachable("the link broke")
             if self._handled == before:
                 return
+
+    def _watch_client(self) -> None:
+        """Wait for what the client waits for: to read always, to write where it holds something back."""
+        if self._client is not None:
+            sock = self._client.socket()
+            want = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
+            self._watch(sock if isinstance(sock, socket.socket) else None, want)
 
     def _watch(self, sock: socket.socket | None, want: int) -> None:
         """Have the selector watch this socket alone, beside the waking one."""

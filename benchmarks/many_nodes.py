@@ -1,0 +1,109 @@
+"""Many real nodes in one process: each a service with a connection, a state folder and an outbox of its own.
+
+    python benchmarks/many_nodes.py --port P --folder DIR --first 0 --count 500
+
+As `fleet.py node`, which is one node in one process; here one loop turns those that have something to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections import OrderedDict
+from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
+from typing import NoReturn
+
+from fleet import NoTraining, settings_of
+
+from apiary.blobs import BlobStore
+from apiary.bus.allocator import tune
+from apiary.bus.deathsig import die_with_parent
+from apiary.bus.mqtt import MqttBus
+from apiary.wire import NodeId
+from apiary_edge.outbox import Outbox
+from apiary_edge.service import Edge
+from apiary_edge.service import will as edge_will
+
+QUIET_S = 2.0
+"""A node that hears nothing is turned this often, for its timers and its signs of life."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--profile", type=Path, help="write cProfile's figures of the loop there")
+    args = parser.parse_args()
+    die_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    tune(small=True)
+    nodes = [node(args, i) for i in range(args.first, args.first + args.count)]
+    if args.profile is None:
+        serve(nodes)
+    import cProfile
+
+    profile = cProfile.Profile()
+    try:
+        profile.runcall(serve, nodes)
+    finally:
+        profile.dump_stats(args.profile)
+
+
+def node(args: argparse.Namespace, number: int) -> tuple[MqttBus, Edge]:
+    """One node, started; its bus connects by itself when it is turned."""
+    name = NodeId(f"pi-{number:04d}")
+    args.node_id, args.nodes, args.rounds, args.sync = name, 1, 1, False
+    settings = settings_of(args)
+    edge, instance = settings.edge, f"s-{number}"
+    bus = MqttBus(settings.broker, f"bench-{name}", edge_will(settings.topics, name, instance))
+    service = Edge(
+        settings,
+        bus=bus,
+        # Two models and what they were trained by: this machine keeps the folders of all.
+        blobs=BlobStore(edge.state_dir / "blobs", 2 * 2**20),
+        outbox=Outbox(edge.state_dir / "outbox"),
+        training=NoTraining(),
+        clock=time.monotonic,
+        wall=time.time,
+        instance=instance,
+        runtimes=["litert"],
+    )
+    service.start()
+    return bus, service
+
+
+def serve(nodes: list[tuple[MqttBus, Edge]]) -> NoReturn:
+    """Turn whoever has something to read, something to do, or was quiet for a while; until killed."""
+    selector = DefaultSelector()
+    for one in nodes:
+        selector.register(one[0].fileno(), EVENT_READ, one)
+    # By the time of the last turn, so that those at the front are the next to be turned anyway.
+    turned = OrderedDict((id(one), (one, 0.0)) for one in nodes)
+    again: list[tuple[MqttBus, Edge]] = []
+    while True:
+        now = time.monotonic()
+        quiet = next(iter(turned.values()))[1] + QUIET_S
+        ready = [key.data for key, _ in selector.select(0.0 if again else max(0.0, quiet - now))]
+        now = time.monotonic()
+        due = {id(one): one for one in (*again, *ready)}
+        for one, at in turned.values():
+            if now - at < QUIET_S:
+                break
+            due[id(one)] = one
+        again = []
+        for one in due.values():
+            bus, service = one
+            service.step(0.0)
+            turned[id(one)] = (one, now)
+            turned.move_to_end(id(one))
+            if bus.due() <= now:
+                again.append(one)
+
+
+if __name__ == "__main__":
+    main()
