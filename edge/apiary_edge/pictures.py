@@ -58,6 +58,8 @@ def without_held_out(job: TrainJob, found: Scan, data: Dataset) -> Dataset:
     ours = {r.path.stem for r in found.records if r.path.is_relative_to(job.store)}
     with _opened(job.store) as store:
         chosen = [i for i, digest in enumerate(data.digests) if digest in ours or store.knows(digest) is None]
+    if len(chosen) == len(data):
+        return data
     if not chosen:
         raise DataError(
             f"no picture may be trained: all of {job.data_dir} are in the store, and held out there"

@@ -10,7 +10,7 @@ class Incoming:
     """A JPEG or PNG file's bytes, and where they come from (a camera's name, or the name of a file).
 
     `captured_at` None means now. `automatic` pictures (a camera's) do not come back once their owner deleted
-    them. `likeness` is the perceptual hash of a captured frame.
+    them. `likeness` is the perceptual hash of a captured frame, `who` gave the label.
     """
 
     data: bytes
@@ -19,3 +19,4 @@ class Incoming:
     captured_at: float | None = None
     automatic: bool = False
     likeness: int | None = None
+    who: str = "import"

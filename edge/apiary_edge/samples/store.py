@@ -11,7 +11,6 @@ import hashlib
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,6 +48,8 @@ log = logging.getLogger(__name__)
 
 BATCH: Final = 64
 """Pictures of an import that are synced and committed together: one wait for the disk instead of 192."""
+BATCH_BYTES: Final = 8 * 2**20
+"""A batch ends here even so: it is held in memory, cleaned and as it came."""
 MAX_UNDO: Final = 200
 """Labellings that can be undone; older ones are final."""
 MAX_DELETED: Final = 20_000
@@ -88,9 +89,16 @@ class SampleStore:
         return next(self.add_many([incoming]))
 
     def add_many(self, incoming: Iterable[Incoming]) -> Iterator[Outcome]:
-        """Take pictures in batches of BATCH: an outcome each, in order, after its batch is synced."""
-        source = iter(incoming)
-        while batch := list(islice(source, BATCH)):
+        """Take pictures in batches: an outcome each, in order, after its batch is synced."""
+        batch: list[Incoming] = []
+        size = 0
+        for one in incoming:
+            batch.append(one)
+            size += len(one.data)
+            if len(batch) == BATCH or size >= BATCH_BYTES:
+                yield from self._add_batch(batch)
+                batch, size = [], 0
+        if batch:
             yield from self._add_batch(batch)
 
     def delete(self, ids: Sequence[SampleId]) -> int:
@@ -118,6 +126,13 @@ class SampleStore:
         query = "SELECT id FROM sample WHERE id = ? UNION ALL SELECT id FROM sample WHERE origin = ? LIMIT 1"
         rows = self._select(query, (digest, digest))
         return SampleId(rows[0][0]) if rows else None
+
+    def find(self, beginning: str) -> list[SampleId]:
+        """At most two samples whose ids begin like this: one is the one that is meant."""
+        if not beginning or set(beginning) - set("0123456789abcdef"):
+            return []
+        query = "SELECT id FROM sample WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 2"
+        return [SampleId(i) for (i,) in self._select(query, (beginning, f"{beginning}g"))]
 
     # -- labels ----------------------------------------------------------------------------------------
 
@@ -325,7 +340,7 @@ class SampleStore:
                 "likeness": queries.signed(one.likeness),
                 "held_out": is_held_out(sample, self.bounds.held_out),
                 "label": one.label,
-                "labelled_by": one.source[:64] if one.label else None,
+                "labelled_by": one.who[:64] if one.label else None,
                 "labelled_at": now if one.label else None,
             },
         )
@@ -386,7 +401,7 @@ class SampleStore:
             return Refused(str(e))
         if one.label is None:
             return Duplicate(known)
-        values = (one.label, one.source[:64], self._wall(), known)
+        values = (one.label, one.who[:64], self._wall(), known)
         return Duplicate(known, labelled=self._db.execute(queries.LABEL_OPEN, values).rowcount > 0)
 
     def _check_label(self, label: str | None) -> None:

@@ -1,0 +1,1 @@
+"""Ways to give pictures their labels: one a file."""

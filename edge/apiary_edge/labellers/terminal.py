@@ -1,0 +1,129 @@
+"""Labelling in a terminal, also over ssh: the picture in coloured half blocks, a key for each label."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from apiary.errors import DataError
+from apiary_edge.cameras._still import read_file
+from apiary_edge.samples.model import Filter, Order, Sample, SampleId, check_label
+from apiary_edge.samples.store import SampleStore
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+HELP: Final = "number: label, enter: the suggestion, NAME: new label, s skip, u undo, d delete, q quit"
+_AHEAD: Final = 200
+
+
+def draw(data: bytes, columns: int = 64, rows: int = 24) -> str:
+    """A picture as text: two pixels a character, 24 bit colours. Raises DataError."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as opened:
+            opened.draft("RGB", (2 * columns, 4 * rows))
+            scale = min(columns / opened.width, 2 * rows / opened.height)
+            size = (max(1, round(opened.width * scale)), max(2, round(opened.height * scale) // 2 * 2))
+            small = opened.convert("RGB").resize(size, Image.Resampling.BOX)
+    except Exception as e:  # Pillow raises anything on torn files
+        raise DataError(f"cannot be shown: {e}") from None
+    return "\n".join(_line(small, y) for y in range(0, size[1], 2))
+
+
+def label_all(
+    store: SampleStore,
+    who: str,
+    ask: Callable[[str], str],
+    say: Callable[[str], None],
+    *,
+    known: Sequence[str] = (),
+    columns: int = 64,
+) -> int:
+    """Show pictures without a label, the most uncertain first, until none is left or `q`; how many got one.
+
+    `ask` gives a line for a prompt and raises EOFError at the end; `known` labels are offered beside the
+    store's own.
+    """
+    labels = list(dict.fromkeys([*known, *store.labels()]))
+    skipped: set[SampleId] = set()
+    done = 0
+    say(HELP)
+    while (sample := _next(store, skipped)) is not None:
+        _show(store, sample, say, columns)
+        say("  ".join(f"{i} {label}" for i, label in enumerate(labels, 1)) or "(no label yet: type its name)")
+        try:
+            answer = ask(_prompt(sample)).strip()
+        except EOFError:
+            break
+        match answer:
+            case "q":
+                break
+            case "s":
+                skipped.add(sample.id)
+            case "d":
+                store.delete([sample.id])
+            case "u":
+                undone = store.undo()
+                done -= 0 if undone is None else len(undone.ids)
+                say("nothing to undo" if undone is None else f"undone: {len(undone.ids)}")
+            case _:
+                try:
+                    label = _meant(answer, labels, sample)
+                except DataError as e:
+                    say(str(e))
+                    continue
+                if label not in labels:
+                    labels.append(label)
+                done += store.label([sample.id], label, who)
+    return max(0, done)
+
+
+def _next(store: SampleStore, skipped: set[SampleId]) -> Sample | None:
+    offset = 0
+    while page := store.page(Filter(labelled=False), Order.UNCERTAIN, limit=_AHEAD, offset=offset).samples:
+        for sample in page:
+            if sample.id not in skipped:
+                return sample
+        offset += _AHEAD
+    return None
+
+
+def _meant(answer: str, labels: Sequence[str], sample: Sample) -> str:
+    if not answer:
+        if sample.suggestion is None:
+            raise DataError("there is no suggestion to take: type a number or a name")
+        return sample.suggestion.label
+    if answer.isdecimal():
+        if not 1 <= int(answer) <= len(labels):
+            raise DataError(f"{answer} is no label's number, expected 1 to {len(labels)}")
+        return labels[int(answer) - 1]
+    if len(answer) == 1:
+        raise DataError(f"{answer!r} is no command. {HELP}")
+    return check_label(answer)
+
+
+def _show(store: SampleStore, sample: Sample, say: Callable[[str], None], columns: int) -> None:
+    path = store.path(sample.id)
+    try:
+        say(draw(read_file(path), columns) if path else "(it is gone)")
+    except DataError as e:
+        say(f"({e})")
+    say(f"{sample.id[:12]}  {sample.source}  {sample.width}x{sample.height}")
+
+
+def _prompt(sample: Sample) -> str:
+    if sample.suggestion is None:
+        return "label? "
+    return f"label? [{sample.suggestion.label}, {sample.suggestion.probability:.0%}] "
+
+
+def _line(picture: Image, y: int) -> str:
+    cells = []
+    for x in range(picture.width):
+        upper, lower = (picture.getpixel((x, y + i)) for i in (0, 1))
+        assert isinstance(upper, tuple) and isinstance(lower, tuple)  # noqa: S101 - it is RGB
+        cells.append(f"\x1b[38;2;{';'.join(map(str, upper))};48;2;{';'.join(map(str, lower))}m▀")
+    return "".join(cells) + "\x1b[0m"
