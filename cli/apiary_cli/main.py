@@ -21,6 +21,8 @@ COMMANDS: Final = {
     "edge": "run an edge node: train on this machine's pictures",
     "watch": "watch a federation as it goes",
     "status": "what a federation is at, in one look",
+    "samples": "this node's pictures: import, list, label, delete, count",
+    "capture": "keep frames of this node's camera for labelling",
     "predict": "classify pictures with a run's model",
     "publish": "a run's model to Edge Impulse (.eim), or as plain files into a folder",
     "data": "data sets: list, fetch, partition among nodes",
