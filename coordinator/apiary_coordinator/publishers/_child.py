@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from pydantic import ValidationError
@@ -21,20 +21,28 @@ from apiary_coordinator.publishers.base import Watch
 
 log = logging.getLogger(__name__)
 
+COMMAND: Final = [sys.executable, "-m", "apiary_coordinator.publishers._sdk"]
 _LINE_BYTES: Final = 65536
 _LEAVE_S: Final = 2.0
 _KEPT_BYTES: Final = 2000
 
 
 def run(
-    job: Job, key: str, on_event: Callable[[Event], None], watch: Watch, *, reach_s: float, until: float
+    job: Job,
+    key: str,
+    on_event: Callable[[Event], None],
+    watch: Watch,
+    *,
+    reach_s: float,
+    until: float,
+    command: Sequence[str] = tuple(COMMAND),
 ) -> None:
     """Have the child do the job. Raises PublishError with its message; the child is gone when this returns.
 
     `until` is on the monotonic clock.
     """
     child = subprocess.Popen(
-        [sys.executable, "-m", "apiary_coordinator.publishers._sdk"],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -51,9 +51,13 @@ def main() -> int:
     os.dup2(2, 1)
     key = os.environ["EI_API_KEY"]
     report = Reporter(out, key)
-    job = Job.model_validate_json(sys.stdin.buffer.read())
+    _bound_memory()
+    return serve(Job.model_validate_json(sys.stdin.buffer.read()), report)
+
+
+def serve(job: Job, report: Reporter) -> int:
+    """Do one job; 0, or 1 after a `Failed`."""
     try:
-        _bound_memory()
         _do(job, _sdk(job), report)
     except Exception as e:  # the seam between two processes: all becomes a message
         message, retry = _explain(e)
@@ -72,13 +76,13 @@ def _sdk(job: Job) -> Any:
     """The SDK on a bounded transport. Without TensorFlow, which it would load only to know Keras models."""
     for heavy in ("tensorflow", "keras", "pandas", "onnx"):
         sys.modules[heavy] = None  # type: ignore[assignment]  # the documented way to make an import fail
-    os.environ["EI_API_ENDPOINT"] = job.api_endpoint
-    os.environ["EI_INGESTION_ENDPOINT"] = job.ingestion_endpoint
     import edgeimpulse
     from edgeimpulse_api import rest
 
     from apiary_coordinator.publishers._transport import bounded
 
+    edgeimpulse.API_ENDPOINT = job.api_endpoint
+    edgeimpulse.INGESTION_ENDPOINT = job.ingestion_endpoint
     rest.RESTClientObject = bounded(job.request_s, job.max_bytes)
     return edgeimpulse
 
@@ -173,15 +177,15 @@ def profile_of(answer: dict[str, Any], device: str, model_type: str, engine: str
 
 def _explain(e: Exception) -> tuple[str, bool]:
     """A message for people, and whether the same again may do."""
+    if isinstance(e, ImportError):  # before anything of the SDK is imported here
+        return f"Edge Impulse's SDK is not installed ({e}): pip install 'apiary[edge-impulse]'", False
+    from edgeimpulse import exceptions as known
+
     from apiary_coordinator.publishers._transport import ApiError
 
-    if isinstance(e, ApiError):
-        return str(e), e.retry
-    try:
-        from edgeimpulse import exceptions as known
-    except ImportError as missing:
-        return f"Edge Impulse's SDK is not installed ({missing}): pip install 'apiary[edge-impulse]'", False
     match e:
+        case ApiError():
+            return str(e), e.retry
         case known.InvalidDeviceException():
             return (
                 f"Edge Impulse knows no device {e.device!r} (publish.device). "

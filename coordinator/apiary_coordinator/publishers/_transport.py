@@ -17,6 +17,8 @@ from edgeimpulse_api import rest
 
 CONNECT_S: Final = 10.0
 """Four tries with their pauses are 46 s: a host that swallows packets is named well below two minutes."""
+PAUSE_S = 1.0
+"""Tries wait 0, 2 and 4 times this."""
 _RETRIES: Final = 3
 _RETRIED: Final = (429, 500, 502, 503, 504)
 _STATUS: Final = re.compile(r"/jobs/(\d+)/status$")
@@ -47,7 +49,7 @@ def bounded(request_s: float, max_bytes: int) -> type[rest.RESTClientObject]:
         def __init__(self, configuration: Any, *arguments: Any, **more: Any):
             configuration.retries = urllib3.Retry(
                 total=_RETRIES,
-                backoff_factor=1.0,
+                backoff_factor=PAUSE_S,
                 status_forcelist=_RETRIED,
                 allowed_methods={"GET"},  # a repeated POST would start a second job
                 redirect=False,  # the key's header would go along to wherever it points
@@ -170,6 +172,8 @@ def _network(e: Exception) -> str:
     match cause:
         case urllib3.exceptions.NameResolutionError():
             return "the name cannot be resolved: is this machine online?"
+        case urllib3.exceptions.NewConnectionError():  # urllib3 counts it among the time-outs
+            return f"no connection: {str(cause).rsplit('] ', 1)[-1]}: is anything listening there?"
         case urllib3.exceptions.ConnectTimeoutError():
             return f"no connection within {CONNECT_S:g} s: is this machine online, is there a firewall?"
         case urllib3.exceptions.ReadTimeoutError():
