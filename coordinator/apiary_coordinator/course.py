@@ -27,6 +27,7 @@ from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.history import Record
 from apiary_coordinator.live_round import Closed, LiveRound, Opening, Parts
 from apiary_coordinator.roster import Roster
+from apiary_coordinator.round import Phase
 from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import Worker
 from apiary_coordinator.workshop import Artefacts, Judgement, Workshop
@@ -72,6 +73,7 @@ class Course:
         self._created = created
         self._epoch = epoch
         self._opening: Opening | None = None
+        self._told: tuple[tuple[LiveRound, Phase, tuple[NodeId, ...]], Announcement] | None = None
         self._said = (-_SAY_EVERY_S, "")
         self._newcomer_at = means.clock()
         self._part_at = 0.0
@@ -102,7 +104,9 @@ class Course:
         """What is current, for one node."""
         if self.live is None:
             return Notice()
-        return Notice(invited=node in self.live.round.awaited, announcement=self._announcement(self.live))
+        # Who else was drawn is not this node's concern: with a large fleet the list is most of the message.
+        told = self._announcement(self.live).model_copy(update={"cohort": None})
+        return Notice(invited=self.live.round.awaits(node), announcement=told)
 
     # -- building --------------------------------------------------------------------------------------
 
@@ -198,10 +202,17 @@ class Course:
 
     def _invite(self, node: NodeId) -> None:
         if self.live is not None:
-            told = self._announcement(self.live)
+            told = self._announcement(self.live).model_copy(update={"cohort": None})
             self._means.outlet.send(Notice(invited=True, announcement=told), node)
 
     def _announcement(self, live: LiveRound) -> Announcement:
+        """As it stands; made once for all who ask meanwhile, because it names the whole cohort."""
+        about = (live, live.round.phase, live.round.cohort)
+        if self._told is None or any(a is not b for a, b in zip(self._told[0], about, strict=True)):
+            self._told = (about, self._opened(live))
+        return self._told[1]
+
+    def _opened(self, live: LiveRound) -> Announcement:
         return announcements.opened(
             live.round,
             live.parts.artefacts,
@@ -224,7 +235,7 @@ class Course:
         else:
             journal.close_round(self.run, result.round, entry, opening.model, opening.state)
         # Up to here a full disk changes nothing, and all of it is tried again.
-        self.live = None
+        self.live = self._told = None
         self.record.rounds.append(entry)
         live.collection.close(remove=True)
         self._prune(opening, live.parts.artefacts)

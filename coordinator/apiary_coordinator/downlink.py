@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from typing import Final
 
 from apiary.blobs import BlobStore
 from apiary.bus.flow import ChunkFlow
@@ -13,6 +14,11 @@ from apiary.wire.messages import BlobRef, Want
 from apiary.wire.topics import Kind, Topics
 
 log = logging.getLogger(__name__)
+
+GATHER_AT_MOST: Final = 20
+"""Wishes that keep coming put a blob off by this many times `gather_s` in all. Whoever asks after a chunk was
+published has it published for all who lack the blob: with 1000 nodes that asked over a second, each chunk
+went out ten times and the broker held 5.6 GB (measured)."""
 
 
 class Downlink:
@@ -28,6 +34,7 @@ class Downlink:
         self._asked: dict[Digest, set[NodeId]] = {}
         self._expected = 0
         self._due: dict[Digest, float] = {}
+        self._latest: dict[Digest, float] = {}
 
     def serve(self, refs: list[BlobRef], expected: int) -> None:
         """These blobs and no others may be asked for from now on, by about `expected` nodes."""
@@ -42,8 +49,10 @@ class Downlink:
             log.debug("node=%s wants blob=%s, which no open round needs", node, digest[:12])
             return
         self._wanted.setdefault(digest, set()).update(indices(want.missing, count(size)))
-        self._due.setdefault(digest, now + self._gather_s)
         asked = self._asked.setdefault(digest, set())
+        latest = self._latest.setdefault(digest, now + GATHER_AT_MOST * self._gather_s)
+        if node not in asked:
+            self._due[digest] = min(now + self._gather_s, latest)
         asked.add(node)
         if len(asked) >= self._expected:
             self._due[digest] = now  # everyone has asked: nothing to wait for
@@ -53,7 +62,7 @@ class Downlink:
         for digest, due in list(self._due.items()):
             if now < due:
                 continue
-            del self._due[digest], self._asked[digest]
+            del self._due[digest], self._asked[digest], self._latest[digest]
             wanted = ranges(sorted(self._wanted.pop(digest)), limit=2**31)
             if digest in self._served:
                 self._flow.add(

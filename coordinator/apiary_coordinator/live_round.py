@@ -217,7 +217,7 @@ class LiveRound:
     def _handle(self, event: table.Event) -> None:
         before = self.round
         self.round, commands = table.handle(self.round, event, self.parts.clock())
-        if self.round.cohort != before.cohort:
+        if self.round.cohort is not before.cohort:
             self._todo.append(partial(self._journal, sealed=False))
         self._todo += [partial(self._perform, command) for command in commands]
         self._work_off()

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from typing import TypeVar, assert_never
 
 from apiary.wire import NodeId
@@ -127,6 +128,17 @@ Command = Announce | Invite | Aggregate | Evaluate | Close | Fail
 Outcome = tuple["Round", list[Command]]
 
 
+class Cohort(tuple[NodeId, ...]):
+    """The nodes of a round in the order they were drawn; asking for one does not go through all of them."""
+
+    @cached_property
+    def _members(self) -> frozenset[NodeId]:
+        return frozenset(self)
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._members
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """One round. Times are monotonic seconds."""
@@ -147,6 +159,10 @@ class Round:
     lost: Mapping[NodeId, tuple[float, str]] = field(default_factory=dict)
     """Nodes that vanished, when, and why; they may come back within the grace."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.cohort, Cohort):
+            object.__setattr__(self, "cohort", Cohort(self.cohort))
+
     @property
     def collecting(self) -> bool:
         """Whether updates are still taken."""
@@ -155,8 +171,17 @@ class Round:
     @property
     def awaited(self) -> list[NodeId]:
         """Cohort members that may still answer."""
-        settled = (self.accepted, self.rejected, self.gone)
-        return [n for n in self.cohort if not any(n in s for s in settled)]
+        return [n for n in self.cohort if self.awaits(n)]
+
+    @property
+    def open_places(self) -> int:
+        """How many are awaited, without a look at each: a member is in one of the three at most."""
+        return len(self.cohort) - len(self.accepted) - len(self.rejected) - len(self.gone)
+
+    def awaits(self, node: NodeId) -> bool:
+        """Whether this node belongs to the cohort and may still answer."""
+        settled = node in self.accepted or node in self.rejected or node in self.gone
+        return node in self.cohort and not settled
 
     @property
     def missing(self) -> dict[NodeId, str]:
@@ -184,12 +209,12 @@ def handle(round_: Round, event: Event, now: float) -> Outcome:
             )
             return _settle(round_, [Announce()] if first else [], now)
         case Rejected(node, why):
-            if node not in round_.awaited:
+            if not round_.awaits(node):
                 return round_, []
             rejected = {**round_.rejected, node: why}
             return _replace_node(replace(round_, rejected=rejected, lost=_without(round_.lost, node)), now)
         case Left(node, why, final):
-            if node not in round_.awaited:
+            if not round_.awaits(node):
                 return round_, []
             if final:
                 round_ = replace(round_, gone={**round_.gone, node: why}, lost=_without(round_.lost, node))
@@ -220,7 +245,7 @@ def _after(round_: Round, event: Event) -> Outcome:
 def _join(round_: Round, node: NodeId) -> Outcome:
     if node in round_.lost:
         return replace(round_, lost=_without(round_.lost, node)), []
-    if node in round_.cohort or len(round_.awaited) + len(round_.accepted) >= round_.goal:
+    if node in round_.cohort or round_.open_places + len(round_.accepted) >= round_.goal:
         return round_, []
     return _invite(round_, node)
 
@@ -232,7 +257,7 @@ def _invite(round_: Round, node: NodeId) -> Outcome:
 
 def _replace_node(round_: Round, now: float) -> Outcome:
     commands: list[Command] = []
-    while round_.reserve and len(round_.awaited) + len(round_.accepted) < round_.goal:
+    while round_.reserve and round_.open_places + len(round_.accepted) < round_.goal:
         round_, invited = _invite(round_, round_.reserve[0])
         commands += invited
     return _settle(round_, commands, now)
@@ -253,7 +278,7 @@ def _tick(round_: Round, now: float) -> Outcome:
 
 def _settle(round_: Round, commands: list[Command], now: float) -> Outcome:
     enough = len(round_.accepted) >= round_.goal
-    over = not round_.awaited or now >= round_.deadline_at
+    over = not round_.open_places or now >= round_.deadline_at
     if not enough and not over:
         return round_, commands
     if enough or len(round_.accepted) >= round_.quorum:

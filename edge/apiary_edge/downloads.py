@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from apiary.blobs import BlobStore, Download
 from apiary.bus.bus import Bus
@@ -12,6 +13,12 @@ from apiary.wire.messages import BlobRef, Want
 from apiary.wire.topics import Kind, Topics
 
 log = logging.getLogger(__name__)
+
+MAX_PAUSE: Final = 8
+"""A wish without an answer is repeated after the idle time, twice that, and so on, up to this many times."""
+GAPS: Final = 4
+"""Nothing is asked for again before this many times the longest pause between two chunks of the blob: on a
+slow link the rest is on its way, and asking would double it."""
 
 
 class Downloads:
@@ -28,6 +35,8 @@ class Downloads:
         self._idle_s = idle_s
         self._going: dict[Digest, Download] = {}
         self._heard_at = 0.0
+        self._gap = 0.0
+        self._unanswered: dict[Digest, int] = {}
 
     def fetch(self, ref: BlobRef, now: float) -> None:
         """Start to get a blob. Raises StoreError where there is no room for it."""
@@ -46,6 +55,7 @@ class Downloads:
             return None
         if download.accept(index, payload):
             # Chunks of several blobs share one link: while any comes, the others wait for their turn.
+            self._gap = max(self._gap, now - max(download.heard_at, self._heard_at))
             self._heard_at = now
         if not download.assembly.complete:
             return None
@@ -54,17 +64,25 @@ class Downloads:
             self._want(download, now)
             return None
         del self._going[digest]
+        self._unanswered.pop(digest, None)
         self._bus.unsubscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
         return digest
 
     def tick(self, now: float) -> None:
         """Ask again where nothing has come for a while."""
-        for download in self._going.values():
-            if now - max(download.heard_at, self._heard_at) >= self._idle_s:
+        for digest, download in self._going.items():
+            asked = self._unanswered.get(digest, 0)
+            pause = max(
+                self._idle_s * min(2**asked, MAX_PAUSE), min(GAPS * self._gap, MAX_PAUSE * self._idle_s)
+            )
+            if now - max(download.heard_at, self._heard_at) >= pause:
+                self._unanswered[digest] = asked + 1
                 self._want(download, now)
 
     def again(self, now: float) -> None:
         """The link or the coordinator is new: ask for what is missing."""
+        self._unanswered.clear()
+        self._gap = 0.0
         for download in self._going.values():
             self._want(download, now)
 
@@ -74,6 +92,7 @@ class Downloads:
             download.abandon()
             self._bus.unsubscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
         self._going.clear()
+        self._unanswered.clear()
 
     def _want(self, download: Download, now: float) -> None:
         download.heard_at = now

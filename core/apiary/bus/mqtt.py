@@ -226,7 +226,7 @@ class MqttBus:
 
         Timers do not show there, `due` names the next. Only where selectors are descriptors (epoll, kqueue).
         """
-        return int(self._selector.fileno())  # type: ignore[attr-defined] # not of every selector's class
+        return self._selector.fileno()
 
     def due(self) -> float:
         """When, on this bus's clock, `poll` is due even if `fileno` stays quiet; asked after each `poll`."""
