@@ -57,6 +57,8 @@ def small_grey(frame: NDArray[np.uint8], width: int = GREY_WIDTH) -> NDArray[np.
 
 def dhash(grey: NDArray[np.float32]) -> int:
     """64 bits: whether each of 8x9 areas is brighter than its right neighbour (Krawetz 2013)."""
+    if grey.shape[0] < 8 or grey.shape[1] < 9:
+        grey = np.kron(grey, np.ones((8, 9), np.float32))
     rows = np.linspace(0, grey.shape[0], 9).astype(int)
     columns = np.linspace(0, grey.shape[1], 10).astype(int)
     # A summed-area table gives each area's mean, also where areas differ by a pixel.

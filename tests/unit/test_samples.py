@@ -34,7 +34,6 @@ from apiary_edge.samples.model import (
     Refused,
     SampleId,
     State,
-    Suggestion,
     check_label,
     is_held_out,
 )
@@ -580,7 +579,8 @@ def test_a_store_of_20_000_answers_quickly(tmp_path: Path) -> None:
     db = sqlite3.connect(tmp_path / "samples" / "samples.sqlite")
     db.executemany(
         "INSERT INTO sample (id, origin, suffix, bytes, width, height, captured_at, source, held_out, label,"
-        " suggested, probability) SELECT ?1, ?1, 'jpg', 100, 8, 8, ?2, 's', 0, ?3, CASE WHEN ?4 THEN 'dog' END,"
+        " suggested, probability)"
+        " SELECT ?1, ?1, 'jpg', 100, 8, 8, ?2, 's', 0, ?3, CASE WHEN ?4 THEN 'dog' END,"
         " CASE WHEN ?4 THEN ?5 END",
         rows,
     )

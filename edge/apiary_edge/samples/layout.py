@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
@@ -69,6 +70,34 @@ class Pictures:
                 yield from entries
         except FileNotFoundError:
             (self.folder / prefix).mkdir(mode=0o700)
+
+
+class Reserve:
+    """A file that only takes up room: on a full disk even deleting needs some, for the index's journal."""
+
+    BYTES: Final = 2**20
+
+    def __init__(self, file: Path):
+        self._file = file
+
+    def keep(self) -> None:
+        """Take the room up, where there is any; a disk that is full now is tried again later."""
+        with contextlib.suppress(OSError):
+            fd = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if os.fstat(fd).st_size < self.BYTES:
+                    os.posix_fallocate(fd, 0, self.BYTES)
+            finally:
+                os.close(fd)
+
+    def release(self) -> bool:
+        """Give it back; whether there was any."""
+        try:
+            held = self._file.stat().st_size > 0
+            self._file.unlink()
+        except OSError:
+            return False
+        return held
 
 
 def forget_cached(cache: Path, samples: list[SampleId]) -> int:

@@ -73,8 +73,8 @@ class Room:
         return [SampleId(i) for (i,) in self._db.execute(_LABEL_OLDEST_FIRST, (label, over))]
 
     def _of(self, label: str) -> int:
-        (count,) = self._db.execute("SELECT COUNT(*) FROM sample WHERE label = ?", (label,)).fetchone()
-        return int(count)
+        row = self._db.execute("SELECT count FROM tally WHERE label = ?", (label,)).fetchone()
+        return int(row[0]) if row else 0
 
 
 def _free_bytes(folder: Path) -> int:

@@ -32,6 +32,17 @@ CREATE TRIGGER sample_in AFTER INSERT ON sample BEGIN
     UPDATE total SET count = count + 1, bytes = bytes + NEW.bytes; END;
 CREATE TRIGGER sample_out AFTER DELETE ON sample BEGIN
     UPDATE total SET count = count - 1, bytes = bytes - OLD.bytes; END;
+CREATE TABLE tally (label TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TRIGGER label_in AFTER INSERT ON sample WHEN NEW.label IS NOT NULL BEGIN
+    INSERT INTO tally VALUES (NEW.label, 1) ON CONFLICT (label) DO UPDATE SET count = count + 1; END;
+CREATE TRIGGER label_out AFTER DELETE ON sample WHEN OLD.label IS NOT NULL BEGIN
+    UPDATE tally SET count = count - 1 WHERE label = OLD.label;
+    DELETE FROM tally WHERE label = OLD.label AND count = 0; END;
+CREATE TRIGGER label_from AFTER UPDATE OF label ON sample WHEN OLD.label IS NOT NULL BEGIN
+    UPDATE tally SET count = count - 1 WHERE label = OLD.label;
+    DELETE FROM tally WHERE label = OLD.label AND count = 0; END;
+CREATE TRIGGER label_to AFTER UPDATE OF label ON sample WHEN NEW.label IS NOT NULL BEGIN
+    INSERT INTO tally VALUES (NEW.label, 1) ON CONFLICT (label) DO UPDATE SET count = count + 1; END;
 CREATE TABLE labelling (number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, who TEXT NOT NULL);
 CREATE TABLE change (
     labelling INTEGER NOT NULL REFERENCES labelling ON DELETE CASCADE, id TEXT NOT NULL,
@@ -43,6 +54,7 @@ CREATE TABLE gone (
 CREATE INDEX gone_origin ON gone (origin);
 CREATE INDEX gone_owner ON gone (by_owner, number);
 """
+# total, tally: kept by triggers, so that taking a picture costs the same in a large store.
 # sample.origin: sha256 of the bytes as they were given, before metadata was taken out.
 # sample.likeness: 64 bit perceptual hash of captured frames, as SQLite's signed integer.
 # change: the former label of each sample of a labelling, for undo.

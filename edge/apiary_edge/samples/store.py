@@ -18,7 +18,7 @@ from apiary.errors import DataError, StoreError
 from apiary.files import clear_partial
 from apiary.wire.messages import MAX_LABELS
 from apiary_edge.samples import queries, schema
-from apiary_edge.samples.layout import PREFIXES, Pictures, forget_cached
+from apiary_edge.samples.layout import PREFIXES, Pictures, Reserve, forget_cached
 from apiary_edge.samples.model import (
     MAX_PAGE,
     Added,
@@ -76,6 +76,8 @@ class SampleStore:
         except OSError as e:
             raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
         self._pictures.prepare()
+        self._reserve = Reserve(folder / "reserve")
+        self._reserve.keep()
         self._db = schema.connect(self._file)
 
     def close(self) -> None:
@@ -106,9 +108,15 @@ class SampleStore:
 
         There is no undo. The camera does not bring the same picture back; an import does.
         """
-        with self._writing():
-            gone = self._drop(ids, by_owner=True)
+        try:
+            gone = self._delete_rows(ids)
+        except StoreError:
+            # On a full disk this is how an owner frees room: it must not need any.
+            if not self._reserve.release():
+                raise
+            gone = self._delete_rows(ids)
         self._unlink(gone)
+        self._reserve.keep()
         return len(gone)
 
     def get(self, sample: SampleId) -> Sample | None:
@@ -182,8 +190,7 @@ class SampleStore:
 
     def labels(self) -> list[str]:
         """Every label that a sample has, sorted."""
-        query = "SELECT DISTINCT label FROM sample WHERE label IS NOT NULL ORDER BY label"
-        return [label for (label,) in self._select(query)]
+        return [label for (label,) in self._select("SELECT label FROM tally ORDER BY label")]
 
     # -- suggestions -----------------------------------------------------------------------------------
 
@@ -345,6 +352,10 @@ class SampleStore:
             },
         )
         return Added(sample, tuple(s for s, _ in dropped))
+
+    def _delete_rows(self, ids: Sequence[SampleId]) -> list[tuple[SampleId, str]]:
+        with self._writing():
+            return self._drop(ids, by_owner=True)
 
     def _drop(self, ids: Sequence[SampleId], *, by_owner: bool) -> list[tuple[SampleId, str]]:
         """Take rows out, inside a transaction; the files that are to be removed after it."""
