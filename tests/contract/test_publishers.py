@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -569,6 +570,32 @@ def test_nobody_there_is_said_soon(loop: Loop, run: Path, api: EdgeImpulseApi, t
     (failed,) = loop.do(job(run, api, tmp_path, api_endpoint="http://no.such.host.invalid/v1"))
     assert isinstance(failed, Failed)
     assert "the name cannot be resolved: is this machine online?" in failed.message
+
+
+@needs_sdk
+def test_a_host_that_swallows_packets_is_said(
+    loop: Loop, run: Path, api: EdgeImpulseApi, tmp_path: Path
+) -> None:
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # once its queue is full, Linux drops what else asks for a connection
+            asks = stack.enter_context(socket.socket())
+            asks.setblocking(False)
+            asks.connect_ex(full.getsockname())
+        began = time.monotonic()
+        endpoint = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+        failed = loop.do(job(run, api, tmp_path, api_endpoint=endpoint))[-1]
+    assert isinstance(failed, Failed)
+    assert "no connection within 1 s: is this machine online, is there a firewall?" in failed.message
+    assert time.monotonic() - began < 10
+
+
+@needs_sdk
+def test_tls_that_fails_is_said(loop: Loop, run: Path, api: EdgeImpulseApi, tmp_path: Path) -> None:
+    endpoint = api.endpoint.replace("http:", "https:")
+    failed = loop.do(job(run, api, tmp_path, api_endpoint=endpoint))[-1]
+    assert isinstance(failed, Failed)
+    assert "projects: TLS fails: " in failed.message
 
 
 @needs_sdk

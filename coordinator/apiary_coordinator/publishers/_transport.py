@@ -174,6 +174,10 @@ def _network(e: Exception) -> str:
             return "the name cannot be resolved: is this machine online?"
         case urllib3.exceptions.NewConnectionError():  # urllib3 counts it among the time-outs
             return f"no connection: {str(cause).rsplit('] ', 1)[-1]}: is anything listening there?"
+        case urllib3.exceptions.SSLError():
+            return (
+                f"TLS fails: {str(cause)[:300]}: is this machine's clock right, does a proxy stand between?"
+            )
         case urllib3.exceptions.ConnectTimeoutError():
             return f"no connection within {CONNECT_S:g} s: is this machine online, is there a firewall?"
         case urllib3.exceptions.ReadTimeoutError():
