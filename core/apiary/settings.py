@@ -199,9 +199,7 @@ class CaptureSettings(_Section):
     near_duplicate_bits: int = Field(
         4, ge=-1, le=64, description="drop frames that differ from a late one in no more of 64 bits; -1: off"
     )
-    near_duplicate_window: int = Field(
-        64, ge=1, le=4096, description="how many late ones are compared"
-    )
+    near_duplicate_window: int = Field(64, ge=1, le=4096, description="how many late ones are compared")
     min_sharpness: float = Field(
         15.0, ge=0, description="drop blurred frames: variance of the Laplacian at 320 pixels' width"
     )
