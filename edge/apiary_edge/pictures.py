@@ -56,8 +56,13 @@ def without_held_out(job: TrainJob, found: Scan, data: Dataset) -> Dataset:
     if job.store is None or job.data_dir is None:
         return data
     ours = {r.path.stem for r in found.records if r.path.is_relative_to(job.store)}
+    chosen: list[int] = []
+    seen: set[str] = set()
     with _opened(job.store) as store:
-        chosen = [i for i, digest in enumerate(data.digests) if digest in ours or store.knows(digest) is None]
+        for i, digest in enumerate(data.digests):
+            if digest not in seen and (digest in ours or store.knows(digest) is None):
+                chosen.append(i)
+                seen.add(digest)
     if len(chosen) == len(data):
         return data
     if not chosen:

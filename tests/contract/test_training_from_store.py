@@ -1,0 +1,157 @@
+"""A real training child on a sample store: labelled samples train, held-out and unlabelled ones never."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from apiary.errors import DataError
+from apiary.learn import images
+from apiary.learn.manifest import PictureInput
+from apiary.wire.messages import Plan
+from apiary_coordinator.export.client import Built, build_in_child
+from apiary_coordinator.export.job import BuildJob
+from apiary_edge import pictures
+from apiary_edge.job import Told, TrainJob
+from apiary_edge.samples.incoming import Incoming
+from apiary_edge.samples.model import Bounds
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.trainer import train
+from apiary_edge.training import scratch
+
+LABELS = ["dark", "light"]
+TO = PictureInput(height=16, width=16, channels=3)
+
+
+def shade(label: str, seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    low, high = (0, 90) if label == "dark" else (160, 255)
+    out = io.BytesIO()
+    Image.fromarray(rng.integers(low, high, (20, 20, 3), np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SampleStore]:
+    made = SampleStore(
+        tmp_path / "samples", tmp_path / "cache", Bounds(min_free_bytes=0, held_out=0.3), time.time
+    )
+    yield made
+    made.close()
+
+
+def job(tmp_path: Path, **more: object) -> TrainJob:
+    fields = {
+        "run": "r",
+        "round": 1,
+        "node": "pi-1",
+        "plan": Plan(epochs=6, batch_size=8, learning_rate=0.01),
+        "manifest": tmp_path,
+        "trainer": None,
+        "base": None,
+        "base_digest": None,
+        "model": tmp_path,
+        "store": tmp_path / "samples",
+        "cache_dir": tmp_path / "cache",
+        "cache_mb": 10,
+        "out": scratch(tmp_path),
+        "runtime": "litert",
+        "threads": 1,
+    }
+    return TrainJob.model_validate({**fields, **more})
+
+
+def fill(store: SampleStore, count: int) -> None:
+    for i in range(count):
+        label = LABELS[i % 2]
+        store.add(Incoming(shade(label, i), "import", label))
+
+
+def test_only_labelled_samples_that_are_not_held_out_are_found(tmp_path: Path, store: SampleStore) -> None:
+    fill(store, 40)
+    store.add(Incoming(shade("dark", 900), "camera"))
+    store.add(Incoming(shade("dark", 901), "import", "fox"))
+    found = pictures.find(job(tmp_path), LABELS)
+    trained = {s.digest for s in store.training() if s.label != "fox"}
+    assert {r.path.stem for r in found.records} == trained and 15 < len(trained) < 40
+    data = images.load(found, TO)
+    assert set(data.digests) == trained
+    tests = pictures.held_out(tmp_path / "samples", LABELS)
+    assert len(tests.records) + len(trained) == 40
+
+
+def test_a_folder_adds_to_the_store_but_not_what_is_held_out_there(
+    tmp_path: Path, store: SampleStore
+) -> None:
+    fill(store, 30)
+    for i in range(40):
+        path = tmp_path / "data" / LABELS[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(shade(LABELS[i % 2], i))
+    both = job(tmp_path, data_dir=tmp_path / "data")
+    found = pictures.find(both, LABELS)
+    data = pictures.without_held_out(both, found, images.load(found, TO))
+    held = {s.digest for s in store.held_out()}
+    assert len(held) > 3 and not held & set(data.digests)
+    assert len(data) == len(set(data.digests)) == len(store.training()) + 10
+    only = job(tmp_path, store=None, data_dir=tmp_path / "data")
+    alone = pictures.find(only, LABELS)
+    assert len(alone.records) == 40 and pictures.without_held_out(only, alone, data) is data
+
+
+def test_a_store_without_a_label_declines_and_says_what_to_do(tmp_path: Path, store: SampleStore) -> None:
+    with pytest.raises(DataError, match="may be trained yet: 0 wait for a label"):
+        pictures.find(job(tmp_path), LABELS)
+    store.add(Incoming(shade("dark", 1), "camera"))
+    store.add(Incoming(shade("dark", 2), "import", "fox"))
+    with pytest.raises(DataError, match=r"1 wait for a label(.|\n)*1 pictures of label 'fox' are left out"):
+        pictures.find(job(tmp_path), LABELS)
+    with pytest.raises(DataError, match="neither a data folder nor a sample store is set"):
+        pictures.find(job(tmp_path, store=None), LABELS)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build_in_child(
+        BuildJob(
+            recipe="edge_cnn",
+            options={"size": 16, "channels": 3, "widths": [8, 16]},
+            labels=LABELS,
+            plan=Plan(batch_size=8),
+            out=tmp_path_factory.mktemp("store") / "out",
+        )
+    )
+
+
+@pytest.mark.tensorflow
+def test_a_child_trains_from_the_store(tmp_path: Path, store: SampleStore, built: Built) -> None:
+    fill(store, 60)
+    store.add(Incoming(shade("dark", 900), "camera"))
+    trained = len(store.training())
+    from apiary.wire import blob
+
+    (tmp_path / "manifest").write_bytes(built.manifest.encode())
+    (tmp_path / "model").write_bytes(blob.encode(built.initial))
+    files = {
+        "manifest": tmp_path / "manifest",
+        "model": tmp_path / "model",
+        "trainer": built.folder / "trainer.tflite",
+    }
+    told: list[Told] = []
+    train(job(tmp_path, **files), told.append)
+    done = told[-1]
+    assert done.kind == "done" and done.samples == trained < 60
+    assert done.metrics is not None and done.metrics.loss < 0.2, "it learned what the pictures show"
+    # What it cached goes with the picture.
+    victim = store.training()[0].digest
+    assert list((tmp_path / "cache").rglob(victim))
+    store.delete([victim])
+    assert not list((tmp_path / "cache").rglob(victim))
+    train(job(tmp_path, **files), told.append)
+    assert told[-1].samples == trained - 1
