@@ -135,7 +135,10 @@ class Collection:
 
     def close(self, *, remove: bool) -> None:
         """The round is over."""
-        self._spool.close(remove=remove)
+        self._spool.close()
+        if remove:
+            # Freeing a gigabyte takes the disk a while, and the next round need not wait for it.
+            self._worker.submit(self._spool.remove, _nothing)
         # Rounds are parts of cycles, and the collector of those does not see how large a sum is.
         self.sum = ExactSum({}, self._terms.bits)
 

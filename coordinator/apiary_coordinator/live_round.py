@@ -245,7 +245,8 @@ class LiveRound:
             case table.Close():
                 self._close()
             case table.Fail(why):
-                self.parts.closed(Closed(self._result("failed", why), {"shares": self._shares}))
+                result = self._result("failed", why, self._node_metrics())
+                self.parts.closed(Closed(result, {"shares": self._shares}))
             case _:
                 assert_never(command)
 
@@ -267,15 +268,16 @@ class LiveRound:
     def _close(self) -> None:
         assert self._next is not None and self._judgement is not None  # noqa: S101 - the table says so
         weights, model, state = self._next
-        details = {"shares": self._shares, "node_metrics": self._node_metrics(), **self._judgement.details}
-        self.parts.closed(Closed(self._result("closed", None), details, weights, model, state))
+        metrics = self._node_metrics()
+        details = {"shares": self._shares, "node_metrics": metrics, **self._judgement.details}
+        result = self._result("closed", None, metrics)
+        self.parts.closed(Closed(result, details, weights, model, state))
         # A round is part of cycles: the models would stay until their collector comes by.
         self._next = None
         self.parts = replace(self.parts, weights=Weights({}), state=Weights({}))
 
-    def _result(self, state: str, why: str | None) -> RoundResult:
+    def _result(self, state: str, why: str | None, metrics: dict[str, Any]) -> RoundResult:
         judged = self._judgement
-        metrics = self._node_metrics()
         return RoundResult.model_validate(
             {
                 "run": self.parts.run,
@@ -297,6 +299,7 @@ class LiveRound:
         )
 
     def _node_metrics(self) -> dict[str, Any]:
+        """What the accepted nodes say of their training."""
         rows = self.parts.journal.accepted(self.parts.run, self.round.number)
         return {r.node: Offer.model_validate_json(r.offer).metrics.model_dump(mode="json") for r in rows}
 

@@ -73,11 +73,16 @@ class Spool:
             except OSError as e:
                 raise StoreError(f"cannot sync the spool {self._path}: {e.strerror}") from e
 
-    def close(self, *, remove: bool = False) -> None:
-        """Close the file, and remove it where the round is done."""
+    def close(self) -> None:
+        """Close the file; what it holds stays."""
         os.close(self._fd)
-        if remove:
+
+    def remove(self) -> None:
+        """Remove the file: the round is done. Raises StoreError."""
+        try:
             self._path.unlink(missing_ok=True)
+        except OSError as e:
+            raise StoreError(f"cannot remove the spool {self._path}: {e.strerror}") from e
 
 
 def _aligned(size: int) -> int:

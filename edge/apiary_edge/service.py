@@ -109,7 +109,7 @@ class Edge:
         )
         self._labels: dict[str, int] = {}
         self._trouble: str | None = None
-        self._told_status: NodeStatus | None = None
+        self._said: tuple[object, ...] | None = None
         self._counted_at = 0.0
         self._refreshed_at = clock()
         self._progress_at = 0.0
@@ -238,6 +238,8 @@ class Edge:
         self._newest = (told.run, told.round, now)
         self._coordinator = told.epoch
         refs = [ref for ref in (told.manifest, told.trainer, told.base, told.model) if ref is not None]
+        if told.state not in table.OPEN_STATES or self.session.state is State.SENDING:
+            refs = []  # nothing begins with this one: the disk need not be asked
         has = frozenset(Digest(r.digest) for r in refs if self._blobs.verify(Digest(r.digest)))
         self._handle(table.Announced(told, invited), has)
 
@@ -459,6 +461,11 @@ class Edge:
         if self._declined is not None:
             run, number, declined_why = self._declined
             why = why or declined_why
+        # After every event, so it is cheap where nothing has changed.
+        says = (self.session.state, why, run, number, self._labels, self._declined, self._trouble)
+        if says == self._said:
+            return
+        self._said = says
         status = NodeStatus(
             state="paused" if self._trouble else _STATES[self.session.state],
             why=why[:500] if why else None,
@@ -472,9 +479,7 @@ class Edge:
             version=__version__,
             session=self._instance,
         )
-        if status != self._told_status:
-            self._told_status = status
-            self._outlet.send(status, self.node)
+        self._outlet.send(status, self.node)
 
     def _progress(self, job: Announcement, told: Told) -> None:
         now = self._clock()

@@ -61,7 +61,8 @@ def test_after_a_restart_the_bytes_are_there_and_new_slots_come_after_them(path:
     with again.view(slot, 5) as view:
         assert bytes(view) == b"hello"
     assert again.allocate(5) == PAGE
-    again.close(remove=True)
+    again.close()
+    again.remove()
     assert not path.exists()
 
 
