@@ -196,6 +196,22 @@ def test_a_run_that_does_not_hold_is_not_published(
     assert not (run.parents[1] / "releases").exists()
 
 
+def test_accuracy_is_told_before_anything_goes_out(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    publish(run, ["directory"], settings(run))
+    first, *rest = [r.getMessage() for r in caplog.records]
+    assert first == (
+        "run=autumn publishing float32, accuracy on the held-out pictures: float32=97.0% int8=96.0%"
+    )
+    assert rest[0].startswith("publisher=directory released")
+    for int8, warns in ((0.951, False), (0.949, True)):
+        caplog.clear()
+        summary = json.loads((run / "summary.json").read_text()) | {"int8_accuracy": int8}
+        (run / "summary.json").write_text(json.dumps(summary))
+        publish(run, ["directory"], settings(run, model_type="int8"))
+        assert ("int8 is 2.1 points less accurate than float32" in caplog.text) == warns
+
+
 # -- directory -------------------------------------------------------------------------------------------
 
 
@@ -712,7 +728,9 @@ def test_a_run_becomes_an_eim_that_predicts(
 
 @pytest.mark.slow
 @needs_sdk
-def test_an_interrupted_publishing_goes_on_where_it_was(run: Path, api: EdgeImpulseApi, key: str) -> None:
+def test_a_stopped_publishing_keeps_what_is_done_and_shows_no_key(
+    run: Path, api: EdgeImpulseApi, key: str
+) -> None:
     api.faults = {"Building binary": ["job_never_ends"]}
     seen: list[bool] = []
 
@@ -730,14 +748,34 @@ def test_an_interrupted_publishing_goes_on_where_it_was(run: Path, api: EdgeImpu
     assert seen == [False]
     entry = read(run)["edge_impulse/runner-linux-aarch64/float32"]
     assert (entry["state"], set(entry["steps"])) == ("failed", {"profile"})
+
+
+@needs_sdk
+@pytest.mark.slow
+def test_a_killed_publishing_leaves_no_child_and_goes_on(
+    run: Path, api: EdgeImpulseApi, key: str, tmp_path: Path
+) -> None:
+    api.faults = {"Building binary": ["job_never_ends"]}
+    command = [sys.executable, "-m", "apiary_cli", "publish", "autumn", "--to", "edge_impulse"]
+    child = subprocess.Popen([*command, "--set", f"publish.api_endpoint={api.endpoint}"], cwd=tmp_path)
+    until = time.monotonic() + 60
+    while api.counts["build"] == 0 and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    assert api.counts["build"] == 1
+    child.kill()
+    child.wait()
+    time.sleep(2.5)  # the SDK asks for the job each second
+    asked = api.counts["status"]
+    time.sleep(2.5)
+    assert api.counts["status"] == asked
     api.faults = {}
-    outcome = one(publish(run, ["edge_impulse"], settings(run, api, target="runner-linux-aarch64")))
+    chosen = settings(run, api, target="runner-linux-aarch64")
+    outcome = one(publish(run, ["edge_impulse"], chosen))
     assert outcome.error is None and outcome.result is not None
-    assert api.counts["profile"] == 1
-    assert outcome.result["build"]["print_info"].startswith(
-        "not run: this machine does not run programs for aar"
-    )
+    assert (api.counts["profile"], api.counts["build"]) == (1, 2)
+    assert outcome.result["build"]["print_info"].startswith("not run: this machine does not run programs")
     assert (run / "model-runner-linux-aarch64.eim").stat().st_mode & 0o111
+    assert holds(run, key) == []
 
 
 @pytest.mark.slow

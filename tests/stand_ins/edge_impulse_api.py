@@ -356,6 +356,9 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     api: EdgeImpulseApi
 
+    def handle_error(self, *_: Any) -> None:
+        """A client that was killed hangs up in the middle: that is what is tried."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

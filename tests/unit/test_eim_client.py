@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from tests.stand_ins.eim_program import write_program
 
+from apiary.eim.protocol import accept, classify, hello, read_hello, read_info, read_result
 from apiary.errors import DataError, EimError
 from apiary_edge.eim.client import EimRunner, Limits
 from apiary_edge.eim.shared_memory import FOLDER
@@ -70,6 +72,21 @@ def test_pictures_become_probabilities(tmp_path: Path, shm: bool) -> None:
             assert (blue.label, blue.probabilities) == ("blue", {"blue": 1.0, "red": 0.0})
         assert red.timing.classification_ms == 2
         assert (eim._mapped is not None) == shm
+
+
+def test_the_stand_in_speaks_on_stdin_and_prints_its_model(tmp_path: Path) -> None:
+    program = write_program(tmp_path / "model.eim")
+    asked = hello(1) + b"\n" + hello(2) + classify([0] * 47, 3) + classify([0] * 48, 4)
+    done = subprocess.run([program, "stdin"], input=asked, capture_output=True, check=True, timeout=20)
+    banner, *answers = done.stdout.decode().splitlines()
+    first, second, third, fourth = map(json.loads, answers)
+    assert "listening for JSON messages on stdin" in banner
+    assert read_hello(accept(first, 1)).labels == ("cat", "dog")
+    assert second["error"] == "Invalid message 'hello', already initialized"
+    assert third["error"] == "Invalid number of features in 'classify', expected 48 but got 47"
+    assert read_result(accept(fourth, 4), ("cat", "dog")).label == "cat"
+    done = subprocess.run([program, "--print-info"], capture_output=True, check=True, timeout=20)
+    assert read_info(done.stdout.decode()) == read_hello(first)
 
 
 def test_shared_memory_that_does_not_hold_is_not_used(tmp_path: Path) -> None:
