@@ -745,6 +745,7 @@ def test_a_stopped_publishing_keeps_what_is_done_and_shows_no_key(
         publish(run, ["edge_impulse"], settings(run, api, target="runner-linux-aarch64"), stop=stop)
     )
     assert "publishing was stopped; the same command goes on with it" in str(outcome.error)
+    assert list((tmp_path / "tmp").iterdir()) == []
     assert seen == [False]
     entry = read(run)["edge_impulse/runner-linux-aarch64/float32"]
     assert (entry["state"], set(entry["steps"])) == ("failed", {"profile"})

@@ -49,7 +49,8 @@ def run(
         start_new_session=True,
         preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls prctl only
         # The key by the environment alone: arguments are for everyone to see, files stay.
-        env=os.environ | {"EI_API_KEY": key, "PYTHONUNBUFFERED": "1"},
+        # Its temporary files lie in a folder of ours: ended by a signal, it does not clean up.
+        env=os.environ | {"EI_API_KEY": key, "PYTHONUNBUFFERED": "1", "TMPDIR": str(job.out.parent)},
     )
     assert child.stdin and child.stdout and child.stderr  # noqa: S101 - we asked for pipes
     try:
