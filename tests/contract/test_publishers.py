@@ -729,8 +729,10 @@ def test_a_run_becomes_an_eim_that_predicts(
 @pytest.mark.slow
 @needs_sdk
 def test_a_stopped_publishing_keeps_what_is_done_and_shows_no_key(
-    run: Path, api: EdgeImpulseApi, key: str
+    run: Path, api: EdgeImpulseApi, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     api.faults = {"Building binary": ["job_never_ends"]}
     seen: list[bool] = []
 
