@@ -325,6 +325,18 @@ def test_a_watched_folder_gives_each_picture_once_oldest_first_and_nothing_else(
     frame = camera.frame()
     assert frame is not None and frame.shape == (HEIGHT, WIDTH, 3)
     assert camera.frame() is None
+    for name in ("c.jpg", "d.jpg"):
+        (folder / name).write_bytes(jpeg(scene()))
+    time.sleep(0.15)
+    assert camera.frame() is not None
+    folder.rename(tmp_path / "away")
+    with pytest.raises(CameraError, match="is its drive still there"):
+        camera.frame()
+    camera.close()
+    (tmp_path / "away").rename(folder)
+    camera.open()
+    assert camera.frame() is not None, "what was still to come is not passed over"
+    assert camera.frame() is None
     (folder / "link.jpg").unlink()
     outside.rename(folder / "moved.jpg")
     time.sleep(0.15)

@@ -385,10 +385,14 @@ def test_a_child_captures_from_a_folder_survives_its_going_and_is_restarted(tmp_
         told = wait_for(process, "gone")
         assert any("the capture child was ended by signal 9; it is started again" in t.text for t in told)
         wait_for(process, "back")
+        store = SampleStore(job.store_dir, job.cache_dir, bounds_of(job.store), time.time)
+        end = time.monotonic() + 15
+        while store.counts().unlabelled < 3 and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.3)
     finally:
         process.stop()
     assert process._child is None
-    store = SampleStore(job.store_dir, job.cache_dir, bounds_of(job.store), time.time)
     assert store.counts().unlabelled == 3, "the same three, however often they were seen"
     store.close()
 

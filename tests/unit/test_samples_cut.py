@@ -9,8 +9,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,17 @@ def check(folder: Path) -> list[SampleId]:
     assert counts.total == len(ids) and counts.bytes == sum(s.bytes for s in store.page().samples)
     store.close()
     return ids
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """In memory where there is such a place: hundreds of copies, each synced."""
+    memory = Path("/dev/shm")  # noqa: S108 - a fresh folder in it
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

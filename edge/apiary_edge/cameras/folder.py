@@ -65,11 +65,18 @@ class WatchedFolder:
                 self._list()
             if not self._ahead:
                 return None
-            self._seen = self._ahead.popleft()
+            key = self._ahead.popleft()
             try:
-                return read_still(self._folder / self._seen[1])
+                picture = read_still(self._folder / key[1])
             except DataError:
+                if not self._folder.is_dir():
+                    # Not the file's fault: it is still to be seen when the folder is back.
+                    raise CameraError(f"{self.name}: it is gone; is its drive still there?") from None
                 self.skipped += 1
+                self._seen = key
+                continue
+            self._seen = key
+            return picture
 
     def close(self) -> None:
         """Stop watching."""
