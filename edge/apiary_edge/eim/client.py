@@ -182,7 +182,12 @@ def fit(picture: NDArray[np.uint8], model: EimModel) -> NDArray[np.uint8]:
             case "fit-shortest":
                 image = ImageOps.fit(image, size, how)
             case "fit-longest":
-                image = ImageOps.pad(image, size, how)
+                scale = min(model.width / image.width, model.height / image.height)
+                # Not ImageOps.pad: a picture of extreme sides would become 0 pixels high there.
+                inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+                bars = Image.new(image.mode, size)
+                bars.paste(image.resize(inner, how), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+                image = bars
             case _:
                 image = image.resize(size, how)
     return np.asarray(image, np.uint8).reshape(model.height, model.width, model.channels)
