@@ -42,7 +42,7 @@ from apiary_coordinator.worker import ThreadWorker
 from apiary_coordinator.workshop import Artefacts, Judgement
 from apiary_edge.job import Told, TrainJob
 from apiary_edge.outbox import Outbox
-from apiary_edge.service import Edge
+from apiary_edge.service import RECEIVE_MAXIMUM, Edge
 from apiary_edge.service import will as edge_will
 
 SAMPLES = 20
@@ -53,6 +53,7 @@ SCALE = 1e-6
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("role", choices=("coordinator", "node"))
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--node-id", default="x")
@@ -170,11 +171,17 @@ class Stopwatch:
     cpu: dict[int, dict[str, float]]
     counted: dict[int, tuple[int, int]]
     """Contributors of each round, and the sum of their samples."""
+    update_bytes: int = 0
+    model_bytes: int = 0
+    once_bytes: tuple[int, ...] = ()
+    """Blobs that are the same in each round."""
 
     def tap(self, kind: Kind, node: NodeId | None, message: Message) -> None:
         now = time.perf_counter()
         if isinstance(message, Announcement):
             self.phases.append((message.round, message.state, now))
+            self.model_bytes = message.model.bytes
+            self.once_bytes = tuple(b.bytes for b in (message.manifest, message.trainer) if b is not None)
             if message.state == "open":
                 self.opened.setdefault(message.round, now)
         elif isinstance(message, RoundResult):
@@ -182,6 +189,7 @@ class Stopwatch:
             self.closed[message.round] = now
             self.seconds[message.round] = message.seconds
             took_part = message.contributors.values()
+            self.update_bytes = max(c.bytes for c in took_part)
             self.counted[message.round] = (len(took_part), sum(c.samples for c in took_part))
             self.cpu[message.round] = cpu_of(os.getpid(), children(os.getppid()))
 
@@ -190,7 +198,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return Settings.model_validate(
         {
             "federation": "bench",
-            "broker": {"port": args.port},
+            "broker": {"host": args.host, "port": args.port},
             "run": {
                 "rounds": args.rounds,
                 "min_nodes": args.nodes,
@@ -252,6 +260,9 @@ def coordinator(args: argparse.Namespace) -> None:
                 "cpu": per_round(watch.cpu[rounds[0]], watch.cpu[rounds[-1]], len(rounds) - 1),
                 "collected": [_until(watch, r, "aggregating") for r in rounds],
                 "counted": [watch.counted[r] for r in rounds],
+                "update_bytes": watch.update_bytes,
+                "model_bytes": watch.model_bytes,
+                "once_bytes": watch.once_bytes,
             }
         )
     )
@@ -268,7 +279,12 @@ def node(args: argparse.Namespace) -> None:
     tune(small=True)
     instance, name = str(os.getpid()), NodeId(args.node_id)
     edge = settings.edge
-    bus = MqttBus(settings.broker, f"bench-{name}", edge_will(settings.topics, name, instance))
+    bus = MqttBus(
+        settings.broker,
+        f"bench-{name}",
+        edge_will(settings.topics, name, instance),
+        receive_maximum=RECEIVE_MAXIMUM,
+    )
     service = Edge(
         settings,
         bus=bus,

@@ -24,7 +24,7 @@ from apiary.bus.deathsig import die_with_parent
 from apiary.bus.mqtt import MqttBus
 from apiary.wire import NodeId
 from apiary_edge.outbox import Outbox
-from apiary_edge.service import Edge
+from apiary_edge.service import RECEIVE_MAXIMUM, Edge
 from apiary_edge.service import will as edge_will
 
 QUIET_S = 2.0
@@ -57,10 +57,15 @@ def main() -> None:
 def node(args: argparse.Namespace, number: int) -> tuple[MqttBus, Edge]:
     """One node, started; its bus connects by itself when it is turned."""
     name = NodeId(f"pi-{number:04d}")
-    args.node_id, args.nodes, args.rounds, args.sync = name, 1, 1, False
+    args.host, args.node_id, args.nodes, args.rounds, args.sync = "127.0.0.1", name, 1, 1, False
     settings = settings_of(args)
     edge, instance = settings.edge, f"s-{number}"
-    bus = MqttBus(settings.broker, f"bench-{name}", edge_will(settings.topics, name, instance))
+    bus = MqttBus(
+        settings.broker,
+        f"bench-{name}",
+        edge_will(settings.topics, name, instance),
+        receive_maximum=RECEIVE_MAXIMUM,
+    )
     service = Edge(
         settings,
         bus=bus,

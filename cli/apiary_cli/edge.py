@@ -16,8 +16,11 @@ from apiary.settings import Settings, load_settings
 from apiary.wire import NodeId
 from apiary_cli.once import FirstConnection
 from apiary_cli.stopping import stop_on_signals
+from apiary_edge.capture_job import bounds_of, job_of, store_dir
+from apiary_edge.capturing import CaptureProcess
 from apiary_edge.outbox import Outbox
-from apiary_edge.service import Edge, will
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
 from apiary_edge.training import TrainingProcess
 from apiary_edge.twin import hold_folder
 
@@ -28,6 +31,7 @@ _EXAMPLES = """examples:
   apiary edge --data pictures --host broker.local
   apiary edge --data pictures --once            one round, then leave; fails where no broker answers
 
+Pictures come from a folder, from this node's sample store (apiary samples, apiary label), or from both.
 The folder holds one folder a label: pictures/cat/001.jpg, pictures/dog/002.png.
 No picture leaves this machine.
 """
@@ -67,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
             settings.broker,
             client_id=f"{settings.federation}-node-{node}",
             will=will(settings.topics, node, instance),
+            receive_maximum=RECEIVE_MAXIMUM,
         )
         service = Edge(
             settings,
@@ -78,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
             wall=time.time,
             instance=instance,
             runtimes=_runtimes(settings),
+            store=_store(settings),
+            capture=CaptureProcess(job_of(edge), bus.wake) if edge.camera.kind is not None else None,
             memory_mb=_memory_mb(),
         )
         with stop_on_signals(bus.wake) as stop:
@@ -90,6 +97,14 @@ def run(args: argparse.Namespace) -> int:
             finally:
                 service.close()
         return stop.exit_code
+
+
+def _store(settings: Settings) -> SampleStore | None:
+    """The node's sample store, where it has a camera or somebody has put pictures into one."""
+    edge = settings.edge
+    if edge.camera.kind is None and not store_dir(edge).is_dir():
+        return None
+    return SampleStore(store_dir(edge), edge.state_dir / "cache", bounds_of(edge.store), time.time)
 
 
 def _runtimes(settings: Settings) -> list[str]:

@@ -230,7 +230,7 @@ class EdgeSettings(_Section):
         60.0, ge=1, le=3600, description="say again who is here, and ask what is current"
     )
     want_idle_s: float = Field(
-        10.0, gt=0, le=3600, description="ask again for missing chunks after this pause"
+        30.0, gt=0, le=3600, description="ask again for missing chunks after this pause"
     )
     store: StoreSettings = Field(
         default_factory=StoreSettings, description="Bounds of the sample store: docs/appliance.md"

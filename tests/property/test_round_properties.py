@@ -67,6 +67,7 @@ def check(before: Round, event: Event, after: Round, commands: list[Any]) -> Non
     assert everyone <= set(after.cohort), "a stranger has a state"
     assert len(set(after.cohort)) == len(after.cohort)
     assert not set(after.cohort) & set(after.reserve)
+    assert after.open_places == len(after.awaited)
     assert not set(after.missing) & set(after.accepted)
     assert set(after.missing) | set(after.accepted) | set(after.rejected) == set(after.cohort)
     # Never backwards, never past the goal, never a word more once it is over.

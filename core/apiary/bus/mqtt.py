@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -99,8 +100,9 @@ class _Client(paho.Client):
 class MqttBus:
     """One party's connection to a broker; see `apiary.bus.bus.Bus`. No threads: `poll` does everything.
 
-    Raises SettingsError at once where a
-    password or certificate file cannot be read.
+    `receive_maximum`: what the broker may send ahead of our acknowledgement (MQTT 5 only; 0: its own limit).
+    It copies each such message, while one that waits is held once for all who get it. Raises SettingsError at
+    once where a password or certificate file cannot be read.
     """
 
     def __init__(
@@ -109,12 +111,14 @@ class MqttBus:
         client_id: str,
         will: Will | None = None,
         *,
+        receive_maximum: int = 0,
         clock: Callable[[], float] = time.monotonic,
         jitter: random.Random | None = None,
     ):
         self._settings = broker
         self._client_id = client_id
         self._will = will
+        self._receive_maximum = receive_maximum
         self._clock = clock
         self._jitter = jitter or random.Random()  # noqa: S311 - spreads retries, guards nothing
         self._password = password(broker)
@@ -319,9 +323,14 @@ class MqttBus:
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
-        # No properties: amqtt takes them for the client id and waits for the rest of it.
         if self._protocol == _V5:
-            client.connect(s.host, s.port, s.keepalive_s, clean_start=True)
+            properties = None
+            if self._receive_maximum:
+                # amqtt takes properties for the client id and waits for the rest of it, as it does with a
+                # will: 3.1.1 is tried then.
+                properties = Properties(PacketTypes.CONNECT)
+                properties.ReceiveMaximum = self._receive_maximum
+            client.connect(s.host, s.port, s.keepalive_s, clean_start=True, properties=properties)
         else:
             client.connect(s.host, s.port, s.keepalive_s)
 
