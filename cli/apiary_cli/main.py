@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "watch": "watch a federation as it goes",
     "status": "what a federation is at, in one look",
     "samples": "this node's pictures: import, list, label, delete, count",
+    "label": "the labelling page of this node, for a phone or a desktop",
     "capture": "keep frames of this node's camera for labelling",
     "predict": "classify pictures with a run's model",
     "publish": "a run's model to Edge Impulse (.eim), or as plain files into a folder",

@@ -1,0 +1,100 @@
+"""Who may come in: the Host header, the token and its cookie, and how slowly guesses are answered."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from http.cookies import CookieError, SimpleCookie
+from typing import Final
+
+FREE_GUESSES: Final = 5
+"""Wrong tokens of one address before it has to wait; an owner mistypes less often."""
+MAX_WAIT_S: Final = 60.0
+MAX_ADDRESSES: Final = 256
+"""Addresses whose wrong tokens are remembered; the oldest is forgotten."""
+PAUSE_S: Final = 0.3
+"""Before a wrong token is answered."""
+COOKIE_AGE_S: Final = 30 * 86400
+
+
+class Gate:
+    """The token's keeper. `clock` is monotonic seconds, `pause` sleeps; safe for many threads."""
+
+    def __init__(self, token: str, port: int, clock: Callable[[], float], pause: Callable[[float], None]):
+        self._token = token.encode()
+        # Cookies do not know ports: two nodes on one machine must not overwrite each other's.
+        self._name = f"apiary_label_{port}"
+        self._value = hmac.new(self._token, b"apiary labelling cookie", hashlib.sha256).hexdigest()
+        self._clock = clock
+        self._pause = pause
+        self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pausing = threading.Semaphore(1)
+        name = socket.gethostname().lower()
+        self._names = {"localhost", name, f"{name}.local"}
+
+    @property
+    def cookie(self) -> str:
+        """The Set-Cookie header of a login."""
+        return f"{self._name}={self._value}; Path=/; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Strict"
+
+    def host_is_ours(self, host: str) -> bool:
+        """Whether a Host header is an address, or this machine's name.
+
+        A page elsewhere that rebinds its name to our address comes with its own name; no address can be
+        rebound, so any of them is fine.
+        """
+        name, colon, port = host.rpartition(":")
+        if not colon or host.endswith("]"):
+            name = host
+        elif not port.isascii() or not port.isdigit():
+            return False
+        name = name.lower()
+        if name.startswith("[") and name.endswith("]"):
+            name = name[1:-1]
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name.rstrip(".") in self._names
+        return True
+
+    def wait_s(self, address: str) -> float:
+        """How long this address has to wait before its next token is looked at; 0: not at all."""
+        with self._lock:
+            count, at = self._wrong.get(address, (0, 0.0))
+            if count < FREE_GUESSES:
+                return 0.0
+            wait = min(MAX_WAIT_S, 2.0 ** min(count - FREE_GUESSES, 10))
+            return max(0.0, at + wait - self._clock())
+
+    def token_is_right(self, token: str, address: str) -> bool:
+        """Compare in constant time; a wrong one is remembered against `address` and answered late."""
+        if hmac.compare_digest(token.encode(errors="replace"), self._token):
+            with self._lock:
+                self._wrong.pop(address, None)
+            return True
+        with self._lock:
+            count, _ = self._wrong.pop(address, (0, 0.0))
+            self._wrong[address] = (count + 1, self._clock())
+            while len(self._wrong) > MAX_ADDRESSES:
+                self._wrong.popitem(last=False)
+        # One thread at a time sleeps, or guesses would keep the owner out.
+        if self._pausing.acquire(blocking=False):
+            try:
+                self._pause(PAUSE_S)
+            finally:
+                self._pausing.release()
+        return False
+
+    def cookie_is_right(self, header: str) -> bool:
+        """Whether a Cookie header holds ours."""
+        try:
+            found = SimpleCookie(header[:4096]).get(self._name)
+        except CookieError:
+            return False
+        return found is not None and hmac.compare_digest(found.value.encode(), self._value.encode())

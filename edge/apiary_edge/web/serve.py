@@ -1,0 +1,91 @@
+"""The page's process: the app behind waitress, bounded in threads, connections, bodies and idle time."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from apiary.errors import SettingsError
+from apiary_edge.samples.model import Bounds, check_label
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.web.app import MAX_BODY_BYTES, App
+from apiary_edge.web.gate import Gate
+
+THREADS: Final = 4
+"""Browsers ask for six pictures at once; more threads than the cores of a Pi gain nothing."""
+MAX_CONNECTIONS: Final = 50
+IDLE_S: Final = 30
+
+
+class Stores:
+    """A store for each thread: SQLite's connections stay with the thread that made them."""
+
+    def __init__(self, opening: Callable[[], SampleStore]):
+        self._opening = opening
+        self._own = threading.local()
+
+    def __call__(self) -> SampleStore:
+        """This thread's store."""
+        store: SampleStore | None = getattr(self._own, "store", None)
+        if store is None:
+            store = self._own.store = self._opening()
+        return store
+
+
+def check_host(host: str) -> str:
+    """`host` where it is one address of this machine's own network. Raises SettingsError."""
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise SettingsError(f"--host {host!r}: expected an IP address, such as 192.168.1.20") from None
+    if address.is_unspecified or address.is_global or address.is_multicast:
+        raise SettingsError(
+            f"--host {host}: expected one address of the local network (or 127.0.0.1): pictures are shown to "
+            "their owner, not to the world"
+        )
+    return str(address)
+
+
+def make_server(
+    folder: Path,
+    cache: Path,
+    bounds: Bounds,
+    token: str,
+    *,
+    host: str,
+    port: int,
+    labels: Sequence[str] = (),
+    may_add: bool = True,
+) -> Any:
+    """A waitress server, listening; `.run()` serves, `.close()` ends it. Raises SettingsError, StoreError."""
+    from waitress import create_server
+
+    host = check_host(host)
+    for label in labels:
+        check_label(label)
+    stores = Stores(lambda: SampleStore(folder, cache, bounds, time.time))
+    stores().labels()  # a store that cannot be used is told before the page is
+    app = App(
+        stores, Gate(token, port, time.monotonic, time.sleep), bounds, labels=tuple(labels), may_add=may_add
+    )
+    logging.getLogger("waitress").setLevel(logging.ERROR)
+    try:
+        return create_server(
+            app,
+            host=host,
+            port=port,
+            threads=THREADS,
+            connection_limit=MAX_CONNECTIONS,
+            channel_timeout=IDLE_S,
+            max_request_body_size=MAX_BODY_BYTES,
+            max_request_header_size=16 * 2**10,
+            ident="",
+            clear_untrusted_proxy_headers=True,
+        )
+    except OSError as e:
+        raise SettingsError(f"cannot listen on {host}:{port}: {e.strerror}; choose another --port") from e
