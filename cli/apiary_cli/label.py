@@ -37,12 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted. Raises ApiaryError."""
     from apiary_edge.capture_job import bounds_of, store_dir
-    from apiary_edge.web.serve import make_server
+    from apiary_edge.web.serve import give_memory_back, make_server
     from apiary_edge.web.token import load_or_make
 
     overrides = {**args.overrides, **({"edge.state_dir": args.state_dir} if args.state_dir else {})}
     edge = load_settings(args.config, overrides).settings.edge
     labels = _labels(args)
+    give_memory_back()
     token = load_or_make(edge.state_dir)
     server = make_server(
         store_dir(edge),

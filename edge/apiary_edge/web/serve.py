@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import ipaddress
 import logging
 import threading
@@ -49,6 +51,18 @@ def check_host(host: str) -> str:
             "their owner, not to the world"
         )
     return str(address)
+
+
+def give_memory_back() -> None:
+    """Have glibc return a scaled picture's pixels to the system, in this whole process.
+
+    By default each thread has a heap of its own that keeps them: 200 MB after twenty pictures of 12 million
+    pixels. Elsewhere than on glibc nothing changes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-8, 1)  # M_ARENA_MAX
+        mallopt(-3, 256 * 2**10)  # M_MMAP_THRESHOLD
 
 
 def make_server(

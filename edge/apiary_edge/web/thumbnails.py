@@ -82,7 +82,7 @@ def _scaled(path: Path, side: int) -> bytes:
                     white = Image.new("RGBA", small.size, "white")
                     small = Image.alpha_composite(white, small).convert("RGB")
                 else:
-                    small = opened.convert("RGB")
+                    small = opened if opened.mode == "RGB" else opened.convert("RGB")
                     small.thumbnail((side, side))
                 out = io.BytesIO()
                 small.save(out, "JPEG", quality=_QUALITY)

@@ -259,7 +259,7 @@ function drawOne() {
     says.append(element("b", `${s.suggestion.label}, ${percent(s.suggestion.probability)}`));
     parts.push(says);
   }
-  if (s.held_out) parts.push(element("span", "held out, to test with"));
+  if (s.held_out) parts.push(element("span", "held out"));
   parts.push(element("span", new Date(s.captured_at * 1000).toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" })));
   parts.forEach((part, i) => $("caption").append(i ? " · " : "", part));
 }
