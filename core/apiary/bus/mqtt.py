@@ -328,7 +328,7 @@ class MqttBus:
             if self._receive_maximum:
                 # amqtt takes properties for the client id and waits for the rest of it, as it does with a
                 # will: 3.1.1 is tried then.
-                properties = Properties(PacketTypes.CONNECT)
+                properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it so
                 properties.ReceiveMaximum = self._receive_maximum
             client.connect(s.host, s.port, s.keepalive_s, clean_start=True, properties=properties)
         else:
