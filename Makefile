@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SECONDS_EACH ?= 300
 
-.PHONY: help demo test check bench chaos fuzz clean
+.PHONY: help demo test check bench load links chaos fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,8 @@ help:
 	@echo "make test    set up, then style, types, import rules and all tests"
 	@echo "make check   style, types and import rules only"
 	@echo "make bench   overhead of a round, memory of a node (minutes; see benchmarks/README.md)"
+	@echo "make load    rounds of 10 to 5000 nodes against one broker and one coordinator (minutes)"
+	@echo "make links   bytes sent against bytes needed over bad links (minutes; needs root)"
 	@echo "make chaos   200 faults on a real federation, then the same model? (minutes; ARGS='--seed 7')"
 	@echo "make fuzz    coverage-guided fuzzing of all that reads the bus (SECONDS_EACH=300)"
 	@echo "make clean   remove what these made"
@@ -45,6 +47,14 @@ bench: $(VENV)/.dev
 	@tests/system-packages
 	$(BIN)/python benchmarks/round_overhead.py
 	$(BIN)/python benchmarks/node_memory.py
+
+load: $(VENV)/.dev
+	@tests/system-packages
+	$(BIN)/python benchmarks/fleet_load.py $(ARGS)
+
+links: $(VENV)/.dev
+	@tests/system-packages
+	$(BIN)/python benchmarks/links.py $(ARGS)
 
 chaos: $(VENV)/.demo
 	@tests/system-packages

@@ -92,7 +92,7 @@ def main() -> int:
     args = parser.parse_args()
     rows: list[Row] = []
     for nodes in args.nodes or FLEETS:
-        if (short := too_few_files(nodes)) is not None:
+        if (short := too_few_files(nodes, args.processes)) is not None:
             say(f"{nodes} nodes: left out: {short}")
             continue
         rows.append(measure(args, nodes, args.bytes or FLEETS.get(nodes, UPDATE)))
@@ -103,10 +103,11 @@ def main() -> int:
     return 1 if any(r.missed() for r in rows) else 0
 
 
-def too_few_files(nodes: int) -> str | None:
-    """Why this process may not open enough files for so many nodes, or None; raises its own limit first."""
+def too_few_files(nodes: int, processes: int) -> str | None:
+    """Why our children may not open enough files for so many nodes, or None; raises the soft limit first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = FILES_A_NODE * nodes + 200
+    # Of one process of nodes, or of the broker, which has one for each connection.
+    need = max(FILES_A_NODE * -(-nodes // processes), nodes) + 200
     if hard != resource.RLIM_INFINITY and hard < need:
         return f"{need} open files are needed, {hard} are allowed (`ulimit -Hn`)"
     if soft < need:
