@@ -57,12 +57,17 @@ def run(args: argparse.Namespace) -> int:
     )
     name = f"[{server.effective_host}]" if ":" in str(server.effective_host) else server.effective_host
     print(f"labelling page: http://{name}:{server.effective_port}/?token={token}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _stop)
     try:
         server.run()  # ends by itself on an interrupt
     finally:
         server.close()
     return 0
+
+
+def _stop(*_: object) -> None:
+    # Not by way of SIGINT, which a shell has programs in its background ignore.
+    raise KeyboardInterrupt
 
 
 def _labels(args: argparse.Namespace) -> list[str]:
