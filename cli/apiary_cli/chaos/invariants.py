@@ -14,9 +14,9 @@ from apiary_cli.chaos.fleet import COORDINATOR, RUN, Fleet, ports_in_use
 TRACEBACK: Final = "Traceback (most recent call last)"
 MEMORY_FACTOR: Final = 1.3
 MEMORY_SPARE_MB: Final = 32.0
-MEMORY_FLOOR_MB: Final = 100.0
-"""Below this nobody is complained of: a child of seconds is rarely seen at its peak in the undisturbed run."""
 """A disturbed party may take so much more than an undisturbed one: retries and repeats are not free."""
+MEMORY_FLOOR_MB: Final = 100.0
+"""Below this nobody is complained of: a short undisturbed run rarely shows a child at its peak."""
 
 
 @dataclass(frozen=True, slots=True)
