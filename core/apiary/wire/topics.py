@@ -19,7 +19,7 @@ _INDEX = re.compile(r"0|[1-9][0-9]{0,6}")
 
 
 class Kind(Enum):
-    """Pattern, QoS and retain flag. `{n}` node, `{d}` digest, `{i}` chunk index, `{m}` metric."""
+    """Pattern, QoS and retain flag. `{n}` node or operator, `{d}` digest, `{i}` chunk index, `{m}` metric."""
 
     COORDINATOR_STATUS = ("coordinator/status", 1, True)
     ROUND_CURRENT = ("round/current", 1, True)
@@ -34,6 +34,14 @@ class Kind(Enum):
     NODE_OFFER = ("node/{n}/offer", 1, False)
     NODE_GRANT = ("node/{n}/grant", 1, False)
     NODE_RECEIPT = ("node/{n}/receipt", 1, False)
+    NODE_HEALTH = ("node/{n}/health", 1, True)
+    NODE_PREDICTION = ("node/{n}/prediction", 1, False)
+    NODE_COMMAND = ("node/{n}/command", 1, False)
+    NODE_REPLY = ("node/{n}/reply", 1, False)
+    NODE_RELEASE = ("node/{n}/release", 1, True)
+    RELEASE_CURRENT = ("release/current", 1, True)
+    OPERATOR_REQUEST = ("operator/{n}/request", 1, False)
+    OPERATOR_REPLY = ("operator/{n}/reply", 1, False)
     CHUNK_DOWN = ("down/{d}/{i}", 1, False)
     CHUNK_UP = ("up/{n}/{d}/{i}", 1, False)
 

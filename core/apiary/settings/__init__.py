@@ -1,0 +1,36 @@
+"""Every setting, with its default, bound and meaning: one file a section.
+
+`APIARY_RUN__ROUNDS=12` sets `[run] rounds`. Unknown keys are refused with the nearest known one.
+"""
+
+from apiary.settings.all import Settings
+from apiary.settings.broker import BrokerSettings, password
+from apiary.settings.coordinator import CoordinatorSettings
+from apiary.settings.edge import (
+    CameraSettings,
+    CaptureSettings,
+    EdgeSettings,
+    StoreSettings,
+    default_node_id,
+)
+from apiary.settings.loading import Loaded, flatten, load_settings
+from apiary.settings.publish import PublishSettings
+from apiary.settings.run import Options, RunSettings
+
+__all__ = [
+    "BrokerSettings",
+    "CameraSettings",
+    "CaptureSettings",
+    "CoordinatorSettings",
+    "EdgeSettings",
+    "Loaded",
+    "Options",
+    "PublishSettings",
+    "RunSettings",
+    "Settings",
+    "StoreSettings",
+    "default_node_id",
+    "flatten",
+    "load_settings",
+    "password",
+]

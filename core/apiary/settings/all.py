@@ -1,0 +1,40 @@
+"""All settings of one party."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from apiary.errors import TopicError
+from apiary.settings.broker import BrokerSettings
+from apiary.settings.coordinator import CoordinatorSettings
+from apiary.settings.edge import EdgeSettings
+from apiary.settings.publish import PublishSettings
+from apiary.settings.run import RunSettings
+from apiary.settings.section import Section
+from apiary.wire.topics import Topics, check_name
+
+
+class Settings(Section):
+    """All settings of one party."""
+
+    federation: str = Field("default", description="name of the federation; several share a broker")
+    root: str = Field("apiary", description="root of the control topics")
+    blob_root: str = Field("apiary-blob", description="root of the weight topics")
+    broker: BrokerSettings = Field(default_factory=BrokerSettings)
+    run: RunSettings = Field(default_factory=RunSettings)
+    coordinator: CoordinatorSettings = Field(default_factory=CoordinatorSettings)
+    edge: EdgeSettings = Field(default_factory=EdgeSettings)
+    publish: PublishSettings = Field(default_factory=PublishSettings)
+
+    @field_validator("federation", "root", "blob_root")
+    @classmethod
+    def _fits_topic(cls, value: str) -> str:
+        try:
+            return check_name(value, "name")
+        except TopicError as e:
+            raise ValueError(str(e)) from None
+
+    @property
+    def topics(self) -> Topics:
+        """The topics of this federation."""
+        return Topics(self.federation, self.root, self.blob_root)

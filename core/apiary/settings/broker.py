@@ -1,0 +1,54 @@
+"""`[broker]`: where the MQTT broker is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from apiary.errors import SettingsError
+from apiary.settings.section import Section
+
+
+class BrokerSettings(Section):
+    """Where the MQTT broker is and how to talk to it."""
+
+    host: str = Field("127.0.0.1", description="name or address of the broker")
+    port: int = Field(1883, ge=1, le=65535, description="8883 is usual with TLS")
+    protocol: Literal["auto", "5", "3.1.1"] = Field(
+        "auto", description="auto: MQTT 5, 3.1.1 where it is refused"
+    )
+    username: str | None = Field(None, description="user name, where the broker asks for one")
+    password: SecretStr | None = Field(
+        None, description="better given as password_file or APIARY_BROKER__PASSWORD"
+    )
+    password_file: Path | None = Field(None, description="file whose first line is the password")
+    tls: bool = Field(
+        False, description="TLS 1.2 or later, checked against tls_ca or the system's authorities"
+    )
+    tls_ca: Path | None = Field(
+        None, description="PEM file of the authority that signed the broker's certificate"
+    )
+    tls_cert: Path | None = Field(None, description="this party's certificate (PEM)")
+    tls_key: Path | None = Field(None, description="its key (PEM)")
+    keepalive_s: int = Field(30, ge=5, le=3600, description="seconds between signs of life")
+    connect_timeout_s: float = Field(
+        10.0, gt=0, le=600, description="one connection attempt may take this long"
+    )
+    retry_max_s: float = Field(
+        60.0, gt=0, le=3600, description="longest pause between attempts (jittered, doubling)"
+    )
+    inflight: int = Field(
+        20, ge=1, le=1000, description="publishes sent ahead of the broker's acknowledgement"
+    )
+
+
+def password(broker: BrokerSettings) -> str | None:
+    """The broker's password from where the settings say it is. Raises SettingsError."""
+    if broker.password_file is not None:
+        try:
+            return broker.password_file.read_text().split("\n")[0].strip()
+        except OSError as e:
+            raise SettingsError(f"broker.password_file {broker.password_file}: {e.strerror}") from None
+    return broker.password.get_secret_value() if broker.password else None

@@ -1,0 +1,32 @@
+"""`[coordinator]`: the server's folders and limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from apiary.settings.section import Section
+
+
+class CoordinatorSettings(Section):
+    """The server's folders and limits."""
+
+    state_dir: Path = Field(Path("state/coordinator"), description="journal, spool, checkpoints, exports")
+    exports_dir: Path | None = Field(
+        None, description="exported recipes, kept for the next run (in state_dir)"
+    )
+    runs_dir: Path = Field(Path("runs"), description="results, one folder a run")
+    test_data: Path | None = Field(
+        None, description="held-out pictures, LABEL/*.jpg|png; also names the labels"
+    )
+    labels: list[str] | None = Field(
+        None, description="class names in order; unset: the folders of test_data"
+    )
+    base_weights: Path | None = Field(None, description="weights file for a transfer recipe's base")
+    max_uploads: int = Field(10, ge=1, le=1000, description="uploads granted at once")
+    upload_idle_s: float = Field(20.0, gt=0, le=3600, description="ask for missing chunks after this pause")
+    gather_s: float = Field(
+        0.1, ge=0, le=60, description="collect wishes for a blob this long, then publish once"
+    )
+    sync: bool = Field(True, description="sync the spool to disk before a receipt; false only on tmpfs")

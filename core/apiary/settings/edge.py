@@ -1,0 +1,109 @@
+"""`[edge]`: one node, with its store, camera and capture."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from apiary.errors import TopicError
+from apiary.settings.section import Section
+from apiary.wire.topics import check_name
+
+
+class StoreSettings(Section):
+    """The bounds of a node's sample store; docs/appliance.md says what leaves when it is full."""
+
+    max_count: int = Field(20_000, ge=1, le=10**6, description="pictures kept")
+    max_mb: int = Field(2000, ge=1, le=10**6, description="of picture files")
+    max_per_label: int = Field(5_000, ge=1, le=10**6, description="labelled pictures kept of each label")
+    min_free_mb: int = Field(200, ge=0, le=10**6, description="take no picture where the disk has less left")
+    held_out: float = Field(
+        0.2, ge=0, le=0.9, description="share of the pictures that is never trained, and tests models"
+    )
+
+
+class CameraSettings(Section):
+    """A node's camera."""
+
+    kind: str | None = Field(None, description="unset: none; picamera2, usb, stream or folder")
+    source: str = Field("", description="device (/dev/video0), address (http:, rtsp:), file or folder")
+    width: int = Field(640, ge=32, le=8192, description="wanted; streams and files come as they are")
+    height: int = Field(480, ge=32, le=8192, description="wanted")
+    fps: float = Field(1.0, gt=0, le=30, description="frames looked at each second")
+    timeout_s: float = Field(10.0, gt=0, le=300, description="a camera that is silent so long is gone")
+    retry_max_s: float = Field(
+        60.0, gt=0, le=3600, description="longest pause before it is tried again (doubling)"
+    )
+
+
+class CaptureSettings(Section):
+    """Which frames of the camera are kept for labelling."""
+
+    interval_s: float = Field(30.0, ge=0, le=86400, description="keep at most one frame in this time")
+    hours: list[str] = Field(
+        default_factory=list, description="only then, e.g. ['08:00-18:00']; empty: always"
+    )
+    region: list[float] | None = Field(
+        None, min_length=4, max_length=4, description="part to keep: [left, top, width, height], 0 to 1"
+    )
+    near_duplicate_bits: int = Field(
+        4, ge=-1, le=64, description="drop frames that differ from a late one in no more of 64 bits; -1: off"
+    )
+    near_duplicate_window: int = Field(64, ge=1, le=4096, description="how many late ones are compared")
+    min_sharpness: float = Field(
+        15.0, ge=0, description="drop blurred frames: variance of the Laplacian at 320 pixels' width"
+    )
+    min_brightness: float = Field(16.0, ge=0, le=255, description="drop darker frames: mean of grey")
+    max_white: float = Field(0.8, gt=0, le=1, description="drop frames with more of them burnt out")
+    jpeg_quality: int = Field(90, ge=30, le=100, description="of kept frames")
+
+
+def default_node_id() -> str:
+    """This machine's host name, made fit for a topic."""
+    name = "".join(
+        c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in socket.gethostname().split(".")[0]
+    )
+    return name.strip("-_")[:64] or "node"
+
+
+class EdgeSettings(Section):
+    """One node."""
+
+    node_id: str = Field(default_factory=default_node_id, description="unset: this machine's host name")
+    data_dir: Path | None = Field(None, description="pictures, LABEL/*.jpg|png")
+    state_dir: Path = Field(Path("state/edge"), description="outbox, blobs, caches")
+    runtime: str = Field("auto", description="litert, keras, or auto: litert where it is there")
+    threads: int = Field(
+        1, ge=1, le=64, description="threads of the training step; 1 gives the same bits each time"
+    )
+    cache_mb: int = Field(512, ge=1, le=10**6, description="bound of the caches of pictures and features")
+    blob_mb: int = Field(256, ge=1, le=10**6, description="bound of the cached models")
+    train_timeout_s: float = Field(
+        6 * 3600.0, gt=0, description="a training child is stopped after this long"
+    )
+    upload_idle_s: float = Field(
+        30.0, gt=0, le=3600, description="offer again after this long without an answer"
+    )
+    refresh_s: float = Field(
+        60.0, ge=1, le=3600, description="say again who is here, and ask what is current"
+    )
+    want_idle_s: float = Field(
+        30.0, gt=0, le=3600, description="ask again for missing chunks after this pause"
+    )
+    store: StoreSettings = Field(
+        default_factory=StoreSettings, description="Bounds of the sample store: docs/appliance.md"
+    )
+    camera: CameraSettings = Field(default_factory=CameraSettings, description="The camera.")
+    capture: CaptureSettings = Field(
+        default_factory=CaptureSettings, description="Which frames are kept for labelling."
+    )
+
+    @field_validator("node_id")
+    @classmethod
+    def _fits_topic(cls, value: str) -> str:
+        try:
+            return check_name(value, "node_id")
+        except TopicError as e:
+            raise ValueError(str(e)) from None

@@ -1,0 +1,152 @@
+"""TOML file < `APIARY_*` environment < command line; what is wrong is said with where it came from."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, SecretStr, ValidationError, create_model
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from apiary.errors import SettingsError
+from apiary.settings.all import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, and for each dotted key that is not a default, where it came from."""
+
+    settings: Settings
+    origin: Mapping[str, str]
+
+
+def load_settings(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Loaded:
+    """Read `file` (or `apiary.toml` of this folder, or APIARY_CONFIG), the environment and `overrides`.
+
+    `overrides` maps dotted keys to values, from the command line. Raises SettingsError naming the key,
+    where it came from, what came and what was expected.
+    """
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    path = file or _default_file()
+    if path is not None:
+        _merge(merged, origin, _read_toml(path), str(path))
+    _merge(merged, origin, _read_environment(), "environment")
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _merge(merged, origin, _nest(key, value), "command line")
+    try:
+        return Loaded(Settings.model_validate(merged), origin)
+    except ValidationError as e:
+        raise SettingsError(_explain(e, origin)) from None
+
+
+def flatten(settings: Settings) -> dict[str, Any]:
+    """Dotted key to value for every setting, secrets hidden."""
+    out: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, BaseModel):
+            for name in type(value).model_fields:
+                walk(f"{prefix}.{name}" if prefix else name, getattr(value, name))
+        else:
+            out[prefix] = str(value) if isinstance(value, Path | SecretStr) else value
+
+    walk("", settings)
+    return out
+
+
+def _default_file() -> Path | None:
+    if named := os.environ.get("APIARY_CONFIG"):
+        return Path(named)
+    here = Path("apiary.toml")
+    return here if here.is_file() else None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as f:
+            return tomllib.load(f)
+    except OSError as e:
+        raise SettingsError(f"settings file {path}: {e.strerror}") from None
+    except tomllib.TOMLDecodeError as e:
+        raise SettingsError(f"settings file {path} is not TOML: {e}") from None
+
+
+class _Environment(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="APIARY_", env_nested_delimiter="__", extra="ignore")
+
+
+_SECTIONS = {
+    name: (str if field.annotation is str else dict[str, Any]) | None
+    for name, field in Settings.model_fields.items()
+}
+_EveryVariable = create_model(  # type: ignore[call-overload]
+    "_EveryVariable", __base__=_Environment, **{name: (kind, None) for name, kind in _SECTIONS.items()}
+)
+
+
+def _read_environment() -> dict[str, Any]:
+    known = set(_SECTIONS)
+    for key in os.environ:
+        first = key.removeprefix("APIARY_").split("__")[0].lower()
+        if key.startswith("APIARY_") and first not in known | {"config", "data", "log"}:
+            raise SettingsError(f"environment: {key} names no setting{_near(first, known)}")
+    try:
+        values = EnvSettingsSource(_EveryVariable)()
+    except (ValidationError, ValueError) as e:
+        raise SettingsError(f"environment: {e}") from None
+    return {k: v for k, v in values.items() if v is not None}
+
+
+def _merge(
+    into: dict[str, Any], origin: dict[str, str], values: Mapping[str, Any], where: str, prefix: str = ""
+) -> None:
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and not dotted.endswith("_options"):
+            node = into.setdefault(key, {})
+            if isinstance(node, dict):
+                _merge(node, origin, value, where, f"{dotted}.")
+                continue
+        into[key] = value
+        origin[dotted] = where
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value  # type: ignore[no-any-return]
+
+
+def _explain(e: ValidationError, origin: Mapping[str, str]) -> str:
+    lines = []
+    for error in e.errors(include_url=False):
+        key = ".".join(str(p) for p in error["loc"])
+        where = next((origin[k] for k in (key, *_parents(key)) if k in origin), "settings")
+        if error["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown setting {key!r}{_near(key, set(flatten(Settings())))}")
+        else:
+            lines.append(f"{where}: {key} is {error.get('input')!r}: {error['msg']}")
+    return "\n".join(lines)
+
+
+def _parents(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
+
+
+def _near(key: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+    return (
+        f"; did you mean {near[0]!r}?"
+        if near
+        else f". There are: {', '.join(sorted(known))}"
+        if len(known) < 12
+        else ""
+    )

@@ -1,0 +1,71 @@
+"""`[run]`: what a run trains, on whom, and when it ends."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from apiary.settings.section import Section
+from apiary.wire.messages import Bounds, Plan
+
+Options = dict[str, bool | int | float | str | list[int]]
+
+
+class _StrictPlan(Plan):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _StrictBounds(Bounds):
+    model_config = ConfigDict(extra="forbid")
+
+
+def _strictly(model: type[BaseModel]) -> BeforeValidator:
+    """Refuse unknown keys where a table is given: messages ignore them, a settings file must not."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict):
+            model.model_validate(value)
+        return value
+
+    return BeforeValidator(check)
+
+
+class RunSettings(Section):
+    """What a run trains, on how many nodes, and when it ends."""
+
+    recipe: str = Field("edge_cnn", description="model recipe")
+    recipe_options: Options = Field(
+        default_factory=dict, description="options of the recipe, e.g. size, alpha"
+    )
+    strategy: str = Field("fedavg", description="how updates become the next model")
+    strategy_options: Options = Field(default_factory=dict, description="options of the strategy")
+    rounds: int = Field(10, ge=1, le=100_000, description="at most this many rounds")
+    target_accuracy: float | None = Field(None, gt=0, le=1, description="stop once the model is this good")
+    patience: int | None = Field(None, ge=1, description="stop after this many rounds without improvement")
+    min_delta: float = Field(0.0, ge=0, le=1, description="what counts as an improvement of accuracy")
+    min_nodes: int = Field(2, ge=1, le=100_000, description="wait for this many nodes before the first round")
+    fraction: float = Field(1.0, gt=0, le=1, description="share of the ready nodes drawn each round")
+    cohort_size: int | None = Field(None, ge=1, le=20_000, description="draw at most this many nodes")
+    over_select: float = Field(1.0, ge=1, le=4, description="draw this many times the goal, take the first")
+    quorum: float = Field(0.5, gt=0, le=1, description="share of the goal that a round needs at its deadline")
+    deadline_s: float | None = Field(
+        None, gt=0, le=10**6, description="fixed; unset: follows the fleet's pace"
+    )
+    first_deadline_s: float = Field(14400, gt=0, le=10**6, description="of a round before the pace is known")
+    lost_grace_s: float = Field(
+        60.0, ge=0, le=86400, description="a vanished node may come back within this time"
+    )
+    settle_s: float = Field(
+        2.0, ge=0, le=3600, description="pause after the last newcomer before the first round"
+    )
+    max_failed_rounds: int = Field(
+        3, ge=1, le=10_000, description="give up after this many failed rounds in a row"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
+    plan: Annotated[Plan, _strictly(_StrictPlan)] = Field(
+        default_factory=Plan, description="how each node trains"
+    )
+    bounds: Annotated[Bounds, _strictly(_StrictBounds)] = Field(
+        default_factory=Bounds, description="what an update may hold"
+    )

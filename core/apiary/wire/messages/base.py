@@ -1,0 +1,94 @@
+"""What every JSON control message shares: bounds, encoding, decoding.
+
+Unknown keys are ignored, so that a minor version may add some; an unknown version is refused. A message
+stays below `MAX_BYTES`, checked before it is parsed; MQTT Explorer shows 20,000 bytes, which all but the
+announcement to a very large cohort respect.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, ClassVar, Final, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from apiary.errors import MessageError, VersionError
+from apiary.wire import PROTOCOL
+from apiary.wire.topics import Kind
+
+MAX_BYTES: Final = 256_000
+MAX_BLOB_BYTES: Final = 256 * 2**20
+READABLE_BYTES: Final = 20_000
+MAX_LABELS: Final = 1000
+MAX_LABEL_CHARS: Final = 64
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, StringConstraints(max_length=500)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL_CHARS)]
+Count = Annotated[int, Field(ge=0, le=2**40)]
+Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), AfterValidator(lambda x: round(x, 6))]
+Number = Annotated[
+    float, Field(ge=-1e12, le=1e12, allow_inf_nan=False), AfterValidator(lambda x: round(x, 6))
+]
+"""Measured figures; six decimals are more than they are good for, and people read them."""
+Ranges = Annotated[list[tuple[Count, Count]], Field(max_length=2_000)]
+"""Half-open runs of chunk indices, `[[0, 4], [7, 8]]`."""
+
+
+def fits_label(name: str) -> bool:
+    """Whether a message can carry a folder's name as a label."""
+    # A name that is no UTF-8 comes from the system with surrogates, which JSON cannot carry.
+    return 1 <= len(name) <= MAX_LABEL_CHARS and not any("\ud800" <= c <= "\udfff" for c in name)
+
+
+class Part(BaseModel):
+    """A piece of a message; unknown keys are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Message(Part):
+    """A control message: `encode` and `decode`, and the kind of topic it travels on."""
+
+    kind: ClassVar[Kind]
+    v: int = PROTOCOL
+
+    def encode(self) -> bytes:
+        """Compact JSON; keys that are None are left out."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+    @classmethod
+    def decode(cls, payload: bytes, *, who: str) -> Self:
+        """Parse a payload from `who`. Raises VersionError or MessageError, never anything else."""
+        what = f"{who}: {cls.__name__.lower()}"
+        if len(payload) > MAX_BYTES:
+            raise MessageError(f"{what} of {len(payload)} bytes, expected at most {MAX_BYTES}")
+        try:
+            raw = json.loads(payload)
+        except (ValueError, RecursionError) as e:
+            raise MessageError(f"{what} is not JSON: {str(e)[:80]}") from None
+        if not isinstance(raw, dict):
+            raise MessageError(f"{what} is a JSON {type(raw).__name__}, expected an object")
+        if raw.get("v") != PROTOCOL:
+            raise VersionError(
+                f"{what} has protocol version {str(raw.get('v'))[:20]}, expected {PROTOCOL}: "
+                "upgrade the older party"
+            )
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as e:
+            raise MessageError(f"{what}: {_first(e)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(p) for p in first["loc"]) or "message"
+    return f"{where} is {str(first.get('input'))[:60]!r}: {first['msg']}"
+
+
+class BlobRef(Part):
+    """A blob by digest and size in bytes; the number of chunks follows from the size."""
+
+    digest: Hex
+    bytes: Annotated[int, Field(ge=1, le=MAX_BLOB_BYTES)]

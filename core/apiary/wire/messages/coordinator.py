@@ -1,0 +1,104 @@
+"""What the coordinator says to all: itself, the round, its result, the model. Pure."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from apiary.wire.messages.base import (
+    MAX_LABELS,
+    BlobRef,
+    Count,
+    Hex,
+    Label,
+    Message,
+    Name,
+    Number,
+    Part,
+    Text,
+    Unit,
+)
+from apiary.wire.messages.plan import Bounds, Plan
+from apiary.wire.topics import Kind
+
+RoundState = Literal["open", "collecting", "aggregating", "evaluating", "closed", "failed", "finished"]
+
+
+class Announcement(Message):
+    """A round as it stands. `cohort` is None where the list would not be readable; then notices invite."""
+
+    kind: ClassVar[Kind] = Kind.ROUND_CURRENT
+    run: Name
+    round: Annotated[int, Field(ge=0, le=10**6)]
+    state: RoundState
+    rounds: Annotated[int, Field(ge=1, le=10**6)]
+    epoch: Name
+    labels: Annotated[list[Label], Field(min_length=2, max_length=MAX_LABELS)]
+    model: BlobRef
+    manifest: BlobRef
+    trainer: BlobRef | None = None
+    base: BlobRef | None = None
+    plan: Plan
+    bounds: Bounds
+    deadline_s: Annotated[float, Field(gt=0, le=10**7)]
+    cohort: Annotated[list[Name], Field(max_length=20_000)] | None = None
+    cohort_size: Count = 0
+
+
+class Notice(Message):
+    """The current announcement for one node alone; `announcement` is None while no round is open."""
+
+    kind: ClassVar[Kind] = Kind.NODE_NOTICE
+    invited: bool = False
+    announcement: Announcement | None = None
+
+
+class Contributor(Part):
+    """What one accepted update brought."""
+
+    samples: Count
+    bytes: Count
+    seconds: Number = 0.0
+
+
+class RoundResult(Message):
+    """A closed or failed round: who contributed, who was rejected and why, and how good the model became."""
+
+    kind: ClassVar[Kind] = Kind.ROUND_LAST
+    run: Name
+    round: Count
+    state: Literal["closed", "failed"]
+    accuracy: Unit | None = None
+    loss: Number | None = None
+    contributors: dict[Name, Contributor] = Field(default_factory=dict)
+    rejected: dict[Name, Text] = Field(default_factory=dict)
+    missing: dict[Name, Text] = Field(default_factory=dict)
+    node_accuracy: Unit | None = None
+    bytes_up: Count = 0
+    bytes_down: Count = 0
+    seconds: Number = 0.0
+    model: Hex | None = None
+    why: Text | None = None
+
+
+class ModelManifest(Message):
+    """The newest global model, for people and for nodes that want to predict."""
+
+    kind: ClassVar[Kind] = Kind.MODEL_CURRENT
+    run: Name
+    round: Count
+    model: BlobRef
+    labels: list[Label]
+    accuracy: Unit | None = None
+    best: bool = False
+
+
+class CoordinatorStatus(Message):
+    """Retained birth and last will of the coordinator. `epoch` is new at each start."""
+
+    kind: ClassVar[Kind] = Kind.COORDINATOR_STATUS
+    state: Literal["online", "offline"]
+    epoch: Name
+    version: Text = ""
+    run: Name | None = None
