@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import secrets
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from apiary.blobs import BlobStore
 from apiary.bus.allocator import tune
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import SettingsError, StoreError
+from apiary.notify import Notifier
 from apiary.settings import RunSettings, Settings, load_settings
 from apiary.wire.topics import check_name
 from apiary_cli.live import Live, log_through
@@ -93,14 +95,16 @@ def run(args: argparse.Namespace) -> int:
         args.config, {**args.overrides, **{k: v for k, v in flags.items() if v is not None}}
     ).settings
     tune()
+    notifier = Notifier.from_environment(os.environ, time.monotonic)
     journal = Journal(settings.coordinator.state_dir)
     try:
-        return _serve(args, settings, journal)
+        return _serve(args, settings, journal, notifier)
     finally:
         journal.close()
+        notifier.close()
 
 
-def _serve(args: argparse.Namespace, settings: Settings, journal: Journal) -> int:
+def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notifier: Notifier) -> int:
     if args.run is not None:
         check_name(args.run, "--run")
         known = journal.run(args.run)
@@ -147,14 +151,23 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal) -> in
             if limits is not None:
                 coordinator.connected(limits)
             coordinator.start(Artefacts.model_validate_json(row.artefacts) if row.artefacts else None)
-            coordinator.run(stop)
+            notifier.ready(_doing(coordinator))
+            coordinator.run(stop, lambda: notifier.turned(_doing(coordinator)))
         finally:
+            notifier.stopping()
             coordinator.close()
     if stop():
         log.info("run=%s stopped; the same command goes on with it", row.id)
         return stop.exit_code
     _tell(coordinator.course.record.folder, coordinator.course.summary, as_json=args.json)
     return 0
+
+
+def _doing(coordinator: Coordinator) -> str:
+    """What the run is at, in a line."""
+    live = coordinator.course.live
+    number = f" {live.round.number}, {live.round.phase.value}" if live is not None else ""
+    return f"{coordinator.course.stage}{number}, run {coordinator.course.run}"
 
 
 def _after(folder: Path, *, settings: Settings, stop: Callable[[], bool]) -> None:

@@ -12,6 +12,7 @@ from apiary import blobs as blob_store
 from apiary.bus.allocator import tune
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import RuntimeUnavailable
+from apiary.notify import Notifier
 from apiary.settings import Settings, load_settings
 from apiary.wire import NodeId
 from apiary_cli.once import FirstConnection
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         args.config, {**args.overrides, **{k: v for k, v in flags.items() if v is not None}}
     ).settings
     tune(small=True)
+    notifier = Notifier.from_environment(os.environ, time.monotonic)
     edge = settings.edge
     instance = f"{os.getpid()}-{int(time.time() * 1000) % 10**9}"
     with hold_folder(edge.state_dir):
@@ -93,10 +95,23 @@ def run(args: argparse.Namespace) -> int:
             try:
                 if limits is not None:
                     service.connected(limits)
-                service.run(lambda: stop() or (args.once and service.rounds_done > 0))
+                notifier.ready(_doing(service))
+                service.run(
+                    lambda: stop() or (args.once and service.rounds_done > 0),
+                    lambda: notifier.turned(_doing(service)),
+                )
             finally:
+                notifier.stopping()
                 service.close()
+                notifier.close()
         return stop.exit_code
+
+
+def _doing(service: Edge) -> str:
+    """What the node is at, in a line."""
+    told = service.session.round
+    state = service.session.state.value
+    return f"{state}, round {told.round} of run {told.run}" if told is not None else state
 
 
 def _store(settings: Settings) -> SampleStore | None:

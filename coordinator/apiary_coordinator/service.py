@@ -110,10 +110,14 @@ class Coordinator:
         self._outlet.send(status("online", self._epoch, self.course.run))
         self.course.start(artefacts)
 
-    def run(self, should_stop: Callable[[], bool]) -> None:
-        """Turn until the run is over or `should_stop`. Raises what the run failed with."""
+    def run(self, should_stop: Callable[[], bool], turned: Callable[[], None] = lambda: None) -> None:
+        """Turn until the run is over or `should_stop`; `turned` is called after each turn.
+
+        Raises what the run failed with.
+        """
         while self.course.stage != "done" and not should_stop():
             self.step(0.5)
+            turned()
 
     def close(self) -> None:
         """Say goodbye; an unfinished run goes on at the next start."""

@@ -162,10 +162,11 @@ class Edge:
             self._perform(commands)
         self._status()
 
-    def run(self, should_stop: Callable[[], bool]) -> None:
-        """Turn until `should_stop`."""
+    def run(self, should_stop: Callable[[], bool], turned: Callable[[], None] = lambda: None) -> None:
+        """Turn until `should_stop`; `turned` is called after each turn."""
         while not should_stop():
             self.step(0.5)
+            turned()
 
     def close(self) -> None:
         """End the children and say goodbye; what the outbox holds is sent after the next start."""
