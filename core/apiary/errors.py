@@ -12,7 +12,8 @@
     │   ├── MessageError
     │   │   └── VersionError      another version of the protocol
     │   ├── ChunkError
-    │   └── BlobError
+    │   ├── BlobError
+    │   └── SignatureRefused  not signed by whom it should be, or said again
     ├── ModelError            a model, recipe or runtime that cannot do its job           exit 6
     │   ├── RuntimeUnavailable    no runtime of that name on this machine
     │   ├── EimError              an `.eim` program that does not answer as it should
@@ -88,6 +89,10 @@ class ChunkError(WireError):
 
 class BlobError(WireError):
     """A blob whose header, sizes or digest do not hold."""
+
+
+class SignatureRefused(WireError):  # noqa: N818
+    """A message that is not signed by the one who may say it, or a repetition of an older one."""
 
 
 class ModelError(ApiaryError):

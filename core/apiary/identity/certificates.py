@@ -1,0 +1,103 @@
+"""Reading a certificate and judging it by the fleet's authorities and their lists of revoked ones (RFC 5280).
+
+Pure: the time comes in as an argument. An authority signs every certificate itself; there are no
+intermediate ones, so that a judgement needs nothing but what `Trust` holds.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.x509.oid import NameOID, ObjectIdentifier
+
+from apiary.errors import SettingsError, TopicError
+from apiary.identity.roles import Identity, Role
+from apiary.wire.topics import check_name
+
+SIGNING_USE: Final = ObjectIdentifier("1.3.6.1.5.5.7.3.36")
+"""Extended key usage id-kp-documentSigning (RFC 9336): what signs messages opens no TLS link."""
+_CACHED: Final = 256
+"""Certificates whose issuer need not be checked again: a check of P-256 costs a Pi about a millisecond."""
+_DATE: Final = "%Y-%m-%d %H:%M UTC"
+
+
+def identity_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> Identity:
+    """Name and role in the subject. Raises ValueError saying what is missing or unfit."""
+    name = _one(certificate.subject, NameOID.COMMON_NAME, "common name")
+    unit = _one(certificate.subject, NameOID.ORGANIZATIONAL_UNIT_NAME, "organizational unit")
+    if unit not in set(Role):
+        raise ValueError(f"its organizational unit is {unit[:64]!r}, expected one of {', '.join(Role)}")
+    try:
+        return Identity(check_name(name, "its common name"), Role(unit))
+    except TopicError as e:
+        raise ValueError(str(e)) from None
+
+
+class Trust:
+    """The authorities that count, and what they revoked."""
+
+    def __init__(
+        self,
+        authorities: Iterable[x509.Certificate],
+        revocations: Iterable[x509.CertificateRevocationList] = (),
+    ):
+        self.authorities = tuple(authorities)
+        self._revoked: dict[x509.Name, frozenset[int]] = {}
+        self._ours: OrderedDict[x509.Certificate, None] = OrderedDict()
+        for crl in revocations:
+            self._revoked[crl.issuer] = self._serials(crl)
+
+    def refusal(self, certificate: x509.Certificate, now: datetime) -> str | None:
+        """Why `certificate` does not hold at `now` (with time zone); None where it does."""
+        if not self._issued(certificate):
+            issuer = certificate.issuer.rfc4514_string()[:100]
+            return f"issued by {issuer}, which is not this fleet's authority"
+        if now < certificate.not_valid_before_utc:
+            since = certificate.not_valid_before_utc.strftime(_DATE)
+            return f"not valid before {since}, and the clock here says {now.strftime(_DATE)}: is it right?"
+        if now > certificate.not_valid_after_utc:
+            until = certificate.not_valid_after_utc.strftime(_DATE)
+            return f"expired at {until} (the clock here says {now.strftime(_DATE)}): renew it"
+        if certificate.serial_number in self._revoked.get(certificate.issuer, ()):
+            return f"revoked (serial {certificate.serial_number:x})"
+        return None
+
+    def _issued(self, certificate: x509.Certificate) -> bool:
+        if certificate in self._ours:
+            self._ours.move_to_end(certificate)
+            return True
+        if not any(_issued_by(certificate, ca) for ca in self.authorities):
+            return False
+        self._ours[certificate] = None
+        if len(self._ours) > _CACHED:
+            self._ours.popitem(last=False)
+        return True
+
+    def _serials(self, crl: x509.CertificateRevocationList) -> frozenset[int]:
+        for ca in self.authorities:
+            if ca.subject == crl.issuer and crl.is_signature_valid(ca.public_key()):  # type: ignore[arg-type]
+                return frozenset(entry.serial_number for entry in crl)
+        raise SettingsError(
+            f"the list of revoked certificates of {crl.issuer.rfc4514_string()[:100]} is not signed by an "
+            "authority that security.ca names: take both from the same `apiary pki` folder"
+        )
+
+
+def _issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _one(subject: x509.Name, oid: ObjectIdentifier, what: str) -> str:
+    found = subject.get_attributes_for_oid(oid)
+    if len(found) != 1:
+        raise ValueError(f"its subject has {len(found)} fields {what}, expected one")
+    return str(found[0].value)

@@ -1,0 +1,115 @@
+"""On disk: the newest that each signer said on each topic, and a counter that never goes back.
+
+Both survive a power cut at any instant, and a clock that is set back.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from apiary.errors import StoreError
+
+MAX_MARKS: Final = 100_000
+"""Signers times topics, about 10 MB; beyond, the oldest is forgotten, which only its signer could use."""
+AHEAD_MS: Final = 60_000
+"""The counter is written down for a minute ahead: one small write a minute at most, not one a message."""
+log = logging.getLogger(__name__)
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS mark
+    (signer TEXT, topic TEXT, issued INTEGER NOT NULL, PRIMARY KEY (signer, topic)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS mark_by_age ON mark (issued);
+CREATE TABLE IF NOT EXISTS counter (ceiling INTEGER NOT NULL);
+"""
+
+
+class DiskMarks:
+    """`signing.Marks`, and the counter for a `Signer`, in one SQLite file. For one thread of one process."""
+
+    def __init__(self, path: Path, wall: Callable[[], float], *, max_marks: int = MAX_MARKS):
+        self._path = path
+        self._wall = wall
+        self._max = max_marks
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._db = _open(path)
+            except sqlite3.DatabaseError as e:
+                if isinstance(e, sqlite3.OperationalError):
+                    raise
+                _set_aside(path, e)
+                self._db = _open(path)
+            self._last = self._ceiling = self._read_ceiling()
+            (self._count,) = self._db.execute("SELECT count(*) FROM mark").fetchone()
+        except (OSError, sqlite3.Error) as e:
+            raise StoreError(f"cannot keep what was signed in {path}: {e}") from None
+
+    def admit(self, signer: str, topic: str, issued: int) -> int:
+        """Remember `issued` if it is the newest; returns what was the newest before (0: none)."""
+        try:
+            row = self._db.execute(
+                "SELECT issued FROM mark WHERE signer = ? AND topic = ?", (signer, topic)
+            ).fetchone()
+            newest = int(row[0]) if row else 0
+            if issued > newest or row is None:
+                self._db.execute("INSERT OR REPLACE INTO mark VALUES (?, ?, ?)", (signer, topic, issued))
+                self._count += row is None
+                if self._count > self._max:
+                    self._forget_oldest()
+        except sqlite3.Error as e:
+            raise StoreError(f"cannot keep what was signed in {self._path}: {e}") from None
+        return newest
+
+    def issue(self) -> int:
+        """The clock in milliseconds since 1970, or one more than the last number where that is larger."""
+        self._last = max(int(self._wall() * 1000), self._last + 1)
+        if self._last >= self._ceiling:
+            self._ceiling = self._last + AHEAD_MS
+            try:
+                self._db.execute("BEGIN")
+                self._db.execute("DELETE FROM counter")
+                self._db.execute("INSERT INTO counter VALUES (?)", (self._ceiling,))
+                self._db.execute("COMMIT")
+            except sqlite3.Error as e:
+                raise StoreError(f"cannot keep what was signed in {self._path}: {e}") from None
+        return self._last
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _read_ceiling(self) -> int:
+        row = self._db.execute("SELECT max(ceiling) FROM counter").fetchone()
+        return int(row[0] or 0)
+
+    def _forget_oldest(self) -> None:
+        self._db.execute(
+            "DELETE FROM mark WHERE (signer, topic) IN "
+            "(SELECT signer, topic FROM mark ORDER BY issued LIMIT 1)"
+        )
+        self._count -= 1
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        # A mark that a power cut takes back would let an old message in again.
+        db.execute("PRAGMA synchronous=FULL")
+        db.executescript(_SCHEMA)
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+def _set_aside(path: Path, why: Exception) -> None:
+    """A card that lost its bits must not keep a node out for ever: begin anew, and say so."""
+    log.warning("%s is torn (%s): set aside; old messages could be taken once more now", path, why)
+    path.replace(path.with_name(f"{path.name}.torn"))
+    for left in ("-wal", "-shm"):
+        path.with_name(path.name + left).unlink(missing_ok=True)

@@ -1,0 +1,147 @@
+"""Messages sealed by who sent them (Ed25519, RFC 8032). Pure: time, counters and certificates come in.
+
+A sealed message is its JSON object with three last keys, in this order and spelling:
+`,"issued":MS,"cert":"BASE64 DER","sig":"BASE64"}`. The signature covers `apiary-1`, a line feed, the topic,
+a line feed, and the message's bytes up to before `,"sig"`: bytes as they are, so nothing is made canonical.
+The certificate travels along; who verifies needs the fleet's authority and its list of revoked ones only.
+`issued` is in milliseconds since 1970 and grows with every message that its signer seals.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final, Protocol
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from apiary.errors import SignatureRefused
+from apiary.identity.certificates import SIGNING_USE, Trust, identity_of
+from apiary.identity.roles import Identity, Role
+
+MAX_CERT_BYTES: Final = 3_072
+"""Of a DER certificate; ours have about 450."""
+MAX_SEAL_BYTES: Final = 4_096 + 160
+"""What sealing adds to a message at most."""
+_CONTEXT: Final = b"apiary-1\n"
+_SIG_BYTES: Final = len(',"sig":""}') + 88
+_TAIL: Final = re.compile(
+    rb',"issued":(0|[1-9][0-9]{0,15}),"cert":"([A-Za-z0-9+/]{4,4096}={0,2})","sig":"([A-Za-z0-9+/]{86}==)"\}\Z'
+)
+_CACHED: Final = 256
+"""Certificates that a verifier keeps read."""
+
+
+class Marks(Protocol):
+    """The newest `issued` heard of each signer on each topic; survives a restart."""
+
+    def admit(self, signer: str, topic: str, issued: int) -> int:
+        """Remember `issued` if it is the newest; returns what was the newest before (0: none)."""
+        ...
+
+
+class Signer:
+    """Seals messages with a key and its certificate. `issue` gives larger numbers, over restarts too."""
+
+    def __init__(self, key: Ed25519PrivateKey, certificate: x509.Certificate, issue: Callable[[], int]):
+        if key.public_key() != certificate.public_key():
+            raise ValueError("the signing key and the signing certificate do not belong together")
+        self.identity = identity_of(certificate)
+        self.certificate = certificate
+        self._key = key
+        self._issue = issue
+        self._encoded = base64.b64encode(certificate.public_bytes(Encoding.DER))
+
+    def seal(self, topic: str, payload: bytes) -> bytes:
+        """`payload`, a JSON object with a key at least, with who says it on `topic`, when, and the proof."""
+        if not payload.startswith(b"{") or not payload.endswith(b"}") or len(payload) < 3:
+            raise ValueError(f"{topic}: only a JSON object with a key can be sealed")
+        body = b'%b,"issued":%d,"cert":"%b"' % (payload[:-1], self._issue(), self._encoded)
+        signature = base64.b64encode(self._key.sign(_covered(topic, body)))
+        return b'%b,"sig":"%b"}' % (body, signature)
+
+
+class Verifier:
+    """Opens sealed messages. `trust` may be replaced at any time, by a newer list of revoked certificates."""
+
+    def __init__(self, trust: Trust, marks: Marks, now: Callable[[], datetime]):
+        self.trust = trust
+        self._marks = marks
+        self._now = now
+        self._read: OrderedDict[bytes, tuple[x509.Certificate, Identity, Ed25519PublicKey]] = OrderedDict()
+
+    def open(self, topic: str, payload: bytes, *, role: Role, name: str | None = None) -> bytes:
+        """The message as it was before it was sealed. Raises SignatureRefused saying who and why.
+
+        It must come from a `role`, from `name` where one is given, and not be older than what its signer
+        said on `topic` before; the same message once more is no offence.
+        """
+        expected = str(Identity(name, role)) if name else f"a certificate of the role {role}"
+        found = _TAIL.search(payload, max(0, len(payload) - MAX_SEAL_BYTES))
+        if found is None or found.start() < 2:
+            raise SignatureRefused(
+                f"{topic}: not signed, expected the signature of {expected}; does its sender "
+                "have security.cert and security.key set?"
+            )
+        issued, encoded, signature = int(found[1]), found[2], found[3]
+        certificate, signer, key = self._certificate(topic, encoded)
+        if signer.role != role or (name is not None and signer.name != name):
+            raise SignatureRefused(f"{topic}: signed by {signer}, expected {expected}")
+        if (why := self.trust.refusal(certificate, self._now())) is not None:
+            raise SignatureRefused(f"{topic}: signed by {signer}, whose certificate is {why}")
+        try:
+            key.verify(_exact(signature), _covered(topic, payload[:-_SIG_BYTES]))
+        except (InvalidSignature, ValueError):
+            raise SignatureRefused(
+                f"{topic}: the signature of {signer} does not fit the message: it was changed on its way, "
+                "or said on another topic"
+            ) from None
+        newest = self._marks.admit(signer.name, topic, issued)
+        if issued < newest:
+            raise SignatureRefused(
+                f"{topic}: a repetition: {signer} issued it at {issued}, and at {newest} something newer"
+            )
+        return payload[: found.start()] + b"}"
+
+    def _certificate(self, topic: str, encoded: bytes) -> tuple[x509.Certificate, Identity, Ed25519PublicKey]:
+        if (known := self._read.get(encoded)) is not None:
+            self._read.move_to_end(encoded)
+            return known
+        try:
+            certificate = x509.load_der_x509_certificate(_exact(encoded))
+            signer = identity_of(certificate)
+            key = certificate.public_key()
+            uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as e:
+            raise SignatureRefused(f"{topic}: its certificate cannot be used: {str(e)[:200]}") from None
+        if not isinstance(key, Ed25519PublicKey) or SIGNING_USE not in uses:
+            raise SignatureRefused(
+                f"{topic}: the certificate of {signer} is not one for signing messages "
+                "(security.cert names the signing certificate, broker.tls_cert the one for TLS)"
+            )
+        self._read[encoded] = certificate, signer, key
+        if len(self._read) > _CACHED:
+            self._read.popitem(last=False)
+        return certificate, signer, key
+
+
+def _covered(topic: str, body: bytes) -> bytes:
+    return b"%b%b\n%b" % (_CONTEXT, topic.encode(), body)
+
+
+def _exact(encoded: bytes) -> bytes:
+    """Decode base64 that is spelled in the one right way. Raises ValueError."""
+    try:
+        decoded = base64.b64decode(encoded, validate=True)
+    except binascii.Error as e:
+        raise ValueError(f"not base64: {e}") from None
+    if base64.b64encode(decoded) != encoded:
+        raise ValueError("base64 spelled in an unusual way")
+    return decoded
