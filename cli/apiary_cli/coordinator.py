@@ -20,8 +20,9 @@ from apiary.bus.allocator import tune
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import SettingsError, StoreError
 from apiary.notify import Notifier
-from apiary.settings import RunSettings, Settings, load_settings
+from apiary.settings import RunSettings, Settings
 from apiary.wire.topics import check_name
+from apiary_cli.flags import add_broker, settings_of
 from apiary_cli.live import Live, log_through
 from apiary_cli.once import FirstConnection
 from apiary_cli.stopping import stop_on_signals
@@ -62,8 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of everything random")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="journal, spool, models")
     parser.add_argument("--runs-dir", type=Path, metavar="DIR", help="where results go")
-    parser.add_argument("--host", help="the broker")
-    parser.add_argument("--port", type=int, help="its port")
+    add_broker(parser)
     parser.add_argument(
         "--run", metavar="NAME", help="name of the run; one that is finished is told again, not run again"
     )
@@ -78,22 +78,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the coordinator until the run is over or a signal comes."""
-    flags = {
-        "coordinator.test_data": args.test_data,
-        "coordinator.state_dir": args.state_dir,
-        "coordinator.runs_dir": args.runs_dir,
-        "run.rounds": args.rounds,
-        "run.min_nodes": args.min_nodes,
-        "run.recipe": args.recipe,
-        "run.strategy": args.strategy,
-        "run.target_accuracy": args.target_accuracy,
-        "run.seed": args.seed,
-        "broker.host": args.host,
-        "broker.port": args.port,
-    }
-    settings = load_settings(
-        args.config, {**args.overrides, **{k: v for k, v in flags.items() if v is not None}}
-    ).settings
+    settings = settings_of(
+        args,
+        coordinator__test_data=args.test_data,
+        coordinator__state_dir=args.state_dir,
+        coordinator__runs_dir=args.runs_dir,
+        run__rounds=args.rounds,
+        run__min_nodes=args.min_nodes,
+        run__recipe=args.recipe,
+        run__strategy=args.strategy,
+        run__target_accuracy=args.target_accuracy,
+        run__seed=args.seed,
+    )
     tune()
     notifier = Notifier.from_environment(os.environ, time.monotonic)
     journal = Journal(settings.coordinator.state_dir)

@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from apiary.settings import load_settings
 from apiary.wire.messages import CoordinatorStatus, Message, ModelManifest
+from apiary_cli.flags import add_broker, settings_of
 from apiary_cli.view import NodeView, RunView
 from apiary_cli.watching import Watcher
 
@@ -22,16 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "The coordinator, the round, the last result, and every node, at this moment."
     parser.epilog = _EXAMPLES
-    parser.add_argument("--host", help="the broker")
-    parser.add_argument("--port", type=int, help="its port")
+    add_broker(parser)
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print it; 0 where a coordinator is online, 1 where none is."""
-    flags = {"broker.host": args.host, "broker.port": args.port}
-    flags = {k: v for k, v in flags.items() if v is not None}
-    settings = load_settings(args.config, {**args.overrides, **flags}).settings
+    settings = settings_of(args)
     watcher = Watcher(settings.broker, settings.topics)
     view, rest = RunView(), dict[type[Message], Message]()
     try:

@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 
-from apiary.settings import load_settings
 from apiary.wire import NodeId
 from apiary.wire.messages import Message
 from apiary.wire.topics import Kind
+from apiary_cli.flags import add_broker, settings_of
 from apiary_cli.live import Live
 from apiary_cli.stopping import stop_on_signals
 from apiary_cli.view import RunView
@@ -27,16 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Watch a federation: nodes, rounds, accuracy. Publishes nothing."
     parser.epilog = _EXAMPLES
-    parser.add_argument("--host", help="the broker")
-    parser.add_argument("--port", type=int, help="its port")
+    add_broker(parser)
     parser.add_argument("--json", action="store_true", help="every message as one JSON line")
 
 
 def run(args: argparse.Namespace) -> int:
     """Watch until Ctrl-C."""
-    flags = {"broker.host": args.host, "broker.port": args.port}
-    flags = {k: v for k, v in flags.items() if v is not None}
-    settings = load_settings(args.config, {**args.overrides, **flags}).settings
+    settings = settings_of(args)
     watcher = Watcher(settings.broker, settings.topics)
     title = f"{settings.federation}   "
     try:

@@ -6,7 +6,8 @@
     │   └── CameraError           a camera that is not there, or no longer
     ├── BusError              the broker                                                  exit 4
     │   ├── BrokerUnreachable     no connection within the time allowed
-    │   └── BrokerRefused         it answered, and said no: credentials, rights, version
+    │   ├── BrokerRefused         it answered, and said no: credentials, rights, version
+    │   └── NoAnswer              no coordinator is there, or it did not answer in time
     ├── WireError             a peer sent what the protocol does not allow                exit 5
     │   ├── TopicError
     │   ├── MessageError
@@ -20,7 +21,8 @@
     │   └── ExportError           the exported file differs from Keras, or does not convert
     ├── RunFailed             a run that ended without a usable model                     exit 7
     ├── StoreError            files and journals: full disk, torn file, locked folder     exit 8
-    └── PublishError          a finished model that could not be published                exit 9
+    ├── PublishError          a finished model that could not be published                exit 9
+    └── RequestRefused        the coordinator, or a node, said no to an operator          exit 10
 
 A message says who, what came, what was expected and how to mend it. What a bad *peer* does is data
 (`Rejected`), not an exception; an exception that is not an `ApiaryError` is our own bug.
@@ -63,6 +65,10 @@ class BrokerUnreachable(BusError):  # noqa: N818 - reads as what happened, like 
 
 class BrokerRefused(BusError):  # noqa: N818
     """The broker answered and said no: credentials, rights or protocol version."""
+
+
+class NoAnswer(BusError):  # noqa: N818
+    """No coordinator is there, or it did not answer in time."""
 
 
 class WireError(ApiaryError):
@@ -133,3 +139,9 @@ class PublishError(ApiaryError):
     def __init__(self, message: str, *, retry: bool = False):
         super().__init__(message)
         self.retry = retry
+
+
+class RequestRefused(ApiaryError):  # noqa: N818
+    """The coordinator, or a node, said no to what an operator asked."""
+
+    exit_code = 10

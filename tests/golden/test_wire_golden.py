@@ -83,6 +83,10 @@ MESSAGES: list[m.Message] = [
         metrics=m.TrainMetrics(loss=0.25, accuracy=0.9, accuracy_before=0.5, seconds=9.5),
     ),
     m.Grant(digest=HEX, missing=[(0, 7)]),
+    m.OperatorRequest(id="7f3a", op="run.start", args={"name": "autumn", "settings": {"rounds": 3}}),
+    m.OperatorReply(id="7f3a", state="done", result={"run": "autumn", "queued": None}),
+    m.NodeCommand(id="7f3a.pi-07", op="pause", by="anna", args={}),
+    m.NodeReply(id="7f3a.pi-07", state="refused", why="unknown command", result=[1, 2.5, "x", None]),
     m.Receipt(digest=HEX, state="missing", run="run-1", round=3, why="chunks lost", missing=[(2, 3)]),
 ]
 WEIGHTS = Weights(

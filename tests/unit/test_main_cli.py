@@ -51,7 +51,7 @@ def test_help_lists_every_command_and_exit_code(capsys: pytest.CaptureFixture[st
     for name, text in COMMANDS.items():
         assert f"    {name}" in out
         assert text.split(":")[0][:40] in out
-    assert "8 storage, 9 publishing, 130 interrupted" in out
+    assert "8 storage, 9 publishing, 10 refused, 130 interrupted" in out
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -157,6 +157,7 @@ def test_the_exit_codes_are_those_that_the_help_tells() -> None:
         "RunFailed": 7,
         "StoreError": 8,
         "PublishError": 9,
+        "RequestRefused": 10,
     }
     assert errors.ApiaryError.exit_code == 1
 

@@ -14,6 +14,7 @@ from apiary.settings.edge import (
     default_node_id,
 )
 from apiary.settings.loading import Loaded, flatten, load_settings
+from apiary.settings.operator import OperatorSettings, default_operator
 from apiary.settings.publish import PublishSettings
 from apiary.settings.run import Options, RunSettings
 
@@ -24,12 +25,14 @@ __all__ = [
     "CoordinatorSettings",
     "EdgeSettings",
     "Loaded",
+    "OperatorSettings",
     "Options",
     "PublishSettings",
     "RunSettings",
     "Settings",
     "StoreSettings",
     "default_node_id",
+    "default_operator",
     "flatten",
     "load_settings",
     "password",

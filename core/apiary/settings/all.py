@@ -8,6 +8,7 @@ from apiary.errors import TopicError
 from apiary.settings.broker import BrokerSettings
 from apiary.settings.coordinator import CoordinatorSettings
 from apiary.settings.edge import EdgeSettings
+from apiary.settings.operator import OperatorSettings
 from apiary.settings.publish import PublishSettings
 from apiary.settings.run import RunSettings
 from apiary.settings.section import Section
@@ -24,6 +25,7 @@ class Settings(Section):
     run: RunSettings = Field(default_factory=RunSettings)
     coordinator: CoordinatorSettings = Field(default_factory=CoordinatorSettings)
     edge: EdgeSettings = Field(default_factory=EdgeSettings)
+    operator: OperatorSettings = Field(default_factory=OperatorSettings)
     publish: PublishSettings = Field(default_factory=PublishSettings)
 
     @field_validator("federation", "root", "blob_root")

@@ -1,0 +1,28 @@
+"""The flags that many commands share, and the settings they give."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from apiary.settings import Settings, load_settings
+
+
+def add_broker(parser: argparse.ArgumentParser) -> None:
+    """`--host` and `--port`."""
+    parser.add_argument("--host", help="the broker")
+    parser.add_argument("--port", type=int, help="its port")
+
+
+def settings_of(args: argparse.Namespace, **flags: Any) -> Settings:
+    """The settings under `--config`, `--set`, the broker's flags, and others: `edge__node_id=args.node_id`.
+
+    A flag that was not given (None) changes nothing. Raises SettingsError.
+    """
+    given = {
+        "broker.host": getattr(args, "host", None),
+        "broker.port": getattr(args, "port", None),
+        **{key.replace("__", "."): value for key, value in flags.items()},
+    }
+    told = {key: value for key, value in given.items() if value is not None}
+    return load_settings(args.config, {**args.overrides, **told}).settings

@@ -1,0 +1,171 @@
+"""What operators ask: each request is answered by the part that registered for it, and carried out once.
+
+A request that comes again (its answer was lost, or takes long) is told the newest answer. What a handler
+raises is the answer `refused`; it ends neither the loop nor anybody else's request.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from apiary.bus.outlet import Outlet
+from apiary.errors import ApiaryError
+from apiary.wire import NodeId
+from apiary.wire.messages import MAX_BYTES, AnswerState, OperatorReply, OperatorRequest
+from apiary.wire.topics import Kind, Topic
+
+log = logging.getLogger(__name__)
+
+MAX_OPEN: Final = 64
+"""Requests being worked on at a time; each may hold what a fleet answers."""
+MAX_REMEMBERED: Final = 256
+MAX_REMEMBERED_BYTES: Final = 4 * 2**20
+"""Of answers that are kept for a request that comes again; the oldest leave first."""
+GIVE_UP_S: Final = 2 * 3600.0
+"""A request that its part never answered is refused after this long."""
+_ROOM: Final = 1_000
+"""Of a message, for what is not its result."""
+
+
+class Arguments(BaseModel):
+    """The arguments of an operation; unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+A = TypeVar("A", bound=Arguments)
+
+
+@dataclass(slots=True)
+class Call:
+    """One request. `working` any number of times, then once `done` or `refuse`; later words are dropped."""
+
+    operator: NodeId
+    id: str
+    op: str
+    began_at: float
+    answer: OperatorReply | None = None
+    _say: Callable[[Call], None] = field(repr=False, default=lambda call: None)
+
+    @property
+    def over(self) -> bool:
+        """Whether the last word was said."""
+        return self.answer is not None and self.answer.state != "working"
+
+    def working(self, result: JsonValue = None) -> None:
+        """Not done yet; how far it is."""
+        self._put("working", None, result)
+
+    def done(self, result: JsonValue = None) -> None:
+        """Carried out."""
+        self._put("done", None, result)
+
+    def refuse(self, why: str) -> None:
+        """Not carried out, and why."""
+        self._put("refused", why, None)
+
+    def _put(self, state: AnswerState, why: str | None, result: JsonValue) -> None:
+        if self.over:
+            return
+        self.answer = OperatorReply(id=self.id, state=state, why=why[:500] if why else None, result=result)
+        self._say(self)
+
+
+Handler = Callable[[Call, Any], None]
+
+
+class Operators:
+    """The registry of operations, and the requests that are open or were answered lately."""
+
+    kinds = (Kind.OPERATOR_REQUEST,)
+
+    def __init__(self, outlet: Outlet):
+        self._outlet = outlet
+        self._known: dict[str, tuple[type[Arguments], Handler]] = {}
+        self._calls: OrderedDict[tuple[NodeId, str], Call] = OrderedDict()
+
+    def register(self, op: str, arguments: type[A], handler: Callable[[Call, A], None]) -> None:
+        """Let `handler` answer requests for `op`; their `args` come checked against `arguments`."""
+        if op in self._known:
+            raise ValueError(f"two parts want to answer {op}")
+        self._known[op] = (arguments, handler)
+
+    @property
+    def open(self) -> int:
+        """Requests that are being worked on."""
+        return sum(not call.over for call in self._calls.values())
+
+    def received(self, topic: Topic, payload: bytes, now: float) -> None:
+        """Take a request. Raises MessageError where it cannot even be answered."""
+        if topic.kind is not Kind.OPERATOR_REQUEST or topic.node is None:
+            return
+        operator = topic.node
+        request = OperatorRequest.decode(payload, who=f"operator {operator}")
+        before = self._calls.get((operator, request.id))
+        if before is not None:
+            if before.answer is not None:
+                self._outlet.send(before.answer, operator)
+            return
+        call = Call(operator, request.id, request.op, now, _say=self._say)
+        if self.open >= MAX_OPEN:
+            call.refuse(f"{MAX_OPEN} requests are being worked on; try again when they are answered")
+            return
+        self._calls[operator, request.id] = call
+        log.info("operator=%s op=%s id=%s", operator, request.op, request.id)
+        self._carry_out(call, request.args)
+        self._forget()
+
+    def tick(self, now: float) -> None:
+        """Give up what nobody answered."""
+        for call in [c for c in self._calls.values() if not c.over and now - c.began_at >= GIVE_UP_S]:
+            call.refuse(f"gave up after {GIVE_UP_S / 3600:.0f} hours")
+
+    def _carry_out(self, call: Call, args: Mapping[str, JsonValue]) -> None:
+        known = self._known.get(call.op)
+        if known is None:
+            call.refuse(f"no operation {call.op!r}; there are: {', '.join(sorted(self._known)) or 'none'}")
+            return
+        arguments, handler = known
+        try:
+            handler(call, arguments.model_validate(args))
+        except ValidationError as e:
+            call.refuse(f"{call.op}: {_first(e)}")
+        except ApiaryError as e:
+            call.refuse(str(e))
+        except Exception as e:
+            # Our own bug: said where it can be mended, and no reason to drop a run.
+            log.exception("operator=%s op=%s failed", call.operator, call.op)
+            call.refuse(f"the coordinator failed at it: {type(e).__name__}; its log says where")
+
+    def _say(self, call: Call) -> None:
+        answer = call.answer
+        assert answer is not None  # noqa: S101 - it has just been put there
+        if len(answer.encode()) > MAX_BYTES - _ROOM:
+            why = f"the answer is larger than {MAX_BYTES} bytes; ask for less"
+            answer = call.answer = OperatorReply(id=call.id, state="refused", why=why)
+        if answer.state == "refused":
+            log.warning("operator=%s op=%s refused: %s", call.operator, call.op, answer.why)
+        self._outlet.send(answer, call.operator)
+
+    def _forget(self) -> None:
+        """Keep to the bounds: answered requests leave, oldest first."""
+        sizes = {key: len(call.answer.encode()) for key, call in self._calls.items() if call.answer}
+        total = sum(sizes.values())
+        for key, call in list(self._calls.items()):
+            if len(self._calls) <= MAX_REMEMBERED and total <= MAX_REMEMBERED_BYTES:
+                return
+            if call.over:
+                del self._calls[key]
+                total -= sizes.get(key, 0)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(p) for p in first["loc"]) or "arguments"
+    return f"{where} is {str(first.get('input'))[:60]!r}: {first['msg']}"

@@ -1,0 +1,39 @@
+"""`[operator]`: who asks, when a command is for the coordinator."""
+
+from __future__ import annotations
+
+import getpass
+
+from pydantic import Field, field_validator
+
+from apiary.errors import TopicError
+from apiary.settings.section import Section
+from apiary.wire.topics import check_name
+
+
+def default_operator() -> str:
+    """The name of this user, made fit for a topic."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user need not have a name
+        user = ""
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in user)
+    return name.strip("-_")[:64] or "operator"
+
+
+class OperatorSettings(Section):
+    """Who asks the coordinator, and how long for."""
+
+    name: str = Field(
+        default_factory=default_operator,
+        description="unset: this user's name; where messages are signed, the name in the certificate",
+    )
+    timeout_s: float = Field(30.0, gt=0, le=3600, description="wait so long for the coordinator's answer")
+
+    @field_validator("name")
+    @classmethod
+    def _fits_topic(cls, value: str) -> str:
+        try:
+            return check_name(value, "operator.name")
+        except TopicError as e:
+            raise ValueError(str(e)) from None
