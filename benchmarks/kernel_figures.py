@@ -26,11 +26,12 @@ def memory(pid: int) -> Memory | None:
 
 def cpu_seconds(pid: int) -> float:
     """Processor time that a process has used, all its threads, in user and kernel; 0 where it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return _ticks(pid, 11)
+
+
+def waited_cpu_seconds(pid: int) -> float:
+    """The same of all its children that have ended and were waited for, and of theirs."""
+    return _ticks(pid, 13)
 
 
 def children(pid: int) -> list[int]:
@@ -59,6 +60,15 @@ def cpu_of(coordinator: int, others: list[int]) -> dict[str, float]:
 def per_round(before: dict[str, float], after: dict[str, float], rounds: int) -> dict[str, float]:
     """What each party used in a round between two readings."""
     return {who: (after[who] - before[who]) / rounds for who in before} if rounds else {}
+
+
+def _ticks(pid: int, first: int) -> float:
+    """User and system time in seconds, two fields of /proc/PID/stat (proc(5); counted from after the name)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[first]) + int(fields[first + 1])) / os.sysconf("SC_CLK_TCK")
 
 
 def _is_broker(pid: int) -> bool:

@@ -12,11 +12,11 @@ import numpy as np
 from apiary.blobs import BlobStore
 from apiary.errors import DataError
 from apiary.files import write_atomic
+from apiary.learn import features as frozen
 from apiary.learn import images
 from apiary.learn.cache import ArrayCache
 from apiary.learn.classifier import Classifier
 from apiary.learn.classifier import evaluate as judge
-from apiary.learn.features import extract
 from apiary.learn.images import Dataset
 from apiary.learn.manifest import Manifest
 from apiary.learn.runtimes import choose
@@ -153,18 +153,20 @@ class KerasWorkshop:
             raise DataError("no held-out pictures are set (coordinator.test_data)")
         cache = ArrayCache(self._state / "cache", _CACHE_MB)
         found = images.scan(folder, manifest.labels)
-        data = images.load(found, manifest.input, cache=cache)
-        for message in [*found.messages(), *(f"{s.path}: left out: {s.why}" for s in data.skipped)]:
-            log.warning("held-out pictures: %s", message)
         if wants_features and artefacts.base is not None and manifest.features is not None:
             base = self._blobs.path(Digest(artefacts.base.digest))
-            data = extract(
-                data,
+            data = frozen.load(
+                found,
+                manifest.input,
                 lambda: choose("auto").open_base(base),
                 length=manifest.features,
                 base_digest=artefacts.base.digest,
                 cache=cache,
             )
+        else:
+            data = images.load(found, manifest.input, cache=cache)
+        for message in [*found.messages(), *(f"{s.path}: left out: {s.why}" for s in data.skipped)]:
+            log.warning("held-out pictures: %s", message)
         if features:
             self._held_out = data
         return data

@@ -44,9 +44,8 @@ def main(argv: list[str]) -> int:
 
 def train(job: TrainJob, tell: Tell) -> None:
     """Load, train, and leave the update in `job.out`. Raises DataError, ModelError, StoreError."""
-    from apiary.learn import images
+    from apiary.learn import features, images
     from apiary.learn.cache import ArrayCache
-    from apiary.learn.features import extract
     from apiary.learn.fit import FitProgress, fit, node_seed
     from apiary.learn.manifest import Manifest
     from apiary.learn.runtimes import choose
@@ -59,23 +58,26 @@ def train(job: TrainJob, tell: Tell) -> None:
     runtime = choose(job.runtime)
     cache = ArrayCache(job.cache_dir, job.cache_mb)
     found = pictures.find(job, manifest.labels)
-    data = pictures.without_held_out(job, found, images.load(found, manifest.input, cache=cache))
-    for message in [
-        *found.messages(),
-        *(f"{s.path}: left out: {s.why}" for s in data.skipped[len(found.skipped) :]),
-    ]:
-        tell(Told(kind="warning", text=message[:500]))
-    if manifest.features is not None:
-        if job.base is None or job.base_digest is None:
-            raise DataError("the model needs a frozen base, and the announcement names none")
+    if manifest.features is None:
+        loaded = images.load(found, manifest.input, cache=cache)
+    elif job.base is None or job.base_digest is None:
+        raise DataError("the model needs a frozen base, and the announcement names none")
+    else:
         base = job.base
-        data = extract(
-            data,
+        loaded = features.load(
+            found,
+            manifest.input,
             lambda: runtime.open_base(base),
             length=manifest.features,
             base_digest=job.base_digest,
             cache=cache,
         )
+    data = pictures.without_held_out(job, found, loaded)
+    for message in [
+        *found.messages(),
+        *(f"{s.path}: left out: {s.why}" for s in data.skipped[len(found.skipped) :]),
+    ]:
+        tell(Told(kind="warning", text=message[:500]))
     before = blob.decode(job.model.read_bytes(), who="the announced model").weights
     trainer = runtime.open_trainer(manifest, job.trainer, threads=job.threads)
     fitting = time.monotonic()

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from apiary.errors import ExportError, ModelError, SettingsError
+from apiary.learn import features, images
 from apiary.learn.classifier import Classifier, evaluate
-from apiary.learn.features import extract
 from apiary.learn.fit import fit
-from apiary.learn.images import Dataset
+from apiary.learn.images import Dataset, Scan
 from apiary.learn.runtimes import litert
 from apiary.plugins import names
 from apiary.wire.blob import encode
@@ -51,10 +52,19 @@ def job(recipe: str, out: Path, **changes: Any) -> BuildJob:
 def pictures(built: Built, count: int = 40) -> Dataset:
     side = built.manifest.input
     rng = np.random.default_rng(0)
-    y = np.arange(count) % 2
+    y = np.arange(count) * 2 // count  # in the order of a scan: label by label
     x = rng.integers(0, 100, (count, side.height, side.width, side.channels)) + 120 * y[:, None, None, None]
     digests = tuple(hashlib.sha256(p.tobytes()).hexdigest() for p in x)
     return Dataset(x.astype(np.uint8), y, digests, tuple(LABELS))
+
+
+def saved(seen: Dataset, folder: Path) -> Scan:
+    """The pictures as files, in the order that they have in memory."""
+    for i in range(len(seen)):
+        path = folder / seen.labels[seen.y[i]] / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(seen.x[i].squeeze()).save(path)
+    return images.scan(folder, seen.labels)
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -73,7 +83,10 @@ def test_a_build_trains_in_the_light_runtime_and_finishes(built: Built, tmp_path
     if built.base is not None:
         assert manifest.features is not None
         base = built.base
-        data = extract(seen, lambda: litert.open_base(base), length=manifest.features, base_digest="b")
+        found = saved(seen, tmp_path / "pictures")
+        data = features.load(
+            found, manifest.input, lambda: litert.open_base(base), length=manifest.features, base_digest="b"
+        )
         assert data.x.shape == (40, manifest.features)
     trainer = litert.open_trainer(manifest, built.trainer)
     got = fit(trainer, manifest, PLAN, data, built.initial, seed=1)

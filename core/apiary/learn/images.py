@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,39 +197,59 @@ def load(
     Raises DataError where no picture is left, or where all together would be larger than `max_bytes`.
     """
     shape = (to.height, to.width, to.channels)
-    records = found.records
-    if (need := len(records) * int(np.prod(shape))) > max_bytes:
-        raise DataError(
-            f"{found.folder}: {len(records)} pictures of {to.width}x{to.height}x{to.channels} take "
-            f"{need // 2**20} MB, expected at most {max_bytes // 2**20} MB: move some out"
-        )
     space = f"pictures-{to.height}x{to.width}x{to.channels}"
-    x = np.empty((len(records), *shape), np.uint8)
+    _check_size(found, to, int(np.prod(shape)), max_bytes)
+    x = np.empty((len(found.records), *shape), np.uint8)
+
+    def pixels(data: bytes, digest: str) -> Bytes:
+        picture = cache.get(space, digest, shape, np.uint8) if cache else None
+        if picture is None:
+            picture = decode(data, to)
+            if cache:
+                cache.put(space, digest, picture)
+        return picture
+
+    return gather(found, x, pixels, progress)
+
+
+def gather(
+    found: Scan,
+    x: Bytes | NDArray[np.float32],
+    row: Callable[[bytes, str], NDArray[Any]],
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Fill `x` with `row(file's bytes, their sha256)` of each picture: one at a time is in memory.
+
+    Where `row` raises DataError the picture ends up in `skipped`; raises DataError where none is left.
+    """
     y: list[int] = []
     digests: list[str] = []
     skipped = list(found.skipped)
-    for i, record in enumerate(records):
+    for i, record in enumerate(found.records):
         try:
             data = read(record.path)
             digest = hashlib.sha256(data).hexdigest()
-            picture = cache.get(space, digest, shape, np.uint8) if cache else None
-            if picture is None:
-                picture = decode(data, to)
-                if cache:
-                    cache.put(space, digest, picture)
-            x[len(y)] = picture
+            x[len(y)] = row(data, digest)
             y.append(found.known.index(record.label))
             digests.append(digest)
         except DataError as e:
             skipped.append(Skipped(record.path, str(e)))
         if progress:
-            progress(i + 1, len(records))
+            progress(i + 1, len(found.records))
     if not y:
         raise DataError(
-            f"{found.folder}: none of {len(records)} pictures can be read; the first: "
+            f"{found.folder}: none of {len(found.records)} pictures can be read; the first: "
             f"{skipped[0].path.name}: {skipped[0].why}"
         )
     return Dataset(x[: len(y)], np.array(y, np.int64), tuple(digests), found.known, tuple(skipped))
+
+
+def _check_size(found: Scan, to: PictureInput, each: int, max_bytes: int) -> None:
+    if (need := len(found.records) * each) > max_bytes:
+        raise DataError(
+            f"{found.folder}: {len(found.records)} pictures of {to.width}x{to.height}x{to.channels} take "
+            f"{need // 2**20} MB, expected at most {max_bytes // 2**20} MB: move some out"
+        )
 
 
 def _check_folder(folder: Path) -> None:

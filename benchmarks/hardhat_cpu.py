@@ -1,0 +1,161 @@
+"""The hard-hat job's processor time on its nodes: Apiary with cached features against Keras' fit without.
+
+    python benchmarks/hardhat_cpu.py [--data DIR] [--base-weights FILE] [--json]
+
+The job as its author ran it: MobileNetV2 at 160x160, frozen base, Dense(128, relu) and Dense(2, softmax), Adam,
+two clients with their own pictures, 6 rounds of 20 epochs, batch 8, a fifth of the pictures for validation.
+
+First the real thing on this machine: a broker, a coordinator and two `apiary edge` nodes; then, one after the
+other, a process for each client that does the same number of epochs with Keras (`hardhat_keras.py`). Without
+`--base-weights` the base is random: that changes what it sees, not what it costs. Seconds are the kernel's,
+user and system: of the nodes /proc/PID/stat (the service itself, and the children that it waited for, which are
+the trainings), of Keras what wait4 says of the whole process. Exit code 1 where the nodes' trainings do not
+take at least 20 times less than Keras' processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from kernel_figures import cpu_seconds, waited_cpu_seconds
+
+from apiary.bus.broker import start_broker
+
+HERE = Path(__file__).resolve().parent
+CLIENTS = ("dataset_client1", "dataset_client2")
+AT_LEAST = 20.0
+BATCH = 8
+LATEST_S = 1800.0
+
+
+class Spent(NamedTuple):
+    """Processor seconds of one node: its training children, and its service."""
+
+    trainings: float
+    service: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = os.environ.get("APIARY_DATA")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(default) / "hardhat" if default else HERE.parent.parent / "shared" / "data" / "hardhat",
+        help="the hard-hat pictures: dataset_client1/train, dataset_client2/train, dataset_server/test",
+    )
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--base-weights", type=Path, help="ImageNet weights of MobileNetV2 without top (.h5)")
+    parser.add_argument("--exports", type=Path, help="folder of exported recipes, kept for the next time")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    args = parser.parse_args()
+    pictures = [args.data / client / "train" for client in CLIENTS]
+    test = args.data / "dataset_server" / "test"
+    if missing := [str(p) for p in [*pictures, test] if not p.is_dir()]:
+        print(f"no hard-hat pictures in {', '.join(missing)}: give --data or APIARY_DATA", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="apiary-bench-") as scratch:
+        nodes = apiary(args, pictures, test, Path(scratch))
+    theirs = [keras(args, folder) for folder in pictures]
+    trainings, services = sum(n.trainings for n in nodes), sum(n.service for n in nodes)
+    whole, fits = sum(k["process_s"] for k in theirs), sum(k["fit_s"] for k in theirs)
+    print(f"{'':34} {'client 1':>9} {'client 2':>9} {'both':>9}", file=sys.stderr)
+    for name, each in (
+        ("Apiary, training children, s", [n.trainings for n in nodes]),
+        ("Apiary, services, s", [n.service for n in nodes]),
+        ("Keras, processes, s", [k["process_s"] for k in theirs]),
+        ("Keras, of this the fits, s", [k["fit_s"] for k in theirs]),
+    ):
+        print(f"{name:34} {each[0]:9.1f} {each[1]:9.1f} {sum(each):9.1f}", file=sys.stderr)
+    ratio = whole / trainings
+    print(
+        f"Keras' processes take {ratio:.1f} times as much as Apiary's trainings (bound {AT_LEAST:.0f}); the "
+        f"fits alone {fits / trainings:.1f} times; with the services {whole / (trainings + services):.1f} times",
+        file=sys.stderr,
+    )
+    if args.json:
+        figures = {"trainings_s": trainings, "services_s": services, "keras_s": whole, "keras_fits_s": fits}
+        print(json.dumps({**figures, "ratio": ratio}))
+    return 0 if ratio >= AT_LEAST else 1
+
+
+def apiary(args: argparse.Namespace, pictures: list[Path], test: Path, scratch: Path) -> list[Spent]:
+    """Run the federation to its end; what each node used."""
+    command = [sys.executable, "-m", "apiary_cli"]
+    with start_broker(0) as broker:
+        options = {"weights": "imagenet" if args.base_weights else "random"}
+        settings = {
+            "APIARY_BROKER__PORT": str(broker.port),
+            "APIARY_RUN__RECIPE": "mobilenet_v2",
+            "APIARY_RUN__RECIPE_OPTIONS": json.dumps(options),
+            "APIARY_RUN__PLAN__EPOCHS": str(args.epochs),
+            "APIARY_RUN__PLAN__BATCH_SIZE": str(BATCH),
+            "APIARY_RUN__PLAN__VALIDATION_SHARE": "0.2",
+            "APIARY_COORDINATOR__EXPORTS_DIR": str(args.exports or scratch / "exports"),
+        }
+        if args.base_weights:
+            settings["APIARY_COORDINATOR__BASE_WEIGHTS"] = str(args.base_weights)
+        environment = {**os.environ, **settings}
+        nodes = [
+            subprocess.Popen(
+                [*command, "edge", "--node-id", f"client-{i}", "--data", str(folder),
+                 "--state-dir", str(scratch / f"node-{i}")],
+                env=environment,
+            )
+            for i, folder in enumerate(pictures, 1)
+        ]  # fmt: skip
+        coordinator = subprocess.Popen(
+            [*command, "coordinator", "--test-data", str(test), "--rounds", str(args.rounds),
+             "--min-nodes", str(len(nodes)), "--state-dir", str(scratch / "state"),
+             "--runs-dir", str(scratch / "runs")],
+            env=environment,
+        )  # fmt: skip
+        try:
+            end = time.monotonic() + LATEST_S
+            while coordinator.poll() is None:
+                if time.monotonic() > end or any(n.poll() is not None for n in nodes):
+                    raise SystemExit(f"the rounds were not over after {LATEST_S:.0f} s, or a node ended")
+                time.sleep(0.1)
+            if coordinator.returncode != 0:
+                raise SystemExit(f"the run failed: code {coordinator.returncode}")
+            return [Spent(waited_cpu_seconds(n.pid), cpu_seconds(n.pid)) for n in nodes]
+        finally:
+            for process in (coordinator, *nodes):
+                process.terminate()
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def keras(args: argparse.Namespace, pictures: Path) -> dict[str, float]:
+    """One client's epochs in Keras: `process_s` of the whole process, `fit_s` of the fits alone."""
+    command = [sys.executable, str(HERE / "hardhat_keras.py"), str(pictures), "--batch", str(BATCH)]
+    command += ["--rounds", str(args.rounds), "--epochs", str(args.epochs)]
+    if args.base_weights:
+        command += ["--base-weights", str(args.base_weights)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    said = child.stdout.read().splitlines()
+    _, status, used = os.wait4(child.pid, 0)
+    if status != 0 or not said:
+        raise SystemExit(f"Keras' side failed: status {status}")
+    found = json.loads(said[-1])
+    print(f"Keras, {pictures}: rounds of {found['rounds_s']} s", file=sys.stderr)
+    return {"process_s": used.ru_utime + used.ru_stime, "fit_s": found["fit_s"]}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
