@@ -63,7 +63,7 @@ def per_round(before: dict[str, float], after: dict[str, float], rounds: int) ->
 
 
 def _ticks(pid: int, first: int) -> float:
-    """User and system time in seconds, two fields of /proc/PID/stat (proc(5); counted from after the name)."""
+    """User and system time in seconds: two fields of /proc/PID/stat, counted from after the name."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
