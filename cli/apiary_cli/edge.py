@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import time
 from pathlib import Path
 
-from apiary import blobs as blob_store
 from apiary.bus.allocator import tune
-from apiary.bus.mqtt import MqttBus
-from apiary.errors import RuntimeUnavailable
 from apiary.notify import Notifier
-from apiary.settings import Settings, load_settings
-from apiary.wire import NodeId
+from apiary.settings import load_settings
 from apiary_cli.once import FirstConnection
 from apiary_cli.stopping import stop_on_signals
-from apiary_edge.capture_job import bounds_of, job_of, store_dir
-from apiary_edge.capturing import CaptureProcess
-from apiary_edge.outbox import Outbox
-from apiary_edge.samples.store import SampleStore
-from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
-from apiary_edge.training import TrainingProcess
+from apiary_edge.appliance import build
+from apiary_edge.service import Edge
 from apiary_edge.twin import hold_folder
-
-log = logging.getLogger(__name__)
 
 _EXAMPLES = """examples:
   apiary edge --node-id pi-1 --data /srv/pictures
@@ -65,30 +54,8 @@ def run(args: argparse.Namespace) -> int:
     ).settings
     tune(small=True)
     notifier = Notifier.from_environment(os.environ, time.monotonic)
-    edge = settings.edge
-    instance = f"{os.getpid()}-{int(time.time() * 1000) % 10**9}"
-    with hold_folder(edge.state_dir):
-        node = NodeId(edge.node_id)
-        bus = MqttBus(
-            settings.broker,
-            client_id=f"{settings.federation}-node-{node}",
-            will=will(settings.topics, node, instance),
-            receive_maximum=RECEIVE_MAXIMUM,
-        )
-        service = Edge(
-            settings,
-            bus=bus,
-            blobs=blob_store.BlobStore(edge.state_dir / "blobs", edge.blob_mb * 2**20),
-            outbox=Outbox(edge.state_dir / "outbox"),
-            training=TrainingProcess(bus.wake),
-            clock=time.monotonic,
-            wall=time.time,
-            instance=instance,
-            runtimes=_runtimes(settings),
-            store=_store(settings),
-            capture=CaptureProcess(job_of(edge), bus.wake) if edge.camera.kind is not None else None,
-            memory_mb=_memory_mb(),
-        )
+    with hold_folder(settings.edge.state_dir):
+        bus, service = build(settings)
         with stop_on_signals(bus.wake) as stop:
             limits = FirstConnection(bus).wait(settings.broker.connect_timeout_s, stop) if args.once else None
             service.start()
@@ -112,37 +79,3 @@ def _doing(service: Edge) -> str:
     told = service.session.round
     state = service.session.state.value
     return f"{state}, round {told.round} of run {told.run}" if told is not None else state
-
-
-def _store(settings: Settings) -> SampleStore | None:
-    """The node's sample store, where it has a camera or somebody has put pictures into one."""
-    edge = settings.edge
-    if edge.camera.kind is None and not store_dir(edge).is_dir():
-        return None
-    return SampleStore(store_dir(edge), edge.state_dir / "cache", bounds_of(edge.store), time.time)
-
-
-def _runtimes(settings: Settings) -> list[str]:
-    """What can train here, found without loading it, which would cost the service its memory."""
-    from importlib.util import find_spec
-
-    found = [
-        name
-        for name, modules in (("litert", ("tflite_runtime", "ai_edge_litert")), ("keras", ("tensorflow",)))
-        if any(find_spec(m) is not None for m in modules)
-    ]
-    wanted = settings.edge.runtime
-    if wanted != "auto":
-        found = [name for name in found if name == wanted]
-    if not found:
-        raise RuntimeUnavailable(
-            f"nothing here can train (edge.runtime = {wanted!r}): install one with pip install 'apiary[edge]'"
-        )
-    return found
-
-
-def _memory_mb() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-    except (ValueError, OSError):
-        return None

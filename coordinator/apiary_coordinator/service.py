@@ -25,6 +25,7 @@ from apiary_coordinator.announcements import status
 from apiary_coordinator.collection import receipt
 from apiary_coordinator.course import Course, Means
 from apiary_coordinator.downlink import Downlink
+from apiary_coordinator.feature import Desk, Features, no_features
 from apiary_coordinator.roster import Roster
 from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import Done, Worker
@@ -67,6 +68,7 @@ class Coordinator:
         created: float,
         tap: Tap = no_tap,
         inspect: Callable[[Path], Any] = lambda folder: None,
+        features: Features = no_features,
     ):
         self.settings = settings
         self.roster = Roster()
@@ -100,13 +102,31 @@ class Coordinator:
             inspect,
         )
         self.course = Course(means, run=run, created=created, epoch=epoch)
+        desk = Desk(
+            settings,
+            bus,
+            self._topics,
+            self._outlet,
+            journal,
+            blobs,
+            self._down,
+            self.roster,
+            worker,
+            clock,
+            wall,
+            epoch,
+        )
+        self._features = features(desk)
 
     def start(self, artefacts: Artefacts | None) -> None:
         """Subscribe and begin to build; a resumed run's `artefacts` are used where they are still whole."""
         for folder in (self.settings.coordinator.state_dir, self.course.record.folder):
             clear_partial(folder, below=True)
-        for kind in _TAKEN:
+        kinds = {*_TAKEN, *(kind for feature in self._features for kind in feature.kinds)}
+        for kind in sorted(kinds, key=lambda kind: kind.name):
             self._bus.subscribe(self._topics.pattern(kind))
+        for feature in self._features:
+            feature.start(self._clock())
         self._outlet.send(status("online", self._epoch, self.course.run))
         self.course.start(artefacts)
 
@@ -126,6 +146,8 @@ class Coordinator:
             self.course.live.collection.close(remove=False)
         else:
             self._worker.close(1.0)
+        for feature in self._features:
+            feature.close()
         self._outlet.send(status("offline", self._epoch, self.course.run))
         # A last moment for the broker to take it; nothing depends on it.
         for _ in range(20):
@@ -154,6 +176,8 @@ class Coordinator:
         now = self._clock()
         self._retry(now)
         self._guarded("", self.course.tick)
+        for feature in self._features:
+            self._guarded("", partial(feature.tick, now))
         self._down.due(now)
         self._guarded("", partial(self._flow.pump, self._bus, self._window))
 
@@ -164,6 +188,8 @@ class Coordinator:
             self._window = min(self._window, limits.receive_maximum)
         log.info("broker connected protocol=%s", limits.protocol)
         self._outlet.restore()
+        for feature in self._features:
+            self._guarded("", feature.connected)
 
     def _take(self, done: Done) -> None:
         if isinstance(done.error, StoreError):
@@ -197,6 +223,9 @@ class Coordinator:
             log.debug("%s", e)
             return
         self._guarded(topic.node or "", partial(self._dispatch, topic, event))
+        for feature in self._features:
+            if topic.kind in feature.kinds:
+                self._guarded(topic.node or "", partial(feature.received, topic, event))
 
     def _dispatch(self, topic: Topic, event: Received) -> None:
         now, node = self._clock(), topic.node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -15,12 +16,41 @@ from typing import Final
 from apiary.bus.deathsig import die_with_parent
 from apiary.errors import StoreError
 from apiary_edge.capture_job import CaptureJob, CaptureTold, parse
+from apiary_edge.feature import Feature
 from apiary_edge.policy import Backoff
+
+log = logging.getLogger(__name__)
 
 SILENT_S: Final = 30.0
 """On top of two of the camera's own timeouts: a child that says nothing for so long hangs in a driver."""
 _RESTART_MAX_S: Final = 300.0
 _END_S: Final = 5.0
+
+
+class Capturing(Feature):
+    """The camera child as a part of the node; what it tells goes to the log."""
+
+    def __init__(self, process: CaptureProcess, node: str):
+        self._process = process
+        self._node = node
+
+    def tick(self, now: float) -> None:
+        """Keep the child going, and say what it tells."""
+        self._process.tick(now)
+        for told in self._process.collect():
+            match told.kind:
+                case "gone" | "trouble" | "failed":
+                    log.warning("node=%s camera: %s", self._node, told.text)
+                case "back" | "ended":
+                    log.info("node=%s camera: %s", self._node, told.text or told.kind)
+                case _:
+                    log.debug(
+                        "node=%s camera %s id=%s kept=%d", self._node, told.kind, told.id[:12], told.kept
+                    )
+
+    def close(self) -> None:
+        """End the child."""
+        self._process.stop()
 
 
 class CaptureProcess:

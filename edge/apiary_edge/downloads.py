@@ -8,6 +8,7 @@ from typing import Final
 from apiary.blobs import BlobStore, Download
 from apiary.bus.bus import Bus
 from apiary.bus.outlet import Outlet
+from apiary.errors import StoreError
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import BlobRef, Want
 from apiary.wire.topics import Kind, Topics
@@ -22,7 +23,7 @@ slow link the rest is on its way, and asking would double it."""
 
 
 class Downloads:
-    """At most one download a blob; chunks come in any order, also when another node asked for them."""
+    """At most one download a blob, whoever wants it; chunks come in any order, also when others asked."""
 
     def __init__(
         self, node: NodeId, *, bus: Bus, topics: Topics, outlet: Outlet, blobs: BlobStore, idle_s: float
@@ -34,16 +35,22 @@ class Downloads:
         self._blobs = blobs
         self._idle_s = idle_s
         self._going: dict[Digest, Download] = {}
+        self._owners: dict[Digest, set[str]] = {}
         self._heard_at = 0.0
         self._gap = 0.0
         self._unanswered: dict[Digest, int] = {}
 
-    def fetch(self, ref: BlobRef, now: float) -> None:
-        """Start to get a blob. Raises StoreError where there is no room for it."""
+    def fetch(self, ref: BlobRef, now: float, owner: str = "round") -> None:
+        """Start to get a blob for `owner`. Raises StoreError where there is no room for it."""
         digest = Digest(ref.digest)
+        self._owners.setdefault(digest, set()).add(owner)
         if digest in self._going:
             return
-        download = self._blobs.begin(digest, ref.bytes)
+        try:
+            download = self._blobs.begin(digest, ref.bytes)
+        except StoreError:
+            del self._owners[digest]
+            raise
         self._going[digest] = download
         self._bus.subscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
         self._want(download, now)
@@ -63,7 +70,7 @@ class Downloads:
             log.warning("blob=%s did not give its digest; fetching it again", digest[:12])
             self._want(download, now)
             return None
-        del self._going[digest]
+        del self._going[digest], self._owners[digest]
         self._unanswered.pop(digest, None)
         self._bus.unsubscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
         return digest
@@ -86,13 +93,17 @@ class Downloads:
         for download in self._going.values():
             self._want(download, now)
 
-    def abandon(self) -> None:
-        """Stop all of them."""
-        for digest, download in self._going.items():
-            download.abandon()
+    def abandon(self, owner: str | None = None) -> None:
+        """Stop those that only `owner` wanted, or all of them."""
+        for digest in list(self._going):
+            owners = self._owners[digest]
+            owners.discard(owner or "")
+            if owner is not None and owners:
+                continue
+            self._going.pop(digest).abandon()
             self._bus.unsubscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
-        self._going.clear()
-        self._unanswered.clear()
+            self._unanswered.pop(digest, None)
+            del self._owners[digest]
 
     def _want(self, download: Download, now: float) -> None:
         download.heard_at = now

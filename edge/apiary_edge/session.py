@@ -2,6 +2,7 @@
 
     state      event                          next       commands
     idle       Announced, for us              fetching   Fetch each blob that is missing
+    idle       Announced, for us, unfit       idle       Decline
     fetching   Fetched, nothing missing       training   Train
     training   Trained                        sending    Offer
     training   TrainingFailed                 idle       Decline
@@ -45,10 +46,14 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """The round as the coordinator tells it; `invited` where a notice says so to this node."""
+    """The round as the coordinator tells it; `invited` where a notice says so to this node.
+
+    `unfit` is why this node cannot take part, said before it fetches anything.
+    """
 
     announcement: Announcement
     invited: bool | None = None
+    unfit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +251,8 @@ def _announced(session: Session, event: Announced, has: frozenset[Digest]) -> Ou
         session, commands = _leave(session)
     if not drawn or session.done == key:
         return session, commands
+    if event.unfit is not None:
+        return replace(session, done=key), [*commands, Decline(told, event.unfit)]
     refs = [ref for ref in (told.manifest, told.trainer, told.base, told.model) if ref is not None]
     missing = frozenset(Digest(ref.digest) for ref in refs) - has
     session = replace(session, state=State.FETCHING, round=told, missing=missing)

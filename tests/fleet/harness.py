@@ -103,12 +103,20 @@ class FakeTraining:
         self._broker = broker
         self._job: TrainJob | None = None
         self._ends = 0.0
+        self._next: list[Told] = []
+
+    def tells(self, told: Told) -> None:
+        """Say this before anything else, as a child might."""
+        self._next.append(told)
 
     def start(self, job: TrainJob) -> None:
         self.started += 1
         self._job, self._ends = job, self._broker.now + self.seconds
 
     def collect(self) -> list[Told]:
+        if self._next:
+            told, self._next = self._next, []
+            return told
         if self._job is None or self._broker.now < self._ends:
             return []
         job, self._job = self._job, None

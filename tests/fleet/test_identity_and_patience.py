@@ -12,11 +12,13 @@ import pytest
 from tests.fleet.harness import FakeWorkshop, Fleet
 
 import apiary_coordinator.service as service_module
-import apiary_edge.service as edge_module
+import apiary_edge.presence as presence_module
 from apiary.blobs import BlobStore
+from apiary.errors import StoreError
 from apiary_coordinator.service import Coordinator, will
 from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import InlineWorker
+from apiary_edge.job import Told
 
 MakeFleet = Callable[..., Fleet]
 
@@ -48,7 +50,7 @@ def test_a_clock_that_is_years_off_is_said_once_and_changes_nothing(
 def test_a_node_of_another_version_is_said_once(
     make_fleet: MakeFleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edge_module, "__version__", "0.0.9")
+    monkeypatch.setattr(presence_module, "__version__", "0.0.9")
     fleet = make_fleet(1, rounds=2)
     fleet.run()
     assert said(caplog, "runs version") == [
@@ -117,7 +119,7 @@ def test_a_late_joiner_takes_the_place_of_one_that_declined(make_fleet: MakeFlee
         live = fleet.coordinator.course.live
         if live is not None and not joined and turn > 40:
             joined.append("pi-09")
-            fleet.nodes["pi-01"]._told(edge_module.Told(kind="declined", text="this node is too hot"))
+            fleet.trainings["pi-01"].tells(Told(kind="declined", text="this node is too hot"))
             fleet.start_node("pi-09")
 
     fleet.run(each=disturb)
@@ -172,7 +174,7 @@ def test_a_node_without_room_for_its_update_declines_with_the_reason(
     fleet = make_fleet(3, rounds=1, quorum=0.5)
 
     def full(update: Any, offer: Any) -> None:
-        raise edge_module.StoreError("cannot move the update: the disk is full")
+        raise StoreError("cannot move the update: the disk is full")
 
     monkeypatch.setattr(fleet.nodes["pi-02"]._outbox, "put", full)
     fleet.run()

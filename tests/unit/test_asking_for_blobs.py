@@ -147,3 +147,13 @@ def test_everyone_has_asked_so_nothing_is_waited_for(tmp_path: Path) -> None:
     want(down, 2, now=0.05)
     down.due(0.05)
     assert flow.waiting(Digest(DIGEST)) == 4
+
+
+def test_a_blob_that_two_want_is_abandoned_when_neither_does(tmp_path: Path) -> None:
+    downloads, _ = node(tmp_path)
+    downloads.fetch(BlobRef(digest=DIGEST, bytes=len(BLOB)), 0.0, owner="releases")
+    downloads.abandon("round")
+    assert downloads.chunk(DIGEST, 0, chunk(0), 0.0) is None
+    assert list(tmp_path.glob("*.download"))
+    downloads.abandon("releases")
+    assert not list(tmp_path.glob("*.download"))

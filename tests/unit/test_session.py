@@ -134,6 +134,18 @@ def test_who_takes_part(told: dict[str, Any], invited: bool | None, takes_part: 
         assert after == IDLE
 
 
+def test_who_is_unfit_declines_before_anything_is_fetched_and_only_once() -> None:
+    session, commands = handle(IDLE, Announced(announcement(), unfit="too hot"), 0.0)
+    assert commands == [Decline(announcement(), "too hot")]
+    assert session.state is State.IDLE
+    assert handle(session, Announced(announcement()), 1.0) == (session, [])
+
+
+def test_who_is_unfit_but_not_drawn_says_nothing() -> None:
+    session = IDLE
+    assert handle(session, Announced(announcement(cohort=["other"]), unfit="too hot"), 0.0) == (session, [])
+
+
 def test_a_round_that_was_answered_is_not_trained_again() -> None:
     done = replace(IDLE, done=("r", 1))
     assert step(done, Announced(announcement(1), True), has=ALL) == (done, [])

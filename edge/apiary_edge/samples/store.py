@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,24 +19,18 @@ from apiary.wire.messages import MAX_LABELS
 from apiary_edge.samples import queries, schema
 from apiary_edge.samples.layout import PREFIXES, Pictures, Reserve, forget_cached
 from apiary_edge.samples.model import (
-    MAX_PAGE,
     Added,
     Bounds,
-    Counts,
     Duplicate,
-    Filter,
-    Order,
     Outcome,
-    Page,
     Refused,
-    Sample,
     SampleId,
-    TrainingSample,
     Undone,
     check_id,
     check_label,
     is_held_out,
 )
+from apiary_edge.samples.reader import SampleReader
 from apiary_edge.samples.room import Room
 
 if TYPE_CHECKING:
@@ -57,7 +50,7 @@ MAX_EVICTED: Final = 1_000
 """Pictures that are gone and remembered, about 200 bytes each."""
 
 
-class SampleStore:
+class SampleStore(SampleReader):
     """The samples in `folder`; `wall` is seconds since 1970. Methods raise StoreError for the disk.
 
     `cache` is the folder of `apiary.learn.cache`, so that a deleted picture's pixels and features go as well.
@@ -69,16 +62,15 @@ class SampleStore:
         self.bounds = bounds
         self._cache = cache
         self._wall = wall
-        self._file = folder / "samples.sqlite"
-        self._pictures = Pictures(folder / "pictures")
+        file, pictures = folder / "samples.sqlite", Pictures(folder / "pictures")
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as e:
             raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
-        self._pictures.prepare()
+        pictures.prepare()
         self._reserve = Reserve(folder / "reserve")
         self._reserve.keep()
-        self._db = schema.connect(self._file)
+        super().__init__(schema.connect(file), file, pictures)
 
     def close(self) -> None:
         """Close the index."""
@@ -118,29 +110,6 @@ class SampleStore:
         self._unlink(gone)
         self._reserve.keep()
         return len(gone)
-
-    def get(self, sample: SampleId) -> Sample | None:
-        """One sample, None where there is none."""
-        rows = self._select(queries.GET, (check_id(sample),))
-        return queries.sample(rows[0]) if rows else None
-
-    def path(self, sample: SampleId) -> Path | None:
-        """The picture file of a sample, None where there is none. Raises DataError for what is no id."""
-        rows = self._select("SELECT suffix FROM sample WHERE id = ?", (check_id(sample),))
-        return self._pictures.path(sample, rows[0][0]) if rows else None
-
-    def knows(self, digest: str) -> SampleId | None:
-        """The sample made of a file with this sha256, before or after its metadata was taken out."""
-        query = "SELECT id FROM sample WHERE id = ? UNION ALL SELECT id FROM sample WHERE origin = ? LIMIT 1"
-        rows = self._select(query, (digest, digest))
-        return SampleId(rows[0][0]) if rows else None
-
-    def find(self, beginning: str) -> list[SampleId]:
-        """At most two samples whose ids begin like this: one is the one that is meant."""
-        if not beginning or set(beginning) - set("0123456789abcdef"):
-            return []
-        query = "SELECT id FROM sample WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 2"
-        return [SampleId(i) for (i,) in self._select(query, (beginning, f"{beginning}g"))]
 
     # -- labels ----------------------------------------------------------------------------------------
 
@@ -188,10 +157,6 @@ class SampleStore:
             self._db.execute("DELETE FROM labelling WHERE number = ?", (step,))
         return Undone(who, tuple(ids))
 
-    def labels(self) -> list[str]:
-        """Every label that a sample has, sorted."""
-        return [label for (label,) in self._select("SELECT label FROM tally ORDER BY label")]
-
     # -- suggestions -----------------------------------------------------------------------------------
 
     def set_suggestions(self, model: str, suggested: Iterable[tuple[SampleId, str, float]]) -> int:
@@ -200,49 +165,6 @@ class SampleStore:
         query = "UPDATE sample SET suggested = ?, probability = ?, model = ? WHERE id = ? AND label IS NULL"
         with self._writing():
             return sum(self._db.execute(query, row).rowcount for row in rows)
-
-    def awaiting_suggestion(self, model: str, limit: int) -> list[SampleId]:
-        """Samples without a label that this model has not seen, newest first."""
-        query = "SELECT id FROM sample WHERE label IS NULL AND model IS NOT ? ORDER BY number DESC LIMIT ?"
-        return [SampleId(i) for (i,) in self._select(query, (model, min(limit, BATCH * 16)))]
-
-    # -- looking ---------------------------------------------------------------------------------------
-
-    def page(
-        self, which: Filter | None = None, order: Order = Order.NEWEST, *, limit: int = 50, offset: int = 0
-    ) -> Page:
-        """A part of the samples that `which` lets through; `limit` is at most MAX_PAGE."""
-        where, values = queries.where(which or Filter())
-        (total,) = self._select(queries.count(where), values)[0]
-        limit, offset = max(0, min(limit, MAX_PAGE)), max(0, min(offset, 2**40))
-        rows = self._select(queries.page(where, order), (*values, limit, offset))
-        return Page(tuple(queries.sample(row) for row in rows), total, offset)
-
-    def counts(self) -> Counts:
-        """How many samples there are, by label and state."""
-        labelled: dict[str, int] = {}
-        held_out: dict[str, int] = {}
-        for label, held, n in self._select(queries.COUNT_LABELS):
-            labelled[label] = labelled.get(label, 0) + n
-            if held:
-                held_out[label] = n
-        suggested = dict(self._select(queries.COUNT_SUGGESTED))
-        unlabelled = suggested.pop(None, 0)
-        total, size = self._select("SELECT count, bytes FROM total")[0]
-        return Counts(labelled, held_out, suggested, unlabelled, total, size)
-
-    def recent_likeness(self, limit: int) -> list[int]:
-        """Perceptual hashes (unsigned, 64 bit) of the newest captured samples, newest first."""
-        query = "SELECT likeness FROM sample WHERE likeness IS NOT NULL ORDER BY number DESC LIMIT ?"
-        return [value & 0xFFFF_FFFF_FFFF_FFFF for (value,) in self._select(query, (limit,))]
-
-    def training(self) -> list[TrainingSample]:
-        """What may be trained: labelled and not held out, sorted by label and id."""
-        return self._labelled(held_out=False)
-
-    def held_out(self) -> list[TrainingSample]:
-        """What is never trained and can test a model: labelled and held out, sorted by label and id."""
-        return self._labelled(held_out=True)
 
     # -- after a power cut -----------------------------------------------------------------------------
 
@@ -422,19 +344,6 @@ class SampleStore:
         known = self.labels()
         if label not in known and len(known) >= MAX_LABELS:
             raise DataError(f"{label!r} would be label {len(known) + 1}, expected at most {MAX_LABELS}")
-
-    def _labelled(self, *, held_out: bool) -> list[TrainingSample]:
-        rows = self._select(queries.TRAINING, (held_out,))
-        return [
-            TrainingSample(str(self._pictures.path(SampleId(i), suffix)), label, SampleId(i), size)
-            for i, suffix, label, size in rows
-        ]
-
-    def _select(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        try:
-            return self._db.execute(query, values).fetchall()
-        except sqlite3.Error as e:
-            raise StoreError(f"the sample index {self._file} cannot be read: {e}") from e
 
     def _writing(self) -> Any:
         return schema.writing(self._db, self._file)

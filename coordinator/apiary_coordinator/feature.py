@@ -1,0 +1,67 @@
+"""A part of the coordinator beside the run: releases, operators, metrics; called on its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from apiary.blobs import BlobStore
+from apiary.bus.bus import Bus, Received
+from apiary.bus.outlet import Outlet
+from apiary.settings import Settings
+from apiary.wire.topics import Kind, Topic, Topics
+from apiary_coordinator.downlink import Downlink
+from apiary_coordinator.roster import Roster
+from apiary_coordinator.store import Journal
+from apiary_coordinator.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What every part of the coordinator works with. `clock` is monotonic, `wall` seconds since 1970."""
+
+    settings: Settings
+    bus: Bus
+    topics: Topics
+    outlet: Outlet
+    journal: Journal
+    blobs: BlobStore
+    down: Downlink
+    roster: Roster
+    worker: Worker
+    clock: Callable[[], float]
+    wall: Callable[[], float]
+    epoch: str
+
+
+class Feature:
+    """Does nothing; a feature overrides what it needs. WireError and StoreError are logged, nothing more.
+
+    No call may block the loop: what takes longer than some milliseconds is given to the desk's worker.
+    """
+
+    kinds: tuple[Kind, ...] = ()
+    """Topics that it takes, of all nodes or operators."""
+
+    def start(self, now: float) -> None:
+        """The coordinator starts; before the first connect."""
+
+    def received(self, topic: Topic, event: Received) -> None:
+        """A message on a topic of `kinds`."""
+
+    def connected(self) -> None:
+        """The link is new; retained state was said again already."""
+
+    def tick(self, now: float) -> None:
+        """A turn of the loop, at least twice a second."""
+
+    def close(self) -> None:
+        """The coordinator stops."""
+
+
+Features = Callable[[Desk], Sequence[Feature]]
+
+
+def no_features(desk: Desk) -> Sequence[Feature]:
+    """A coordinator that only runs its run."""
+    return ()

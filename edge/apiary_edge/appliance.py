@@ -1,0 +1,87 @@
+"""A node put together from its settings: the service, its stores, its children, its features."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from apiary import blobs as blob_store
+from apiary.bus.mqtt import MqttBus
+from apiary.errors import RuntimeUnavailable
+from apiary.settings import Settings
+from apiary.wire import NodeId
+from apiary_edge.capture_job import bounds_of, job_of, store_dir
+from apiary_edge.capturing import CaptureProcess, Capturing
+from apiary_edge.feature import Feature, Link
+from apiary_edge.outbox import Outbox
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
+from apiary_edge.training import TrainingProcess
+
+_RUNTIMES: Final = (("litert", ("tflite_runtime", "ai_edge_litert")), ("keras", ("tensorflow",)))
+
+
+def build(settings: Settings) -> tuple[MqttBus, Edge]:
+    """A node and its bus, not yet started. Raises RuntimeUnavailable where nothing here can train."""
+    edge = settings.edge
+    node = NodeId(edge.node_id)
+    instance = f"{os.getpid()}-{int(time.time() * 1000) % 10**9}"
+    bus = MqttBus(
+        settings.broker,
+        client_id=f"{settings.federation}-node-{node}",
+        will=will(settings.topics, node, instance),
+        receive_maximum=RECEIVE_MAXIMUM,
+    )
+
+    def features(link: Link) -> Sequence[Feature]:
+        found: list[Feature] = []
+        if edge.camera.kind is not None:
+            found.append(Capturing(CaptureProcess(job_of(edge), bus.wake), node))
+        return found
+
+    return bus, Edge(
+        settings,
+        bus=bus,
+        blobs=blob_store.BlobStore(edge.state_dir / "blobs", edge.blob_mb * 2**20),
+        outbox=Outbox(edge.state_dir / "outbox"),
+        training=TrainingProcess(bus.wake),
+        clock=time.monotonic,
+        wall=time.time,
+        instance=instance,
+        runtimes=_runtimes(settings),
+        memory_mb=_memory_mb(),
+        store=_store(settings),
+        features=features,
+    )
+
+
+def _store(settings: Settings) -> SampleStore | None:
+    """The node's sample store, where it has a camera or somebody has put pictures into one."""
+    edge = settings.edge
+    if edge.camera.kind is None and not store_dir(edge).is_dir():
+        return None
+    return SampleStore(store_dir(edge), edge.state_dir / "cache", bounds_of(edge.store), time.time)
+
+
+def _runtimes(settings: Settings) -> list[str]:
+    """What can train here, found without loading it, which would cost the service its memory."""
+    from importlib.util import find_spec
+
+    found = [name for name, modules in _RUNTIMES if any(find_spec(m) is not None for m in modules)]
+    wanted = settings.edge.runtime
+    if wanted != "auto":
+        found = [name for name in found if name == wanted]
+    if not found:
+        raise RuntimeUnavailable(
+            f"nothing here can train (edge.runtime = {wanted!r}): install one with pip install 'apiary[edge]'"
+        )
+    return found
+
+
+def _memory_mb() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    except (ValueError, OSError):
+        return None
