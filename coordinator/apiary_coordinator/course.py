@@ -151,9 +151,10 @@ class Course:
 
     def _try_open(self, now: float) -> None:
         run, roster = self._means.settings.run, self._means.roster
-        fit = roster.fit(run.plan.min_samples)
+        fit = roster.fit(run.plan.min_samples, run.only)
         if len(fit) < run.min_nodes:
-            self._say(f"waiting for nodes: {len(fit)} of {run.min_nodes} are ready", now)
+            which = f" with {', '.join(run.only)}" if run.only else ""
+            self._say(f"waiting for nodes{which}: {len(fit)} of {run.min_nodes} are ready", now)
             return
         if now - self._newcomer_at < run.settle_s and not self.record.rounds:
             return

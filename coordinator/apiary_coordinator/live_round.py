@@ -143,6 +143,7 @@ class LiveRound:
             min_nodes=run.min_nodes,
             cohort_size=run.cohort_size,
             over_select=run.over_select,
+            groups=roster.groups(run.per_tag),
         )
         samples = max((roster[n].status.samples or 1 for n in candidates), default=1)
         bounds = run.bounds.model_copy(
@@ -188,6 +189,11 @@ class LiveRound:
         """The model that this round starts from."""
         return self.parts.model
 
+    @property
+    def _asked(self) -> tuple[int, list[str]]:
+        """What a node must have to be drawn: samples and tags."""
+        return self.plan.min_samples, self.parts.settings.run.only
+
     def begin(self, now: float) -> None:
         """Start the clock; a resumed round may already have all it needs."""
         if self._resumed:
@@ -208,7 +214,7 @@ class LiveRound:
         elif status.state == "paused" or (status.declined and here):
             self._handle(table.Left(node, status.why or status.state, final=True))
             self.collection.left(node, now)
-        elif node in roster and roster[node].unfit(self.plan.min_samples) is None and not status.declined:
+        elif node in roster and not status.declined and roster[node].unfit(*self._asked) is None:
             self._shares.setdefault(node, _share(status))
             self._handle(table.Joined(node))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from apiary.tags import matches, told
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus
 
@@ -20,12 +21,14 @@ class Node:
     since: float
     """Monotonic seconds of its last change of state."""
 
-    def unfit(self, min_samples: int) -> str | None:
-        """Why this node cannot take part now, or None."""
+    def unfit(self, min_samples: int, only: Sequence[str] = ()) -> str | None:
+        """Why this node cannot take part now, or None. `only`: rules on its tags."""
         if self.status.state in ("lost", "paused", "init"):
             return self.status.why or self.status.state
         if (self.status.samples or 0) < min_samples:
             return f"has {self.status.samples or 0} samples, the plan asks for {min_samples}"
+        if not matches(self.status.tags, only):
+            return f"the run is for {', '.join(only)}; this node has {told(self.status.tags) or 'no tags'}"
         return None
 
 
@@ -59,9 +62,15 @@ class Roster:
         """All of them, by id."""
         return self._nodes
 
-    def fit(self, min_samples: int) -> list[NodeId]:
+    def fit(self, min_samples: int, only: Sequence[str] = ()) -> list[NodeId]:
         """Those that could take part in a round now, sorted."""
-        return sorted(n.id for n in self._nodes.values() if n.unfit(min_samples) is None)
+        return sorted(n.id for n in self._nodes.values() if n.unfit(min_samples, only) is None)
+
+    def groups(self, tag: str | None) -> dict[NodeId, str]:
+        """The value of this tag of each node that has it."""
+        if tag is None:
+            return {}
+        return {n.id: n.status.tags[tag] for n in self._nodes.values() if tag in n.status.tags}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +91,17 @@ def draw(
     min_nodes: int,
     cohort_size: int | None,
     over_select: float,
+    groups: Mapping[NodeId, str] | None = None,
 ) -> Draw:
     """Draw a cohort at random, the same for the same candidates, seed and round whatever order they came in.
 
     The goal is `fraction` of the candidates, at least `min_nodes` (as far as there are so many), at most
-    `cohort_size`; the cohort is `over_select` times the goal (Bonawitz et al. 2019, arXiv:1902.01046).
+    `cohort_size`; the cohort is `over_select` times the goal (Bonawitz et al. 2019, arXiv:1902.01046). With
+    `groups` each group gives one node in turn, as long as it has any; nodes without a group are one.
     """
     ranked = sorted(candidates, key=lambda node: rank(seed, round_number, node))
+    if groups:
+        ranked = _in_turn(ranked, groups, seed, round_number)
     # The small allowance keeps 0.1 * 30 from becoming 4 by rounding.
     goal = max(math.ceil(fraction * len(ranked) - 1e-9), min(min_nodes, len(ranked)))
     if cohort_size is not None:
@@ -100,3 +113,19 @@ def draw(
 def rank(seed: int, round_number: int, node: NodeId) -> bytes:
     """Where a node stands in the lottery of one round."""
     return hashlib.sha256(f"{seed}/{round_number}/{node}".encode()).digest()
+
+
+def _in_turn(
+    ranked: Sequence[NodeId], groups: Mapping[NodeId, str], seed: int, round_number: int
+) -> list[NodeId]:
+    """One node of each group, then a second of each, and so on; the groups' order is drawn too.
+
+    So the first places are not always those of the same groups where there are fewer places than groups.
+    """
+    met: dict[str, int] = {}
+    keys: dict[NodeId, tuple[int, bytes]] = {}
+    for node in ranked:
+        group = groups.get(node, "")
+        keys[node] = (met.get(group, 0), hashlib.sha256(f"{seed}/{round_number}={group}".encode()).digest())
+        met[group] = met.get(group, 0) + 1
+    return sorted(ranked, key=keys.__getitem__)

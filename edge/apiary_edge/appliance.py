@@ -31,7 +31,7 @@ def build(settings: Settings) -> tuple[MqttBus, Edge]:
     bus = MqttBus(
         settings.broker,
         client_id=f"{settings.federation}-node-{node}",
-        will=will(settings.topics, node, instance),
+        will=will(settings.topics, node, instance, edge.tags),
         receive_maximum=RECEIVE_MAXIMUM,
     )
 

@@ -12,6 +12,7 @@ from apiary.bus.bus import Received, Will
 from apiary.bus.outlet import Outlet
 from apiary.errors import DataError
 from apiary.settings import EdgeSettings
+from apiary.tags import Tags
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeState, NodeStatus
 from apiary.wire.topics import Kind, Topics
@@ -52,6 +53,7 @@ class Presence:
         """The run, round and reason of what was given up last; None once the node takes part again."""
         self._node = NodeId(settings.node_id)
         self._data_dir = settings.data_dir
+        self._tags = settings.tags
         self._outlet = outlet
         self._instance = instance
         self._runtimes = runtimes
@@ -111,6 +113,7 @@ class Presence:
             samples=sum(self._labels.values()),
             labels=self._labels,
             declined=True if self.declined is not None else None,
+            tags=self._tags,
             runtimes=self._runtimes,
             memory_mb=self._memory_mb,
             version=__version__,
@@ -136,11 +139,12 @@ class Presence:
             )
 
 
-def lost(instance: str, why: str) -> NodeStatus:
+def lost(instance: str, why: str, tags: Tags | None = None) -> NodeStatus:
     """What a node's status says once it is gone."""
-    return NodeStatus(state="lost", why=why, version=__version__, session=instance)
+    return NodeStatus(state="lost", why=why, version=__version__, session=instance, tags=dict(tags or {}))
 
 
-def will(topics: Topics, node: NodeId, instance: str) -> Will:
+def will(topics: Topics, node: NodeId, instance: str, tags: Tags | None = None) -> Will:
     """What the broker says when the node vanishes."""
-    return Will(topics.build(Kind.NODE_STATUS, node=node), lost(instance, "connection lost").encode())
+    said = lost(instance, "connection lost", tags)
+    return Will(topics.build(Kind.NODE_STATUS, node=node), said.encode())

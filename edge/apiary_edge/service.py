@@ -167,7 +167,7 @@ class Edge:
         for feature in self._features:
             feature.close()
         self._downloads.abandon()
-        self._outlet.send(lost(self._instance, "stopped"), self.node)
+        self._outlet.send(lost(self._instance, "stopped", self._settings.edge.tags), self.node)
         for _ in range(20):
             if self._bus.backlog == 0 or not self._bus.connected:
                 break

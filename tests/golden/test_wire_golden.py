@@ -66,6 +66,7 @@ MESSAGES: list[m.Message] = [
         samples=120,
         labels={"hardhat": 70, "no hardhat": 50},
         declined=True,
+        tags={"site": "north", "hardware": "pi4"},
         runtimes=["litert"],
         memory_mb=416,
         version="0.1.0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -127,6 +128,56 @@ def test_over_many_rounds_each_node_is_drawn_about_equally_often() -> None:
 def test_goal_and_size(options: dict[str, Any], goal: int, cohort: int) -> None:
     found = drawn(NODES, **options)
     assert (found.goal, len(found.cohort)) == (goal, cohort)
+
+
+def tagged(roster: Roster, node: str, **tags: str) -> None:
+    roster.update(NodeId(node), status(tags=tags), 0.0)
+
+
+def test_a_run_for_certain_tags_draws_those_alone() -> None:
+    roster = Roster()
+    tagged(roster, "a", site="north", hardware="pi4")
+    tagged(roster, "b", site="north", hardware="pi3")
+    tagged(roster, "c", site="south", hardware="pi4")
+    tagged(roster, "d")
+    assert roster.fit(1, ["site=north"]) == ["a", "b"]
+    assert roster.fit(1, ["site=north", "site=south"]) == ["a", "b", "c"]
+    assert roster.fit(1, ["site=north", "site=south", "hardware=pi4"]) == ["a", "c"]
+    assert roster[NodeId("c")].unfit(1, ["site=north"]) == (
+        "the run is for site=north; this node has hardware=pi4 site=south"
+    )
+    assert roster[NodeId("d")].unfit(1, ["site=north"]) == "the run is for site=north; this node has no tags"
+
+
+def test_a_balanced_draw_takes_the_groups_in_turn() -> None:
+    groups = {n: "north" if i < 24 else "south" for i, n in enumerate(NODES)}
+    found = drawn(NODES, cohort_size=10, groups=groups)
+    count = Counter(groups[n] for n in found.cohort)
+    assert count == {"north": 5, "south": 5}
+    assert sorted([*found.cohort, *found.reserve]) == NODES
+    # The small group is used up after six of it; then the large one goes on alone.
+    assert Counter(groups[n] for n in (*found.cohort, *found.reserve)[:12]) == {"north": 6, "south": 6}
+    assert {groups[n] for n in (*found.cohort, *found.reserve)[12:]} == {"north"}
+
+
+def test_a_balanced_draw_is_seeded_and_keeps_the_lottery_within_a_group() -> None:
+    groups = {n: f"site-{i % 3}" for i, n in enumerate(NODES) if i % 5}
+    shuffled = NODES.copy()
+    random.Random(3).shuffle(shuffled)
+    found = drawn(NODES, groups=groups)
+    assert drawn(shuffled, groups=groups) == found
+    for group in ("site-0", "site-1", "site-2", None):
+        members = [n for n in found.cohort if groups.get(n) == group]
+        assert members == sorted(members, key=lambda n: rank(1, 1, n))
+
+
+def test_with_fewer_places_than_groups_each_group_has_its_chance() -> None:
+    groups = {n: f"site-{i % 3}" for i, n in enumerate(NODES)}
+    first = Counter(
+        groups[drawn(NODES, cohort_size=1, round_number=r, groups=groups).cohort[0]] for r in range(1, 301)
+    )
+    # 100 expected each, standard deviation 8: five of them.
+    assert all(59 <= first[f"site-{i}"] <= 141 for i in range(3))
 
 
 def test_nobody_gives_an_empty_draw() -> None:

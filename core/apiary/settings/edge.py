@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from apiary.errors import TopicError
 from apiary.settings.section import Section
+from apiary.tags import MAX_TAGS, parse_rule
 from apiary.wire.topics import check_name
 
 
@@ -74,6 +75,11 @@ class EdgeSettings(Section):
     node_id: str = Field(default_factory=default_node_id, description="unset: this machine's host name")
     data_dir: Path | None = Field(None, description="pictures, LABEL/*.jpg|png")
     state_dir: Path = Field(Path("state/edge"), description="outbox, blobs, caches")
+    tags: dict[str, str] = Field(
+        default_factory=dict,
+        max_length=MAX_TAGS,
+        description='what this node is, e.g. {site = "north"}: rounds and commands pick nodes by it',
+    )
     runtime: str = Field("auto", description="litert, keras, or auto: litert where it is there")
     threads: int = Field(
         1, ge=1, le=64, description="threads of the training step; 1 gives the same bits each time"
@@ -99,6 +105,13 @@ class EdgeSettings(Section):
     capture: CaptureSettings = Field(
         default_factory=CaptureSettings, description="Which frames are kept for labelling."
     )
+
+    @field_validator("tags")
+    @classmethod
+    def _are_words(cls, value: dict[str, str]) -> dict[str, str]:
+        for tag, text in value.items():
+            parse_rule(f"{tag}={text}")
+        return value
 
     @field_validator("node_id")
     @classmethod

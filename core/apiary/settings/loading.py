@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, SecretStr, ValidationError, create_model
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
@@ -23,6 +23,10 @@ class Loaded:
 
     settings: Settings
     origin: Mapping[str, str]
+
+
+_FREE: Final = ("_options", ".tags")
+"""Tables whose keys the user chooses: one value, not a section."""
 
 
 def load_settings(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Loaded:
@@ -109,7 +113,7 @@ def _merge(
 ) -> None:
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and not dotted.endswith("_options"):
+        if isinstance(value, Mapping) and not dotted.endswith(_FREE):
             node = into.setdefault(key, {})
             if isinstance(node, dict):
                 _merge(node, origin, value, where, f"{dotted}.")

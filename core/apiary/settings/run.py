@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from apiary.settings.section import Section
+from apiary.tags import MAX_RULES, parse_rule
 from apiary.wire.messages import Bounds, Plan
 
 Options = dict[str, bool | int | float | str | list[int]]
@@ -47,6 +48,14 @@ class RunSettings(Section):
     min_nodes: int = Field(2, ge=1, le=100_000, description="wait for this many nodes before the first round")
     fraction: float = Field(1.0, gt=0, le=1, description="share of the ready nodes drawn each round")
     cohort_size: int | None = Field(None, ge=1, le=20_000, description="draw at most this many nodes")
+    only: list[str] = Field(
+        default_factory=list,
+        max_length=MAX_RULES,
+        description="draw nodes with these tags alone, e.g. ['site=north']; of one tag any of several values",
+    )
+    per_tag: str | None = Field(
+        None, description="draw evenly over the values of this tag, e.g. site; nodes without it are one group"
+    )
     over_select: float = Field(1.0, ge=1, le=4, description="draw this many times the goal, take the first")
     quorum: float = Field(0.5, gt=0, le=1, description="share of the goal that a round needs at its deadline")
     deadline_s: float | None = Field(
@@ -69,3 +78,10 @@ class RunSettings(Section):
     bounds: Annotated[Bounds, _strictly(_StrictBounds)] = Field(
         default_factory=Bounds, description="what an update may hold"
     )
+
+    @field_validator("only")
+    @classmethod
+    def _are_rules(cls, value: list[str]) -> list[str]:
+        for rule in value:
+            parse_rule(rule)
+        return value

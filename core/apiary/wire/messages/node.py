@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from apiary.tags import MAX_TAGS
 from apiary.wire.messages.base import MAX_LABELS, Count, Label, Message, Name, Number, Text, Unit
 from apiary.wire.topics import Kind
 
@@ -23,6 +24,7 @@ class NodeStatus(Message):
     samples: Count | None = None
     labels: Annotated[dict[Label, Count], Field(max_length=MAX_LABELS)] | None = None
     declined: bool | None = None
+    tags: Annotated[dict[Name, Name], Field(max_length=MAX_TAGS)] = Field(default_factory=dict)
     runtimes: Annotated[list[Name], Field(max_length=8)] = Field(default_factory=list)
     memory_mb: Count | None = None
     version: Text = ""
