@@ -29,6 +29,7 @@ from apiary_cli.stopping import stop_on_signals
 from apiary_cli.view import RunView
 from apiary_coordinator.keras_workshop import KerasWorkshop
 from apiary_coordinator.live_round import strategy
+from apiary_coordinator.parts import features
 from apiary_coordinator.publishing import publish_after_run
 from apiary_coordinator.service import Coordinator, will
 from apiary_coordinator.store import Journal, RunRow
@@ -140,6 +141,7 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
             run=row.id,
             created=row.created,
             tap=live.tap,
+            features=features,
             inspect=partial(_after, settings=settings, stop=stop),
         )
         try:

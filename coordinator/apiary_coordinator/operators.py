@@ -14,11 +14,13 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from apiary.bus.bus import Received
 from apiary.bus.outlet import Outlet
 from apiary.errors import ApiaryError
 from apiary.wire import NodeId
 from apiary.wire.messages import MAX_BYTES, AnswerState, OperatorReply, OperatorRequest
 from apiary.wire.topics import Kind, Topic
+from apiary_coordinator.feature import Feature
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +82,14 @@ class Call:
 Handler = Callable[[Call, Any], None]
 
 
-class Operators:
+class Operators(Feature):
     """The registry of operations, and the requests that are open or were answered lately."""
 
     kinds = (Kind.OPERATOR_REQUEST,)
 
-    def __init__(self, outlet: Outlet):
+    def __init__(self, outlet: Outlet, clock: Callable[[], float]):
         self._outlet = outlet
+        self._clock = clock
         self._known: dict[str, tuple[type[Arguments], Handler]] = {}
         self._calls: OrderedDict[tuple[NodeId, str], Call] = OrderedDict()
 
@@ -101,18 +104,18 @@ class Operators:
         """Requests that are being worked on."""
         return sum(not call.over for call in self._calls.values())
 
-    def received(self, topic: Topic, payload: bytes, now: float) -> None:
+    def received(self, topic: Topic, event: Received) -> None:
         """Take a request. Raises MessageError where it cannot even be answered."""
-        if topic.kind is not Kind.OPERATOR_REQUEST or topic.node is None:
+        if topic.node is None:
             return
         operator = topic.node
-        request = OperatorRequest.decode(payload, who=f"operator {operator}")
+        request = OperatorRequest.decode(event.payload, who=f"operator {operator}")
         before = self._calls.get((operator, request.id))
         if before is not None:
             if before.answer is not None:
                 self._outlet.send(before.answer, operator)
             return
-        call = Call(operator, request.id, request.op, now, _say=self._say)
+        call = Call(operator, request.id, request.op, self._clock(), _say=self._say)
         if self.open >= MAX_OPEN:
             call.refuse(f"{MAX_OPEN} requests are being worked on; try again when they are answered")
             return

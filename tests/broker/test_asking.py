@@ -42,7 +42,7 @@ class Office(threading.Thread):
         topics = self._settings.topics
         bus = MqttBus(self._settings.broker, client_id="office", will=None)
         outlet = Outlet(bus, topics)
-        operators = Operators(outlet)
+        operators = Operators(outlet, time.monotonic)
         operators.register("greet", Name, self._greet)
         operators.register("slow", Name, lambda call, args: self.calls.append(call))
         bus.subscribe(topics.pattern(Kind.OPERATOR_REQUEST))
@@ -55,7 +55,7 @@ class Office(threading.Thread):
                     if self._deaf > 0:
                         self._deaf -= 1
                         continue
-                    operators.received(topics.parse(event.topic), event.payload, time.monotonic())
+                    operators.received(topics.parse(event.topic), event)
             if bus.backlog == 0:
                 self.begun.set()
             for call in self.calls:

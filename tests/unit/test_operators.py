@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import Field
 
+from apiary.bus.bus import Received
 from apiary.bus.memory import MemoryBroker
 from apiary.bus.outlet import Outlet
 from apiary.errors import MessageError, StoreError
@@ -33,7 +34,7 @@ class Desk:
         self.calls: list[tuple[Call, Two]] = []
         broker = MemoryBroker(seed=1)
         outlet = Outlet(broker.bus("coordinator", None), Topics(), self._tap)
-        self.operators = Operators(outlet)
+        self.operators = Operators(outlet, lambda: 10.0)
         self.operators.register("run.two", Two, lambda call, args: self.calls.append((call, args)))
 
     def _tap(self, kind: Kind, node: NodeId | None, message: Any) -> None:
@@ -41,7 +42,7 @@ class Desk:
 
     def ask(self, id_: str, op: str = "run.two", *, by: NodeId = ANNA, **args: Any) -> None:
         request = OperatorRequest(id=id_, op=op, args=args)
-        self.operators.received(Topic(Kind.OPERATOR_REQUEST, node=by), request.encode(), 10.0)
+        self.operators.received(Topic(Kind.OPERATOR_REQUEST, node=by), Received("", request.encode()))
 
     @property
     def last(self) -> OperatorReply:
@@ -126,7 +127,7 @@ def test_a_handler_that_fails_is_an_answer(desk: Desk, error: Exception, why: st
 def test_what_is_no_request_is_the_peers_fault(desk: Desk) -> None:
     with pytest.raises(MessageError, match="operator anna: operatorrequest: op is "):
         payload = json.dumps({"v": 1, "id": "1", "op": "rm -rf"}).encode()
-        desk.operators.received(Topic(Kind.OPERATOR_REQUEST, node=ANNA), payload, 0.0)
+        desk.operators.received(Topic(Kind.OPERATOR_REQUEST, node=ANNA), Received("", payload))
 
 
 def test_an_answer_that_is_too_large_for_a_message_is_refused(desk: Desk) -> None:
