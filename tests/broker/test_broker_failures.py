@@ -15,7 +15,8 @@ import pytest
 
 from apiary.bus.broker import find_mosquitto, start_broker
 from apiary.bus.bus import Connected, Disconnected, Event, Limits, Received, Refused, Will
-from apiary.bus.mqtt import FIRST_RETRY_S, MqttBus
+from apiary.bus.mqtt import MqttBus
+from apiary.bus.reconnecting import FIRST_RETRY_S
 from apiary.errors import BrokerRefused, BrokerUnreachable, SettingsError
 from apiary.settings import BrokerSettings
 
@@ -285,6 +286,32 @@ def test_ten_parties_that_connect_at_once_share_a_blob_over_amqtt() -> None:
             assert {e.topic for e in g if e.payload == b"ready"} == {f"status/{i}" for i in range(10)}
         for party in parties:
             party.close()
+
+
+def test_connection_cut_during_connect_does_not_lower_the_protocol(
+    poll_until: PollUntil, free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = MqttBus(BrokerSettings(port=free_port, retry_max_s=0.3), "a")
+    with socket.create_server(("127.0.0.1", free_port)) as cutting:
+        cutting.settimeout(10)
+
+        def cut() -> None:
+            peer, _ = cutting.accept()
+            peer.recv(1000)
+            peer.close()
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        lost = poll_until(has(Disconnected), bus)[-1]
+        thread.join(5)
+    assert isinstance(lost, Disconnected)
+    assert "closed the connection instead of answering" in str(lost.error)
+    with start_broker(free_port, prefer="mosquitto"):
+        connected = poll_until(has(Connected), bus)[-1]
+        assert isinstance(connected, Connected)
+        assert connected.limits.protocol == "5.0"
+        bus.close()
+    assert "3.1.1" not in caplog.text
 
 
 def test_version_5_alone_is_refused_by_amqtt_with_the_remedy(poll_until: PollUntil) -> None:

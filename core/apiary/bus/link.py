@@ -1,0 +1,91 @@
+"""One connection to a broker, from CONNECT until it breaks, as the bus that renews it sees it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from apiary.bus.bus import Event, Limits
+from apiary.errors import BusError
+
+
+@dataclass(slots=True)
+class Notes:
+    """What links have told and nobody has taken yet: a link writes notes, so that nothing runs inside it."""
+
+    events: list[Event] = field(default_factory=list)
+    event_bytes: int = 0
+    handled: int = 0
+    """Packets of any kind that were taken in, ever."""
+
+    def take(self) -> list[Event]:
+        """The events so far, which are forgotten here."""
+        events, self.events = self.events, []
+        self.event_bytes = 0
+        return events
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a link asks of the bus, and whom it tells that the broker has accepted it."""
+
+    notes: Notes
+    up: Callable[[Limits], None]
+    subscribed: Callable[[str], bool]
+    """Whether a topic belongs to a subscription."""
+
+
+class Link(Protocol):
+    """A link that has ended is never used again. `failure` says why it ended, None while it has not."""
+
+    failure: BusError | None
+    connected: bool
+
+    @property
+    def backlog(self) -> int:
+        """Publishes with QoS 1 that are not acknowledged."""
+        ...
+
+    @property
+    def sock(self) -> socket.socket | None:
+        """The socket under it."""
+        ...
+
+    @property
+    def want_write(self) -> bool:
+        """Whether something waits to be written."""
+        ...
+
+    def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> bool:
+        """Hand a message over; False where it was not taken."""
+        ...
+
+    def subscribe(self, patterns: Sequence[str]) -> None:
+        """Subscribe to all of these with QoS 1, in one packet."""
+        ...
+
+    def unsubscribe(self, pattern: str) -> None:
+        """End a subscription."""
+        ...
+
+    def read(self) -> None:
+        """Take in some packets that have arrived; `Notes.handled` says whether there were any."""
+        ...
+
+    def write(self) -> None:
+        """Write what the socket takes."""
+        ...
+
+    def misc(self) -> None:
+        """Signs of life; to be called about once a second."""
+        ...
+
+    def goodbye(self) -> None:
+        """Begin a clean disconnect: the will is not published."""
+        ...
+
+    def drop(self) -> None:
+        """Close the socket and forget what waited; nothing is told any more."""
+        ...

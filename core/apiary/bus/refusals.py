@@ -1,0 +1,55 @@
+"""What a broker says when it refuses, in words that name the setting to change."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from apiary.bus.dial import HINT
+from apiary.errors import BrokerRefused, BrokerUnreachable, BusError
+
+# Reason codes of MQTT 5, section 2.4; those of 3.1.1 are translated into them.
+UNSPECIFIED: Final = 0x80
+_UNSUPPORTED_VERSION: Final = 0x84
+_SESSION_TAKEN_OVER: Final = 0x8E
+_PACKET_TOO_LARGE: Final = 0x95
+GOING_AWAY: Final = frozenset({0x00, 0x8B, 0x98})
+"""Normal, server shutting down, administrative action: it will be back."""
+_HINTS: Final = {
+    0x85: "this party's id is not one the broker takes: check edge.node_id",
+    0x86: "check broker.username and broker.password (or broker.password_file)",
+    0x87: "check broker.username and its password, and the broker's access lists",
+    0x8A: "the broker has banned this party",
+    0x8C: "check broker.tls_cert and broker.tls_key",
+}
+
+
+class VersionRefused(BrokerRefused):
+    """The broker does not speak the version of MQTT that was asked for."""
+
+
+class WindowRefused(BusError):  # noqa: N818
+    """Connect once more at once: the window must shrink to `receive_maximum`, which the broker announced."""
+
+    def __init__(self, where: str, receive_maximum: int):
+        super().__init__(f"{where}: receive maximum {receive_maximum}")
+        self.receive_maximum = receive_maximum
+
+
+def unreachable(where: str, why: str) -> BusError:
+    """The broker is not there, or the link to it broke."""
+    return BrokerUnreachable(f"{where}: {why}; {HINT}")
+
+
+def refused(where: str, code: int, said: str, *, client_id: str, protocol: str) -> BusError:
+    """The broker's reason code and what it stands for, as the error that tells how to mend it."""
+    if code == _UNSUPPORTED_VERSION:
+        return VersionRefused(f'{where}: it does not speak MQTT {protocol}; set broker.protocol = "auto"')
+    if code == _SESSION_TAKEN_OVER:
+        return BrokerRefused(
+            f"{where}: another party connected as {client_id!r} and took our place; "
+            "give each party an id of its own (edge.node_id)"
+        )
+    if code == _PACKET_TOO_LARGE:
+        return BrokerRefused(f"{where}: it cut the link: a message was larger than it takes")
+    hint = _HINTS.get(code)
+    return BrokerRefused(f"{where}: it said: {said}" + (f"; {hint}" if hint else ""))
