@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "data": "data sets: list, fetch, partition among nodes",
     "doctor": "check this machine and the broker, and say how to mend what is wrong",
     "chaos": "disturb a real federation on this machine, and check that nothing was lost or counted twice",
+    "pki": "who belongs to the fleet: certificates for TLS and for signed messages",
     "config": "show the effective settings and where each came from",
 }
 

@@ -17,9 +17,16 @@ os.umask(_UMASK)
 
 
 def write_atomic(
-    path: Path, data: bytes | memoryview | Iterable[bytes | memoryview], *, sync: bool = True
+    path: Path,
+    data: bytes | memoryview | Iterable[bytes | memoryview],
+    *,
+    sync: bool = True,
+    mode: int = 0o666 & ~_UMASK,
 ) -> None:
-    """Replace `path` by `data` so that a power cut leaves the old file or the new one. Raises StoreError."""
+    """Replace `path` by `data` so that a power cut leaves the old file or the new one. Raises StoreError.
+
+    `mode` is that of any other new file; 0o600 for a secret, which no other user can open at any instant.
+    """
     parts = [data] if isinstance(data, bytes | memoryview) else data
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +37,7 @@ def write_atomic(
                     f.write(part)
                 f.flush()
                 # mkstemp keeps others out; a finished file has the mode of any other new file.
-                os.fchmod(f.fileno(), 0o666 & ~_UMASK)
+                os.fchmod(f.fileno(), mode)
                 if sync:
                     os.fsync(f.fileno())
             Path(temporary).replace(path)

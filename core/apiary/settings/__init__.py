@@ -15,8 +15,10 @@ from apiary.settings.edge import (
 )
 from apiary.settings.loading import Loaded, flatten, load_settings
 from apiary.settings.operator import OperatorSettings, default_operator
+from apiary.settings.pki import PkiSettings
 from apiary.settings.publish import PublishSettings
 from apiary.settings.run import Options, RunSettings
+from apiary.settings.security import SecuritySettings
 
 __all__ = [
     "BrokerSettings",
@@ -27,8 +29,10 @@ __all__ = [
     "Loaded",
     "OperatorSettings",
     "Options",
+    "PkiSettings",
     "PublishSettings",
     "RunSettings",
+    "SecuritySettings",
     "Settings",
     "StoreSettings",
     "default_node_id",

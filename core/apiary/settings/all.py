@@ -9,9 +9,11 @@ from apiary.settings.broker import BrokerSettings
 from apiary.settings.coordinator import CoordinatorSettings
 from apiary.settings.edge import EdgeSettings
 from apiary.settings.operator import OperatorSettings
+from apiary.settings.pki import PkiSettings
 from apiary.settings.publish import PublishSettings
 from apiary.settings.run import RunSettings
 from apiary.settings.section import Section
+from apiary.settings.security import SecuritySettings
 from apiary.wire.topics import Topics, check_name
 
 
@@ -27,6 +29,8 @@ class Settings(Section):
     edge: EdgeSettings = Field(default_factory=EdgeSettings)
     operator: OperatorSettings = Field(default_factory=OperatorSettings)
     publish: PublishSettings = Field(default_factory=PublishSettings)
+    security: SecuritySettings = Field(default_factory=SecuritySettings)
+    pki: PkiSettings = Field(default_factory=PkiSettings)
 
     @field_validator("federation", "root", "blob_root")
     @classmethod

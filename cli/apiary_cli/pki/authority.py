@@ -1,0 +1,271 @@
+"""The sub-commands of `apiary pki` for the machine that holds the authority."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+
+from apiary.errors import DataError, SettingsError
+from apiary.files import write_atomic
+from apiary.identity.authority import Use
+from apiary.identity.roles import Identity, Role
+from apiary.settings import Settings
+from apiary_cli.pki import broker_files
+from apiary_cli.pki.device import Answer, Device, read_request
+from apiary_cli.pki.folder import AUTHORITY_DAYS, WARDEN, CaFolder, Issued
+from apiary_cli.pki.tokens import Tokens, seconds
+
+USES: Final = {
+    Role.NODE: (Use.CLIENT, Use.SIGNING),
+    Role.COORDINATOR: (Use.CLIENT, Use.SIGNING),
+    Role.OPERATOR: (Use.CLIENT, Use.SIGNING),
+    Role.VIEWER: (Use.CLIENT,),
+    Role.SERVER: (Use.SERVER,),
+}
+_BROKER_TROUBLE: Final = 4
+
+
+def open_folder(settings: Settings) -> CaFolder:
+    """The authority that the settings name; its passphrase from a file or from the terminal."""
+    file = settings.pki.passphrase_file
+    if file is not None:
+        return CaFolder(settings.pki.state_dir, lambda: _first_line(file))
+    if sys.stdin.isatty():
+        return CaFolder(settings.pki.state_dir, lambda: getpass.getpass("passphrase: ").encode())
+    return CaFolder(settings.pki.state_dir)
+
+
+def init(args: argparse.Namespace, settings: Settings) -> int:
+    """Found an authority."""
+    passphrase = None
+    if settings.pki.passphrase_file is not None:
+        passphrase = _first_line(settings.pki.passphrase_file)
+    elif args.lock:
+        passphrase = getpass.getpass("passphrase for the authority's key: ").encode()
+        if not passphrase or passphrase != getpass.getpass("once more: ").encode():
+            raise SettingsError("the two differ, or are empty: nothing was made")
+    ca = CaFolder.create(settings.pki.state_dir, args.fleet, passphrase)
+    make_here(ca, Identity(WARDEN, Role.OPERATOR), (Use.CLIENT,), ca.folder / "warden", AUTHORITY_DAYS)
+    trouble = broker_files.apply(ca, settings)
+    if args.json:
+        print(json.dumps({"folder": str(ca.folder), "sha256": ca.sha256, "trouble": trouble}))
+    else:
+        print(
+            f"the authority {args.fleet!r} is in {ca.folder}: back it up, keep {ca.folder / 'ca.key'} secret"
+        )
+        print(f"its fingerprint, for devices that join: {ca.sha256}")
+        print("next: apiary pki enrol broker --role server --san HOST --dir DIR")
+    return _tell(trouble)
+
+
+def enrol(args: argparse.Namespace, settings: Settings) -> int:
+    """Certificates for somebody new."""
+    whom = Identity(args.name, Role(args.role))
+    if whom.role is Role.SERVER and not args.san:
+        raise SettingsError("a server needs --san: each host name and address by which others reach it")
+    if whom.role is not Role.SERVER and args.san:
+        raise SettingsError("--san is for --role server: nobody connects to a device")
+    _one_way(args)
+    ca = open_folder(settings)
+    ca.check_free(whom, again=args.again)
+    return _give(args, settings, ca, whom, replace_old=args.again)
+
+
+def renew(args: argparse.Namespace, settings: Settings) -> int:
+    """New certificates for somebody who has some: by the service, or here."""
+    if args.url is not None:
+        from apiary_cli.pki import device_side
+
+        return device_side.renew(args, settings)
+    if args.name is None:
+        raise SettingsError("renew: --url URL on a device, or the NAME of whom to renew on the server")
+    _one_way(args)
+    ca = open_folder(settings)
+    standing = ca.standing(args.name)
+    if not standing:
+        raise SettingsError(f"{args.name!r} has no valid certificate: enrol it")
+    if not args.force and not any(i.due(time.time()) for i in standing):
+        until = _day(min(i.not_after for i in standing))
+        raise SettingsError(f"{args.name!r} has certificates until {until}, not due yet: --force does it now")
+    args.san = list(standing[-1].names)
+    return _give(args, settings, ca, standing[-1].identity, replace_old=False, new_keys=True)
+
+
+def revoke(args: argparse.Namespace, settings: Settings) -> int:
+    """Shut somebody out, and tell the broker."""
+    ca = open_folder(settings)
+    gone = ca.revoke(args.name, args.serial)
+    if not gone and not any(i.name == args.name for i in ca.issued()):
+        raise SettingsError(f"{args.name!r} has no certificate: `apiary pki list` shows who has")
+    Tokens(ca.folder).cancel(args.name)
+    trouble = broker_files.apply(ca, settings, revoked=[args.name])
+    if args.json:
+        print(json.dumps({"revoked": [i.serial for i in gone], "trouble": trouble}))
+    elif gone:
+        print(f"revoked: {len(gone)} certificates of {gone[0].identity}")
+    else:
+        print(f"{args.name!r} had no valid certificate left; the broker was told once more")
+    if settings.pki.broker_dir is None and not args.json:
+        print(f"give {ca.folder / 'crl.pem'} to the broker and the coordinator (pki.broker_dir does that)")
+    return _tell(trouble)
+
+
+def list_issued(args: argparse.Namespace, settings: Settings) -> int:
+    """The index."""
+    ca, now = CaFolder(settings.pki.state_dir), time.time()
+    shown = [i for i in ca.issued() if args.name in (None, i.name)]
+    if args.expiring is not None:
+        shown = [i for i in shown if i.state(now) == "valid" and i.not_after < now + args.expiring * 86_400]
+    if args.json:
+        listed = [{**asdict(i), "state": i.state(now)} for i in shown]
+        print(json.dumps({"sha256": ca.sha256, "certificates": listed}))
+        return 0
+    for i in shown:
+        print(f"{i.name:24s} {i.role:11s} {i.use:8s} {i.state(now):8s} until {_day(i.not_after)}  {i.serial}")
+    print(f"{len(shown)} certificates; the authority's fingerprint is {ca.sha256}")
+    return 0
+
+
+def print_acl(args: argparse.Namespace, settings: Settings) -> int:
+    """The access list as `pki.broker_dir` would get it."""
+    text = broker_files.acl(CaFolder(settings.pki.state_dir), settings)
+    print(json.dumps({"acl": text}) if args.json else text, end="\n" if args.json else "")
+    return 0
+
+
+def apply_again(args: argparse.Namespace, settings: Settings) -> int:
+    """The broker's files once more, and a reload."""
+    ca = CaFolder(settings.pki.state_dir)
+    trouble = broker_files.apply(ca, settings, revoked=ca.revoked_names())
+    if args.json:
+        print(json.dumps({"trouble": trouble}))
+    return _tell(trouble)
+
+
+def token(args: argparse.Namespace, settings: Settings) -> int:
+    """A token for somebody who joins by the service."""
+    ca = CaFolder(settings.pki.state_dir)
+    tokens = Tokens(ca.folder)
+    if args.cancel:
+        count = tokens.cancel(args.name)
+        print(json.dumps({"cancelled": count}) if args.json else f"cancelled: {count} tokens")
+        return 0
+    whom = Identity(args.name, Role(args.role))
+    ca.check_free(whom, again=args.again)
+    made = tokens.make(whom, seconds(args.ttl), again=args.again)
+    if args.json:
+        print(
+            json.dumps({"name": whom.name, "token": made, "ca_sha256": ca.sha256, "ttl_s": seconds(args.ttl)})
+        )
+    else:
+        print(f"token for {whom}, once, within {args.ttl}: {made}")
+        print(f"apiary pki join https://HOST:{settings.pki.port} --name {whom.name} --token {made} "
+              f"--ca-sha256 {ca.sha256}")  # fmt: skip
+    return 0
+
+
+def serve(args: argparse.Namespace, settings: Settings) -> int:
+    """The enrolment service, until a signal."""
+    from apiary_cli.pki.serve import serve as run_service
+
+    changes = {k: v for k, v in (("listen", args.host), ("port", args.port)) if v is not None}
+    settings = settings.model_copy(update={"pki": settings.pki.model_copy(update=changes)})
+    return run_service(open_folder(settings), settings, as_json=args.json)
+
+
+def make_here(
+    ca: CaFolder, whom: Identity, uses: Iterable[Use], folder: Path, days: float, *,
+    names: Iterable[str] = (), new_keys: bool = False, replace_old: bool = False,
+) -> None:  # fmt: skip
+    """Keys and certificates for a party of this very machine."""
+    device = Device(folder, tuple(uses))
+    keys = read_request(device.request(whom.name, renew=new_keys), whom.name, device.uses)
+    made = ca.issue(whom, keys, days, names=tuple(names), replace_old=replace_old)
+    device.install(answer(ca, made))
+
+
+def answer(ca: CaFolder, made: Iterable[x509.Certificate]) -> Answer:
+    """What a device gets back."""
+    return Answer(tuple(made), ca.certificate, x509.load_pem_x509_crl(ca.crl))
+
+
+def _give(
+    args: argparse.Namespace, settings: Settings, ca: CaFolder, whom: Identity, *,
+    replace_old: bool, new_keys: bool = False,
+) -> int:  # fmt: skip
+    days, uses = settings.pki.days, USES[whom.role]
+    if args.dir is not None:
+        make_here(
+            ca, whom, uses, args.dir, days, names=args.san, new_keys=new_keys, replace_old=replace_old
+        )  # fmt: skip
+        where = str(args.dir)
+    else:
+        keys = read_request(_read(args.request), whom.name, uses)
+        made = ca.issue(whom, keys, days, names=args.san, replace_old=replace_old)
+        given = answer(ca, made).encode()
+        where = str(args.out or "-")
+        if args.out is None:
+            if not args.json:
+                sys.stdout.write(given.decode())
+        else:
+            write_atomic(args.out, given)
+    trouble = broker_files.apply(ca, settings, revoked=[whom.name] if replace_old else [])
+    latest = ca.standing(whom.name)[-len(uses) :]
+    _report(args, whom, where, latest, trouble)
+    return _tell(trouble)
+
+
+def _report(
+    args: argparse.Namespace, whom: Identity, where: str, latest: list[Issued], trouble: list[str]
+) -> None:
+    if args.json:
+        print(json.dumps({"name": whom.name, "role": whom.role, "where": where, "trouble": trouble,
+                          "certificates": [asdict(i) for i in latest]}))  # fmt: skip
+    else:
+        until = _day(min(i.not_after for i in latest))
+        print(f"{whom}: {len(latest)} certificates until {until}, in {where}", file=sys.stderr)
+
+
+def _one_way(args: argparse.Namespace) -> None:
+    if (args.dir is None) == (args.request is None):
+        raise SettingsError(
+            "say where the keys are: --request FILE for another machine's (`apiary pki request` makes it), "
+            "or --dir DIR to make them on this one"
+        )
+
+
+def _tell(trouble: list[str]) -> int:
+    for line in trouble:
+        print(f"apiary: {line}", file=sys.stderr)
+    return _BROKER_TROUBLE if trouble else 0
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as e:
+        raise DataError(f"{file}: {e.strerror}") from None
+
+
+def _first_line(file: Path) -> bytes:
+    try:
+        line = file.read_bytes().split(b"\n")[0].strip()
+    except OSError as e:
+        raise SettingsError(f"pki.passphrase_file {file}: {e.strerror}") from None
+    if not line:
+        raise SettingsError(f"pki.passphrase_file {file}: its first line is empty")
+    return line
+
+
+def _day(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d")

@@ -1,0 +1,131 @@
+"""What the broker must know of each change: its files, a reload, the end of a revoked party's connections.
+
+mosquitto 2.0.11, measured: on SIGHUP it reads its list of revoked certificates and its access list again, and
+holds both against connections that stand. But it leaves those connections open: a revoked party cannot
+say or hear anything any more and sits there. Its dynamic security plugin, otherwise unused, ends them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import subprocess
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from apiary.bus.bus import Connected, Disconnected, Received, Refused
+from apiary.errors import ApiaryError, BusError
+from apiary.files import write_atomic
+from apiary.identity.rights import access_list
+from apiary.identity.roles import Role
+from apiary.settings import Settings
+from apiary.wire import NodeId
+from apiary.wire.messages import NodeStatus
+from apiary.wire.topics import Kind
+from apiary_cli.pki.folder import WARDEN, CaFolder
+
+CONTROL: Final = "$CONTROL/dynamic-security/v1"
+_RELOAD_S: Final = 20.0
+_KICK_S: Final = 10.0
+log = logging.getLogger(__name__)
+
+
+def acl(ca: CaFolder, settings: Settings) -> str:
+    """The broker's access list for everyone who is enrolled now."""
+    now = time.time()
+    names: dict[Role, set[str]] = {role: set() for role in Role}
+    for issued in ca.issued():
+        if issued.state(now) == "valid":
+            names[issued.role].add(issued.name)
+    return access_list(
+        coordinators=names[Role.COORDINATOR],
+        operators=names[Role.OPERATOR] - {WARDEN},
+        viewers=names[Role.VIEWER],
+        wardens={WARDEN},
+        shut_out=ca.revoked_names(),
+        root=settings.root,
+        blob_root=settings.blob_root,
+    )
+
+
+def apply(ca: CaFolder, settings: Settings, *, revoked: Iterable[str] = ()) -> list[str]:
+    """Tell the broker; what went wrong, in words. The authority's own folder is right in any case."""
+    trouble = []
+    pki = settings.pki
+    try:
+        if pki.broker_dir is not None:
+            write_atomic(pki.broker_dir / "ca.pem", ca.ca_pem, mode=0o644)
+            write_atomic(pki.broker_dir / "crl.pem", ca.crl, mode=0o644)
+            write_atomic(pki.broker_dir / "acl.conf", acl(ca, settings).encode(), mode=0o644)
+        if pki.reload:
+            done = subprocess.run(
+                pki.reload,
+                capture_output=True,
+                text=True,
+                timeout=_RELOAD_S,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+            if done.returncode:
+                trouble.append(
+                    f"pki.reload {pki.reload} ended with {done.returncode}: {done.stderr.strip()[:200]}"
+                )
+        names = sorted(set(revoked))
+        if names and pki.kick:
+            kick(ca, settings, names)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        trouble.append(f"pki.reload {pki.reload}: {e}")
+    except ApiaryError as e:
+        trouble.append(str(e))
+    return trouble
+
+
+def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
+    """End the connections of `names` at the broker. Raises BusError where it does not confirm it."""
+    from apiary.bus.mqtt import MqttBus
+
+    # The plugin ends the connections of a user that it creates or deletes, and knows nobody in between.
+    commands = [
+        command
+        for name in names
+        for command in (
+            {"command": "createClient", "username": name, "password": secrets.token_hex(16)},
+            {"command": "deleteClient", "username": name},
+        )
+    ]
+    own = ca.folder / "warden" / "tls"
+    broker = settings.broker.model_copy(
+        update={"tls_ca": ca.folder / "ca.pem", "tls_cert": own / "cert.pem", "tls_key": own / "key.pem"}
+    )
+    bus = MqttBus(broker, f"{WARDEN}-{secrets.token_hex(8)}")
+    sent, why, end = False, "no answer", time.monotonic() + _KICK_S
+    try:
+        bus.subscribe(f"{CONTROL}/response")
+        while time.monotonic() < end:
+            for event in bus.poll(0.1):
+                match event:
+                    case Connected() if not sent:
+                        sent = bus.publish(CONTROL, json.dumps({"commands": commands}).encode())
+                    case Received(payload=payload):
+                        # Its own last will is not allowed any more, and its last word would stay.
+                        for name in names:
+                            lost = NodeStatus(state="lost", why="revoked").encode()
+                            topic = settings.topics.build(Kind.NODE_STATUS, node=NodeId(name))
+                            bus.publish(topic, lost, retain=True)
+                        log.info(
+                            "pki: the broker ended the connections of %s: %s", ", ".join(names), payload[:500]
+                        )
+                        return
+                    case Refused(reason=reason):
+                        why = reason
+                        end = 0.0
+                    case Disconnected(error=error):
+                        why = str(error)
+    finally:
+        bus.close()
+    raise BusError(
+        f"the broker did not end the connections of {', '.join(names)} ({why}): they can do nothing more, "
+        "and a restart of the broker ends them; pki.kick needs its plugin, see broker/README.md"
+    )

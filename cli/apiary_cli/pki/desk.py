@@ -1,0 +1,146 @@
+"""What the enrolment service grants and refuses; knows nothing of HTTP or TLS."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Final
+
+from cryptography.hazmat.primitives import serialization
+
+from apiary.identity.authority import Use
+from apiary.identity.roles import Identity, Role
+from apiary.settings import Settings
+from apiary_cli.pki import broker_files
+from apiary_cli.pki.authority import USES, answer
+from apiary_cli.pki.device import Answer, read_request
+from apiary_cli.pki.folder import CaFolder
+from apiary_cli.pki.tokens import Grant, Tokens
+
+MAX_BODY: Final = 32_768
+PER_ADDRESS: Final = 10
+PER_ADDRESS_S: Final = 60.0
+"""Refused requests of one address in this time; then it waits."""
+MAX_ADDRESSES: Final = 10_000
+MAX_RENEWALS: Final = 3
+"""Certificates of one party that are not due yet: answers can be lost, but not more than these."""
+log = logging.getLogger(__name__)
+
+
+class Refusal(Exception):  # noqa: N818 - an answer to a peer, not an error of ours
+    """What a peer is told, and how."""
+
+    def __init__(self, status: HTTPStatus, why: str):
+        super().__init__(why)
+        self.status = status
+
+
+class Guard:
+    """Who was refused how often lately. Bounded; safe for many threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._refused: OrderedDict[str, list[float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(self, address: str) -> None:
+        """Raises Refusal where `address` was refused too often."""
+        with self._lock:
+            if len(self._recent(address)) >= PER_ADDRESS:
+                raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, f"refused too often: wait {PER_ADDRESS_S:.0f} s")
+
+    def refused(self, address: str) -> None:
+        """Count one."""
+        with self._lock:
+            self._refused[address] = [*self._recent(address), self._clock()][-PER_ADDRESS:]
+            self._refused.move_to_end(address)
+            if len(self._refused) > MAX_ADDRESSES:
+                self._refused.popitem(last=False)
+
+    def _recent(self, address: str) -> list[float]:
+        since = self._clock() - PER_ADDRESS_S
+        return [t for t in self._refused.get(address, []) if t > since]
+
+
+class Desk:
+    """Decides about requests; knows nothing of HTTP."""
+
+    def __init__(self, ca: CaFolder, settings: Settings, tokens: Tokens | None = None):
+        self._ca = ca
+        self._settings = settings
+        self._tokens = tokens or Tokens(ca.folder)
+
+    def authority(self) -> bytes:
+        """The authority's certificate and list, PEM."""
+        return self._ca.ca_pem + self._ca.crl
+
+    def join(self, body: dict[str, Any]) -> Answer:
+        """Certificates for a device that shows a token. Raises Refusal."""
+        name, token = _text(body, "name", 64), _text(body, "token", 100)
+        role = _role(body)
+        keys = self._keys(body, name, role)
+        der = b"".join(_der(key) for _, key in keys)
+        grant = self._tokens.take(token, name, hashlib.sha256(der).hexdigest())
+        if grant is None or grant.whom.role is not role:
+            raise Refusal(
+                HTTPStatus.FORBIDDEN, f"no such token for {Identity(name, role)}, or it was used, or is over"
+            )
+        return self._issue(grant, keys)
+
+    def renew(self, body: dict[str, Any], serial: str | None) -> Answer:
+        """New certificates for who shows the one with `serial`. Raises Refusal."""
+        now = time.time()
+        old = next((i for i in self._ca.issued() if i.serial == serial and i.use == "client"), None)
+        if old is None or old.state(now) != "valid":
+            raise Refusal(
+                HTTPStatus.FORBIDDEN,
+                "renewing needs the certificate in use, and a valid one: join with a new token otherwise",
+            )
+        newer = [i for i in self._ca.standing(old.name) if i.use == "client" and not i.due(now)]
+        if newer and not body.get("force") and not old.due(now):
+            raise Refusal(HTTPStatus.CONFLICT, "not due yet")
+        if len(newer) > MAX_RENEWALS:
+            raise Refusal(HTTPStatus.CONFLICT, "renewed several times lately: use what came, or join anew")
+        return self._issue(Grant(old.identity, again=False), self._keys(body, old.name, old.role))
+
+    def _keys(self, body: dict[str, Any], name: str, role: Role) -> list[tuple[Use, Any]]:
+        return read_request(_text(body, "request", MAX_BODY).encode(), name, USES[role])
+
+    def _issue(self, grant: Grant, keys: list[tuple[Use, Any]]) -> Answer:
+        self._ca.check_free(grant.whom, again=True)
+        made = self._ca.issue(grant.whom, keys, self._settings.pki.days, replace_old=grant.again)
+        if grant.again or grant.whom.role is not Role.NODE:
+            for trouble in broker_files.apply(self._ca, self._settings):
+                log.error("%s", trouble)
+        return answer(self._ca, made)
+
+
+def _text(body: dict[str, Any], key: str, most: int) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or not 0 < len(value) <= most:
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST, f"{key!r} is missing, or not a text of at most {most} characters"
+        )
+    return value
+
+
+def _role(body: dict[str, Any]) -> Role:
+    try:
+        role = Role(body.get("role", "node"))
+    except ValueError:
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"'role' is {str(body.get('role'))[:40]!r}") from None
+    if role is Role.SERVER:
+        raise Refusal(HTTPStatus.FORBIDDEN, "a server is enrolled by hand")
+    return role
+
+
+def _der(key: Any) -> bytes:
+    encoded: bytes = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return encoded

@@ -1,0 +1,209 @@
+"""A device's own folder: keys that never leave it, requests for certificates, and what came back.
+
+    tls/ca.pem  cert.pem  key.pem  crl.pem      signing/cert.pem  key.pem
+
+A request is two certificate signing requests in one PEM file, the answer the certificates, the authority's
+own and its list of revoked ones in another. New keys for a renewal wait as `key.new.pem` beside the old ones
+until their certificates are there, so that a device is never without a pair that fits.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from apiary.errors import SettingsError, StoreError, WireError
+from apiary.files import sync_folder, write_atomic
+from apiary.identity.authority import PublicKey, Use, requested_key
+from apiary.identity.certificates import Trust, identity_of
+from apiary.wire.topics import check_name
+
+MAX_PEM_BYTES: Final = 2**20
+"""Of a request or an answer; a list of 10,000 revoked certificates has about 500 kB."""
+_FOLDERS: Final = {Use.CLIENT: "tls", Use.SERVER: "tls", Use.SIGNING: "signing"}
+PrivateKey = EllipticCurvePrivateKey | Ed25519PrivateKey
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an authority gave: a device's certificates, its own, and its list of revoked ones."""
+
+    certificates: tuple[x509.Certificate, ...]
+    authority: x509.Certificate
+    crl: x509.CertificateRevocationList
+
+    def encode(self) -> bytes:
+        """One PEM file."""
+        certificates = b"".join(c.public_bytes(Encoding.PEM) for c in (*self.certificates, self.authority))
+        return certificates + self.crl.public_bytes(Encoding.PEM)
+
+
+def read_answer(pem: bytes, who: str) -> Answer:
+    """Read what an authority gave back. Raises WireError."""
+    try:
+        *mine, authority = x509.load_pem_x509_certificates(pem[:MAX_PEM_BYTES])
+        crl = x509.load_pem_x509_crl(pem[pem.index(b"-----BEGIN X509 CRL") :])
+    except ValueError as e:
+        raise WireError(
+            f"{who}: not certificates as `apiary pki enrol` writes them: {str(e)[:100]}"
+        ) from None
+    return Answer(tuple(mine), authority, crl)
+
+
+def read_request(pem: bytes, who: str, uses: Sequence[Use]) -> list[tuple[Use, PublicKey]]:
+    """The keys that a request asks certificates for, one for each of `uses`. Raises WireError."""
+    mark = b"-----BEGIN CERTIFICATE REQUEST-----"
+    parts = [mark + p for p in pem[:MAX_PEM_BYTES].split(mark)[1:]]
+    if len(parts) != len(uses):
+        raise WireError(
+            f"{who}: {len(parts)} certificate requests, expected {len(uses)}: make it by `apiary pki request`"
+        )
+    try:
+        requests = [x509.load_pem_x509_csr(p) for p in parts]
+        return [(use, requested_key(csr, use, who)) for use, csr in zip(uses, requests, strict=True)]
+    except ValueError as e:
+        raise WireError(f"{who}: not a certificate request: {str(e)[:100]}") from None
+
+
+class Device:
+    """A folder such as /etc/apiary. `owner`: the user who shall be able to read the keys."""
+
+    def __init__(
+        self, folder: Path, uses: Sequence[Use] = (Use.CLIENT, Use.SIGNING), owner: str | None = None
+    ):
+        self.folder = folder
+        self.uses = tuple(uses)
+        self._owner = owner
+
+    def request(self, name: str, *, renew: bool = False) -> bytes:
+        """Keys, where there are none yet, and a request for their certificates; `renew`: new keys."""
+        check_name(name, "the name")
+        self._settle()
+        return b"".join(self._csr(name, use, renew=renew) for use in self.uses)
+
+    def install(self, answer: Answer, *, ca_sha256: str | None = None) -> str:
+        """Take certificates that fit this device's keys; the name in them.
+
+        Raises SettingsError, and changes nothing, where one does not fit.
+        """
+        fingerprint = answer.authority.fingerprint(hashes.SHA256()).hex()
+        if ca_sha256 is not None and fingerprint != plain_sha256(ca_sha256):
+            raise SettingsError(
+                f"the authority has the fingerprint {fingerprint}, expected {plain_sha256(ca_sha256)}"
+            )
+        Trust([answer.authority], [answer.crl])
+        self._settle()
+        fitting = [self._fitting(use, answer) for use in self.uses]
+        for use, (certificate, key_file) in zip(self.uses, fitting, strict=True):
+            self._store(_FOLDERS[use], certificate, key_file)
+        self.store_lists(answer)
+        return identity_of(fitting[0][0]).name
+
+    def store_lists(self, answer: Answer) -> None:
+        """The authority's certificate and its list of revoked ones."""
+        self._write(self.folder / "tls" / "ca.pem", answer.authority.public_bytes(Encoding.PEM))
+        self._write(self.folder / "tls" / "crl.pem", answer.crl.public_bytes(Encoding.PEM))
+
+    def certificate(self, use: Use) -> x509.Certificate:
+        """The one in use. Raises SettingsError."""
+        path = self.folder / _FOLDERS[use] / "cert.pem"
+        try:
+            return x509.load_pem_x509_certificate(path.read_bytes())
+        except (OSError, ValueError) as e:
+            raise SettingsError(
+                f"{path} cannot be read: {e}; `apiary pki join` or `install` writes it"
+            ) from None
+
+    def _csr(self, name: str, use: Use, *, renew: bool) -> bytes:
+        path = self.folder / _FOLDERS[use] / ("key.new.pem" if renew else "key.pem")
+        if path.exists():
+            key = _load_key(path)
+        else:
+            key = Ed25519PrivateKey.generate() if use is Use.SIGNING else generate_private_key(SECP256R1())
+            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            self._write(path, pem, mode=0o600)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        algorithm = None if isinstance(key, Ed25519PrivateKey) else hashes.SHA256()
+        csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, algorithm)
+        return csr.public_bytes(Encoding.PEM)
+
+    def _fitting(self, use: Use, answer: Answer) -> tuple[x509.Certificate, Path]:
+        for name in ("key.new.pem", "key.pem"):
+            path = self.folder / _FOLDERS[use] / name
+            if path.exists():
+                public = _load_key(path).public_key()
+                for certificate in answer.certificates:
+                    if certificate.public_key() == public:
+                        return certificate, path
+        raise SettingsError(
+            f"no certificate for the key in {self.folder / _FOLDERS[use]}: these were made for another "
+            "device, or for keys that were replaced; make a new request"
+        )
+
+    def _store(self, folder: str, certificate: x509.Certificate, key_file: Path) -> None:
+        self._write(self.folder / folder / "cert.pem", certificate.public_bytes(Encoding.PEM))
+        if key_file.name != "key.pem":
+            self._move_key(folder)
+
+    def _settle(self) -> None:
+        """Where power went between a new certificate and its key, finish what was begun."""
+        for use in self.uses:
+            folder = self.folder / _FOLDERS[use]
+            if (folder / "key.new.pem").exists() and (folder / "cert.pem").exists():
+                waiting = _load_key(folder / "key.new.pem").public_key()
+                if waiting == self.certificate(use).public_key():
+                    self._move_key(_FOLDERS[use])
+
+    def _move_key(self, folder: str) -> None:
+        try:
+            (self.folder / folder / "key.new.pem").replace(self.folder / folder / "key.pem")
+            sync_folder(self.folder / folder)
+        except OSError as e:
+            raise StoreError(f"cannot replace the key in {self.folder / folder}: {e.strerror}") from None
+
+    def _write(self, path: Path, data: bytes, mode: int = 0o644) -> None:
+        write_atomic(path, data, mode=mode)
+        if self._owner is not None:
+            try:
+                shutil.chown(path, self._owner)
+            except (OSError, LookupError) as e:
+                raise SettingsError(
+                    f"--owner {self._owner}: {path} cannot be given to that user: {e}"
+                ) from None
+
+
+def plain_sha256(text: str) -> str:
+    """A fingerprint in lower case without colons. Raises SettingsError where it is none."""
+    plain = text.replace(":", "").strip().lower()
+    if len(plain) != 64 or set(plain) - set("0123456789abcdef"):
+        raise SettingsError(f"{text[:80]!r} is not a SHA-256 fingerprint: expected 64 hexadecimal digits")
+    return plain
+
+
+def _load_key(path: Path) -> PrivateKey:
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as e:
+        raise SettingsError(f"{path} cannot be read: {e}") from None
+    if not isinstance(key, PrivateKey):
+        raise SettingsError(f"{path} is a {type(key).__name__}, expected a P-256 or Ed25519 key")
+    return key

@@ -1,0 +1,231 @@
+"""The sub-commands of `apiary pki` for a device: request, install, join, renew."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import logging
+import ssl
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from apiary.errors import ApiaryError, DataError, SettingsError, WireError
+from apiary.files import write_atomic
+from apiary.identity.authority import Use
+from apiary.identity.certificates import identity_of
+from apiary.identity.roles import Identity, Role
+from apiary.settings import Settings
+from apiary_cli.pki.authority import USES
+from apiary_cli.pki.device import MAX_PEM_BYTES, Answer, Device, plain_sha256, read_answer
+from apiary_cli.pki.folder import ENROLMENT, RENEWABLE
+
+_TIMEOUT_S: Final = 20.0
+_PAUSE_S: Final = 5.0
+log = logging.getLogger(__name__)
+
+
+class ServiceUnreachable(ApiaryError):  # noqa: N818
+    """The enrolment service does not answer."""
+
+    exit_code = 4
+
+
+def request(args: argparse.Namespace, settings: Settings) -> int:
+    """Keys here, and a request for their certificates."""
+    del settings
+    device = Device(args.dir, USES[Role(args.role)], args.owner)
+    pem = device.request(args.name, renew=args.new_keys)
+    if args.out is not None:
+        write_atomic(args.out, pem)
+    elif not args.json:
+        sys.stdout.write(pem.decode())
+    if args.json:
+        out = {"out": str(args.out)} if args.out else {"request": pem.decode()}
+        print(json.dumps({"name": args.name, "dir": str(args.dir), **out}))
+    return 0
+
+
+def install(args: argparse.Namespace, settings: Settings) -> int:
+    """Certificates from a file."""
+    del settings
+    try:
+        pem = args.file.read_bytes()
+    except OSError as e:
+        raise DataError(f"{args.file}: {e.strerror}") from None
+    device = Device(args.dir, USES[Role(args.role)], args.owner)
+    name = device.install(read_answer(pem, str(args.file)), ca_sha256=args.ca_sha256)
+    return _report(args, device, name)
+
+
+def join(args: argparse.Namespace, settings: Settings) -> int:
+    """Keys here, certificates from the service, for a token."""
+    name = args.name or settings.edge.node_id
+    role = Role(args.role)
+    token = _token(args)
+    device = Device(args.dir, USES[role], args.owner)
+    pem = device.request(name)
+    body = {"name": name, "role": str(role), "token": token, "request": pem.decode()}
+    end = time.monotonic() + args.wait
+    while True:
+        try:
+            answer = _Service(args.url, ca_sha256=args.ca_sha256).post("/v1/join", body)
+            break
+        except ServiceUnreachable as e:
+            if time.monotonic() + _PAUSE_S > end:
+                raise
+            log.warning("%s; trying again", e)
+            time.sleep(_PAUSE_S)
+    device.install(answer, ca_sha256=args.ca_sha256)
+    if args.token_file is not None:
+        args.token_file.unlink(missing_ok=True)
+    return _report(args, device, name)
+
+
+def renew(args: argparse.Namespace, settings: Settings) -> int:
+    """New keys here, certificates from the service, for the ones in use; nothing where they are not due."""
+    del settings
+    folder = args.dir or Path("/etc/apiary")
+    old = Device(folder, (Use.CLIENT,)).certificate(Use.CLIENT)
+    whom = identity_of(old)
+    device = Device(folder, USES[whom.role], args.owner)
+    tls = folder / "tls"
+    service = _Service(args.url, ca_file=tls / "ca.pem", pair=(tls / "cert.pem", tls / "key.pem"))
+    if not args.force and not _due(old):
+        # The list of revoked certificates may be newer all the same.
+        device.store_lists(read_answer(service.authority(), args.url))
+        return _report(args, device, whom.name, said="not due yet; the list of revoked certificates is fresh")
+    pem = device.request(whom.name, renew=True)
+    device.install(service.post("/v1/renew", {"request": pem.decode(), "force": args.force}))
+    return _report(args, device, whom.name)
+
+
+class _Service:
+    """The enrolment service at `url`. What it is, its certificate says, by whatever name it is reached."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        ca_sha256: str | None = None,
+        ca_file: Path | None = None,
+        pair: tuple[Path, Path] | None = None,
+    ):
+        parts = urlsplit(url)
+        if parts.scheme != "https" or not parts.hostname:
+            raise SettingsError(f"{url!r}: expected https://HOST:PORT of `apiary pki serve`")
+        self._url = url
+        self._address = (parts.hostname, parts.port or 443)
+        self._pair = pair
+        self._pem = self._pinned(ca_sha256) if ca_file is None else ca_file.read_text()
+
+    def authority(self) -> bytes:
+        """The authority's certificate and list, PEM."""
+        return self._ask("GET", "/v1/ca", None, self._verified())
+
+    def post(self, path: str, body: dict[str, Any]) -> Answer:
+        """What the service gives for `body`. Raises WireError with its own words where it refuses."""
+        return read_answer(self._ask("POST", path, json.dumps(body).encode(), self._verified()), self._url)
+
+    def _pinned(self, ca_sha256: str | None) -> str:
+        """The authority's certificate from somebody unknown; it is who it should be, or refused."""
+        expected = plain_sha256(ca_sha256 or "")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # nothing but a public certificate passes, and it is checked here
+        pem = self._ask("GET", "/v1/ca", None, context, named=False)
+        authority = read_answer(pem, self._url).authority
+        found = authority.fingerprint(hashes.SHA256()).hex()
+        if found != expected:
+            raise WireError(
+                f"{self._url} has an authority with the fingerprint {found}, expected {expected}: is it "
+                "the right service, and nobody between? No token was sent"
+            )
+        return pem.decode()
+
+    def _verified(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cadata=self._pem.partition("-----BEGIN X509 CRL")[0])
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # Its name in the certificate is checked in `_ask`; by which address it is reached does not matter.
+        context.check_hostname = False
+        if self._pair is not None:
+            context.load_cert_chain(*self._pair)
+        return context
+
+    def _ask(
+        self, verb: str, path: str, body: bytes | None, context: ssl.SSLContext, *, named: bool = True
+    ) -> bytes:
+        connection = http.client.HTTPSConnection(*self._address, timeout=_TIMEOUT_S, context=context)
+        try:
+            connection.connect()
+            if named:
+                self._check_name(connection.sock)
+            connection.request(verb, path, body, {"Content-Type": "application/json"} if body else {})
+            response = connection.getresponse()
+            said = response.read(MAX_PEM_BYTES)
+        except ssl.SSLCertVerificationError as e:
+            raise WireError(f"{self._url}: its certificate does not hold: {e.verify_message}") from None
+        except ssl.SSLError as e:
+            raise WireError(
+                f"{self._url}: no TLS session: {e.reason or e}; is this device's own expired?"
+            ) from None
+        except (OSError, http.client.HTTPException) as e:
+            raise ServiceUnreachable(
+                f"{self._url}: no answer: {e}; does `apiary pki serve` run there?"
+            ) from None
+        finally:
+            connection.close()
+        if response.status != 200:
+            words = "".join(c for c in said[:300].decode(errors="replace") if c.isprintable())
+            raise WireError(f"{self._url} refuses: {words}")
+        return said
+
+    def _check_name(self, sock: Any) -> None:
+        shown = x509.load_der_x509_certificate(sock.getpeercert(binary_form=True))
+        try:
+            who = identity_of(shown)
+        except ValueError as e:
+            raise WireError(f"{self._url}: {e}") from None
+        if who != Identity(ENROLMENT, Role.SERVER):
+            raise WireError(f"{self._url} is {who}, expected the enrolment service")
+
+
+def _token(args: argparse.Namespace) -> str:
+    if (args.token is None) == (args.token_file is None):
+        raise SettingsError("join: give --token T or --token-file FILE, which `apiary pki token` makes")
+    if args.token is not None:
+        return str(args.token)
+    try:
+        return str(args.token_file.read_text().strip())
+    except OSError as e:
+        raise SettingsError(f"--token-file {args.token_file}: {e.strerror}") from None
+
+
+def _due(certificate: x509.Certificate) -> bool:
+    term = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    return time.time() > (certificate.not_valid_after_utc - term * RENEWABLE).timestamp()
+
+
+def _report(args: argparse.Namespace, device: Device, name: str, said: str | None = None) -> int:
+    certificate = device.certificate(device.uses[0])
+    until = certificate.not_valid_after_utc
+    if args.json:
+        print(
+            json.dumps(
+                {
+                    "name": name,
+                    "dir": str(device.folder),
+                    "not_after": until.timestamp(),
+                    "renewed": said is None,
+                }
+            )
+        )
+    else:
+        print(f"{name}: {said or 'certificates'} until {until:%Y-%m-%d}, in {device.folder}")
+    return 0

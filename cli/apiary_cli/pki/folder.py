@@ -1,0 +1,313 @@
+"""The authority's folder: its key, an index of every certificate it issued, and the list of revoked ones.
+
+Every change is made under a lock, is whole or not there, and is in the index before the certificate leaves
+the folder: what was issued can be revoked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from apiary.errors import SettingsError, StoreError
+from apiary.files import write_atomic, write_json
+from apiary.identity.authority import Authority, PublicKey, Term, Use, found
+from apiary.identity.roles import Identity, Role
+from apiary.wire.topics import check_name
+
+WARDEN: Final = "pki"
+"""The name under which `apiary pki` itself connects to the broker, to end connections."""
+ENROLMENT: Final = "enrolment"
+"""The name in the certificate of the enrolment service; no other server passes for it."""
+AUTHORITY_DAYS: Final = 20 * 365.0
+RENEWABLE: Final = 1 / 3
+"""A certificate may be renewed once this part of its term is left."""
+_LOCK_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate in the index. Times in seconds since 1970."""
+
+    serial: str
+    name: str
+    role: Role
+    use: str
+    not_before: float
+    not_after: float
+    sha256: str
+    names: tuple[str, ...] = ()
+    revoked: float | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """Whom it speaks of."""
+        return Identity(self.name, self.role)
+
+    def state(self, now: float) -> str:
+        """`valid`, `expired` or `revoked`."""
+        return "revoked" if self.revoked is not None else "expired" if now > self.not_after else "valid"
+
+    def due(self, now: float) -> bool:
+        """Whether so little of its term is left that it may be renewed."""
+        return now > self.not_after - (self.not_after - self.not_before) * RENEWABLE
+
+
+class CaFolder:
+    """An authority on disk. `passphrase` is asked only where the key is locked."""
+
+    def __init__(
+        self,
+        folder: Path,
+        passphrase: Callable[[], bytes] | None = None,
+        wall: Callable[[], float] = time.time,
+    ):
+        self.folder = folder
+        self._passphrase = passphrase
+        self._wall = wall
+
+    @classmethod
+    def create(cls, folder: Path, name: str, passphrase: bytes | None = None) -> CaFolder:
+        """Found an authority in `folder`. Raises SettingsError where there is one already."""
+        check_name(name, "the fleet's name")
+        if (folder / "ca.key").exists():
+            raise SettingsError(f"{folder} holds an authority already: nothing was changed")
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as e:
+            raise StoreError(f"cannot make {folder}: {e.strerror}") from None
+        key = generate_private_key(SECP256R1())
+        made = found(key, name, Term(datetime.now(UTC), AUTHORITY_DAYS), x509.random_serial_number())
+        lock = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+        # The key last: with it the authority exists, and all else is there.
+        write_json(folder / "index.json", {"version": 1, "issued": [], "crl_number": 0})
+        write_atomic(folder / "ca.pem", made.certificate.public_bytes(Encoding.PEM))
+        write_atomic(
+            folder / "crl.pem", made.revocations({}, 0, datetime.now(UTC)).public_bytes(Encoding.PEM)
+        )
+        write_atomic(
+            folder / "ca.key", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock), mode=0o600
+        )
+        return cls(folder, (lambda: passphrase) if passphrase else None)
+
+    @cached_property
+    def certificate(self) -> x509.Certificate:
+        """The authority's own."""
+        return x509.load_pem_x509_certificate(self._read("ca.pem"))
+
+    @property
+    def sha256(self) -> str:
+        """Of the authority's certificate, in hexadecimal: what a device is told to trust."""
+        return self.certificate.fingerprint(hashes.SHA256()).hex()
+
+    @property
+    def crl(self) -> bytes:
+        """The list of revoked certificates, PEM."""
+        return self._read("crl.pem")
+
+    @property
+    def ca_pem(self) -> bytes:
+        """The authority's certificate, PEM."""
+        return self._read("ca.pem")
+
+    @cached_property
+    def authority(self) -> Authority:
+        """Key and certificate. Raises SettingsError where the key stays locked."""
+        pem = self._read("ca.key")
+        try:
+            try:
+                key = load_pem_private_key(pem, None)
+            except TypeError:  # locked
+                if self._passphrase is None:
+                    raise SettingsError(
+                        f"{self.folder / 'ca.key'} is locked: set pki.passphrase_file, or use a terminal"
+                    ) from None
+                key = load_pem_private_key(pem, self._passphrase())
+        except ValueError:
+            raise SettingsError(
+                f"{self.folder / 'ca.key'} cannot be read: wrong passphrase, or not a PEM key"
+            ) from None
+        if not isinstance(key, EllipticCurvePrivateKey):
+            raise SettingsError(f"{self.folder / 'ca.key'} is a {type(key).__name__}, expected a P-256 key")
+        return Authority(key, self.certificate)
+
+    def issued(self) -> list[Issued]:
+        """Every certificate, oldest first."""
+        return [_issued(raw) for raw in self._index()["issued"]]
+
+    def standing(self, name: str) -> list[Issued]:
+        """The certificates of `name` that are valid now."""
+        now = self._wall()
+        return [i for i in self.issued() if i.name == name and i.state(now) == "valid"]
+
+    def check_free(self, whom: Identity, *, again: bool) -> None:
+        """Raises SettingsError where `whom` cannot be enrolled: the name is another's, or in use."""
+        check_name(whom.name, "the name")
+        if whom.name in (WARDEN, ENROLMENT):
+            raise SettingsError(f"the name {whom.name!r} is that of `apiary pki` itself: choose another")
+        now = self._wall()
+        for other in self.issued():
+            if other.name == whom.name and other.role is not whom.role and other.state(now) == "valid":
+                raise SettingsError(
+                    f"{whom.name!r} is a {other.role} already: choose another name, or revoke it"
+                )
+        if not again and self.standing(whom.name):
+            raise SettingsError(
+                f"{whom} is enrolled already: renew it, or enrol it --again, which revokes what it has now"
+            )
+
+    def issue(
+        self,
+        whom: Identity,
+        keys: Sequence[tuple[Use, PublicKey]],
+        days: float,
+        *,
+        names: Sequence[str] = (),
+        replace_old: bool = False,
+    ) -> list[x509.Certificate]:
+        """Certificates of `whom` for `keys`, in the index when this returns; `replace_old` revokes others."""
+        authority = self.authority
+        with self._changing() as index:
+            now = datetime.fromtimestamp(self._wall(), UTC)
+            if replace_old:
+                self._revoke(index, lambda i: i.name == whom.name, now)
+            made = []
+            for use, key in keys:
+                certificate = authority.issue(
+                    key, whom, use, term=Term(now, days), serial=x509.random_serial_number(),
+                    names=names if use is Use.SERVER else (),
+                )  # fmt: skip
+                made.append(certificate)
+                index["issued"].append(_record(certificate, whom, use, names if use is Use.SERVER else ()))
+        return made
+
+    def revoke(self, name: str, serial: str | None = None) -> list[Issued]:
+        """Revoke every valid certificate of `name`, or the one with `serial`; what was revoked now."""
+        now = datetime.fromtimestamp(self._wall(), UTC)
+        with self._changing() as index:
+            return self._revoke(
+                index,
+                lambda i: (
+                    i.name == name and serial in (None, i.serial) and i.state(now.timestamp()) == "valid"
+                ),
+                now,
+            )
+
+    def revoked_names(self) -> list[str]:
+        """Names that have a revoked certificate and no valid one left: the broker shall not hear them."""
+        now = self._wall()
+        all_of: dict[str, set[str]] = {}
+        for i in self.issued():
+            all_of.setdefault(i.name, set()).add(i.state(now))
+        return sorted(
+            name for name, states in all_of.items() if "revoked" in states and "valid" not in states
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against other processes. Raises StoreError where one holds it too long."""
+        fd = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            end = time.monotonic() + _LOCK_S
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                if time.monotonic() > end:
+                    raise StoreError(f"another `apiary pki` holds {self.folder}: try again when it is done")
+                time.sleep(0.05)
+            yield
+        finally:
+            os.close(fd)
+
+    def _revoke(self, index: dict[str, Any], which: Callable[[Issued], bool], now: datetime) -> list[Issued]:
+        gone = []
+        for at, raw in enumerate(index["issued"]):
+            entry = _issued(raw)
+            if entry.revoked is None and which(entry):
+                entry = replace(entry, revoked=now.timestamp())
+                index["issued"][at] = asdict(entry)
+                gone.append(entry)
+        if gone:
+            index["crl_number"] += 1
+            revoked = {
+                int(e.serial, 16): datetime.fromtimestamp(e.revoked, UTC)
+                for e in map(_issued, index["issued"])
+                if e.revoked is not None
+            }
+            crl = self.authority.revocations(revoked, index["crl_number"], now)
+            # Before the index: a list that is ahead of it shuts out, one that is behind lets in.
+            write_atomic(self.folder / "crl.pem", crl.public_bytes(Encoding.PEM))
+        return gone
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        with self.locked():
+            index = self._index()
+            yield index
+            write_json(self.folder / "index.json", index)
+
+    def _index(self) -> dict[str, Any]:
+        try:
+            index: dict[str, Any] = json.loads(self._read("index.json"))
+        except ValueError as e:
+            raise StoreError(
+                f"{self.folder / 'index.json'} is torn: restore it from a backup ({e})"
+            ) from None
+        if index.get("version") != 1:
+            raise StoreError(f"{self.folder / 'index.json'}: version {index.get('version')!r}, expected 1")
+        return index
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            raise SettingsError(
+                f"no authority in {self.folder}: `apiary pki init` founds one, pki.state_dir says where it is"
+            ) from None
+        except OSError as e:
+            raise StoreError(f"cannot read {self.folder / name}: {e.strerror}") from None
+
+
+def _record(certificate: x509.Certificate, whom: Identity, use: Use, names: Sequence[str]) -> dict[str, Any]:
+    return asdict(
+        Issued(
+            serial=f"{certificate.serial_number:x}",
+            name=whom.name,
+            role=whom.role,
+            use=use.name.lower(),
+            not_before=certificate.not_valid_before_utc.timestamp(),
+            not_after=certificate.not_valid_after_utc.timestamp(),
+            sha256=certificate.fingerprint(hashes.SHA256()).hex(),
+            names=tuple(names),
+        )
+    )
+
+
+def _issued(raw: dict[str, Any]) -> Issued:
+    return Issued(**{**raw, "role": Role(raw["role"]), "names": tuple(raw.get("names", ()))})

@@ -1,0 +1,218 @@
+"""`apiary pki serve`: a small HTTPS service where devices join with a one-time token, and renew later.
+
+    GET  /v1/ca     the authority's certificate and its list of revoked ones (no secret)
+    POST /v1/join   {"name", "token", "request": PEM} -> the answer, PEM
+    POST /v1/renew  {"request": PEM} over TLS with the certificate in use -> the answer, PEM
+
+Everything is bounded: connections at once, bytes, seconds, requests of one address, tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any, Final
+
+from apiary import __version__
+from apiary.errors import ApiaryError, SettingsError
+from apiary.identity.authority import Use
+from apiary.identity.roles import Identity, Role
+from apiary.settings import Settings
+from apiary_cli.pki.authority import make_here
+from apiary_cli.pki.desk import MAX_BODY, Desk, Guard, Refusal
+from apiary_cli.pki.folder import ENROLMENT, CaFolder
+from apiary_cli.stopping import stop_on_signals
+
+MAX_AT_ONCE: Final = 16
+SILENCE_S: Final = 10.0
+"""Longest pause of a client; a whole connection has three times that."""
+log = logging.getLogger(__name__)
+
+
+class Service(ThreadingMixIn, TCPServer):
+    """The listening socket; one thread a connection, `MAX_AT_ONCE` of them."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], desk: Desk, context: ssl.SSLContext):
+        self.desk = desk
+        self.guard = Guard()
+        self._context = context
+        self._room = threading.BoundedSemaphore(MAX_AT_ONCE)
+        super().__init__(address, _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread, or hang up where all are busy."""
+        if not self._room.acquire(blocking=False):
+            log.warning("pki: %s: hung up, %d connections are open", client_address[0], MAX_AT_ONCE)
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """TLS first, in this thread: a peer that is slow at it holds nobody else up."""
+        try:
+            request.settimeout(SILENCE_S)
+            # A trickle of bytes keeps within the silence allowed; this ends it.
+            end = threading.Timer(3 * SILENCE_S, _hang_up, (request,))
+            end.daemon = True
+            end.start()
+            try:
+                secured = self._context.wrap_socket(request, server_side=True)
+            except (OSError, ValueError) as e:
+                log.info("pki: %s: no TLS session: %s", client_address[0], getattr(e, "reason", None) or e)
+                self.shutdown_request(request)
+            else:
+                super().process_request_thread(secured, client_address)
+            finally:
+                end.cancel()
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that broke is the peer's; anything else is a bug of ours and has a traceback."""
+        import sys
+
+        error = sys.exception()
+        if isinstance(error, OSError):
+            log.info("pki: %s: the connection broke: %s", client_address[0], error)
+        else:
+            log.exception("pki: %s: this is a bug of ours", client_address[0])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Service
+    server_version = f"apiary/{__version__}"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        log.debug("pki: %s: %s", self.client_address[0], format % args)
+
+    def _get(self) -> bytes:
+        if self.path != "/v1/ca":
+            raise Refusal(HTTPStatus.NOT_FOUND, "GET /v1/ca, POST /v1/join, POST /v1/renew")
+        return self.server.desk.authority()
+
+    def _post(self) -> bytes:
+        if self.path not in ("/v1/join", "/v1/renew"):
+            raise Refusal(HTTPStatus.NOT_FOUND, "GET /v1/ca, POST /v1/join, POST /v1/renew")
+        body = self._body()
+        if self.path == "/v1/join":
+            given = self.server.desk.join(body)
+        else:
+            given = self.server.desk.renew(body, self._serial())
+        log.info(
+            "pki: %s: certificates for %r",
+            self.client_address[0],
+            given.certificates[0].subject.rfc4514_string(),
+        )
+        return given.encode()
+
+    def _answer(self, work: Callable[[], bytes]) -> None:
+        address = self.client_address[0]
+        try:
+            self.server.guard.check(address)
+            status, said = HTTPStatus.OK, work()
+        except Refusal as e:
+            waiting = e.status == HTTPStatus.TOO_MANY_REQUESTS
+            if not waiting:
+                self.server.guard.refused(address)
+            level = logging.DEBUG if waiting else logging.WARNING
+            log.log(level, "pki: %s: %s refused: %s", address, self.path[:100], e)
+            status, said = e.status, str(e).encode()
+        except ApiaryError as e:
+            self.server.guard.refused(address)
+            log.warning("pki: %s: %s refused: %s", address, self.path[:100], e)
+            status, said = HTTPStatus.BAD_REQUEST, str(e).encode()
+        self.send_response(status)
+        self.send_header(
+            "Content-Type", "application/x-pem-file" if status == HTTPStatus.OK else "text/plain"
+        )
+        self.send_header("Content-Length", str(len(said)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(said)
+
+    def _body(self) -> dict[str, Any]:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or len(length) > 9 or int(length) > MAX_BODY:
+            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected a body of at most {MAX_BODY} bytes")
+        try:
+            body = json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError):
+            raise Refusal(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
+        if not isinstance(body, dict):
+            raise Refusal(HTTPStatus.BAD_REQUEST, "the body is no JSON object")
+        return body
+
+    def _serial(self) -> str | None:
+        assert isinstance(self.connection, ssl.SSLSocket)  # noqa: S101 - process_request_thread made it one
+        shown = self.connection.getpeercert()
+        return str(shown["serialNumber"]).lower().lstrip("0") if shown and "serialNumber" in shown else None
+
+
+def serve(ca: CaFolder, settings: Settings, *, as_json: bool = False) -> int:
+    """Run until a signal. Raises SettingsError where the address cannot be had."""
+    service = make_service(ca, settings)
+    port = service.server_address[1]
+    if as_json:
+        print(json.dumps({"port": port, "ca_sha256": ca.sha256}), flush=True)
+    else:
+        print(
+            f"devices join at https://{socket.gethostname()}:{port} with --ca-sha256 {ca.sha256}", flush=True
+        )
+    with stop_on_signals() as stop:
+        thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
+        thread.start()
+        while not stop() and thread.is_alive():
+            thread.join(0.2)
+    service.shutdown()
+    service.server_close()
+    return stop.exit_code
+
+
+def make_service(ca: CaFolder, settings: Settings) -> Service:
+    """The service, listening. Unlocks the authority's key, and makes its own certificate where it is due."""
+    _ = ca.authority  # read now, so that a wrong passphrase is said at the start
+    own = ca.folder / ENROLMENT
+    if all(i.due(time.time()) for i in ca.standing(ENROLMENT)):
+        fresh = (own / "tls" / "cert.pem").exists()
+        make_here(
+            ca, Identity(ENROLMENT, Role.SERVER), (Use.SERVER,), own, settings.pki.days,
+            names=[socket.gethostname()], new_keys=fresh,
+        )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(own / "tls" / "cert.pem", own / "tls" / "key.pem")
+    # Shown to renew; whether it still holds, the index says.
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.load_verify_locations(ca.folder / "ca.pem")
+    try:
+        return Service((settings.pki.listen, settings.pki.port), Desk(ca, settings), context)
+    except OSError as e:
+        raise SettingsError(
+            f"cannot listen on {settings.pki.listen or '*'}:{settings.pki.port}: {e.strerror}; "
+            "set pki.listen and pki.port"
+        ) from None
+
+
+def _hang_up(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)

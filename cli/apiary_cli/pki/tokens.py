@@ -1,0 +1,118 @@
+"""One-time tokens: only their hashes are kept, each is used by one device and ends by itself.
+
+The first request with a token binds it to that device's keys. The very same keys may come again while the
+token holds, because an answer can be lost on its way to a Pi at the edge of its Wi-Fi; others may not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from apiary.errors import SettingsError, StoreError
+from apiary.files import write_json
+from apiary.identity.roles import Identity, Role
+
+MAX_TOKENS: Final = 10_000
+MAX_USES: Final = 5
+"""Answers that may be lost."""
+MAX_TTL_S: Final = 90 * 86_400.0
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a token allows: to become `whom`; `again`: in the place of what has the name."""
+
+    whom: Identity
+    again: bool
+
+
+class Tokens:
+    """The tokens in an authority's folder. 192 random bits each, so that a plain hash hides them."""
+
+    def __init__(self, folder: Path, wall: Callable[[], float] = time.time):
+        self._file = folder / "tokens.json"
+        self._lock = folder / "tokens.lock"
+        self._wall = wall
+
+    def make(self, whom: Identity, ttl_s: float, *, again: bool = False) -> str:
+        """A new token; it is nowhere else but in what this returns. Raises SettingsError."""
+        token = secrets.token_urlsafe(24)
+        with self._changing() as held:
+            if len(held) >= MAX_TOKENS:
+                raise SettingsError(
+                    f"{MAX_TOKENS} tokens are out already: cancel some, or wait for their end"
+                )
+            held[_hash(token)] = {
+                "name": whom.name, "role": str(whom.role), "until": self._wall() + ttl_s, "again": again
+            }  # fmt: skip
+        return token
+
+    def take(self, token: str, name: str, keys: str) -> Grant | None:
+        """Use a token of `name` for a device with `keys`, a digest of them; None: not allowed."""
+        with self._changing() as held:
+            found = held.get(_hash(token))
+            if found is None or found["name"] != name or found.get("keys", keys) != keys:
+                return None
+            uses = found.get("uses", 0) + 1
+            if uses > MAX_USES:
+                return None
+            held[_hash(token)] = {**found, "keys": keys, "uses": uses}
+        return Grant(Identity(name, Role(found["role"])), bool(found["again"]) or uses > 1)
+
+    def cancel(self, name: str) -> int:
+        """Take back all tokens of `name`; how many."""
+        with self._changing() as held:
+            gone = [h for h, t in held.items() if t["name"] == name]
+            for h in gone:
+                del held[h]
+        return len(gone)
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        try:
+            fd = os.open(self._lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise StoreError(f"cannot open {self._lock}: {e.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # held for a few milliseconds
+            now = self._wall()
+            before = self._read()
+            held = {h: t for h, t in before.items() if t["until"] > now}
+            yield held
+            if held != before:
+                write_json(self._file, held)
+        finally:
+            os.close(fd)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            held: dict[str, Any] = json.loads(self._file.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as e:
+            raise StoreError(f"{self._file} cannot be read ({e}): remove it, and make new tokens") from None
+        return held
+
+
+def seconds(text: str) -> float:
+    """`30m`, `24h`, `7d` in seconds. Raises SettingsError."""
+    found = re.fullmatch(r"(\d{1,6})([smhd])", text.strip())
+    if found is None or not 0 < (value := int(found[1]) * _UNITS[found[2]]) <= MAX_TTL_S:
+        raise SettingsError(f"--ttl {text!r}: expected such as 30m, 24h or 7d, at most 90d")
+    return value
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

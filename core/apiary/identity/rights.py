@@ -1,0 +1,151 @@
+"""Who may write and read what, as one table. `broker/acl.conf` and docs/security.md are made from it.
+
+`own`: under the party's own name only (`node/pi-07/...`, `up/pi-07/...`, `operator/alice/...`). What a role
+is not named for, it may not do. The broker enforces this by topic; signatures hold even where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from apiary.identity.roles import Role
+from apiary.wire.topics import Kind
+
+
+class Access(Enum):
+    """How far a right goes."""
+
+    NONE = "-"
+    OWN = "own"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """Of one role on one kind of topic."""
+
+    write: Access = Access.NONE
+    read: Access = Access.NONE
+
+
+_NO: Final = Right()
+_W: Final = Right(write=Access.ALL)
+_R: Final = Right(read=Access.ALL)
+_RW: Final = Right(Access.ALL, Access.ALL)
+_OWN_W: Final = Right(write=Access.OWN)
+_OWN_R: Final = Right(read=Access.OWN)
+_OWN_W_R: Final = Right(Access.OWN, Access.ALL)
+
+PARTIES: Final = (Role.COORDINATOR, Role.NODE, Role.OPERATOR, Role.VIEWER)
+
+# The coordinator reads what it wrote itself too: it learns so that the broker forgot, or another one writes.
+_SAID_TO_ALL: Final = (_RW, _R, _R, _R)
+_SAID_TO_NODE: Final = (_RW, _OWN_R, _R, _R)
+_SAID_BY_NODE: Final = (_R, _OWN_W, _R, _R)
+
+_TABLE: Final[Mapping[Kind, tuple[Right, Right, Right, Right]]] = {
+    #                         coordinator, node, operator, viewer
+    Kind.COORDINATOR_STATUS: _SAID_TO_ALL,
+    Kind.ROUND_CURRENT: _SAID_TO_ALL,
+    Kind.ROUND_LAST: _SAID_TO_ALL,
+    Kind.MODEL_CURRENT: _SAID_TO_ALL,
+    Kind.RELEASE_CURRENT: _SAID_TO_ALL,
+    Kind.METRIC: (_RW, _NO, _R, _R),
+    Kind.NODE_STATUS: _SAID_BY_NODE,
+    Kind.NODE_HEALTH: _SAID_BY_NODE,
+    Kind.NODE_PROGRESS: _SAID_BY_NODE,
+    Kind.NODE_PREDICTION: _SAID_BY_NODE,
+    Kind.NODE_RELEASE: _SAID_BY_NODE,
+    Kind.NODE_ASK: _SAID_BY_NODE,
+    Kind.NODE_WANT: _SAID_BY_NODE,
+    Kind.NODE_OFFER: _SAID_BY_NODE,
+    Kind.NODE_NOTICE: _SAID_TO_NODE,
+    Kind.NODE_GRANT: _SAID_TO_NODE,
+    Kind.NODE_RECEIPT: _SAID_TO_NODE,
+    # What was asked and answered is between the two: a node's log may stand in a reply.
+    Kind.NODE_COMMAND: (_RW, _OWN_R, _NO, _NO),
+    Kind.NODE_REPLY: (_R, _OWN_W, _NO, _NO),
+    Kind.OPERATOR_REQUEST: (_R, _NO, _OWN_W, _NO),
+    Kind.OPERATOR_REPLY: (_W, _NO, _OWN_R, _NO),
+    # Weights are for who trains and who aggregates; a node's update is read by the coordinator alone.
+    Kind.CHUNK_DOWN: (_W, _R, _NO, _NO),
+    Kind.CHUNK_UP: (_R, _OWN_W, _NO, _NO),
+}
+
+
+def right(role: Role, kind: Kind) -> Right:
+    """What `role` may do with topics of `kind`."""
+    return _TABLE[kind][PARTIES.index(role)] if role in PARTIES else _NO
+
+
+def access_list(
+    *,
+    coordinators: Iterable[str] = ("coordinator",),
+    operators: Iterable[str] = (),
+    viewers: Iterable[str] = (),
+    wardens: Iterable[str] = (),
+    shut_out: Iterable[str] = (),
+    root: str = "apiary",
+    blob_root: str = "apiary-blob",
+) -> str:
+    """mosquitto's `acl_file`: a node by pattern, everyone else by name; `shut_out` may do nothing at all.
+
+    `wardens` may ask the dynamic security plugin to end a connection, and say that a node is lost.
+    """
+    lines = [
+        "# Who may do what (`acl_file` of mosquitto), made from the table in docs/security.md: do not edit.",
+        "# A user name is the common name of a certificate, or that of the password file.",
+        "# mosquitto grants a forbidden subscription and delivers nothing: reads are filtered, not refused.",
+        "",
+        "# Every node, by pattern: %u is its user name.",
+        *(
+            f"pattern {verb} {_topic(kind, '%u', root, blob_root, own=own)}"
+            for verb, kind, own in _rights(Role.NODE)
+        ),
+        "# A message to itself: `apiary doctor`.",
+        f"pattern readwrite {root}/+/node/%u/doctor",
+    ]
+    named = ((Role.COORDINATOR, coordinators), (Role.OPERATOR, operators), (Role.VIEWER, viewers))
+    for role, names in named:
+        for name in sorted(names):
+            lines += ["", f"# {role}", f"user {name}", *_no_node(name, root, blob_root)]
+            lines += [
+                f"topic {verb} {_topic(kind, name, root, blob_root, own=own)}"
+                for verb, kind, own in _rights(role)
+            ]
+            if role is not Role.VIEWER:
+                lines.append("topic read $SYS/#")
+    for name in sorted(wardens):
+        lines += ["", "# ends connections of the revoked, and says so", f"user {name}"]
+        lines += [f"topic write {root}/+/node/+/status", "topic readwrite $CONTROL/dynamic-security/#"]
+    for name in sorted(shut_out):
+        lines += ["", "# revoked", f"user {name}", "topic deny #"]
+    return "\n".join(lines) + "\n"
+
+
+def _rights(role: Role) -> Iterable[tuple[str, Kind, bool]]:
+    for kind in Kind:
+        r = right(role, kind)
+        if r.write is r.read is Access.ALL:
+            yield "readwrite", kind, False
+            continue
+        if r.write is not Access.NONE:
+            yield "write", kind, r.write is Access.OWN
+        if r.read is not Access.NONE:
+            yield "read", kind, r.read is Access.OWN
+
+
+def _topic(kind: Kind, name: str, root: str, blob_root: str, *, own: bool) -> str:
+    levels = [
+        name if own and level == "{n}" else "+" if level.startswith("{") else level
+        for level in kind.pattern.split("/")
+    ]
+    return "/".join([blob_root if kind.is_blob else root, "+", *levels])
+
+
+def _no_node(name: str, root: str, blob_root: str) -> list[str]:
+    """The patterns hold for every user: who is no node shall not pass for one that has its name."""
+    return [f"topic deny {root}/+/node/{name}/#", f"topic deny {blob_root}/+/up/{name}/#"]

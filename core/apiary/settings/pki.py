@@ -1,0 +1,31 @@
+"""`[pki]`: the fleet's private authority, on the machine that runs `apiary pki`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from apiary.settings.section import Section
+
+
+class PkiSettings(Section):
+    """Where the authority is kept, and what is told of each change."""
+
+    state_dir: Path = Field(Path("pki"), description="folder of the authority: its key, index, lists")
+    passphrase_file: Path | None = Field(
+        None, description="file whose first line unlocks the authority's key; unset: asked for, if needed"
+    )
+    days: float = Field(365, gt=0, le=7300, description="how long a certificate lasts, in days")
+    broker_dir: Path | None = Field(
+        None, description="ca.pem, crl.pem and acl.conf are written here after each change, for the broker"
+    )
+    reload: list[str] = Field(
+        default_factory=list,
+        description='then run, e.g. ["systemctl", "reload", "mosquitto"]',
+    )
+    kick: bool = Field(
+        False, description="end connections of revoked parties by the broker's dynamic security plugin"
+    )
+    listen: str = Field("", description="address that `apiary pki serve` listens on; empty: all")
+    port: int = Field(8443, ge=0, le=65535, description="its port")

@@ -1,0 +1,321 @@
+"""`apiary pki` as it is typed: the folder it keeps, what a device gets, and what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from apiary.errors import SettingsError
+from apiary.identity.roles import Identity, Role
+from apiary.settings import Settings
+from apiary_cli.main import main
+from apiary_cli.pki.folder import CaFolder
+from apiary_cli.pki.serve import Service, make_service
+from apiary_cli.pki.tokens import MAX_USES, Tokens, seconds
+
+Pki = Callable[..., Any]
+
+
+@pytest.fixture
+def pki(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Pki:
+    """Runs `apiary pki ... --json` in a folder of its own; its answer, or (exit code, what it said)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str, code: int = 0, sets: tuple[str, ...] = ()) -> Any:
+        capsys.readouterr()
+        flags = [word for pair in sets for word in ("--set", pair)]
+        got = main(["pki", *flags, *words, "--json"])
+        said = capsys.readouterr()
+        assert got == code, said.err
+        return json.loads(said.out) if code == 0 else said.err
+
+    return run
+
+
+@pytest.fixture
+def service(pki: Pki, tmp_path: Path) -> Iterator[str]:
+    """The enrolment service of a new fleet, on a free port; its URL."""
+    pki("init", "--fleet", "orchard")
+    logging.getLogger().handlers.clear()  # they write to what is captured of the set-up
+    settings = Settings.model_validate(
+        {"pki": {"state_dir": tmp_path / "pki", "listen": "127.0.0.1", "port": 0}}
+    )
+    running: Service = make_service(CaFolder(tmp_path / "pki"), settings)
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"https://127.0.0.1:{running.server_address[1]}"
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_a_device_by_hand_and_its_keys_are_for_its_owner_alone(pki: Pki, tmp_path: Path) -> None:
+    sha256 = pki("init", "--fleet", "orchard")["sha256"]
+    pki("request", "pi-07", "--dir", "d", "--out", "r.pem")
+    pki("enrol", "pi-07", "--request", "r.pem", "--out", "a.pem")
+    assert pki("install", "a.pem", "--dir", "d", "--ca-sha256", sha256)["name"] == "pi-07"
+    for secret in ("pki/ca.key", "d/tls/key.pem", "d/signing/key.pem", "pki/warden/tls/key.pem"):
+        assert mode(tmp_path / secret) == 0o600
+    assert b"PRIVATE" not in (tmp_path / "r.pem").read_bytes() + (tmp_path / "a.pem").read_bytes()
+    cert = x509.load_pem_x509_certificate((tmp_path / "d/tls/cert.pem").read_bytes())
+    assert cert.subject.rfc4514_string() == "CN=pi-07,OU=node"
+    listed = pki("list", "--name", "pi-07")["certificates"]
+    assert [(c["use"], c["state"], c["role"]) for c in listed] == [
+        ("client", "valid", "node"),
+        ("signing", "valid", "node"),
+    ]
+
+
+def test_what_cannot_be_is_refused_with_what_to_do(pki: Pki, tmp_path: Path) -> None:
+    assert "no authority in pki: `apiary pki init`" in pki("enrol", "x", "--dir", "d", code=2)
+    pki("init")
+    assert "holds an authority already" in pki("init", code=2)
+    pki("enrol", "pi-07", "--dir", "d")
+    assert "enrolled already: renew it" in pki("enrol", "pi-07", "--dir", "e", code=2)
+    assert "'pi-07' is a node already" in pki("enrol", "pi-07", "--role", "operator", "--dir", "e", code=2)
+    assert "cannot stand in a topic" in pki("enrol", "a/b", "--dir", "e", code=5)
+    assert "is that of `apiary pki` itself" in pki("enrol", "pki", "--dir", "e", code=2)
+    assert "--san: each host name" in pki("enrol", "broker", "--role", "server", "--dir", "e", code=2)
+    assert "not due yet: --force" in pki("renew", "pi-07", "--dir", "d", code=2)
+    assert "has no certificate" in pki("revoke", "pi-99", code=2)
+    (tmp_path / "junk").write_bytes(b"\xff" * 100)
+    assert "0 certificate requests, expected 2" in pki("enrol", "pi-9", "--request", "junk", code=5)
+    assert "not certificates as" in pki("install", "junk", "--dir", "d", code=5)
+    pki("request", "pi-10", "--dir", "f", "--out", "r.pem")
+    pki("enrol", "pi-10", "--request", "r.pem", "--out", "a.pem")
+    assert "made for another device" in pki("install", "a.pem", "--dir", "d", code=2)
+    assert "has the fingerprint" in pki("install", "a.pem", "--dir", "f", "--ca-sha256", "ab" * 32, code=2)
+    assert not (tmp_path / "f/tls/cert.pem").exists()
+
+
+def test_a_locked_authority_wants_its_passphrase(pki: Pki, tmp_path: Path) -> None:
+    (tmp_path / "right").write_text("correct horse\n")
+    (tmp_path / "wrong").write_text("battery\n")
+    pki("init", sets=("pki.passphrase_file='right'",))
+    assert b"ENCRYPTED" in (tmp_path / "pki/ca.key").read_bytes()
+    assert "is locked: set pki.passphrase_file" in pki("enrol", "a", "--dir", "a", code=2)
+    wrong = pki("enrol", "a", "--dir", "a", code=2, sets=("pki.passphrase_file='wrong'",))
+    assert "wrong passphrase" in wrong
+    pki("enrol", "a", "--dir", "a", sets=("pki.passphrase_file='right'",))
+
+
+def test_renewing_gives_new_keys_and_leaves_the_old_ones_valid_until_their_end(
+    pki: Pki, tmp_path: Path
+) -> None:
+    pki("init")
+    pki("enrol", "pi-07", "--dir", "d")
+    before = (tmp_path / "d/tls/key.pem").read_bytes()
+    pki("renew", "pi-07", "--dir", "d", "--force")
+    assert (tmp_path / "d/tls/key.pem").read_bytes() != before
+    assert not list((tmp_path / "d").rglob("key.new.pem"))
+    assert [c["state"] for c in pki("list", "--name", "pi-07")["certificates"]] == ["valid"] * 4
+
+
+def test_a_renewal_cut_between_certificate_and_key_is_finished_later(pki: Pki, tmp_path: Path) -> None:
+    pki("init")
+    pki("enrol", "pi-07", "--dir", "d")
+    pki("request", "pi-07", "--dir", "d", "--new-keys", "--out", "r.pem")
+    new = (tmp_path / "d/tls/key.new.pem").read_bytes()
+    pki("renew", "pi-07", "--request", "r.pem", "--out", "a.pem", "--force")
+    # Power goes after the certificate was written.
+    answer = x509.load_pem_x509_certificates((tmp_path / "a.pem").read_bytes())
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    (tmp_path / "d/tls/cert.pem").write_bytes(answer[0].public_bytes(Encoding.PEM))
+    pki("install", "a.pem", "--dir", "d")
+    assert (tmp_path / "d/tls/key.pem").read_bytes() == new
+    assert not list((tmp_path / "d").rglob("key.new.pem"))
+
+
+def test_revoking_and_the_broker_files(pki: Pki, tmp_path: Path) -> None:
+    told = ("pki.broker_dir='mosquitto'", "pki.reload=['touch', 'reloaded']")
+    pki("init", sets=told)
+    pki("enrol", "pi-07", "--dir", "d", sets=told)
+    pki("enrol", "alice", "--role", "operator", "--dir", "o", sets=told)
+    (tmp_path / "reloaded").unlink()
+    serials = pki("revoke", "pi-07", sets=told)["revoked"]
+    crl = x509.load_pem_x509_crl((tmp_path / "mosquitto/crl.pem").read_bytes())
+    assert {f"{c.serial_number:x}" for c in crl} == set(serials)
+    assert len(serials) == 2
+    acl = (tmp_path / "mosquitto/acl.conf").read_text()
+    assert "user pi-07\ntopic deny #" in acl
+    assert "user alice\n" in acl
+    assert (tmp_path / "reloaded").exists()
+    pki("enrol", "pi-07", "--dir", "d2", sets=told)
+    assert "user pi-07" not in (tmp_path / "mosquitto/acl.conf").read_text()
+
+
+def test_a_broker_that_is_not_told_is_said_and_the_revocation_stands(pki: Pki, tmp_path: Path) -> None:
+    pki("init")
+    pki("enrol", "pi-07", "--dir", "d")
+    assert "ended with 1" in pki("revoke", "pi-07", sets=("pki.reload=['false']",), code=4)
+    assert {c["state"] for c in pki("list", "--name", "pi-07")["certificates"]} == {"revoked"}
+
+
+def test_a_torn_index_is_refused_and_not_begun_anew(pki: Pki, tmp_path: Path) -> None:
+    pki("init")
+    (tmp_path / "pki/index.json").write_text('{"version": 1, "issu')
+    assert "is torn: restore it from a backup" in pki("enrol", "a", "--dir", "a", code=8)
+
+
+def test_many_at_once_lose_no_certificate(pki: Pki, tmp_path: Path) -> None:
+    pki("init")
+    import subprocess
+    import sys
+
+    words = [sys.executable, "-m", "apiary_cli", "pki", "enrol"]
+    children = [
+        subprocess.Popen([*words, f"pi-{i}", "--dir", f"d{i}", "--json"], cwd=tmp_path) for i in range(4)
+    ]
+    assert [c.wait(60) for c in children] == [0] * 4
+    assert len([c for c in pki("list")["certificates"] if c["role"] == "node"]) == 8
+
+
+# -- the service
+
+
+def test_joining_with_a_token(pki: Pki, service: str, tmp_path: Path) -> None:
+    made = pki("token", "pi-08")
+    assert made["token"] not in "".join(p.read_text() for p in (tmp_path / "pki").glob("*.json"))
+    (tmp_path / "token").write_text(made["token"])
+    words = ("join", service, "--name", "pi-08", "--ca-sha256", made["ca_sha256"], "--dir", "d")
+    assert pki(*words, "--token-file", "token")["name"] == "pi-08"
+    assert mode(tmp_path / "d/signing/key.pem") == 0o600
+    assert not (tmp_path / "token").exists()
+    # The same device whose answer was lost may ask again, and what it had is revoked; another may not.
+    pki(*words, "--token", made["token"])
+    states = [c["state"] for c in pki("list", "--name", "pi-08")["certificates"]]
+    assert states == ["revoked", "revoked", "valid", "valid"]
+    other = ("join", service, "--name", "pi-08", "--ca-sha256", made["ca_sha256"], "--dir", "thief")
+    assert "or it was used" in pki(*other, "--token", made["token"], code=5)
+
+
+def test_tokens_are_for_one_name_one_role_and_a_time(pki: Pki, service: str, tmp_path: Path) -> None:
+    made = pki("token", "pi-08")
+    ca = ("--ca-sha256", made["ca_sha256"], "--token", made["token"])
+    assert "no such token for node 'pi-09'" in pki(
+        "join", service, "--name", "pi-09", "--dir", "a", *ca, code=5
+    )
+    wrong = ("join", service, "--name", "pi-08", "--role", "operator", "--dir", "b", *ca)
+    assert "no such token for operator" in pki(*wrong, code=5)
+    pki("token", "pi-08", "--cancel")
+    assert "no such token" in pki("join", service, "--name", "pi-08", "--dir", "a", *ca, code=5)
+    now = [0.0]
+    tokens = Tokens(tmp_path, lambda: now[0])
+    token = tokens.make(Identity("pi", Role.NODE), seconds("30m"))
+    now[0] = 1801
+    assert tokens.take(token, "pi", "k") is None
+
+
+def test_a_token_that_is_asked_too_often_is_used_up(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path)
+    token = tokens.make(Identity("pi", Role.NODE), 60)
+    assert [tokens.take(token, "pi", "k") is not None for _ in range(MAX_USES + 1)] == [True] * MAX_USES + [
+        False
+    ]
+    for bad in ("0h", "5", "h", "91d", "1w", ""):
+        with pytest.raises(SettingsError, match="--ttl"):
+            seconds(bad)
+
+
+def test_an_unknown_authority_gets_no_token(pki: Pki, service: str) -> None:
+    made = pki("token", "pi-08")
+    words = ("join", service, "--name", "pi-08", "--dir", "d", "--token", made["token"])
+    assert "expected abababab" in (said := pki(*words, "--ca-sha256", "ab" * 32, code=5))
+    assert "No token was sent" in said
+    pki(*words, "--ca-sha256", made["ca_sha256"])
+
+
+def test_no_service_says_so(pki: Pki) -> None:
+    words = (
+        "join",
+        "https://127.0.0.1:9",
+        "--name",
+        "p",
+        "--dir",
+        "d",
+        "--token",
+        "t",
+        "--ca-sha256",
+        "ab" * 32,
+    )
+    assert "does `apiary pki serve` run there?" in pki(*words, code=4)
+    assert "expected https://" in pki("join", "http://x", *words[2:], code=2)
+
+
+def test_renewing_with_the_certificate_in_use(pki: Pki, service: str, tmp_path: Path) -> None:
+    made = pki("token", "pi-08")
+    pki(
+        "join",
+        service,
+        "--name",
+        "pi-08",
+        "--dir",
+        "d",
+        "--token",
+        made["token"],
+        "--ca-sha256",
+        made["ca_sha256"],
+    )
+    renew = ("renew", "--url", service, "--dir", "d")
+    assert pki(*renew)["renewed"] is False
+    before = (tmp_path / "d/tls/key.pem").read_bytes()
+    assert pki(*renew, "--force")["renewed"] is True
+    assert (tmp_path / "d/tls/key.pem").read_bytes() != before
+    pki(*renew, "--force")
+    pki(*renew, "--force")
+    assert "renewed several times lately" in pki(*renew, "--force", code=5)
+    pki("revoke", "pi-08")
+    assert "needs the certificate in use, and a valid one" in pki(*renew, "--force", code=5)
+    other = ("pki.state_dir='other'",)
+    pki("init", sets=other)
+    pki("enrol", "pi-08", "--dir", "s", sets=other)
+    (tmp_path / "s/tls/ca.pem").write_bytes((tmp_path / "pki/ca.pem").read_bytes())
+    assert service in pki("renew", "--url", service, "--dir", "s", "--force", code=5)
+
+
+def test_the_service_bounds_what_it_takes(pki: Pki, service: str) -> None:
+    import http.client
+    import socket
+    import ssl
+
+    host, port = service.removeprefix("https://").split(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+    def ask(verb: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, str]:
+        connection = http.client.HTTPSConnection(host, int(port), timeout=10, context=context)
+        connection.putrequest(verb, path)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            connection.putheader(key, value)
+        connection.endheaders(body)
+        response = connection.getresponse()
+        return response.status, response.read(500).decode()
+
+    assert ask("GET", "/v1/ca")[0] == 200
+    assert ask("GET", "/../etc/passwd")[0] == 404
+    assert ask("POST", "/v1/join", **{"Content-Length": "99999999"})[0] == 413
+    assert ask("POST", "/v1/join", b"[" * 20_000)[0] == 400
+    assert ask("POST", "/v1/join", b'{"name": 3}')[0] == 400
+    assert ask("POST", "/v1/renew", b"{}")[0] == 403
+    assert ask("PUT", "/v1/join")[0] == 501
+    for _ in range(10):
+        status, said = ask("POST", "/v1/join", b"{}")
+    assert (status, "refused too often" in said) == (429, True)
+    # Plain words get no answer.
+    with socket.create_connection((host, int(port)), 5) as s, contextlib.suppress(ConnectionResetError):
+        s.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        s.settimeout(5)
+        assert b"HTTP" not in s.recv(100)
