@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from apiary import __version__
+from apiary.learn.manifest import Manifest
 from apiary.wire.messages import (
     READABLE_BYTES,
     Announcement,
     BlobRef,
     Bounds,
     CoordinatorStatus,
+    Needs,
     Plan,
     RoundState,
 )
@@ -28,6 +30,7 @@ def opened(
     deadline_s: float,
     rounds: int,
     epoch: str,
+    needs: Needs,
 ) -> Announcement:
     """The round as it stands; without its cohort where the list would not be readable."""
     full = _announcement(
@@ -42,6 +45,7 @@ def opened(
         bounds=bounds,
         deadline_s=deadline_s,
         cohort=list(round_.cohort),
+        needs=needs,
     )
     return full if len(full.encode()) <= READABLE_BYTES else full.model_copy(update={"cohort": None})
 
@@ -73,6 +77,16 @@ def finished(
     )
 
 
+def needs(manifest: Manifest) -> Needs:
+    """What a model asks of a node's memory."""
+    side = manifest.input
+    return Needs(
+        picture_bytes=side.height * side.width * side.channels,
+        features=manifest.features,
+        activations=manifest.activations,
+    )
+
+
 def status(state: Literal["online", "offline"], epoch: str, run: str | None) -> CoordinatorStatus:
     """The coordinator's birth, goodbye, or last will."""
     return CoordinatorStatus(state=state, epoch=epoch, version=__version__, run=run)
@@ -91,6 +105,7 @@ def _announcement(
     bounds: Bounds,
     deadline_s: float,
     cohort: list[str],
+    needs: Needs | None = None,
 ) -> Announcement:
     return Announcement(
         run=run,
@@ -108,4 +123,5 @@ def _announcement(
         deadline_s=deadline_s,
         cohort=cohort,
         cohort_size=len(cohort),
+        needs=needs,
     )

@@ -106,7 +106,7 @@ class Course:
             return Notice()
         # Who else was drawn is not this node's concern: with a large fleet the list is most of the message.
         told = self._announcement(self.live).model_copy(update={"cohort": None})
-        return Notice(invited=self.live.round.awaits(node), announcement=told)
+        return Notice(invited=self.live.round.welcomes(node), announcement=told)
 
     # -- building --------------------------------------------------------------------------------------
 
@@ -223,6 +223,7 @@ class Course:
             deadline_s=live.deadline_s,
             rounds=self._means.settings.run.rounds,
             epoch=self._epoch,
+            needs=announcements.needs(live.parts.manifest),
         )
 
     def _round_closed(self, closed: Closed) -> None:

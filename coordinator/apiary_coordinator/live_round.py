@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 from apiary.blobs import BlobStore
 from apiary.bus.outlet import Outlet
@@ -31,6 +31,8 @@ from apiary_coordinator.worker import Worker
 from apiary_coordinator.workshop import Artefacts, Judgement, Workshop
 
 log = logging.getLogger(__name__)
+
+_LEFT: Final = {"lost": "lost the connection", "paused": "paused"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +211,11 @@ class LiveRound:
     def node_status(self, node: NodeId, status: NodeStatus, roster: Roster, now: float) -> None:
         """A node's state as far as it touches this round."""
         here = (status.run, status.round) == (self.parts.run, self.round.number)
-        if status.state == "lost":
-            self._handle(table.Left(node, status.why or "lost the connection", final=False))
-        elif status.state == "paused" or (status.declined and here):
+        if status.declined and here:
             self._handle(table.Left(node, status.why or status.state, final=True))
             self.collection.left(node, now)
+        elif status.state in ("lost", "paused"):
+            self._handle(table.Left(node, status.why or _LEFT[status.state], final=False))
         elif node in roster and not status.declined and roster[node].unfit(*self._asked) is None:
             self._shares.setdefault(node, _share(status))
             self._handle(table.Joined(node))
@@ -239,7 +241,7 @@ class LiveRound:
             case table.Announce():
                 self.parts.announce()
             case table.Invite(node):
-                log.info("round=%d node=%s invited in place of another", self.round.number, node)
+                log.info("round=%d node=%s invited to a free place", self.round.number, node)
                 self.parts.invite(node)
             case table.Aggregate():
                 self._journal(sealed=True)

@@ -3,7 +3,7 @@
     phase        event                 next          commands
     open         Accepted              collecting    Announce
     open,        Rejected, Left        same          Invite a reserve node, where there is one
-    collecting   Joined                same          Invite it, where a place is free
+    collecting   Joined                same          Invite it (again), where a place is free
                  enough, or all heard  aggregating   Announce, Aggregate
                  deadline, quorum      aggregating   Announce, Aggregate
                  deadline, no quorum   failed        Fail
@@ -58,7 +58,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A node of the cohort vanished (`final` False: it may come back) or declined."""
+    """A node of the cohort vanished or paused (`final` False: it may come back), or declined."""
 
     node: NodeId
     why: str
@@ -157,7 +157,9 @@ class Round:
     gone: Mapping[NodeId, str] = field(default_factory=dict)
     """Nodes that will not answer any more, and why."""
     lost: Mapping[NodeId, tuple[float, str]] = field(default_factory=dict)
-    """Nodes that vanished, when, and why; they may come back within the grace."""
+    """Nodes that vanished or paused, when, and why; within the grace their places are kept."""
+    away: frozenset[NodeId] = frozenset()
+    """Of `gone`, those that did not decline: they may join again while there is a place for them."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.cohort, Cohort):
@@ -183,6 +185,10 @@ class Round:
         settled = node in self.accepted or node in self.rejected or node in self.gone
         return node in self.cohort and not settled
 
+    def welcomes(self, node: NodeId) -> bool:
+        """Whether an update of this node would count: also of one whose place another may have taken."""
+        return self.awaits(node) or (node in self.away and self.collecting)
+
     @property
     def missing(self) -> dict[NodeId, str]:
         """Cohort members without an update, and why."""
@@ -206,6 +212,7 @@ def handle(round_: Round, event: Event, now: float) -> Outcome:
                 accepted=accepted,
                 lost=_without(round_.lost, node),
                 gone=_without(round_.gone, node),
+                away=round_.away - {node},
             )
             return _settle(round_, [Announce()] if first else [], now)
         case Rejected(node, why):
@@ -245,9 +252,11 @@ def _after(round_: Round, event: Event) -> Outcome:
 def _join(round_: Round, node: NodeId) -> Outcome:
     if node in round_.lost:
         return replace(round_, lost=_without(round_.lost, node)), []
-    if node in round_.cohort or round_.open_places + len(round_.accepted) >= round_.goal:
+    if round_.open_places + len(round_.accepted) >= round_.goal:
         return round_, []
-    return _invite(round_, node)
+    if node in round_.away:
+        return replace(round_, gone=_without(round_.gone, node), away=round_.away - {node}), [Invite(node)]
+    return _invite(round_, node) if node not in round_.cohort else (round_, [])
 
 
 def _invite(round_: Round, node: NodeId) -> Outcome:
@@ -267,7 +276,12 @@ def _tick(round_: Round, now: float) -> Outcome:
     commands: list[Command] = []
     for node, (since, why) in list(round_.lost.items()):
         if now - since >= round_.lost_grace_s and round_.collecting:
-            round_ = replace(round_, lost=_without(round_.lost, node), gone={**round_.gone, node: why})
+            round_ = replace(
+                round_,
+                lost=_without(round_.lost, node),
+                gone={**round_.gone, node: why},
+                away=round_.away | {node},
+            )
             round_, more = _replace_node(round_, now)
             commands += more
     if round_.collecting:

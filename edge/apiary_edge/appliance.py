@@ -15,6 +15,8 @@ from apiary.wire import NodeId
 from apiary_edge.capture_job import bounds_of, job_of, store_dir
 from apiary_edge.capturing import CaptureProcess, Capturing
 from apiary_edge.feature import Feature, Link
+from apiary_edge.guest.stay import Guest
+from apiary_edge.health.reader import Reader
 from apiary_edge.outbox import Outbox
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
@@ -35,8 +37,12 @@ def build(settings: Settings) -> tuple[MqttBus, Edge]:
         receive_maximum=RECEIVE_MAXIMUM,
     )
 
+    runtimes = _runtimes(settings)
+
     def features(link: Link) -> Sequence[Feature]:
-        found: list[Feature] = []
+        found: list[Feature] = [
+            Guest(link, edge, Reader(edge.state_dir, clock=time.monotonic), runtime=runtimes[0])
+        ]
         if edge.camera.kind is not None:
             found.append(Capturing(CaptureProcess(job_of(edge), bus.wake), node))
         return found
@@ -46,11 +52,11 @@ def build(settings: Settings) -> tuple[MqttBus, Edge]:
         bus=bus,
         blobs=blob_store.BlobStore(edge.state_dir / "blobs", edge.blob_mb * 2**20),
         outbox=Outbox(edge.state_dir / "outbox"),
-        training=TrainingProcess(bus.wake),
+        training=TrainingProcess(bus.wake, edge.guest),
         clock=time.monotonic,
         wall=time.time,
         instance=instance,
-        runtimes=_runtimes(settings),
+        runtimes=runtimes,
         memory_mb=_memory_mb(),
         store=_store(settings),
         features=features,

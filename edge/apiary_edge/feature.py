@@ -13,13 +13,15 @@ from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Announcement
 from apiary.wire.topics import Kind, Topic, Topics
 from apiary_edge.downloads import Downloads
+from apiary_edge.local_training import LocalTraining
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
     """What every part of one node works with. `clock` is monotonic, `wall` seconds since 1970.
 
-    `hold(who, why)` keeps the node from beginning to train until the same `who` says `hold(who, None)`.
+    `hold(who, why)` keeps the node from beginning to train until the same `who` says `hold(who, None)`;
+    `training` is what it trains already. `samples` are the pictures that it may train on.
     """
 
     node: NodeId
@@ -31,6 +33,8 @@ class Link:
     clock: Callable[[], float]
     wall: Callable[[], float]
     hold: Callable[[str, str | None], None]
+    training: LocalTraining
+    samples: Callable[[], int]
 
 
 class Feature:

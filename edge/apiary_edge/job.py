@@ -18,7 +18,8 @@ class TrainJob(_Part):
     """Everything a child needs; `out` is where it leaves `update.blob`.
 
     Pictures come from the sample store in `store`, from the folders of `data_dir`, or from both. With
-    `time_s` it ends after the last whole epoch that fits into so many seconds, the first always.
+    `time_s` it ends after the last whole epoch that fits into so many seconds, the first always. It gives up
+    where the machine has less than `reserve_mb` left, or where it would take more than `max_memory_mb`.
     """
 
     run: str
@@ -38,6 +39,8 @@ class TrainJob(_Part):
     runtime: str
     threads: int
     time_s: float | None = None
+    reserve_mb: int = 0
+    max_memory_mb: int | None = None
 
 
 class Told(_Part):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable
-from typing import Final, assert_never
+from typing import Final, Literal, assert_never
 
 from apiary.blobs import BlobStore
 from apiary.bus.outlet import Outlet
@@ -15,6 +15,8 @@ from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Announcement, BlobRef, Offer, Progress
 from apiary_edge import session as table
 from apiary_edge.capture_job import store_dir
+from apiary_edge.health.reader import address_limit
+from apiary_edge.health.readings import MB
 from apiary_edge.job import Told, TrainJob
 from apiary_edge.outbox import Outbox
 from apiary_edge.samples.store import SampleStore
@@ -30,6 +32,8 @@ the round lasts, after pauses that double up to `_CRASH_PAUSE_MAX_S`.
 """
 _TRAIN_SHARE: Final = 0.7
 """Of a round's time, where the plan takes partial work."""
+_OUT_OF_ADDRESSES: Final = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGTRAP)
+"""What C++ ends with where an allocation fails; under RLIMIT_AS another try would end the same way."""
 _CRASH_PAUSE_S: Final = 1.0
 _CRASH_PAUSE_MAX_S: Final = 60.0
 _PROGRESS_EVERY_S: Final = 2.0
@@ -63,17 +67,56 @@ class LocalTraining:
         self._progress_at = 0.0
         self._crashes = 0
         self._kills = 0
+        self._rest: Literal["none", "frozen", "freed"] = "none"
+        self._left_s: tuple[float, float] | None = None
+
+    @property
+    def job(self) -> Announcement | None:
+        """The round that is trained, or rests."""
+        return self._job
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds that training still needs, as it said last; None where it has not said."""
+        if self._left_s is None:
+            return None
+        left, said_at = self._left_s
+        return left if self._rest != "none" else max(0.0, left - (now - said_at))
 
     def begin(self, told: Announcement, now: float) -> None:
         """Train for this round."""
         self._job, self._began_at = told, now
         self._crashes = self._kills = 0
-        self._start(told)
+        if self._rest == "none":
+            self._start(told)
+        else:
+            self._rest = "freed"
 
     def stop(self) -> None:
         """End it; nothing of it is told any more."""
-        self._job = self._start_at = None
+        self._job = self._start_at = self._left_s = None
         self._training.stop()
+
+    def rest(self, *, free: bool) -> None:
+        """Pause: the child is frozen with its memory, or, to `free` that, ended to begin anew later."""
+        if free and self._rest != "freed":
+            self._rest = "freed"
+            self._start_at = self._left_s = None
+            self._training.stop()
+        elif not free and self._rest == "none":
+            self._rest = "frozen"
+            self._training.freeze()
+
+    def go_on(self) -> None:
+        """The pause is over."""
+        before, self._rest = self._rest, "none"
+        if before == "frozen":
+            self._training.thaw()
+        elif before == "freed" and self._job is not None:
+            self._start(self._job)
+
+    def give_up(self, why: str) -> None:
+        """This node cannot finish the round."""
+        self._failed(why)
 
     def tick(self, now: float) -> None:
         """Take what the child told; start it again, or give up, where that is due. Raises StoreError."""
@@ -85,7 +128,7 @@ class LocalTraining:
         limit = self._settings.train_timeout_s
         if now - self._began_at >= limit:
             self._failed(f"training took longer than {limit:g} s (edge.train_timeout_s)")
-        elif self._start_at is not None and now >= self._start_at:
+        elif self._start_at is not None and now >= self._start_at and self._rest == "none":
             self._start(self._job)
 
     def _told(self, job: Announcement, told: Told, now: float) -> None:
@@ -138,6 +181,13 @@ class LocalTraining:
         self._handle(table.TrainingFailed(why))
 
     def _crashed(self, job: Announcement, told: Told, now: float) -> None:
+        self._left_s = None
+        limit = address_limit()
+        if limit is not None and told.signal in _OUT_OF_ADDRESSES:
+            self._failed(
+                f"{told.text[:300]}; its address space is limited to {limit // MB} MB (RLIMIT_AS, ulimit -v)"
+            )
+            return
         if told.signal == signal.SIGKILL:
             self._kills += 1
         else:
@@ -153,7 +203,7 @@ class LocalTraining:
         self._start_at = now + pause
 
     def _start(self, told: Announcement) -> None:
-        self._start_at = None
+        self._start_at = self._left_s = None
         log.info("node=%s round=%d training epochs=%d", self._node, told.round, told.plan.epochs)
         try:
             self._training.start(self._job_of(told))
@@ -178,12 +228,16 @@ class LocalTraining:
             cache_mb=settings.cache_mb,
             out=scratch(settings.state_dir),
             runtime=settings.runtime,
-            threads=settings.threads,
+            threads=min(settings.threads, settings.guest.max_cores or settings.threads),
             # The rest of the time is for the way back.
             time_s=_TRAIN_SHARE * told.deadline_s if told.plan.partial else None,
+            # The service looks seldom and pauses; the child looks often, and gives up below half of that.
+            reserve_mb=settings.guest.min_memory_mb // 2,
+            max_memory_mb=settings.guest.max_memory_mb,
         )
 
     def _progress(self, job: Announcement, told: Told, now: float) -> None:
+        self._left_s = (told.left_s, now) if told.left_s is not None else None
         if now - self._progress_at < _PROGRESS_EVERY_S:
             return
         self._progress_at = now

@@ -65,6 +65,11 @@ class Presence:
         self._said: tuple[object, ...] | None = None
         self._twin_said_at = -math.inf
 
+    @property
+    def samples(self) -> int:
+        """Pictures that may be trained, as counted last."""
+        return sum(self._labels.values())
+
     def begin(self, now: float) -> None:
         """Count the pictures. Raises DataError where there are none to come either."""
         self._labels = census.count(self._data_dir, self._store)
@@ -106,11 +111,12 @@ class Presence:
             return
         self._said = says
         status = NodeStatus(
-            state="paused" if held else _STATES[session.state],
+            # What is trained goes out whatever holds the next training: it costs next to nothing.
+            state="paused" if held and session.state is not State.SENDING else _STATES[session.state],
             why=why[:500] if why else None,
             run=run,
             round=number,
-            samples=sum(self._labels.values()),
+            samples=self.samples,
             labels=self._labels,
             declined=True if self.declined is not None else None,
             tags=self._tags,

@@ -133,6 +133,8 @@ class Edge:
             clock,
             wall,
             self._hold,
+            self._local,
+            lambda: self._presence.samples,
         )
         self._features = features(link)
 

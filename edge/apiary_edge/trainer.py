@@ -20,7 +20,10 @@ from apiary.errors import ApiaryError, DataError  # noqa: E402 - after the threa
 from apiary.files import write_atomic  # noqa: E402
 from apiary.wire.chunks import digest_of  # noqa: E402
 from apiary.wire.messages import TrainMetrics  # noqa: E402
+from apiary_edge.health.reader import address_limit  # noqa: E402
+from apiary_edge.health.readings import MB  # noqa: E402
 from apiary_edge.job import Told, TrainJob  # noqa: E402
+from apiary_edge.memory_guard import MemoryGuard, be_first_to_go, limits  # noqa: E402
 
 Tell = Callable[[Told], None]
 
@@ -28,8 +31,11 @@ Tell = Callable[[Told], None]
 def main(argv: list[str]) -> int:
     """Run one job; 0 done, 3 declined, 6 failed. What happened is on standard output as `Told` lines."""
     job = TrainJob.model_validate_json(Path(argv[1]).read_bytes())
+    be_first_to_go()
+    guard = MemoryGuard(limits(job.reserve_mb, job.max_memory_mb), _give_up)
+    guard.start()
     try:
-        train(job, _print)
+        train(job, _print, lambda: time.monotonic() - guard.frozen_s)
     except DataError as e:
         _print(Told(kind="declined", text=str(e)[:500]))
         return e.exit_code
@@ -37,13 +43,18 @@ def main(argv: list[str]) -> int:
         _print(Told(kind="failed", text=str(e)[:500]))
         return e.exit_code
     except MemoryError:
-        _print(Told(kind="declined", text="this node has not enough memory for the round"))
+        _print(Told(kind="declined", text=f"this node has not enough memory for the round{_under()}"))
         return 3
+    finally:
+        guard.stop()
     return 0
 
 
-def train(job: TrainJob, tell: Tell) -> None:
-    """Load, train, and leave the update in `job.out`. Raises DataError, ModelError, StoreError."""
+def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic) -> None:
+    """Load, train, and leave the update in `job.out`. Raises DataError, ModelError, StoreError.
+
+    `awake` are seconds that stand still while the process is frozen: what is left is told by them.
+    """
     from apiary.learn import features, images
     from apiary.learn.cache import ArrayCache
     from apiary.learn.fit import FitProgress, fit, node_seed
@@ -80,11 +91,11 @@ def train(job: TrainJob, tell: Tell) -> None:
         tell(Told(kind="warning", text=message[:500]))
     before = blob.decode(job.model.read_bytes(), who="the announced model").weights
     trainer = runtime.open_trainer(manifest, job.trainer, threads=job.threads)
-    fitting = time.monotonic()
+    fitting, fitting_awake = time.monotonic(), awake()
 
     def progress(p: FitProgress) -> None:
         done = (p.epoch - 1 + p.fraction) / p.epochs
-        left = round((time.monotonic() - fitting) * (1 - done) / done, 1) if done > 0 else None
+        left = round((awake() - fitting_awake) * (1 - done) / done, 1) if done > 0 else None
         tell(
             Told(
                 kind="progress", epoch=p.epoch, epochs=p.epochs, loss=p.loss, accuracy=p.accuracy, left_s=left
@@ -128,6 +139,17 @@ def train(job: TrainJob, tell: Tell) -> None:
             ),
         )
     )
+
+
+def _give_up(why: str) -> None:
+    """End the process at once, from the guard's thread: a line this short goes into the pipe whole."""
+    os.write(1, (Told(kind="declined", text=why[:500]).model_dump_json(exclude_none=True) + "\n").encode())
+    os._exit(DataError.exit_code)
+
+
+def _under() -> str:
+    limit = address_limit()
+    return f": its address space is limited to {limit // MB} MB (RLIMIT_AS, ulimit -v)" if limit else ""
 
 
 def _print(told: Told) -> None:

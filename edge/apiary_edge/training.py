@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Protocol
 from apiary.bus.deathsig import die_with_parent
 from apiary.errors import StoreError
 from apiary.files import clear_partial, write_atomic
+from apiary.settings import GuestSettings
 from apiary_edge.job import Told, TrainJob, parse
 
 log = logging.getLogger(__name__)
@@ -37,13 +39,21 @@ class Training(Protocol):
         """End it, if it runs; nothing of it is told any more."""
         ...
 
+    def freeze(self) -> None:
+        """Let it rest where it stands, with its memory, until `thaw`."""
+        ...
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        ...
+
 
 class TrainingProcess:
     """`apiary_edge.trainer` as a child. A thread reads its lines and wakes the loop."""
 
-    def __init__(self, wake: Callable[[], None], nice: int = 10):
+    def __init__(self, wake: Callable[[], None], guest: GuestSettings):
         self._wake = wake
-        self._nice = nice
+        self._guest = guest
         self._child: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         self._told: deque[Told] = deque(maxlen=1000)
@@ -54,14 +64,17 @@ class TrainingProcess:
         clear_partial(job.out)
         file = job.out / "job.json"
         write_atomic(file, job.model_dump_json().encode(), sync=False)
+        # One arena of the allocator: each more is 64 MB of address space, and a thread or two gain nothing.
+        environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
         try:
             child = subprocess.Popen(
-                [sys.executable, "-m", "apiary_edge.trainer", str(file)],
+                [*self._politely(), sys.executable, "-m", "apiary_edge.trainer", str(file)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                env=environment,
                 start_new_session=True,
-                preexec_fn=self._prepare,  # noqa: PLW1509 - it calls os.nice and prctl only
+                preexec_fn=self._prepare,  # noqa: PLW1509 - it makes system calls only
             )
         except OSError as e:
             raise StoreError(f"cannot start the training child: {e.strerror}") from e
@@ -88,9 +101,31 @@ class TrainingProcess:
             self._reader = None
         self._told.clear()
 
+    def freeze(self) -> None:
+        """Stop it by SIGSTOP; the kernel may swap its memory out, nothing of it is lost."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT; for one that was not frozen nothing."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child.pid, number)
+
+    def _politely(self) -> list[str]:
+        """What stands before the command: `ionice` is part of util-linux, and execs in its own place."""
+        wanted = self._guest.idle_io and shutil.which("ionice") is not None
+        return ["ionice", "-t", "-c", "3"] if wanted else []
+
     def _prepare(self) -> None:
-        os.nice(self._nice)
-        die_with_parent()
+        os.nice(self._guest.nice)
+        if self._guest.max_cores is not None:
+            allowed = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, allowed[: self._guest.max_cores])
+        # Not SIGTERM: a frozen process would never take it.
+        die_with_parent(signal.SIGKILL)
 
     def _read(self, child: subprocess.Popen[bytes]) -> None:
         assert child.stdout is not None  # noqa: S101 - we asked for a pipe

@@ -7,7 +7,7 @@ model it was given, so that any disturbance that changes what is counted changes
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import InlineWorker
 from apiary_coordinator.workshop import Artefacts, Judgement
+from apiary_edge.feature import Features, no_features
 from apiary_edge.job import Told, TrainJob
 from apiary_edge.outbox import Outbox
 from apiary_edge.service import Edge, will
@@ -101,6 +102,7 @@ class FakeTraining:
         self.seconds = seconds
         self.spoil = spoil
         self._broker = broker
+        self.frozen_at: float | None = None
         self._job: TrainJob | None = None
         self._ends = 0.0
         self._next: list[Told] = []
@@ -117,7 +119,7 @@ class FakeTraining:
         if self._next:
             told, self._next = self._next, []
             return told
-        if self._job is None or self._broker.now < self._ends:
+        if self._job is None or self.frozen_at is not None or self._broker.now < self._ends:
             return []
         job, self._job = self._job, None
         before = blob.decode(job.model.read_bytes(), who="test").weights
@@ -140,14 +142,31 @@ class FakeTraining:
         return [Told(kind="done", digest=digest, bytes=len(document), samples=samples, metrics=metrics)]
 
     def stop(self) -> None:
-        self._job = None
+        self._job = self.frozen_at = None
+
+    def freeze(self) -> None:
+        self.frozen_at = self._broker.now
+
+    def thaw(self) -> None:
+        if self.frozen_at is not None:
+            self._ends += self._broker.now - self.frozen_at
+        self.frozen_at = None
 
 
 class Fleet:
     """A coordinator and nodes named `pi-00`, `pi-01`, ...; any of them can be killed and started again."""
 
-    def __init__(self, folder: Path, nodes: int, *, broker: MemoryBroker | None = None, **run: Any):
+    def __init__(
+        self,
+        folder: Path,
+        nodes: int,
+        *,
+        broker: MemoryBroker | None = None,
+        features: Mapping[str, Features] | None = None,
+        **run: Any,
+    ):
         self.folder = folder
+        self.features = features or {}
         self.broker = broker or MemoryBroker(seed=1, latency_s=0.01)
         self.run_settings = {"rounds": 3, "min_nodes": nodes, "settle_s": 0.5, "seed": 5, **run}
         self.coordinator: Coordinator | None = None
@@ -237,6 +256,7 @@ class Fleet:
             wall=lambda: self.broker.now + self.clock_error.get(node, 0.0),
             instance=instance,
             runtimes=["fake"],
+            features=self.features.get(node, no_features),
         )
         self.nodes[node].start()
         return self.nodes[node]

@@ -36,6 +36,7 @@ ANNOUNCEMENT = m.Announcement(
     deadline_s=120.5,
     cohort=["pi-07", "pi-08"],
     cohort_size=2,
+    needs=m.Needs(picture_bytes=27_648, activations=293_544),
 )
 MESSAGES: list[m.Message] = [
     ANNOUNCEMENT,
@@ -71,6 +72,19 @@ MESSAGES: list[m.Message] = [
         memory_mb=416,
         version="0.1.0",
         session="s1",
+    ),
+    m.NodeHealth(
+        temperature_c=61.2,
+        throttled=["under-voltage"],
+        throttled_since_boot=["under-voltage", "throttled"],
+        memory_mb=968,
+        memory_available_mb=524,
+        disk_mb=31_000,
+        disk_free_mb=12_300,
+        load=0.75,
+        cores=4,
+        uptime_s=86_400,
+        service_mb=48,
     ),
     m.Progress(run="run-1", round=3, epoch=1, epochs=2, loss=0.75, accuracy=0.5, left_s=4.5),
     m.Ask(session="s1"),

@@ -8,6 +8,7 @@ import typing
 import pytest
 from pydantic import BaseModel
 
+from apiary.errors import MessageError
 from apiary.wire import messages
 from apiary.wire.messages import Message
 
@@ -42,5 +43,5 @@ def test_no_field_of_a_message_holds_bytes_or_anything_at_all(model: type[Messag
 
 def test_the_longest_text_of_a_message_is_too_short_for_a_picture() -> None:
     text = "x" * 501
-    with pytest.raises(messages.MessageError, match="at most 500 characters"):
+    with pytest.raises(MessageError, match="at most 500 characters"):
         messages.NodeStatus.decode(f'{{"v":1,"state":"ready","why":"{text}"}}'.encode(), who="test")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,12 @@ from PIL import Image
 
 from apiary.errors import StoreError
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.settings import GuestSettings
 from apiary.tensors import Weights
 from apiary.wire import blob
 from apiary.wire.messages import Plan
 from apiary_edge.job import Told, TrainJob, parse
+from apiary_edge.memory_guard import OOM_SCORE
 from apiary_edge.training import TrainingProcess, scratch
 
 WAIT_S = 20.0
@@ -65,7 +68,7 @@ class Running:
 
     def __init__(self) -> None:
         self.woken = threading.Event()
-        self.process = TrainingProcess(self.woken.set, nice=0)
+        self.process = TrainingProcess(self.woken.set, GuestSettings(nice=0))
         self.told: list[Told] = []
 
     def until(self, kind: str) -> Told:
@@ -155,7 +158,8 @@ def test_noise_on_standard_output_is_not_taken_for_words(
         "sys.stdout.buffer.write(b'INFO: Created a delegate\\n\\xff\\xfe\\n{\"kind\": 1}\\n[]\\n')\n"
         "sys.stdout.flush(); sys.stderr.write('x' * 100_000 + '\\n')\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "noise"))
+    path = os.pathsep.join([str(tmp_path / "noise"), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
     running.process.start(job.model_copy(update={"data_dir": job.data_dir / "gone"}))
     running.until("declined")
     assert (tmp_path / "was here").exists()
@@ -204,14 +208,41 @@ def test_a_new_job_ends_the_old_one(running: Running, stuck: TrainJob, job: Trai
     assert [t.kind for t in running.told] == ["declined"]
 
 
-def test_the_child_dies_with_its_service(stuck: TrainJob, tmp_path: Path) -> None:
+def test_a_frozen_child_rests_with_its_memory_and_goes_on(running: Running, stuck: TrainJob) -> None:
+    running.process.start(stuck)
+    assert until(lambda: figure(running.pid, "State") == "S (sleeping)")
+    running.process.freeze()
+    assert until(lambda: figure(running.pid, "State") == "T (stopped)")
+    resident = figure(running.pid, "VmRSS")
+    assert resident != ""
+    running.process.thaw()
+    assert until(lambda: figure(running.pid, "State") == "S (sleeping)")
+    # It waits for its manifest: now it gets one, and goes on to its end.
+    stuck.manifest.write_bytes(b"{}")
+    assert running.until("failed").text.startswith("the model's manifest does not hold")
+
+
+def test_a_frozen_child_is_ended_by_stop(running: Running, stuck: TrainJob) -> None:
+    running.process.start(stuck)
+    pid = running.pid
+    running.process.freeze()
+    running.process.stop()
+    assert gone(pid)
+    running.process.freeze()
+    running.process.thaw()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_child_dies_with_its_service(stuck: TrainJob, tmp_path: Path, frozen: bool) -> None:
     pipe_in, pipe_out = os.pipe()
     service = os.fork()
     if service == 0:
         try:
-            process = TrainingProcess(lambda: None)
+            process = TrainingProcess(lambda: None, GuestSettings())
             process.start(stuck)
             assert process._child is not None
+            if frozen:
+                process.freeze()
             os.write(pipe_out, str(process._child.pid).encode())
             signal.pause()
         finally:
@@ -224,6 +255,29 @@ def test_the_child_dies_with_its_service(stuck: TrainJob, tmp_path: Path) -> Non
     os.kill(service, signal.SIGKILL)
     os.waitpid(service, 0)
     assert until(lambda: gone(child) or _is_zombie(child))
+
+
+def test_the_child_is_polite_and_the_first_to_go_when_memory_runs_out(job: TrainJob, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    process = TrainingProcess(lambda: None, GuestSettings(nice=7, idle_io=True, max_cores=1))
+    try:
+        process.start(job.model_copy(update={"manifest": tmp_path / "fifo"}))
+        assert process._child is not None
+        pid = process._child.pid
+        assert until(lambda: Path(f"/proc/{pid}/oom_score_adj").read_text() == f"{OOM_SCORE}\n")
+        assert Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[16] == "7"
+        assert len(os.sched_getaffinity(pid)) == 1
+        asked = subprocess.run(["ionice", "-p", str(pid)], capture_output=True, text=True, check=True)
+        assert asked.stdout.strip() == "idle"
+        assert figure(pid, "Name") != "ionice"
+    finally:
+        process.stop()
+
+
+def figure(pid: int, name: str) -> str:
+    """A line of /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(f"{name}:")), "")
 
 
 def _is_zombie(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def build(
         optimizer=plan.optimizer,
         momentum=plan.momentum,
         keras=model.to_json(),
+        activations=_activations(model),
     )
     half = getattr(checked, "base_precision", "float32") == "float16"
     return Exported(
@@ -164,3 +166,11 @@ def _joined(base: Any | None, head: Any, manifest: Manifest) -> Any:
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _activations(model: Any) -> int:
+    """Numbers that the layers of a model give for one sample, those of models within it too."""
+    return sum(
+        _activations(layer) if hasattr(layer, "layers") else math.prod(layer.output.shape[1:])
+        for layer in model.layers
+    )

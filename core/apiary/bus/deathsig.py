@@ -11,10 +11,13 @@ from typing import Final
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to send this process SIGTERM when its parent is gone. Safe between fork and exec."""
+def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel to send this process a signal when its parent is gone. Safe between fork and exec.
+
+    A process that may be stopped by SIGSTOP needs SIGKILL: others wait until it goes on.
+    """
     if _PRCTL is not None:
-        _PRCTL(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        _PRCTL(_PR_SET_PDEATHSIG, int(by), 0, 0, 0)
 
 
 def _find() -> Callable[..., int] | None:

@@ -36,7 +36,8 @@ class Manifest(_Part):
 
     `features` is the length of the base's output where pictures first go through a frozen base (the trainer
     then takes float32[B, features]), None where the trainer takes float32[B, height, width, channels] with
-    values 0 to 255. `keras` is the architecture as Keras' own JSON, for the keras runtime.
+    values 0 to 255. `keras` is the architecture as Keras' own JSON, for the keras runtime. `activations` are
+    the numbers that all trained layers give for one picture: what a training step must keep.
     """
 
     v: Literal[1] = 1
@@ -50,6 +51,7 @@ class Manifest(_Part):
     optimizer: Literal["sgd", "adam"]
     momentum: float = 0.9
     keras: str = ""
+    activations: Annotated[int, Field(ge=0)] = 0
 
     @property
     def shapes(self) -> Shapes:

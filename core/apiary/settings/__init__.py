@@ -13,6 +13,7 @@ from apiary.settings.edge import (
     StoreSettings,
     default_node_id,
 )
+from apiary.settings.guest import GuestSettings
 from apiary.settings.loading import Loaded, flatten, load_settings
 from apiary.settings.operator import OperatorSettings, default_operator
 from apiary.settings.pki import PkiSettings
@@ -26,6 +27,7 @@ __all__ = [
     "CaptureSettings",
     "CoordinatorSettings",
     "EdgeSettings",
+    "GuestSettings",
     "Loaded",
     "OperatorSettings",
     "Options",

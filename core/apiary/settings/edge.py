@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from apiary.errors import TopicError
+from apiary.settings.guest import GuestSettings
 from apiary.settings.section import Section
 from apiary.tags import MAX_TAGS, parse_rule
 from apiary.wire.topics import check_name
@@ -104,6 +105,10 @@ class EdgeSettings(Section):
     camera: CameraSettings = Field(default_factory=CameraSettings, description="The camera.")
     capture: CaptureSettings = Field(
         default_factory=CaptureSettings, description="Which frames are kept for labelling."
+    )
+
+    guest: GuestSettings = Field(
+        default_factory=GuestSettings, description="When training pauses: docs/appliance.md"
     )
 
     @field_validator("tags")

@@ -24,10 +24,12 @@ from apiary.wire.messages.coordinator import (
     Contributor,
     CoordinatorStatus,
     ModelManifest,
+    Needs,
     Notice,
     RoundResult,
     RoundState,
 )
+from apiary.wire.messages.health import NodeHealth
 from apiary.wire.messages.node import (
     Ask,
     NodeState,
@@ -75,7 +77,9 @@ __all__ = [
     "Message",
     "ModelManifest",
     "Name",
+    "Needs",
     "NodeCommand",
+    "NodeHealth",
     "NodeReply",
     "NodeState",
     "NodeStatus",

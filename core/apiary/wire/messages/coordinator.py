@@ -25,6 +25,18 @@ from apiary.wire.topics import Kind
 RoundState = Literal["open", "collecting", "aggregating", "evaluating", "closed", "failed", "finished"]
 
 
+class Needs(Part):
+    """What decides how much memory a round takes: told before a node fetches anything.
+
+    A picture's bytes once it is decoded, the numbers (float32) that its frozen base makes of it where there
+    is one, and the numbers that all trained layers give for it.
+    """
+
+    picture_bytes: Count
+    features: Count | None = None
+    activations: Count = 0
+
+
 class Announcement(Message):
     """A round as it stands. `cohort` is None where the list would not be readable; then notices invite."""
 
@@ -44,6 +56,7 @@ class Announcement(Message):
     deadline_s: Annotated[float, Field(gt=0, le=10**7)]
     cohort: Annotated[list[Name], Field(max_length=20_000)] | None = None
     cohort_size: Count = 0
+    needs: Needs | None = None
 
 
 class Notice(Message):

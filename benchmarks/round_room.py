@@ -1,0 +1,169 @@
+"""What a training child takes of memory, against what a node expects of it before it fetches anything.
+
+    python benchmarks/round_room.py [--exports DIR] [--json]
+
+Each recipe below is exported once (kept in --exports for the next time), then trained for a round on random
+pictures by the node's own child process. VmHWM and VmPeak are the kernel's marks of its resident memory and
+its address space. Exit code 1 where the estimate was too small, which risks the node, or more than twice what
+was needed, which keeps small nodes out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from apiary.learn.manifest import Manifest
+from apiary.wire.messages import Plan
+from apiary_coordinator.export.job import DONE, BuildJob
+from apiary_edge.job import TrainJob
+
+LABELS = ["cat", "dog"]
+LATEST_S = 600.0
+
+
+class Case(NamedTuple):
+    """A recipe with its options, the batch and the number of pictures."""
+
+    recipe: str
+    options: dict[str, Any]
+    batch: int
+    pictures: int
+
+    @property
+    def name(self) -> str:
+        options = "-".join(f"{k}{v}" for k, v in sorted(self.options.items()) if k != "weights")
+        return f"{self.recipe}-{options}-b{self.batch}"
+
+
+CASES = [
+    Case("edge_cnn", {"size": 32}, 16, 100),
+    Case("edge_cnn", {"size": 96}, 8, 100),
+    Case("edge_cnn", {"size": 96}, 16, 100),
+    Case("edge_cnn", {"size": 96}, 64, 100),
+    Case("edge_cnn", {"size": 96}, 16, 2000),
+    Case("edge_cnn", {"size": 160}, 32, 100),
+    Case("mobilenet_v2", {"size": 96, "alpha": 0.35, "weights": "random"}, 8, 50),
+    Case("mobilenet_v2", {"size": 160, "alpha": 1.0, "weights": "random"}, 8, 50),
+    Case("mobilenet_v2", {"size": 224, "alpha": 1.0, "hidden": 1024, "weights": "random"}, 8, 50),
+]
+
+
+class Peak(NamedTuple):
+    """Bytes: resident, address space."""
+
+    resident: int
+    address: int
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--exports", type=Path, help="folder of exported recipes, kept for the next time")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="apiary-bench-") as scratch:
+        for case in CASES:
+            build = exported(case, args.exports or Path(scratch) / "exports")
+            rows.append(measured(case, build, Path(scratch)))
+    for row in rows:
+        print(row, file=sys.stderr)
+    if args.json:
+        print(json.dumps(rows))
+    return 0
+
+
+def exported(case: Case, folder: Path) -> Path:
+    """The recipe's files."""
+    out = folder / case.name
+    if not (out / DONE).exists():
+        out.mkdir(parents=True, exist_ok=True)
+        plan = Plan(batch_size=case.batch)
+        job = BuildJob(recipe=case.recipe, options=case.options, labels=LABELS, plan=plan, out=out)
+        (folder / "job.json").write_text(job.model_dump_json())
+        command = [sys.executable, "-m", "apiary_coordinator.export", "build", str(folder / "job.json")]
+        subprocess.run(command, check=True, timeout=LATEST_S)
+    return out
+
+
+def measured(case: Case, build: Path, scratch: Path) -> dict[str, Any]:
+    """Train one round in the node's child; its peaks beside the sizes."""
+    manifest = Manifest.decode((build / "manifest.json").read_bytes())
+    folder = scratch / case.name
+    side = (manifest.input.height, manifest.input.width, 3)
+    rng = np.random.default_rng(1)
+    for i in range(case.pictures):
+        path = folder / "pictures" / LABELS[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, side, np.uint8)).save(path, compress_level=0)
+    base = build / "base.tflite"
+    job = TrainJob(
+        run="r",
+        round=1,
+        node="pi-1",
+        plan=Plan(batch_size=case.batch, epochs=1),
+        manifest=build / "manifest.json",
+        trainer=build / "trainer.tflite",
+        base=base if base.exists() else None,
+        base_digest="0" * 64 if base.exists() else None,
+        model=build / "initial.blob",
+        data_dir=folder / "pictures",
+        cache_dir=folder / "cache",
+        cache_mb=512,
+        out=folder / "out",
+        runtime="litert",
+        threads=1,
+    )
+    (folder / "job.json").write_text(job.model_dump_json())
+    peak = peak_of([sys.executable, "-m", "apiary_edge.trainer", str(folder / "job.json")])
+    sizes = {name: (build / name).stat().st_size for name in ("trainer.tflite", "initial.blob")}
+    return {
+        "case": case.name,
+        "pictures": case.pictures,
+        "batch": case.batch,
+        "side": side,
+        "features": manifest.features,
+        "trainer": sizes["trainer.tflite"],
+        "model": sizes["initial.blob"],
+        "base": base.stat().st_size if base.exists() else 0,
+        "resident": peak.resident,
+        "address": peak.address,
+    }
+
+
+def peak_of(command: list[str]) -> Peak:
+    """Run it to its end and read the kernel's marks until then."""
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ))
+    peak = Peak(0, 0)
+    end = time.monotonic() + LATEST_S
+    while child.poll() is None and time.monotonic() < end:
+        try:
+            lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+        except OSError:
+            break
+        marks = {k: int(v.split()[0]) * 1024 for k, _, v in (x.partition(":") for x in lines) if k in _MARKS}
+        if len(marks) == len(_MARKS):
+            peak = Peak(marks["VmHWM"], marks["VmPeak"])
+        time.sleep(0.01)
+    if child.wait(10) != 0:
+        raise SystemExit(f"the child ended with {child.returncode}: {command}")
+    return peak
+
+
+_MARKS = ("VmHWM", "VmPeak")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,142 @@
+"""The guest rules at work on a node: look at the machine, pause and go on, decline what does not fit."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from apiary.settings import EdgeSettings
+from apiary.wire import Digest
+from apiary.wire.messages import Announcement, NodeHealth
+from apiary_edge import schedule
+from apiary_edge.feature import Feature, Link
+from apiary_edge.guest import rules
+from apiary_edge.guest.room import Room, room_for, too_small
+from apiary_edge.guest.rules import Pause
+from apiary_edge.health.news import health, is_news
+from apiary_edge.health.readings import Readings
+
+log = logging.getLogger(__name__)
+
+_WHO = "guest"
+
+
+class Machine(Protocol):
+    """What reads the machine; `health.reader.Reader` is one."""
+
+    def read(self) -> Readings:
+        """How it is now; must not wait."""
+        ...
+
+    def close(self) -> None:
+        """End what still runs."""
+        ...
+
+
+def minute_of_day(wall: float) -> int:
+    """The local time of day in minutes, 0 to 1439; `wall` in seconds since 1970."""
+    local = time.localtime(wall)
+    return local.tm_hour * 60 + local.tm_min
+
+
+class Guest(Feature):
+    """Publishes the machine's health, and keeps training off it where `[edge.guest]` says so."""
+
+    def __init__(
+        self,
+        link: Link,
+        settings: EdgeSettings,
+        machine: Machine,
+        *,
+        runtime: str,
+        minute: Callable[[float], int] = minute_of_day,
+    ):
+        self.pause = Pause()
+        self._link = link
+        self._settings = settings
+        self._guest = settings.guest
+        self._machine = machine
+        self._runtime = runtime
+        self._minute = minute
+        self._hours = schedule.parse(settings.guest.hours, "edge.guest.hours")
+        self._found = Readings()
+        self._looked_at = -math.inf
+        self._published: tuple[NodeHealth, float] | None = None
+        self._heard: tuple[str, int, float] | None = None
+
+    def start(self, now: float) -> None:
+        """Look once before the first round can come."""
+        self._look(now)
+
+    def tick(self, now: float) -> None:
+        """Look again where that is due; act on what was seen."""
+        if now - self._looked_at >= self._guest.check_s:
+            self._look(now)
+
+    def announced(self, told: Announcement) -> None:
+        """Note when a round was first heard of: its deadline counts from before that."""
+        if self._heard is None or self._heard[:2] != (told.run, told.round):
+            self._heard = (told.run, told.round, self._link.clock())
+
+    def unfit(self, told: Announcement) -> str | None:
+        """Whether this machine can hold the round."""
+        self._found = self._machine.read()
+        return too_small(self._room(told), self._found, self._guest)
+
+    def close(self) -> None:
+        """End what still reads."""
+        self._machine.close()
+
+    def _look(self, now: float) -> None:
+        self._looked_at = now
+        found = self._found = self._machine.read()
+        self._publish(found, now)
+        training, before = self._link.training, self.pause
+        minute = self._minute(self._link.wall())
+        why = rules.judge(
+            found,
+            self._guest,
+            self._hours,
+            minute,
+            held=before.why,
+            wanted_memory=self._room(training.job).memory if training.job is not None else 0,
+        )
+        self.pause = pause = rules.advance(before, why, now, settle_s=self._guest.settle_s)
+        if not pause:
+            if before:
+                log.info("node=%s training goes on after %.0f s", self._link.node, now - before.since)
+                training.go_on()
+                self._link.hold(_WHO, None)
+            return
+        if set(pause.why) != set(before.why):
+            log.warning("node=%s training pauses: %s", self._link.node, pause.text)
+        if training.job is not None and (vain := self._in_vain(training.job, now, minute)) is not None:
+            training.give_up(vain)
+        training.rest(free=pause.frees_memory(now, self._guest))
+        self._link.hold(_WHO, pause.text)
+
+    def _in_vain(self, job: Announcement, now: float, minute: int) -> str | None:
+        heard = self._heard
+        heard_at = heard[2] if heard is not None and heard[:2] == (job.run, job.round) else now
+        return rules.in_vain(
+            self.pause,
+            now=now,
+            ends_at=heard_at + job.deadline_s,
+            left_s=self._link.training.left_s(now),
+            opens_s=rules.opens_in_s(self._hours, minute),
+        )
+
+    def _publish(self, found: Readings, now: float) -> None:
+        news = health(found)
+        before, at = self._published or (None, 0.0)
+        if is_news(before, news, silent_s=now - at, every_s=self._guest.health_s):
+            self._published = (news, now)
+            self._link.outlet.send(news, self._link.node)
+
+    def _room(self, told: Announcement) -> Room:
+        refs = {ref.digest: ref.bytes for ref in (told.manifest, told.trainer, told.base, told.model) if ref}
+        missing = sum(size for digest, size in refs.items() if Digest(digest) not in self._link.blobs)
+        return room_for(told, samples=self._link.samples(), runtime=self._runtime, missing=missing)

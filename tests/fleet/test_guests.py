@@ -1,0 +1,230 @@
+"""Nodes that are guests of their machines, with the real coordinator: they pause, and lose nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fleet.conftest import MakeFleet
+from tests.fleet.harness import Fleet
+
+from apiary.settings import EdgeSettings, GuestSettings
+from apiary.wire import NodeId
+from apiary.wire.messages import NodeHealth, NodeStatus
+from apiary_edge.feature import Feature, Link
+from apiary_edge.guest.stay import Guest
+from apiary_edge.health.readings import MB, Heat, Readings
+
+WELL = Readings(heat=Heat("cpu-thermal", 60.0), throttled=0, memory_available=4000 * MB, disk_free=4000 * MB)
+HOT = replace(WELL, heat=Heat("cpu-thermal", 85.0))
+
+
+class Machine:
+    """A machine that a test makes hot and cool again."""
+
+    def __init__(self) -> None:
+        self.now = WELL
+        self.minute = 12 * 60
+        self.guest: Guest | None = None
+
+    def read(self) -> Readings:
+        return self.now
+
+    def close(self) -> None:
+        pass
+
+    def features(self, folder: Path, **guest: Any) -> Any:
+        def make(link: Link) -> Sequence[Feature]:
+            settings = EdgeSettings(state_dir=folder, guest=GuestSettings(check_s=0.5, settle_s=1.0, **guest))
+            self.guest = Guest(link, settings, self, runtime="litert", minute=lambda wall: self.minute)
+            return [self.guest]
+
+        return make
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def status(fleet: Fleet, node: str) -> NodeStatus:
+    """What the broker holds of a node."""
+    topic = f"apiary/default/node/{node}/status"
+    return NodeStatus.decode(fleet.broker.retained[topic], who="test")
+
+
+def until(fleet: Fleet, what: Any, seconds: float = 60.0) -> None:
+    for _ in range(int(seconds * 10)):
+        if what():
+            return
+        fleet.turn()
+    raise AssertionError(f"not within {seconds} s: {status(fleet, 'pi-00')}")
+
+
+def test_a_hot_node_is_frozen_says_why_and_goes_on_with_what_it_had(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    fleet = make_fleet(2, rounds=1, features={"pi-00": machine.features(tmp_path)})
+    training = fleet.trainings["pi-00"]
+    training.seconds = 10.0
+    until(fleet, lambda: training.started == 1)
+    machine.now = HOT
+    until(fleet, lambda: training.frozen_at is not None)
+    for _ in range(200):
+        fleet.turn()
+    told = status(fleet, "pi-00")
+    assert told.state == "paused" and told.why is not None and told.why.startswith("85 degrees Celsius")
+    machine.now = WELL
+    fleet.run()
+    assert training.started == 1
+    assert set(fleet.results()[0]["contributors"]) == {"pi-00", "pi-01"}
+
+
+def test_the_run_of_a_node_that_paused_gives_the_same_model(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    calm = make_fleet(3, rounds=2)
+    calm.run()
+    fleet = make_fleet(3, rounds=2, features={"pi-01": machine.features(tmp_path)})
+
+    def each(turn: int) -> None:
+        machine.now = HOT if turn // 20 % 2 else WELL
+
+    fleet.run(each=each)
+    assert [r["model"] for r in fleet.results()] == [r["model"] for r in calm.results()]
+
+
+def test_a_node_that_comes_back_after_the_grace_joins_again_while_there_is_time(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    fleet = make_fleet(2, rounds=1, lost_grace_s=5.0, features={"pi-00": machine.features(tmp_path)})
+    training, other = fleet.trainings["pi-00"], fleet.trainings["pi-01"]
+    training.seconds, other.seconds = 3.0, 60.0
+    until(fleet, lambda: training.started == 1)
+    machine.now = HOT
+    live = fleet.coordinator.course.live if fleet.coordinator else None
+    assert live is not None
+    until(fleet, lambda: NodeId("pi-00") in live.round.gone)
+    machine.now = WELL
+    until(fleet, lambda: NodeId("pi-00") in live.round.accepted)
+    fleet.run()
+    assert training.started == 1
+    assert set(fleet.results()[0]["contributors"]) == {"pi-00", "pi-01"}
+
+
+def test_a_node_that_is_short_of_memory_gives_it_back_and_begins_anew(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    fleet = make_fleet(2, rounds=1, features={"pi-00": machine.features(tmp_path)})
+    training = fleet.trainings["pi-00"]
+    training.seconds = 5.0
+    until(fleet, lambda: training.started == 1)
+    machine.now = replace(WELL, memory_available=20 * MB)
+    until(fleet, lambda: training._job is None)
+    # What it freed itself is not enough for it to begin anew.
+    machine.now = replace(WELL, memory_available=100 * MB)
+    for _ in range(100):
+        fleet.turn()
+    assert training.started == 1 and status(fleet, "pi-00").state == "paused"
+    machine.now = WELL
+    fleet.run()
+    assert training.started == 2
+    assert "pi-00" in fleet.results()[0]["contributors"]
+
+
+def test_a_pause_beyond_the_deadline_is_declined_with_its_reason(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    hours = machine.features(tmp_path, hours=["12:00-13:00"])
+    fleet = make_fleet(2, rounds=1, deadline_s=600.0, features={"pi-00": hours})
+    training = fleet.trainings["pi-00"]
+    training.seconds = 30.0
+    until(fleet, lambda: training.started == 1)
+    machine.minute = 13 * 60
+    fleet.run()
+    why = fleet.results()[0]["missing"]["pi-00"]
+    assert why.startswith("paused beyond the round's deadline: outside edge.guest.hours (12:00-13:00)")
+
+
+def test_hours_that_begin_again_in_time_are_waited_for(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    hours = machine.features(tmp_path, hours=["12:00-13:00"])
+    fleet = make_fleet(2, rounds=1, deadline_s=600.0, lost_grace_s=600.0, features={"pi-00": hours})
+    training = fleet.trainings["pi-00"]
+    training.seconds = 30.0
+    until(fleet, lambda: training.started == 1)
+    machine.minute = 11 * 60 + 55
+    until(fleet, lambda: status(fleet, "pi-00").state == "paused")
+    machine.minute = 12 * 60
+    fleet.run()
+    assert training.started == 2
+    assert "pi-00" in fleet.results()[0]["contributors"]
+
+
+def test_a_node_outside_its_hours_is_not_drawn_and_comes_when_they_begin(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    hours = machine.features(tmp_path, hours=["13:00-14:00"])
+    fleet = make_fleet(2, rounds=3, min_nodes=1, features={"pi-00": hours})
+    fleet.trainings["pi-01"].seconds = 20.0
+    until(fleet, lambda: len(fleet.results()) == 1)
+    machine.minute = 13 * 60
+    fleet.run()
+    first, *_, last = fleet.results()
+    assert set(first["contributors"]) == {"pi-01"}
+    assert set(last["contributors"]) == {"pi-00", "pi-01"}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (replace(WELL, memory_available=60 * MB), "MB are available and 24 MB are kept for others"),
+        (replace(WELL, disk_free=100 * MB), "of disk, 100 MB are free and 100 MB are kept for others"),
+        (replace(WELL, address_limit=64 * MB), "limited to 64 MB (RLIMIT_AS, ulimit -v)"),
+    ],
+    ids=["memory", "disk", "address space"],
+)
+def test_a_round_that_does_not_fit_is_declined_before_a_byte_is_fetched(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path, found: Readings, said: str
+) -> None:
+    machine.now = found
+    fleet = make_fleet(2, rounds=1, features={"pi-00": machine.features(tmp_path)})
+    fleet.run()
+    result = fleet.results()[0]
+    assert said in result["missing"]["pi-00"] and set(result["contributors"]) == {"pi-01"}
+    assert fleet.trainings["pi-00"].started == 0
+    assert not any((fleet.folder / "pi-00" / "blobs").iterdir())
+
+
+def test_an_update_that_waits_is_sent_whatever_the_weather(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    fleet = make_fleet(2, rounds=1, features={"pi-00": machine.features(tmp_path)})
+
+    def each(turn: int) -> None:
+        if fleet.nodes["pi-00"].session.state.value == "sending":
+            machine.now = HOT
+
+    fleet.run(each=each)
+    assert machine.now is HOT
+    assert "pi-00" in fleet.results()[0]["contributors"]
+
+
+def test_health_is_retained_and_told_again_only_where_it_changed(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    sent: list[tuple[str, bytes]] = []
+    fleet = make_fleet(2, rounds=1, features={"pi-00": machine.features(tmp_path, health_s=10.0)})
+    topic = "apiary/default/node/pi-00/health"
+    for turn in range(600):
+        machine.now = WELL if turn < 300 else HOT
+        fleet.turn()
+        payload = fleet.broker.retained.get(topic)
+        if payload is not None and (not sent or sent[-1][1] != payload):
+            sent.append((topic, payload))
+    temperatures = [NodeHealth.decode(payload, who="test").temperature_c for _, payload in sent]
+    assert temperatures == [60.0, 85.0]
