@@ -29,32 +29,33 @@ class Downlink:
         self._blobs = blobs
         self._flow = flow
         self._gather_s = gather_s
-        self._served: dict[Digest, int] = {}
+        self._served: dict[str, dict[Digest, int]] = {}
         self._wanted: dict[Digest, set[int]] = {}
         self._asked: dict[Digest, set[NodeId]] = {}
-        self._expected = 0
+        self._expected: dict[str, int] = {}
         self._due: dict[Digest, float] = {}
         self._latest: dict[Digest, float] = {}
 
-    def serve(self, refs: list[BlobRef], expected: int) -> None:
-        """These blobs and no others may be asked for from now on, by about `expected` nodes."""
-        self._expected = expected
-        self._served = {Digest(ref.digest): ref.bytes for ref in refs}
+    def serve(self, refs: list[BlobRef], expected: int, owner: str = "round") -> None:
+        """Of `owner` these blobs and no others may be asked for from now on, by about `expected` nodes."""
+        self._expected[owner] = expected
+        self._served[owner] = {Digest(ref.digest): ref.bytes for ref in refs}
 
     def want(self, node: NodeId, want: Want, now: float) -> None:
         """A node lacks chunks."""
         digest = Digest(want.digest)
-        size = self._served.get(digest)
-        if size is None:
-            log.debug("node=%s wants blob=%s, which no open round needs", node, digest[:12])
+        owner = self._owner(digest)
+        if owner is None:
+            log.debug("node=%s wants blob=%s, which nobody offers", node, digest[:12])
             return
+        size = self._served[owner][digest]
         self._wanted.setdefault(digest, set()).update(indices(want.missing, count(size)))
         asked = self._asked.setdefault(digest, set())
         latest = self._latest.setdefault(digest, now + GATHER_AT_MOST * self._gather_s)
         if node not in asked:
             self._due[digest] = min(now + self._gather_s, latest)
         asked.add(node)
-        if len(asked) >= self._expected:
+        if len(asked) >= self._expected[owner]:
             self._due[digest] = now  # everyone has asked: nothing to wait for
 
     def due(self, now: float) -> None:
@@ -64,10 +65,10 @@ class Downlink:
                 continue
             del self._due[digest], self._asked[digest], self._latest[digest]
             wanted = ranges(sorted(self._wanted.pop(digest)), limit=2**31)
-            if digest in self._served:
+            if (owner := self._owner(digest)) is not None:
                 self._flow.add(
                     digest,
-                    self._served[digest],
+                    self._served[owner][digest],
                     wanted,
                     topic=partial(self._topic, digest),
                     read=partial(self._blobs.read_part, digest),
@@ -76,6 +77,9 @@ class Downlink:
     def next_due(self) -> float | None:
         """When `due` has something to do at the latest."""
         return min(self._due.values(), default=None)
+
+    def _owner(self, digest: Digest) -> str | None:
+        return next((owner for owner, served in self._served.items() if digest in served), None)
 
     def _topic(self, digest: Digest, index: int) -> str:
         return self._topics.build(Kind.CHUNK_DOWN, digest=digest, index=index)

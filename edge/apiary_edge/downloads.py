@@ -39,6 +39,7 @@ class Downloads:
         self._heard_at = 0.0
         self._gap = 0.0
         self._unanswered: dict[Digest, int] = {}
+        self._spoiled: dict[Digest, int] = {}
 
     def fetch(self, ref: BlobRef, now: float, owner: str = "round") -> None:
         """Start to get a blob for `owner`. Raises StoreError where there is no room for it."""
@@ -67,13 +68,19 @@ class Downloads:
         if not download.assembly.complete:
             return None
         if not download.finish():
+            self._spoiled[digest] = self._spoiled.get(digest, 0) + 1
             log.warning("blob=%s did not give its digest; fetching it again", digest[:12])
             self._want(download, now)
             return None
         del self._going[digest], self._owners[digest]
+        self._spoiled.pop(digest, None)
         self._unanswered.pop(digest, None)
         self._bus.unsubscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
         return digest
+
+    def spoiled(self, digest: Digest) -> int:
+        """How often a blob that is being fetched was whole and did not give its digest."""
+        return self._spoiled.get(digest, 0)
 
     def tick(self, now: float) -> None:
         """Ask again where nothing has come for a while."""
@@ -103,6 +110,7 @@ class Downloads:
             self._going.pop(digest).abandon()
             self._bus.unsubscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
             self._unanswered.pop(digest, None)
+            self._spoiled.pop(digest, None)
             del self._owners[digest]
 
     def _want(self, download: Download, now: float) -> None:

@@ -32,6 +32,10 @@ class Outlet:
         self._tap(kind, node, message)
         return self._put(self._topics.build(kind, node=node), message.encode(), kind)
 
+    def send_sealed(self, kind: Kind, payload: bytes) -> bool:
+        """Publish a message that its sender has sealed itself."""
+        return self._put(self._topics.build(kind), payload, kind)
+
     def metric(self, name: str, value: float) -> bool:
         """Publish one plain number, which MQTT Explorer plots."""
         topic = self._topics.build(Kind.METRIC, metric=name)

@@ -18,6 +18,7 @@ from apiary.settings.loading import Loaded, flatten, load_settings
 from apiary.settings.operator import OperatorSettings, default_operator
 from apiary.settings.pki import PkiSettings
 from apiary.settings.publish import PublishSettings
+from apiary.settings.release import ReleaseSettings, SlotSettings
 from apiary.settings.run import Options, RunSettings
 from apiary.settings.security import SecuritySettings
 
@@ -33,9 +34,11 @@ __all__ = [
     "Options",
     "PkiSettings",
     "PublishSettings",
+    "ReleaseSettings",
     "RunSettings",
     "SecuritySettings",
     "Settings",
+    "SlotSettings",
     "StoreSettings",
     "default_node_id",
     "default_operator",

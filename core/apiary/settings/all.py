@@ -11,6 +11,7 @@ from apiary.settings.edge import EdgeSettings
 from apiary.settings.operator import OperatorSettings
 from apiary.settings.pki import PkiSettings
 from apiary.settings.publish import PublishSettings
+from apiary.settings.release import ReleaseSettings
 from apiary.settings.run import RunSettings
 from apiary.settings.section import Section
 from apiary.settings.security import SecuritySettings
@@ -31,6 +32,7 @@ class Settings(Section):
     publish: PublishSettings = Field(default_factory=PublishSettings)
     security: SecuritySettings = Field(default_factory=SecuritySettings)
     pki: PkiSettings = Field(default_factory=PkiSettings)
+    release: ReleaseSettings = Field(default_factory=ReleaseSettings)
 
     @field_validator("federation", "root", "blob_root")
     @classmethod

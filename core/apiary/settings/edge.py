@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from apiary.errors import TopicError
 from apiary.settings.guest import GuestSettings
+from apiary.settings.release import SlotSettings
 from apiary.settings.section import Section
 from apiary.tags import MAX_TAGS, parse_rule
 from apiary.wire.topics import check_name
@@ -105,6 +106,9 @@ class EdgeSettings(Section):
     camera: CameraSettings = Field(default_factory=CameraSettings, description="The camera.")
     capture: CaptureSettings = Field(
         default_factory=CaptureSettings, description="Which frames are kept for labelling."
+    )
+    slots: SlotSettings = Field(
+        default_factory=SlotSettings, description="What a release must hold: docs/releases.md"
     )
 
     guest: GuestSettings = Field(

@@ -48,6 +48,14 @@ from apiary.wire.messages.plan import (
     Bounds,
     Plan,
 )
+from apiary.wire.messages.releases import (
+    NodeRelease,
+    NodeReleaseState,
+    PictureShape,
+    Release,
+    ReleaseCurrent,
+    RolloutState,
+)
 from apiary.wire.messages.transfer import (
     Grant,
     Offer,
@@ -80,6 +88,8 @@ __all__ = [
     "Needs",
     "NodeCommand",
     "NodeHealth",
+    "NodeRelease",
+    "NodeReleaseState",
     "NodeReply",
     "NodeState",
     "NodeStatus",
@@ -89,10 +99,14 @@ __all__ = [
     "OperatorReply",
     "OperatorRequest",
     "Part",
+    "PictureShape",
     "Plan",
     "Progress",
     "Ranges",
     "Receipt",
+    "Release",
+    "ReleaseCurrent",
+    "RolloutState",
     "RoundResult",
     "RoundState",
     "Text",

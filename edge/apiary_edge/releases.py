@@ -1,0 +1,292 @@
+"""Releases on the node: hears which is meant for it, fetches, tests, swaps, reports. The table decides."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final, assert_never
+
+from apiary.bus.bus import Received
+from apiary.errors import ModelError, StoreError
+from apiary.settings import Settings
+from apiary.wire import Digest
+from apiary.wire.messages import NodeRelease, Release, ReleaseCurrent
+from apiary.wire.topics import Kind, Topic
+from apiary_edge.capture_job import store_dir
+from apiary_edge.feature import Feature, Link
+from apiary_edge.slots import fitness, table
+from apiary_edge.slots.fitness import Host
+from apiary_edge.slots.job import Model, TestJob
+from apiary_edge.slots.shelf import Shelf
+from apiary_edge.slots.slot import Slot
+from apiary_edge.slots.table import Held, Limits, Standing
+from apiary_edge.slots.testing import Testing
+
+log = logging.getLogger(__name__)
+
+OWNER: Final = "release"
+SPOILED: Final = 3
+"""A file that comes whole this often and never gives its digest is not the one that was released."""
+_RETRY_S: Final = 30.0
+"""Between two tries of what the disk refused."""
+_SCRATCH: Final = "test"
+
+Open = Callable[[str, bytes], bytes]
+"""Topic and payload to the message without its seal. Raises SignatureRefused."""
+
+
+class Releases(Feature):
+    """The node's standing to releases. `open_` judges the seal; `slots` is what the node predicts with."""
+
+    kinds = (Kind.RELEASE_CURRENT,)
+
+    def __init__(
+        self,
+        settings: Settings,
+        link: Link,
+        *,
+        shelf: Shelf,
+        testing: Testing,
+        host: Host,
+        open_: Open,
+        swapped: Callable[[Slot | None], None] = lambda slot: None,
+    ):
+        self.standing = Standing(
+            limits=Limits(
+                **settings.edge.slots.model_dump(include=set(Limits.__dataclass_fields__)),
+            )
+        )
+        self._settings = settings
+        self._link = link
+        self._shelf = shelf
+        self._testing = testing
+        self._host = host
+        self._open = open_
+        self._swapped = swapped
+        self._told: ReleaseCurrent | None = None
+        self._again: tuple[float, Callable[[], None]] | None = None
+        self._fetching: Release | None = None
+
+    def start(self, now: float) -> None:
+        """Take up what the shelf holds."""
+        current = _held(self._shelf.current)
+        self.standing = Standing(
+            limits=self.standing.limits, current=current, previous=_held(self._shelf.previous)
+        )
+        if self._shelf.current is not None:
+            log.info("node=%s release=%s", self._link.node, self._shelf.current.release)
+
+    def received(self, topic: Topic, event: Received) -> None:
+        """The fleet's release as it stands now."""
+        payload = self._open(event.topic, event.payload)
+        told = ReleaseCurrent.decode(payload, who="release")
+        if told.serial < self._shelf.serial:
+            log.warning(
+                "node=%s release=%s serial=%d is a repetition: %d was seen; not followed",
+                self._link.node,
+                told.release.name,
+                told.serial,
+                self._shelf.serial,
+            )
+            return
+        self._shelf.seen(told.serial)
+        self._told = told
+        self._follow(told)
+
+    def fetched(self, digest: Digest) -> None:
+        """A blob is here; it may be the release's."""
+        if self._fetching is not None and self._fetching.file.digest == digest:
+            self._arrived(self._fetching)
+
+    def tick(self, now: float) -> None:
+        """See how the test goes, and try again what the disk refused."""
+        if self._again is not None and now >= self._again[0]:
+            _, act = self._again
+            self._again = None
+            act()
+        if (ended := self._testing.poll()) is not None:
+            self._handle(ended)
+        release = self._fetching
+        if release is not None and self._link.downloads.spoiled(Digest(release.file.digest)) >= SPOILED:
+            why = f"its file came whole {SPOILED} times and is not the one that was signed (sha256 differs)"
+            self._link.downloads.abandon(OWNER)
+            self._fetching = None
+            self._handle(table.Spoiled(why))
+
+    def failed_in_use(self, digest: str, why: str) -> None:
+        """Whoever predicts with the current slot found that it fails: back to the one before."""
+        self._handle(table.InUse(digest, why))
+
+    def keeps(self) -> set[Digest]:
+        """The file that is being taken over."""
+        return {Digest(self._fetching.file.digest)} if self._fetching is not None else set()
+
+    def close(self) -> None:
+        """End the test; it begins anew at the next start."""
+        self._testing.stop()
+
+    def _follow(self, told: ReleaseCurrent) -> None:
+        release = told.wanted(self._link.node, self._settings.edge.tags)
+        if release is None:
+            self._handle(table.Told(None))
+            return
+        unfit = fitness.why_unfit(release, self._host, self._link.wall())
+        refused = self._shelf.why_refused(release.name, release.attempt)
+        self._handle(table.Told(release, unfit, refused))
+
+    def _handle(self, event: table.Event) -> None:
+        self.standing, commands = table.handle(self.standing, event)
+        for command in commands:
+            self._perform(command)
+
+    def _perform(self, command: table.Command) -> None:
+        node = self._link.node
+        match command:
+            case table.Fetch(release):
+                self._fetch(release)
+            case table.Test(release):
+                self._test(release)
+            case table.Stop():
+                self._testing.stop()
+                self._link.downloads.abandon(OWNER)
+                self._fetching = self._again = None
+            case table.Swap(release, tested):
+                slot = self._shelf.swap(release, tested)
+                log.info(
+                    "node=%s release=%s is current, accuracy=%s", node, slot.release, _share(slot.accuracy)
+                )
+                self._swapped(slot)
+            case table.Refuse(name, attempt, why):
+                log.warning("node=%s release=%s refused: %s", node, name, why)
+                self._shelf.refuse(name, attempt, why)
+                self._shelf.discard()
+            case table.Restore(release):
+                back = self._shelf.restore(release)
+                log.warning("node=%s back to release=%s", node, back.release if back is not None else None)
+                self._swapped(back)
+            case table.Clear():
+                self._shelf.clear()
+                self._swapped(None)
+            case table.Report():
+                self._report()
+            case _:
+                assert_never(command)
+
+    def _fetch(self, release: Release) -> None:
+        self._fetching = release
+        digest = Digest(release.file.digest)
+        if self._shelf.path(release).is_file() or self._link.blobs.verify(digest):
+            self._arrived(release)
+            return
+        try:
+            self._link.blobs.evict(keep=self.keeps())
+            self._link.downloads.fetch(release.file, self._link.clock(), OWNER)
+        except StoreError as e:
+            self._put_off(partial(self._fetch, release), e)
+
+    def _arrived(self, release: Release) -> None:
+        """Verified by its digest: give it its place, look at it, and have it tested."""
+        digest = Digest(release.file.digest)
+        try:
+            path = self._shelf.take(self._link.blobs.path(digest), release)
+        except StoreError as e:
+            self._put_off(partial(self._fetch, release), e)
+            return
+        self._fetching = None
+        self._link.blobs.remove(digest)  # the shelf has the bytes now
+        try:
+            fitness.check_file(path, release)
+        except ModelError as e:
+            self._handle(table.Spoiled(str(e)))
+            return
+        self._handle(table.Fetched(digest))
+
+    def _test(self, release: Release) -> None:
+        edge, slots = self._settings.edge, self._settings.edge.slots
+        current = self._shelf.current
+        store = store_dir(edge)
+        scratch = self._shelf.folder / _SCRATCH
+        try:
+            scratch.mkdir(exist_ok=True)
+            self._testing.start(
+                TestJob(
+                    model=Model(
+                        kind=release.kind,
+                        file=self._shelf.path(release),
+                        labels=release.labels,
+                        input=release.input,
+                    ),
+                    before=_model(current) if current is not None else None,
+                    store=store if store.is_dir() else None,
+                    data_dir=edge.data_dir,
+                    folder_share=slots.folder_share,
+                    max_pictures=slots.max_pictures,
+                    threads=edge.threads,
+                    out=scratch / "result.json",
+                )
+            )
+        except (OSError, StoreError) as e:
+            self._put_off(partial(self._test, release), e)
+
+    def _put_off(self, act: Callable[[], None], e: Exception) -> None:
+        log.warning("node=%s release: %s; trying again in %.0f s", self._link.node, e, _RETRY_S)
+        self._again = (self._link.clock() + _RETRY_S, act)
+        self._handle(table.FetchFailed(str(e)[:500]))
+
+    def _report(self) -> None:
+        standing, tested = self.standing, self.standing.tested
+        wanted, current = standing.wanted, self._shelf.current
+        self._link.outlet.send(
+            NodeRelease(
+                state=standing.state,
+                serial=self._told.serial if self._told is not None else self._shelf.serial,
+                release=wanted.name if wanted is not None else None,
+                digest=wanted.file.digest if wanted is not None else None,
+                attempt=wanted.attempt if wanted is not None else 0,
+                current=current.release if current is not None else None,
+                why=standing.why[:500] if standing.why is not None else None,
+                accuracy=tested.accuracy if tested is not None else None,
+                accuracy_before=tested.accuracy_before if tested is not None else None,
+                pictures=tested.pictures if tested is not None else 0,
+                inference_ms=tested.inference_ms if tested is not None else None,
+                crashes=standing.crashes,
+                machine=self._host.machine,
+                tags=self._settings.edge.tags,
+            ),
+            self._link.node,
+        )
+
+
+def trusting(shelf: Shelf, pinned: str | None) -> Open:
+    """Opens what the release key sealed: the one given, else the one seen first, which the shelf keeps."""
+
+    def open_(topic: str, payload: bytes) -> bytes:
+        # Only here: a node that never hears of a release needs no cryptography in its memory.
+        from apiary.identity.release_key import PinnedKey
+
+        key = PinnedKey(pinned or shelf.key)
+        opened = key.open(topic, payload)
+        if key.pinned is not None and pinned is None and shelf.key is None:
+            shelf.pin_key(key.pinned)
+            log.warning(
+                "releases signed with the key %s are trusted from now on, because it came first; to choose "
+                "it yourself, set edge.slots.release_key",
+                key.pinned,
+            )
+        return opened
+
+    return open_
+
+
+def _held(slot: Slot | None) -> Held | None:
+    return Held(slot.release, slot.digest, slot.attempt, slot.tested) if slot is not None else None
+
+
+def _model(slot: Slot) -> Model:
+    return Model(kind=slot.kind, file=Path(slot.path), labels=list(slot.labels), input=slot.input)
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1%}"

@@ -1,0 +1,50 @@
+"""What the service asks of the child that tests a release, and what it answers: JSON files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from apiary.wire.messages import PictureShape
+from apiary.wire.messages.releases import ReleaseKind
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Model(_Part):
+    """A file to run, and what it must say of itself."""
+
+    kind: ReleaseKind
+    file: Path
+    labels: list[str]
+    input: PictureShape
+
+
+class TestJob(_Part):
+    """A release, and the present one to compare it with on the same pictures.
+
+    Pictures are the held-out ones of `store`, and of `data_dir` the `folder_share` that training keeps for
+    validation.
+    """
+
+    model: Model
+    before: Model | None
+    store: Path | None
+    data_dir: Path | None
+    folder_share: float
+    max_pictures: int
+    threads: int
+    out: Path
+
+
+class TestResult(_Part):
+    """What it came to. `failed`: the release is not what its manifest says, or does not answer well."""
+
+    pictures: int = 0
+    right: int = 0
+    right_before: int | None = None
+    inference_ms: float = 0.0
+    failed: str | None = None
