@@ -47,15 +47,16 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What is known of a node: whether it is here, and the last it said of releases."""
+    """What is known of a node: whether it is here, its tags, and the last it said of releases."""
 
     here: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
     report: NodeRelease | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """Releases by node and by tag, and the pinned releases themselves by name."""
+    """Releases by node and by rule on tags (`site=north`), and the pinned releases themselves by name."""
 
     nodes: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -64,10 +65,11 @@ class Pins:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A node came or went."""
+    """A node came or went, or has other tags."""
 
     node: str
     here: bool
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +147,8 @@ class Rollout:
 
     def is_pinned(self, node: str) -> bool:
         """Whether a pin says what this node has; it belongs to no wave then."""
-        report = self.fleet[node].report if node in self.fleet else None
-        tags = report.tags if report is not None else []
-        return pinned_to(node, tags, dict(self.pins.nodes), dict(self.pins.tags)) is not None
+        tags = self.fleet[node].tags if node in self.fleet else {}
+        return pinned_to(node, tags, self.pins.nodes, self.pins.tags) is not None
 
     def verdict(self, node: str) -> str:
         """`healthy`, `failed`, `unfit` or `waiting`: how a node stands to this release."""
@@ -201,8 +202,8 @@ def taken_up(rollout: Rollout, now: float) -> Rollout:
 def handle(rollout: Rollout, event: Event, now: float) -> Outcome:
     """What an event makes of a roll-out. Events that do not fit the state change nothing."""
     match event:
-        case Seen(node, here):
-            member = replace(rollout.fleet.get(node, Member()), here=here)
+        case Seen(node, here, tags):
+            member = replace(rollout.fleet.get(node, Member()), here=here, tags=tags)
             return replace(rollout, fleet={**rollout.fleet, node: member}), []
         case Reported(node, report):
             member = replace(rollout.fleet.get(node, Member()), report=report)

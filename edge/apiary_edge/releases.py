@@ -253,7 +253,6 @@ class Releases(Feature):
                 inference_ms=tested.inference_ms if tested is not None else None,
                 crashes=standing.crashes,
                 machine=self._host.machine,
-                tags=self._settings.edge.tags,
             ),
             self._link.node,
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
+from apiary.tags import matches
 from apiary.wire.messages.base import (
     MAX_LABELS,
     BlobRef,
@@ -27,12 +28,12 @@ MAX_CANARIES: Final = 500
 MAX_PINS: Final = 500
 MAX_PINNED: Final = 8
 """Releases that pins may name beside the two of the roll-out; each is told in full."""
-MAX_TAGS: Final = 16
 
 ReleaseKind = Literal["tflite", "eim"]
 Machine = Literal["aarch64", "armv7", "x86_64"]
 RolloutState = Literal["rolling", "paused", "done", "halted", "aborted"]
 NodeReleaseState = Literal["none", "fetching", "testing", "healthy", "failed", "unfit"]
+Rule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]{0,63}=[A-Za-z0-9][\w.-]{0,63}$")]
 Serial = Annotated[int, Field(ge=1, lt=2**53)]
 
 
@@ -74,7 +75,7 @@ class Release(Part):
 class ReleaseCurrent(Message):
     """The manifest and how far it goes; always signed. A lower `serial` than one seen before is a replay.
 
-    A node takes the release that it or one of its tags is pinned to; otherwise `release` where it is one of
+    A node takes the release that it is pinned to, by its name or a rule on its tags; otherwise `release` where it is one of
     the `canaries` or its place is below `share`; otherwise `stable`, None for what it has no release for.
     """
 
@@ -86,10 +87,10 @@ class ReleaseCurrent(Message):
     canaries: Annotated[list[Name], Field(max_length=MAX_CANARIES)] = Field(default_factory=list)
     stable: Release | None = None
     pins: Annotated[dict[Name, Name], Field(max_length=MAX_PINS)] = Field(default_factory=dict)
-    tag_pins: Annotated[dict[Name, Name], Field(max_length=MAX_PINS)] = Field(default_factory=dict)
+    tag_pins: Annotated[dict[Rule, Name], Field(max_length=MAX_PINS)] = Field(default_factory=dict)
     pinned: Annotated[list[Release], Field(max_length=MAX_PINNED)] = Field(default_factory=list)
 
-    def wanted(self, node: str, tags: Sequence[str]) -> Release | None:
+    def wanted(self, node: str, tags: Mapping[str, str]) -> Release | None:
         """The release for this node; None where it is to have none."""
         name = pinned_to(node, tags, self.pins, self.tag_pins)
         if name is not None:
@@ -122,7 +123,6 @@ class NodeRelease(Message):
     inference_ms: Number | None = None
     crashes: Count = 0
     machine: Name | None = None
-    tags: Annotated[list[Name], Field(max_length=MAX_TAGS)] = Field(default_factory=list)
 
     def about(self, release: Release) -> bool:
         """Whether it is about this attempt at this release."""
@@ -137,8 +137,10 @@ def place(node: str, digest: str) -> float:
     return int(hashlib.sha256(f"{node}/{digest}".encode()).hexdigest()[:13], 16) / 16**13
 
 
-def pinned_to(node: str, tags: Sequence[str], pins: dict[str, str], tag_pins: dict[str, str]) -> str | None:
-    """The release that a node is pinned to by its name or else by the first of its tags that is."""
+def pinned_to(
+    node: str, tags: Mapping[str, str], pins: Mapping[str, str], tag_pins: Mapping[str, str]
+) -> str | None:
+    """The release that a node is pinned to, by its name or else by a rule on its tags such as `site=north`."""
     if node in pins:
         return pins[node]
-    return next((tag_pins[tag] for tag in tags if tag in tag_pins), None)
+    return next((tag_pins[rule] for rule in sorted(tag_pins) if matches(tags, [rule])), None)
