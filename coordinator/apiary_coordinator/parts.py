@@ -6,9 +6,21 @@ from collections.abc import Sequence
 
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.operators import Operators
+from apiary_coordinator.releases import operations
+from apiary_coordinator.releases.ledger import Ledger
+from apiary_coordinator.releases.service import Releasing, policy_of, sealing
 
 
 def features(desk: Desk) -> Sequence[Feature]:
     """Every feature that the settings ask for."""
     operators = Operators(desk.outlet, desk.clock)
-    return [operators]
+    return [operators, _releasing(desk, operators)]
+
+
+def _releasing(desk: Desk, operators: Operators) -> Releasing:
+    state, chosen = desk.settings.coordinator.state_dir, desk.settings.release
+    releasing = Releasing(
+        chosen, desk, Ledger(state, policy_of(chosen)), sealing(desk, state / "release-key.pem")
+    )
+    operations.register(operators, releasing, desk)
+    return releasing

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Sequence
 from typing import Final
 
+from apiary import __version__
 from apiary import blobs as blob_store
 from apiary.bus.mqtt import MqttBus
+from apiary.eim import elf
 from apiary.errors import RuntimeUnavailable
 from apiary.settings import Settings
 from apiary.wire import NodeId
@@ -18,8 +21,12 @@ from apiary_edge.feature import Feature, Link
 from apiary_edge.guest.stay import Guest
 from apiary_edge.health.reader import Reader
 from apiary_edge.outbox import Outbox
+from apiary_edge.releases import Releases, trusting
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
+from apiary_edge.slots.fitness import Host
+from apiary_edge.slots.shelf import Shelf, folder_of
+from apiary_edge.slots.testing import TestProcess
 from apiary_edge.training import TrainingProcess
 
 _RUNTIMES: Final = (("litert", ("tflite_runtime", "ai_edge_litert")), ("keras", ("tensorflow",)))
@@ -43,6 +50,7 @@ def build(settings: Settings) -> tuple[MqttBus, Edge]:
         found: list[Feature] = [
             Guest(link, edge, Reader(edge.state_dir, clock=time.monotonic), runtime=runtimes[0])
         ]
+        found: list[Feature] = [_releases(settings, link)]
         if edge.camera.kind is not None:
             found.append(Capturing(CaptureProcess(job_of(edge), bus.wake), node))
         return found
@@ -60,6 +68,19 @@ def build(settings: Settings) -> tuple[MqttBus, Edge]:
         memory_mb=_memory_mb(),
         store=_store(settings),
         features=features,
+    )
+
+
+def _releases(settings: Settings, link: Link) -> Releases:
+    slots = settings.edge.slots
+    shelf = Shelf(folder_of(settings.edge.state_dir))
+    return Releases(
+        settings,
+        link,
+        shelf=shelf,
+        testing=TestProcess(slots.test_s),
+        host=Host(elf.machine_of_host(platform.machine()), __version__, slots.max_mb * 2**20),
+        open_=trusting(shelf, slots.release_key),
     )
 
 

@@ -22,6 +22,7 @@ from apiary_coordinator.publishers._print_info import can_run, print_info
 from apiary_coordinator.publishers.base import Kind, candidate
 
 _DAY_S: Final = 86400.0
+_MODEL: Final = "model.tflite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,20 @@ def from_run(folder: Path, wish: Wish, settings: Settings, wall: float) -> Made:
         contributors=chosen.contributors,
         run=chosen.run,
     )
+
+
+def find_run(name: str, runs_dir: Path) -> Path:
+    """A finished run's folder under `runs_dir`, by name or `latest`. Raises DataError."""
+    if name == "latest":
+        found = sorted(runs_dir.glob(f"*/{_MODEL}"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise DataError(f"{runs_dir} holds no finished run")
+        return found[-1].parent
+    folder = runs_dir / name
+    if Path(name).name != name or not (folder / _MODEL).is_file():
+        known = ", ".join(sorted(p.parent.name for p in runs_dir.glob(f"*/{_MODEL}"))[-10:]) or "none"
+        raise DataError(f"no finished run {name!r} in {runs_dir}; there are: {known}")
+    return folder
 
 
 def from_file(file: Path, wish: Wish, settings: Settings, wall: float) -> Made:

@@ -75,8 +75,9 @@ class Release(Part):
 class ReleaseCurrent(Message):
     """The manifest and how far it goes; always signed. A lower `serial` than one seen before is a replay.
 
-    A node takes the release that it is pinned to, by its name or a rule on its tags; otherwise `release` where it is one of
-    the `canaries` or its place is below `share`; otherwise `stable`, None for what it has no release for.
+    A node takes the release that it is pinned to, by its name or a rule on its tags (`site=north`);
+    otherwise `release` where it is one of the `canaries` or its place is below `share`; otherwise `stable`,
+    and none where that is None.
     """
 
     kind: ClassVar[Kind] = Kind.RELEASE_CURRENT
@@ -140,7 +141,7 @@ def place(node: str, digest: str) -> float:
 def pinned_to(
     node: str, tags: Mapping[str, str], pins: Mapping[str, str], tag_pins: Mapping[str, str]
 ) -> str | None:
-    """The release that a node is pinned to, by its name or else by a rule on its tags such as `site=north`."""
+    """The release that a node is pinned to, by its name or else by a rule on its tags."""
     if node in pins:
         return pins[node]
     return next((tag_pins[rule] for rule in sorted(tag_pins) if matches(tags, [rule])), None)

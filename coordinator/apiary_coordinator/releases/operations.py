@@ -1,0 +1,184 @@
+"""What operators may ask of releases: `release.*`. Slow work goes to the worker; the answer follows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import Field
+
+from apiary.errors import ApiaryError, RequestRefused
+from apiary.tags import parse_rule
+from apiary.wire.messages import MAX_LABELS, Label, Name, Release
+from apiary.wire.messages.releases import ReleaseKind
+from apiary_coordinator.feature import Desk
+from apiary_coordinator.operators import Arguments, Call, Operators
+from apiary_coordinator.publishers.base import Kind
+from apiary_coordinator.releases import making
+from apiary_coordinator.releases.making import Made, Wish
+from apiary_coordinator.releases.service import Releasing
+from apiary_coordinator.rollout import Rollout
+
+MAX_TOLD: Final = 500
+"""Nodes named in one answer, those that failed first; the counts are of all."""
+
+
+class NoArguments(Arguments):
+    """Nothing is asked for."""
+
+
+class Create(Arguments):
+    """Of a run (its name, or `latest`) or of a file on the coordinator's machine."""
+
+    run: str | None = None
+    file: Path | None = None
+    name: Name | None = None
+    kind: ReleaseKind | None = None
+    numbers: Kind | None = None
+    labels: Annotated[list[Label], Field(min_length=2, max_length=MAX_LABELS)] | None = None
+    min_version: Annotated[str, Field(max_length=40, pattern=r"^[0-9A-Za-z.+-]*$")] = ""
+    expires_days: Annotated[float, Field(gt=0, le=3650)] | None = None
+
+
+class Rollback(Arguments):
+    """To the release before, or to the one named."""
+
+    release: Name | None = None
+
+
+class Pin(Arguments):
+    """A node, or a rule on tags such as `site=north`; `release` None takes the pin away."""
+
+    node: Name | None = None
+    tag: str | None = None
+    release: Name | None = None
+
+
+def register(operators: Operators, releasing: Releasing, desk: Desk) -> None:
+    """Let `apiary release` ask."""
+    operators.register("release.list", NoArguments, lambda call, _: call.done(listed(releasing)))
+    operators.register("release.status", NoArguments, lambda call, _: call.done(status(releasing)))
+    operators.register("release.create", Create, lambda call, told: _create(call, told, releasing, desk))
+    for name in ("pause", "resume", "abort"):
+        act: Callable[[], Rollout] = getattr(releasing, name)
+        operators.register(f"release.{name}", NoArguments, _doing(act))
+    operators.register(
+        "release.rollback",
+        Rollback,
+        lambda call, told: call.done(told_of(releasing.rollback(told.release))),
+    )
+    operators.register("release.pin", Pin, lambda call, told: _pin(call, told, releasing))
+
+
+def listed(releasing: Releasing) -> dict[str, Any]:
+    """All releases that are remembered, the newest last."""
+    book = releasing.standing.book
+    current = book.rollout.release.name if book.rollout is not None else None
+    return {
+        "releases": [
+            {**described(entry.release), "outcome": entry.outcome, "current": name == current}
+            for name, entry in book.entries.items()
+        ]
+    }
+
+
+def status(releasing: Releasing) -> dict[str, Any]:
+    """The roll-out, each node's standing, the pins and what happened lately."""
+    standing = releasing.standing
+    rollout, book = standing.rollout, standing.book
+    history = [{"at": n.at, "text": n.text, "bad": n.bad} for n in book.history[-20:]]
+    if rollout is None:
+        return {"rollout": None, "nodes": {}, "counts": {}, "history": history}
+    nodes = {}
+    order = {"failed": 0, "unfit": 1, "waiting": 2, "healthy": 3}
+    for node in sorted(rollout.fleet, key=lambda n: (order[rollout.verdict(n)], n))[:MAX_TOLD]:
+        member, report = rollout.fleet[node], rollout.fleet[node].report
+        nodes[node] = {
+            "verdict": rollout.verdict(node),
+            "here": member.here,
+            "in_wave": node in rollout.members,
+            "pinned": rollout.is_pinned(node),
+        }
+        if report is not None:
+            told = report.model_dump(exclude_none=True, exclude={"v", "digest", "serial"})
+            nodes[node] |= told
+    return {
+        "rollout": told_of(rollout),
+        "counts": dict(Counter(rollout.verdict(n) for n in rollout.fleet)),
+        "nodes": nodes,
+        "pins": {"nodes": dict(rollout.pins.nodes), "tags": dict(rollout.pins.tags)},
+        "history": history,
+    }
+
+
+def told_of(rollout: Rollout) -> dict[str, Any]:
+    """A roll-out in short."""
+    return {
+        "release": described(rollout.release),
+        "state": rollout.state,
+        "wave": rollout.wave + 1,
+        "waves": len(rollout.policy.waves),
+        "members": len(rollout.members),
+        "healthy": len(rollout.having("healthy", rollout.members)),
+        "stable": rollout.stable.name if rollout.stable is not None else None,
+        "why": rollout.why or None,
+    }
+
+
+def described(release: Release) -> dict[str, Any]:
+    """A release as JSON for people."""
+    return release.model_dump(exclude_none=True, exclude={"labels"}) | {"labels": len(release.labels)}
+
+
+def _doing(act: Callable[[], Rollout]) -> Callable[[Call, NoArguments], None]:
+    return lambda call, _: call.done(told_of(act()))
+
+
+def _create(call: Call, told: Create, releasing: Releasing, desk: Desk) -> None:
+    if (told.run is None) == (told.file is None):
+        raise RequestRefused("release.create: give either a run or a file")
+    wish = Wish(
+        name=told.name,
+        kind=told.kind,
+        numbers=told.numbers,
+        labels=tuple(told.labels) if told.labels is not None else None,
+        min_version=told.min_version,
+        expires_days=told.expires_days,
+    )
+    settings = desk.settings
+
+    def make() -> Made | ApiaryError:
+        try:
+            if told.file is not None:
+                made = making.from_file(told.file, wish, settings, desk.wall())
+            else:
+                folder = making.find_run(told.run or "latest", settings.coordinator.runs_dir)
+                made = making.from_run(folder, wish, settings, desk.wall())
+            return releasing.keep(made)
+        except ApiaryError as e:
+            return e
+
+    def then(made: Made | ApiaryError) -> None:
+        try:
+            if isinstance(made, ApiaryError):
+                raise made
+            call.done(told_of(releasing.begin(made.release)))
+        except ApiaryError as e:
+            call.refuse(str(e))
+
+    call.working()
+    desk.worker.submit(make, then)
+
+
+def _pin(call: Call, told: Pin, releasing: Releasing) -> None:
+    if (told.node is None) == (told.tag is None):
+        raise RequestRefused("release.pin: give either a node or a tag")
+    if told.tag is not None:
+        try:
+            parse_rule(told.tag)
+        except ValueError as e:
+            raise RequestRefused(str(e)) from None
+    pins = releasing.pin(node=told.node, rule=told.tag, name=told.release)
+    call.done({"nodes": dict(pins.nodes), "tags": dict(pins.tags)})

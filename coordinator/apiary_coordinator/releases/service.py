@@ -1,0 +1,320 @@
+"""Rolling releases out: journals what the table decides, says it to the fleet, serves the file."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from apiary.bus.bus import Received
+from apiary.errors import ApiaryError, RequestRefused, StoreError
+from apiary.settings import ReleaseSettings
+from apiary.wire import Digest
+from apiary.wire.messages import MAX_BYTES, NodeRelease, Release
+from apiary.wire.messages.releases import MAX_PINNED, MAX_PINS
+from apiary.wire.topics import Kind, Topic
+from apiary_coordinator import rollout as table
+from apiary_coordinator.feature import Desk, Feature
+from apiary_coordinator.releases.ledger import Book, Ledger, Noted, current
+from apiary_coordinator.releases.making import Made
+from apiary_coordinator.rollout import Member, Pins, Policy, Publish, Rollout
+
+log = logging.getLogger(__name__)
+
+OWNER: Final = "release"
+MAX_FLEET: Final = 20_000
+_REPEAT_S: Final = 300.0
+"""What is current is said again: nothing depends on one message, or on what the broker remembers."""
+_TICK_S: Final = 0.5
+_SEAL_ROOM: Final = 8_000
+
+Send = Callable[[bytes, int], None]
+"""Publish the encoded message, whose serial number this is, sealed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known, for whoever asks."""
+
+    book: Book
+    rollout: Rollout | None
+
+
+class Releasing(Feature):
+    """One roll-out at a time. Requests raise RequestRefused with what is in the way."""
+
+    kinds = (Kind.NODE_RELEASE, Kind.NODE_STATUS)
+
+    def __init__(self, settings: ReleaseSettings, desk: Desk, ledger: Ledger, send: Send):
+        self._settings = settings
+        self._policy = policy_of(settings)
+        self._desk = desk
+        self._ledger = ledger
+        self._send = send
+        self._fleet: dict[str, Member] = {}
+        self._rollout: Rollout | None = None
+        self._said_at = 0.0
+        self._ticked_at = 0.0
+        self._ready: deque[Made] = deque(maxlen=100)
+
+    @property
+    def standing(self) -> Standing:
+        """The book and the roll-out with what is known of the nodes."""
+        return Standing(self._ledger.book, self._rollout)
+
+    def start(self, now: float) -> None:
+        """Take up what the ledger holds, and say it again."""
+        self._fleet = {
+            n.id: Member(here=n.status.state != "lost", tags=n.status.tags)
+            for n in self._desk.roster.nodes.values()
+        }
+        rollout = self._ledger.book.rollout
+        if rollout is not None:
+            self._rollout = table.taken_up(replace(rollout, fleet=dict(self._fleet)), now)
+            self._serve()
+            if rollout.state in ("rolling", "paused"):
+                log.info("release=%s is %s, wave %d", rollout.release.name, rollout.state, rollout.wave + 1)
+            self._say(now)
+
+    def received(self, topic: Topic, event: Received) -> None:
+        """A node says how it stands, or comes, or goes."""
+        node = topic.node
+        if node is None or not event.payload or (node not in self._fleet and len(self._fleet) >= MAX_FLEET):
+            return
+        if topic.kind is Kind.NODE_RELEASE:
+            report = NodeRelease.decode(event.payload, who=f"node {node}")
+            before = self._fleet.get(node, Member())
+            if before.report != report:
+                log.debug("node=%s release=%s %s %s", node, report.release, report.state, report.why or "")
+            self._fleet[node] = replace(before, report=report)
+            self._take(table.Reported(node, report))
+            return
+        if node not in self._desk.roster:
+            return
+        status = self._desk.roster[node].status
+        member = self._fleet.get(node, Member())
+        here, tags = status.state != "lost", dict(status.tags)
+        if (member.here, dict(member.tags)) != (here, tags):
+            self._fleet[node] = replace(member, here=here, tags=tags)
+            self._take(table.Seen(node, here, tags))
+
+    def tick(self, now: float) -> None:
+        """Judge the wave; begin what was made."""
+        if now - self._ticked_at < _TICK_S:
+            return
+        self._ticked_at = now
+        while self._ready:
+            made = self._ready.popleft()
+            try:
+                self.begin(made.release)
+            except RequestRefused as e:
+                log.warning("release=%s is not rolled out: %s", made.release.name, e)
+        self._take(table.Tick())
+        if self._rollout is not None and now - self._said_at >= _REPEAT_S:
+            self._say(now)
+
+    def keep(self, made: Made) -> Made:
+        """Put a release's file where nodes can have it. For a worker's thread. Raises StoreError."""
+        try:
+            data = made.file.read_bytes()
+        except OSError as e:
+            raise StoreError(f"{made.file}: {e.strerror}") from None
+        digest = self._desk.blobs.put(data)
+        if digest != made.release.file.digest:
+            raise StoreError(f"{made.file} changed while it was read: try again")
+        return made
+
+    def ready(self, made: Made) -> None:
+        """A kept release is to be rolled out at the next turn. From any thread."""
+        self._ready.append(made)
+
+    def begin(self, release: Release) -> Rollout:
+        """Start to roll it out. Raises RequestRefused, StoreError."""
+        going = self._rollout
+        book = self._ledger.book
+        if going is not None and going.state in ("rolling", "paused"):
+            raise RequestRefused(
+                f"{going.release.name} is {going.state}: wait for it, or apiary release abort"
+            )
+        if release.name in book.entries:
+            raise RequestRefused(
+                f"there is a release {release.name!r} already: apiary release rollback {release.name} gives "
+                "it to the fleet again, --name gives this one another name"
+            )
+        if (stable := book.stable()) is not None and stable.file.digest == release.file.digest:
+            raise RequestRefused(f"the fleet has these very bytes, as {stable.name}")
+        rollout, commands = table.begin(
+            release, stable, self._policy, self._desk.clock(), pins=book.pins, fleet=dict(self._fleet)
+        )
+        self._check_size(rollout)
+        self._perform(rollout, commands)
+        return rollout
+
+    def pause(self) -> Rollout:
+        """Open no further wave."""
+        return self._asked(table.Pause(), "rolling")
+
+    def resume(self) -> Rollout:
+        """Go on; after a halt or an abort, begin again."""
+        return self._asked(table.Resume(), "paused, halted or aborted")
+
+    def abort(self) -> Rollout:
+        """Give it up."""
+        return self._asked(table.Abort(), "rolling or paused")
+
+    def rollback(self, name: str | None) -> Rollout:
+        """Give the whole fleet an earlier release at once: the one before, or the one named."""
+        book, going = self._ledger.book, self._rollout
+        if going is None:
+            raise RequestRefused("nothing was released yet")
+        if name is None:
+            if going.state in ("rolling", "paused"):
+                return self.abort()
+            if going.stable is None or going.stable.name == going.release.name:
+                raise RequestRefused(
+                    f"no release before {going.release.name}: name one of apiary release list"
+                )
+            release = going.stable
+        elif name in book.entries:
+            release = book.entries[name].release
+        else:
+            raise RequestRefused(f"no release {name!r}; there are: {', '.join(book.entries) or 'none'}")
+        self._must_have(release)
+        rollout, commands = table.restore(
+            release.model_copy(update={"attempt": release.attempt + 1}),
+            self._policy,
+            self._desk.clock(),
+            pins=book.pins,
+            fleet=dict(self._fleet),
+        )
+        self._perform(rollout, commands)
+        return rollout
+
+    def pin(self, *, node: str | None, rule: str | None, name: str | None) -> Pins:
+        """Pin a node, or the nodes with a tag, to a release; `name` None takes the pin away."""
+        book = self._ledger.book
+        if self._rollout is None:
+            raise RequestRefused("nothing was released yet")
+        nodes, tags = dict(book.pins.nodes), dict(book.pins.tags)
+        pins, key = (nodes, node) if node is not None else (tags, rule)
+        assert key is not None  # noqa: S101 - one of the two is given
+        if name is None:
+            if pins.pop(key, None) is None:
+                raise RequestRefused(f"{key} is not pinned")
+        elif name not in book.entries:
+            raise RequestRefused(f"no release {name!r}; there are: {', '.join(book.entries) or 'none'}")
+        else:
+            self._must_have(book.entries[name].release)
+            pins[key] = name
+        used = {n: book.entries[n].release for n in sorted({*nodes.values(), *tags.values()})}
+        if len(nodes) > MAX_PINS or len(tags) > MAX_PINS or len(used) > MAX_PINNED:
+            raise RequestRefused(
+                f"at most {MAX_PINS} nodes and tags are pinned, to at most {MAX_PINNED} releases"
+            )
+        pinned = Pins(nodes, tags, used)
+        rollout, commands = table.handle(self._rollout, table.Pinned(pinned), self._desk.clock())
+        self._check_size(rollout)
+        self._perform(rollout, commands)
+        return pinned
+
+    def _asked(self, event: table.Event, when: str) -> Rollout:
+        if self._rollout is None:
+            raise RequestRefused("nothing was released yet")
+        before = self._rollout
+        self._take(event)
+        if self._rollout is before:
+            raise RequestRefused(f"{before.release.name} is {before.state}, not {when}")
+        return self._rollout
+
+    def _take(self, event: table.Event) -> None:
+        if self._rollout is not None:
+            rollout, commands = table.handle(self._rollout, event, self._desk.clock())
+            self._perform(rollout, commands)
+
+    def _perform(self, rollout: Rollout, commands: list[Publish]) -> None:
+        """Journal first: where the disk refuses, nothing was decided, and it is decided again."""
+        if not commands:
+            self._rollout = rollout
+            return
+        book, wall = self._ledger.book, self._desk.wall()
+        for command in commands:
+            book = book.with_rollout(rollout, Noted(round(wall, 3), command.note, command.bad))
+        self._ledger.write(replace(book, serial=book.next_serial(wall)))
+        self._rollout = rollout
+        for command in commands:
+            log.log(logging.WARNING if command.bad else logging.INFO, "release: %s", command.note)
+        self._serve()
+        self._tidy()
+        self._say(self._desk.clock())
+
+    def _say(self, now: float) -> None:
+        if self._rollout is not None:
+            self._said_at = now
+            serial = self._ledger.book.serial
+            self._send(current(self._rollout, serial).encode(), serial)
+
+    def _serve(self) -> None:
+        """Nodes may want the files of whatever they may be told to have."""
+        assert self._rollout is not None  # noqa: S101 - called where there is one
+        told = [self._rollout.release, self._rollout.stable, *self._rollout.pins.releases.values()]
+        refs = {r.file.digest: r.file for r in told if r is not None}
+        self._desk.down.serve(list(refs.values()), max(1, len(self._rollout.members)), OWNER)
+
+    def _must_have(self, release: Release) -> None:
+        if not self._desk.blobs.verify(Digest(release.file.digest)):
+            raise RequestRefused(
+                f"the file of {release.name} is no longer kept (release.keep): create it again"
+            )
+
+    def _check_size(self, rollout: Rollout) -> None:
+        size = len(current(rollout, 2**52).encode())
+        if size > MAX_BYTES - _SEAL_ROOM:
+            raise RequestRefused(
+                f"its message would have {size} bytes, at most {MAX_BYTES - _SEAL_ROOM} are allowed: "
+                "fewer labels, or fewer pins"
+            )
+
+    def _tidy(self) -> None:
+        """Forget the files of releases that are neither in use nor among the newest."""
+        book = self._ledger.book
+        needed = book.in_use() | set(list(book.entries)[-self._settings.keep :])
+        kept = {e.release.file.digest for n, e in book.entries.items() if n in needed}
+        for name, entry in book.entries.items():
+            digest = Digest(entry.release.file.digest)
+            if name not in needed and digest not in kept and digest in self._desk.blobs:
+                log.info("release=%s its file is no longer kept", name)
+                self._desk.blobs.remove(digest)
+
+
+def policy_of(settings: ReleaseSettings) -> Policy:
+    """How careful the settings are."""
+    return Policy(
+        waves=tuple(settings.waves),
+        canaries=tuple(settings.canaries),
+        wave_s=settings.wave_s,
+        soak_s=settings.soak_s,
+        min_healthy=settings.min_healthy,
+        max_failed=settings.max_failed,
+        max_accuracy_drop=settings.max_accuracy_drop,
+        max_inference_ms=settings.max_inference_ms,
+    )
+
+
+def sealing(desk: Desk, key_file: Path) -> Send:
+    """Seals with the release key, made where there is none yet."""
+    from apiary.identity.release_key import load_or_make, seal
+
+    topic = desk.topics.build(Kind.RELEASE_CURRENT)
+
+    def send(payload: bytes, serial: int) -> None:
+        try:
+            sealed = seal(load_or_make(key_file), topic, payload, serial)
+        except ApiaryError as e:
+            log.error("%s", e)
+            return
+        desk.outlet.send_sealed(Kind.RELEASE_CURRENT, sealed)
+
+    return send
