@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "capture": "keep frames of this node's camera for labelling",
     "predict": "classify pictures with a run's model",
     "publish": "a run's model to Edge Impulse (.eim), or as plain files into a folder",
+    "release": "roll a model out to the fleet in waves; pause, roll back, pin",
     "data": "data sets: list, fetch, partition among nodes",
     "doctor": "check this machine and the broker, and say how to mend what is wrong",
     "chaos": "disturb a real federation on this machine, and check that nothing was lost or counted twice",

@@ -8,7 +8,7 @@ from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.operators import Operators
 from apiary_coordinator.releases import operations
 from apiary_coordinator.releases.ledger import Ledger
-from apiary_coordinator.releases.service import Releasing, policy_of, sealing
+from apiary_coordinator.releases.service import Releasing, Sealer, policy_of
 
 
 def features(desk: Desk) -> Sequence[Feature]:
@@ -20,7 +20,7 @@ def features(desk: Desk) -> Sequence[Feature]:
 def _releasing(desk: Desk, operators: Operators) -> Releasing:
     state, chosen = desk.settings.coordinator.state_dir, desk.settings.release
     releasing = Releasing(
-        chosen, desk, Ledger(state, policy_of(chosen)), sealing(desk, state / "release-key.pem")
+        chosen, desk, Ledger(state, policy_of(chosen)), Sealer(desk, state / "release-key.pem")
     )
     operations.register(operators, releasing, desk)
     return releasing

@@ -69,6 +69,7 @@ def register(operators: Operators, releasing: Releasing, desk: Desk) -> None:
         Rollback,
         lambda call, told: call.done(told_of(releasing.rollback(told.release))),
     )
+    operators.register("release.key", NoArguments, lambda call, _: call.done({"key": releasing.key()}))
     operators.register("release.pin", Pin, lambda call, told: _pin(call, told, releasing))
 
 

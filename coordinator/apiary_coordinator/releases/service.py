@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from apiary.bus.bus import Received
-from apiary.errors import ApiaryError, RequestRefused, StoreError
+from apiary.errors import RequestRefused, StoreError
 from apiary.settings import ReleaseSettings
 from apiary.wire import Digest
-from apiary.wire.messages import MAX_BYTES, NodeRelease, Release
+from apiary.wire.messages import MAX_BYTES, NodeRelease, Release, ReleaseCurrent
 from apiary.wire.messages.releases import MAX_PINNED, MAX_PINS
 from apiary.wire.topics import Kind, Topic
 from apiary_coordinator import rollout as table
@@ -31,8 +30,17 @@ _REPEAT_S: Final = 300.0
 _TICK_S: Final = 0.5
 _SEAL_ROOM: Final = 8_000
 
-Send = Callable[[bytes, int], None]
-"""Publish the encoded message, whose serial number this is, sealed."""
+
+class Voice(Protocol):
+    """Says what is current to the fleet, sealed."""
+
+    def key(self) -> str:
+        """The public key that nodes pin. Raises RequestRefused where there is none to pin, StoreError."""
+        ...
+
+    def send(self, message: ReleaseCurrent) -> None:
+        """Publish it. Raises StoreError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +56,12 @@ class Releasing(Feature):
 
     kinds = (Kind.NODE_RELEASE, Kind.NODE_STATUS)
 
-    def __init__(self, settings: ReleaseSettings, desk: Desk, ledger: Ledger, send: Send):
+    def __init__(self, settings: ReleaseSettings, desk: Desk, ledger: Ledger, voice: Voice):
         self._settings = settings
         self._policy = policy_of(settings)
         self._desk = desk
         self._ledger = ledger
-        self._send = send
+        self._voice = voice
         self._fleet: dict[str, Member] = {}
         self._rollout: Rollout | None = None
         self._said_at = 0.0
@@ -64,6 +72,10 @@ class Releasing(Feature):
     def standing(self) -> Standing:
         """The book and the roll-out with what is known of the nodes."""
         return Standing(self._ledger.book, self._rollout)
+
+    def key(self) -> str:
+        """The public key that nodes pin."""
+        return self._voice.key()
 
     def start(self, now: float) -> None:
         """Take up what the ledger holds, and say it again."""
@@ -253,8 +265,7 @@ class Releasing(Feature):
     def _say(self, now: float) -> None:
         if self._rollout is not None:
             self._said_at = now
-            serial = self._ledger.book.serial
-            self._send(current(self._rollout, serial).encode(), serial)
+            self._voice.send(current(self._rollout, self._ledger.book.serial))
 
     def _serve(self) -> None:
         """Nodes may want the files of whatever they may be told to have."""
@@ -303,18 +314,23 @@ def policy_of(settings: ReleaseSettings) -> Policy:
     )
 
 
-def sealing(desk: Desk, key_file: Path) -> Send:
+class Sealer:
     """Seals with the release key, made where there is none yet."""
-    from apiary.identity.release_key import load_or_make, seal
 
-    topic = desk.topics.build(Kind.RELEASE_CURRENT)
+    def __init__(self, desk: Desk, key_file: Path):
+        self._desk = desk
+        self._file = key_file
 
-    def send(payload: bytes, serial: int) -> None:
-        try:
-            sealed = seal(load_or_make(key_file), topic, payload, serial)
-        except ApiaryError as e:
-            log.error("%s", e)
-            return
-        desk.outlet.send_sealed(Kind.RELEASE_CURRENT, sealed)
+    def key(self) -> str:
+        """The public key, as nodes pin it. Raises StoreError."""
+        from apiary.identity.release_key import load_or_make, public_text
 
-    return send
+        return public_text(load_or_make(self._file))
+
+    def send(self, message: ReleaseCurrent) -> None:
+        """Publish it, sealed. Raises StoreError."""
+        from apiary.identity.release_key import load_or_make, seal
+
+        topic = self._desk.topics.build(message.kind)
+        sealed = seal(load_or_make(self._file), topic, message.encode(), message.serial)
+        self._desk.outlet.send_sealed(message.kind, sealed)
