@@ -109,9 +109,7 @@ def render(what: str, told: dict[str, Any]) -> str:
 
 
 def _create_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "run", nargs="?", metavar="RUN", help="a run's name in coordinator.runs_dir, or `latest`"
-    )
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run in coordinator.runs_dir, or `latest`")
     parser.add_argument(
         "--file", type=Path, metavar="PATH", help=".tflite or .eim on the coordinator's machine, instead"
     )

@@ -26,7 +26,7 @@ from apiary_edge.samples.store import SampleStore
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
 from apiary_edge.slots.fitness import Host
 from apiary_edge.slots.shelf import Shelf, folder_of
-from apiary_edge.slots.testing import TestProcess
+from apiary_edge.slots.testing import TrialProcess
 from apiary_edge.training import TrainingProcess
 
 _RUNTIMES: Final = (("litert", ("tflite_runtime", "ai_edge_litert")), ("keras", ("tensorflow",)))
@@ -78,7 +78,7 @@ def _releases(settings: Settings, link: Link) -> Releases:
         settings,
         link,
         shelf=shelf,
-        testing=TestProcess(slots.test_s),
+        testing=TrialProcess(slots.test_s),
         host=Host(elf.machine_of_host(platform.machine()), __version__, slots.max_mb * 2**20),
         open_=trusting(shelf, slots.release_key),
     )

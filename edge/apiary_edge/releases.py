@@ -18,7 +18,7 @@ from apiary_edge.capture_job import store_dir
 from apiary_edge.feature import Feature, Link
 from apiary_edge.slots import fitness, table
 from apiary_edge.slots.fitness import Host
-from apiary_edge.slots.job import Model, TestJob
+from apiary_edge.slots.job import Model, TrialJob
 from apiary_edge.slots.shelf import Shelf
 from apiary_edge.slots.slot import Slot
 from apiary_edge.slots.table import Held, Limits, Standing
@@ -146,7 +146,7 @@ class Releases(Feature):
         match command:
             case table.Fetch(release):
                 self._fetch(release)
-            case table.Test(release):
+            case table.StartTest(release):
                 self._test(release)
             case table.Stop():
                 self._testing.stop()
@@ -211,7 +211,7 @@ class Releases(Feature):
         try:
             scratch.mkdir(exist_ok=True)
             self._testing.start(
-                TestJob(
+                TrialJob(
                     model=Model(
                         kind=release.kind,
                         file=self._shelf.path(release),

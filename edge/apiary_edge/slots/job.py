@@ -23,7 +23,7 @@ class Model(_Part):
     input: PictureShape
 
 
-class TestJob(_Part):
+class TrialJob(_Part):
     """A release, and the present one to compare it with on the same pictures.
 
     Pictures are the held-out ones of `store`, and of `data_dir` the `folder_share` that training keeps for
@@ -40,7 +40,7 @@ class TestJob(_Part):
     out: Path
 
 
-class TestResult(_Part):
+class TrialResult(_Part):
     """What it came to. `failed`: the release is not what its manifest says, or does not answer well."""
 
     pictures: int = 0

@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402 - after the thread settings
 
 from apiary.errors import ApiaryError, DataError, EimError, ModelError  # noqa: E402
 from apiary.files import write_atomic  # noqa: E402
-from apiary_edge.slots.job import Model, TestJob, TestResult  # noqa: E402
+from apiary_edge.slots.job import Model, TrialJob, TrialResult  # noqa: E402
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,28 +36,28 @@ Answer = Callable[["NDArray[np.uint8]"], "NDArray[np.float32]"]
 
 def main(argv: list[str]) -> int:
     """Run one job; the result lies in its `out`. 0, whatever the result is."""
-    job = TestJob.model_validate_json(Path(argv[1]).read_bytes())
+    job = TrialJob.model_validate_json(Path(argv[1]).read_bytes())
     try:
         result = run(job)
     except (ModelError, DataError) as e:
-        result = TestResult(failed=str(e)[:400])
+        result = TrialResult(failed=str(e)[:400])
     except MemoryError:
-        result = TestResult(failed="this node has not enough memory for it")
+        result = TrialResult(failed="this node has not enough memory for it")
     write_atomic(job.out, result.model_dump_json().encode(), sync=False)
     return 0
 
 
-def run(job: TestJob) -> TestResult:
+def run(job: TrialJob) -> TrialResult:
     """Raises ModelError where the release does not hold, whatever else is wrong only leaves a number out."""
     data = _pictures(job)
     if data is None:
         _, took = _ask(job.model, job.threads, _drawn(job.model))
-        return TestResult(inference_ms=took)
+        return TrialResult(inference_ms=took)
     answers, took = _ask(job.model, job.threads, data.x.astype(np.uint8, copy=False))
     right_before = None
     if job.before is not None and set(job.before.labels) == set(job.model.labels):
         right_before = _before(job, job.before, data)
-    return TestResult(
+    return TrialResult(
         pictures=len(data),
         right=int(np.sum(answers.argmax(axis=1) == data.y)),
         right_before=right_before,
@@ -65,7 +65,7 @@ def run(job: TestJob) -> TestResult:
     )
 
 
-def _before(job: TestJob, before: Model, data: Dataset) -> int | None:
+def _before(job: TrialJob, before: Model, data: Dataset) -> int | None:
     """How many of the same pictures the present release has right, None where it cannot be asked."""
     try:
         if before.input != job.model.input:
@@ -139,7 +139,7 @@ def _drawn(model: Model) -> NDArray[np.uint8]:
     return np.stack([np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8), noise])
 
 
-def _pictures(job: TestJob) -> Dataset | None:
+def _pictures(job: TrialJob) -> Dataset | None:
     found = _scan(job, job.model.labels)
     if not found.records:
         return None
@@ -158,7 +158,7 @@ def _load(found: Scan, model: Model) -> Dataset:
     return images.load(found, PictureInput(height=want.height, width=want.width, channels=want.channels))
 
 
-def _scan(job: TestJob, labels: list[str]) -> Scan:
+def _scan(job: TrialJob, labels: list[str]) -> Scan:
     """Up to `max_pictures` held-out ones, the same each time. Raises DataError."""
     from apiary.learn import images
     from apiary.learn.images import Scan

@@ -19,7 +19,7 @@ from typing import Any, Final
 from apiary.errors import StoreError
 from apiary.files import clear_partial, sha256_of, sync_folder, write_json
 from apiary.wire.messages import Release
-from apiary_edge.slots.slot import Slot, Tested, from_json, slot_of, to_json
+from apiary_edge.slots.slot import Findings, Slot, from_json, slot_of, to_json
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Shelf:
             raise StoreError(f"release {release.name} was damaged on this node's disk and has been removed")
         return path
 
-    def swap(self, release: Release, tested: Tested) -> Slot:
+    def swap(self, release: Release, tested: Findings) -> Slot:
         """From now on this one; the one before is kept. Raises StoreError."""
         slot = slot_of(release, self.path(release), tested)
         if self.current is not None and self.current.digest != slot.digest:

@@ -11,7 +11,7 @@ from apiary.wire.messages import PictureShape, Release
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class Findings:
     """What a test found: of `pictures` held-out ones so many right, by this release and by the one before.
 
     `right_before` is None where there was none before that knows these labels; `inference_ms` is the median
@@ -49,7 +49,7 @@ class Slot:
     attempt: int
     bytes: int
     input: PictureShape
-    tested: Tested
+    tested: Findings
 
     @property
     def accuracy(self) -> float | None:
@@ -57,7 +57,7 @@ class Slot:
         return self.tested.accuracy
 
 
-def slot_of(release: Release, path: Path, tested: Tested) -> Slot:
+def slot_of(release: Release, path: Path, tested: Findings) -> Slot:
     """The slot of a release whose file lies at `path`."""
     return Slot(
         kind=release.kind,
@@ -105,5 +105,5 @@ def from_json(value: Mapping[str, Any], folder: Path) -> Slot:
         attempt=int(value["attempt"]),
         bytes=int(value["bytes"]),
         input=PictureShape.model_validate(value["input"]),
-        tested=Tested(**value["tested"]),
+        tested=Findings(**value["tested"]),
     )

@@ -7,13 +7,13 @@
                Told: not for this node                 unfit      Report
                Told: the one before                    healthy    Restore, Report
                Told: another one                       fetching   Fetch, Report
-    fetching   Fetched                                 testing    Test, Report
+    fetching   Fetched                                 testing    StartTest, Report
                FetchFailed                             fetching   Report; the service tries again
                Spoiled                                 failed     Refuse, Report
-    testing    TestDone, good                          healthy    Swap, Report
-               TestDone, not good enough               failed     Refuse, Report
-               TestCrashed, tries left                 testing    Test
-               TestCrashed, none left                      failed     Refuse, Report
+    testing    TrialDone, good                         healthy    Swap, Report
+               TrialDone, not good enough              failed     Refuse, Report
+               TrialCrashed, tries left                testing    StartTest
+               TrialCrashed, none left                 failed     Refuse, Report
     healthy    InUse: the current one fails            failed     Refuse, Restore, Report
 
 What was told last counts: whatever is being fetched or tested for another release is stopped.
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
 from apiary.wire.messages import Release
-from apiary_edge.slots.slot import Tested
+from apiary_edge.slots.slot import Findings
 
 State = Literal["none", "fetching", "testing", "healthy", "failed", "unfit"]
 
@@ -72,15 +72,15 @@ class Spoiled:
 
 
 @dataclass(frozen=True, slots=True)
-class TestDone:
+class TrialDone:
     """The test came to its end. `failed`: labels, input or answers are not what the manifest says."""
 
-    tested: Tested | None
+    tested: Findings | None
     failed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class TestCrashed:
+class TrialCrashed:
     """The test's process crashed, or was ended because it took too long."""
 
     why: str
@@ -94,7 +94,7 @@ class InUse:
     why: str
 
 
-Event = Told | Fetched | FetchFailed | Spoiled | TestDone | TestCrashed | InUse
+Event = Told | Fetched | FetchFailed | Spoiled | TrialDone | TrialCrashed | InUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class StartTest:
     """Test it in a child."""
 
     release: Release
@@ -121,7 +121,7 @@ class Swap:
     """Make it the current one."""
 
     release: Release
-    tested: Tested
+    tested: Findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class Report:
     """Tell the coordinator."""
 
 
-Command = Fetch | Test | Stop | Swap | Refuse | Restore | Clear | Report
+Command = Fetch | StartTest | Stop | Swap | Refuse | Restore | Clear | Report
 Outcome = tuple["Standing", list[Command]]
 
 
@@ -161,7 +161,7 @@ class Held:
     release: str
     digest: str
     attempt: int
-    tested: Tested
+    tested: Findings
 
     def holds(self, release: Release) -> bool:
         """Whether this is the release, whichever attempt at it."""
@@ -177,7 +177,7 @@ class Standing:
     wanted: Release | None = None
     current: Held | None = None
     previous: Held | None = None
-    tested: Tested | None = None
+    tested: Findings | None = None
     """Of the wanted release."""
     crashes: int = 0
     why: str | None = None
@@ -191,7 +191,7 @@ def handle(node: Standing, event: Event) -> Outcome:
         case Fetched(digest):
             if node.state != "fetching" or node.wanted is None or node.wanted.file.digest != digest:
                 return node, []
-            return replace(node, state="testing", why=None), [Test(node.wanted), Report()]
+            return replace(node, state="testing", why=None), [StartTest(node.wanted), Report()]
         case FetchFailed(why):
             if node.state not in ("fetching", "testing") or node.why == why:
                 return node, []
@@ -200,9 +200,9 @@ def handle(node: Standing, event: Event) -> Outcome:
             if node.state not in ("fetching", "testing") or node.wanted is None:
                 return node, []
             return _refuse(node, node.wanted, why)
-        case TestDone(tested, failed):
+        case TrialDone(tested, failed):
             return _tested(node, tested, failed)
-        case TestCrashed(why):
+        case TrialCrashed(why):
             return _crashed(node, why)
         case InUse(digest, why):
             return _in_use(node, digest, why)
@@ -210,7 +210,7 @@ def handle(node: Standing, event: Event) -> Outcome:
             assert_never(event)
 
 
-def judge(tested: Tested, limits: Limits) -> str | None:
+def judge(tested: Findings, limits: Limits) -> str | None:
     """Why a tested release is not good enough, None where it is.
 
     With few pictures, one more that is wrong is no difference: a drop counts from the second picture on.
@@ -265,7 +265,7 @@ def _told(node: Standing, told: Told) -> Outcome:
     return replace(node, state="fetching"), [*stop, Fetch(wanted), Report()]
 
 
-def _tested(node: Standing, tested: Tested | None, failed: str | None) -> Outcome:
+def _tested(node: Standing, tested: Findings | None, failed: str | None) -> Outcome:
     wanted = node.wanted
     if node.state != "testing" or wanted is None:
         return node, []
@@ -286,7 +286,7 @@ def _crashed(node: Standing, why: str) -> Outcome:
         return node, []
     node = replace(node, crashes=node.crashes + 1)
     if node.crashes < node.limits.tries:
-        return node, [Test(wanted)]
+        return node, [StartTest(wanted)]
     return _refuse(node, wanted, why)
 
 

@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from apiary.bus.deathsig import die_with_parent
 from apiary.errors import StoreError
 from apiary.files import write_atomic
-from apiary_edge.slots.job import TestJob, TestResult
-from apiary_edge.slots.slot import Tested
-from apiary_edge.slots.table import TestCrashed, TestDone
+from apiary_edge.slots.job import TrialJob, TrialResult
+from apiary_edge.slots.slot import Findings
+from apiary_edge.slots.table import TrialCrashed, TrialDone
 
 _FILE_BYTES: Final = 64 * 2**20
 """What the child may write to one file: shared memory of a program counts too."""
@@ -30,11 +30,11 @@ _SAID_BYTES: Final = 300
 class Testing(Protocol):
     """At most one test at a time."""
 
-    def start(self, job: TestJob) -> None:
+    def start(self, job: TrialJob) -> None:
         """Begin. Raises StoreError."""
         ...
 
-    def poll(self) -> TestDone | TestCrashed | None:
+    def poll(self) -> TrialDone | TrialCrashed | None:
         """How it ended, once; None while it runs or where none does."""
         ...
 
@@ -43,10 +43,8 @@ class Testing(Protocol):
         ...
 
 
-class TestProcess:
+class TrialProcess:
     """`apiary_edge.slots.selftest` as a child that may take `limit_s`. `clock` is monotonic."""
-
-    __test__ = False  # no test case of pytest's
 
     def __init__(self, limit_s: float, *, nice: int = 10, clock: Callable[[], float] = time.monotonic):
         self._limit_s = limit_s
@@ -56,7 +54,7 @@ class TestProcess:
         self._out = Path()
         self._until = 0.0
 
-    def start(self, job: TestJob) -> None:
+    def start(self, job: TrialJob) -> None:
         """Write the job down and start the child on it."""
         self.stop()
         self._out = job.out
@@ -77,7 +75,7 @@ class TestProcess:
             raise StoreError(f"cannot start the test of a release: {e.strerror}") from e
         self._until = self._clock() + self._limit_s
 
-    def poll(self) -> TestDone | TestCrashed | None:
+    def poll(self) -> TrialDone | TrialCrashed | None:
         """How it ended, once."""
         child = self._child
         if child is None:
@@ -87,12 +85,12 @@ class TestProcess:
             if self._clock() < self._until:
                 return None
             self.stop()
-            return TestCrashed(f"its test took longer than {self._limit_s:g} s (edge.slots.test_s)")
+            return TrialCrashed(f"its test took longer than {self._limit_s:g} s (edge.slots.test_s)")
         self._child = None
         if code != 0:
             how = f"by signal {-code}" if code < 0 else f"with code {code}"
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-            return TestCrashed(f"its test ended {how}{hint}{self._said()}")
+            return TrialCrashed(f"its test ended {how}{hint}{self._said()}")
         return self._result()
 
     def stop(self) -> None:
@@ -103,13 +101,13 @@ class TestProcess:
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
 
-    def _result(self) -> TestDone | TestCrashed:
+    def _result(self) -> TrialDone | TrialCrashed:
         try:
-            result = TestResult.model_validate_json(self._out.read_bytes())
+            result = TrialResult.model_validate_json(self._out.read_bytes())
         except (OSError, ValidationError):
-            return TestCrashed(f"its test left no result{self._said()}")
-        tested = Tested(result.pictures, result.right, result.right_before, result.inference_ms)
-        return TestDone(tested, result.failed)
+            return TrialCrashed(f"its test left no result{self._said()}")
+        tested = Findings(result.pictures, result.right, result.right_before, result.inference_ms)
+        return TrialDone(tested, result.failed)
 
     def _said(self) -> str:
         try:

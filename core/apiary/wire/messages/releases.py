@@ -112,7 +112,7 @@ class NodeRelease(Message):
 
     kind: ClassVar[Kind] = Kind.NODE_RELEASE
     state: NodeReleaseState
-    serial: Count = 0
+    serial: Annotated[int, Field(ge=0, lt=2**53)] = 0
     release: Name | None = None
     digest: Hex | None = None
     attempt: Count = 0
