@@ -48,9 +48,9 @@ def build(settings: Settings) -> tuple[MqttBus, Edge]:
 
     def features(link: Link) -> Sequence[Feature]:
         found: list[Feature] = [
-            Guest(link, edge, Reader(edge.state_dir, clock=time.monotonic), runtime=runtimes[0])
+            Guest(link, edge, Reader(edge.state_dir, clock=time.monotonic), runtime=runtimes[0]),
+            _releases(settings, link),
         ]
-        found: list[Feature] = [_releases(settings, link)]
         if edge.camera.kind is not None:
             found.append(Capturing(CaptureProcess(job_of(edge), bus.wake), node))
         return found

@@ -15,20 +15,18 @@ class ReleaseSettings(Section):
     """The roll-out: docs/releases.md."""
 
     after_publish: Literal["eim", "tflite"] | None = Field(
-        None,
-        description="roll out what publish.after_run made; eim: the program where it was built, "
-        "the .tflite otherwise; unset: by `apiary release create`",
+        None, description="roll out what publish.after_run made; eim: .tflite where no program was built"
     )
     waves: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         [0.1, 0.5, 1.0],
         min_length=1,
         max_length=20,
-        description="shares of the fleet that have the release after each wave; the first is the canary",
+        description="shares of the fleet that have it after each wave, the canary first",
     )
     canaries: list[Name] = Field(
         default_factory=list,
         max_length=MAX_CANARIES,
-        description="these nodes are the first wave, instead of a share of all",
+        description="nodes that are the first wave, instead of a share",
     )
     wave_s: float = Field(3600.0, gt=0, le=30 * 86400, description="a wave that takes longer is halted")
     soak_s: float = Field(
@@ -36,18 +34,18 @@ class ReleaseSettings(Section):
     )
     min_healthy: float = Field(0.8, gt=0, le=1, description="share of a wave that must report healthy")
     max_failed: float = Field(
-        0.1, ge=0, lt=1, description="more than this share of a wave failing halts it and rolls back"
+        0.1, ge=0, lt=1, description="more than this share of a wave failing takes the release back"
     )
     max_accuracy_drop: float = Field(
-        0.05, ge=0, le=1, description="halt where the nodes' pictures together lose more than this"
+        0.05, ge=0, le=1, description="as does losing more than this on the nodes' pictures together"
     )
     max_inference_ms: float | None = Field(
-        None, gt=0, description="a node that needs longer for a picture counts as failed; unset: any"
+        None, gt=0, description="a node that needs longer for a picture has failed"
     )
     expires_days: float | None = Field(
-        None, gt=0, le=3650, description="a release is not installed later than this; unset: whenever"
+        None, gt=0, le=3650, description="a release is not installed later than this"
     )
-    keep: int = Field(5, ge=2, le=100, description="earlier releases whose files are kept to go back to")
+    keep: int = Field(5, ge=2, le=100, description="newest releases whose files are kept to go back to")
 
     @field_validator("waves")
     @classmethod
@@ -58,31 +56,23 @@ class ReleaseSettings(Section):
 
 
 class SlotSettings(Section):
-    """What a node asks of a release before it predicts with it."""
+    """What a node asks of a release before it predicts with it: docs/releases.md."""
 
     max_accuracy_drop: float = Field(
-        0.05, ge=0, le=1, description="refuse a release that is worse than the present one by more, on the "
-        "node's own held-out pictures"
-    )  # fmt: skip
-    min_accuracy: float = Field(0.0, ge=0, le=1, description="refuse a release that is less accurate there")
-    min_pictures: int = Field(
-        10, ge=1, le=10_000, description="with fewer held-out pictures accuracy is told, but decides nothing"
+        0.05, ge=0, le=1, description="refuse one that loses more than this on the node's held-out pictures"
     )
-    max_pictures: int = Field(200, ge=1, le=10_000, description="held-out pictures that a test looks at")
+    min_accuracy: float = Field(0.0, ge=0, le=1, description="refuse one that is less accurate there")
+    min_pictures: int = Field(10, ge=1, le=10_000, description="with fewer pictures accuracy decides nothing")
+    max_pictures: int = Field(200, ge=1, le=10_000, description="pictures that a test looks at")
     folder_share: float = Field(
-        0.1,
-        ge=0,
-        le=0.9,
-        description="of edge.data_dir the pictures that test a release; the run's plan.validation_share, "
-        "or less, so that they never trained",
+        0.1, ge=0, le=0.9, description="of data_dir this share tests; at most run.plan.validation_share"
     )
-    max_inference_ms: float | None = Field(None, gt=0, description="refuse a slower release; unset: any")
-    test_s: float = Field(300.0, gt=0, le=86400, description="a test that takes longer has failed")
+    max_inference_ms: float | None = Field(None, gt=0, description="refuse one that is slower")
+    test_s: float = Field(300.0, gt=0, le=86400, description="a test that takes longer is a crash")
     tries: int = Field(2, ge=1, le=10, description="a test that crashes is tried this often")
     max_mb: int = Field(64, ge=1, le=256, description="largest release; up to three are kept")
     release_key: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9+/]{43}=$",
-        description="public key that releases are signed with, where there is no fleet authority; "
-        "unset: the first one seen",
+        description="of `apiary release key`; unset: the first seen, without security.ca",
     )
