@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apiary.errors import DataError
 
-Layout = Literal["scikit-learn", "hardhat", "cifar-binary", "npz", "split-folders"]
+Layout = Literal["scikit-learn", "hardhat", "cifar-binary", "npz", "split-folders", "lines"]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
 
 

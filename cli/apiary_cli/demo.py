@@ -14,6 +14,7 @@ from typing import Any
 
 from apiary.bus.broker import BrokerProcess, start_broker
 from apiary.errors import ApiaryError, DataError, RunFailed
+from apiary.learn.manifest import read_input
 from apiary.settings import BrokerSettings, load_settings
 from apiary.wire.topics import Topics
 from apiary_cli.datasets import Layout, hardhat_layout, materialise
@@ -30,6 +31,7 @@ _EXAMPLES = """examples:
   apiary demo                                                 five nodes, handwritten digits, unlike shares
   apiary demo --dataset hardhat --data DIR                    hard hats on two nodes
   apiary demo --dataset cifar10 --data DIR --nodes 10 --alpha 0.1
+  apiary demo --dataset names --data DIR                      surnames by language: texts, a recurrent network
   apiary demo --json                                          end with one JSON line
 """
 
@@ -183,10 +185,12 @@ def _tell(told: dict[str, Any], seconds: float, *, as_json: bool) -> None:
         print(json.dumps(told))
         return
     summary, run = told["summary"], told["run"]
+    texts = (found := read_input(Path(run))) is not None and found.letters
     print(f"\n{summary['stop']} ({seconds:.0f} s)")
     print(f"  accuracy  {summary['best_accuracy']:.1%} on held-out pictures, round {summary['best_round']}")
     print(f"            {summary['int8_accuracy']:.1%} as int8")
     print(f"  nodes     {summary['nodes']}; their pictures stayed where they are")
     print(f"  traffic   {summary['bytes_down'] / 1e6:.1f} MB down, {summary['bytes_up'] / 1e6:.1f} MB up")
     print(f"  report    {run}/report.html")
-    print(f"  try it    apiary predict {run} PICTURE...")
+    asked = "--text TEXT" if texts else "PICTURE..."
+    print(f"  try it    apiary predict {run} {asked}")

@@ -41,6 +41,14 @@ PRESETS: Final = {
         recipe_options={"size": 32, "channels": 3},
         plan={"epochs": 2, "batch_size": 32, "learning_rate": 0.001, "flip": True, "shift": 0.1},
     ),
+    "names": Preset(
+        nodes=2,
+        rounds=12,
+        recipe_options={"length": 16, "hidden": 96},
+        plan={"epochs": 2, "batch_size": 32, "learning_rate": 0.003},
+        alpha=1.0,
+        run={"recipe": "char_rnn"},
+    ),
     "fer2013": Preset(
         nodes=5,
         rounds=10,

@@ -11,7 +11,7 @@ from typing import Any
 from apiary import plugins
 from apiary.errors import PublishError, SettingsError
 from apiary.settings import Settings, load_settings
-from apiary_cli.predict import find_run
+from apiary_cli.finished import find_run
 from apiary_cli.stopping import stop_on_signals
 from apiary_coordinator.publishers.base import PACKAGE, Candidate
 from apiary_coordinator.publishing import Outcome, publish

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apiary.errors import DataError
-from apiary.learn.images import SUFFIXES
+from apiary.learn.suffixes import PICTURES, TEXTS
 from apiary_cli import catalogue
 
 DEFAULT_DIR: Final = Path("datasets")
@@ -77,6 +77,25 @@ class FolderSource:
         link_or_copy(path, folder / name)
 
 
+@dataclass(frozen=True, slots=True)
+class LineSource:
+    """Short texts, such as names; all of them are to train on."""
+
+    labels: list[str]
+    lines: list[str]
+    y_train: Labels
+
+    @property
+    def y_test(self) -> Labels:
+        """None are set apart."""
+        return self.y_train[:0]
+
+    def write(self, split: str, index: int, folder: Path) -> None:
+        """As a text file of its own: a sample is a file."""
+        name = f"{self.labels[int(self.y_train[index])]}-{index:05d}.txt"
+        (folder / name).write_text(self.lines[index] + "\n", encoding="utf-8")
+
+
 def link_or_copy(path: Path, target: Path) -> None:
     """Hard-link `path`'s file to `target`, copying across file systems. Raises OSError."""
     try:
@@ -96,7 +115,8 @@ def open_source(source: str | Path, data_dir: Path | None = None) -> Source:
     if path.suffix == ".npz" and path.is_file():
         return open_npz(path)
     if path.is_dir():
-        return _open_splits(path) or _open_folder(path)
+        lines = _line_files(path) and not _label_folders(path)
+        return _open_splits(path) or (open_lines(path) if lines else _open_folder(path))
     if path.suffix == ".npz" or path.parent != Path():
         raise DataError(f"{path} is not there: expected a folder LABEL/*.jpg|png or an .npz file")
     catalogue.get(str(source))
@@ -137,6 +157,25 @@ def open_npz(path: Path, classes: list[str] | None = None) -> ArraySource:
     return ArraySource(check_labels(labels, path), x, y, x_test, y_test)
 
 
+def open_lines(folder: Path) -> LineSource:
+    """`folder`/LABEL.txt with a short text a line; the same line twice counts once. Raises DataError."""
+    lines: list[str] = []
+    y: list[int] = []
+    files = _line_files(folder)
+    if len(files) < 2:
+        raise DataError(f"{folder} holds {len(files)} files LABEL.txt, expected two or more, a text a line")
+    for number, path in enumerate(files):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise DataError(f"{path} cannot be read: {e}") from None
+        found = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
+        lines += found
+        y += [number] * len(found)
+    labels = check_labels([path.stem for path in files], folder)
+    return LineSource(labels, lines, np.array(y, np.int64))
+
+
 def check_labels(labels: list[str], where: object) -> list[str]:
     """Labels that can be folder names, and at least two. Raises DataError."""
     for label in labels:
@@ -163,6 +202,8 @@ def _open_dataset(dataset: catalogue.DataSet, data_dir: Path | None) -> Source:
             return _cifar(folder, dataset.classes)
         case "hardhat":
             return hardhat_source(hardhat_folders(folder))
+        case "lines":
+            return open_lines(folder)
         case "npz":
             raise DataError(f"{folder} holds no .npz: `apiary data fetch {dataset.name}` brings it")
     if split := _open_splits(folder):
@@ -253,12 +294,14 @@ def gather(train: list[tuple[str, Path]], test: list[tuple[str, Path]], where: P
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Picture files right in `folder`, sorted by name; hidden files are none."""
-    return sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-    )
+    """Picture files right in `folder`, or texts where there are none, by name; hidden files are none."""
+    files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
+    pictures = [p for p in files if p.suffix.lower() in PICTURES]
+    return pictures or [p for p in files if p.suffix.lower() in TEXTS]
+
+
+def _line_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*.txt") if not p.name.startswith(".") and p.is_file())
 
 
 def _label_folders(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from apiary.learn.cache import ArrayCache
 from apiary.learn.classifier import Classifier
 from apiary.learn.classifier import evaluate as judge
 from apiary.learn.images import Dataset
-from apiary.learn.manifest import Manifest
+from apiary.learn.manifest import INPUT, Manifest
 from apiary.learn.runtimes import choose
 from apiary.learn.runtimes.base import Trainer
 from apiary.settings import Settings
@@ -120,6 +120,7 @@ class KerasWorkshop:
         )
         for path in (finished.keras, finished.tflite, finished.int8, finished.labels):
             write_atomic(folder / path.name, path.read_bytes())
+        write_atomic(folder / INPUT, manifest.input.model_dump_json().encode() + b"\n")
         return {
             "tflite_accuracy": judge(Classifier(finished.tflite), pictures).accuracy,
             "int8_accuracy": judge(Classifier(finished.int8), pictures).accuracy,
@@ -152,7 +153,7 @@ class KerasWorkshop:
         if folder is None:
             raise DataError("no held-out pictures are set (coordinator.test_data)")
         cache = ArrayCache(self._state / "cache", _CACHE_MB)
-        found = images.scan(folder, manifest.labels)
+        found = images.scan(folder, manifest.labels, manifest.input)
         if wants_features and artefacts.base is not None and manifest.features is not None:
             base = self._blobs.path(Digest(artefacts.base.digest))
             data = frozen.load(

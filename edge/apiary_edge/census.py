@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from apiary.errors import DataError
+from apiary.learn.suffixes import PICTURES, TEXTS
 from apiary.wire.messages import MAX_LABELS, fits_label
 
 if TYPE_CHECKING:
     from apiary_edge.samples.store import SampleStore
 
-SUFFIXES: Final = (".jpg", ".jpeg", ".png")
 LAYOUT: Final = "expected one folder a label with its pictures, such as DATA/cat/001.jpg and DATA/dog/002.png"
 
 
@@ -41,15 +41,10 @@ def _of_folder(folder: Path | None) -> dict[str, int]:
     if folder is None:
         raise DataError(f"no data folder is set: give --data DIR (edge.data_dir); {LAYOUT}")
     try:
-        found = {
-            entry.name: sum(1 for f in os.scandir(entry.path) if f.name.lower().endswith(SUFFIXES))
-            for entry in os.scandir(folder)
-            # The trainer warns of the folders left out here: no model can know them.
-            if entry.is_dir() and not entry.name.startswith(".") and fits_label(entry.name)
-        }
+        # Texts only where there is no picture at all: a note in a folder of pictures is no sample.
+        labels = _with(folder, PICTURES) or _with(folder, TEXTS)
     except OSError as e:
         raise DataError(f"data folder {folder}: {e.strerror}; {LAYOUT}") from None
-    labels = {label: n for label, n in sorted(found.items()) if n}
     if not labels:
         raise DataError(f"data folder {folder} holds no pictures; {LAYOUT}")
     if len(labels) > MAX_LABELS:
@@ -57,3 +52,14 @@ def _of_folder(folder: Path | None) -> dict[str, int]:
             f"data folder {folder} holds {len(labels)} labels, expected at most {MAX_LABELS}; {LAYOUT}"
         )
     return labels
+
+
+def _with(folder: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
+    """How many files end like this, by label, sorted, where there are any."""
+    found = {
+        entry.name: sum(1 for f in os.scandir(entry.path) if f.name.lower().endswith(suffixes))
+        for entry in os.scandir(folder)
+        # The trainer warns of the folders left out here: no model can know them.
+        if entry.is_dir() and not entry.name.startswith(".") and fits_label(entry.name)
+    }
+    return {label: n for label, n in sorted(found.items()) if n}

@@ -13,23 +13,24 @@ import numpy as np
 from apiary.errors import DataError
 from apiary.learn import images
 from apiary.learn.images import Dataset, Record, Scan
+from apiary.learn.manifest import PictureInput
 from apiary_edge.job import TrainJob
 from apiary_edge.samples.model import Bounds, TrainingSample
 from apiary_edge.samples.store import SampleStore
 
 
-def find(job: TrainJob, labels: Sequence[str]) -> Scan:
+def find(job: TrainJob, labels: Sequence[str], to: PictureInput) -> Scan:
     """What there is to train on. Raises DataError where that is nothing, with what to do about it."""
-    if job.store is None:
+    if job.store is None or to.letters:  # the store holds pictures only
         if job.data_dir is None:
             raise DataError("there are no pictures: neither a data folder nor a sample store is set")
-        return images.scan(job.data_dir, labels)
+        return images.scan(job.data_dir, labels, to)
     with _opened(job.store) as store:
         found = _scan(job.store, store.training(), labels)
         counts = store.counts()
     if job.data_dir is not None:
         try:
-            found = _together(found, images.scan(job.data_dir, labels))
+            found = _together(found, images.scan(job.data_dir, labels, to))
         except DataError:
             if not found.records:
                 raise

@@ -68,7 +68,7 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
     manifest = Manifest.decode(job.manifest.read_bytes())
     runtime = choose(job.runtime)
     cache = ArrayCache(job.cache_dir, job.cache_mb)
-    found = pictures.find(job, manifest.labels)
+    found = pictures.find(job, manifest.labels, manifest.input)
     if manifest.features is None:
         loaded = images.load(found, manifest.input, cache=cache)
     elif job.base is None or job.base_digest is None:

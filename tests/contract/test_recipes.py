@@ -36,6 +36,7 @@ from apiary_coordinator.recipes.base import check_options
 RECIPES = names("apiary_coordinator.recipes")
 LABELS = ["dark", "light"]
 SMALL: dict[str, dict[str, Any]] = {
+    "char_rnn": {"length": 4, "hidden": 64},
     "edge_cnn": {"size": 16, "channels": 1, "widths": [8, 16]},
     "mobilenet_v2": {"size": 96, "alpha": 0.35, "hidden": 16, "weights": "random"},
 }

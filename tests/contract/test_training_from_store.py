@@ -77,7 +77,7 @@ def test_only_labelled_samples_that_are_not_held_out_are_found(tmp_path: Path, s
     fill(store, 40)
     store.add(Incoming(shade("dark", 900), "camera"))
     store.add(Incoming(shade("dark", 901), "import", "fox"))
-    found = pictures.find(job(tmp_path), LABELS)
+    found = pictures.find(job(tmp_path), LABELS, TO)
     trained = {s.digest for s in store.training() if s.label != "fox"}
     assert {r.path.stem for r in found.records} == trained and 15 < len(trained) < 40
     data = images.load(found, TO)
@@ -95,25 +95,25 @@ def test_a_folder_adds_to_the_store_but_not_what_is_held_out_there(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(shade(LABELS[i % 2], i))
     both = job(tmp_path, data_dir=tmp_path / "data")
-    found = pictures.find(both, LABELS)
+    found = pictures.find(both, LABELS, TO)
     data = pictures.without_held_out(both, found, images.load(found, TO))
     held = {s.digest for s in store.held_out()}
     assert len(held) > 3 and not held & set(data.digests)
     assert len(data) == len(set(data.digests)) == len(store.training()) + 10
     only = job(tmp_path, store=None, data_dir=tmp_path / "data")
-    alone = pictures.find(only, LABELS)
+    alone = pictures.find(only, LABELS, TO)
     assert len(alone.records) == 40 and pictures.without_held_out(only, alone, data) is data
 
 
 def test_a_store_without_a_label_declines_and_says_what_to_do(tmp_path: Path, store: SampleStore) -> None:
     with pytest.raises(DataError, match="may be trained yet: 0 wait for a label"):
-        pictures.find(job(tmp_path), LABELS)
+        pictures.find(job(tmp_path), LABELS, TO)
     store.add(Incoming(shade("dark", 1), "camera"))
     store.add(Incoming(shade("dark", 2), "import", "fox"))
     with pytest.raises(DataError, match=r"1 wait for a label(.|\n)*1 pictures of label 'fox' are left out"):
-        pictures.find(job(tmp_path), LABELS)
+        pictures.find(job(tmp_path), LABELS, TO)
     with pytest.raises(DataError, match="neither a data folder nor a sample store is set"):
-        pictures.find(job(tmp_path, store=None), LABELS)
+        pictures.find(job(tmp_path, store=None), LABELS, TO)
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,25 @@ def test_folders_that_are_no_labels_give_no_score(
 
 
 @pytest.mark.tensorflow
+def test_symbols_are_found_and_named_in_reading_order(
+    capsys: pytest.CaptureFixture[str], runs: Path, tmp_path: Path
+) -> None:
+    page = Image.new("RGB", (200, 60), (0, 0, 0))
+    for left, label in ((10, "blue"), (80, "red"), (140, "green")):
+        page.paste(COLOURS[label], (left, 10, left + 30, 50))
+    page.save(tmp_path / "page.png")
+    code, out, _ = command(capsys, runs, "colours", tmp_path / "page.png", "--symbols")
+    assert code == 0
+    assert out.splitlines()[-1] == f"{tmp_path}/page.png reads: blue red green"
+    _, out, _ = command(capsys, runs, "colours", tmp_path / "page.png", "--symbols", "--json", "--margin", 0)
+    assert [p["box"] for p in json.loads(out)["pictures"]] == [
+        [10, 10, 30, 40],
+        [80, 10, 30, 40],
+        [140, 10, 30, 40],
+    ]
+
+
+@pytest.mark.tensorflow
 def test_nothing_readable_ends_with_3(capsys: pytest.CaptureFixture[str], runs: Path, tmp_path: Path) -> None:
     (tmp_path / "note.png").write_text("a list of things to do")
     code, out, err = command(capsys, runs, "colours", tmp_path / "note.png", tmp_path / "gone.jpg")

@@ -38,6 +38,42 @@ def _relu6(op: Operation, g: Tensor) -> Tensor:
         return tf.where(tf.logical_and(y > 0, y < 6), g, 0.0)
 
 
+def _tanh(op: Operation, g: Tensor) -> Tensor:
+    y = op.outputs[0]
+    with _late(g):
+        return g * (1.0 - y * y)
+
+
+def _sigmoid(op: Operation, g: Tensor) -> Tensor:
+    y = op.outputs[0]
+    with _late(g):
+        return g * y * (1.0 - y)
+
+
+def _strided_slice(op: Operation, g: Tensor) -> tuple[Tensor, None, None, None]:
+    """Zeros around what was cut out: a slice of constant bounds and step 1, axes dropped or kept."""
+    x = op.inputs[0]
+    begin, end, step = (tf.get_static_value(i) for i in op.inputs[1:4])
+    if begin is None or end is None or step is None or any(s != 1 for s in step):
+        raise ExportError(f"{op.name}: a slice of bounds or steps that vary cannot be exported")
+    if op.get_attr("ellipsis_mask") or op.get_attr("new_axis_mask"):
+        raise ExportError(f"{op.name}: a slice with an ellipsis or a new axis cannot be exported")
+    from_start, to_end = op.get_attr("begin_mask"), op.get_attr("end_mask")
+    dropped = op.get_attr("shrink_axis_mask")
+    around, kept = [], []
+    for axis, size in enumerate(x.shape):
+        first, last = 0, size
+        if axis < len(begin):
+            first = 0 if from_start >> axis & 1 else int(begin[axis]) % size
+            # A bound past the end means the end, as in Python.
+            last = size if to_end >> axis & 1 else min(size, int(end[axis]) + (size if end[axis] < 0 else 0))
+            if dropped >> axis & 1:
+                last = first + 1
+        around.append([first, size - last])
+        kept.append(last - first)
+    return tf.pad(tf.reshape(g, kept), around), None, None, None
+
+
 def _bias_add(_: Operation, g: Tensor) -> tuple[Tensor, Tensor]:
     return g, tf.reduce_sum(g, list(range(len(g.shape) - 1)))
 
@@ -185,6 +221,9 @@ def _pool_size(op: Operation) -> int:
 _GRADIENTS: Final[dict[str, Callable[..., Any]]] = {
     "Relu": _relu,
     "Relu6": _relu6,
+    "Tanh": _tanh,
+    "Sigmoid": _sigmoid,
+    "StridedSlice": _strided_slice,
     "BiasAdd": _bias_add,
     "Conv2D": _conv2d,
     "DepthwiseConv2dNative": _depthwise,

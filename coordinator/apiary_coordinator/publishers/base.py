@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from apiary.errors import DataError, PublishError
-from apiary.learn.manifest import PictureInput
+from apiary.learn.manifest import PictureInput, read_input
 from apiary.settings import Settings
 from apiary_coordinator.publishers._record import Record
 
@@ -103,7 +103,7 @@ def candidate(folder: Path, kind: Kind) -> Candidate:
                 f"{folder / other} is {digests[other][:12]}..., the run evaluated {digest[:12]}...: "
                 "it was changed since; put the file back, or let the run finish again"
             )
-    classifier = Classifier(folder / name)
+    classifier = Classifier(folder / name, read_as=read_input(folder))
     if classifier.classes != len(labels):
         raise PublishError(f"{folder / name} has {classifier.classes} classes, labels.txt {len(labels)}")
     found = {k: summary.get(f"{t}_accuracy") for k, t in (("float32", "tflite"), ("int8", "int8"))}

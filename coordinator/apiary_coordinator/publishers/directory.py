@@ -72,6 +72,7 @@ def _fill(candidate: Candidate, aside: Path) -> dict[str, Any]:
             "channels": shape.channels,
             "values": "0..255",
             "resize": "squash",
+            **({"letters": shape.letters} if shape.letters else {}),
         },
         "accuracy": dict(candidate.accuracy),
         "contributors": candidate.contributors,

@@ -64,6 +64,10 @@ def wanted(candidate: Candidate, settings: Settings) -> dict[str, Any]:
 def publish(candidate: Candidate, settings: Settings, record: Record, watch: Watch) -> dict[str, Any]:
     """Profile, build, download, verify, store as RUN/model-TARGET[-int8].eim. Raises PublishError."""
     chosen = settings.publish
+    if candidate.input.letters:
+        raise PublishError(
+            f"run {candidate.run} reads texts: Edge Impulse takes pictures; publish it to a `directory`"
+        )
     key = api_key(chosen)
     until = time.monotonic() + chosen.timeout_s
     for attempt in range(1, chosen.attempts + 1):

@@ -18,9 +18,12 @@ from apiary.tensors import Array
 
 
 class Classifier:
-    """Loads the file once; `input` is what pictures must be squashed to. Raises ModelError."""
+    """Loads the file once; `input` is what samples must become, the file's own shape if not given.
 
-    def __init__(self, path: Path, *, threads: int = 1):
+    Raises ModelError.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 1, read_as: PictureInput | None = None):
         self._model = litert.open_model(path, threads=threads)
         with litert.quiet():
             self._model.allocate_tensors()
@@ -29,7 +32,10 @@ class Classifier:
         shape = [int(d) for d in self._in["shape"]]
         if len(shape) != 4 or shape[0] != 1 or shape[3] not in (1, 3):
             raise ModelError(f"{path} takes {shape}, expected one picture [1, height, width, 1 or 3]")
-        self.input = PictureInput(height=shape[1], width=shape[2], channels=3 if shape[3] == 3 else 1)
+        own = PictureInput(height=shape[1], width=shape[2], channels=3 if shape[3] == 3 else 1)
+        self.input = read_as or own
+        if self.input.model_copy(update={"letters": ""}) != own:
+            raise ModelError(f"{path} takes {shape}, expected {read_as}")
         self.classes = int(self._out["shape"][-1])
 
     def predict(self, pictures: NDArray[np.uint8]) -> Array:

@@ -1,4 +1,4 @@
-"""Pictures in folders, `LABEL/*.jpg|jpeg|png`, to bytes of one size: uint8[H, W, C], never floats."""
+"""Samples in folders, `LABEL/*.jpg|jpeg|png|txt`, to bytes of one size: uint8[H, W, C], never floats."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apiary.errors import DataError
+from apiary.learn import text
 from apiary.learn.cache import ArrayCache
 from apiary.learn.manifest import PictureInput
+from apiary.learn.suffixes import PICTURES, TEXTS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES: Final = (".jpg", ".jpeg", ".png")
 MAX_FILE_BYTES: Final = 64 * 2**20
 """A picture file larger than this is not read into memory."""
 MAX_PIXELS: Final = 50_000_000
@@ -115,20 +116,17 @@ class Dataset:
         return Dataset(self.x[which], self.y[which], tuple(self.digests[i] for i in which), self.labels)
 
 
-def scan(folder: Path, labels: Sequence[str] | None = None) -> Scan:
+def scan(folder: Path, labels: Sequence[str] | None = None, to: PictureInput | None = None) -> Scan:
     """List the pictures under `folder`; `labels` None takes its folders' names. Raises DataError.
 
+    Texts instead of pictures where `to` reads letters; where nothing is known yet (None) and there is no
+    picture at all, texts too.
     Links that lead out of the folder are not followed; hidden files and other suffixes do not count.
     """
     _check_folder(folder)
-    root = folder.resolve()
-    found: dict[str, list[Record]] = {}
-    skipped: list[Skipped] = []
-    for sub in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        if not sub.resolve().is_relative_to(root):
-            skipped.append(Skipped(sub, "a link that leads out of the data folder"))
-            continue
-        found[sub.name] = list(_pictures(sub, root, skipped))
+    found, skipped = _by_label(folder, TEXTS if to is not None and to.letters else PICTURES)
+    if to is None and not any(found.values()):
+        found, skipped = _by_label(folder, TEXTS)
     known = tuple(labels) if labels is not None else tuple(k for k, v in found.items() if v)
     result = Scan(
         folder,
@@ -145,29 +143,27 @@ def scan(folder: Path, labels: Sequence[str] | None = None) -> Scan:
 def decode(data: bytes, to: PictureInput) -> Bytes:
     """A JPEG or PNG file's bytes as uint8[H, W, C], squashed to `to`, EXIF orientation honoured.
 
-    Any mode comes out as RGB or grey; transparent pixels lie on white. Raises DataError with the reason.
+    A text's bytes where `to` reads letters. Any mode comes out as RGB or grey; transparent pixels lie on
+    white. Raises DataError with the reason.
     """
-    from PIL import Image, ImageOps
+    if to.letters:
+        return text.decode(data, to)
+    # JPEG decodes at 1/2, 1/4 or 1/8: never below the wanted size, a fraction of the memory.
+    return squash(_opened(data, to.channels, 2 * max(to.width, to.height)), to)
 
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of bombs and odd EXIF data; our own limit is lower, and orientation is optional.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{opened.width}x{opened.height} pixels, at most {MAX_PIXELS // 10**6} million fit"
-                    )
-                # JPEG decodes at 1/2, 1/4 or 1/8: never below the wanted size, a fraction of the memory.
-                side = max(to.width, to.height)
-                opened.draft("L" if to.channels == 1 else "RGB", (2 * side, 2 * side))
-                picture = _plain(ImageOps.exif_transpose(opened), to.channels)
-    except DataError:
-        raise
-    except Image.DecompressionBombError:  # far past our limit, Pillow does not even open it
-        raise DataError(f"far too many pixels, at most {MAX_PIXELS // 10**6} million fit") from None
-    except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
-        raise DataError(f"not a readable JPEG or PNG: {type(e).__name__}: {str(e)[:100]}") from None
+
+def whole(data: bytes, channels: int) -> Bytes:
+    """A JPEG or PNG file's bytes in their own size, uint8[H, W, channels]. Raises DataError."""
+    picture = _opened(data, channels, None)
+    return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, channels)
+
+
+def squash(picture: Image | Bytes, to: PictureInput) -> Bytes:
+    """A picture of `to.channels` as uint8[H, W, C]."""
+    from PIL import Image
+
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
     # Pillow's reducing bilinear filter is antialiased.
     picture = picture.resize((to.width, to.height), Image.Resampling.BILINEAR)
     return np.asarray(picture, dtype=np.uint8).reshape(to.height, to.width, to.channels)
@@ -197,7 +193,8 @@ def load(
     Raises DataError where no picture is left, or where all together would be larger than `max_bytes`.
     """
     shape = (to.height, to.width, to.channels)
-    space = f"pictures-{to.height}x{to.width}x{to.channels}"
+    kind = f"texts-{hashlib.sha256(to.letters.encode()).hexdigest()[:8]}" if to.letters else "pictures"
+    space = f"{kind}-{to.height}x{to.width}x{to.channels}"
     _check_size(found, to, int(np.prod(shape)), max_bytes)
     x = np.empty((len(found.records), *shape), np.uint8)
 
@@ -267,14 +264,26 @@ _LAYOUT: Final = "expected a folder for each label with its pictures: DATA/cat/0
 def _nothing(folder: Path, result: Scan) -> str:
     if result.unknown:
         return f"data folder {folder} holds no picture of a label that the model knows"
-    if any(p.suffix.lower() in SUFFIXES for p in folder.iterdir()):
+    if any(p.suffix.lower() in PICTURES for p in folder.iterdir()):
         return f"data folder {folder} holds pictures, but not in folders by label; {_LAYOUT}"
     return f"data folder {folder} holds no pictures; {_LAYOUT}"
 
 
-def _pictures(sub: Path, root: Path, skipped: list[Skipped]) -> Iterator[Record]:
+def _by_label(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, list[Record]], list[Skipped]]:
+    root = folder.resolve()
+    found: dict[str, list[Record]] = {}
+    skipped: list[Skipped] = []
+    for sub in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if not sub.resolve().is_relative_to(root):
+            skipped.append(Skipped(sub, "a link that leads out of the data folder"))
+            continue
+        found[sub.name] = list(_files(sub, root, suffixes, skipped))
+    return found, skipped
+
+
+def _files(sub: Path, root: Path, suffixes: tuple[str, ...], skipped: list[Skipped]) -> Iterator[Record]:
     for path in sorted(sub.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         try:
             real = path.resolve(strict=True)
@@ -298,3 +307,27 @@ def _plain(picture: Image, channels: int) -> Image:
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, picture)
     return picture.convert("L" if channels == 1 else "RGB")
+
+
+def _opened(data: bytes, channels: int, side: int | None) -> Image:
+    """The picture, plain and upright; `side` is as small as it may come where that is cheaper."""
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of bombs and odd EXIF data; our own limit is lower, and orientation is optional.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise DataError(
+                        f"{opened.width}x{opened.height} pixels, at most {MAX_PIXELS // 10**6} million fit"
+                    )
+                if side is not None:
+                    opened.draft("L" if channels == 1 else "RGB", (side, side))
+                return _plain(ImageOps.exif_transpose(opened), channels)
+    except DataError:
+        raise
+    except Image.DecompressionBombError:  # far past our limit, Pillow does not even open it
+        raise DataError(f"far too many pixels, at most {MAX_PIXELS // 10**6} million fit") from None
+    except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
+        raise DataError(f"not a readable JPEG or PNG: {type(e).__name__}: {str(e)[:100]}") from None

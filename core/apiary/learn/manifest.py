@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from apiary.errors import ModelError
+from apiary.errors import DataError, ModelError
 from apiary.tensors import Shapes
 
 
@@ -23,12 +24,33 @@ class Tensor(_Part):
     trainable: bool = True
 
 
+INPUT: Final = "input.json"
+"""A run's file that says what its model reads: a `PictureInput`."""
+LETTERS: Final = "abcdefghijklmnopqrstuvwxyz '-.,"
+"""What short texts are reduced to: accents dropped, in lower case."""
+
+
 class PictureInput(_Part):
-    """What a picture becomes: squashed to height x width, grey (1) or RGB (3), numbers 0 to 255."""
+    """What a sample becomes: numbers 0 to 255 of [height, width, channels].
+
+    A picture is squashed to height x width, grey (1) or RGB (3). Where `letters` are given a sample is a line
+    of text: `height` letters, a row each, with 255 at the letter's place in `letters` (`apiary.learn.text`).
+    """
 
     height: Annotated[int, Field(ge=1, le=4096)]
     width: Annotated[int, Field(ge=1, le=4096)]
     channels: Literal[1, 3]
+    letters: Annotated[str, Field(max_length=256)] = ""
+
+
+def read_input(run: Path) -> PictureInput | None:
+    """What a finished run's model reads, None where its folder does not say. Raises DataError."""
+    try:
+        return PictureInput.model_validate_json((run / INPUT).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as e:
+        raise DataError(f"{run / INPUT} cannot be read: {e}") from None
 
 
 class Manifest(_Part):

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from apiary.errors import CameraError, DataError
+from apiary.learn.suffixes import PICTURES
 from apiary_edge.cameras.base import Camera, CameraOptions
 
 if TYPE_CHECKING:
     from apiary_edge.cameras.base import Frame
 
-SUFFIXES: Final = (".jpg", ".jpeg", ".png")
 SETTLED_S: Final = 1.0
 """A file that was written to within this time may still grow."""
 AHEAD: Final = 4096
@@ -107,7 +107,7 @@ class WatchedFolder:
 
     def _new(self, entries: Iterator[os.DirEntry[str]]) -> Iterator[_Key]:
         for entry in entries:
-            if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
+            if entry.name.startswith(".") or not entry.name.lower().endswith(PICTURES):
                 continue
             if not entry.is_file(follow_symlinks=False):
                 continue

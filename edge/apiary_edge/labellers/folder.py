@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import DataError
+from apiary.learn.suffixes import PICTURES
 from apiary_edge.cameras._still import read_file
 from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import Added, Duplicate, check_label
 from apiary_edge.samples.store import SampleStore
 
-SUFFIXES: Final = (".jpg", ".jpeg", ".png")
 MAX_REASONS: Final = 20
 """Refused files that are named; the others are counted."""
 
@@ -129,7 +129,7 @@ def _entries(folder: Path, done: Imported) -> Iterator[os.DirEntry[str]]:
 
 def _is_picture(entry: os.DirEntry[str]) -> bool:
     return (
-        entry.name.lower().endswith(SUFFIXES)
+        entry.name.lower().endswith(PICTURES)
         and not entry.name.startswith(".")
         and entry.is_file(follow_symlinks=False)
     )

@@ -24,10 +24,11 @@ _LAYERS: Final = """
     Functional InputLayer Dense Conv2D DepthwiseConv2D SeparableConv2D ReLU LeakyReLU Activation Softmax
     GroupNormalization BatchNormalization LayerNormalization Rescaling GlobalAveragePooling2D
     GlobalMaxPooling2D MaxPooling2D AveragePooling2D ZeroPadding2D Flatten Reshape Add Concatenate Multiply
+    GRU SimpleRNN
 """
 _PARTS: Final = """
     GlorotUniform GlorotNormal HeNormal HeUniform LecunNormal Zeros Ones Constant RandomNormal RandomUniform
-    TruncatedNormal VarianceScaling L1 L2 L1L2 DTypePolicy __keras_tensor__ __tuple__
+    TruncatedNormal Orthogonal VarianceScaling L1 L2 L1L2 DTypePolicy __keras_tensor__ __tuple__
 """
 ALLOWED: Final = frozenset((_LAYERS + _PARTS).split())
 """Nothing that names a function: Lambda, TFSMLayer and their like stay out."""
