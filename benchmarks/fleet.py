@@ -35,6 +35,7 @@ from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
 from apiary.wire.messages import Announcement, BlobRef, Message, RoundResult, TrainMetrics
 from apiary.wire.topics import Kind
+from apiary_coordinator.course import Assignment
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.store import Journal
@@ -234,17 +235,15 @@ def coordinator(args: argparse.Namespace) -> None:
         bus=bus,
         journal=journal,
         blobs=blobs,
-        workshop=Workshop(blobs, args.bytes, args.layers),
         worker=ThreadWorker("worker", bus.wake),
         clock=time.monotonic,
         wall=time.time,
         epoch="epoch",
-        run="run",
-        created=time.time(),
         tap=watch.tap,
     )
     try:
-        service.start(None)
+        service.start()
+        service.begin(Assignment("run", time.time(), settings, Workshop(blobs, args.bytes, args.layers)))
         service.run(lambda: False)
     finally:
         service.close()

@@ -1,4 +1,4 @@
-"""`apiary coordinator`: one run, in the foreground; an unfinished one is taken up again."""
+"""`apiary coordinator`: one run, or with `--stay` one after another; an unfinished one is taken up again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from apiary.blobs import BlobStore
 from apiary.bus.allocator import tune
 from apiary.bus.mqtt import MqttBus
-from apiary.errors import SettingsError, StoreError
+from apiary.errors import DataError, SettingsError, StoreError
 from apiary.notify import Notifier
 from apiary.settings import RunSettings, Settings
 from apiary.wire.topics import check_name
@@ -27,10 +27,12 @@ from apiary_cli.live import Live, log_through
 from apiary_cli.once import FirstConnection
 from apiary_cli.stopping import stop_on_signals
 from apiary_cli.view import RunView
-from apiary_coordinator.keras_workshop import KerasWorkshop
+from apiary_coordinator.course import Assignment, Course
+from apiary_coordinator.keras_workshop import KerasWorkshop, held_out_labels
 from apiary_coordinator.live_round import strategy
 from apiary_coordinator.parts import features
 from apiary_coordinator.publishing import publish_after_run
+from apiary_coordinator.runs import fresh_name
 from apiary_coordinator.service import Coordinator, will
 from apiary_coordinator.store import Journal, RunRow
 from apiary_coordinator.worker import ThreadWorker
@@ -43,8 +45,9 @@ _EXAMPLES = """examples:
   apiary coordinator --config apiary.toml --json
   apiary coordinator --test-data held-out --new        leave an unfinished run behind
   apiary coordinator --test-data held-out --run autumn
+  apiary coordinator --stay                            runs by `apiary run start` or [schedule], until stopped
 
-The coordinator exits when the run is over; stopped before, it goes on with the same command.
+Without --stay the coordinator exits when the run is over. Stopped before, it goes on with the same command.
 """
 
 
@@ -68,12 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", metavar="NAME", help="name of the run; one that is finished is told again, not run again"
     )
+    parser.add_argument(
+        "--stay", action="store_true", help="stay up: zero or one run at a time, then wait for the next"
+    )
     parser.add_argument("--new", action="store_true", help="begin a new run even if one is unfinished")
     parser.add_argument(
         "--once", action="store_true", help="fail where no broker answers, instead of waiting"
     )
     parser.add_argument(
-        "--json", action="store_true", help="end with one JSON line: the run's folder and summary"
+        "--json", action="store_true", help="a JSON line for each run that ends: its folder and summary"
     )
 
 
@@ -102,21 +108,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notifier: Notifier) -> int:
+    if args.stay and args.run is not None:
+        raise SettingsError("--run names one run; with --stay, apiary run start --name does")
     if args.run is not None:
         check_name(args.run, "--run")
         known = journal.run(args.run)
         if known is not None and known.state == "finished":
             log.info("run=%s is finished", known.id)
             return _tell_again(settings.coordinator.runs_dir / known.id, as_json=args.json)
-    row = _take_up(journal, args.run, new=args.new)
-    if row is not None:
-        settings = settings.model_copy(update={"run": _settings_of(row, settings)})
-    strategy(settings)
     blobs = BlobStore(settings.coordinator.state_dir / "blobs")
-    workshop = KerasWorkshop(settings, blobs)
-    if row is None:
-        workshop.labels()
-        row = _begin(journal, settings, args.run)
+    if args.stay:
+        _check_to_stay(args, settings, journal)
+    assignment = None if args.stay else _one_run(args, settings, journal, blobs)
     epoch = secrets.token_hex(4)
     bus = MqttBus(
         settings.broker,
@@ -125,7 +128,8 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
     )
     # Without a terminal the log tells all; with one the table does, and the log only what is wrong.
     quiet = not sys.stderr.isatty()
-    with Live(RunView(), title=f"{row.id}   ", quiet=quiet) as live, stop_on_signals(bus.wake) as stop:
+    title = f"{assignment.run if assignment else settings.federation}   "
+    with Live(RunView(), title=title, quiet=quiet) as live, stop_on_signals(bus.wake) as stop:
         if live.redraws:
             log_through(live.say)
         coordinator = Coordinator(
@@ -133,36 +137,73 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
             bus=bus,
             journal=journal,
             blobs=blobs,
-            workshop=workshop,
             worker=ThreadWorker("worker", bus.wake),
             clock=time.monotonic,
             wall=time.time,
             epoch=epoch,
-            run=row.id,
-            created=row.created,
+            stay=args.stay,
             tap=live.tap,
-            features=features,
+            features=partial(features, workshops=KerasWorkshop if args.stay else None),
             inspect=partial(_after, settings=settings, stop=stop),
+            over=partial(_over, as_json=args.json),
         )
         try:
             limits = FirstConnection(bus).wait(settings.broker.connect_timeout_s, stop) if args.once else None
             if limits is not None:
                 coordinator.connected(limits)
-            coordinator.start(Artefacts.model_validate_json(row.artefacts) if row.artefacts else None)
+            coordinator.start()
+            if assignment is not None:
+                coordinator.begin(assignment)
             notifier.ready(_doing(coordinator))
             coordinator.run(stop, lambda: notifier.turned(_doing(coordinator)))
         finally:
             notifier.stopping()
             coordinator.close()
-    if stop():
-        log.info("run=%s stopped; the same command goes on with it", row.id)
+    if stop() or coordinator.course is None:
+        course = coordinator.course
+        if course is not None and course.stage != "done":
+            log.info("run=%s stopped; the same command goes on with it", course.run)
         return stop.exit_code
-    _tell(coordinator.course.record.folder, coordinator.course.summary, as_json=args.json)
+    _over(coordinator.course, as_json=args.json)
     return 0
 
 
+def _check_to_stay(args: argparse.Namespace, settings: Settings, journal: Journal) -> None:
+    """What every run will need; the run that was under way is taken up by the feature that begins them."""
+    strategy(settings)
+    try:
+        held_out_labels(settings)
+    except DataError as e:
+        log.warning("no run can begin yet: %s", e)
+    row = journal.active_run()
+    if row is not None and args.new:
+        _leave_behind(journal, row)
+
+
+def _one_run(args: argparse.Namespace, settings: Settings, journal: Journal, blobs: BlobStore) -> Assignment:
+    row = _take_up(journal, args.run, new=args.new)
+    if row is not None:
+        settings = settings.model_copy(update={"run": _settings_of(row, settings)})
+    strategy(settings)
+    workshop = KerasWorkshop(settings, blobs)
+    if row is None:
+        held_out_labels(settings)
+        row = _begin(journal, settings, args.run)
+    artefacts = Artefacts.model_validate_json(row.artefacts) if row.artefacts else None
+    return Assignment(row.id, row.created, settings, workshop, artefacts, row.stop)
+
+
+def _over(course: Course, *, as_json: bool) -> None:
+    if course.summary:
+        _tell(course.record.folder, course.summary, as_json=as_json)
+    else:
+        log.warning("run=%s ended without a model: %s", course.run, course.record.stop)
+
+
 def _doing(coordinator: Coordinator) -> str:
-    """What the run is at, in a line."""
+    """What the coordinator is at, in a line."""
+    if coordinator.course is None:
+        return "waiting for a run"
     live = coordinator.course.live
     number = f" {live.round.number}, {live.round.phase.value}" if live is not None else ""
     return f"{coordinator.course.stage}{number}, run {coordinator.course.run}"
@@ -185,12 +226,16 @@ def _report(folder: Path) -> None:
 def _take_up(journal: Journal, wanted: str | None, *, new: bool) -> RunRow | None:
     row = journal.active_run()
     if row is not None and (new or wanted not in (None, row.id)):
-        log.info("run=%s is left behind unfinished", row.id)
-        journal.end_run(row.id, "abandoned", "left behind for another run")
+        _leave_behind(journal, row)
         return None
     if row is not None:
         log.info("run=%s goes on where it stopped, with the settings it began with", row.id)
     return row
+
+
+def _leave_behind(journal: Journal, row: RunRow) -> None:
+    log.info("run=%s is left behind unfinished", row.id)
+    journal.end_run(row.id, "abandoned", "left behind for another run")
 
 
 def _settings_of(row: RunRow, settings: Settings) -> RunSettings:
@@ -202,7 +247,7 @@ def _settings_of(row: RunRow, settings: Settings) -> RunSettings:
 
 def _begin(journal: Journal, settings: Settings, wanted: str | None) -> RunRow:
     created = time.time()
-    run = wanted or time.strftime("%Y%m%d-%H%M%S", time.localtime(created)) + f"-{secrets.token_hex(2)}"
+    run = wanted or fresh_name(created)
     if journal.run(run) is not None or (settings.coordinator.runs_dir / run).exists():
         raise SettingsError(
             f"there is a run {run!r} already, in {settings.coordinator.runs_dir} or the journal: "

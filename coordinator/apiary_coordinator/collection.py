@@ -75,6 +75,7 @@ class Collection:
         self._digests: dict[NodeId, Digest] = {}
         self.sum = ExactSum(terms.shapes, terms.bits)
         self.bytes_up = 0
+        self._over = False
 
     def restore(self, rows: list[AcceptedRow]) -> list[AcceptedRow]:
         """Count journaled updates again after a restart; those whose bytes no longer hold are left out."""
@@ -134,11 +135,13 @@ class Collection:
         self._finished(node, now)
 
     def close(self, *, remove: bool) -> None:
-        """The round is over."""
-        self._spool.close()
+        """The round is over. What the worker still has of it ends before the spool does."""
+        self._over = True
         if remove:
             # Freeing a gigabyte takes the disk a while, and the next round need not wait for it.
-            self._worker.submit(self._spool.remove, _nothing)
+            self._worker.submit(self._wind_up, _nothing)
+        else:
+            self._spool.close()
         # Rounds are parts of cycles, and the collector of those does not see how large a sum is.
         self.sum = ExactSum({}, self._terms.bits)
 
@@ -224,10 +227,18 @@ class Collection:
         for row in rows:
             self._receipt(row.node, Offer.model_validate_json(row.offer), "closed", "the round had enough")
 
+    def _wind_up(self) -> None:
+        """Worker: after its last look at the spool."""
+        self._spool.close()
+        self._spool.remove()
+
     def _add(self, row: AcceptedRow) -> None:
-        """Worker: count one accepted update."""
+        """Worker: count one accepted update; none any more where the round failed meanwhile."""
+        total = self.sum
+        if self._over:
+            return
         with self._spool.view(row.slot, row.bytes) as view:
-            self.sum.add(blob.decode(view, who=f"node {row.node}").weights, row.samples)
+            total.add(blob.decode(view, who=f"node {row.node}").weights, row.samples)
 
     def _holds(self, row: AcceptedRow) -> bool:
         try:

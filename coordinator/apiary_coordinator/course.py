@@ -1,6 +1,7 @@
 """The course of a run: building -> waiting -> (round -> waiting)* -> finishing -> parting -> done.
 
-Whatever the journal holds is taken up again at the next start, at the stage where it stood.
+Whatever the journal holds is taken up again at the next start, at the stage where it stood. A run that is to
+stop gives up a round that still collects, and is finished with the best model it has, if any.
 """
 
 from __future__ import annotations
@@ -16,20 +17,19 @@ from apiary.blobs import BlobStore
 from apiary.bus.bus import Bus
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.outlet import Outlet
-from apiary.errors import RunFailed
+from apiary.errors import RequestRefused, RunFailed
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
-from apiary.wire.messages import Announcement, ModelManifest, Notice, RoundResult
-from apiary_coordinator import announcements
+from apiary.wire.messages import Notice, RoundResult
+from apiary_coordinator.bulletin import Bulletin
 from apiary_coordinator.collection import clear_spools, spool_path
 from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.history import Record
 from apiary_coordinator.live_round import Closed, LiveRound, Opening, Parts
 from apiary_coordinator.roster import Roster
-from apiary_coordinator.round import Phase
 from apiary_coordinator.store import Journal
-from apiary_coordinator.worker import Worker
+from apiary_coordinator.worker import Lane, LaneWorker, Worker
 from apiary_coordinator.workshop import Artefacts, Judgement, Workshop
 
 log = logging.getLogger(__name__)
@@ -41,13 +41,25 @@ _PARTING_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
-    """What a run works with."""
+class Assignment:
+    """A run to be done: a new one, or one that was interrupted. `settings` holds the run's own `[run]`."""
 
+    run: str
+    created: float
     settings: Settings
+    workshop: Workshop
+    artefacts: Artefacts | None = None
+    """What was built before; used where it is still whole."""
+    stop: str | None = None
+    """Why it was told to end before it was interrupted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What runs work with."""
+
     journal: Journal
     blobs: BlobStore
-    workshop: Workshop
     worker: Worker
     bus: Bus
     outlet: Outlet
@@ -62,29 +74,37 @@ class Means:
 class Course:
     """One run, from its first start to its last word. Called on the loop only."""
 
-    def __init__(self, means: Means, *, run: str, created: float, epoch: str):
-        self.run = run
+    def __init__(self, means: Means, assignment: Assignment, *, epoch: str):
+        self.run = assignment.run
+        self.lane = Lane()
         self.stage: Stage = "building"
         self.live: LiveRound | None = None
         self.artefacts: Artefacts | None = None
-        self.record = Record(run, created, means.settings)
+        self.record = Record(assignment.run, assignment.created, assignment.settings)
+        self.record.told_to_stop = assignment.stop
         self.summary: dict[str, Any] = {}
+        """What became of it; empty where it ended without a model."""
         self._means = means
-        self._created = created
-        self._epoch = epoch
+        self._assignment = assignment
+        self._settings = assignment.settings
+        self._workshop = assignment.workshop
+        self._worker = LaneWorker(means.worker, self.lane)
+        self._bulletin = Bulletin(self.run, self._settings.run, outlet=means.outlet, epoch=epoch)
         self._opening: Opening | None = None
-        self._told: tuple[tuple[LiveRound, Phase, tuple[NodeId, ...]], Announcement] | None = None
         self._said = (-_SAY_EVERY_S, "")
         self._newcomer_at = means.clock()
         self._part_at = 0.0
 
-    def start(self, artefacts: Artefacts | None) -> None:
-        """Begin to build; a resumed run's `artefacts` are used where they are still whole."""
-        if artefacts is not None and self._whole(artefacts):
+    def start(self) -> None:
+        """Begin to build, or with what was built before."""
+        artefacts, stop = self._assignment.artefacts, self.record.told_to_stop
+        if artefacts is None and stop is not None:
+            self._give_up("stopped", stop)
+        elif artefacts is not None and self._whole(artefacts):
             self._built(artefacts)
         else:
-            log.info("run=%s building the model recipe=%s", self.run, self._means.settings.run.recipe)
-            self._means.worker.submit(self._means.workshop.build, self._built)
+            log.info("run=%s building the model recipe=%s", self.run, self._settings.run.recipe)
+            self._worker.submit(self._workshop.build, self._built)
 
     def tick(self) -> None:
         """Time has passed."""
@@ -102,11 +122,30 @@ class Course:
 
     def notice(self, node: NodeId) -> Notice:
         """What is current, for one node."""
-        if self.live is None:
-            return Notice()
-        # Who else was drawn is not this node's concern: with a large fleet the list is most of the message.
-        told = self._announcement(self.live).model_copy(update={"cohort": None})
-        return Notice(invited=self.live.round.welcomes(node), announcement=told)
+        return Notice() if self.live is None else self._bulletin.notice(self.live, node)
+
+    def stop(self, why: str) -> None:
+        """Come to an end early. Raises RequestRefused where the run is over in any case, StoreError."""
+        if self.stage in ("finishing", "parting", "done"):
+            raise RequestRefused(f"run {self.run} is being finished already: {self.record.stop}")
+        if self.record.told_to_stop is not None:
+            return
+        self._means.journal.ask_to_stop(self.run, why)
+        self.record.told_to_stop = why
+        log.info("run=%s is to stop: %s", self.run, why)
+        match self.stage:
+            case "building" if self.artefacts is None and self._assignment.artefacts is None:
+                self._give_up("stopped", why)
+            case "waiting":
+                self._next()
+            case "round" if self.live is not None:
+                self.live.abandon(why)
+            case _:
+                pass  # the judge of the first model is at work: what follows asks why_stop
+
+    def fail(self, why: str) -> None:
+        """It cannot go on: something that it needs does not work. Raises StoreError."""
+        self._give_up("failed", why)
 
     # -- building --------------------------------------------------------------------------------------
 
@@ -120,16 +159,16 @@ class Course:
         model = next((row.model for row in reversed(rows) if row.model), Digest(artefacts.initial.digest))
         state = next((row.state for row in reversed(rows) if row.state), None)
         self._opening = Opening(
-            means.settings,
+            self._settings,
             artefacts,
-            means.workshop.manifest(artefacts),
+            self._workshop.manifest(artefacts),
             self._weights(model),
             model,
             state,
             means.blobs,
         )
         first = self._weights(Digest(artefacts.initial.digest))
-        means.worker.submit(partial(means.workshop.evaluate, artefacts, first), self._judged)
+        self._worker.submit(partial(self._workshop.evaluate, artefacts, first), self._judged)
 
     def _judged(self, judgement: Judgement) -> None:
         means = self._means
@@ -139,18 +178,20 @@ class Course:
         self._newcomer_at = means.clock()
         rows = means.journal.rounds(self.run)
         row = rows[-1] if rows and rows[-1].result is None else None
-        state_dir = means.settings.coordinator.state_dir
+        state_dir = self._settings.coordinator.state_dir
         clear_spools(state_dir, spool_path(state_dir, self.run, row.number) if row else None)
         if row is not None:
             log.info("run=%s going on in round=%d", self.run, row.number)
             self._begin(LiveRound.resume(self._parts(), row, means.clock()))
+            if self.live is not None and self.record.told_to_stop is not None:
+                self.live.abandon(self.record.told_to_stop)
         else:
             self._next()
 
     # -- rounds ----------------------------------------------------------------------------------------
 
     def _try_open(self, now: float) -> None:
-        run, roster = self._means.settings.run, self._means.roster
+        run, roster = self._settings.run, self._means.roster
         fit = roster.fit(run.plan.min_samples, run.only)
         if len(fit) < run.min_nodes:
             which = f" with {', '.join(run.only)}" if run.only else ""
@@ -166,9 +207,9 @@ class Course:
         return self._opening.parts(
             run=self.run,
             journal=self._means.journal,
-            worker=self._means.worker,
+            worker=self._worker,
             outlet=self._means.outlet,
-            workshop=self._means.workshop,
+            workshop=self._workshop,
             clock=self._means.clock,
             announce=self._announce,
             invite=self._invite,
@@ -178,7 +219,7 @@ class Course:
     def _begin(self, live: LiveRound) -> None:
         self.live = live
         self.stage = "round"
-        told, size = self._announcement(live), len(live.round.cohort)
+        told, size = self._bulletin.announcement(live), len(live.round.cohort)
         refs = (told.model, told.manifest, told.trainer, told.base)
         self._means.down.serve([ref for ref in refs if ref is not None], size)
         log.info(
@@ -193,38 +234,12 @@ class Course:
         live.begin(self._means.clock())
 
     def _announce(self) -> None:
-        if self.live is None:
-            return
-        told = self._announcement(self.live)
-        self._means.outlet.send(told)
-        if told.cohort is None and told.state == "open":
-            for node in self.live.round.awaited:
-                self._invite(node)
+        if self.live is not None:
+            self._bulletin.announce(self.live)
 
     def _invite(self, node: NodeId) -> None:
         if self.live is not None:
-            told = self._announcement(self.live).model_copy(update={"cohort": None})
-            self._means.outlet.send(Notice(invited=True, announcement=told), node)
-
-    def _announcement(self, live: LiveRound) -> Announcement:
-        """As it stands; made once for all who ask meanwhile, because it names the whole cohort."""
-        about = (live, live.round.phase, live.round.cohort)
-        if self._told is None or any(a is not b for a, b in zip(self._told[0], about, strict=True)):
-            self._told = (about, self._opened(live))
-        return self._told[1]
-
-    def _opened(self, live: LiveRound) -> Announcement:
-        return announcements.opened(
-            live.round,
-            live.parts.artefacts,
-            model=live.model,
-            plan=live.plan,
-            bounds=live.bounds,
-            deadline_s=live.deadline_s,
-            rounds=self._means.settings.run.rounds,
-            epoch=self._epoch,
-            needs=announcements.needs(live.parts.manifest),
-        )
+            self._bulletin.invite(self.live, node)
 
     def _round_closed(self, closed: Closed) -> None:
         live, opening, journal = self.live, self._opening, self._means.journal
@@ -237,7 +252,8 @@ class Course:
         else:
             journal.close_round(self.run, result.round, entry, opening.model, opening.state)
         # Up to here a full disk changes nothing, and all of it is tried again.
-        self.live = self._told = None
+        self.live = None
+        self._bulletin.forget()
         self.record.rounds.append(entry)
         live.collection.close(remove=True)
         self._prune(opening, live.parts.artefacts)
@@ -246,36 +262,11 @@ class Course:
         self._next()
 
     def _publish(self, result: RoundResult, opening: Opening, artefacts: Artefacts) -> None:
-        outlet = self._means.outlet
-        outlet.send(result)
-        if result.state == "failed":
-            log.warning("run=%s round=%d failed: %s", self.run, result.round, result.why)
-            return
-        best = self.record.best
-        outlet.send(
-            ModelManifest(
-                run=self.run,
-                round=result.round,
-                model=opening.model_ref,
-                labels=list(artefacts.labels),
-                accuracy=result.accuracy,
-                best=best is not None and best.round == result.round,
-            )
-        )
-        for name in ("accuracy", "loss", "bytes_up", "bytes_down", "seconds"):
-            outlet.metric(name, float(getattr(result, name) or 0.0))
-        outlet.metric("contributors", len(result.contributors))
-        outlet.metric("round", result.round)
-        log.info(
-            "run=%s round=%d closed accuracy=%.1f%% loss=%.4f contributors=%d rejected=%d missing=%d",
-            self.run,
-            result.round,
-            100 * (result.accuracy or 0),
-            result.loss or 0,
-            len(result.contributors),
-            len(result.rejected),
-            len(result.missing),
-        )
+        self._bulletin.result(result)
+        if result.state == "closed":
+            best = self.record.best
+            is_best = best is not None and best.round == result.round
+            self._bulletin.model(result, opening.model_ref, artefacts, best=is_best)
 
     def _prune(self, opening: Opening, artefacts: Artefacts) -> None:
         """Keep the models that something may still need: the first, the best, the newest."""
@@ -296,6 +287,9 @@ class Course:
             return
         best = self.record.best
         self.record.write()
+        if best is None and self.record.told_to_stop is not None:
+            self._say_goodbye(None)
+            return
         if best is None:
             self._means.journal.end_run(self.run, "failed", stop)
             last = self.record.rounds[-1]["why"] if self.record.rounds else "no round was opened"
@@ -304,31 +298,19 @@ class Course:
         log.info("run=%s %s; finishing with round=%d", self.run, stop, best.round)
         model = self.record.model_of(best.round)
         assert self.artefacts is not None  # noqa: S101 - rounds were closed
-        finish = self._means.workshop.finish
+        finish = self._workshop.finish
         weights = self._weights(Digest(model))
-        self._means.worker.submit(
+        self._worker.submit(
             partial(finish, self.artefacts, weights, self.record.folder), partial(self._finished, model)
         )
 
     def _finished(self, model: str, extra: dict[str, Any]) -> None:
-        self.summary = self.record.finish(model, self._means.wall() - self._created, extra)
-        self._means.worker.submit(partial(self._means.inspect, self.record.folder), self._say_goodbye)
+        self.summary = self.record.finish(model, self._means.wall() - self._assignment.created, extra)
+        self._worker.submit(partial(self._means.inspect, self.record.folder), self._say_goodbye)
 
     def _say_goodbye(self, _: Any) -> None:
         assert self._opening is not None and self.artefacts is not None  # noqa: S101 - rounds were closed
-        run = self._means.settings.run
-        self._means.outlet.send(
-            announcements.finished(
-                self.artefacts,
-                run=self.run,
-                number=self.record.next_number - 1,
-                model=self._opening.model_ref,
-                plan=run.plan,
-                bounds=run.bounds,
-                rounds=run.rounds,
-                epoch=self._epoch,
-            )
-        )
+        self._bulletin.finished(self.artefacts, self._opening.model_ref, self.record.next_number - 1)
         self._part_at = self._means.clock() + _PARTING_S
         self.stage = "parting"
 
@@ -340,8 +322,22 @@ class Course:
         """
         bus = self._means.bus
         if (bus.connected and bus.backlog == 0) or now >= self._part_at:
-            self._means.journal.end_run(self.run, "finished", self.record.stop or "")
+            state = "finished" if self.record.told_to_stop is None else "stopped"
+            self._means.journal.end_run(self.run, state, self.record.stop or "")
             self.stage = "done"
+
+    def _give_up(self, state: str, why: str) -> None:
+        """End at once and without a model; what the worker still makes is nobody's."""
+        self._means.journal.end_run(self.run, state, why)
+        self.lane.left = True
+        self.record.stop = why
+        if self.live is not None:
+            self.live.collection.close(remove=True)
+            self.live = None
+        if self._opening is not None and self.artefacts is not None:
+            number = max(0, self.record.next_number - 1)
+            self._bulletin.finished(self.artefacts, self._opening.model_ref, number)
+        self.stage = "done"
 
     # -- small parts -----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from apiary.bus.bus import Bus, Received
 from apiary.bus.outlet import Outlet
 from apiary.settings import Settings
 from apiary.wire.topics import Kind, Topic, Topics
+from apiary_coordinator.course import Assignment, Course
 from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.roster import Roster
 from apiary_coordinator.store import Journal
@@ -32,6 +33,10 @@ class Desk:
     clock: Callable[[], float]
     wall: Callable[[], float]
     epoch: str
+    course: Callable[[], Course | None]
+    """The run that is under way, if any."""
+    begin: Callable[[Assignment], None]
+    """Start a run where none is under way."""
 
 
 class Feature:

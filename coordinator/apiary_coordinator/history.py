@@ -22,6 +22,8 @@ class Record:
         self.labels: tuple[str, ...] = ()
         self.initial: dict[str, Any] = {}
         self.stop: str | None = None
+        """Why it is over, once it is."""
+        self.told_to_stop: str | None = None
         self._created = created
         self._settings = settings
 
@@ -56,7 +58,7 @@ class Record:
             if r["state"] == "closed":
                 break
             failed += 1
-        self.stop = rules.stop(self._settings.run, self._closed(), failed)
+        self.stop = self.told_to_stop or rules.stop(self._settings.run, self._closed(), failed)
         return self.stop
 
     def write(self) -> dict[str, Any]:

@@ -46,35 +46,13 @@ class KerasWorkshop:
         self._held_out: Dataset | None = None
         self._trainer: Trainer | None = None
 
-    def labels(self) -> list[str]:
-        """The labels of the run, from the settings or the held-out pictures' folders. Raises DataError."""
-        given = self._settings.coordinator
-        if given.test_data is None:
-            raise DataError(
-                "no held-out pictures: give --test-data DIR (coordinator.test_data), a folder "
-                "LABEL/*.jpg|png of pictures that no node trains on"
-            )
-        labels = given.labels or list(images.scan(given.test_data).known)
-        if len(labels) < 2:
-            raise DataError(
-                f"{given.test_data} holds one class only ({', '.join(labels)}); "
-                "a classifier needs two or more"
-            )
-        if len(labels) > MAX_LABELS or len(set(labels)) < len(labels):
-            raise DataError(
-                f"{len(labels)} labels, {len(set(labels))} of them different; "
-                f"expected at most {MAX_LABELS}, each once (coordinator.labels, or the folders of test_data)"
-            )
-        if unfit := [label for label in labels if not fits_label(label)]:
-            raise DataError(
-                f"label {unfit[0][:80]!a} cannot be announced: "
-                f"expected 1 to {MAX_LABEL_CHARS} characters of UTF-8; rename it"
-            )
-        return labels
+    def check(self) -> None:
+        """Refuse a run without labels. Raises DataError."""
+        held_out_labels(self._settings)
 
     def build(self) -> Artefacts:
         """Export the recipe in a child and put its files into the blob store."""
-        labels = self.labels()
+        labels = held_out_labels(self._settings)
         built = self._export(labels)
         return Artefacts(
             labels=tuple(labels),
@@ -174,6 +152,32 @@ class KerasWorkshop:
 
     def _keep(self, data: bytes) -> BlobRef:
         return BlobRef(digest=self._blobs.put(data), bytes=len(data))
+
+
+def held_out_labels(settings: Settings) -> list[str]:
+    """The labels of the run, from the settings or the held-out pictures' folders. Raises DataError."""
+    given = settings.coordinator
+    if given.test_data is None:
+        raise DataError(
+            "no held-out pictures: give --test-data DIR (coordinator.test_data), a folder "
+            "LABEL/*.jpg|png of pictures that no node trains on"
+        )
+    labels = given.labels or list(images.scan(given.test_data).known)
+    if len(labels) < 2:
+        raise DataError(
+            f"{given.test_data} holds one class only ({', '.join(labels)}); a classifier needs two or more"
+        )
+    if len(labels) > MAX_LABELS or len(set(labels)) < len(labels):
+        raise DataError(
+            f"{len(labels)} labels, {len(set(labels))} of them different; "
+            f"expected at most {MAX_LABELS}, each once (coordinator.labels, or the folders of test_data)"
+        )
+    if unfit := [label for label in labels if not fits_label(label)]:
+        raise DataError(
+            f"label {unfit[0][:80]!a} cannot be announced: "
+            f"expected 1 to {MAX_LABEL_CHARS} characters of UTF-8; rename it"
+        )
+    return labels
 
 
 def _debug(line: str) -> None:

@@ -201,6 +201,10 @@ class LiveRound:
         if self._resumed:
             self.tick(now)
 
+    def abandon(self, why: str) -> None:
+        """Give the round up where it still collects; one that aggregates comes to its end by itself."""
+        self._handle(table.Abandoned(why))
+
     def tick(self, now: float) -> None:
         """Time has passed."""
         self._work_off()

@@ -9,12 +9,15 @@ from apiary_coordinator.operators import Operators
 from apiary_coordinator.releases import operations
 from apiary_coordinator.releases.ledger import Ledger
 from apiary_coordinator.releases.service import Releasing, Sealer, policy_of
+from apiary_coordinator.runbook import RunBook
+from apiary_coordinator.runs import Runs, Workshops
 
 
-def features(desk: Desk) -> Sequence[Feature]:
-    """Every feature that the settings ask for."""
+def features(desk: Desk, workshops: Workshops | None = None) -> Sequence[Feature]:
+    """Every feature that the settings ask for; with `workshops` runs begin one after another."""
     operators = Operators(desk.outlet, desk.clock)
-    return [operators, _releasing(desk, operators)]
+    runs = Runs(desk, operators, RunBook(desk.journal), workshops)
+    return [operators, runs, _releasing(desk, operators)]
 
 
 def _releasing(desk: Desk, operators: Operators) -> Releasing:

@@ -7,6 +7,7 @@
                  enough, or all heard  aggregating   Announce, Aggregate
                  deadline, quorum      aggregating   Announce, Aggregate
                  deadline, no quorum   failed        Fail
+                 Abandoned             failed        Fail
     aggregating  Aggregated            evaluating    Announce, Evaluate
     evaluating   Evaluated             closed        Close
     closed, failed                     same          -
@@ -78,6 +79,13 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Abandoned:
+    """The run is to end: a round that still collects is given up."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Aggregated:
     """The next model exists."""
 
@@ -87,7 +95,7 @@ class Evaluated:
     """It was evaluated."""
 
 
-Event = Accepted | Rejected | Left | Joined | Tick | Aggregated | Evaluated
+Event = Accepted | Rejected | Left | Joined | Tick | Abandoned | Aggregated | Evaluated
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +241,8 @@ def handle(round_: Round, event: Event, now: float) -> Outcome:
             return _join(round_, node)
         case Tick():
             return _tick(round_, now)
+        case Abandoned(why):
+            return replace(round_, phase=Phase.FAILED), [Fail(why)]
         case Aggregated() | Evaluated():
             return round_, []
         case _:

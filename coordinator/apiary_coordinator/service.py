@@ -8,48 +8,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from apiary import __version__
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Bus, Connected, Disconnected, Limits, Received, Refused, Will
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.outlet import Outlet, Tap, no_tap
 from apiary.complaints import Complaints
-from apiary.errors import BusError, StoreError, WireError
+from apiary.errors import ApiaryError, BusError, StoreError, WireError
 from apiary.files import clear_partial
 from apiary.settings import Settings
-from apiary.wire import NodeId
 from apiary.wire.chunks import CHUNK_BYTES, ENVELOPE_BYTES
-from apiary.wire.messages import Ask, CoordinatorStatus, NodeStatus, Offer, Progress, Want
-from apiary.wire.topics import Kind, Topic, Topics
+from apiary.wire.topics import Kind, Topics
 from apiary_coordinator.announcements import status
-from apiary_coordinator.collection import receipt
-from apiary_coordinator.course import Course, Means
+from apiary_coordinator.course import Assignment, Course, Means
 from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.feature import Desk, Features, no_features
+from apiary_coordinator.reception import TAKEN, Reception
 from apiary_coordinator.roster import Roster
 from apiary_coordinator.store import Journal
-from apiary_coordinator.worker import Done, Worker
-from apiary_coordinator.workshop import Artefacts, Workshop
+from apiary_coordinator.worker import Done, Lane, Worker
 
 log = logging.getLogger(__name__)
 
-_TAKEN: Final = (
-    Kind.NODE_STATUS,
-    Kind.NODE_ASK,
-    Kind.NODE_WANT,
-    Kind.NODE_OFFER,
-    Kind.NODE_PROGRESS,
-    Kind.CHUNK_UP,
-    Kind.COORDINATOR_STATUS,
-)
 _RETRY_S: Final = 5.0
-_CLOCK_OFF_S: Final = 3600.0
 
 
 class Coordinator:
-    """One run of one federation. `step` is one turn of the loop; `run` turns until the run is over.
+    """One federation's server. It has a run, or, where it is to `stay`, none until a feature begins one.
 
-    `clock` is monotonic, `wall` seconds since 1970; both, like the bus and the worker, come from outside.
+    `step` is one turn of the loop. `clock` is monotonic, `wall` seconds since 1970; both, like the bus and
+    the worker, come from outside. `over` is told of each run that ends where we stay.
     """
 
     def __init__(
@@ -59,18 +46,18 @@ class Coordinator:
         bus: Bus,
         journal: Journal,
         blobs: BlobStore,
-        workshop: Workshop,
         worker: Worker,
         clock: Callable[[], float],
         wall: Callable[[], float],
         epoch: str,
-        run: str,
-        created: float,
+        stay: bool = False,
         tap: Tap = no_tap,
         inspect: Callable[[Path], Any] = lambda folder: None,
         features: Features = no_features,
+        over: Callable[[Course], None] = lambda course: None,
     ):
         self.settings = settings
+        self.course: Course | None = None
         self.roster = Roster()
         self._topics: Topics = settings.topics
         self._bus = bus
@@ -79,18 +66,17 @@ class Coordinator:
         self._clock = clock
         self._wall = wall
         self._epoch = epoch
-        self._tap = tap
         self._outlet = Outlet(bus, self._topics, tap)
         self._flow = ChunkFlow()
         self._down = Downlink(self._topics, blobs, self._flow, settings.coordinator.gather_s)
         self._complaints = Complaints(log)
         self._window = settings.broker.inflight
-        self._again: list[tuple[float, Callable[[], None]]] = []
-        means = Means(
-            settings,
+        self._again: list[tuple[float, Callable[[], None], Lane | None]] = []
+        self._stay = stay
+        self._over = over
+        self._means = Means(
             journal,
             blobs,
-            workshop,
             worker,
             bus,
             self._outlet,
@@ -101,7 +87,6 @@ class Coordinator:
             wall,
             inspect,
         )
-        self.course = Course(means, run=run, created=created, epoch=epoch)
         desk = Desk(
             settings,
             bus,
@@ -115,40 +100,49 @@ class Coordinator:
             clock,
             wall,
             epoch,
+            lambda: self.course,
+            self.begin,
         )
+        self._reception = Reception(desk, self._complaints, tap=tap, here=self._here)
         self._features = features(desk)
 
-    def start(self, artefacts: Artefacts | None) -> None:
-        """Subscribe and begin to build; a resumed run's `artefacts` are used where they are still whole."""
-        for folder in (self.settings.coordinator.state_dir, self.course.record.folder):
-            clear_partial(folder, below=True)
-        kinds = {*_TAKEN, *(kind for feature in self._features for kind in feature.kinds)}
+    def start(self) -> None:
+        """Subscribe and say that we are here."""
+        clear_partial(self.settings.coordinator.state_dir, below=True)
+        kinds = {*TAKEN, *(kind for feature in self._features for kind in feature.kinds)}
         for kind in sorted(kinds, key=lambda kind: kind.name):
             self._bus.subscribe(self._topics.pattern(kind))
         for feature in self._features:
             feature.start(self._clock())
-        self._outlet.send(status("online", self._epoch, self.course.run))
-        self.course.start(artefacts)
+        self._here()
+
+    def begin(self, assignment: Assignment) -> None:
+        """Start a run, or take one up. Only where none is under way."""
+        assert self.course is None or self.course.stage == "done"  # noqa: S101 - a feature's bug
+        self.course = Course(self._means, assignment, epoch=self._epoch)
+        clear_partial(self.course.record.folder, below=True)
+        self._here()
+        self._must(self.course.start, self.course.lane)
 
     def run(self, should_stop: Callable[[], bool], turned: Callable[[], None] = lambda: None) -> None:
-        """Turn until the run is over or `should_stop`; `turned` is called after each turn.
+        """Turn until `should_stop`, or until the run is over where we are not to stay.
 
-        Raises what the run failed with.
+        `turned` is called after each turn. Raises what the run failed with, where we are not to stay.
         """
-        while self.course.stage != "done" and not should_stop():
+        while (self._stay or self.course is None or self.course.stage != "done") and not should_stop():
             self.step(0.5)
             turned()
 
     def close(self) -> None:
         """Say goodbye; an unfinished run goes on at the next start."""
-        if self.course.live is not None:
+        if self.course is not None and self.course.live is not None:
             self._worker.close(5.0)
             self.course.live.collection.close(remove=False)
         else:
             self._worker.close(1.0)
         for feature in self._features:
             feature.close()
-        self._outlet.send(status("offline", self._epoch, self.course.run))
+        self._outlet.send(status("offline", self._epoch, self.course.run if self.course else None))
         # A last moment for the broker to take it; nothing depends on it.
         for _ in range(20):
             if self._bus.backlog == 0 or not self._bus.connected:
@@ -175,7 +169,8 @@ class Coordinator:
             self._take(done)
         now = self._clock()
         self._retry(now)
-        self._guarded("", self.course.tick)
+        if self.course is not None:
+            self._turn(self.course)
         for feature in self._features:
             self._guarded("", partial(feature.tick, now))
         self._down.due(now)
@@ -191,28 +186,58 @@ class Coordinator:
         for feature in self._features:
             self._guarded("", feature.connected)
 
-    def _take(self, done: Done) -> None:
-        if isinstance(done.error, StoreError):
-            log.error("%s; trying again in %.0f s", done.error, _RETRY_S)
-            self._again.append((self._clock() + _RETRY_S, partial(self._worker.submit, done.job, done.then)))
-        elif done.error is not None:
-            raise done.error
-        else:
-            self._must(partial(done.then, done.value))
+    def _turn(self, course: Course) -> None:
+        try:
+            self._guarded("", course.tick)
+        except ApiaryError as e:
+            self._failed(course.lane, e)
+        if course.stage == "done" and self._stay:
+            self.course = None
+            self._here()
+            self._over(course)
 
-    def _must(self, act: Callable[[], None]) -> None:
+    def _take(self, done: Done) -> None:
+        """What the worker made. What goes wrong with a run's jobs is the end of the run."""
+        if done.lane is not None and done.lane.left:
+            log.debug("nobody waits for this any more: %s", done.error or "done")
+        elif isinstance(done.error, StoreError):
+            self._later(done.error, partial(self._worker.submit, done.job, done.then, done.lane), done.lane)
+        elif done.error is not None:
+            self._failed(done.lane, done.error)
+        else:
+            self._must(partial(done.then, done.value), done.lane)
+
+    def _must(self, act: Callable[[], None], lane: Lane | None) -> None:
         """Do something that cannot be left out: where the disk refuses, again after a pause."""
         try:
             act()
         except StoreError as e:
-            log.error("%s; trying again in %.0f s", e, _RETRY_S)
-            self._again.append((self._clock() + _RETRY_S, act))
+            self._later(e, act, lane)
+        except ApiaryError as e:
+            self._failed(lane, e)
+
+    def _later(self, error: StoreError, act: Callable[[], None], lane: Lane | None) -> None:
+        log.error("%s; trying again in %.0f s", error, _RETRY_S)
+        self._again.append((self._clock() + _RETRY_S, act, lane))
 
     def _retry(self, now: float) -> None:
-        due = [act for at, act in self._again if at <= now]
-        self._again = [(at, act) for at, act in self._again if at > now]
-        for act in due:
-            self._must(act)
+        due = [(act, lane) for at, act, lane in self._again if at <= now]
+        self._again = [entry for entry in self._again if entry[0] > now]
+        for act, lane in due:
+            if lane is None or not lane.left:
+                self._must(act, lane)
+
+    def _failed(self, lane: Lane | None, error: Exception) -> None:
+        course = self.course
+        if not isinstance(error, ApiaryError):
+            raise error
+        if lane is None:
+            log.error("%s", error)
+        elif course is None or lane is not course.lane or not self._stay:
+            raise error
+        else:
+            log.error("run=%s failed: %s", course.run, error)
+            self._must(partial(course.fail, str(error)), None)
 
     # -- what comes in ---------------------------------------------------------------------------------
 
@@ -222,91 +247,15 @@ class Coordinator:
         except WireError as e:
             log.debug("%s", e)
             return
-        self._guarded(topic.node or "", partial(self._dispatch, topic, event))
+        self._guarded(topic.node or "", partial(self._reception.received, topic, event))
         for feature in self._features:
             if topic.kind in feature.kinds:
                 self._guarded(topic.node or "", partial(feature.received, topic, event))
 
-    def _dispatch(self, topic: Topic, event: Received) -> None:
-        now, node = self._clock(), topic.node
-        if topic.kind is Kind.COORDINATOR_STATUS:
-            self._other_coordinator(event)
-            return
-        if node is None:
-            return
-        who = f"node {node}"
-        match topic.kind:
-            case Kind.CHUNK_UP:
-                if self.course.live is not None and topic.digest is not None and topic.index is not None:
-                    self.course.live.collection.chunk(node, topic.digest, topic.index, event.payload, now)
-            case Kind.NODE_STATUS:
-                if event.payload:
-                    self._node_status(node, NodeStatus.decode(event.payload, who=who), now)
-            case Kind.NODE_OFFER:
-                self._offer(node, Offer.decode(event.payload, who=who), now)
-            case Kind.NODE_WANT:
-                self._down.want(node, Want.decode(event.payload, who=who), now)
-            case Kind.NODE_ASK:
-                self._asked(node, Ask.decode(event.payload, who=who))
-            case Kind.NODE_PROGRESS:
-                self._tap(topic.kind, node, Progress.decode(event.payload, who=who))
-            case _:
-                pass
-
-    def _node_status(self, node: NodeId, status: NodeStatus, now: float) -> None:
-        self._tap(Kind.NODE_STATUS, node, status)
-        before = self.roster.update(node, status, now)
-        if status.version not in ("", __version__) and status.state != "lost":
-            self._complaints.once(
-                f"version {node} {status.version}",
-                f"node {node} runs version {status.version}, the coordinator {__version__}",
-            )
-        if before is None or before.status.state == "lost":
-            self.course.newcomer(now)
-        if before is None or before.status.state != status.state:
-            log.debug("node=%s state=%s why=%s", node, status.state, status.why)
-        if self.course.live is not None:
-            self.course.live.node_status(node, status, self.roster, now)
-
-    def _offer(self, node: NodeId, offer: Offer, now: float) -> None:
-        self._tap(Kind.NODE_OFFER, node, offer)
-        if self.course.stage == "building":
-            return
-        live = self.course.live
-        if live is not None and (offer.run, offer.round) == (self.course.run, live.round.number):
-            live.collection.offered(node, offer, now)
-            return
-        if self._journal.counted(offer.run, offer.round, node):
-            # Its first receipt was lost on the way.
-            self._outlet.send(receipt(offer, "duplicate"), node)
-        else:
-            why = f"round {offer.round} of run {offer.run} is over"
-            self._outlet.send(receipt(offer, "closed", why), node)
-
-    def _asked(self, node: NodeId, ask: Ask) -> None:
-        self._tap(Kind.NODE_ASK, node, ask)
-        off = abs(ask.clock - self._wall()) if ask.clock is not None else 0.0
-        if off > _CLOCK_OFF_S:
-            self._complaints.once(
-                f"clock {node}",
-                f"node {node}: its clock is {off / 86400:.1f} days off; rounds do not mind, but TLS and logs "
-                "do: check its time synchronisation (timedatectl)",
-            )
-        self._outlet.send(self.course.notice(node), node)
-
-    def _other_coordinator(self, event: Received) -> None:
-        other = CoordinatorStatus.decode(event.payload, who="another coordinator")
-        if not event.retained and other.state == "online" and other.epoch != self._epoch:
-            log.error(
-                "another coordinator (epoch=%s) serves the federation %r on this broker: stop one of them, "
-                "or give one another `federation`",
-                other.epoch,
-                self.settings.federation,
-            )
-        elif not event.retained and other.state == "offline" and other.epoch != self._epoch:
-            self._outlet.send(status("online", self._epoch, self.course.run))
-
     # -- small parts -----------------------------------------------------------------------------------
+
+    def _here(self) -> None:
+        self._outlet.send(status("online", self._epoch, self.course.run if self.course else None))
 
     def _check_limits(self, max_packet_bytes: int) -> None:
         need = CHUNK_BYTES + ENVELOPE_BYTES + 256

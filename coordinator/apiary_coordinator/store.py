@@ -118,15 +118,19 @@ class Journal:
 
     def open_run(self, run: str, created: float, settings: str) -> None:
         """Begin a run."""
-        self._commit([("INSERT INTO run (id, created, settings) VALUES (?, ?, ?)", (run, created, settings))])
+        self.commit([("INSERT INTO run (id, created, settings) VALUES (?, ?, ?)", (run, created, settings))])
 
     def set_artefacts(self, run: str, artefacts: str) -> None:
         """Note the digests of what the run trains."""
-        self._commit([("UPDATE run SET artefacts = ? WHERE id = ?", (artefacts, run))])
+        self.commit([("UPDATE run SET artefacts = ? WHERE id = ?", (artefacts, run))])
+
+    def ask_to_stop(self, run: str, why: str) -> None:
+        """The run is to come to its end; it stays active until it has."""
+        self.commit([("UPDATE run SET stop = ? WHERE id = ?", (why, run))])
 
     def end_run(self, run: str, state: str, stop: str) -> None:
-        """The run is over: `finished`, `failed` or `abandoned`."""
-        self._commit([("UPDATE run SET state = ?, stop = ? WHERE id = ?", (state, stop, run))])
+        """The run is over: `finished`, `stopped`, `failed` or `abandoned`."""
+        self.commit([("UPDATE run SET state = ?, stop = ? WHERE id = ?", (state, stop, run))])
 
     def active_run(self) -> RunRow | None:
         """The newest run that is not over."""
@@ -142,7 +146,7 @@ class Journal:
 
     def open_round(self, run: str, number: int, opened: dict[str, Any]) -> None:
         """Write down a round's cohort, plan and model, or its cohort once more after an invitation."""
-        self._commit(
+        self.commit(
             [
                 (
                     "INSERT INTO round (run, number, opened) VALUES (?, ?, ?)"
@@ -155,7 +159,7 @@ class Journal:
     def accept(self, run: str, number: int, rows: Iterable[AcceptedRow]) -> None:
         """Write down accepted updates in one commit. A second of one node and round raises StoreError."""
         insert = "INSERT INTO accepted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        self._commit(
+        self.commit(
             [
                 (insert, (run, number, r.node, r.digest, r.slot, r.bytes, r.samples, r.seconds, r.offer))
                 for r in rows
@@ -165,18 +169,18 @@ class Journal:
     def forget(self, run: str, number: int, node: NodeId) -> None:
         """Strike out an accepted update whose bytes are damaged, so that the node may send it again."""
         delete = "DELETE FROM accepted WHERE run = ? AND round = ? AND node = ?"
-        self._commit([(delete, (run, number, node))])
+        self.commit([(delete, (run, number, node))])
 
     def reject(self, run: str, number: int, node: NodeId, why: str) -> None:
         """Write down a refused update."""
-        self._commit([("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", (run, number, node, why))])
+        self.commit([("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", (run, number, node, why))])
 
     def close_round(
         self, run: str, number: int, result: dict[str, Any], model: Digest, state: Digest | None
     ) -> None:
         """Write down a round's result and the model that the next one starts from."""
         update = "UPDATE round SET result = ?, model = ?, state_digest = ? WHERE run = ? AND number = ?"
-        self._commit([(update, (json.dumps(result), model, state, run, number))])
+        self.commit([(update, (json.dumps(result), model, state, run, number))])
 
     def rounds(self, run: str) -> list[RoundRow]:
         """All rounds of a run, oldest first."""
@@ -204,7 +208,15 @@ class Journal:
         query = "SELECT node, why FROM rejected WHERE run = ? AND round = ?"
         return dict(self._db.execute(query, (run, number)))
 
-    def _commit(self, statements: list[tuple[str, tuple[Any, ...]]]) -> None:
+    def select(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """What the journal holds. Raises StoreError."""
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as e:
+            raise StoreError(f"the journal cannot be read: {e}") from e
+
+    def commit(self, statements: list[tuple[str, tuple[Any, ...]]]) -> None:
+        """All of these or none, on the disk when this returns. Raises StoreError."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:

@@ -9,6 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 _CLOSE: Final = object()
+Job = Callable[[], Any]
+Then = Callable[[Any], None]
+
+
+class Lane:
+    """Whose jobs they are: once `left`, what they give is nobody's any more."""
+
+    def __init__(self) -> None:
+        self.left = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +26,7 @@ class Done:
 
     job: Callable[[], Any]
     then: Callable[[Any], None]
+    lane: Lane | None = None
     value: Any = None
     error: Exception | None = None
 
@@ -29,7 +39,7 @@ class Worker(Protocol):
         """Jobs given and not yet collected."""
         ...
 
-    def submit(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+    def submit(self, job: Job, then: Then, lane: Lane | None = None) -> None:
         """Run `job` later; `then` gets its value on the thread that collects."""
         ...
 
@@ -53,9 +63,9 @@ class InlineWorker:
         """Jobs not collected."""
         return len(self._done)
 
-    def submit(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+    def submit(self, job: Job, then: Then, lane: Lane | None = None) -> None:
         """Run it now."""
-        self._done.append(_run(job, then))
+        self._done.append(_run(job, then, lane))
 
     def collect(self) -> list[Done]:
         """What was run."""
@@ -82,10 +92,10 @@ class ThreadWorker:
         """Jobs given and not yet collected."""
         return self._pending
 
-    def submit(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+    def submit(self, job: Job, then: Then, lane: Lane | None = None) -> None:
         """Queue a job; the caller bounds how many."""
         self._pending += 1
-        self._jobs.put((job, then))
+        self._jobs.put((job, then, lane))
 
     def collect(self) -> list[Done]:
         """What has ended since the last call."""
@@ -106,8 +116,32 @@ class ThreadWorker:
             self._wake()
 
 
-def _run(job: Callable[[], Any], then: Callable[[Any], None]) -> Done:
+class LaneWorker:
+    """A worker as one owner sees it: everything that it submits is in its lane."""
+
+    def __init__(self, worker: Worker, lane: Lane):
+        self._worker = worker
+        self._lane = lane
+
+    @property
+    def pending(self) -> int:
+        """Jobs given and not yet collected, of all owners."""
+        return self._worker.pending
+
+    def submit(self, job: Job, then: Then, lane: Lane | None = None) -> None:
+        """Run `job` in this lane, whatever `lane` says."""
+        self._worker.submit(job, then, self._lane)
+
+    def collect(self) -> list[Done]:
+        """Nothing: whoever owns the worker collects."""
+        return []
+
+    def close(self, timeout_s: float) -> None:
+        """Nothing to stop."""
+
+
+def _run(job: Job, then: Then, lane: Lane | None) -> Done:
     try:
-        return Done(job, then, value=job())
+        return Done(job, then, lane, value=job())
     except Exception as e:  # the seam between threads: the loop raises it again
-        return Done(job, then, error=e)
+        return Done(job, then, lane, error=e)

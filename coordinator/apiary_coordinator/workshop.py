@@ -35,7 +35,11 @@ class Judgement:
 
 
 class Workshop(Protocol):
-    """Slow work, called on the worker's thread only."""
+    """Slow work, called on the worker's thread only but for `check`."""
+
+    def check(self) -> None:
+        """Refuse quickly what could not be built: called on the loop. Raises DataError."""
+        ...
 
     def build(self) -> Artefacts:
         """Export the recipe and put its files into the blob store. Raises ModelError, DataError."""

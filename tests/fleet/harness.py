@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from apiary.blobs import BlobStore
+from apiary.bus.bus import Received
 from apiary.bus.memory import MemoryBroker, MemoryBus
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
 from apiary.wire.chunks import digest_of
-from apiary.wire.messages import BlobRef, TrainMetrics
+from apiary.wire.messages import BlobRef, OperatorReply, OperatorRequest, TrainMetrics
+from apiary.wire.topics import Kind
+from apiary_coordinator import parts
+from apiary_coordinator.course import Assignment
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.store import Journal
@@ -42,6 +47,9 @@ class FakeWorkshop:
 
     def __init__(self, blobs: BlobStore):
         self._blobs = blobs
+
+    def check(self) -> None:
+        pass
 
     def build(self) -> Artefacts:
         rng = np.random.default_rng(7)
@@ -163,12 +171,17 @@ class Fleet:
         *,
         broker: MemoryBroker | None = None,
         features: Mapping[str, Features] | None = None,
+        stay: bool = False,
+        more: dict[str, Any] | None = None,
         **run: Any,
     ):
         self.folder = folder
         self.features = features or {}
         self.broker = broker or MemoryBroker(seed=1, latency_s=0.01)
         self.run_settings = {"rounds": 3, "min_nodes": nodes, "settle_s": 0.5, "seed": 5, **run}
+        self.stay = stay
+        self.more = more or {}
+        """Further sections of the settings."""
         self.coordinator: Coordinator | None = None
         self.nodes: dict[str, Edge] = {}
         self.trainings: dict[str, FakeTraining] = {}
@@ -182,6 +195,7 @@ class Fleet:
     def settings(self, node: str = "x") -> Settings:
         return Settings.model_validate(
             {
+                **self.more,
                 "run": self.run_settings,
                 "coordinator": {
                     "state_dir": self.folder / "coordinator",
@@ -206,27 +220,46 @@ class Fleet:
         epoch = f"epoch-{self.starts}"
         self._journal = Journal(settings.coordinator.state_dir)
         row = self._journal.active_run()
-        if row is None:
+        if row is None and not self.stay:
             self._journal.open_run("run", 0.0, "{}")
             row = self._journal.active_run()
-        assert row is not None
         blobs = BlobStore(settings.coordinator.state_dir / "blobs")
         self.coordinator = Coordinator(
             settings,
             bus=self.broker.bus("coordinator", coordinator_will(settings.topics, epoch)),
             journal=self._journal,
             blobs=blobs,
-            workshop=FakeWorkshop(blobs),
             worker=InlineWorker(),
             clock=lambda: self.broker.now,
             wall=lambda: self.broker.now,
             epoch=epoch,
-            run=row.id,
-            created=0.0,
+            stay=self.stay,
+            features=partial(parts.features, workshops=(lambda _, b: FakeWorkshop(b)) if self.stay else None),
         )
-        self.coordinator.start(
-            Artefacts.model_validate_json(row.artefacts) if row.artefacts is not None else None
-        )
+        self.coordinator.start()
+        if self.stay or row is None:
+            return
+        artefacts = Artefacts.model_validate_json(row.artefacts) if row.artefacts is not None else None
+        self.coordinator.begin(Assignment(row.id, 0.0, settings, FakeWorkshop(blobs), artefacts, row.stop))
+
+    def ask(self, op: str, /, *, id: str | None = None, **args: Any) -> OperatorReply:  # noqa: A002
+        """What an operator is told; turns until there is an answer. Fails where none comes."""
+        request = OperatorRequest(id=id or f"ask-{self.broker.now:.1f}", op=op, args=args)
+        topics = self.settings().topics
+        bus = self.broker.bus("operator", None)
+        bus.subscribe(topics.pattern(Kind.OPERATOR_REPLY, node=NodeId("anna")))
+        topic = topics.build(Kind.OPERATOR_REQUEST, node=NodeId("anna"))
+        for i in range(1200):
+            if i % 20 == 1:
+                bus.publish(topic, request.encode())
+            self.turn()
+            for event in bus.poll(0):
+                if isinstance(event, Received):
+                    answer = OperatorReply.decode(event.payload, who="coordinator")
+                    if answer.id == request.id and answer.state != "working":
+                        bus.close()
+                        return answer
+        raise AssertionError(f"no answer to {op}")
 
     def kill_coordinator(self) -> None:
         """As `kill -9`: nothing is said, what is in memory is gone."""
@@ -281,9 +314,10 @@ class Fleet:
         for i in range(int(seconds / TICK_S)):
             each(i)
             self.turn()
-            if self.coordinator is not None and self.coordinator.course.stage == "done":
-                return self.coordinator.course.summary
-        stage = self.coordinator.course.stage if self.coordinator else "dead"
+            course = self.coordinator.course if self.coordinator is not None else None
+            if course is not None and course.stage == "done":
+                return course.summary
+        stage = course.stage if course else "dead"
         states = {n: e.session.state.value for n, e in self.nodes.items()}
         raise AssertionError(f"not over after {seconds} s: coordinator {stage}, nodes {states}")
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from tests.fleet.harness import FakeWorkshop, Fleet
 
-import apiary_coordinator.service as service_module
 import apiary_edge.presence as presence_module
+from apiary import __version__
 from apiary.blobs import BlobStore
 from apiary.errors import StoreError
+from apiary_coordinator.course import Assignment
 from apiary_coordinator.service import Coordinator, will
 from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import InlineWorker
@@ -53,9 +54,7 @@ def test_a_node_of_another_version_is_said_once(
     monkeypatch.setattr(presence_module, "__version__", "0.0.9")
     fleet = make_fleet(1, rounds=2)
     fleet.run()
-    assert said(caplog, "runs version") == [
-        f"node pi-00 runs version 0.0.9, the coordinator {service_module.__version__}"
-    ]
+    assert said(caplog, "runs version") == [f"node pi-00 runs version 0.0.9, the coordinator {__version__}"]
 
 
 def test_a_second_coordinator_of_the_federation_is_said_by_both(
@@ -73,15 +72,13 @@ def test_a_second_coordinator_of_the_federation_is_said_by_both(
         bus=fleet.broker.bus("second", will(settings.topics, "epoch-second")),
         journal=journal,
         blobs=blobs,
-        workshop=FakeWorkshop(blobs),
         worker=InlineWorker(),
         clock=lambda: fleet.broker.now,
         wall=lambda: fleet.broker.now,
         epoch="epoch-second",
-        run="other",
-        created=0.0,
     )
-    second.start(None)
+    second.start()
+    second.begin(Assignment("other", 0.0, settings, FakeWorkshop(blobs)))
     for _ in range(5):
         second.step(0)
         fleet.turn()
@@ -91,7 +88,7 @@ def test_a_second_coordinator_of_the_federation_is_said_by_both(
 
 def test_a_second_coordinator_on_one_state_folder_is_refused(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(1)
-    with pytest.raises(service_module.StoreError, match="another coordinator is using"):
+    with pytest.raises(StoreError, match="another coordinator is using"):
         Journal(fleet.settings().coordinator.state_dir)
 
 
@@ -152,17 +149,17 @@ def test_a_journal_that_cannot_commit_for_a_while_loses_nothing(
 ) -> None:
     expected = make_fleet(4, rounds=2).run()["model_sha256"]
     fleet = make_fleet(4, rounds=2)
-    really, calls = Journal._commit, [0]
+    really, calls = Journal.commit, [0]
 
     def sometimes(self: Journal, statements: Any) -> None:
         calls[0] += 1
         if calls[0] % 3:
-            raise service_module.StoreError("the journal refused a commit: disk I/O error")
+            raise StoreError("the journal refused a commit: disk I/O error")
         really(self, statements)
 
     for _ in range(10):
         fleet.turn()
-    monkeypatch.setattr(Journal, "_commit", sometimes)
+    monkeypatch.setattr(Journal, "commit", sometimes)
     assert fleet.run()["model_sha256"] == expected
     assert said(caplog, "refused a commit")
     assert [len(r["contributors"]) for r in fleet.results()] == [4, 4]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from apiary.wire import NodeId
 from apiary.wire.messages import Contributor
 from apiary_coordinator.round import (
+    Abandoned,
     Accepted,
     Aggregate,
     Aggregated,
@@ -37,6 +38,7 @@ EVENT = st.one_of(
     st.builds(Left, NODE, st.just("left"), st.booleans()),
     st.builds(Joined, NODE),
     st.just(Tick()),
+    st.builds(Abandoned, st.just("stopped")),
     st.just(Aggregated()),
     st.just(Evaluated()),
 )
@@ -91,7 +93,7 @@ def check(before: Round, event: Event, after: Round, commands: list[Any]) -> Non
     assert kinds.count(Announce) <= 1
     if entered is Phase.AGGREGATING:
         assert len(after.accepted) >= after.quorum
-    if entered is Phase.FAILED:
+    if entered is Phase.FAILED and not isinstance(event, Abandoned):
         assert len(after.accepted) < after.quorum
     assert (after.phase is Phase.OPEN) <= (not after.accepted)
 

@@ -11,6 +11,7 @@ import pytest
 from apiary.wire import NodeId
 from apiary.wire.messages import Contributor
 from apiary_coordinator.round import (
+    Abandoned,
     Accepted,
     Aggregate,
     Aggregated,
@@ -55,6 +56,15 @@ def test_the_first_update_opens_collecting_and_only_the_first_is_announced() -> 
     round_, commands = after(round_, Accepted(B, GOOD))
     assert (round_.phase, commands) == (Phase.COLLECTING, [])
     assert dict(round_.accepted) == accepted(A, B)
+
+
+def test_a_round_that_collects_can_be_given_up_and_one_that_aggregates_cannot() -> None:
+    for phase in Phase:
+        round_, commands = after(replace(BASE, phase=phase), Abandoned("stopped by anna"))
+        if phase in (Phase.OPEN, Phase.COLLECTING):
+            assert (round_.phase, commands) == (Phase.FAILED, [Fail("stopped by anna")])
+        else:
+            assert (round_.phase, commands) == (phase, [])
 
 
 def test_the_goal_ends_collecting() -> None:

@@ -20,6 +20,7 @@ from apiary.settings.pki import PkiSettings
 from apiary.settings.publish import PublishSettings
 from apiary.settings.release import ReleaseSettings, SlotSettings
 from apiary.settings.run import Options, RunSettings
+from apiary.settings.schedule import ScheduleSettings
 from apiary.settings.security import SecuritySettings
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "PublishSettings",
     "ReleaseSettings",
     "RunSettings",
+    "ScheduleSettings",
     "SecuritySettings",
     "Settings",
     "SlotSettings",

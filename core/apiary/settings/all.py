@@ -13,6 +13,7 @@ from apiary.settings.pki import PkiSettings
 from apiary.settings.publish import PublishSettings
 from apiary.settings.release import ReleaseSettings
 from apiary.settings.run import RunSettings
+from apiary.settings.schedule import ScheduleSettings
 from apiary.settings.section import Section
 from apiary.settings.security import SecuritySettings
 from apiary.wire.topics import Topics, check_name
@@ -28,6 +29,7 @@ class Settings(Section):
     run: RunSettings = Field(default_factory=RunSettings)
     coordinator: CoordinatorSettings = Field(default_factory=CoordinatorSettings)
     edge: EdgeSettings = Field(default_factory=EdgeSettings)
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
     operator: OperatorSettings = Field(default_factory=OperatorSettings)
     publish: PublishSettings = Field(default_factory=PublishSettings)
     security: SecuritySettings = Field(default_factory=SecuritySettings)

@@ -1,0 +1,114 @@
+"""When the next run begins by itself: at times of day, after a pause, or on enough new samples. Pure.
+
+Times of day are those of the wall clock. Where it is put forward, a time that does not exist that day is
+the same span after midnight, so 02:30 comes at 03:30; where it is put back, a time that comes twice counts
+the first time. A time that passes while a run is under way, or while the coordinator is down, is made up for
+within `LATE_S`, once; after that the next one is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, tzinfo
+from typing import Final
+
+LATE_S: Final = 3600.0
+DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+@dataclass(frozen=True, slots=True)
+class Timetable:
+    """What the settings ask for."""
+
+    at: tuple[str, ...] = ()
+    days: tuple[str, ...] = ()
+    zone: tzinfo | None = None
+    """None: that of this machine."""
+    every_s: float | None = None
+    new_samples: int | None = None
+    min_pause_s: float = 0.0
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing ever begins by itself."""
+        return not self.at and self.every_s is None and self.new_samples is None
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What has been. Seconds since 1970; None: never."""
+
+    since: float
+    """Times of day up to here were dealt with."""
+    began: float | None = None
+    ended: float | None = None
+
+
+def due(table: Timetable, past: Past, now: float, samples: int) -> str | None:
+    """Why a run begins now, or None. `samples`: labelled since the last run."""
+    if past.ended is not None and now - past.ended < table.min_pause_s:
+        return None
+    for moment, text in times(table, max(past.since, now - LATE_S), now):
+        if moment <= now:
+            return f"at {text}"
+    if table.every_s is not None and (past.began is None or now - past.began >= table.every_s):
+        return f"every {table.every_s / 3600:g} hours"
+    if table.new_samples is not None and samples >= table.new_samples:
+        return f"{samples} new samples"
+    return None
+
+
+def upcoming(table: Timetable, past: Past, now: float) -> float | None:
+    """When the clock begins the next run, seconds since 1970; None where it does not."""
+    moments = [moment for moment, _ in times(table, now, now + 8 * 86400)][:1]
+    if table.every_s is not None:
+        moments.append(now if past.began is None else past.began + table.every_s)
+    if not moments:
+        return None
+    free = past.ended + table.min_pause_s if past.ended is not None else now
+    return max(min(moments), free, now)
+
+
+def times(table: Timetable, after: float, until: float) -> list[tuple[float, str]]:
+    """Times of the table later than `after`, up to `until`, each with its `HH:MM`; in order."""
+    found: list[tuple[float, str]] = []
+    day = datetime.fromtimestamp(after, table.zone).date()
+    last = datetime.fromtimestamp(until, table.zone).date()
+    while day <= last and table.at:
+        if not table.days or DAYS[day.weekday()] in table.days:
+            for text in table.at:
+                hour, minute = (int(part) for part in text.split(":"))
+                # fold=0: the first of two; of none, what the clock would have said without the change.
+                moment = datetime(day.year, day.month, day.day, hour, minute, tzinfo=table.zone).timestamp()
+                if after < moment <= until:
+                    found.append((moment, text))
+        day += timedelta(days=1)
+    return sorted(found)
+
+
+@dataclass(slots=True)
+class NewSamples:
+    """Labelled samples of the fleet, counted since the last run from what nodes report.
+
+    A node that deletes samples counts from its smaller number on; a node that is not there counts as it was.
+    """
+
+    before: dict[str, int] = field(default_factory=dict)
+    now: dict[str, int] = field(default_factory=dict)
+
+    def report(self, node: str, samples: int) -> None:
+        """What a node says that it has."""
+        self.now[node] = samples
+        if samples < self.before.get(node, 0):
+            self.before[node] = samples
+
+    @property
+    def count(self) -> int:
+        """How many are new."""
+        return sum(samples - self.before.get(node, 0) for node, samples in self.now.items())
+
+    def begin(self) -> Mapping[str, int]:
+        """A run begins: nothing is new any more. What to remember for a restart."""
+        self.before = {**self.before, **self.now}
+        return self.before
