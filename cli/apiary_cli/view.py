@@ -79,7 +79,7 @@ class RunView:
         if before == status.state:
             return []
         if before in (None, "lost") and status.state == "ready":
-            return [f"{node} is here: {status.samples or 0} pictures, {_labels(status)}"]
+            return [f"{node} is here: {status.samples or 0} samples ({_labels(status)})"]
         if status.state in ("lost", "paused"):
             return [f"{node} {status.state}" + (f": {status.why}" if status.why else "")]
         return []
@@ -112,4 +112,4 @@ def _labels(status: NodeStatus) -> str:
     labels = status.labels or {}
     if len(labels) > 6:
         return f"{len(labels)} labels"
-    return ", ".join(f"{label} {count}" for label, count in labels.items()) or "no labels"
+    return ", ".join(f"{label}: {count}" for label, count in labels.items()) or "no labels"

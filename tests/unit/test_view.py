@@ -54,7 +54,7 @@ def result(number: int, accuracy: float | None, **more: Any) -> RoundResult:
 def test_a_node_is_greeted_once_and_missed_by_reason() -> None:
     view = RunView()
     ready = NodeStatus(state="ready", samples=30, labels={"cat": 10, "dog": 20})
-    assert take(view, ready, NODE) == ["pi-1 is here: 30 pictures, cat 10, dog 20"]
+    assert take(view, ready, NODE) == ["pi-1 is here: 30 samples (cat: 10, dog: 20)"]
     assert take(view, ready, NODE) == []
     assert take(view, NodeStatus(state="lost", why="connection lost"), NODE) == ["pi-1 lost: connection lost"]
     assert take(view, NodeStatus(state="paused"), NODE) == ["pi-1 paused"]
@@ -65,7 +65,7 @@ def test_a_node_is_greeted_once_and_missed_by_reason() -> None:
 def test_many_labels_are_a_number_and_none_is_said() -> None:
     view = RunView()
     many = NodeStatus(state="ready", samples=7, labels={f"l{i}": 1 for i in range(7)})
-    assert take(view, many, NODE) == ["pi-1 is here: 7 pictures, 7 labels"]
+    assert take(view, many, NODE) == ["pi-1 is here: 7 samples (7 labels)"]
     assert take(view, NodeStatus(state="ready"), NodeId("b")) == ["b is here: 0 pictures, no labels"]
 
 
