@@ -66,7 +66,7 @@ def test_many_labels_are_a_number_and_none_is_said() -> None:
     view = RunView()
     many = NodeStatus(state="ready", samples=7, labels={f"l{i}": 1 for i in range(7)})
     assert take(view, many, NODE) == ["pi-1 is here: 7 samples (7 labels)"]
-    assert take(view, NodeStatus(state="ready"), NodeId("b")) == ["b is here: 0 pictures, no labels"]
+    assert take(view, NodeStatus(state="ready"), NodeId("b")) == ["b is here: 0 samples (no labels)"]
 
 
 def test_a_round_is_told_when_it_opens_whichever_way_it_comes() -> None:
