@@ -152,6 +152,7 @@ class Releases(Feature):
                 self._testing.stop()
                 self._link.downloads.abandon(OWNER)
                 self._fetching = self._again = None
+                self._shelf.discard()
             case table.Swap(release, tested):
                 slot = self._shelf.swap(release, tested)
                 log.info(

@@ -1,0 +1,316 @@
+"""The real parts for releases, of a coordinator and of nodes, on the in-memory bus under the test's clock.
+
+Only the test of a release is a stand-in: what it comes to is what `verdicts` says for its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from apiary.blobs import BlobStore
+from apiary.bus.bus import Connected, Received, Will
+from apiary.bus.flow import ChunkFlow
+from apiary.bus.memory import MemoryBroker
+from apiary.bus.outlet import Outlet
+from apiary.errors import StoreError, WireError
+from apiary.settings import Settings
+from apiary.wire import Digest, NodeId
+from apiary.wire.messages import BlobRef, NodeStatus, PictureShape, Release, Want
+from apiary.wire.topics import Kind, Topics
+from apiary_coordinator.downlink import Downlink
+from apiary_coordinator.feature import Desk
+from apiary_coordinator.releases.ledger import Ledger
+from apiary_coordinator.releases.making import Made
+from apiary_coordinator.releases.service import Releasing, Sealer, policy_of
+from apiary_coordinator.roster import Roster
+from apiary_edge.downloads import Downloads
+from apiary_edge.feature import Link
+from apiary_edge.releases import Releases, trusting
+from apiary_edge.slots.fitness import Host
+from apiary_edge.slots.job import TrialJob
+from apiary_edge.slots.shelf import Shelf, folder_of
+from apiary_edge.slots.slot import Findings
+from apiary_edge.slots.table import TrialCrashed, TrialDone
+
+TICK_S = 0.5
+TOPICS = Topics()
+GOOD = TrialDone(Findings(pictures=20, right=19, right_before=19, inference_ms=5.0))
+BAD = TrialDone(Findings(pictures=20, right=5, right_before=19, inference_ms=5.0))
+CRASH = TrialCrashed("its test ended by signal 11")
+HANG = None
+
+
+T = TypeVar("T")
+
+
+def _of(kind: type[T], **given: Any) -> T:
+    """One with these parts; those that releases do not use are None."""
+    return kind(**{f.name: given.get(f.name) for f in fields(cast(Any, kind))})
+
+
+class FakeTesting:
+    """Takes two seconds of the clock."""
+
+    def __init__(self, fleet: ReleaseFleet, node: str):
+        self.tests: list[str] = []
+        self._fleet = fleet
+        self._node = node
+        self._ends: float | None = None
+
+    def start(self, job: TrialJob) -> None:
+        assert job.model.file.is_file()
+        self.tests.append(self._fleet.name_of(job.model.file.name.split(".")[0]))
+        self._ends = self._fleet.broker.now + 2.0
+
+    def poll(self) -> TrialDone | TrialCrashed | None:
+        if self._ends is None or self._fleet.broker.now < self._ends:
+            return None
+        told = self._fleet.verdict(self._node, self.tests[-1])
+        if told is not None:
+            self._ends = None
+        return told
+
+    def stop(self) -> None:
+        self._ends = None
+
+
+class Node:
+    """A node that only follows releases."""
+
+    def __init__(self, fleet: ReleaseFleet, name: str):
+        self.name = NodeId(name)
+        self.seen: list[str | None] = []
+        settings = fleet.settings(name)
+        will = NodeStatus(state="lost", why="connection lost")
+        self.bus = fleet.broker.bus(name, Will(TOPICS.build(Kind.NODE_STATUS, node=self.name), will.encode()))
+        outlet = Outlet(self.bus, TOPICS)
+        state = settings.edge.state_dir
+        self.blobs = BlobStore(state / "blobs", 2**26)
+        self.downloads = Downloads(
+            self.name, bus=self.bus, topics=TOPICS, outlet=outlet, blobs=self.blobs, idle_s=5.0
+        )
+        shelf = Shelf(folder_of(state))
+        self.testing = FakeTesting(fleet, name)
+        link = _of(
+            Link,
+            node=self.name,
+            bus=self.bus,
+            topics=TOPICS,
+            outlet=outlet,
+            blobs=self.blobs,
+            downloads=self.downloads,
+            clock=lambda: fleet.broker.now,
+            wall=lambda: fleet.broker.now,
+        )
+        self.releases = Releases(
+            settings,
+            link,
+            shelf=shelf,
+            testing=self.testing,
+            host=Host("aarch64", "0.1.0", 2**26),
+            open_=trusting(shelf, settings.edge.slots.release_key),
+            swapped=lambda slot: self.seen.append(slot.release if slot is not None else None),
+        )
+        self.shelf = shelf
+        self._outlet = outlet
+        self._fleet = fleet
+        self.complaints: list[str] = []
+        self.bus.subscribe(TOPICS.pattern(Kind.RELEASE_CURRENT))
+        self.releases.start(fleet.broker.now)
+        outlet.send(NodeStatus(state="ready", tags=fleet.tags.get(name, {})), self.name)
+
+    @property
+    def current(self) -> str | None:
+        return self.shelf.current.release if self.shelf.current is not None else None
+
+    def step(self) -> None:
+        for event in self.bus.poll(0):
+            if isinstance(event, Connected):
+                self._outlet.restore()
+                self.downloads.again(self._fleet.broker.now)
+            elif isinstance(event, Received):
+                self._guarded(lambda event=event: self._received(event))  # type: ignore[misc]
+        self.downloads.tick(self._fleet.broker.now)
+        self._guarded(lambda: self.releases.tick(self._fleet.broker.now))
+
+    def _received(self, event: Received) -> None:
+        topic = TOPICS.parse(event.topic)
+        if topic.kind is Kind.CHUNK_DOWN:
+            assert topic.digest is not None and topic.index is not None
+            whole = self.downloads.chunk(topic.digest, topic.index, event.payload, self._fleet.broker.now)
+            if whole is not None:
+                self.releases.fetched(whole)
+        elif topic.kind in self.releases.kinds:
+            self.releases.received(topic, event)
+
+    def _guarded(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except (WireError, StoreError) as e:
+            self.complaints.append(str(e))
+
+
+class Headquarters:
+    """A coordinator that only rolls releases out."""
+
+    def __init__(self, fleet: ReleaseFleet):
+        settings = fleet.settings("x")
+        state = settings.coordinator.state_dir
+        self.bus = fleet.broker.bus("coordinator")
+        self.blobs = BlobStore(state / "blobs")
+        self.roster = Roster()
+        self._flow = ChunkFlow()
+        self.outlet = Outlet(self.bus, TOPICS)
+        self._down = Downlink(TOPICS, self.blobs, self._flow, 0.1)
+        self._fleet = fleet
+        desk = _of(
+            Desk,
+            settings=settings,
+            bus=self.bus,
+            topics=TOPICS,
+            outlet=self.outlet,
+            blobs=self.blobs,
+            down=self._down,
+            roster=self.roster,
+            clock=lambda: fleet.broker.now,
+            wall=lambda: fleet.broker.now,
+        )
+        self.releasing = Releasing(
+            settings.release,
+            desk,
+            Ledger(state, policy_of(settings.release)),
+            Sealer(desk, state / "release-key.pem"),
+        )
+        for kind in (Kind.NODE_STATUS, Kind.NODE_RELEASE, Kind.NODE_WANT):
+            self.bus.subscribe(TOPICS.pattern(kind))
+        self.releasing.start(fleet.broker.now)
+
+    def step(self) -> None:
+        now = self._fleet.broker.now
+        for event in self.bus.poll(0):
+            if isinstance(event, Connected):
+                self.outlet.restore()
+            elif isinstance(event, Received):
+                topic = TOPICS.parse(event.topic)
+                node = topic.node
+                assert node is not None
+                if topic.kind is Kind.NODE_STATUS:
+                    self.roster.update(node, NodeStatus.decode(event.payload, who=node), now)
+                if topic.kind is Kind.NODE_WANT:
+                    self._down.want(node, Want.decode(event.payload, who=node), now)
+                else:
+                    self.releasing.received(topic, event)
+        self.releasing.tick(now)
+        self._down.due(now)
+        self._flow.pump(self.bus, 20)
+
+
+class ReleaseFleet:
+    """Headquarters and nodes `pi-0`, `pi-1`, ...; each can be killed and started again."""
+
+    def __init__(self, folder: Path, nodes: int = 5, *, seed: int = 1, **release: Any):
+        self.folder = folder
+        self.broker = MemoryBroker(seed=seed, latency_s=0.01)
+        self.broker.now = 1_000_000.0
+        self.tags: dict[str, dict[str, str]] = {}
+        self.slots: dict[str, Any] = {}
+        self.chosen = {"waves": [0.2, 1.0], "wave_s": 120.0, "soak_s": 5.0, **release}
+        self.verdicts: dict[str, TrialDone | TrialCrashed | None] = {}
+        self.by_node: dict[tuple[str, str], TrialDone | TrialCrashed | None] = {}
+        self.made: dict[str, Release] = {}
+        self.nodes: dict[str, Node] = {}
+        self.hq = Headquarters(self)
+        for i in range(nodes):
+            self.start_node(f"pi-{i}")
+        self.turn(4)
+
+    def settings(self, node: str) -> Settings:
+        return Settings.model_validate(
+            {
+                "coordinator": {"state_dir": self.folder / "coordinator"},
+                "edge": {"node_id": node, "state_dir": self.folder / node, "tags": self.tags.get(node, {}),
+                         "slots": self.slots},
+                "release": self.chosen,
+            }
+        )  # fmt: skip
+
+    def start_node(self, name: str) -> Node:
+        self.nodes[name] = Node(self, name)
+        return self.nodes[name]
+
+    def kill_node(self, name: str) -> None:
+        self.broker.cut(name, for_s=float("inf"))
+        del self.nodes[name]
+
+    def restart_hq(self) -> None:
+        self.broker.cut("coordinator", for_s=float("inf"))
+        self.hq = Headquarters(self)
+
+    def make(self, name: str, *, size: int = 300_000, **more: Any) -> Release:
+        """A release whose file headquarters keeps."""
+        data = (b"\0\0\0\0TFL3" + name.encode()).ljust(size, name[-1].encode())
+        file = self.folder / f"{name}.tflite"
+        file.write_bytes(data)
+        from apiary.wire.chunks import digest_of
+
+        told = {
+            "name": name,
+            "file": BlobRef(digest=digest_of(data), bytes=len(data)),
+            "kind": "tflite",
+            "labels": ["a", "b"],
+            "input": PictureShape(height=8, width=10, channels=3),
+            **more,
+        }
+        release = Release.model_validate(told)
+        self.made[name] = release
+        self.hq.releasing.keep(Made(release, file))
+        return release
+
+    def name_of(self, digest: str) -> str:
+        return next(n for n, r in self.made.items() if r.file.digest == digest)
+
+    def verdict(self, node: str, name: str) -> TrialDone | TrialCrashed | None:
+        return self.by_node.get((node, name), self.verdicts.get(name, GOOD))
+
+    def roll_out(self, name: str, verdict: TrialDone | TrialCrashed | None = GOOD, **more: Any) -> str:
+        """Make it, begin, and turn until it is over; what became of it."""
+        self.verdicts[name] = verdict
+        self.hq.releasing.begin(self.make(name, **more))
+        return self.finish()
+
+    def finish(self, seconds: float = 2000.0) -> str:
+        for _ in range(int(seconds / TICK_S)):
+            self.turn()
+            if self.state not in ("rolling", "paused"):
+                self.turn(40)  # for the nodes to follow
+                return self.state
+        raise AssertionError(f"not over after {seconds} s: {self.hq.releasing.standing.rollout}")
+
+    @property
+    def state(self) -> str:
+        rollout = self.hq.releasing.standing.rollout
+        return rollout.state if rollout is not None else "none"
+
+    def turn(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.hq.step()
+            for node in list(self.nodes.values()):
+                node.step()
+            self.broker.now += TICK_S
+
+    def currents(self) -> dict[str, str | None]:
+        return {name: node.current for name, node in self.nodes.items()}
+
+    def ever_had(self, release: str) -> set[str]:
+        """Nodes on which it was current at some time."""
+        return {name for name, node in self.nodes.items() if release in node.seen}
+
+    def files(self, node: str) -> set[str]:
+        folder = folder_of(self.settings(node).edge.state_dir) / "files"
+        return {self.name_of(p.name.split(".")[0]) for p in folder.iterdir()}
+
+
+__all__ = ["BAD", "CRASH", "GOOD", "HANG", "Digest", "ReleaseFleet"]
