@@ -24,12 +24,15 @@ import numpy as np
 from PIL import Image
 
 from apiary.learn.manifest import Manifest
-from apiary.wire.messages import Plan
+from apiary.wire.messages import Announcement, BlobRef, Bounds, Plan
+from apiary_coordinator.announcements import needs
 from apiary_coordinator.export.job import DONE, BuildJob
+from apiary_edge.guest.room import room_for
 from apiary_edge.job import TrainJob
 
 LABELS = ["cat", "dog"]
 LATEST_S = 600.0
+FIGURES = ("resident", "expected", "address", "expected_address")
 
 
 class Case(NamedTuple):
@@ -73,16 +76,18 @@ def main() -> int:
     parser.add_argument("--exports", type=Path, help="folder of exported recipes, kept for the next time")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     args = parser.parse_args()
-    rows = []
     with tempfile.TemporaryDirectory(prefix="apiary-bench-") as scratch:
-        for case in CASES:
-            build = exported(case, args.exports or Path(scratch) / "exports")
-            rows.append(measured(case, build, Path(scratch)))
+        exports = args.exports or Path(scratch) / "exports"
+        rows = [measured(case, exported(case, exports), Path(scratch)) for case in CASES]
+    print(f"{'MB':44} {'resident':>8} {'expected':>8} {'address':>8} {'expected':>8}", file=sys.stderr)
     for row in rows:
-        print(row, file=sys.stderr)
+        figures = " ".join(f"{row[name] / 1e6:8.1f}" for name in FIGURES)
+        print(f"{row['case']:44} {figures}", file=sys.stderr)
     if args.json:
         print(json.dumps(rows))
-    return 0
+    fits = [row["resident"] <= row["expected"] <= 2 * row["resident"] for row in rows]
+    fits += [row["address"] <= row["expected_address"] <= 2 * row["address"] for row in rows]
+    return 0 if all(fits) else 1
 
 
 def exported(case: Case, folder: Path) -> Path:
@@ -128,24 +133,46 @@ def measured(case: Case, build: Path, scratch: Path) -> dict[str, Any]:
     )
     (folder / "job.json").write_text(job.model_dump_json())
     peak = peak_of([sys.executable, "-m", "apiary_edge.trainer", str(folder / "job.json")])
-    sizes = {name: (build / name).stat().st_size for name in ("trainer.tflite", "initial.blob")}
+    expected = room_for(announcement(case, build), samples=case.pictures, runtime="litert", missing=0)
     return {
-        "case": case.name,
-        "pictures": case.pictures,
-        "batch": case.batch,
-        "side": side,
-        "features": manifest.features,
-        "trainer": sizes["trainer.tflite"],
-        "model": sizes["initial.blob"],
-        "base": base.stat().st_size if base.exists() else 0,
+        "case": f"{case.name}, {case.pictures} pictures",
         "resident": peak.resident,
+        "expected": expected.memory,
         "address": peak.address,
+        "expected_address": expected.address,
     }
+
+
+def announcement(case: Case, build: Path) -> Announcement:
+    """The round as a coordinator would announce it."""
+
+    def ref(name: str) -> BlobRef | None:
+        path = build / name
+        return BlobRef(digest="0" * 64, bytes=path.stat().st_size) if path.exists() else None
+
+    return Announcement.model_validate(
+        {
+            "run": "r",
+            "round": 1,
+            "state": "open",
+            "rounds": 1,
+            "epoch": "e",
+            "labels": LABELS,
+            "model": ref("initial.blob"),
+            "manifest": ref("manifest.json"),
+            "trainer": ref("trainer.tflite"),
+            "base": ref("base.tflite"),
+            "plan": Plan(batch_size=case.batch),
+            "bounds": Bounds(),
+            "deadline_s": 600.0,
+            "needs": needs(Manifest.decode((build / "manifest.json").read_bytes())),
+        }
+    )
 
 
 def peak_of(command: list[str]) -> Peak:
     """Run it to its end and read the kernel's marks until then."""
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ))
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "MALLOC_ARENA_MAX": "1"})
     peak = Peak(0, 0)
     end = time.monotonic() + LATEST_S
     while child.poll() is None and time.monotonic() < end:

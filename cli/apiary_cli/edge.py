@@ -1,4 +1,4 @@
-"""`apiary edge`: one node, in the foreground."""
+"""`apiary edge`: one node, in the foreground; `apiary edge status`: what it is at."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ import time
 from pathlib import Path
 
 from apiary.bus.allocator import tune
+from apiary.errors import SettingsError
 from apiary.notify import Notifier
 from apiary.settings import load_settings
+from apiary_cli.edge_status import show
 from apiary_cli.once import FirstConnection
 from apiary_cli.stopping import stop_on_signals
 from apiary_edge.appliance import build
-from apiary_edge.service import Edge
 from apiary_edge.twin import hold_folder
 
 _EXAMPLES = """examples:
   apiary edge --node-id pi-1 --data /srv/pictures
   apiary edge --data pictures --host broker.local
   apiary edge --data pictures --once            one round, then leave; fails where no broker answers
+  apiary edge status                            what the node of this machine is at, without any network
+  apiary edge status --json | jq .state
 
 Pictures come from a folder, from this node's sample store (apiary samples, apiary label), or from both.
 The folder holds one folder a label: pictures/cat/001.jpg, pictures/dog/002.png.
 No picture leaves this machine.
+
+apiary edge status reads what the running node writes to /run/apiary-edge or its state folder; it ends with 0
+where the node runs, with 1 where it does not, or hangs.
 """
 
 
@@ -32,16 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Take part in a federation: train on this machine's pictures, send weight updates."
     parser.epilog = _EXAMPLES
+    parser.add_argument("word", nargs="?", choices=["status"], help="status: what the running node is at")
     parser.add_argument("--node-id", metavar="ID", help="this node's name (default: the host name)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="pictures, LABEL/*.jpg|png")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="outbox, models, caches")
     parser.add_argument("--host", help="the broker")
     parser.add_argument("--port", type=int, help="its port")
     parser.add_argument("--once", action="store_true", help="one round, and no waiting for an absent broker")
+    parser.add_argument("--json", action="store_true", help="with status: as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the node until a signal, or for one round."""
+    """Run the node until a signal, or for one round; or tell of the one that runs."""
     flags = {
         "edge.node_id": args.node_id,
         "edge.data_dir": args.data,
@@ -52,30 +60,27 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(
         args.config, {**args.overrides, **{k: v for k, v in flags.items() if v is not None}}
     ).settings
+    if args.word == "status":
+        return show(settings, as_json=args.json)
+    if args.json:
+        raise SettingsError("--json goes with apiary edge status")
     tune(small=True)
     notifier = Notifier.from_environment(os.environ, time.monotonic)
     with hold_folder(settings.edge.state_dir):
-        bus, service = build(settings)
+        bus, service, board = build(settings)
         with stop_on_signals(bus.wake) as stop:
             limits = FirstConnection(bus).wait(settings.broker.connect_timeout_s, stop) if args.once else None
             service.start()
             try:
                 if limits is not None:
                     service.connected(limits)
-                notifier.ready(_doing(service))
+                notifier.ready(board.line())
                 service.run(
                     lambda: stop() or (args.once and service.rounds_done > 0),
-                    lambda: notifier.turned(_doing(service)),
+                    lambda: notifier.turned(board.line()),
                 )
             finally:
                 notifier.stopping()
                 service.close()
                 notifier.close()
         return stop.exit_code
-
-
-def _doing(service: Edge) -> str:
-    """What the node is at, in a line."""
-    told = service.session.round
-    state = service.session.state.value
-    return f"{state}, round {told.round} of run {told.run}" if told is not None else state

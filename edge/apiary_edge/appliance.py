@@ -15,6 +15,7 @@ from apiary.eim import elf
 from apiary.errors import RuntimeUnavailable
 from apiary.settings import Settings
 from apiary.wire import NodeId
+from apiary_edge.board import Board
 from apiary_edge.capture_job import bounds_of, job_of, store_dir
 from apiary_edge.capturing import CaptureProcess, Capturing
 from apiary_edge.feature import Feature, Link
@@ -27,13 +28,17 @@ from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
 from apiary_edge.slots.fitness import Host
 from apiary_edge.slots.shelf import Shelf, folder_of
 from apiary_edge.slots.testing import TrialProcess
+from apiary_edge.status_file import StatusFile, runtime_folder
 from apiary_edge.training import TrainingProcess
 
 _RUNTIMES: Final = (("litert", ("tflite_runtime", "ai_edge_litert")), ("keras", ("tensorflow",)))
 
 
-def build(settings: Settings) -> tuple[MqttBus, Edge]:
-    """A node and its bus, not yet started. Raises RuntimeUnavailable where nothing here can train."""
+def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
+    """A node, its bus, and what there is to say of it; not yet started.
+
+    Raises RuntimeUnavailable where nothing here can train.
+    """
     edge = settings.edge
     node = NodeId(edge.node_id)
     instance = f"{os.getpid()}-{int(time.time() * 1000) % 10**9}"
@@ -45,17 +50,24 @@ def build(settings: Settings) -> tuple[MqttBus, Edge]:
     )
 
     runtimes = _runtimes(settings)
+    camera = Capturing(CaptureProcess(job_of(edge), bus.wake), node) if edge.camera.kind is not None else None
+    status = StatusFile(
+        settings,
+        clock=time.monotonic,
+        runtime_folder=runtime_folder(os.environ),
+        more=lambda: {"camera": {"kind": edge.camera.kind, "text": camera.text} if camera else None},
+    )
 
     def features(link: Link) -> Sequence[Feature]:
         found: list[Feature] = [
             Guest(link, edge, Reader(edge.state_dir, clock=time.monotonic), runtime=runtimes[0]),
             _releases(settings, link),
         ]
-        if edge.camera.kind is not None:
-            found.append(Capturing(CaptureProcess(job_of(edge), bus.wake), node))
-        return found
+        if camera is not None:
+            found.append(camera)
+        return [*found, status]
 
-    return bus, Edge(
+    service = Edge(
         settings,
         bus=bus,
         blobs=blob_store.BlobStore(edge.state_dir / "blobs", edge.blob_mb * 2**20),
@@ -68,7 +80,9 @@ def build(settings: Settings) -> tuple[MqttBus, Edge]:
         memory_mb=_memory_mb(),
         store=_store(settings),
         features=features,
+        tap=status.tap,
     )
+    return bus, service, status.board
 
 
 def _releases(settings: Settings, link: Link) -> Releases:

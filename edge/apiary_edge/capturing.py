@@ -31,6 +31,8 @@ class Capturing(Feature):
     """The camera child as a part of the node; what it tells goes to the log."""
 
     def __init__(self, process: CaptureProcess, node: str):
+        self.text = "starting"
+        """What it said last, for people."""
         self._process = process
         self._node = node
 
@@ -38,6 +40,7 @@ class Capturing(Feature):
         """Keep the child going, and say what it tells."""
         self._process.tick(now)
         for told in self._process.collect():
+            self._note(told)
             match told.kind:
                 case "gone" | "trouble" | "failed":
                     log.warning("node=%s camera: %s", self._node, told.text)
@@ -51,6 +54,13 @@ class Capturing(Feature):
     def close(self) -> None:
         """End the child."""
         self._process.stop()
+
+    def _note(self, told: CaptureTold) -> None:
+        match told.kind:
+            case "kept" | "alive" | "back":
+                self.text = "taking pictures"
+            case _:
+                self.text = told.text or told.kind
 
 
 class CaptureProcess:

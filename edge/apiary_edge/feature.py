@@ -61,6 +61,9 @@ class Feature:
     def connected(self) -> None:
         """The link is new: what was said last may not have arrived."""
 
+    def disconnected(self, why: str) -> None:
+        """The link is gone, or an attempt failed; the next attempt comes by itself."""
+
     def tick(self, now: float) -> None:
         """A turn of the loop, at least twice a second."""
 

@@ -187,6 +187,8 @@ class Edge:
                 case Disconnected(error, retry_s):
                     log.warning("%s; next attempt in %.0f s", error, retry_s)
                     self._flow.clear()
+                    for feature in self._features:
+                        self._guarded(partial(feature.disconnected, str(error)))
                 case Refused(topic, reason):
                     log.warning("the broker refused topic=%s reason=%s", topic, reason)
         now = self._clock()
@@ -230,7 +232,9 @@ class Edge:
                     table.Receipted(Digest(receipt.digest), receipt.state, receipt.why, receipt.missing or [])
                 )
             case Kind.COORDINATOR_STATUS:
-                self._coordinator_status(CoordinatorStatus.decode(event.payload, who=who))
+                coordinator = CoordinatorStatus.decode(event.payload, who=who)
+                self._tap(topic.kind, None, coordinator)
+                self._coordinator_status(coordinator)
             case Kind.NODE_STATUS:
                 self._presence.heard(event, now=self._clock(), first_connect=self._connects <= 1)
             case _:
