@@ -21,10 +21,11 @@ from apiary.errors import DataError, SettingsError, StoreError
 from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import Added, Bounds, SampleId
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.web.app import MAX_BODY_BYTES, MAX_IDS, App
+from apiary_edge.web.app import MAX_IDS, App
 from apiary_edge.web.gate import FREE_GUESSES, MAX_ADDRESSES, Gate
 from apiary_edge.web.need import ENOUGH, needed
 from apiary_edge.web.serve import check_host, make_server
+from apiary_edge.web.site import MAX_BODY_BYTES
 from apiary_edge.web.thumbnails import Thumbnails
 from apiary_edge.web.token import FILE_NAME, load_or_make
 

@@ -15,8 +15,9 @@ from typing import Any, Final
 from apiary.errors import SettingsError
 from apiary_edge.samples.model import Bounds, check_label
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.web.app import MAX_BODY_BYTES, App
+from apiary_edge.web.app import App
 from apiary_edge.web.gate import Gate
+from apiary_edge.web.site import MAX_BODY_BYTES
 
 THREADS: Final = 4
 """Browsers ask for six pictures at once; more threads than the cores of a Pi gain nothing."""
@@ -39,15 +40,15 @@ class Stores:
         return store
 
 
-def check_host(host: str) -> str:
+def check_host(host: str, setting: str = "--host") -> str:
     """`host` where it is one address of this machine's own network. Raises SettingsError."""
     try:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
-        raise SettingsError(f"--host {host!r}: expected an IP address, such as 192.168.1.20") from None
+        raise SettingsError(f"{setting} {host!r}: expected an IP address, such as 192.168.1.20") from None
     if address.is_unspecified or address.is_global or address.is_multicast:
         raise SettingsError(
-            f"--host {host}: expected one address of the local network (or 127.0.0.1): pictures are shown to "
+            f"{setting} {host}: expected one address of the local network (or 127.0.0.1): pictures are shown to "
             "their owner, not to the world"
         )
     return str(address)
@@ -75,18 +76,28 @@ def make_server(
     port: int,
     labels: Sequence[str] = (),
     may_add: bool = True,
+    modelled: Callable[[], tuple[str, ...]] = tuple,
 ) -> Any:
-    """A waitress server, listening; `.run()` serves, `.close()` ends it. Raises SettingsError, StoreError."""
-    from waitress import create_server
-
-    host = check_host(host)
+    """The labelling page, listening; `.run()` serves, `.close()` ends it. Raises SettingsError, StoreError."""
     for label in labels:
         check_label(label)
     stores = Stores(lambda: SampleStore(folder, cache, bounds, time.time))
     stores().labels()  # a store that cannot be used is told before the page is
     app = App(
-        stores, Gate(token, port, time.monotonic, time.sleep), bounds, labels=tuple(labels), may_add=may_add
+        stores,
+        Gate(token, port, time.monotonic, time.sleep),
+        bounds,
+        labels=tuple(labels),
+        may_add=may_add,
+        modelled=modelled,
     )
+    return listen(app, check_host(host), port, max_body_bytes=MAX_BODY_BYTES)
+
+
+def listen(app: Any, host: str, port: int, *, max_body_bytes: int, setting: str = "--port") -> Any:
+    """A waitress server on an address of ours, bounded in everything. Raises SettingsError."""
+    from waitress import create_server
+
     logging.getLogger("waitress").setLevel(logging.ERROR)
     try:
         return create_server(
@@ -96,10 +107,10 @@ def make_server(
             threads=THREADS,
             connection_limit=MAX_CONNECTIONS,
             channel_timeout=IDLE_S,
-            max_request_body_size=MAX_BODY_BYTES,
+            max_request_body_size=max_body_bytes,
             max_request_header_size=16 * 2**10,
             ident="",
             clear_untrusted_proxy_headers=True,
         )
     except OSError as e:
-        raise SettingsError(f"cannot listen on {host}:{port}: {e.strerror}; choose another --port") from e
+        raise SettingsError(f"cannot listen on {host}:{port}: {e.strerror}; choose another {setting}") from e
