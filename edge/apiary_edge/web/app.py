@@ -52,7 +52,7 @@ class App:
         modelled: Callable[[], tuple[str, ...]] = tuple,
     ):
         self.thumbnails = Thumbnails()
-        pages = Labelling(stores, bounds, self.thumbnails, labels, may_add, modelled)
+        pages = Labelling(stores, bounds, self.thumbnails, labels=labels, may_add=may_add, modelled=modelled)
         self._site = Site("labelling page", gate, pages, package="apiary_edge.web", files=_FILES)
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -68,6 +68,7 @@ class Labelling:
         stores: Callable[[], SampleStore],
         bounds: Bounds,
         thumbnails: Thumbnails,
+        *,
         labels: tuple[str, ...],
         may_add: bool,
         modelled: Callable[[], tuple[str, ...]],

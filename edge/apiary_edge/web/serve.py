@@ -48,8 +48,8 @@ def check_host(host: str, setting: str = "--host") -> str:
         raise SettingsError(f"{setting} {host!r}: expected an IP address, such as 192.168.1.20") from None
     if address.is_unspecified or address.is_global or address.is_multicast:
         raise SettingsError(
-            f"{setting} {host}: expected one address of the local network (or 127.0.0.1): pictures are shown to "
-            "their owner, not to the world"
+            f"{setting} {host}: expected one address of the local network (or 127.0.0.1): pictures are shown "
+            "to their owner, not to the world"
         )
     return str(address)
 
@@ -78,7 +78,7 @@ def make_server(
     may_add: bool = True,
     modelled: Callable[[], tuple[str, ...]] = tuple,
 ) -> Any:
-    """The labelling page, listening; `.run()` serves, `.close()` ends it. Raises SettingsError, StoreError."""
+    """The labelling page, listening; `.run()` serves, `.close()` ends. Raises SettingsError, StoreError."""
     for label in labels:
         check_label(label)
     stores = Stores(lambda: SampleStore(folder, cache, bounds, time.time))

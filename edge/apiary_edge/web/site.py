@@ -125,7 +125,7 @@ class Site:
         return self._pages.get(path, query)
 
     def _post(self, path: str, environ: Environ) -> Answer:
-        # A browser sends a cookie by itself, an Authorization header never: that needs no proof of its origin.
+        # A browser sends a cookie by itself, an Authorization header never: the latter proves who asks.
         if self._has_key(path, environ):
             return self._pages.post(path, environ)
         if environ.get("HTTP_X_APIARY") != "1" or not _same_origin(environ):
