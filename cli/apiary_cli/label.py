@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted. Raises ApiaryError."""
     from apiary_edge.capture_job import bounds_of, store_dir
+    from apiary_edge.predicting.described import known_labels
     from apiary_edge.web.serve import give_memory_back, make_server
     from apiary_edge.web.token import load_or_make
 
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         port=args.port,
         labels=labels,
         may_add=not labels or args.new_labels,
+        # Looked up each time: the node may hear of the federation's labels while the page is open.
+        modelled=lambda: known_labels(edge.state_dir),
     )
     name = f"[{server.effective_host}]" if ":" in str(server.effective_host) else server.effective_host
     print(f"labelling page: http://{name}:{server.effective_port}/?token={token}", flush=True)

@@ -98,6 +98,9 @@ class Bulletin:
                 labels=list(artefacts.labels),
                 accuracy=result.accuracy,
                 best=best,
+                manifest=artefacts.manifest,
+                trainer=artefacts.trainer,
+                base=artefacts.base,
             )
         )
 

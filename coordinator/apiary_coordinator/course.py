@@ -122,7 +122,10 @@ class Course:
 
     def notice(self, node: NodeId) -> Notice:
         """What is current, for one node."""
-        return Notice() if self.live is None else self._bulletin.notice(self.live, node)
+        if self.live is not None:
+            return self._bulletin.notice(self.live, node)
+        # An owner who has labelled nothing yet should know what there is to choose from.
+        return Notice(labels=list(self.artefacts.labels) if self.artefacts is not None else None)
 
     def stop(self, why: str) -> None:
         """Come to an end early. Raises RequestRefused where the run is over in any case, StoreError."""
@@ -257,6 +260,7 @@ class Course:
         self.record.rounds.append(entry)
         live.collection.close(remove=True)
         self._prune(opening, live.parts.artefacts)
+        self._lend(opening, live.parts.artefacts, len(live.round.cohort))
         self._publish(result, opening, live.parts.artefacts)
         self.record.write()
         self._next()
@@ -267,6 +271,11 @@ class Course:
             best = self.record.best
             is_best = best is not None and best.round == result.round
             self._bulletin.model(result, opening.model_ref, artefacts, best=is_best)
+
+    def _lend(self, opening: Opening, artefacts: Artefacts, nodes: int) -> None:
+        """Nodes that predict may ask for the newest model while no round is open, too."""
+        refs = (opening.model_ref, artefacts.manifest, artefacts.trainer, artefacts.base)
+        self._means.down.serve([ref for ref in refs if ref is not None], nodes, "model")
 
     def _prune(self, opening: Opening, artefacts: Artefacts) -> None:
         """Keep the models that something may still need: the first, the best, the newest."""
@@ -320,8 +329,9 @@ class Course:
         A node whose receipt was lost learns by it that its update is not waited for. Journaled after it was
         said: a coordinator that is killed between the two says it once more.
         """
-        bus = self._means.bus
-        if (bus.connected and bus.backlog == 0) or now >= self._part_at:
+        means, bus = self._means, self._means.bus
+        quiet = means.flow.pending == 0 and means.down.next_due() is None
+        if (bus.connected and bus.backlog == 0 and quiet) or now >= self._part_at:
             state = "finished" if self.record.told_to_stop is None else "stopped"
             self._means.journal.end_run(self.run, state, self.record.stop or "")
             self.stage = "done"

@@ -17,11 +17,12 @@ from apiary.settings import Settings
 from apiary.wire import NodeId
 from apiary_edge.board import Board
 from apiary_edge.capture_job import bounds_of, job_of, store_dir
-from apiary_edge.capturing import CaptureProcess, Capturing
+from apiary_edge.capturing import CameraSays, CaptureProcess, Capturing
 from apiary_edge.feature import Feature, Link
 from apiary_edge.guest.stay import Guest
 from apiary_edge.health.reader import Reader
 from apiary_edge.outbox import Outbox
+from apiary_edge.predicting.parts import predictions
 from apiary_edge.releases import Releases, trusting
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
@@ -50,21 +51,24 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
     )
 
     runtimes = _runtimes(settings)
-    camera = Capturing(CaptureProcess(job_of(edge), bus.wake), node) if edge.camera.kind is not None else None
+    camera = CameraSays(node) if edge.camera.kind is not None else None
     status = StatusFile(
         settings,
         clock=time.monotonic,
         runtime_folder=runtime_folder(os.environ),
         more=lambda: {"camera": {"kind": edge.camera.kind, "text": camera.text} if camera else None},
     )
+    store = _store(settings)
 
     def features(link: Link) -> Sequence[Feature]:
         found: list[Feature] = [
             Guest(link, edge, Reader(edge.state_dir, clock=time.monotonic), runtime=runtimes[0]),
             _releases(settings, link),
         ]
-        if camera is not None:
-            found.append(camera)
+        if camera is not None and not edge.predict.enabled:
+            found.append(Capturing(CaptureProcess(job_of(edge), bus.wake), camera))
+        # Late: the node is made after its features.
+        found += predictions(settings, link, store, bus.wake, busy=lambda: service.busy, camera=camera)
         return [*found, status]
 
     service = Edge(
@@ -78,7 +82,7 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
         instance=instance,
         runtimes=runtimes,
         memory_mb=_memory_mb(),
-        store=_store(settings),
+        store=store,
         features=features,
         tap=status.tap,
     )

@@ -46,7 +46,8 @@ TROUBLE_PAUSE_S: Final = 60.0
 class Capture:
     """The loop: `step` takes one frame at most and returns how long to wait before the next.
 
-    `watch`, where given, sees every frame (live prediction); `minute` is the local time in minutes since
+    `watch`, where given, sees every frame (live prediction), of which there are `watch_fps` a second then
+    where the settings of the camera ask for fewer; `minute` is the local time in minutes since
     midnight, `clock` is monotonic.
     """
 
@@ -60,13 +61,14 @@ class Capture:
         clock: Callable[[], float],
         minute: Callable[[], int],
         watch: Watch | None = None,
+        watch_fps: float = 0.0,
     ):
         rules = rules_of(job.capture)
         self.kept = 0
         self.dropped: Counter[str] = Counter()
         self.ended = False
         self._quality = job.capture.jpeg_quality
-        self._pause_s = 1 / job.camera.fps
+        self._pause_s = 1 / max(job.camera.fps, watch_fps if watch else 0.0)
         self._camera = camera
         self._store = store
         self._tell = tell
@@ -184,17 +186,34 @@ def minute_of_day() -> int:
     return now.tm_hour * 60 + now.tm_min
 
 
-def run(job: CaptureJob, tell: Tell, stop: threading.Event, *, watch: Watch | None = None) -> None:
+def run(
+    job: CaptureJob,
+    tell: Tell,
+    stop: threading.Event,
+    *,
+    watch: Watch | None = None,
+    watch_fps: float = 0.0,
+) -> None:
     """Capture until `stop` is set or a file has ended. Raises SettingsError, CameraError, StoreError."""
     camera = base.make(job.camera.kind or "", base.options_of(job.camera))
     store = SampleStore(job.store_dir, job.cache_dir, bounds_of(job.store), time.time)
-    capture = Capture(job, camera, store, tell, clock=time.monotonic, minute=minute_of_day, watch=watch)
+    capture = Capture(
+        job,
+        camera,
+        store,
+        tell,
+        clock=time.monotonic,
+        minute=minute_of_day,
+        watch=watch,
+        watch_fps=watch_fps,
+    )
     try:
         while not stop.is_set() and not capture.ended:
             wait = capture.step()
             while wait > 0 and not stop.wait(min(wait, ALIVE_S)):
                 wait -= ALIVE_S
-                tell(CaptureTold(kind="alive", kept=capture.kept, dropped=dict(capture.dropped)))
+                if wait > 0:
+                    tell(CaptureTold(kind="alive", kept=capture.kept, dropped=dict(capture.dropped)))
     finally:
         capture.close()
         store.close()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -14,12 +15,25 @@ from apiary.errors import DataError
 from apiary.learn import images
 from apiary.learn.images import Dataset, Record, Scan
 from apiary.learn.manifest import PictureInput
-from apiary_edge.job import TrainJob
 from apiary_edge.samples.model import Bounds, TrainingSample
 from apiary_edge.samples.store import SampleStore
 
 
-def find(job: TrainJob, labels: Sequence[str], to: PictureInput) -> Scan:
+class Sources(Protocol):
+    """Where samples come from: the sample store, the folders of `data_dir`, or both."""
+
+    @property
+    def store(self) -> Path | None:
+        """Folder of the sample store."""
+        ...
+
+    @property
+    def data_dir(self) -> Path | None:
+        """Folder of folders by label."""
+        ...
+
+
+def find(job: Sources, labels: Sequence[str], to: PictureInput) -> Scan:
     """What there is to train on. Raises DataError where that is nothing, with what to do about it."""
     if job.store is None or to.letters:  # the store holds pictures only
         if job.data_dir is None:
@@ -50,7 +64,7 @@ def held_out(store: Path, labels: Sequence[str]) -> Scan:
         return _scan(store, opened.held_out(), labels)
 
 
-def without_held_out(job: TrainJob, found: Scan, data: Dataset) -> Dataset:
+def without_held_out(job: Sources, found: Scan, data: Dataset) -> Dataset:
     """`data` without the pictures of a folder that the store has as well: once is enough, and held out is
     held out. Raises DataError where none is left.
     """

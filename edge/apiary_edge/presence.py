@@ -24,6 +24,8 @@ from apiary_edge.session import Session, State
 log = logging.getLogger(__name__)
 
 COUNT_EVERY_S: Final = 60.0
+LABELLED_S: Final = 2.0
+"""An owner who labels should see the node take notice: then it counts again, but not at each label."""
 _TWIN_EVERY_S: Final = 60.0
 _PICTURES: Final = "pictures"
 _STATES: Final[dict[State, NodeState]] = {
@@ -62,6 +64,7 @@ class Presence:
         self._more = more
         self._labels: dict[str, int] = {}
         self._counted_at = -math.inf
+        self._version = 0
         self._said: tuple[object, ...] | None = None
         self._twin_said_at = -math.inf
 
@@ -83,7 +86,8 @@ class Presence:
 
     def tick(self, now: float) -> bool:
         """Count again from time to time; whether that was due. Without pictures the node pauses."""
-        if now - self._counted_at < COUNT_EVERY_S:
+        past = now - self._counted_at
+        if past < LABELLED_S or (past < COUNT_EVERY_S and not self._store_changed()):
             return False
         self._counted_at = now
         try:
@@ -143,6 +147,12 @@ class Presence:
             log.error(
                 "node=%s another process uses this node id: give one of them another edge.node_id", self._node
             )
+
+    def _store_changed(self) -> bool:
+        if self._store is None:
+            return False
+        before, self._version = self._version, self._store.version()
+        return before != self._version
 
 
 def lost(instance: str, why: str, tags: Tags | None = None) -> NodeStatus:

@@ -138,6 +138,11 @@ class Edge:
         )
         self._features = features(link)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a round takes this node's time, or something holds it from training."""
+        return self.session.state is not State.IDLE or self._presence.holds.why is not None
+
     def start(self) -> None:
         """Count the pictures, take up what the outbox holds, subscribe. Raises DataError without pictures."""
         now = self._clock()

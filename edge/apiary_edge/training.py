@@ -24,6 +24,19 @@ from apiary_edge.job import Told, TrainJob, parse
 log = logging.getLogger(__name__)
 
 
+class Job(Protocol):
+    """Something to do, as JSON; `out` is a folder of its own."""
+
+    @property
+    def out(self) -> Path:
+        """Where the child may write."""
+        ...
+
+    def model_dump_json(self) -> str:
+        """All of it."""
+        ...
+
+
 class Training(Protocol):
     """At most one training at a time; what it tells is collected by the service's loop."""
 
@@ -49,16 +62,17 @@ class Training(Protocol):
 
 
 class TrainingProcess:
-    """`apiary_edge.trainer` as a child. A thread reads its lines and wakes the loop."""
+    """`python -m MODULE JOB` as a child, the trainer by default. A thread reads its lines, wakes the loop."""
 
-    def __init__(self, wake: Callable[[], None], guest: GuestSettings):
+    def __init__(self, wake: Callable[[], None], guest: GuestSettings, module: str = "apiary_edge.trainer"):
+        self._module = module
         self._wake = wake
         self._guest = guest
         self._child: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         self._told: deque[Told] = deque(maxlen=1000)
 
-    def start(self, job: TrainJob) -> None:
+    def start(self, job: Job) -> None:
         """Write the job down and start the child on it."""
         self.stop()
         clear_partial(job.out)
@@ -68,7 +82,7 @@ class TrainingProcess:
         environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
         try:
             child = subprocess.Popen(
-                [*self._politely(), sys.executable, "-m", "apiary_edge.trainer", str(file)],
+                [*self._politely(), sys.executable, "-m", self._module, str(file)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -17,6 +17,7 @@ from apiary.settings.guest import GuestSettings
 from apiary.settings.loading import Loaded, flatten, load_settings
 from apiary.settings.operator import OperatorSettings, default_operator
 from apiary.settings.pki import PkiSettings
+from apiary.settings.predict import PersonalSettings, PredictSettings
 from apiary.settings.publish import PublishSettings
 from apiary.settings.release import ReleaseSettings, SlotSettings
 from apiary.settings.run import Options, RunSettings
@@ -33,7 +34,9 @@ __all__ = [
     "Loaded",
     "OperatorSettings",
     "Options",
+    "PersonalSettings",
     "PkiSettings",
+    "PredictSettings",
     "PublishSettings",
     "ReleaseSettings",
     "RunSettings",

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from apiary.errors import TopicError
 from apiary.settings.guest import GuestSettings
+from apiary.settings.predict import PersonalSettings, PredictSettings
 from apiary.settings.release import SlotSettings
 from apiary.settings.section import Section
 from apiary.tags import MAX_TAGS, parse_rule
@@ -110,7 +111,10 @@ class EdgeSettings(Section):
     slots: SlotSettings = Field(
         default_factory=SlotSettings, description="What a release must hold: docs/releases.md"
     )
-
+    predict: PredictSettings = Field(default_factory=PredictSettings, description="Live predictions.")
+    personal: PersonalSettings = Field(
+        default_factory=PersonalSettings, description="The model tuned to this node."
+    )
     guest: GuestSettings = Field(
         default_factory=GuestSettings, description="When training pauses: docs/appliance.md"
     )

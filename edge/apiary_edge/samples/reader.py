@@ -89,6 +89,11 @@ class SampleReader:
         total, size = self._select("SELECT count, bytes FROM total")[0]
         return Counts(labelled, held_out, suggested, unlabelled, total, size)
 
+    def version(self) -> int:
+        """Another number whenever another process has changed the index; costs no more than a look."""
+        (number,) = self._select("PRAGMA data_version")[0]
+        return int(number)
+
     def recent_likeness(self, limit: int) -> list[int]:
         """Perceptual hashes (unsigned, 64 bit) of the newest captured samples, newest first."""
         query = "SELECT likeness FROM sample WHERE likeness IS NOT NULL ORDER BY number DESC LIMIT ?"

@@ -32,8 +32,10 @@ from apiary.wire.messages.coordinator import (
 from apiary.wire.messages.health import NodeHealth
 from apiary.wire.messages.node import (
     Ask,
+    Likely,
     NodeState,
     NodeStatus,
+    Prediction,
     Progress,
 )
 from apiary.wire.messages.operators import (
@@ -82,6 +84,7 @@ __all__ = [
     "Hex",
     "Json",
     "Label",
+    "Likely",
     "Message",
     "ModelManifest",
     "Name",
@@ -101,6 +104,7 @@ __all__ = [
     "Part",
     "PictureShape",
     "Plan",
+    "Prediction",
     "Progress",
     "Ranges",
     "Receipt",

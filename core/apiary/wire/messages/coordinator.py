@@ -60,11 +60,15 @@ class Announcement(Message):
 
 
 class Notice(Message):
-    """The current announcement for one node alone; `announcement` is None while no round is open."""
+    """The current announcement for one node alone; `announcement` is None while no round is open.
+
+    Then `labels` are those of the run that waits for nodes, so that their owners know what to label.
+    """
 
     kind: ClassVar[Kind] = Kind.NODE_NOTICE
     invited: bool = False
     announcement: Announcement | None = None
+    labels: Annotated[list[Label], Field(max_length=MAX_LABELS)] | None = None
 
 
 class Contributor(Part):
@@ -96,7 +100,10 @@ class RoundResult(Message):
 
 
 class ModelManifest(Message):
-    """The newest global model, for people and for nodes that want to predict."""
+    """The newest global model, for people and for nodes that want to predict.
+
+    `model` are its weights; a node predicts with them by what `manifest`, `trainer` and `base` name.
+    """
 
     kind: ClassVar[Kind] = Kind.MODEL_CURRENT
     run: Name
@@ -105,6 +112,9 @@ class ModelManifest(Message):
     labels: list[Label]
     accuracy: Unit | None = None
     best: bool = False
+    manifest: BlobRef | None = None
+    trainer: BlobRef | None = None
+    base: BlobRef | None = None
 
 
 class CoordinatorStatus(Message):

@@ -7,7 +7,18 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from apiary.tags import MAX_TAGS
-from apiary.wire.messages.base import MAX_LABELS, Count, Label, Message, Name, Number, Text, Unit
+from apiary.wire.messages.base import (
+    MAX_LABELS,
+    Count,
+    Hex,
+    Label,
+    Message,
+    Name,
+    Number,
+    Part,
+    Text,
+    Unit,
+)
 from apiary.wire.topics import Kind
 
 NodeState = Literal["init", "ready", "training", "sending", "paused", "lost"]
@@ -29,6 +40,9 @@ class NodeStatus(Message):
     memory_mb: Count | None = None
     version: Text = ""
     session: Name | None = None
+    accuracy_global: Unit | None = None
+    accuracy_personal: Unit | None = None
+    """Of the newest global model and of the one tuned to this node, on the same held-out pictures of it."""
 
 
 class Progress(Message):
@@ -42,6 +56,30 @@ class Progress(Message):
     loss: Number | None = None
     accuracy: Unit | None = None
     left_s: Number | None = None
+
+
+class Likely(Part):
+    """A label and its probability."""
+
+    label: Label
+    probability: Unit
+
+
+class Prediction(Message):
+    """What a node's model says of its camera's newest frame; `at` is in seconds since 1970.
+
+    `label` is None where no probability is high enough; `top` holds the most probable ones, best first.
+    `personal`: the model `model` was tuned to this node's own pictures.
+    """
+
+    kind: ClassVar[Kind] = Kind.NODE_PREDICTION
+    label: Label | None = None
+    probability: Unit
+    top: Annotated[list[Likely], Field(max_length=10)] = Field(default_factory=list)
+    model: Hex
+    personal: bool = False
+    ms: Number
+    at: Number
 
 
 class Ask(Message):

@@ -1,0 +1,155 @@
+"""The predicting child: `python -m apiary_edge.predicting.child < JOB.json`. Camera in; samples, predictions
+and a page out, until it is ended. Without a camera it serves the page alone.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from apiary.bus.allocator import tune
+from apiary.errors import ApiaryError
+
+# First: it sets how many threads numpy may have, and tunes memory.
+from apiary_edge import capture
+from apiary_edge.capture import ALIVE_S
+from apiary_edge.capture_job import CaptureTold
+from apiary_edge.predicting.changes import Changes
+from apiary_edge.predicting.job import Line, PredictJob, PredictTold
+
+_JOIN_S: Final = 6.0
+"""Longer than a program may take for one picture."""
+
+
+class Camera:
+    """What is told of the camera, for people who look at the page while there is no picture."""
+
+    def __init__(self, kind: str | None):
+        self._says = "The camera is being opened …" if kind else NO_CAMERA
+
+    def __call__(self) -> str:
+        """In a few words."""
+        return self._says
+
+    def told(self, told: CaptureTold) -> None:
+        """Something happened to it."""
+        match told.kind:
+            case "gone" | "failed":
+                self._says = f"No picture: {told.text}"
+            case "back":
+                self._says = "The camera is there; its first picture comes."
+            case "ended":
+                self._says = "The camera's file has been read to its end."
+            case _:
+                pass
+
+
+NO_CAMERA: Final = (
+    "This node has no camera (edge.camera.kind).\nTry a picture of your own, or post one to /api/image."
+)
+
+
+def main() -> int:
+    """Run one job; what happens is on standard output, a line each."""
+    tune(small=True)
+    job = PredictJob.model_validate_json(sys.stdin.buffer.read())
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    tell = Teller(sys.stdout.write, sys.stdout.flush)
+    try:
+        run(job, tell, stop)
+    except ApiaryError as e:
+        tell(CaptureTold(kind="failed", text=str(e)[:500]))
+        return e.exit_code
+    return 0
+
+
+class Teller:
+    """Writes lines, whole, from whichever thread."""
+
+    def __init__(self, write: Callable[[str], object], flush: Callable[[], object]):
+        self._write = write
+        self._flush = flush
+        self._lock = threading.Lock()
+
+    def __call__(self, told: Line) -> None:
+        """One line."""
+        with self._lock:
+            self._write(told.model_dump_json(exclude_defaults=True) + "\n")
+            self._flush()
+
+
+def run(job: PredictJob, tell: Callable[[Line], None], stop: threading.Event) -> None:
+    """Capture, predict and serve until `stop` is set. Raises SettingsError, CameraError, StoreError."""
+    from apiary_edge.predicting.live import Live
+
+    wants = job.predict
+    live = Live(
+        job.state_dir,
+        tell,
+        Changes(wants.every_s, wants.min_change, wants.repeat_s),
+        fps=wants.fps,
+        min_probability=wants.min_probability,
+        clock=time.monotonic,
+        wall=time.time,
+    )
+    camera = Camera(job.capture.camera.kind if job.capture else None)
+    server = _serve(job, live, camera, tell)
+    predicting = threading.Thread(target=live.run, args=(stop,), name="predicting", daemon=True)
+    predicting.start()
+    try:
+        if job.capture is None:
+            while not stop.wait(ALIVE_S):
+                tell(CaptureTold(kind="alive"))
+            return
+
+        def told(line: CaptureTold) -> None:
+            camera.told(line)
+            tell(line)
+
+        capture.run(job.capture, told, stop, watch=live.offer, watch_fps=wants.fps)
+        # A file that was read to its end stays to be looked at, until the service ends us.
+        while not stop.wait(ALIVE_S):
+            tell(CaptureTold(kind="alive"))
+    finally:
+        stop.set()
+        if server is not None:
+            server.close()
+        predicting.join(_JOIN_S)
+
+
+def _serve(job: PredictJob, live: Any, camera: Camera, tell: Callable[[Line], None]) -> Any | None:
+    """The page in a thread of its own; predictions go on without it where its port is taken."""
+    from apiary_edge.predicting.pages import site
+    from apiary_edge.predicting.posted import MAX_BYTES
+    from apiary_edge.web.gate import Gate
+    from apiary_edge.web.serve import check_host, listen
+    from apiary_edge.web.token import load_or_make
+
+    try:
+        host = check_host(job.predict.host, "edge.predict.host")
+        gate = Gate(load_or_make(Path(job.state_dir)), job.predict.port, time.monotonic, time.sleep)
+        server = listen(
+            site(live, gate, job.node, job.federation, camera),
+            host,
+            job.predict.port,
+            max_body_bytes=MAX_BYTES,
+            setting="edge.predict.port",
+        )
+    except ApiaryError as e:
+        tell(PredictTold(kind="closed", text=str(e)[:500]))
+        return None
+    threading.Thread(target=server.run, name="page", daemon=True).start()
+    shown = f"[{server.effective_host}]" if ":" in str(server.effective_host) else server.effective_host
+    tell(PredictTold(kind="page", text=f"http://{shown}:{server.effective_port}/"))
+    return server
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,42 @@
+"""What a chores child is asked to do, in its spare time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from apiary.settings import EdgeSettings, PersonalSettings
+from apiary_edge.capture_job import store_dir
+
+
+class ChoresJob(BaseModel):
+    """`out` is where it may write what is not kept; pictures come as for a round."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state_dir: Path
+    out: Path
+    store: Path | None
+    data_dir: Path | None
+    cache_dir: Path
+    cache_mb: int
+    runtime: str
+    personal: PersonalSettings
+    suggest: bool
+    seed: int = 0
+
+
+def chores_job(edge: EdgeSettings, *, store: bool) -> ChoresJob:
+    """The job that the settings of a node ask for."""
+    return ChoresJob(
+        state_dir=edge.state_dir,
+        out=edge.state_dir / "chores",
+        store=store_dir(edge) if store else None,
+        data_dir=edge.data_dir,
+        cache_dir=edge.state_dir / "cache",
+        cache_mb=edge.cache_mb,
+        runtime=edge.runtime,
+        personal=edge.personal,
+        suggest=edge.predict.suggest and store,
+    )

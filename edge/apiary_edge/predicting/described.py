@@ -1,0 +1,179 @@
+"""Which model this node predicts with: small JSON files that say where it lies, read by other processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from apiary.wire.messages import MAX_LABELS, Hex, Label
+
+_MAX_BYTES: Final = 2**20
+_T = TypeVar("_T", bound=BaseModel)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Labels = Annotated[tuple[Label, ...], Field(min_length=2, max_length=MAX_LABELS)]
+
+
+class ModelFile(_Part):
+    """A model that can be run.
+
+    `tflite` and `eim` are one file; `trainer` is the weights' file of an exported training step, whose
+    `infer` signature predicts. `digest` is that of `file`.
+    """
+
+    kind: Literal["tflite", "eim", "trainer"]
+    name: str = ""
+    digest: Hex
+    file: Path
+    labels: Labels
+    accuracy: Share | None = None
+    manifest: Path | None = None
+    trainer: Path | None = None
+    base: Path | None = None
+    base_digest: str | None = None
+    personal: bool = False
+
+
+class Personal(_Part):
+    """What tuning the head to this node's pictures gave: weights in `file`, made of the model `of`.
+
+    Both accuracies are on the same `held_out` pictures; None, with `why`, where they could not be compared.
+    """
+
+    of: str
+    file: Path | None = None
+    digest: Hex | None = None
+    samples: int = 0
+    held_out: int = 0
+    accuracy_global: Share | None = None
+    accuracy_personal: Share | None = None
+    why: str = ""
+
+    @property
+    def better(self) -> bool:
+        """Whether this node should predict with it."""
+        return (
+            self.file is not None
+            and self.digest is not None
+            and self.accuracy_global is not None
+            and self.accuracy_personal is not None
+            and self.accuracy_personal > self.accuracy_global
+        )
+
+
+class _Slot(_Part):
+    kind: Literal["tflite", "eim"]
+    file: Path
+    labels: Labels
+    digest: Hex
+    release: str = ""
+    accuracy: Share | None = None
+
+
+class _Labels(_Part):
+    labels: Annotated[tuple[Label, ...], Field(max_length=MAX_LABELS)]
+
+
+def folder(state_dir: Path) -> Path:
+    """Where a node keeps what it knows of the model it predicts with."""
+    return state_dir / "predicting"
+
+
+def newest_file(state_dir: Path) -> Path:
+    """Describes the federation's newest model, once it is here whole."""
+    return folder(state_dir) / "newest.json"
+
+
+def personal_file(state_dir: Path) -> Path:
+    """Says what tuning it gave."""
+    return folder(state_dir) / "personal.json"
+
+
+def labels_file(state_dir: Path) -> Path:
+    """The labels that the federation's model tells apart, known before there is a model."""
+    return folder(state_dir) / "labels.json"
+
+
+def slot_file(state_dir: Path) -> Path:
+    """Describes the release that is installed."""
+    return state_dir / "slots" / "current.json"
+
+
+def newest(state_dir: Path) -> ModelFile | None:
+    """The federation's newest model that lies here."""
+    return _read(ModelFile, newest_file(state_dir))
+
+
+def personal(state_dir: Path) -> Personal | None:
+    """What tuning the newest model gave; None until that was done."""
+    return _read(Personal, personal_file(state_dir))
+
+
+def chosen(state_dir: Path) -> ModelFile | None:
+    """The model to predict with: the installed release, else the newest one, tuned where that is better."""
+    slot = _read(_Slot, slot_file(state_dir))
+    if slot is not None:
+        return ModelFile(
+            kind=slot.kind,
+            name=f"release {slot.release}" if slot.release else "release",
+            digest=slot.digest,
+            # A path in the file may be relative to it.
+            file=slot_file(state_dir).parent / slot.file,
+            labels=slot.labels,
+            accuracy=slot.accuracy,
+        )
+    found = newest(state_dir)
+    tuned = personal(state_dir)
+    if found is None or tuned is None or tuned.of != found.digest or not tuned.better:
+        return found
+    change = {
+        "file": tuned.file,
+        "digest": tuned.digest,
+        "accuracy": tuned.accuracy_personal,
+        "personal": True,
+    }
+    return found.model_copy(update=change)
+
+
+def told_labels(state_dir: Path) -> tuple[str, ...]:
+    """The labels that the coordinator named last."""
+    told = _read(_Labels, labels_file(state_dir))
+    return told.labels if told is not None else ()
+
+
+def known_labels(state_dir: Path) -> tuple[str, ...]:
+    """The labels that the federation's model tells apart; none where this node has not heard of any."""
+    if told := told_labels(state_dir):
+        return told
+    found = chosen(state_dir)
+    return found.labels if found is not None else ()
+
+
+def stamp(state_dir: Path) -> tuple[object, ...]:
+    """Changes whenever `chosen` may give something else."""
+    return tuple(map(_stamp, (slot_file(state_dir), newest_file(state_dir), personal_file(state_dir))))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(model: type[_T], path: Path) -> _T | None:
+    """A file as it was written whole, or None: a file that does not hold is as good as none."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            return None
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None

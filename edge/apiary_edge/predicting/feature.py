@@ -1,0 +1,110 @@
+"""The service's side of live prediction: the child, what it tells, and what of it goes on the bus."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from apiary.settings import Settings
+from apiary.wire.messages import Likely, Prediction
+from apiary_edge.capture_job import CaptureTold, job_of
+from apiary_edge.capturing import CameraSays, silent_s
+from apiary_edge.feature import Feature, Link
+from apiary_edge.lasting_child import LastingChild
+from apiary_edge.predicting.job import Line, PredictJob, PredictTold, parse
+
+log = logging.getLogger(__name__)
+
+
+class Predicting(Feature):
+    """The predicting child as a part of the node; it captures, too, where there is a camera."""
+
+    def __init__(self, link: Link, process: PredictProcess, camera: CameraSays | None, *, publish: bool):
+        self._link = link
+        self._camera = camera
+        self._process = process
+        self._publish = publish
+
+    def tick(self, now: float) -> None:
+        """Keep the child going; say on the bus what it predicts."""
+        self._process.tick(now)
+        for told in self._process.collect():
+            if isinstance(told, PredictTold):
+                self._told(told)
+            elif self._camera is not None:
+                self._camera(told)
+            elif told.kind in ("gone", "failed"):
+                log.warning("node=%s predictions: %s", self._link.node, told.text)
+
+    def close(self) -> None:
+        """End the child."""
+        self._process.stop()
+
+    def _told(self, told: PredictTold) -> None:
+        node = self._link.node
+        match told.kind:
+            case "said":
+                if self._publish:
+                    self._link.outlet.send(prediction_of(told), node)
+            case "model":
+                log.info("node=%s predicts with %s%s", node, told.text, " (tuned)" if told.personal else "")
+            case "refused" | "closed":
+                log.warning("node=%s predictions: %s", node, told.text)
+            case "page":
+                log.info("node=%s predictions page: %s (the token lies in labelling.token)", node, told.text)
+
+
+class PredictProcess(LastingChild[Line]):
+    """`apiary_edge.predicting.child` as a child."""
+
+    name = "prediction"
+    module = "apiary_edge.predicting.child"
+
+    def __init__(self, job: PredictJob, wake: Callable[[], None], nice: int = 5):
+        super().__init__(job.model_dump_json().encode(), silent_s(job.capture), wake, nice)
+
+    def parse(self, line: bytes) -> Line | None:
+        """A line of the child."""
+        return parse(line)
+
+    def broken(self, why: str, retry_s: float) -> Line:
+        """As if the camera were gone."""
+        return CaptureTold(kind="gone", text=why, retry_s=retry_s)
+
+    def is_well(self, told: Line) -> bool:
+        """It sees, or it understands."""
+        return told.kind in ("back", "model")
+
+    def is_over(self, told: Line) -> bool:
+        """Settings do not mend themselves; a file at its end is still looked at."""
+        return told.kind == "failed"
+
+
+def predict_job(settings: Settings) -> PredictJob:
+    """The job that the settings of a node ask for."""
+    edge = settings.edge
+    return PredictJob(
+        predict=edge.predict,
+        state_dir=edge.state_dir,
+        node=edge.node_id,
+        federation=settings.federation,
+        capture=job_of(edge) if edge.camera.kind is not None else None,
+    )
+
+
+def prediction_of(told: PredictTold) -> Prediction:
+    """What goes on the bus of what the child said: words and numbers."""
+    return Prediction(
+        label=told.label,
+        # A softmax in float32 may come out as 1.0000001.
+        probability=_share(told.probability),
+        top=[Likely(label=label, probability=_share(p)) for label, p in told.top],
+        model=told.model,
+        personal=told.personal,
+        ms=told.ms,
+        at=told.at,
+    )
+
+
+def _share(value: float) -> float:
+    return min(1.0, max(0.0, value))

@@ -1,0 +1,56 @@
+"""What the service asks of a predicting child, and what the child tells: JSON, a line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from apiary.settings import PredictSettings
+from apiary_edge.capture_job import CaptureJob, CaptureTold
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class PredictJob(_Part):
+    """Everything a predicting child needs; without `capture` there is no camera, only the page."""
+
+    predict: PredictSettings
+    state_dir: Path
+    node: str
+    federation: str
+    capture: CaptureJob | None = None
+
+
+class PredictTold(_Part):
+    """One line of the child, beside those of `CaptureTold`.
+
+    `said` a prediction worth a message; `model` another model is in use; `refused` a model cannot be, and
+    why; `page` where the page listens; `closed` why it does not.
+    """
+
+    kind: Literal["said", "model", "refused", "page", "closed"]
+    text: str = ""
+    label: str | None = None
+    probability: float = 0.0
+    top: list[tuple[str, float]] = []
+    model: str = ""
+    personal: bool = False
+    ms: float = 0.0
+    at: float = 0.0
+
+
+Line = CaptureTold | PredictTold
+
+
+def parse(line: bytes) -> Line | None:
+    """A line of the child, or None for anything that a library printed."""
+    for model in (PredictTold, CaptureTold):
+        try:
+            return model.model_validate_json(line)
+        except ValidationError:
+            continue
+    return None

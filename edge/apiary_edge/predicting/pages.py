@@ -1,0 +1,157 @@
+"""The predictions page and its API, whose paths and fields are those of Edge Impulse's runner."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from apiary.errors import ModelError
+from apiary_edge.predicting import posted
+from apiary_edge.predicting.described import ModelFile
+from apiary_edge.predicting.live import NO_MODEL, Live, Shown
+from apiary_edge.web.gate import Gate
+from apiary_edge.web.site import Answer, Environ, Problem, Site, as_json, body_of, not_found
+
+MAX_BARS: Final = 10
+"""Labels with their probabilities that the page is sent of each frame."""
+KEYED: Final = frozenset({"/api/info", "/api/image", "/api/now"})
+_FILES: Final = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/live.css": ("live.css", "text/css; charset=utf-8"),
+    "/live.js": ("live.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+
+def site(live: Live, gate: Gate, node: str, federation: str, camera: Callable[[], str]) -> Site:
+    """The WSGI application. `camera` says in a few words where frames come from, or why none come."""
+    pages = Predictions(live, node, federation, camera)
+    return Site("predictions page", gate, pages, package="apiary_edge.predicting", files=_FILES, keyed=KEYED)
+
+
+class Predictions:
+    """What the page asks for, again and again: each answer is small, and made once for all who look."""
+
+    def __init__(self, live: Live, node: str, federation: str, camera: Callable[[], str]):
+        self._live = live
+        self._node = node
+        self._federation = federation
+        self._camera = camera
+        self._posting = threading.Lock()
+
+    def get(self, path: str, query: Mapping[str, str]) -> Answer:
+        """The model, the newest prediction, its frame."""
+        match path.split("/"):
+            case ["", "api", "info"]:
+                return as_json(self._info())
+            case ["", "api", "now"]:
+                return as_json(self._now())
+            case ["", "frame", number] if number.isascii() and number.isdigit() and len(number) < 16:
+                shown = self._live.shown(int(number))
+                if shown is None:
+                    raise Problem(HTTPStatus.NOT_FOUND, "this frame is no longer kept")
+                return Answer(HTTPStatus.OK, shown.jpeg(), "image/jpeg")
+            case _:
+                raise not_found()
+
+    def post(self, path: str, environ: Environ) -> Answer:
+        """A picture to look at."""
+        if path != "/api/image":
+            raise not_found()
+        # One at a time: a large picture takes its memory while it is decoded.
+        with self._posting:
+            data = posted.picture_of(body_of(environ, posted.MAX_BYTES), environ.get("CONTENT_TYPE", ""))
+            width, height = posted.size_of(data)
+            answered, found = self._live.classify(
+                lambda model: posted.frame_of(data, model.input, whole=not model.squashes)
+            )
+        side = self._live.input
+        label = self._live.label_of(answered)
+        return as_json(
+            {
+                "result": {
+                    "classification": {k: round(p, 6) for k, p in answered.probabilities.items()},
+                    "resizeMode": "squash",
+                    "resized": {
+                        "originalWidth": width,
+                        "originalHeight": height,
+                        "newWidth": side.width if side else 0,
+                        "newHeight": side.height if side else 0,
+                    },
+                },
+                "timing": _timing(answered.preprocess_ms, answered.inference_ms),
+                "label": label,
+                "model": _model(found),
+            }
+        )
+
+    def _now(self) -> dict[str, Any]:
+        shown, found = self._live.newest, self._live.model
+        return {
+            "node": self._node,
+            "federation": self._federation,
+            "camera": self._camera(),
+            "model": _model(found) if found is not None else None,
+            "labels": len(found.labels) if found is not None else 0,
+            "trouble": self._live.trouble,
+            "shown": _shown(shown, self._live.age_s(shown)) if shown is not None else None,
+        }
+
+    def _info(self) -> dict[str, Any]:
+        found, side = self._live.model, self._live.input
+        if found is None or side is None:
+            raise ModelError(self._live.trouble or NO_MODEL)
+        return {
+            "project": {
+                "id": 0,
+                "owner": self._federation,
+                "name": found.name,
+                "deploy_version": 1,
+            },
+            "modelParameters": {
+                "model_type": "classification",
+                "sensor": 3,
+                "sensorType": "camera",
+                "image_input_width": side.width,
+                "image_input_height": side.height,
+                "image_input_frames": 1,
+                "image_channel_count": side.channels,
+                "image_resize_mode": "squash",
+                "input_features_count": side.width * side.height,
+                "label_count": len(found.labels),
+                "labels": list(found.labels),
+                "has_anomaly": 0,
+                "thresholds": [],
+            },
+            "node": self._node,
+            "model": _model(found),
+        }
+
+
+def _model(found: ModelFile) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "kind": found.kind,
+        "digest": found.digest,
+        "accuracy": found.accuracy,
+        "personal": found.personal,
+    }
+
+
+def _shown(shown: Shown, age_s: float) -> dict[str, Any]:
+    answered = shown.answered
+    return {
+        "number": shown.number,
+        "at": shown.at,
+        "age_s": round(age_s, 1),
+        "label": shown.label,
+        "bars": [[label, round(p, 4)] for label, p in answered.top(MAX_BARS)],
+        "timing": _timing(answered.preprocess_ms, answered.inference_ms),
+    }
+
+
+def _timing(preprocess_ms: float, inference_ms: float) -> dict[str, float]:
+    """By the runner's names: `dsp` is what comes before the model."""
+    return {"dsp": round(preprocess_ms, 3), "classification": round(inference_ms, 3), "anomaly": 0}

@@ -1,0 +1,42 @@
+"""The parts of a node that have to do with predictions, as its settings ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from apiary.settings import Settings
+from apiary_edge.capturing import CameraSays
+from apiary_edge.feature import Feature, Link
+from apiary_edge.predicting.announcing import HomeAssistant
+from apiary_edge.predicting.chores_job import chores_job
+from apiary_edge.predicting.feature import Predicting, PredictProcess, predict_job
+from apiary_edge.predicting.following import Following
+from apiary_edge.predicting.sparetime import SpareTime
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.training import TrainingProcess
+
+
+def predictions(
+    settings: Settings,
+    link: Link,
+    store: SampleStore | None,
+    wake: Callable[[], None],
+    *,
+    busy: Callable[[], bool],
+    camera: CameraSays | None,
+) -> list[Feature]:
+    """A node that neither predicts nor suggests nor tunes only learns which labels there are."""
+    edge = settings.edge
+    job = chores_job(edge, store=store is not None)
+    spare = job.suggest or job.personal.enabled
+    found: list[Feature] = [
+        Following(link, edge.state_dir, fetch=edge.predict.enabled or spare),
+        HomeAssistant(link, edge.predict, edge.state_dir),
+    ]
+    if edge.predict.enabled:
+        process = PredictProcess(predict_job(settings), wake)
+        found.append(Predicting(link, process, camera, publish=edge.predict.publish))
+    if spare:
+        child = TrainingProcess(wake, edge.guest, module="apiary_edge.predicting.chores")
+        found.append(SpareTime(job, child, store, link.node, busy))
+    return found
