@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     """Run one job; 0 done, 3 declined, 6 failed. What happened is on standard output as `Told` lines."""
     job = TrainJob.model_validate_json(Path(argv[1]).read_bytes())
     be_first_to_go()
-    guard = MemoryGuard(limits(job.reserve_mb, job.max_memory_mb), _give_up)
+    guard = MemoryGuard(limits(job.reserve_mb, job.max_memory_mb), give_up)
     guard.start()
     try:
         train(job, _print, lambda: time.monotonic() - guard.frozen_s)
@@ -141,7 +141,7 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
     )
 
 
-def _give_up(why: str) -> None:
+def give_up(why: str) -> None:
     """End the process at once, from the guard's thread: a line this short goes into the pipe whole."""
     os.write(1, (Told(kind="declined", text=why[:500]).model_dump_json(exclude_none=True) + "\n").encode())
     os._exit(DataError.exit_code)

@@ -17,13 +17,18 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 from apiary.errors import ApiaryError, DataError, StoreError  # noqa: E402 - after the thread settings
 from apiary_edge.job import Told  # noqa: E402
+from apiary_edge.memory_guard import MemoryGuard, be_first_to_go, limits  # noqa: E402
 from apiary_edge.predicting import described  # noqa: E402
 from apiary_edge.predicting.chores_job import ChoresJob  # noqa: E402
+from apiary_edge.trainer import give_up  # noqa: E402
 
 
 def main(argv: list[str]) -> int:
     """Do one job; what happened is on standard output as `Told` lines."""
     job = ChoresJob.model_validate_json(Path(argv[1]).read_bytes())
+    be_first_to_go()
+    guard = MemoryGuard(limits(job.reserve_mb, job.max_memory_mb), give_up)
+    guard.start()
     try:
         do(job, _print)
     except ApiaryError as e:
@@ -32,6 +37,8 @@ def main(argv: list[str]) -> int:
     except MemoryError:
         _print(Told(kind="failed", text="this node has not enough memory for it"))
         return 3
+    finally:
+        guard.stop()
     return 0
 
 

@@ -11,7 +11,10 @@ from apiary_edge.capture_job import store_dir
 
 
 class ChoresJob(BaseModel):
-    """`out` is where it may write what is not kept; pictures come as for a round."""
+    """`out` is where it may write what is not kept; pictures come as for a round.
+
+    It gives up where the machine has less than `reserve_mb` left, or it would take more than `max_memory_mb`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,6 +28,8 @@ class ChoresJob(BaseModel):
     personal: PersonalSettings
     suggest: bool
     seed: int = 0
+    reserve_mb: int = 0
+    max_memory_mb: int | None = None
 
 
 def chores_job(edge: EdgeSettings, *, store: bool) -> ChoresJob:
@@ -39,4 +44,6 @@ def chores_job(edge: EdgeSettings, *, store: bool) -> ChoresJob:
         runtime=edge.runtime,
         personal=edge.personal,
         suggest=edge.predict.suggest and store,
+        reserve_mb=edge.guest.min_memory_mb // 2,
+        max_memory_mb=edge.guest.max_memory_mb,
     )
