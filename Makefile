@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SECONDS_EACH ?= 300
 
-.PHONY: help demo test check bench load links chaos fuzz clean
+.PHONY: help demo test check bench load links aarch64 chaos fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make bench   overhead of a round, memory of a node (minutes; see benchmarks/README.md)"
 	@echo "make load    rounds of 10 to 5000 nodes against one broker and one coordinator (minutes)"
 	@echo "make links   bytes sent against bytes needed over bad links (minutes; needs root)"
+	@echo "make aarch64 a node's training and pictures on a Pi's Python and wheels, emulated (minutes; needs root)"
 	@echo "make chaos   200 faults on a real federation, then the same model? (minutes; ARGS='--seed 7')"
 	@echo "make fuzz    coverage-guided fuzzing of all that reads the bus (SECONDS_EACH=300)"
 	@echo "make clean   remove what these made"
@@ -55,6 +56,10 @@ load: $(VENV)/.dev
 links: $(VENV)/.dev
 	@tests/system-packages
 	$(BIN)/python benchmarks/links.py $(ARGS)
+
+aarch64: $(VENV)/.dev
+	@tests/system-packages aarch64
+	$(BIN)/python tests/aarch64/run.py $(ARGS)
 
 chaos: $(VENV)/.demo
 	@tests/system-packages

@@ -5,8 +5,8 @@
 The job as its author ran it: MobileNetV2 at 160x160, frozen base, Dense(128, relu) and Dense(2, softmax),
 Adam, two clients with their own pictures, 6 rounds of 20 epochs, batch 8, a fifth of them for validation.
 
-First the real thing on this machine: a broker, a coordinator and two `apiary edge` nodes; then, one after the
-other, a process for each client that does the same number of epochs with Keras (`hardhat_keras.py`). Without
+First the real thing on this machine: a broker, a coordinator and two `apiary edge` nodes; then a process for
+each client that does the same number of epochs with Keras (`hardhat_keras.py`), side by side as well. Without
 `--base-weights` the base is random: that changes what it sees, not what it costs. Seconds are the kernel's,
 user and system: of the nodes /proc/PID/stat (the service itself, and the children that it waited for, which
 are the trainings), of Keras what wait4 says of the whole process. Exit code 1 where the nodes' trainings do
@@ -67,7 +67,7 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="apiary-bench-") as scratch:
         nodes = apiary(args, pictures, test, Path(scratch))
-    theirs = [keras(args, folder) for folder in pictures]
+    theirs = keras(args, pictures)
     trainings, services = sum(n.trainings for n in nodes), sum(n.service for n in nodes)
     whole, fits = sum(k["process_s"] for k in theirs), sum(k["fit_s"] for k in theirs)
     print(f"{'':34} {'client 1':>9} {'client 2':>9} {'both':>9}", file=sys.stderr)
@@ -140,21 +140,33 @@ def apiary(args: argparse.Namespace, pictures: list[Path], test: Path, scratch: 
                     process.wait()
 
 
-def keras(args: argparse.Namespace, pictures: Path) -> dict[str, float]:
-    """One client's epochs in Keras: `process_s` of the whole process, `fit_s` of the fits alone."""
-    command = [sys.executable, str(HERE / "hardhat_keras.py"), str(pictures), "--batch", str(BATCH)]
+def keras(args: argparse.Namespace, pictures: list[Path]) -> list[dict[str, float]]:
+    """Both clients' epochs in Keras, side by side as the nodes were.
+
+    `process_s` of the whole process, `fit_s` of the fits alone.
+    """
+    command = [sys.executable, str(HERE / "hardhat_keras.py"), "--batch", str(BATCH)]
     command += ["--rounds", str(args.rounds), "--epochs", str(args.epochs)]
     if args.base_weights:
         command += ["--base-weights", str(args.base_weights)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    said = child.stdout.read().splitlines()
-    _, status, used = os.wait4(child.pid, 0)
-    if status != 0 or not said:
-        raise SystemExit(f"Keras' side failed: status {status}")
-    found = json.loads(said[-1])
-    print(f"Keras, {pictures}: rounds of {found['rounds_s']} s", file=sys.stderr)
-    return {"process_s": used.ru_utime + used.ru_stime, "fit_s": found["fit_s"]}
+    with tempfile.TemporaryFile() as notes:
+        # TensorFlow's notes on devices that are not there.
+        children = [
+            subprocess.Popen([*command, str(folder)], stdout=subprocess.PIPE, stderr=notes)
+            for folder in pictures
+        ]
+        found = []
+        for child in children:
+            assert child.stdout is not None
+            said = child.stdout.read().splitlines()
+            _, status, used = os.wait4(child.pid, 0)
+            if status != 0 or not said:
+                notes.seek(0)
+                raise SystemExit(f"Keras' side failed: status {status}\n{notes.read()[-2000:].decode()}")
+            told = json.loads(said[-1])
+            print(f"Keras: {told['pictures']} pictures, rounds of {told['rounds_s']} s", file=sys.stderr)
+            found.append({"process_s": used.ru_utime + used.ru_stime, "fit_s": told["fit_s"]})
+    return found
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ round at most. One thread of arithmetic: the same job gives the same bits each t
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 # Before numpy is imported: its pool of threads costs memory and is of no use to a one-thread runtime.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+# pydantic looks through every installed package for plug-ins; we have none.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 from apiary.errors import ApiaryError, DataError  # noqa: E402 - after the thread settings
 from apiary.files import write_atomic  # noqa: E402
@@ -91,6 +94,8 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
         tell(Told(kind="warning", text=message[:500]))
     before = blob.decode(job.model.read_bytes(), who="the announced model").weights
     trainer = runtime.open_trainer(manifest, job.trainer, threads=job.threads)
+    # A step is a millisecond; going through all that was imported, again and again, would be a tenth of it.
+    gc.freeze()
     fitting, fitting_awake = time.monotonic(), awake()
 
     def progress(p: FitProgress) -> None:

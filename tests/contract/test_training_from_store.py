@@ -146,12 +146,14 @@ def test_a_child_trains_from_the_store(tmp_path: Path, store: SampleStore, built
     told: list[Told] = []
     train(job(tmp_path, **files), told.append)
     done = told[-1]
-    assert done.kind == "done" and done.samples == trained < 60
+    # What is held out and what validates are drawn apart, so such a node still has a validation split.
+    assert done.kind == "done" and 0 < done.samples < trained < 60
     assert done.metrics is not None and done.metrics.loss < 0.2, "it learned what the pictures show"
+    assert done.metrics.accuracy is not None and done.metrics.accuracy > 0.9
     # What it cached goes with the picture.
     victim = store.training()[0].digest
     assert list((tmp_path / "cache").rglob(victim))
     store.delete([victim])
     assert not list((tmp_path / "cache").rglob(victim))
     train(job(tmp_path, **files), told.append)
-    assert told[-1].samples == trained - 1
+    assert told[-1].samples in (done.samples, done.samples - 1)

@@ -146,7 +146,7 @@ def test_the_split_goes_by_digest_alone() -> None:
 
 
 def test_at_least_one_picture_trains() -> None:
-    digests = ("0" * 64, "1" + "0" * 63)
+    digests = ("0" * 64, "0" * 51 + "1" + "0" * 12)
     train, held = split(digests, 0.9)
     assert train.tolist() == [1]
     assert held.tolist() == [0]

@@ -65,9 +65,10 @@ def split(digests: tuple[str, ...], share: float) -> tuple[NDArray[np.int64], ND
     """Indices that train and indices that validate, by picture digest alone.
 
     A picture keeps its side over rounds, copies of it are on the same side, and new pictures move none; so
-    the share is met on average only. At least one picture trains.
+    the share is met on average only. At least one picture trains. The digest's end decides: a sample store
+    holds pictures out by its beginning, and of what that leaves none would be below the same share.
     """
-    place = np.array([int(d[:13], 16) / 16**13 for d in digests])
+    place = np.array([int(d[-13:], 16) / 16**13 for d in digests])
     validates = place < share
     if validates.all():
         validates = place < place.max()
