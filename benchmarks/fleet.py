@@ -47,6 +47,8 @@ from apiary_edge.service import RECEIVE_MAXIMUM, Edge
 from apiary_edge.service import will as edge_will
 
 SAMPLES = 20
+HEADER_BYTES = 65_536
+"""More than the header of the model here takes."""
 SCALE = 1e-6
 """The model doubles each round, since an update is the model: this small it stays in bounds for 20 rounds."""
 
@@ -135,7 +137,7 @@ class NoTraining:
     def start(self, job: TrainJob) -> None:
         model = job.model.read_bytes()
         unpacker = msgpack.Unpacker(max_buffer_size=1 << 20)
-        unpacker.feed(model[1 : 1 << 20])
+        unpacker.feed(model[1:HEADER_BYTES])
         header = unpacker.unpack()
         body = memoryview(model)[1 + unpacker.tell() :]
         header["about"] = {"run": job.run, "round": job.round, "node": job.node, "samples": SAMPLES}

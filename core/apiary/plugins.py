@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import pkgutil
 from types import ModuleType
@@ -12,15 +13,20 @@ from apiary.errors import SettingsError
 
 def names(package: str) -> list[str]:
     """Names of all plug-ins of a kind, sorted; `base` and names with a leading underscore are none."""
+    return list(_names(package))
+
+
+@functools.cache
+def _names(package: str) -> tuple[str, ...]:
+    # Looked up once: a codec is loaded for each update, and its folder need not be read for each.
     path = importlib.import_module(package).__path__
-    return sorted(
-        m.name for m in pkgutil.iter_modules(path) if m.name != "base" and not m.name.startswith("_")
-    )
+    found = (m.name for m in pkgutil.iter_modules(path))
+    return tuple(sorted(name for name in found if name != "base" and not name.startswith("_")))
 
 
 def load(package: str, name: str) -> ModuleType:
     """Import the plug-in `name` of the kind that `package` holds. Raises SettingsError."""
-    known = names(package)
+    known = _names(package)
     if name not in known:
         kind = package.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(name, known, n=1)

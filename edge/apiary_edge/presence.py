@@ -110,13 +110,14 @@ class Presence:
             run, number, declined_why = self.declined
             why = why or declined_why
         more = self._more()
-        says = (session.state, why, run, number, self._labels, self.declined, held, more)
+        state = _STATES[session.state]
+        says = (state, why, run, number, self._labels, self.declined, held, more)
         if says == self._said:
             return
         self._said = says
         status = NodeStatus(
             # What is trained goes out whatever holds the next training: it costs next to nothing.
-            state="paused" if held and session.state is not State.SENDING else _STATES[session.state],
+            state="paused" if held and session.state is not State.SENDING else state,
             why=why[:500] if why else None,
             run=run,
             round=number,

@@ -130,3 +130,12 @@ def test_header_that_never_ends_is_given_up_quickly() -> None:
 def test_unknown_codec_of_our_own_is_a_settings_error() -> None:
     with pytest.raises(SettingsError, match="codecs: no 'raw_f23'; did you mean 'raw_f32'"):
         encode(WEIGHTS, codec_name="raw_f23")
+
+
+def test_header_longer_than_one_feeding_is_read() -> None:
+    weights = Weights({f"layer_{i:04d}/kernel": np.full(3, i, np.float32) for i in range(1_000)})
+    document = encode(weights)
+    assert len(document) > 3 * 8192
+    assert {n: t[0] for n, t in decode(document, who="a").weights.items()} == {
+        n: t[0] for n, t in weights.items()
+    }

@@ -54,6 +54,11 @@ class Link(Protocol):
         ...
 
     @property
+    def reads_ahead(self) -> bool:
+        """Whether bytes wait to be read that the kernel will not announce."""
+        ...
+
+    @property
     def want_write(self) -> bool:
         """Whether something waits to be written."""
         ...

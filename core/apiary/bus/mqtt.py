@@ -23,6 +23,7 @@ from apiary.bus.bus import Limits, Received, Refused, Will
 from apiary.bus.link import Hooks, Link
 from apiary.bus.reconnecting import Protocol, ReconnectingBus
 from apiary.bus.refusals import GOING_AWAY, UNSPECIFIED, WindowRefused, refused, unreachable
+from apiary.bus.stream import Stream
 from apiary.errors import BrokerUnreachable, BusError
 from apiary.settings import BrokerSettings, password
 
@@ -59,9 +60,15 @@ class MqttBus(ReconnectingBus):
 
 
 class _Client(paho.Client):
-    """paho over a socket that is connected already, because paho's own connecting blocks."""
+    """paho over a stream that is connected already, because paho's own connecting blocks."""
 
-    def __init__(self, sock: socket.socket, client_id: str, protocol: MQTTProtocolVersion):
+    def __init__(
+        self,
+        stream: Stream,
+        client_id: str,
+        protocol: MQTTProtocolVersion,
+        received: Callable[[bytes, bytes, bool], None],
+    ):
         super().__init__(
             CallbackAPIVersion.VERSION2,
             client_id,
@@ -70,10 +77,25 @@ class _Client(paho.Client):
             # Otherwise paho goes down to MQTT 3.1 by itself, and blocks.
             reconnect_on_failure=False,
         )
-        self._ready_sock = sock
+        self._stream = stream
+        self._received = received
 
-    def _create_socket(self) -> socket.socket:
-        return self._ready_sock
+    def _create_socket(self) -> Any:
+        return self._stream
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        """As paho's, with one copy of the payload instead of four; paho's own where it is not as simple.
+
+        Where a later paho has no such method, its own is called and `on_message` takes the message.
+        """
+        header, packet = self._in_packet["command"], self._in_packet["packet"]
+        qos = header >> 1 & 3
+        found = _publish(packet, qos, v5=self._protocol == _V5)
+        if found is None:
+            return super()._handle_publish()
+        topic, mid, payload = found
+        self._received(topic, payload, bool(header & 1))
+        return self._send_puback(mid) if qos else MQTTErrorCode.MQTT_ERR_SUCCESS
 
 
 class _PahoLink:
@@ -91,7 +113,8 @@ class _PahoLink:
         self._window = 0
         self._outgoing: dict[int, str] = {}
         self._subscribing: dict[int, Sequence[str]] = {}
-        self._client = _Client(sock, client_id, _V5 if protocol == "5" else _V311)
+        self._stream = Stream(sock)
+        self._client = _Client(self._stream, client_id, _V5 if protocol == "5" else _V311, self._take)
 
     def connect(
         self,
@@ -109,6 +132,8 @@ class _PahoLink:
             client.username_pw_set(broker.username or "", secret)
         if will is not None:
             client.will_set(will.topic, will.payload, qos=1, retain=True)
+        # Packets wait until the bus writes them, all that have gathered at once.
+        client.on_socket_register_write = lambda *_: None
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -138,8 +163,12 @@ class _PahoLink:
         return self._sock if self._client.socket() is not None else None
 
     @property
+    def reads_ahead(self) -> bool:
+        return self._stream.reads_ahead
+
+    @property
     def want_write(self) -> bool:
-        return self._client.want_write()
+        return self._client.want_write() or self._stream.holds_back
 
     def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> bool:
         info = self._client.publish(topic, payload, qos, retain)
@@ -166,6 +195,11 @@ class _PahoLink:
 
     def write(self) -> None:
         self._client.loop_write()
+        try:
+            self._stream.flush()
+        except OSError as e:
+            if self.failure is None:
+                self.failure = unreachable(self._where, f"the link broke ({e.strerror or e})")
 
     def misc(self) -> None:
         self._client.loop_misc()
@@ -220,16 +254,20 @@ class _PahoLink:
         self.connected = False
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        self._take(message._topic, bytes(message.payload), message.retain)
+
+    def _take(self, name: bytes, payload: bytes, retained: bool) -> None:
+        """A message has come."""
         self._notes.handled += 1
         try:
-            topic = message.topic
+            topic = name.decode()
         except UnicodeDecodeError:
             return  # no topic of ours, and no broker should let it pass
         # amqtt hands new clients the retained messages of other clients' subscriptions.
         if self._protocol != "5" and not self._hooks.subscribed(topic):
             return
-        self._notes.event_bytes += len(message.payload)
-        self._notes.events.append(Received(topic, bytes(message.payload), message.retain))
+        self._notes.event_bytes += len(payload)
+        self._notes.events.append(Received(topic, payload, retained))
 
     def _on_publish(
         self, _client: paho.Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
@@ -251,3 +289,26 @@ class _PahoLink:
         return refused(
             self._where, reason.value, str(reason), client_id=self._client_id, protocol=self._protocol
         )
+
+
+def _publish(packet: bytearray, qos: int, *, v5: bool) -> tuple[bytes, int, bytes] | None:
+    """Topic, packet id and payload of a PUBLISH after its fixed header (MQTT 5, section 3.3).
+
+    None where it is not what a broker that keeps to our CONNECT sends: malformed, an alias for its topic
+    (an empty name), or QoS 2.
+    """
+    at = 2 + (packet[0] << 8 | packet[1]) if len(packet) >= 2 else 0
+    identifier = at + 2 if qos else at
+    if qos > 1 or at <= 2 or len(packet) < identifier + v5:
+        return None
+    begin = identifier
+    if v5:
+        # Properties are skipped; their length is below 128 unless somebody packs in long ones.
+        if packet[begin] >= 0x80:
+            return None
+        begin += 1 + packet[begin]
+        if begin > len(packet):
+            return None
+    mid = packet[at] << 8 | packet[at + 1] if qos else 0
+    with memoryview(packet) as view:
+        return bytes(view[2:at]), mid, bytes(view[begin:])

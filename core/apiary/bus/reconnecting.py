@@ -18,7 +18,7 @@ from apiary.bus.dial import Dial, tls_context
 from apiary.bus.link import Hooks, Link, Notes
 from apiary.bus.patterns import matches
 from apiary.bus.refusals import VersionRefused, WindowRefused, unreachable
-from apiary.bus.watch import READ, WRITE, Watch, cork, reads_ahead
+from apiary.bus.watch import READ, WRITE, Watch
 from apiary.errors import BrokerUnreachable, BusError
 from apiary.settings import BrokerSettings
 
@@ -295,7 +295,7 @@ class ReconnectingBus:
         return self._deadline if self._dial is not None else max(now, self._retry_at)
 
     def _reading_ahead(self) -> bool:
-        return self._link is not None and reads_ahead(self._link.sock)
+        return self._link is not None and self._link.reads_ahead
 
     def _subscribed(self, topic: str) -> bool:
         return any(matches(p, topic) for p in self._subscriptions)
@@ -304,11 +304,13 @@ class ReconnectingBus:
         """Wait for the network and serve it; True where `wake` ended the wait."""
         link = self._link
         self._watch_link()
+        if self._failed():
+            return False
         ready, woken = self._watch.wait(timeout_s)
         if link is not None:
             if ready & WRITE:
                 link.write()
-            if ready & READ or reads_ahead(link.sock):
+            if ready & READ or link.reads_ahead:
                 self._read(link)
                 if link.want_write:
                     link.write()  # what was noted: subscriptions, acknowledgements
@@ -316,22 +318,18 @@ class ReconnectingBus:
 
     def _read(self, link: Link) -> None:
         """Take what has arrived, up to the bounds of one `poll`."""
-        # Each message is acknowledged by a packet of its own; corked, they leave together, and the broker is
-        # not woken for each of them.
-        sock = link.sock
-        cork(sock, on=True)
-        try:
-            notes = self._notes
-            last = notes.handled + MAX_EVENTS
-            while link.failure is None and notes.handled < last and notes.event_bytes < MAX_BYTES:
-                before = notes.handled
-                link.read()
-                if notes.handled == before:
-                    return
-        finally:
-            cork(sock, on=False)
+        notes = self._notes
+        last = notes.handled + MAX_EVENTS
+        while link.failure is None and notes.handled < last and notes.event_bytes < MAX_BYTES:
+            before = notes.handled
+            link.read()
+            if notes.handled == before:
+                return
 
     def _watch_link(self) -> None:
-        """Wait for what the link waits for: to read always, to write where it holds something back."""
-        if self._link is not None:
-            self._watch.set(self._link.sock, READ | (WRITE if self._link.want_write else 0))
+        """Write what waits, then wait for what the link waits for: to read always, to write where it must."""
+        link = self._link
+        if link is not None:
+            if link.want_write:
+                link.write()
+            self._watch.set(link.sock, READ | (WRITE if link.want_write else 0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
-import ssl
 from typing import Final
 
 READ: Final = selectors.EVENT_READ
@@ -67,15 +66,3 @@ class Watch:
         self._selector.close()
         self._wake_r.close()
         self._wake_w.close()
-
-
-def reads_ahead(sock: socket.socket | None) -> bool:
-    """Whether TLS holds decrypted bytes that the kernel will not announce."""
-    return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-
-
-def cork(sock: socket.socket | None, *, on: bool) -> None:
-    """Hold small packets back, or let them go (Linux; elsewhere nothing)."""
-    if sock is not None and hasattr(socket, "TCP_CORK"):
-        with contextlib.suppress(OSError):  # closed meanwhile
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, int(on))

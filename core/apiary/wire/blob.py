@@ -21,6 +21,7 @@ from apiary.wire.codecs.base import Codec, Encoded
 
 MAX_HEADER_BYTES: Final = 2**20
 MAX_TENSORS: Final = 4096
+_FEED_BYTES: Final = 8192
 _MAX_FLOAT32: Final = (2 - 2**-23) * 2.0**127
 _DTYPES: Final = {"f4": 4, "f2": 2, "i1": 1, "u1": 1}
 
@@ -66,15 +67,28 @@ def decode(document: bytes | memoryview, *, who: str) -> WeightsBlob:
         max_str_len=1024,
         max_bin_len=0,
     )
-    unpacker.feed(view[1 : 1 + MAX_HEADER_BYTES])
     try:
-        header = unpacker.unpack()
+        header = _header(unpacker, view[1 : 1 + MAX_HEADER_BYTES])
         body = bin_view(view, 1 + unpacker.tell())
         return _decode(header, body)
     except (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException, SettingsError) as e:
         raise BlobError(
             f"{who}: the weights blob does not hold: {type(e).__name__}: {str(e)[:120]}"
         ) from None
+
+
+def _header(unpacker: msgpack.Unpacker, view: memoryview) -> Any:
+    """The document's first part, fed in small pieces: what is fed is copied, and most of it is weights."""
+    fed, step = 0, _FEED_BYTES
+    while True:
+        unpacker.feed(view[fed : fed + step])
+        fed += step
+        try:
+            return unpacker.unpack()
+        except msgpack.OutOfData:
+            if fed >= len(view):
+                raise
+            step = fed  # doubled: a header that is nearly too long costs twice its parsing at most
 
 
 def _decode(header: Any, body: memoryview) -> WeightsBlob:

@@ -111,8 +111,9 @@ class Topics:
             prefix = f"{root}/{self.federation}/"
             if topic.startswith(prefix):
                 levels = topic[len(prefix) :].split("/")
-                for kind, pattern in kinds:
-                    if len(pattern) == len(levels) and (found := _match(kind, pattern, levels)) is not None:
+                shape = (len(levels), levels[-1])
+                for kind, pattern in (*kinds.get(shape, ()), *kinds.get((len(levels), ""), ())):
+                    if (found := _match(kind, pattern, levels)) is not None:
                         return found
         raise TopicError(f"{topic[:200]!r} is not a topic of the federation {self.federation!r}")
 
@@ -123,8 +124,21 @@ class Topics:
 _FITS = {"n": _NAME, "d": _DIGEST, "i": _INDEX, "m": _NAME}
 
 
-_CHUNKS = [(k, k.pattern.split("/")) for k in Kind if k.is_blob]
-_CONTROL = [(k, k.pattern.split("/")) for k in Kind if not k.is_blob]
+_Shapes = dict[tuple[int, str], list[tuple[Kind, list[str]]]]
+
+
+def _shapes(*, blobs: bool) -> _Shapes:
+    """Kinds by how many levels they have and by the last; "" where that is a part of the topic."""
+    found: _Shapes = {}
+    for kind in Kind:
+        if kind.is_blob == blobs:
+            levels = kind.pattern.split("/")
+            last = "" if levels[-1].startswith("{") else levels[-1]
+            found.setdefault((len(levels), last), []).append((kind, levels))
+    return found
+
+
+_CHUNKS, _CONTROL = _shapes(blobs=True), _shapes(blobs=False)
 
 
 def _match(kind: Kind, pattern: list[str], levels: list[str]) -> Topic | None:

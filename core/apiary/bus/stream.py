@@ -1,0 +1,92 @@
+"""A socket for paho, which reads a packet's first bytes one by one and writes each packet by itself.
+
+Small reads are served from one larger read, and small packets leave together: a node made 148 system calls to
+read in a round of 0.84 MB and 37 to write (measured), and each write of an acknowledgement woke the broker.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Final
+
+_AHEAD: Final = 4096
+"""Read at once where less is asked for: a few acknowledgements, or a chunk's header."""
+_SMALL: Final = 1024
+_HELD: Final = 16_384
+
+
+class Stream:
+    """What paho uses of a non-blocking socket. `flush` writes what was held back."""
+
+    __slots__ = ("_ahead", "_at", "_held", "_sock")
+
+    def __init__(self, sock: socket.socket):
+        self._sock = sock
+        self._ahead = b""
+        self._at = 0
+        self._held = bytearray()
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether bytes are here that the kernel will not announce: ours, or those that TLS has decrypted."""
+        if self._at < len(self._ahead):
+            return True
+        return isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether something waits for `flush`."""
+        return bool(self._held)
+
+    def recv(self, size: int) -> bytes:
+        """At most `size` bytes; raises what the socket raises."""
+        at = self._at
+        if at < len(self._ahead):
+            self._at = at + size
+            return self._ahead[at : at + size]
+        if size >= _AHEAD:
+            return self._sock.recv(size)
+        self._ahead, self._at = b"", 0
+        found = self._sock.recv(_AHEAD)
+        if len(found) > size:
+            self._ahead, self._at = found, size
+        return found[:size]
+
+    def send(self, data: bytes | bytearray) -> int:
+        """How much was taken. Raises what the socket raises, BlockingIOError while others are still ahead."""
+        if len(data) <= _SMALL:
+            if len(self._held) >= _HELD:
+                self.flush()
+            if len(self._held) < _HELD:
+                self._held += data
+                return len(data)
+        self.flush()
+        if self._held:
+            raise BlockingIOError
+        return self._sock.send(data)
+
+    def flush(self) -> None:
+        """Write what was held back, as far as the socket takes it. Raises OSError where the link broke."""
+        while self._held:
+            try:
+                del self._held[: self._sock.send(self._held)]
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._sock.fileno()
+
+    def setblocking(self, blocking: bool) -> None:
+        """As the socket's."""
+        self._sock.setblocking(blocking)
+
+    def close(self) -> None:
+        """Close the socket; a goodbye that was held back leaves first."""
+        try:
+            self.flush()
+        except OSError:
+            pass  # the other side has gone before
+        finally:
+            self._sock.close()
