@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "edge": "run an edge node: train on this machine's pictures",
     "watch": "watch a federation as it goes",
     "status": "what a federation is at, in one look",
+    "run": "begin, stop, list and show the runs of a coordinator that stays up",
     "samples": "this node's pictures: import, list, label, delete, count",
     "label": "the labelling page of this node, for a phone or a desktop",
     "capture": "keep frames of this node's camera for labelling",
@@ -94,6 +95,7 @@ def _parse(argv: list[str]) -> tuple[Command, argparse.Namespace]:
             module = cast("Command", importlib.import_module(f"apiary_cli.{name}"))
             _common(sub)
             module.add_arguments(sub)
+            _common_below(sub)
     args = parser.parse_args(argv)
     args.overrides = _overrides(args.set)
     assert module is not None  # noqa: S101 - argparse has refused anything else
@@ -113,6 +115,19 @@ def _common(parser: argparse.ArgumentParser) -> None:
         help="override a setting, e.g. run.rounds=12",
     )
     group.add_argument("-v", "--verbose", action="store_true", help="log more")
+
+
+def _common_below(parser: argparse.ArgumentParser) -> None:
+    """The same flags after a command below, where one writes them; those not given change nothing."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in set(action.choices.values()):
+                if "--config" not in below._option_string_actions:
+                    group = below.add_argument_group("settings")
+                    quiet: Any = argparse.SUPPRESS
+                    group.add_argument("--config", type=Path, metavar="FILE", default=quiet, help=quiet)
+                    group.add_argument("--set", action="append", default=quiet, help=quiet)
+                    group.add_argument("-v", "--verbose", action="store_true", default=quiet, help=quiet)
 
 
 def _overrides(pairs: list[str]) -> dict[str, Any]:

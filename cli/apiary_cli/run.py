@@ -1,0 +1,164 @@
+"""`apiary run`: have the coordinator begin a run, stop it, list runs, show one. Asks the coordinator."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any, Final
+
+from apiary.errors import SettingsError
+from apiary_cli.asking import ask
+from apiary_cli.columns import columns, duration, share
+from apiary_cli.flags import add_broker, settings_of
+
+_EXAMPLES = """examples:
+  apiary run start                                     with the coordinator's own [run] settings
+  apiary run start --name autumn --rounds 20 --set run.plan.epochs=4
+  apiary run start --set 'run.only=["site=north"]'     on the nodes with this tag alone
+  apiary run list
+  apiary run show                                      the run under way, or else the newest
+  apiary run stop                                      end it with the best model so far
+  apiary run stop autumn                               the same, or take it out of the queue
+  apiary run show autumn --json | jq '.results[].accuracy'
+
+The coordinator must stay up (apiary coordinator --stay) for runs to be started.
+exit codes: 0 done, 4 no broker or no coordinator, 10 refused by the coordinator
+"""
+_PREFIX: Final = "run."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Begin, stop, list and show the runs of a coordinator that stays up."
+    parser.epilog = _EXAMPLES
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        add_broker(sub)
+        sub.add_argument("--timeout", type=float, metavar="S", help="wait so long for the coordinator")
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        return sub
+
+    start = add("start", "ask for a run; it begins when the one before is over")
+    start.add_argument("--name", help="unset: made of date and time")
+    start.add_argument("--rounds", type=int, metavar="N", help="at most this many rounds (run.rounds)")
+    start.add_argument("--min-nodes", type=int, metavar="N", help="wait for this many nodes (run.min_nodes)")
+    start.add_argument("--target-accuracy", type=float, metavar="A", help="stop once this good")
+    start.add_argument("--seed", type=int, help="of everything random")
+    add("list", "runs, the newest first").add_argument("--limit", type=int, default=20, metavar="N")
+    add("show", "a run's state, settings and rounds").add_argument("name", nargs="?", metavar="NAME")
+    add("stop", "end a run with the best model it has").add_argument("name", nargs="?", metavar="NAME")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 where the coordinator did it. Raises ApiaryError."""
+    settings = settings_of(args)
+
+    def request(op: str, **told: Any) -> Any:
+        return ask(settings, f"run.{op}", {k: v for k, v in told.items() if v is not None}, args.timeout)
+
+    match args.what:
+        case "start":
+            told = request("start", name=args.name, settings=_wanted(args))
+        case "list":
+            told = request("list", limit=args.limit)
+        case _:
+            told = request(args.what, name=args.name)
+    print(json.dumps(told) if args.json else render(args.what, told))
+    return 0
+
+
+def render(what: str, told: dict[str, Any]) -> str:
+    """An answer for people."""
+    match what:
+        case "start":
+            ahead = told["ahead"]
+            when = f"begins after {ahead} more" if ahead else "begins"
+            return f"run {told['run']} {when}; watch it with: apiary watch"
+        case "stop":
+            end = {"stopping": "is being finished with its best model", "withdrawn": "will not begin"}
+            return f"run {told['run']} {end.get(told['state'], 'has ended')}"
+        case "list":
+            return _list(told)
+        case _:
+            return _show(told)
+
+
+def _wanted(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of `[run]` that this run shall have, without the section's name."""
+    others = [key for key in args.overrides if not key.startswith((_PREFIX, "broker.", "operator."))]
+    if others:
+        raise SettingsError(
+            f"--set {others[0]}: a run takes settings of [run] only; the coordinator has its own for the rest"
+        )
+    wanted = {key.removeprefix(_PREFIX): v for key, v in args.overrides.items() if key.startswith(_PREFIX)}
+    flags = {name: getattr(args, name) for name in ("rounds", "min_nodes", "target_accuracy", "seed")}
+    return {**wanted, **{name: value for name, value in flags.items() if value is not None}}
+
+
+def _list(told: dict[str, Any]) -> str:
+    now = time.time()
+    rows = [
+        [
+            run["run"],
+            run["state"],
+            _clock(run["created"]),
+            duration((run["ended"] or now) - run["created"]) if run["state"] != "waiting" else "",
+            str(run["rounds"]),
+            share(run["accuracy"]),
+            run["why"] or "",
+            run["stop"] or "",
+        ]
+        for run in told["runs"]
+    ]
+    header = ["RUN", "STATE", "BEGAN", "TOOK", "ROUNDS", "BEST", "ASKED FOR", "ENDED BECAUSE"]
+    lines = [columns(header, rows) if rows else "no run yet: apiary run start"]
+    if told["next"] is not None:
+        lines.append(f"next by the schedule: {_clock(told['next'])}")
+    if told["wanted_samples"] is not None:
+        lines.append(f"new samples: {told['new_samples']} of {told['wanted_samples']} that begin a run")
+    return "\n".join(lines)
+
+
+def _show(told: dict[str, Any]) -> str:
+    stage = f", {told['stage']}" if told["stage"] else ""
+    lines = [f"run      {told['run']}: {told['state']}{stage}", f"began    {_clock(told['created'])}"]
+    if told["ended"]:
+        lines.append(f"ended    {_clock(told['ended'])}")
+    lines += [f"{name:<8} {told[key]}" for name, key in (("asked", "why"), ("stop", "stop")) if told[key]]
+    lines.append(f"folder   {told['folder']}")
+    settings = told["settings"]
+    lines.append(
+        f"settings {settings['recipe']}, {settings['strategy']}, {settings['rounds']} rounds, "
+        f"{settings['plan']['epochs']} epochs each"
+    )
+    return "\n".join([*lines, "", rounds(told["results"])]) if told["results"] else "\n".join(lines)
+
+
+def rounds(results: list[dict[str, Any]]) -> str:
+    """A table of rounds; `contributors`, `rejected` and `missing` are counts."""
+    rows = [
+        [
+            str(r["round"]),
+            r["state"],
+            share(r["accuracy"]),
+            "" if r["loss"] is None else f"{r['loss']:.3f}",
+            str(r["contributors"]),
+            str(r["rejected"] or ""),
+            str(r["missing"] or ""),
+            f"{r['seconds']:.1f} s",
+            f"{r['bytes_up'] / 1e6:.1f} MB",
+            f"{r['bytes_down'] / 1e6:.1f} MB",
+            r["why"] or "",
+        ]
+        for r in results
+    ]
+    figures = ["ACCURACY", "LOSS", "UPDATES", "REJECTED", "MISSING", "TOOK", "UP", "DOWN"]
+    return columns(["ROUND", "STATE", *figures, "WHY"], rows)
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
