@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "watch": "watch a federation as it goes",
     "status": "what a federation is at, in one look",
     "run": "begin, stop, list and show the runs of a coordinator that stays up",
+    "node": "have nodes pause, resume, drain, retrain, or tell their log",
     "samples": "this node's pictures: import, list, label, delete, count",
     "label": "the labelling page of this node, for a phone or a desktop",
     "capture": "keep frames of this node's camera for labelling",

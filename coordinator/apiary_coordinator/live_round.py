@@ -201,6 +201,10 @@ class LiveRound:
         if self._resumed:
             self.tick(now)
 
+    def ask_again(self, node: NodeId) -> None:
+        """Invite a node that gave up this round and has forgotten that."""
+        self._handle(table.AskedAgain(node))
+
     def abandon(self, why: str) -> None:
         """Give the round up where it still collects; one that aggregates comes to its end by itself."""
         self._handle(table.Abandoned(why))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from apiary_coordinator.commanding import Commanding
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.operators import Operators
 from apiary_coordinator.releases import operations
@@ -17,7 +18,7 @@ def features(desk: Desk, workshops: Workshops | None = None) -> Sequence[Feature
     """Every feature that the settings ask for; with `workshops` runs begin one after another."""
     operators = Operators(desk.outlet, desk.clock)
     runs = Runs(desk, operators, RunBook(desk.journal), workshops)
-    return [operators, runs, _releasing(desk, operators)]
+    return [operators, runs, Commanding(desk, operators), _releasing(desk, operators)]
 
 
 def _releasing(desk: Desk, operators: Operators) -> Releasing:

@@ -7,6 +7,7 @@
                  enough, or all heard  aggregating   Announce, Aggregate
                  deadline, quorum      aggregating   Announce, Aggregate
                  deadline, no quorum   failed        Fail
+                 AskedAgain            same          Invite it, where it gave up this round
                  Abandoned             failed        Fail
     aggregating  Aggregated            evaluating    Announce, Evaluate
     evaluating   Evaluated             closed        Close
@@ -74,6 +75,13 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
+class AskedAgain:
+    """An operator had a node forget that it gave up this round."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -95,7 +103,7 @@ class Evaluated:
     """It was evaluated."""
 
 
-Event = Accepted | Rejected | Left | Joined | Tick | Abandoned | Aggregated | Evaluated
+Event = Accepted | Rejected | Left | Joined | AskedAgain | Tick | Abandoned | Aggregated | Evaluated
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +247,11 @@ def handle(round_: Round, event: Event, now: float) -> Outcome:
             return replace(round_, lost={**round_.lost, node: (now, why)}), []
         case Joined(node):
             return _join(round_, node)
+        case AskedAgain(node):
+            if node not in round_.gone:
+                return round_, []
+            gone, away = _without(round_.gone, node), round_.away - {node}
+            return replace(round_, gone=gone, away=away), [Invite(node)]
         case Tick():
             return _tick(round_, now)
         case Abandoned(why):

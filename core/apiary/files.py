@@ -56,6 +56,14 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     write_atomic(path, (json.dumps(value, indent=indent) + "\n").encode())
 
 
+def remove(path: Path) -> None:
+    """Remove a file if it is there. Raises StoreError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        raise StoreError(f"cannot remove {path}: {e.strerror or e}{_advice(e)}") from e
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and new names in `folder` survive a power cut."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -18,9 +19,11 @@ from apiary.wire import NodeId
 from apiary_edge.board import Board
 from apiary_edge.capture_job import bounds_of, job_of, store_dir
 from apiary_edge.capturing import CameraSays, CaptureProcess, Capturing
+from apiary_edge.commands import Commands
 from apiary_edge.feature import Feature, Link
 from apiary_edge.guest.stay import Guest
 from apiary_edge.health.reader import Reader
+from apiary_edge.log_tail import LogTail
 from apiary_edge.outbox import Outbox
 from apiary_edge.predicting.parts import predictions
 from apiary_edge.releases import Releases, trusting
@@ -59,11 +62,14 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
         more=lambda: {"camera": {"kind": edge.camera.kind, "text": camera.text} if camera else None},
     )
     store = _store(settings)
+    tail = LogTail([path for path in (edge.data_dir, store_dir(edge)) if path is not None])
+    logging.getLogger().addHandler(tail)
 
     def features(link: Link) -> Sequence[Feature]:
         found: list[Feature] = [
             Guest(link, edge, Reader(edge.state_dir, clock=time.monotonic), runtime=runtimes[0]),
             _releases(settings, link),
+            Commands(link, edge.state_dir, tail),
         ]
         if camera is not None and not edge.predict.enabled:
             found.append(Capturing(CaptureProcess(job_of(edge), bus.wake), camera))

@@ -14,6 +14,7 @@ from apiary.wire.messages import Announcement
 from apiary.wire.topics import Kind, Topic, Topics
 from apiary_edge.downloads import Downloads
 from apiary_edge.local_training import LocalTraining
+from apiary_edge.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class Link:
     """What every part of one node works with. `clock` is monotonic, `wall` seconds since 1970.
 
     `hold(who, why)` keeps the node from beginning to train until the same `who` says `hold(who, None)`;
-    `training` is what it trains already. `samples` are the pictures that it may train on.
+    `training` is what it trains already. `samples` are the pictures that it may train on. `leave` leaves the
+    round in hand as if it had not been announced; `forget` lets the last answered round be trained again.
     """
 
     node: NodeId
@@ -35,6 +37,9 @@ class Link:
     hold: Callable[[str, str | None], None]
     training: LocalTraining
     samples: Callable[[], int]
+    session: Callable[[], Session]
+    leave: Callable[[], None]
+    forget: Callable[[], tuple[str, int] | None]
 
 
 class Feature:

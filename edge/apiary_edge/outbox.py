@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import MessageError, StoreError
-from apiary.files import clear_partial, sync_folder, write_atomic, write_json
+from apiary.files import clear_partial, remove, sync_folder, write_atomic, write_json
 from apiary.wire import Digest
 from apiary.wire.chunks import digest_of
 from apiary.wire.messages import Offer
@@ -91,6 +91,10 @@ class Outbox:
             return str(run), int(number)
         except (OSError, ValueError, TypeError):
             return None
+
+    def forget_done(self) -> None:
+        """Let the last answered round be trained again. Raises StoreError."""
+        remove(self._folder / "done.json")
 
     def _update(self, digest: Digest) -> Path:
         return self._folder / f"{digest}.update"

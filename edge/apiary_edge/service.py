@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Final, assert_never
 
@@ -135,6 +136,9 @@ class Edge:
             self._hold,
             self._local,
             lambda: self._presence.samples,
+            lambda: self.session,
+            lambda: self._handle(table.NothingOpen()),
+            self._forget,
         )
         self._features = features(link)
 
@@ -381,6 +385,15 @@ class Edge:
             self._say()
             if held and self._presence.holds.why is None:
                 self._ask()
+
+    def _forget(self) -> tuple[str, int] | None:
+        """Let the round that was answered or declined last be trained again; asks what is current."""
+        forgot, self.session = self.session.done, replace(self.session, done=None)
+        self._outbox.forget_done()
+        self._presence.declined = None
+        self._say()
+        self._ask()
+        return forgot
 
     def _refresh(self, now: float) -> None:
         """A broker whose queue overflows loses messages in silence: nothing is said only once."""

@@ -173,9 +173,14 @@ class Fleet:
         features: Mapping[str, Features] | None = None,
         stay: bool = False,
         more: dict[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        at: Callable[[Path], None] = lambda folder: None,
         **run: Any,
     ):
         self.folder = folder
+        at(folder)
+        self.tags = tags or {}
+        """The site of each node, where it has one."""
         self.features = features or {}
         self.broker = broker or MemoryBroker(seed=1, latency_s=0.01)
         self.run_settings = {"rounds": 3, "min_nodes": nodes, "settle_s": 0.5, "seed": 5, **run}
@@ -206,6 +211,7 @@ class Fleet:
                 },
                 "edge": {
                     "node_id": node,
+                    "tags": {"site": self.tags[node]} if node in self.tags else {},
                     "data_dir": self.folder / "pictures",
                     "state_dir": self.folder / node,
                     "upload_idle_s": 3.0,

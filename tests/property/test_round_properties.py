@@ -15,6 +15,7 @@ from apiary_coordinator.round import (
     Aggregate,
     Aggregated,
     Announce,
+    AskedAgain,
     Close,
     Evaluate,
     Evaluated,
@@ -38,6 +39,7 @@ EVENT = st.one_of(
     st.builds(Left, NODE, st.just("left"), st.booleans()),
     st.builds(Joined, NODE),
     st.just(Tick()),
+    st.builds(AskedAgain, NODE),
     st.builds(Abandoned, st.just("stopped")),
     st.just(Aggregated()),
     st.just(Evaluated()),
@@ -80,9 +82,10 @@ def check(before: Round, event: Event, after: Round, commands: list[Any]) -> Non
         assert (after.accepted, after.cohort) == (before.accepted, before.cohort)
     if before.phase in (Phase.CLOSED, Phase.FAILED):
         assert (after, commands) == (before, [])
-    # Each new member is invited, and nobody else.
+    # Each new member is invited, and of the others only those that had been given up.
     invited = [c.node for c in commands if isinstance(c, Invite)]
-    assert [*before.cohort, *invited] == list(after.cohort)
+    assert [*before.cohort, *(n for n in invited if n not in before.cohort)] == list(after.cohort)
+    assert all(n in before.gone and after.awaits(n) for n in invited if n in before.cohort)
     # A phase is entered with its command, and a command comes with its phase.
     entered = after.phase if after.phase is not before.phase else None
     kinds = [type(c) for c in commands]

@@ -16,6 +16,7 @@ from apiary_coordinator.round import (
     Aggregate,
     Aggregated,
     Announce,
+    AskedAgain,
     Close,
     Command,
     Evaluate,
@@ -65,6 +66,14 @@ def test_a_round_that_collects_can_be_given_up_and_one_that_aggregates_cannot() 
             assert (round_.phase, commands) == (Phase.FAILED, [Fail("stopped by anna")])
         else:
             assert (round_.phase, commands) == (phase, [])
+
+
+def test_a_node_that_gave_up_can_be_asked_again_and_one_that_was_counted_or_refused_cannot() -> None:
+    round_, _ = after(BASE, Left(A, "too hot", final=True), Accepted(B, GOOD), Rejected(C, "bad"))
+    again, commands = after(round_, AskedAgain(A))
+    assert commands == [Invite(A)] and again.awaits(A) and again.welcomes(A)
+    for node in (B, C, D):
+        assert after(again, AskedAgain(node)) == (again, [])
 
 
 def test_the_goal_ends_collecting() -> None:

@@ -1,0 +1,188 @@
+"""Commands of operators for nodes: sent to each, repeated while it is silent, answered with its own reply."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Literal
+
+from pydantic import Field, JsonValue
+
+from apiary.bus.bus import Received
+from apiary.errors import RequestRefused
+from apiary.tags import matches, parse_rule
+from apiary.wire import NodeId
+from apiary.wire.messages import NodeCommand, NodeReply
+from apiary.wire.topics import Kind, Topic
+from apiary_coordinator.feature import Desk, Feature
+from apiary_coordinator.operators import Arguments, Call, Operators
+from apiary_coordinator.roster import Roster
+
+log = logging.getLogger(__name__)
+
+MAX_OPEN: Final = 8
+"""Orders at a time."""
+MAX_NODES: Final = 2_000
+"""Of one order: what they answer must fit into one message."""
+_REPEAT_S: Final = 3.0
+_PATIENCE: Final = 5
+_TELL_EVERY_S: Final = 1.0
+_LOG_BYTES: Final = 160_000
+"""Of all nodes together."""
+ALL: Final = "all"
+State = Literal["sent", "working", "done", "refused", "silent", "absent"]
+
+
+class Whom(Arguments):
+    """Which nodes: ids, rules on tags such as `site=north`, or `all`; and how long they may take."""
+
+    nodes: list[str] = Field(min_length=1, max_length=200)
+    timeout_s: float = Field(15.0, gt=0, le=3600)
+
+
+class Logs(Whom):
+    """So many of the last lines, oldest first."""
+
+    lines: int = Field(50, ge=1, le=500)
+
+
+@dataclass(slots=True)
+class _One:
+    """A node's answer as it stands."""
+
+    state: State = "sent"
+    why: str | None = None
+    result: JsonValue = None
+
+    @property
+    def open(self) -> bool:
+        return self.state in ("sent", "working")
+
+    def told(self) -> dict[str, Any]:
+        found = {"state": self.state, "why": self.why, "result": self.result}
+        return {key: value for key, value in found.items() if value is not None}
+
+
+@dataclass(slots=True)
+class _Order:
+    call: Call
+    command: NodeCommand
+    until: float
+    timeout_s: float
+    nodes: dict[NodeId, _One] = field(default_factory=dict)
+    repeat_at: float = 0.0
+    repeats: int = 0
+    told_at: float = 0.0
+    news: bool = False
+
+
+class Commanding(Feature):
+    """The coordinator's side of `apiary node`."""
+
+    kinds = (Kind.NODE_REPLY,)
+
+    def __init__(self, desk: Desk, operators: Operators):
+        self._desk = desk
+        self._orders: dict[str, _Order] = {}
+        for op in ("pause", "resume", "drain", "retrain"):
+            operators.register(f"node.{op}", Whom, partial(self._order, op))
+        operators.register("node.logs", Logs, self._logs)
+
+    def received(self, topic: Topic, event: Received) -> None:
+        """A node answers. Raises MessageError."""
+        if topic.node is None:
+            return
+        reply = NodeReply.decode(event.payload, who=f"node {topic.node}")
+        order = self._orders.get(reply.id)
+        one = order.nodes.get(topic.node) if order is not None else None
+        if order is None or one is None or not one.open:
+            return
+        one.state, one.why, one.result = reply.state, reply.why, reply.result
+        order.news = True
+        if order.command.op == "retrain" and reply.state == "done":
+            self._invite_again(topic.node, reply.result)
+        self._advance(order, self._desk.clock())
+
+    def tick(self, now: float) -> None:
+        """Say again what was not answered; end what takes too long."""
+        for order in list(self._orders.values()):
+            if now >= order.until:
+                for one in order.nodes.values():
+                    if one.open:
+                        what = "no answer" if one.state == "sent" else "not finished"
+                        one.state, one.why = "silent", f"{what} within {order.timeout_s:g} s"
+            elif now >= order.repeat_at:
+                self._send(order, now)
+            self._advance(order, now)
+
+    def _logs(self, call: Call, args: Logs) -> None:
+        chosen = choose(self._desk.roster, args.nodes)
+        self._order("logs", call, args, lines=args.lines, bytes=min(16_000, _LOG_BYTES // len(chosen)))
+
+    def _order(self, op: str, call: Call, args: Whom, **more: JsonValue) -> None:
+        if len(self._orders) >= MAX_OPEN:
+            raise RequestRefused(f"{MAX_OPEN} commands are under way; try again when they are answered")
+        now = self._desk.clock()
+        chosen = choose(self._desk.roster, args.nodes)
+        # The same after a restart of ours, so that a node need not do twice what was asked once.
+        id_ = hashlib.sha256(f"{call.operator}/{call.id}".encode()).hexdigest()[:32]
+        command = NodeCommand(id=id_, op=op, by=call.operator, args=more)
+        order = _Order(call, command, now + args.timeout_s, args.timeout_s)
+        for node in chosen:
+            status = self._desk.roster[node].status
+            gone = status.state == "lost"
+            order.nodes[node] = _One("absent", status.why or "lost") if gone else _One()
+        self._orders[id_] = order
+        self._send(order, now)
+        order.news = True
+        self._advance(order, now)
+
+    def _send(self, order: _Order, now: float) -> None:
+        order.repeat_at = now + _REPEAT_S
+        order.repeats += 1
+        for node, one in order.nodes.items():
+            # Who works at it is asked less often: only the last word may have been lost.
+            if one.state == "sent" or (one.state == "working" and order.repeats % _PATIENCE == 0):
+                self._desk.outlet.send(order.command, node)
+
+    def _advance(self, order: _Order, now: float) -> None:
+        result: JsonValue = {"nodes": {node: one.told() for node, one in order.nodes.items()}}
+        if not any(one.open for one in order.nodes.values()):
+            self._orders.pop(order.command.id, None)
+            order.call.done(result)
+        elif order.news and now - order.told_at >= _TELL_EVERY_S:
+            order.news, order.told_at = False, now
+            order.call.working(result)
+
+    def _invite_again(self, node: NodeId, result: JsonValue) -> None:
+        course = self._desk.course()
+        live = course.live if course is not None else None
+        if live is None or not isinstance(result, dict):
+            return
+        if (result.get("run"), result.get("round")) == (live.parts.run, live.round.number):
+            live.ask_again(node)
+
+
+def choose(roster: Roster, wanted: list[str]) -> list[NodeId]:
+    """The nodes that are meant, sorted. Raises RequestRefused for a name or a rule that fits none."""
+    found: set[NodeId] = set()
+    for word in wanted:
+        if word == ALL:
+            some = set(roster.nodes)
+        elif "=" in word:
+            try:
+                parse_rule(word)
+            except ValueError as e:
+                raise RequestRefused(str(e)) from None
+            some = {n.id for n in roster.nodes.values() if matches(n.status.tags, [word])}
+        else:
+            some = {NodeId(word)} & set(roster.nodes)
+        if not some:
+            known = ", ".join(sorted(roster.nodes)[:20]) or "none"
+            raise RequestRefused(f"no node {word[:80]!r}; nodes heard of: {known}")
+        found |= some
+    if len(found) > MAX_NODES:
+        raise RequestRefused(f"{len(found)} nodes at once, at most {MAX_NODES}: pick by a tag")
+    return sorted(found)
