@@ -8,6 +8,7 @@ from apiary import __version__
 from apiary.learn.manifest import Manifest
 from apiary.wire.messages import (
     READABLE_BYTES,
+    SEAL_BYTES,
     Announcement,
     BlobRef,
     Bounds,
@@ -51,7 +52,7 @@ def opened(
         cohort=list(round_.cohort),
         needs=needs,
     )
-    room = READABLE_BYTES if round_.phase is Phase.OPEN else REPEATED_BYTES
+    room = (READABLE_BYTES if round_.phase is Phase.OPEN else REPEATED_BYTES) - SEAL_BYTES
     return full if len(full.encode()) <= room else full.model_copy(update={"cohort": None})
 
 

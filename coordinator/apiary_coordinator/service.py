@@ -11,13 +11,15 @@ from typing import Any, Final
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Bus, Connected, Disconnected, Limits, Received, Refused, Will
 from apiary.bus.flow import ChunkFlow
+from apiary.bus.inlet import Inlet
 from apiary.bus.outlet import Outlet, Tap, no_tap
 from apiary.complaints import Complaints
 from apiary.errors import ApiaryError, BusError, StoreError, WireError
 from apiary.files import clear_partial
+from apiary.identity.gate import OPEN, Gate
 from apiary.settings import Settings
 from apiary.wire.chunks import CHUNK_BYTES, ENVELOPE_BYTES
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import Kind, Topic, Topics
 from apiary_coordinator.announcements import status
 from apiary_coordinator.course import Assignment, Course, Means
 from apiary_coordinator.downlink import Downlink
@@ -55,6 +57,7 @@ class Coordinator:
         inspect: Callable[[Path], Any] = lambda folder: None,
         features: Features = no_features,
         over: Callable[[Course], None] = lambda course: None,
+        gate: Gate = OPEN,
     ):
         self.settings = settings
         self.course: Course | None = None
@@ -66,10 +69,11 @@ class Coordinator:
         self._clock = clock
         self._wall = wall
         self._epoch = epoch
-        self._outlet = Outlet(bus, self._topics, tap)
+        self._outlet = Outlet(bus, self._topics, tap, gate)
         self._flow = ChunkFlow()
         self._down = Downlink(self._topics, blobs, self._flow, settings.coordinator.gather_s)
         self._complaints = Complaints(log)
+        self._inlet = Inlet(gate, self._complaints)
         self._window = settings.broker.inflight
         self._again: list[tuple[float, Callable[[], None], Lane | None]] = []
         self._stay = stay
@@ -173,6 +177,7 @@ class Coordinator:
             self._turn(self.course)
         for feature in self._features:
             self._guarded("", partial(feature.tick, now))
+        self._guarded("", self._outlet.renew)
         self._down.due(now)
         self._guarded("", partial(self._flow.pump, self._bus, self._window))
 
@@ -247,10 +252,16 @@ class Coordinator:
         except WireError as e:
             log.debug("%s", e)
             return
-        self._guarded(topic.node or "", partial(self._reception.received, topic, event))
+        self._guarded(topic.node or "", partial(self._opened, topic, event))
+
+    def _opened(self, topic: Topic, event: Received) -> None:
+        opened = self._inlet.open(topic, event)
+        if opened is None:
+            return
+        self._guarded(topic.node or "", partial(self._reception.received, topic, opened))
         for feature in self._features:
             if topic.kind in feature.kinds:
-                self._guarded(topic.node or "", partial(feature.received, topic, event))
+                self._guarded(topic.node or "", partial(feature.received, topic, opened))
 
     # -- small parts -----------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@
     ├── BusError              the broker                                                  exit 4
     │   ├── BrokerUnreachable     no connection within the time allowed
     │   ├── BrokerRefused         it answered, and said no: credentials, rights, version
-    │   └── NoAnswer              no coordinator is there, or it did not answer in time
+    │   ├── NoAnswer              no coordinator is there, or it did not answer in time
+    │   └── ServiceUnreachable    no enrolment service answers
     ├── WireError             a peer sent what the protocol does not allow                exit 5
     │   ├── TopicError
     │   ├── MessageError
@@ -69,6 +70,10 @@ class BrokerRefused(BusError):  # noqa: N818
 
 class NoAnswer(BusError):  # noqa: N818
     """No coordinator is there, or it did not answer in time."""
+
+
+class ServiceUnreachable(BusError):  # noqa: N818
+    """The enrolment service does not answer."""
 
 
 class WireError(ApiaryError):

@@ -11,10 +11,12 @@ from typing import Final, assert_never
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Bus, Connected, Disconnected, Limits, Received, Refused
 from apiary.bus.flow import ChunkFlow
+from apiary.bus.inlet import Inlet
 from apiary.bus.outlet import Outlet, Tap, no_tap
 from apiary.complaints import Complaints
 from apiary.errors import StoreError, WireError
 from apiary.files import clear_partial
+from apiary.identity.gate import OPEN, Gate
 from apiary.settings import Settings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import (
@@ -78,6 +80,7 @@ class Edge:
         tap: Tap = no_tap,
         store: SampleStore | None = None,
         features: Features = no_features,
+        gate: Gate = OPEN,
     ):
         edge = settings.edge
         self.node = NodeId(edge.node_id)
@@ -93,9 +96,10 @@ class Edge:
         self._instance = instance
         self._store = store
         self._tap = tap
-        self._outlet = Outlet(bus, self._topics, tap)
+        self._outlet = Outlet(bus, self._topics, tap, gate)
         self._flow = ChunkFlow()
         self._complaints = Complaints(log)
+        self._inlet = Inlet(gate, self._complaints)
         self._downloads = Downloads(
             self.node, bus=bus, topics=self._topics, outlet=self._outlet, blobs=blobs, idle_s=edge.want_idle_s
         )
@@ -216,6 +220,10 @@ class Edge:
 
     def _received(self, event: Received) -> None:
         topic = self._topics.parse(event.topic)
+        opened = self._inlet.open(topic, event)
+        if opened is None:
+            return
+        event = opened
         who = "the coordinator"
         match topic.kind:
             case Kind.CHUNK_DOWN:

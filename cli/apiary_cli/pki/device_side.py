@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from apiary.errors import ApiaryError, DataError, SettingsError, WireError
+from apiary.errors import DataError, ServiceUnreachable, SettingsError, WireError
 from apiary.files import write_atomic
 from apiary.identity.authority import Use
 from apiary.identity.certificates import identity_of
@@ -29,12 +29,6 @@ from apiary_cli.pki.folder import ENROLMENT, RENEWABLE
 _TIMEOUT_S: Final = 20.0
 _PAUSE_S: Final = 5.0
 log = logging.getLogger(__name__)
-
-
-class ServiceUnreachable(ApiaryError):  # noqa: N818
-    """The enrolment service does not answer."""
-
-    exit_code = 4
 
 
 def request(args: argparse.Namespace, settings: Settings) -> int:

@@ -1,10 +1,11 @@
-"""Control messages out: built, sent, and, where retained, kept to be published again on every connect."""
+"""Control messages out: built, sealed, sent, and, where retained, kept to be published on every connect."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from apiary.bus.bus import Bus
+from apiary.identity.gate import OPEN, Gate
 from apiary.wire import NodeId
 from apiary.wire.messages import Message
 from apiary.wire.topics import Kind, Topics
@@ -20,11 +21,13 @@ def no_tap(kind: Kind, node: NodeId | None, message: Message) -> None:
 class Outlet:
     """Sends messages on their own topics. The broker may forget: this party's retained state lives here."""
 
-    def __init__(self, bus: Bus, topics: Topics, tap: Tap = no_tap):
+    def __init__(self, bus: Bus, topics: Topics, tap: Tap = no_tap, gate: Gate = OPEN):
         self._bus = bus
         self._topics = topics
         self._tap = tap
-        self._retained: dict[str, tuple[bytes, int]] = {}
+        self._gate = gate
+        self._sealed_by = gate.generation
+        self._retained: dict[str, tuple[Kind, bytes, bytes]] = {}
 
     def send(self, message: Message, node: NodeId | None = None) -> bool:
         """Publish a message; False where there is no connection (a retained one follows by itself)."""
@@ -43,11 +46,26 @@ class Outlet:
         return self._put(topic, text.encode(), Kind.METRIC)
 
     def restore(self) -> None:
-        """Publish all retained state again, after a connect."""
-        for topic, (payload, qos) in self._retained.items():
-            self._bus.publish(topic, payload, qos=qos, retain=True)
+        """Publish all retained state again, after a connect: the very same bytes, a repetition."""
+        self._seal_anew()
+        for topic, (kind, _, sealed) in self._retained.items():
+            self._bus.publish(topic, sealed, qos=kind.qos, retain=True)
+
+    def renew(self) -> None:
+        """Publish all retained state again where the certificate that sealed it was renewed."""
+        if self._sealed_by != self._gate.generation:
+            self.restore()
 
     def _put(self, topic: str, payload: bytes, kind: Kind) -> bool:
+        sealed = self._gate.seal(kind, topic, payload)
         if kind.retain:
-            self._retained[topic] = (payload, kind.qos)
-        return self._bus.publish(topic, payload, qos=kind.qos, retain=kind.retain)
+            self._retained[topic] = (kind, payload, sealed)
+        return self._bus.publish(topic, sealed, qos=kind.qos, retain=kind.retain)
+
+    def _seal_anew(self) -> None:
+        """What an old certificate sealed would be refused once that ends."""
+        if self._sealed_by == self._gate.generation:
+            return
+        self._sealed_by = self._gate.generation
+        for topic, (kind, payload, _) in self._retained.items():
+            self._retained[topic] = (kind, payload, self._gate.seal(kind, topic, payload))

@@ -28,21 +28,18 @@ CREATE TABLE IF NOT EXISTS counter (ceiling INTEGER NOT NULL);
 
 
 class DiskMarks:
-    """`signing.Marks`, and the counter for a `Signer`, in one SQLite file. For one thread of one process."""
+    """`signing.Marks`, and the counter for a `Signer`, in one SQLite file; None: in memory only.
 
-    def __init__(self, path: Path, wall: Callable[[], float], *, max_marks: int = MAX_MARKS):
+    For one thread of one process.
+    """
+
+    def __init__(self, path: Path | None, wall: Callable[[], float], *, max_marks: int = MAX_MARKS):
         self._path = path
         self._wall = wall
         self._max = max_marks
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._db = _open(path)
-            except sqlite3.DatabaseError as e:
-                if isinstance(e, sqlite3.OperationalError):
-                    raise
-                _set_aside(path, e)
-                self._db = _open(path)
+            self._db = sqlite3.connect(":memory:", isolation_level=None) if path is None else _on_disk(path)
+            self._db.executescript(_SCHEMA)
             self._last = self._ceiling = self._read_ceiling()
             (self._count,) = self._db.execute("SELECT count(*) FROM mark").fetchone()
         except (OSError, sqlite3.Error) as e:
@@ -94,13 +91,23 @@ class DiskMarks:
         self._count -= 1
 
 
+def _on_disk(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return _open(path)
+    except sqlite3.DatabaseError as e:
+        if isinstance(e, sqlite3.OperationalError):
+            raise
+        _set_aside(path, e)
+        return _open(path)
+
+
 def _open(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode=WAL")
         # A mark that a power cut takes back would let an old message in again.
         db.execute("PRAGMA synchronous=FULL")
-        db.executescript(_SCHEMA)
     except sqlite3.Error:
         db.close()
         raise

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from apiary.errors import TopicError
+from apiary.identity.roles import Role
 from apiary.wire import Digest, NodeId
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -51,9 +53,37 @@ class Kind(Enum):
         self.retain = retain
 
     @property
+    def signer(self) -> Role | None:
+        """Whose signature messages of this kind carry where a fleet signs; None: they are not signed."""
+        return _SIGNERS.get(self)
+
+    @property
     def is_blob(self) -> bool:
         """Whether this topic carries chunks rather than JSON."""
         return self in (Kind.CHUNK_DOWN, Kind.CHUNK_UP)
+
+
+_SIGNERS: Final = {
+    **dict.fromkeys(
+        (
+            Kind.COORDINATOR_STATUS,
+            Kind.ROUND_CURRENT,
+            Kind.ROUND_LAST,
+            Kind.MODEL_CURRENT,
+            Kind.RELEASE_CURRENT,
+            Kind.NODE_NOTICE,
+            Kind.NODE_GRANT,
+            Kind.NODE_RECEIPT,
+            Kind.NODE_COMMAND,
+            Kind.OPERATOR_REPLY,
+        ),
+        Role.COORDINATOR,
+    ),
+    **dict.fromkeys((Kind.NODE_OFFER, Kind.NODE_RELEASE, Kind.NODE_REPLY), Role.NODE),
+    Kind.OPERATOR_REQUEST: Role.OPERATOR,
+}
+"""What somebody acts on, or counts. Status, progress and metrics are for people, asks and wants cost a
+repetition; chunks are held to the digest in a signed message."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from apiary.wire.topics import Kind
 MAX_BYTES: Final = 256_000
 MAX_BLOB_BYTES: Final = 256 * 2**20
 READABLE_BYTES: Final = 20_000
+SEAL_BYTES: Final = 900
+"""What a signature with its certificate adds to a message."""
 MAX_LABELS: Final = 1000
 MAX_LABEL_CHARS: Final = 64
 

@@ -1,0 +1,27 @@
+"""Messages in: opened at one place, before anything decodes them. The counterpart of `Outlet`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from apiary.bus.bus import Received
+from apiary.complaints import Complaints
+from apiary.errors import SignatureRefused
+from apiary.identity.gate import Gate
+from apiary.wire.topics import Topic
+
+
+class Inlet:
+    """Lets in what is signed by whom it must be; a refusal is said once for each topic, then in whispers."""
+
+    def __init__(self, gate: Gate, complaints: Complaints):
+        self._gate = gate
+        self._complaints = complaints
+
+    def open(self, topic: Topic, event: Received) -> Received | None:
+        """The message as its sender meant it, None where it is refused. Raises StoreError."""
+        try:
+            return replace(event, payload=self._gate.open(topic, event.topic, event.payload))
+        except SignatureRefused as e:
+            self._complaints.about(event.topic, e)
+            return None

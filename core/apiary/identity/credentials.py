@@ -1,0 +1,156 @@
+"""The files that `[security]` names: read at the start, and again when they change.
+
+A certificate that was renewed and a list that revokes somebody count within a second, without a restart.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from apiary.errors import SettingsError
+from apiary.identity.certificates import Trust
+from apiary.identity.gate import SigningGate
+from apiary.identity.marks import DiskMarks
+from apiary.identity.roles import Identity, Role
+from apiary.identity.signing import Signer, Verifier
+from apiary.settings import SecuritySettings
+from apiary.wire.topics import Kind, Topic
+
+LOOK_S: Final = 1.0
+"""How often the files are asked whether they changed."""
+MAX_BYTES: Final = 8 * 2**20
+"""Of a file; a list of 100,000 revoked certificates has about 5 MB."""
+_SIGNING: Final = {Role.NODE, Role.COORDINATOR, Role.OPERATOR}
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class FileGate(SigningGate):
+    """A `SigningGate` from files. For one thread."""
+
+    def __init__(
+        self,
+        security: SecuritySettings,
+        role: Role,
+        name: str | None,
+        marks: Path | None,
+        wall: Callable[[], float],
+    ):
+        self._security = security
+        self._name = name
+        self._wall = wall
+        self._looked_at = wall()
+        self._seen = self._stamps()
+        self._marks = DiskMarks(marks, wall)
+        super().__init__(
+            role,
+            Verifier(load_trust(security), self._marks, self._now),
+            load_signer(security, role, name, self._marks.issue),
+        )
+
+    def seal(self, kind: Kind, topic: str, payload: bytes) -> bytes:
+        """Sign what this role signs, by the certificate that is on disk now."""
+        self._look()
+        return super().seal(kind, topic, payload)
+
+    def open(self, at: Topic, topic: str, payload: bytes) -> bytes:
+        """Verify, by the lists that are on disk now."""
+        self._look()
+        return super().open(at, topic, payload)
+
+    def _look(self) -> None:
+        now = self._wall()
+        if abs(now - self._looked_at) < LOOK_S:
+            return
+        self._looked_at = now
+        stamps = self._stamps()
+        if stamps == self._seen:
+            return
+        self._seen = stamps
+        try:
+            trust = load_trust(self._security)
+            signer = load_signer(self._security, self._role, self._name, self._marks.issue)
+        except SettingsError as e:
+            # A certificate and its key change one after the other; the second change is seen too.
+            log.warning("%s; what was read before stays in use", e)
+            return
+        assert isinstance(self.verifier, Verifier)  # noqa: S101 - the constructor put it there
+        self.verifier.trust, self.signer = trust, signer
+        self.generation += 1
+        log.info("certificates read again: %s", signer.identity if signer else "to verify with")
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._wall(), UTC)
+
+    def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
+        s = self._security
+        return tuple(_stamp(path) for path in (s.ca, s.crl, s.cert, s.key))
+
+
+def load_trust(security: SecuritySettings) -> Trust:
+    """The authorities and what they revoked. Raises SettingsError naming the file."""
+    authorities = _read("ca", security.ca, x509.load_pem_x509_certificates)
+    revocations = []
+    if security.crl is not None:
+        revocations.append(_read("crl", security.crl, x509.load_pem_x509_crl))
+    return Trust(authorities, revocations)
+
+
+def load_signer(
+    security: SecuritySettings, role: Role, name: str | None, issue: Callable[[], int]
+) -> Signer | None:
+    """This party's signer. Raises SettingsError where it must have one, or it is not for it."""
+    if security.cert is None or security.key is None:
+        if role in _SIGNING:
+            raise SettingsError(
+                f"security.ca is set, but not security.cert and security.key: what a {role} says must be "
+                "signed; `apiary pki` makes them"
+            )
+        return None
+    certificate = _read("cert", security.cert, x509.load_pem_x509_certificate)
+    key = _read("key", security.key, lambda pem: load_pem_private_key(pem, None))
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SettingsError(
+            f"security.key {security.key} is a {type(key).__name__}, expected an Ed25519 key: "
+            "broker.tls_key names the one for TLS"
+        )
+    try:
+        signer = Signer(key, certificate, issue)
+    except ValueError as e:
+        raise SettingsError(f"security.cert {security.cert}: {e}") from None
+    if signer.identity != Identity(name or signer.identity.name, role):
+        expected = Identity(name, role) if name else f"the role {role}"
+        raise SettingsError(
+            f"security.cert {security.cert} is that of {signer.identity}, and this is {expected}: "
+            "its messages would be refused"
+        )
+    return signer
+
+
+def _read(key: str, path: Path | None, parse: Callable[[bytes], T]) -> T:
+    try:
+        with (path or Path()).open("rb") as f:
+            pem = f.read(MAX_BYTES + 1)
+        if len(pem) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
+        return parse(pem)
+    except OSError as e:
+        raise SettingsError(f"security.{key} {path}: {e.strerror}") from None
+    except (ValueError, TypeError) as e:
+        raise SettingsError(f"security.{key} {path}: not a usable PEM file: {str(e)[:200]}") from None
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino) if found else None
