@@ -11,9 +11,14 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from apiary.bus.bus import Disconnected, Received, Refused
+from apiary.bus.client_id import passing_id
+from apiary.bus.inlet import Inlet
 from apiary.bus.mqtt import MqttBus
 from apiary.bus.outlet import Outlet
+from apiary.complaints import Complaints
 from apiary.errors import BrokerRefused, NoAnswer, RequestRefused, WireError
+from apiary.identity.gate import load_gate
+from apiary.identity.roles import Role
 from apiary.settings import Settings
 from apiary.wire import NodeId
 from apiary.wire.messages import CoordinatorStatus, OperatorReply, OperatorRequest
@@ -59,9 +64,11 @@ class _Asking:
         self._on_progress = on_progress
         self._name = NodeId(settings.operator.name)
         self._topics = settings.topics
-        client = f"{settings.federation}-operator-{self._name}-{secrets.token_hex(3)}"
+        client = passing_id(f"{settings.federation}-operator-{self._name}")
         self._bus = MqttBus(settings.broker, client_id=client, will=None)
-        self._outlet = Outlet(self._bus, self._topics)
+        gate = load_gate(settings.security, Role.OPERATOR, self._name, None, time.time)
+        self._inlet = Inlet(gate, Complaints(log))
+        self._outlet = Outlet(self._bus, self._topics, gate=gate)
         self._online: bool | None = None
         self._answer: OperatorReply | None = None
 
@@ -93,9 +100,11 @@ class _Asking:
 
     def _take(self, event: object) -> None:
         match event:
-            case Received(topic, payload):
+            case Received():
                 try:
-                    self._received(self._topics.parse(topic).kind, payload)
+                    topic = self._topics.parse(event.topic)
+                    if (opened := self._inlet.open(topic, event)) is not None:
+                        self._received(topic.kind, opened.payload)
                 except WireError as e:
                     log.warning("%s", e)
             case Disconnected(error, retry_s):

@@ -17,8 +17,11 @@ from typing import Any
 
 from apiary.blobs import BlobStore
 from apiary.bus.allocator import tune
+from apiary.bus.client_id import passing_id
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import DataError, SettingsError, StoreError
+from apiary.identity.gate import OPEN, load_gate
+from apiary.identity.roles import Role
 from apiary.notify import Notifier
 from apiary.settings import RunSettings, Settings
 from apiary.wire.topics import check_name
@@ -121,9 +124,15 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
         _check_to_stay(args, settings, journal)
     assignment = None if args.stay else _one_run(args, settings, journal, blobs)
     epoch = secrets.token_hex(4)
+    marks = settings.coordinator.state_dir / "marks.sqlite"
+    gate = load_gate(settings.security, Role.COORDINATOR, None, marks, time.time)
+    if gate is OPEN:
+        log.info(
+            "messages are not signed (security.ca is not set): whoever may write to the broker is believed"
+        )
     bus = MqttBus(
         settings.broker,
-        client_id=f"{settings.federation}-coordinator-{epoch}",
+        client_id=passing_id(f"{settings.federation}-coordinator"),
         will=will(settings.topics, epoch),
     )
     # Without a terminal the log tells all; with one the table does, and the log only what is wrong.
@@ -144,6 +153,7 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
             stay=args.stay,
             tap=live.tap,
             features=partial(features, workshops=KerasWorkshop if args.stay else None),
+            gate=gate,
             inspect=partial(_after, settings=settings, stop=stop),
             over=partial(_over, as_json=args.json),
         )

@@ -9,7 +9,7 @@ from typing import Any
 from apiary.wire.messages import CoordinatorStatus, Message, ModelManifest
 from apiary_cli.flags import add_broker, settings_of
 from apiary_cli.view import NodeView, RunView
-from apiary_cli.watching import Watcher
+from apiary_cli.watching import Watcher, reading_gate
 
 _EXAMPLES = """examples:
   apiary status --host broker.local
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print it; 0 where a coordinator is online, 1 where none is."""
     settings = settings_of(args)
-    watcher = Watcher(settings.broker, settings.topics)
+    watcher = Watcher(settings.broker, settings.topics, reading_gate(settings))
     view, rest = RunView(), dict[type[Message], Message]()
     try:
         for kind, node, message in watcher.retained():

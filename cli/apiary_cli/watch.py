@@ -13,7 +13,7 @@ from apiary_cli.flags import add_broker, settings_of
 from apiary_cli.live import Live
 from apiary_cli.stopping import stop_on_signals
 from apiary_cli.view import RunView
-from apiary_cli.watching import Watcher
+from apiary_cli.watching import Watcher, reading_gate
 
 _EXAMPLES = """examples:
   apiary watch                          a table that redraws itself; plain lines where there is no terminal
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Watch until Ctrl-C."""
     settings = settings_of(args)
-    watcher = Watcher(settings.broker, settings.topics)
+    watcher = Watcher(settings.broker, settings.topics, reading_gate(settings))
     title = f"{settings.federation}   "
     try:
         with Live(RunView(), title=title, quiet=args.json) as live, stop_on_signals() as stop:

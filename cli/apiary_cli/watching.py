@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from apiary.bus.bus import Connected, Disconnected, Received
+from apiary.bus.client_id import passing_id
+from apiary.bus.inlet import Inlet
 from apiary.bus.mqtt import MqttBus
+from apiary.complaints import Complaints
 from apiary.errors import BrokerUnreachable, WireError
-from apiary.settings import BrokerSettings
+from apiary.identity.gate import OPEN, Gate, load_gate
+from apiary.identity.roles import Role
+from apiary.settings import BrokerSettings, Settings
 from apiary.wire import NodeId
 from apiary.wire.messages import (
     Announcement,
@@ -37,13 +41,20 @@ WATCHED: Final[dict[Kind, type[Message]]] = {
 Seen = tuple[Kind, NodeId | None, Message]
 
 
+def reading_gate(settings: Settings) -> Gate:
+    """What a party that only listens needs to tell a forged message from a true one."""
+    only_read = settings.security.model_copy(update={"cert": None, "key": None})
+    return load_gate(only_read, Role.VIEWER, None, None, time.time)
+
+
 class Watcher:
     """Listens under a name of its own; publishes nothing."""
 
-    def __init__(self, broker: BrokerSettings, topics: Topics):
+    def __init__(self, broker: BrokerSettings, topics: Topics, gate: Gate = OPEN):
         self._topics = topics
+        self._inlet = Inlet(gate, Complaints(log))
         self._timeout_s = broker.connect_timeout_s
-        self._bus = MqttBus(broker, client_id=f"{topics.federation}-watch-{secrets.token_hex(3)}", will=None)
+        self._bus = MqttBus(broker, client_id=passing_id(f"{topics.federation}-watch"), will=None)
         for kind in WATCHED:
             self._bus.subscribe(topics.pattern(kind))
 
@@ -54,7 +65,9 @@ class Watcher:
             if isinstance(event, Received) and event.payload:
                 try:
                     topic = self._topics.parse(event.topic)
-                    message = WATCHED[topic.kind].decode(event.payload, who=event.topic)
+                    if (opened := self._inlet.open(topic, event)) is None:
+                        continue
+                    message = WATCHED[topic.kind].decode(opened.payload, who=event.topic)
                 except WireError as e:
                     log.debug("%s", e)
                     continue

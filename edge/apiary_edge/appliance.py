@@ -11,9 +11,12 @@ from typing import Final
 
 from apiary import __version__
 from apiary import blobs as blob_store
+from apiary.bus.client_id import lasting_id
 from apiary.bus.mqtt import MqttBus
 from apiary.eim import elf
 from apiary.errors import RuntimeUnavailable
+from apiary.identity.gate import load_gate
+from apiary.identity.roles import Role
 from apiary.settings import Settings
 from apiary.wire import NodeId
 from apiary_edge.board import Board
@@ -46,9 +49,10 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
     edge = settings.edge
     node = NodeId(edge.node_id)
     instance = f"{os.getpid()}-{int(time.time() * 1000) % 10**9}"
+    gate = load_gate(settings.security, Role.NODE, node, edge.state_dir / "marks.sqlite", time.time)
     bus = MqttBus(
         settings.broker,
-        client_id=f"{settings.federation}-node-{node}",
+        client_id=lasting_id(f"{settings.federation}-node-{node}", edge.state_dir),
         will=will(settings.topics, node, instance, edge.tags),
         receive_maximum=RECEIVE_MAXIMUM,
     )
@@ -91,6 +95,7 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
         store=store,
         features=features,
         tap=status.tap,
+        gate=gate,
     )
     return bus, service, status.board
 

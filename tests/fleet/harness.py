@@ -17,6 +17,8 @@ import numpy as np
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Received
 from apiary.bus.memory import MemoryBroker, MemoryBus
+from apiary.identity.gate import OPEN, Gate
+from apiary.identity.roles import Role
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
 from apiary.settings import Settings
 from apiary.tensors import Weights
@@ -181,6 +183,11 @@ class Fleet:
         at(folder)
         self.tags = tags or {}
         """The site of each node, where it has one."""
+        gates: Callable[[Role, str, Path], Gate] = lambda role, name, folder: OPEN,
+        **run: Any,
+    ):
+        self.folder = folder
+        self.gates = gates
         self.features = features or {}
         self.broker = broker or MemoryBroker(seed=1, latency_s=0.01)
         self.run_settings = {"rounds": 3, "min_nodes": nodes, "settle_s": 0.5, "seed": 5, **run}
@@ -241,6 +248,7 @@ class Fleet:
             epoch=epoch,
             stay=self.stay,
             features=partial(parts.features, workshops=(lambda _, b: FakeWorkshop(b)) if self.stay else None),
+            gate=self.gates(Role.COORDINATOR, "hive", settings.coordinator.state_dir),
         )
         self.coordinator.start()
         if self.stay or row is None:
@@ -296,6 +304,7 @@ class Fleet:
             instance=instance,
             runtimes=["fake"],
             features=self.features.get(node, no_features),
+            gate=self.gates(Role.NODE, node, settings.edge.state_dir),
         )
         self.nodes[node].start()
         return self.nodes[node]
