@@ -177,16 +177,13 @@ class Fleet:
         more: dict[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         at: Callable[[Path], None] = lambda folder: None,
+        gates: Callable[[Role, str, Path], Gate] = lambda role, name, folder: OPEN,
         **run: Any,
     ):
         self.folder = folder
         at(folder)
         self.tags = tags or {}
         """The site of each node, where it has one."""
-        gates: Callable[[Role, str, Path], Gate] = lambda role, name, folder: OPEN,
-        **run: Any,
-    ):
-        self.folder = folder
         self.gates = gates
         self.features = features or {}
         self.broker = broker or MemoryBroker(seed=1, latency_s=0.01)
