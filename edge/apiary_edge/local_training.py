@@ -32,7 +32,7 @@ the round lasts, after pauses that double up to `_CRASH_PAUSE_MAX_S`.
 """
 _TRAIN_SHARE: Final = 0.7
 """Of a round's time, where the plan takes partial work."""
-_OUT_OF_ADDRESSES: Final = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGTRAP)
+OUT_OF_ADDRESSES: Final = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGTRAP)
 """What C++ ends with where an allocation fails; under RLIMIT_AS another try would end the same way."""
 _CRASH_PAUSE_S: Final = 1.0
 _CRASH_PAUSE_MAX_S: Final = 60.0
@@ -183,7 +183,7 @@ class LocalTraining:
     def _crashed(self, job: Announcement, told: Told, now: float) -> None:
         self._left_s = None
         limit = address_limit()
-        if limit is not None and told.signal in _OUT_OF_ADDRESSES:
+        if limit is not None and told.signal in OUT_OF_ADDRESSES:
             self._failed(
                 f"{told.text[:300]}; its address space is limited to {limit // MB} MB (RLIMIT_AS, ulimit -v)"
             )

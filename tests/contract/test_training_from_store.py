@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +21,8 @@ from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
 from apiary_edge import pictures
-from apiary_edge.job import Told, TrainJob
+from apiary_edge.job import Told, TrainJob, parse
+from apiary_edge.local_training import OUT_OF_ADDRESSES
 from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import Bounds
 from apiary_edge.samples.store import SampleStore
@@ -157,3 +161,47 @@ def test_a_child_trains_from_the_store(tmp_path: Path, store: SampleStore, built
     assert not list((tmp_path / "cache").rglob(victim))
     train(job(tmp_path, **files), told.append)
     assert told[-1].samples in (done.samples, done.samples - 1)
+
+
+@pytest.mark.tensorflow
+def test_under_any_limit_of_its_address_space_a_child_trains_or_says_why(
+    tmp_path: Path, store: SampleStore, built: Built
+) -> None:
+    fill(store, 20)
+    from apiary.wire import blob
+
+    (tmp_path / "manifest").write_bytes(built.manifest.encode())
+    (tmp_path / "model").write_bytes(blob.encode(built.initial))
+    asked = job(
+        tmp_path,
+        manifest=tmp_path / "manifest",
+        model=tmp_path / "model",
+        trainer=built.folder / "trainer.tflite",
+    )
+    (tmp_path / "job.json").write_text(asked.model_dump_json())
+    words: list[str] = []
+    for limit_mb in range(100, 400, 8):
+        code, told = under(limit_mb, tmp_path / "job.json")
+        if told is None:
+            # The runtime's own code failed at an allocation, or Python did not even start: the service
+            # gives up the round where a child ends so under a limit.
+            assert -code in OUT_OF_ADDRESSES or code == 1
+            continue
+        words.append(told.kind)
+        if told.kind == "done":
+            break
+        assert told.kind == "failed" or (told.kind == "declined" and "RLIMIT_AS" in told.text), told
+    assert words[-1] == "done" and "declined" in words, words
+
+
+def under(limit_mb: int, file: Path) -> tuple[int, Told | None]:
+    """A child's exit code under a limit of its address space, and its last word."""
+    done = subprocess.run(
+        ["prlimit", f"--as={limit_mb * 10**6}", sys.executable, "-m", "apiary_edge.trainer", str(file)],
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    told = [word for line in done.stdout.splitlines() if (word := parse(line)) is not None]
+    return done.returncode, told[-1] if told else None

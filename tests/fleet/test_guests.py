@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import resource
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from apiary.wire.messages import NodeHealth, NodeStatus
 from apiary_edge.feature import Feature, Link
 from apiary_edge.guest.stay import Guest
 from apiary_edge.health.readings import MB, Heat, Readings
+from apiary_edge.job import Told
 
 WELL = Readings(heat=Heat("cpu-thermal", 60.0), throttled=0, memory_available=4000 * MB, disk_free=4000 * MB)
 HOT = replace(WELL, heat=Heat("cpu-thermal", 85.0))
@@ -228,3 +231,35 @@ def test_health_is_retained_and_told_again_only_where_it_changed(
             sent.append((topic, payload))
     temperatures = [NodeHealth.decode(payload, who="test").temperature_c for _, payload in sent]
     assert temperatures == [60.0, 85.0]
+
+
+@pytest.fixture
+def limited() -> Iterator[None]:
+    """This process under a limit of its address space that it will not reach."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**45, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.usefixtures("limited")
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_child_that_breaks_under_a_limit_is_not_tried_again(
+    make_fleet: MakeFleet, number: signal.Signals
+) -> None:
+    fleet = make_fleet(2, rounds=1)
+    until(fleet, lambda: fleet.trainings["pi-00"].started == 1)
+    fleet.trainings["pi-00"].tells(Told(kind="crashed", text="the training child was ended", signal=number))
+    fleet.run()
+    why = fleet.results()[0]["missing"]["pi-00"]
+    assert why.startswith("the training child was ended; its address space is limited to 35184372 MB")
+    assert fleet.trainings["pi-00"].started == 1
+
+
+def test_without_a_limit_a_child_that_breaks_is_tried_again(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2, rounds=1)
+    until(fleet, lambda: fleet.trainings["pi-00"].started == 1)
+    fleet.trainings["pi-00"].tells(Told(kind="crashed", text="ended", signal=signal.SIGSEGV))
+    fleet.run()
+    assert "pi-00" in fleet.results()[0]["contributors"]
+    assert fleet.trainings["pi-00"].started == 2
