@@ -78,12 +78,14 @@ def render(told: dict[str, Any]) -> str:
     width = max((len(name) for name in told["nodes"]), default=0)
     for name, node in told["nodes"].items():
         why = f"  {node['why']}" if node.get("why") else ""
+        why += "".join(f"  {flag}" for flag in node.get("health", {}).get("throttled", []))
         lines.append(f"  {name:<{width}}  {node['state']:<9} {node.get('samples') or 0:>6} pictures{why}")
     return "\n".join(lines)
 
 
 def _node(node: NodeView) -> dict[str, Any]:
-    return _dump(node.status) if node.status is not None else {"state": "unknown"}
+    told = _dump(node.status) if node.status is not None else {"state": "unknown"}
+    return {**told, "health": _dump(node.health)} if node.health is not None else told
 
 
 def _dump(message: Message) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from apiary.wire.messages import (
     Announcement,
     CoordinatorStatus,
     Message,
+    NodeHealth,
     NodeStatus,
     Notice,
     Progress,
@@ -23,6 +24,7 @@ class NodeView:
 
     status: NodeStatus | None = None
     progress: Progress | None = None
+    health: NodeHealth | None = None
 
     @property
     def doing(self) -> str:
@@ -51,6 +53,9 @@ class RunView:
                 return self._status(node, message)
             case Progress() if node is not None:
                 self.nodes.setdefault(node, NodeView()).progress = message
+                return []
+            case NodeHealth() if node is not None:
+                self.nodes.setdefault(node, NodeView()).health = message
                 return []
             case Announcement():
                 return self._announced(message)

@@ -22,6 +22,7 @@ from apiary.wire.messages import (
     CoordinatorStatus,
     Message,
     ModelManifest,
+    NodeHealth,
     NodeStatus,
     Progress,
     RoundResult,
@@ -37,6 +38,7 @@ WATCHED: Final[dict[Kind, type[Message]]] = {
     Kind.COORDINATOR_STATUS: CoordinatorStatus,
     Kind.NODE_STATUS: NodeStatus,
     Kind.NODE_PROGRESS: Progress,
+    Kind.NODE_HEALTH: NodeHealth,
 }
 Seen = tuple[Kind, NodeId | None, Message]
 

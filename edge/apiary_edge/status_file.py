@@ -147,7 +147,7 @@ class Found:
 
 def find(settings: Settings, now: float, folders: tuple[Path, ...] = (RUNTIME_FOLDER,)) -> Found | None:
     """The newest word of this node; `now` monotonic. Raises StoreError where a file cannot be read."""
-    found = [_read(path, now) for path in places(settings, folders) if path.is_file()]
+    found = [_read(path, now) for path in places(settings, folders)]
     order = [f for f in found if f is not None]
     return max(order, key=lambda f: (f.alive, f.told.get("time", 0)), default=None)
 
@@ -181,6 +181,8 @@ def _read(path: Path, now: float) -> Found | None:
     try:
         with path.open("rb") as f:
             told = json.loads(f.read(_MAX_BYTES))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as e:
         raise StoreError(f"cannot read {path}: {e.strerror}; try it with sudo") from None
     except ValueError:

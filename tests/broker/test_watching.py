@@ -17,7 +17,7 @@ from apiary.bus.mqtt import MqttBus
 from apiary.bus.outlet import Outlet
 from apiary.settings import BrokerSettings
 from apiary.wire import NodeId
-from apiary.wire.messages import CoordinatorStatus, NodeStatus, RoundResult
+from apiary.wire.messages import CoordinatorStatus, NodeHealth, NodeStatus, RoundResult
 from apiary.wire.topics import Topics
 
 pytestmark = [
@@ -40,6 +40,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
         outlet.send(CoordinatorStatus(state="online", epoch="e1", version="0.1.0", run="autumn"))
         outlet.send(NodeStatus(state="ready", samples=12, labels={"cat": 12}), NodeId("pi-1"))
         outlet.send(NodeStatus(state="lost", why="connection lost"), NodeId("pi-2"))
+        outlet.send(NodeHealth(temperature_c=61.0, throttled=["under-voltage"]), NodeId("pi-1"))
         outlet.send(RoundResult(run="autumn", round=3, state="closed", accuracy=0.9, loss=0.25, seconds=4.0))
         while bus.backlog and time.monotonic() < until:
             bus.poll(0.1)
@@ -57,13 +58,14 @@ def test_status_tells_people(broker: BrokerProcess, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "coordinator  online, run autumn" in done.stdout
     assert "last round   3: accuracy 90.0%, loss 0.250, 0 updates, 4.0 s" in done.stdout
-    assert "  pi-1  ready         12 pictures" in done.stdout
+    assert "  pi-1  ready         12 pictures  under-voltage" in done.stdout
     assert "  pi-2  lost           0 pictures  connection lost" in done.stdout
 
 
 def test_status_tells_scripts(broker: BrokerProcess, tmp_path: Path) -> None:
     told = json.loads(apiary(broker, tmp_path, "status", "--json").stdout)
     assert told["nodes"]["pi-1"]["labels"] == {"cat": 12}
+    assert told["nodes"]["pi-1"]["health"] == {"temperature_c": 61.0, "throttled": ["under-voltage"]}
     assert told["last"]["accuracy"] == 0.9
     assert told["round"] is None
 
@@ -85,11 +87,12 @@ def test_watch_prints_every_message_as_json(broker: BrokerProcess, tmp_path: Pat
     command = [sys.executable, "-u", "-m", "apiary_cli", "watch", "--json", "--port", str(broker.port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as child:
         assert child.stdout is not None
-        lines = [json.loads(child.stdout.readline()) for _ in range(4)]
+        lines = [json.loads(child.stdout.readline()) for _ in range(5)]
         child.terminate()
         assert child.wait(10) == 0
     assert {(line["kind"], line["node"]) for line in lines} == {
         ("coordinator_status", None),
+        ("node_health", "pi-1"),
         ("node_status", "pi-1"),
         ("node_status", "pi-2"),
         ("round_last", None),
