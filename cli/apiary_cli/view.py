@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from apiary.wire import NodeId
 from apiary.wire.messages import (
@@ -10,12 +11,15 @@ from apiary.wire.messages import (
     CoordinatorStatus,
     Message,
     NodeHealth,
+    NodeRelease,
     NodeStatus,
     Notice,
     Progress,
     RoundResult,
 )
 from apiary.wire.topics import Kind
+
+MAX_RESULTS: Final = 10_000
 
 
 @dataclass(slots=True)
@@ -25,6 +29,7 @@ class NodeView:
     status: NodeStatus | None = None
     progress: Progress | None = None
     health: NodeHealth | None = None
+    release: NodeRelease | None = None
 
     @property
     def doing(self) -> str:
@@ -57,6 +62,9 @@ class RunView:
             case NodeHealth() if node is not None:
                 self.nodes.setdefault(node, NodeView()).health = message
                 return []
+            case NodeRelease() if node is not None:
+                self.nodes.setdefault(node, NodeView()).release = message
+                return []
             case Announcement():
                 return self._announced(message)
             case Notice(announcement=Announcement() as told):
@@ -71,8 +79,8 @@ class RunView:
 
     @property
     def best(self) -> RoundResult | None:
-        """The best closed round so far."""
-        closed = [r for r in self.results if r.accuracy is not None]
+        """The best closed round of the run so far."""
+        closed = [r for r in self.results if r.accuracy is not None and r.run == self.run]
         return max(closed, key=lambda r: (r.accuracy or 0, -(r.loss or 0), -r.round), default=None)
 
     def _status(self, node: NodeId, status: NodeStatus) -> list[str]:
@@ -92,6 +100,7 @@ class RunView:
     def _announced(self, told: Announcement) -> list[str]:
         before = self.round
         self.run, self.round = told.run, told
+        self.finished = False
         if told.state == "finished":
             self.finished = True
             return []
@@ -103,6 +112,7 @@ class RunView:
         if any((r.run, r.round) == (result.run, result.round) for r in self.results):
             return []
         self.results.append(result)
+        del self.results[:-MAX_RESULTS]
         if result.state == "failed":
             return [f"round {result.round} failed: {result.why}"]
         lines = [

@@ -23,8 +23,10 @@ from apiary.wire.messages import (
     Message,
     ModelManifest,
     NodeHealth,
+    NodeRelease,
     NodeStatus,
     Progress,
+    ReleaseCurrent,
     RoundResult,
 )
 from apiary.wire.topics import Kind, Topics
@@ -39,6 +41,8 @@ WATCHED: Final[dict[Kind, type[Message]]] = {
     Kind.NODE_STATUS: NodeStatus,
     Kind.NODE_PROGRESS: Progress,
     Kind.NODE_HEALTH: NodeHealth,
+    Kind.NODE_RELEASE: NodeRelease,
+    Kind.RELEASE_CURRENT: ReleaseCurrent,
 }
 Seen = tuple[Kind, NodeId | None, Message]
 

@@ -77,6 +77,11 @@ class Collection:
         self.bytes_up = 0
         self._over = False
 
+    @property
+    def uploading(self) -> tuple[int, int]:
+        """Uploads granted, and those that wait for a grant."""
+        return self._uploads.active, self._uploads.waiting
+
     def restore(self, rows: list[AcceptedRow]) -> list[AcceptedRow]:
         """Count journaled updates again after a restart; those whose bytes no longer hold are left out."""
         whole = [row for row in rows if self._holds(row)]

@@ -89,6 +89,7 @@ class Commanding(Feature):
         for op in ("pause", "resume", "drain", "retrain"):
             operators.register(f"node.{op}", Whom, partial(self._order, op))
         operators.register("node.logs", Logs, self._logs)
+        operators.register("node.heard", Arguments, self._heard)
 
     def received(self, topic: Topic, event: Received) -> None:
         """A node answers. Raises MessageError."""
@@ -120,6 +121,11 @@ class Commanding(Feature):
     def _logs(self, call: Call, args: Logs) -> None:
         chosen = choose(self._desk.roster, args.nodes)
         self._order("logs", call, args, lines=args.lines, bytes=min(16_000, _LOG_BYTES // len(chosen)))
+
+    def _heard(self, call: Call, args: Arguments) -> None:
+        """When the coordinator last heard each node, seconds since 1970: a broker does not keep that."""
+        newest = sorted(self._desk.roster.heard.items(), key=lambda item: -item[1])[:MAX_NODES]
+        call.done({"now": round(self._desk.wall(), 1), "heard": {n: round(at, 1) for n, at in newest}})
 
     def _order(self, op: str, call: Call, args: Whom, **more: JsonValue) -> None:
         if len(self._orders) >= MAX_OPEN:

@@ -18,7 +18,13 @@ def features(desk: Desk, workshops: Workshops | None = None) -> Sequence[Feature
     """Every feature that the settings ask for; with `workshops` runs begin one after another."""
     operators = Operators(desk.outlet, desk.clock)
     runs = Runs(desk, operators, RunBook(desk.journal), workshops)
-    return [operators, runs, Commanding(desk, operators), _releasing(desk, operators)]
+    found: list[Feature] = [operators, runs, Commanding(desk, operators), _releasing(desk, operators)]
+    if desk.settings.metrics.port is not None:
+        # Only here: its library is loaded where it is used.
+        from apiary_coordinator.metrics import Metrics
+
+        found.append(Metrics(desk, operators))
+    return found
 
 
 def _releasing(desk: Desk, operators: Operators) -> Releasing:

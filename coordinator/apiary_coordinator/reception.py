@@ -48,6 +48,8 @@ class Reception:
             return
         if node is None:
             return
+        if not event.retained and topic.kind is not Kind.CHUNK_UP:
+            self._desk.roster.hear(node, self._desk.wall())
         who = f"node {node}"
         match topic.kind:
             case Kind.CHUNK_UP:

@@ -38,6 +38,8 @@ class Roster:
     def __init__(self, max_nodes: int = 20_000):
         self._nodes: dict[NodeId, Node] = {}
         self._max = max_nodes
+        self.heard: dict[NodeId, float] = {}
+        """When each node last said something, seconds since 1970; nothing where all of it was retained."""
 
     def update(self, node: NodeId, status: NodeStatus, now: float) -> Node | None:
         """Take a status in; the node as it was known before. A node over the bound is not taken."""
@@ -47,6 +49,11 @@ class Roster:
         since = before.since if before is not None and before.status.state == status.state else now
         self._nodes[node] = Node(node, status, since)
         return before
+
+    def hear(self, node: NodeId, wall: float) -> None:
+        """A node that is known said something just now."""
+        if node in self._nodes:
+            self.heard[node] = wall
 
     def __getitem__(self, node: NodeId) -> Node:
         return self._nodes[node]

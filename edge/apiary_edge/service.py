@@ -34,6 +34,7 @@ from apiary_edge import session as table
 from apiary_edge.downloads import Downloads
 from apiary_edge.feature import Features, Link, no_features
 from apiary_edge.local_training import LocalTraining
+from apiary_edge.newest import Newest
 from apiary_edge.outbox import Outbox
 from apiary_edge.presence import Presence, lost, will
 from apiary_edge.samples.store import SampleStore
@@ -48,9 +49,6 @@ RECEIVE_MAXIMUM: Final = 2
 """Messages that the broker may have on their way to a node. It copies each for its receiver: with its own
 limit of 100 the models of 1000 nodes that were slow to read took 475 MB of it (measured), with a model of
 14 MB it could be 12 GB. Two chunks in a round trip are 4.8 Mbit/s at 400 ms."""
-_TRUST_S: Final = 300.0
-"""For so long after a round was heard of, earlier ones of its run are not believed. Later they are: a
-coordinator whose journal was restored from a backup begins at an earlier round."""
 _TAKEN: Final = (
     Kind.NODE_NOTICE,
     Kind.NODE_GRANT,
@@ -124,7 +122,7 @@ class Edge:
         self._refreshed_at = clock()
         self._connects = 0
         self._coordinator = ""
-        self._newest: tuple[str, int, float] | None = None
+        self._newest = Newest()
         self._window = settings.broker.inflight
         # Spread by name, so that a fleet that was started together does not speak together.
         self._refresh_s = edge.refresh_s * (1 + sum(edge.node_id.encode()) % 20 / 100)
@@ -262,10 +260,9 @@ class Edge:
 
     def _announced(self, told: Announcement, invited: bool | None) -> None:
         now = self._clock()
-        if self._outdated(told, now):
+        if not self._newest.take(told, now):
             log.debug("node=%s round=%d an announcement that is out of date", self.node, told.round)
             return
-        self._newest = (told.run, told.round, now)
         self._coordinator = told.epoch
         for feature in self._features:
             self._guarded(partial(feature.announced, told))
@@ -277,16 +274,6 @@ class Edge:
         has = frozenset(Digest(r.digest) for r in refs if self._blobs.verify(Digest(r.digest)))
         unfit = next((why for f in self._features if (why := f.unfit(told)) is not None), None)
         self._handle(table.Announced(told, invited, unfit), has)
-
-    def _outdated(self, told: Announcement, now: float) -> bool:
-        """Whether it is of an earlier round than this run's present one: held back, or repeated by somebody.
-
-        Epochs do not help here, they have no order; a node that has just started knows none of them.
-        """
-        if self._newest is None:
-            return False
-        run, number, heard_at = self._newest
-        return told.run == run and told.round < number and now - heard_at < _TRUST_S
 
     def _chunk(self, topic: Topic, payload: bytes) -> None:
         if topic.digest is None or topic.index is None:

@@ -15,6 +15,7 @@ from apiary.settings.edge import (
 )
 from apiary.settings.guest import GuestSettings
 from apiary.settings.loading import Loaded, flatten, load_settings
+from apiary.settings.metrics import MetricsSettings
 from apiary.settings.operator import OperatorSettings, default_operator
 from apiary.settings.pki import PkiSettings
 from apiary.settings.predict import PersonalSettings, PredictSettings
@@ -32,6 +33,7 @@ __all__ = [
     "EdgeSettings",
     "GuestSettings",
     "Loaded",
+    "MetricsSettings",
     "OperatorSettings",
     "Options",
     "PersonalSettings",

@@ -8,6 +8,7 @@ from apiary.errors import TopicError
 from apiary.settings.broker import BrokerSettings
 from apiary.settings.coordinator import CoordinatorSettings
 from apiary.settings.edge import EdgeSettings
+from apiary.settings.metrics import MetricsSettings
 from apiary.settings.operator import OperatorSettings
 from apiary.settings.pki import PkiSettings
 from apiary.settings.publish import PublishSettings
@@ -30,6 +31,7 @@ class Settings(Section):
     coordinator: CoordinatorSettings = Field(default_factory=CoordinatorSettings)
     edge: EdgeSettings = Field(default_factory=EdgeSettings)
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     operator: OperatorSettings = Field(default_factory=OperatorSettings)
     publish: PublishSettings = Field(default_factory=PublishSettings)
     security: SecuritySettings = Field(default_factory=SecuritySettings)

@@ -1,0 +1,135 @@
+"""The endpoint that Prometheus scrapes, fed by a real run, and the dashboard that reads it."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tests.fleet.conftest import MakeFleet
+from tests.fleet.harness import Fleet
+
+from apiary.errors import SettingsError
+from apiary_coordinator.metrics import Metrics, reason_of
+
+DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "apiary.json"
+Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def feature_of(fleet: Fleet) -> Metrics:
+    assert fleet.coordinator is not None
+    (metrics,) = [f for f in fleet.coordinator._features if isinstance(f, Metrics)]
+    return metrics
+
+
+def scrape(metrics: Metrics) -> Values:
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return {
+        (s.name, tuple(sorted(s.labels.items()))): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+@pytest.fixture
+def measured(make_fleet: MakeFleet) -> Iterator[Callable[..., Fleet]]:
+    made: list[Fleet] = []
+
+    def make(nodes: int = 3, **options: object) -> Fleet:
+        made.append(make_fleet(nodes, more={"metrics": {"port": 0}}, **options))
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        feature_of(fleet).close()
+
+
+def test_what_a_run_did_can_be_scraped(measured: Callable[..., Fleet]) -> None:
+    fleet = measured(rounds=2)
+    summary = fleet.run()
+    fleet.kill_node("pi-02")
+    for _ in range(30):
+        fleet.turn()
+    found = scrape(feature_of(fleet))
+    assert found["apiary_rounds_total", (("state", "closed"),)] == 2
+    assert found["apiary_rounds_total", (("state", "failed"),)] == 0
+    assert found["apiary_updates_total", (("result", "accepted"),)] == 6
+    assert found["apiary_traffic_bytes_total", (("direction", "up"),)] == summary["bytes_up"]
+    assert found["apiary_best_accuracy", (("run", "run"),)] == pytest.approx(summary["best_accuracy"])
+    assert found["apiary_round_contributors", ()] == 3
+    assert found["apiary_nodes", (("state", "ready"),)] == 2
+    assert found["apiary_nodes", (("state", "lost"),)] == 1
+    assert found["apiary_samples", ()] == 60
+    assert found["apiary_run_active", ()] == 0
+    assert found["apiary_round_seconds_count", ()] == 2
+    assert found["apiary_update_bytes_count", ()] == 6
+    assert found["process_resident_memory_bytes", ()] > 0
+
+
+def test_rounds_of_before_a_restart_are_not_counted_again(measured: Callable[..., Fleet]) -> None:
+    fleet = measured(rounds=3)
+    while len(fleet.results()) < 2:
+        fleet.turn()
+    feature_of(fleet).close()
+    fleet.kill_coordinator()
+    fleet.start_coordinator()
+    fleet.run()
+    assert scrape(feature_of(fleet))["apiary_rounds_total", (("state", "closed"),)] == 1
+
+
+def test_every_query_of_the_dashboard_names_metrics_that_are_there(measured: Callable[..., Fleet]) -> None:
+    fleet = measured(rounds=1)
+    fleet.trainings["pi-00"].spoil = lambda data: data[:-1]
+    fleet.run()
+    for _ in range(30):
+        fleet.turn()
+    found = scrape(feature_of(fleet))
+    there = {name for name, _ in found}
+    board = json.loads(DASHBOARD.read_text())
+    queries = [t["expr"] for panel in board["panels"] for t in panel["targets"]]
+    queries += [v["query"]["query"] for v in board["templating"]["list"] if isinstance(v["query"], dict)]
+    assert len(queries) > 20
+    for query in queries:
+        used = set(re.findall(r"\b(?:apiary|process|python)_\w+", query))
+        assert used and used <= there, query
+        for labels in re.findall(r"by \((\w+)\)", query):
+            assert labels == "le" or any(labels in dict(pairs) for name, pairs in found if name in used), (
+                query
+            )
+    assert len({p["id"] for p in board["panels"]}) == len(board["panels"])
+
+
+def test_an_endpoint_that_is_taken_is_told(measured: Callable[..., Fleet], make_fleet: MakeFleet) -> None:
+    port = feature_of(measured()).port
+    with pytest.raises(SettingsError, match=rf"metrics cannot listen on 127\.0\.0\.1:{port}"):
+        make_fleet(1, more={"metrics": {"port": port}})
+
+
+def test_it_is_off_by_default(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(1)
+    assert fleet.coordinator is not None
+    assert not [f for f in fleet.coordinator._features if isinstance(f, Metrics)]
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [
+        ("node a: tensor 'k' holds a number that is not finite", "not_finite"),
+        ("node a: tensor 'k' holds 99, allowed are +-64", "magnitude"),
+        ("node a: the update's norm is 1e+07, allowed is 1e+06", "norm"),
+        ("the update counts 9 samples, allowed are 8", "samples"),
+        ("the update has 9 bytes, allowed are 8", "size"),
+        ("the update comes in the codec 'f16', the plan says 'int8'", "codec"),
+        ("node a: the blob says run 'x', the offer said 'y'", "about"),
+        ("node a: tensor 'k' has shape [1], expected [2]", "shape"),
+        ("node a: the update's bytes do not give the digest it offered", "damaged"),
+        ("something new", "other"),
+    ],
+)
+def test_reasons_are_few(why: str, reason: str) -> None:
+    assert reason_of(why) == reason
