@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, cast
 
 from apiary import __version__
 from apiary.errors import ApiaryError, SettingsError
+from apiary_cli import logs
 
 COMMANDS: Final = {
     "demo": "a whole federation on this machine: broker, coordinator, nodes, result",
@@ -64,12 +65,17 @@ class Command(Protocol):
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    form = "text"
     try:
         command, args = _parse(argv)
-        _log_to_stderr(args.verbose)
+        form = args.log_format
+        logs.to_stderr(verbose=args.verbose, form=form)
         return command.run(args)
     except ApiaryError as e:
-        print(f"apiary: {e}", file=sys.stderr)
+        if form == "json":
+            logging.getLogger("apiary_cli").error("%s", e)
+        else:
+            print(f"apiary: {e}", file=sys.stderr)
         return e.exit_code
     except KeyboardInterrupt:
         print("apiary: interrupted", file=sys.stderr)
@@ -118,6 +124,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
         help="override a setting, e.g. run.rounds=12",
     )
     group.add_argument("-v", "--verbose", action="store_true", help="log more")
+    group.add_argument(
+        "--log-format", choices=logs.FORMATS, default="text", help="json: one object a line (default: text)"
+    )
 
 
 def _common_below(parser: argparse.ArgumentParser) -> None:
@@ -144,16 +153,3 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             values[key] = text
     return values
-
-
-def _log_to_stderr(verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)-7s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
-    # -v is about us: the libraries' own debugging would bury it.
-    for name in ("apiary", "apiary_cli", "apiary_coordinator", "apiary_edge"):
-        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -80,7 +80,7 @@ class RunView:
     @property
     def best(self) -> RoundResult | None:
         """The best closed round of the run so far."""
-        closed = [r for r in self.results if r.accuracy is not None and r.run == self.run]
+        closed = [r for r in self.results if r.accuracy is not None and self.run in (None, r.run)]
         return max(closed, key=lambda r: (r.accuracy or 0, -(r.loss or 0), -r.round), default=None)
 
     def _status(self, node: NodeId, status: NodeStatus) -> list[str]:
