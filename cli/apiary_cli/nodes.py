@@ -15,7 +15,7 @@ from apiary_cli.asking import ask
 from apiary_cli.columns import columns, duration
 from apiary_cli.flags import add_broker, settings_of
 from apiary_cli.view import NodeView, RunView
-from apiary_cli.watching import Watcher
+from apiary_cli.watching import Watcher, reading_gate
 
 _EXAMPLES = """examples:
   apiary nodes
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 def collect(settings: Settings) -> list[dict[str, Any]]:
     """Every node as plain JSON values. Raises BusError."""
-    watcher = Watcher(settings.broker, settings.topics)
+    watcher = Watcher(settings.broker, settings.topics, reading_gate(settings))
     view, online = RunView(), False
     try:
         for kind, node, message in watcher.retained():
