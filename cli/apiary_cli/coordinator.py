@@ -32,7 +32,7 @@ from apiary_cli.stopping import stop_on_signals
 from apiary_cli.view import RunView
 from apiary_coordinator.course import Assignment, Course
 from apiary_coordinator.keras_workshop import KerasWorkshop, held_out_labels
-from apiary_coordinator.live_round import strategy
+from apiary_coordinator.opening import strategy
 from apiary_coordinator.parts import features
 from apiary_coordinator.publishing import publish_after_run
 from apiary_coordinator.runs import fresh_name

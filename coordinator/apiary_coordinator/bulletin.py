@@ -61,11 +61,11 @@ class Bulletin:
 
     def invite(self, live: LiveRound, node: NodeId) -> None:
         """Tell a node that it belongs to the cohort."""
-        self._outlet.send(Notice(invited=True, announcement=self._without_cohort(live)), node)
+        self._outlet.send(self._notice(live, node, invited=True), node)
 
     def notice(self, live: LiveRound, node: NodeId) -> Notice:
         """What is current, for one node."""
-        return Notice(invited=live.round.welcomes(node), announcement=self._without_cohort(live))
+        return self._notice(live, node, invited=live.round.welcomes(node))
 
     def result(self, result: RoundResult) -> None:
         """A round is over."""
@@ -118,6 +118,10 @@ class Bulletin:
                 epoch=self._epoch,
             )
         )
+
+    def _notice(self, live: LiveRound, node: NodeId, *, invited: bool) -> Notice:
+        again = True if invited and node in live.again else None
+        return Notice(invited=invited, again=again, announcement=self._without_cohort(live))
 
     def _without_cohort(self, live: LiveRound) -> Announcement:
         """Who else was drawn is no node's concern: with a large fleet the list is most of the message."""

@@ -82,18 +82,13 @@ class Collection:
         """Uploads granted, and those that wait for a grant."""
         return self._uploads.active, self._uploads.waiting
 
-    def restore(self, rows: list[AcceptedRow]) -> list[AcceptedRow]:
-        """Count journaled updates again after a restart; those whose bytes no longer hold are left out."""
+    def restore(self, rows: list[AcceptedRow]) -> tuple[list[AcceptedRow], list[NodeId]]:
+        """Count journaled updates again after a restart; and whose bytes no longer hold and were left out."""
         whole = [row for row in rows if self._holds(row)]
-        round_ = self._current()
-        for row in rows:
-            if row not in whole:
-                log.warning("round=%d node=%s its update in the spool is damaged", round_.number, row.node)
-                self._journal.forget(round_.run, round_.number, row.node)
         for row in whole:
             self._digests[row.node] = row.digest
             self._worker.submit(partial(self._add, row), _nothing)
-        return whole
+        return whole, [row.node for row in rows if row not in whole]
 
     def offered(self, node: NodeId, offer: Offer, now: float) -> None:
         """Answer an offer for this round: grant it, or say what became of it."""

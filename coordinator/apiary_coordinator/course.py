@@ -26,7 +26,8 @@ from apiary_coordinator.bulletin import Bulletin
 from apiary_coordinator.collection import clear_spools, spool_path
 from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.history import Record
-from apiary_coordinator.live_round import Closed, LiveRound, Opening, Parts
+from apiary_coordinator.live_round import LiveRound
+from apiary_coordinator.opening import Closed, Opening, Parts
 from apiary_coordinator.roster import Roster
 from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import Lane, LaneWorker, Worker

@@ -28,7 +28,7 @@ from apiary.wire.messages import MAX_LABEL_CHARS, MAX_LABELS, BlobRef, fits_labe
 from apiary_coordinator.evaluate import evaluate
 from apiary_coordinator.export.client import Built, build_in_child, finish_in_child
 from apiary_coordinator.export.job import BuildJob, FinishJob
-from apiary_coordinator.live_round import strategy
+from apiary_coordinator.opening import strategy
 from apiary_coordinator.workshop import Artefacts, Judgement
 
 log = logging.getLogger(__name__)

@@ -10,101 +10,24 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, assert_never
 
-from apiary.blobs import BlobStore
-from apiary.bus.outlet import Outlet
-from apiary.learn.manifest import Manifest
-from apiary.plugins import load
-from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
 from apiary.wire.messages import BlobRef, Bounds, NodeStatus, Offer, Plan, RoundResult
 from apiary_coordinator import round as table
 from apiary_coordinator.aggregate import grid_bits
 from apiary_coordinator.collection import Collection, Terms, spool_path
+from apiary_coordinator.opening import Closed, Parts, strategy
 from apiary_coordinator.pace import deadline_s
 from apiary_coordinator.roster import Draw, Roster, draw
 from apiary_coordinator.round import Phase, Round
 from apiary_coordinator.spool import Spool
-from apiary_coordinator.store import AcceptedRow, Journal, RoundRow
+from apiary_coordinator.store import AcceptedRow, RoundRow
 from apiary_coordinator.uploads import Uploads
-from apiary_coordinator.worker import Worker
-from apiary_coordinator.workshop import Artefacts, Judgement, Workshop
+from apiary_coordinator.workshop import Judgement
 
 log = logging.getLogger(__name__)
 
 _LEFT: Final = {"lost": "lost the connection", "paused": "paused"}
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """A round that is over; without weights where it failed."""
-
-    result: RoundResult
-    details: dict[str, Any]
-    weights: Weights | None = None
-    model: Digest | None = None
-    state: Digest | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a round works with and whom it tells."""
-
-    settings: Settings
-    artefacts: Artefacts
-    manifest: Manifest
-    weights: Weights
-    model: BlobRef
-    state: Weights
-    blobs: BlobStore
-    run: str
-    journal: Journal
-    worker: Worker
-    outlet: Outlet
-    workshop: Workshop
-    clock: Callable[[], float]
-    announce: Callable[[], None]
-    invite: Callable[[NodeId], None]
-    closed: Callable[[Closed], None]
-
-
-@dataclass(slots=True)
-class Opening:
-    """The model and strategy state that the next round starts from."""
-
-    settings: Settings
-    artefacts: Artefacts
-    manifest: Manifest
-    weights: Weights
-    model: Digest
-    state: Digest | None
-    blobs: BlobStore
-
-    @property
-    def model_ref(self) -> BlobRef:
-        """The current model as a blob."""
-        return BlobRef(digest=self.model, bytes=self.blobs.path(self.model).stat().st_size)
-
-    def advance(self, weights: Weights, model: Digest, state: Digest | None) -> None:
-        """A round was closed."""
-        self.weights, self.model, self.state = weights, model, state
-
-    def parts(self, **rest: Any) -> Parts:
-        """The parts of the next round."""
-        if self.state is None:
-            state: Weights = strategy(self.settings).init(self.weights)
-        else:
-            state = blob.decode(self.blobs.read(self.state), who="the journal").weights
-        return Parts(
-            self.settings,
-            self.artefacts,
-            self.manifest,
-            self.weights,
-            self.model_ref,
-            state,
-            self.blobs,
-            **rest,
-        )
 
 
 @dataclass(slots=True)
@@ -117,6 +40,8 @@ class LiveRound:
     bounds: Bounds
     deadline_s: float
     collection: Collection = field(init=False)
+    again: set[NodeId] = field(default_factory=set)
+    """Nodes whose update had its receipt and was damaged since: they are asked to train once more."""
     _opened_at: float = 0.0
     _resumed: Sequence[AcceptedRow] = ()
     _shares: dict[str, Any] = field(default_factory=dict)
@@ -176,15 +101,30 @@ class LiveRound:
         )
         live._shares = o["shares"]
         live._collect(o["bits"], now)
-        live._resumed = live.collection.restore(parts.journal.accepted(parts.run, row.number))
+        rows = parts.journal.accepted(parts.run, row.number)
+        live._resumed, damaged = live.collection.restore(rows)
+        live.again = {*o.get("again", ()), *damaged} - {r.node for r in live._resumed}
         accepted = {r.node: r.contributor for r in live._resumed}
         rejected = parts.journal.rejected(parts.run, row.number)
         phase = Phase.COLLECTING if accepted else Phase.OPEN
         live.round = replace(live.round, phase=phase, accepted=accepted, rejected=rejected)
-        if o["sealed"]:
+        if o["sealed"] and not damaged:
             # It had begun to aggregate: exactly these updates count, even if more could come now.
             live.round = replace(live.round, goal=len(accepted), deadline_at=now)
+        elif o["sealed"]:
+            # The same updates, and no others: those that were damaged are waited for once more.
+            chosen = tuple(r.node for r in rows)
+            live.round = replace(live.round, cohort=chosen, reserve=(), goal=len(chosen))
+        if damaged:
+            live._strike(damaged)
         return live
+
+    def _strike(self, damaged: list[NodeId]) -> None:
+        """Take journaled updates back whose bytes do not hold; whose they are is journaled first."""
+        self._journal(sealed=False)
+        for node in damaged:
+            log.warning("round=%d node=%s its update in the spool is damaged", self.round.number, node)
+            self.parts.journal.forget(self.parts.run, self.round.number, node)
 
     @property
     def model(self) -> BlobRef:
@@ -198,6 +138,8 @@ class LiveRound:
 
     def begin(self, now: float) -> None:
         """Start the clock; a resumed round may already have all it needs."""
+        for node in sorted(self.again):
+            self.parts.invite(node)
         if self._resumed:
             self.tick(now)
 
@@ -273,6 +215,10 @@ class LiveRound:
         model = self.parts.blobs.put(blob.encode(weights))
         return weights, model, self.parts.blobs.put(blob.encode(state)) if len(state) else None
 
+    def _accepted(self, row: AcceptedRow) -> None:
+        self.again.discard(row.node)
+        self._handle(table.Accepted(row.node, row.contributor))
+
     def _aggregated(self, made: tuple[Weights, Digest, Digest | None]) -> None:
         self._next = made
         self._handle(table.Aggregated())
@@ -332,7 +278,7 @@ class LiveRound:
             worker=parts.worker,
             outlet=parts.outlet,
             current=lambda: self.round,
-            on_accepted=lambda row: self._handle(table.Accepted(row.node, row.contributor)),
+            on_accepted=self._accepted,
             on_rejected=lambda node, why: self._handle(table.Rejected(node, why)),
             seconds=lambda: self.parts.clock() - self._opened_at,
         )
@@ -351,13 +297,9 @@ class LiveRound:
                 "deadline_s": self.deadline_s,
                 "shares": self._shares,
                 "sealed": sealed,
+                "again": sorted(self.again),
             },
         )
-
-
-def strategy(settings: Settings) -> Any:
-    """The strategy that the settings name. Raises SettingsError."""
-    return load("apiary_coordinator.strategies", settings.run.strategy)
 
 
 def _fresh(parts: Parts, number: int, drawn: Draw, seconds: float, now: float) -> Round:

@@ -19,7 +19,7 @@ from apiary.wire.topics import check_name
 from apiary_coordinator import timetable
 from apiary_coordinator.course import Assignment, Course
 from apiary_coordinator.feature import Desk, Feature
-from apiary_coordinator.live_round import strategy
+from apiary_coordinator.opening import strategy
 from apiary_coordinator.operators import Arguments, Call, Operators
 from apiary_coordinator.runbook import MAX_LISTED, RunBook
 from apiary_coordinator.store import RunRow

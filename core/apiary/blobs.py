@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -188,6 +189,10 @@ class Download:
         self._path.unlink(missing_ok=True)
 
     def _forget(self) -> None:
+        """Begin anew, also where the file had its name already and the folder could not be synced."""
+        if not self._path.exists():
+            with suppress(OSError):
+                (self._folder / self.assembly.digest).replace(self._path)
         self.assembly.forget()
         self._hash, self._hashed = hashlib.sha256(), 0
 

@@ -69,11 +69,16 @@ class Outbox:
         try:
             fd = os.open(self._update(digest), os.O_RDONLY)
             try:
-                return os.pread(fd, length, offset)
+                data = os.pread(fd, length, offset)
             finally:
                 os.close(fd)
         except OSError as e:
             raise StoreError(f"the update {digest[:12]} cannot be read: {e.strerror}") from e
+        if len(data) != length:
+            raise StoreError(
+                f"the update {digest[:12]} was cut short: {len(data)} of {length} bytes at {offset}"
+            )
+        return data
 
     def remove(self, digest: Digest) -> None:
         """Forget an update: the offer first, so that a power cut leaves no offer without its update."""

@@ -10,7 +10,6 @@ from typing import Final, assert_never
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Bus, Connected, Disconnected, Limits, Received, Refused
-from apiary.bus.flow import ChunkFlow
 from apiary.bus.inlet import Inlet
 from apiary.bus.outlet import Outlet, Tap, no_tap
 from apiary.complaints import Complaints
@@ -38,6 +37,7 @@ from apiary_edge.newest import Newest
 from apiary_edge.outbox import Outbox
 from apiary_edge.presence import Presence, lost, will
 from apiary_edge.samples.store import SampleStore
+from apiary_edge.sending import Sending
 from apiary_edge.session import Session, State
 from apiary_edge.training import Training
 
@@ -95,7 +95,6 @@ class Edge:
         self._store = store
         self._tap = tap
         self._outlet = Outlet(bus, self._topics, tap, gate)
-        self._flow = ChunkFlow()
         self._complaints = Complaints(log)
         self._inlet = Inlet(gate, self._complaints)
         self._downloads = Downloads(
@@ -123,7 +122,9 @@ class Edge:
         self._connects = 0
         self._coordinator = ""
         self._newest = Newest()
-        self._window = settings.broker.inflight
+        self._sending = Sending(
+            self.node, bus=bus, topics=self._topics, outbox=outbox, window=settings.broker.inflight
+        )
         # Spread by name, so that a fleet that was started together does not speak together.
         self._refresh_s = edge.refresh_s * (1 + sum(edge.node_id.encode()) % 20 / 100)
         link = Link(
@@ -197,7 +198,7 @@ class Edge:
                     self.connected(limits)
                 case Disconnected(error, retry_s):
                     log.warning("%s; next attempt in %.0f s", error, retry_s)
-                    self._flow.clear()
+                    self._sending.clear()
                     for feature in self._features:
                         self._guarded(partial(feature.disconnected, str(error)))
                 case Refused(topic, reason):
@@ -212,7 +213,9 @@ class Edge:
             self._say()
         if now - self._refreshed_at >= self._refresh_s:
             self._refresh(now)
-        self._guarded(partial(self._flow.pump, self._bus, self._window))
+        self._guarded(self._sending.pump)
+        if (digest := self._sending.unreadable()) is not None:
+            self._guarded(partial(self._handle, table.Unreadable(digest)))
 
     # -- what comes in ---------------------------------------------------------------------------------
 
@@ -236,7 +239,7 @@ class Edge:
                 if notice.announcement is None:
                     self._handle(table.NothingOpen())
                 else:
-                    self._announced(notice.announcement, notice.invited)
+                    self._announced(notice.announcement, notice.invited, again=bool(notice.again))
             case Kind.NODE_GRANT:
                 grant = Grant.decode(event.payload, who=who)
                 self._handle(table.Granted(Digest(grant.digest), grant.missing))
@@ -258,7 +261,7 @@ class Edge:
             if topic.kind in feature.kinds:
                 self._guarded(partial(feature.received, topic, event))
 
-    def _announced(self, told: Announcement, invited: bool | None) -> None:
+    def _announced(self, told: Announcement, invited: bool | None, *, again: bool = False) -> None:
         now = self._clock()
         if not self._newest.take(told, now):
             log.debug("node=%s round=%d an announcement that is out of date", self.node, told.round)
@@ -273,7 +276,7 @@ class Edge:
             refs = []  # nothing begins with this one: the disk need not be asked
         has = frozenset(Digest(r.digest) for r in refs if self._blobs.verify(Digest(r.digest)))
         unfit = next((why for f in self._features if (why := f.unfit(told)) is not None), None)
-        self._handle(table.Announced(told, invited, unfit), has)
+        self._handle(table.Announced(told, invited, unfit, again), has)
 
     def _chunk(self, topic: Topic, payload: bytes) -> None:
         if topic.digest is None or topic.index is None:
@@ -300,7 +303,9 @@ class Edge:
         for command in commands:
             match command:
                 case table.Fetch(ref):
-                    self._fetch(ref)
+                    # One that failed for lack of room has ended the round, the others with it.
+                    if Digest(ref.digest) in self.session.missing:
+                        self._fetch(ref)
                 case table.Train(announcement):
                     self._local.begin(announcement, self._clock())
                 case table.StopTraining():
@@ -309,9 +314,14 @@ class Edge:
                 case table.MakeOffer(offer):
                     self._outlet.send(offer, self.node)
                 case table.Send(offer, missing):
-                    self._send(offer, missing)
+                    self._sending.add(offer, missing)
                 case table.Drop(offer, state, why):
                     self._drop(offer, state, why)
+                case table.Discard(offer):
+                    log.error(
+                        "node=%s round=%d the update cannot be read; trained again", self.node, offer.round
+                    )
+                    self._outbox.remove(Digest(offer.update.digest))
                 case table.Decline(announcement, why):
                     log.warning("node=%s round=%d declined: %s", self.node, announcement.round, why)
                     self._presence.declined = (announcement.run, announcement.round, why)
@@ -329,17 +339,6 @@ class Edge:
         except StoreError as e:
             self._handle(table.TrainingFailed(str(e)))
 
-    def _send(self, offer: Offer, missing: list[tuple[int, int]]) -> None:
-        digest = Digest(offer.update.digest)
-        self._flow.add(
-            digest,
-            offer.update.bytes,
-            missing,
-            topic=lambda i: self._topics.build(Kind.CHUNK_UP, node=self.node, digest=digest, index=i),
-            read=partial(self._outbox.read_part, digest),
-            patient=True,
-        )
-
     def _drop(self, offer: Offer, state: str, why: str | None) -> None:
         level = logging.INFO if state in ("accepted", "duplicate") else logging.WARNING
         log.log(
@@ -347,7 +346,7 @@ class Edge:
         )
         # Done before it is removed: after a power cut between the two the update is only offered once more.
         self._outbox.set_done(offer.run, offer.round)
-        self._flow.cancel(Digest(offer.update.digest))
+        self._sending.cancel(Digest(offer.update.digest))
         self._outbox.remove(Digest(offer.update.digest))
         self.rounds_done += 1
 
@@ -355,14 +354,14 @@ class Edge:
         """The broker accepted us: keep to its limits, say who we are, ask what is current."""
         self._connects += 1
         if limits.receive_maximum:
-            self._window = min(self._window, limits.receive_maximum)
+            self._sending.window = min(self._sending.window, limits.receive_maximum)
         log.info("node=%s broker connected protocol=%s", self.node, limits.protocol)
         self._outlet.restore()
         self.renew()
 
     def renew(self) -> None:
         """The link or the coordinator is new: ask for everything again."""
-        self._flow.clear()
+        self._sending.clear()
         self._downloads.again(self._clock())
         self._guarded(partial(self._handle, table.Reconnected()))
         for feature in self._features:

@@ -3,12 +3,14 @@
     state      event                          next       commands
     idle       Announced, for us              fetching   Fetch each blob that is missing
     idle       Announced, for us, unfit       idle       Decline
+    idle       Announced, done but again      fetching   Fetch each blob that is missing
     fetching   Fetched, nothing missing       training   Train
     training   Trained                        sending    Offer
     training   TrainingFailed                 idle       Decline
     sending    Granted                        sending    Send
     sending    Receipted accepted, ...        idle       Drop, and Ask where the round has moved on
     sending    Receipted missing              sending    Send
+    sending    Unreadable                     idle       Discard, Ask
     sending    Tick, no answer for a while    sending    Offer
     sending    Announced, its run is over     idle       Drop
     any        Announced, another round       idle       StopTraining, then as from idle
@@ -48,12 +50,14 @@ class State(Enum):
 class Announced:
     """The round as the coordinator tells it; `invited` where a notice says so to this node.
 
-    `unfit` is why this node cannot take part, said before it fetches anything.
+    `unfit` is why this node cannot take part, said before it fetches anything. `again`: the update that this
+    node was done with is no longer there.
     """
 
     announcement: Announcement
     invited: bool | None = None
     unfit: str | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,13 @@ class Receipted:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The disk does not give this update back."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class Reconnected:
     """The link is new, or the coordinator is: what we said last may not have arrived."""
 
@@ -111,7 +122,16 @@ class Tick:
 
 
 Event = (
-    Announced | NothingOpen | Fetched | Trained | TrainingFailed | Granted | Receipted | Reconnected | Tick
+    Announced
+    | NothingOpen
+    | Fetched
+    | Trained
+    | TrainingFailed
+    | Granted
+    | Receipted
+    | Unreadable
+    | Reconnected
+    | Tick
 )
 
 
@@ -159,6 +179,13 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Discard:
+    """Remove the update from the outbox; its round is not done."""
+
+    offer: Offer
+
+
+@dataclass(frozen=True, slots=True)
 class Decline:
     """Tell the coordinator that this node gives up the round."""
 
@@ -171,7 +198,7 @@ class AskCurrent:
     """Ask what is current."""
 
 
-Command = Fetch | Train | StopTraining | MakeOffer | Send | Drop | Decline | AskCurrent
+Command = Fetch | Train | StopTraining | MakeOffer | Send | Drop | Discard | Decline | AskCurrent
 Outcome = tuple["Session", list[Command]]
 
 
@@ -212,6 +239,12 @@ def handle(session: Session, event: Event, now: float, *, has: frozenset[Digest]
             return replace(session, heard_at=now, unanswered=0), [Send(session.offer, missing)]
         case Receipted():
             return _receipted(session, event, now)
+        case Unreadable(digest):
+            if session.offer is None or session.offer.update.digest != digest:
+                return session, []
+            # Whatever is open now is said again, and the round is trained once more where it still is.
+            idle = replace(session, state=State.IDLE, offer=None, round=None)
+            return idle, [Discard(session.offer), AskCurrent()]
         case Reconnected():
             session = replace(session, heard_at=now, unanswered=0)
             return session, [AskCurrent(), *([MakeOffer(session.offer)] if session.offer else [])]
@@ -249,7 +282,7 @@ def _announced(session: Session, event: Announced, has: frozenset[Digest]) -> Ou
     commands: list[Command] = []
     if session.state is not State.IDLE:
         session, commands = _leave(session)
-    if not drawn or session.done == key:
+    if not drawn or (session.done == key and not event.again):
         return session, commands
     if event.unfit is not None:
         return replace(session, done=key), [*commands, Decline(told, event.unfit)]

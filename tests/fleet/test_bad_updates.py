@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from tests.fleet.harness import SHAPES, FakeTraining, Fleet, samples_of
 
+from apiary.blobs import Download
 from apiary.bus.memory import Fault, MemoryBus
+from apiary.errors import StoreError
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
@@ -426,31 +428,93 @@ def test_training_that_takes_too_long_is_stopped_and_declined(
     assert result["missing"] == {BAD: "training took longer than 30 s (edge.train_timeout_s)"}
 
 
-def test_a_damaged_spool_costs_its_updates_and_not_the_run(make_fleet: MakeFleet) -> None:
-    """The disk turned an accepted update bad while the coordinator was down."""
-    fleet = make_fleet(4, rounds=1, deadline_s=120)
+@pytest.mark.parametrize("when", ["collecting", "sealed", "twice", "node away"])
+def test_a_damaged_update_in_the_spool_is_trained_again_and_the_model_is_the_same(
+    make_fleet: MakeFleet, when: str
+) -> None:
+    """The disk turned an accepted update bad while the coordinator was down; its node had its receipt."""
+    undisturbed = make_fleet(4, rounds=2, deadline_s=120).run()
+    fleet = make_fleet(4, rounds=2, deadline_s=120)
     done = False
+    victim = ""
 
     def disturb(_: int) -> None:
-        nonlocal done
+        nonlocal done, victim
         live = fleet.coordinator.course.live if fleet.coordinator else None
-        if done or live is None or len(live.round.accepted) != 2:
+        if done or live is None or len(live.round.accepted) != (4 if when == "sealed" else 2):
             return
         done = True
         victim = next(iter(live.round.accepted))
+        if when == "sealed":
+            assert live.parts.journal.rounds("run")[0].opened["sealed"]
+        for _ in range(5):  # its receipt is on its way
+            fleet.nodes[victim].step(0)
+        assert fleet.nodes[victim]._outbox.done() == ("run", 1)
         slot = next(r.slot for r in live.parts.journal.accepted("run", 1) if r.node == victim)
         fleet.kill_coordinator()
         (spool,) = (fleet.folder / "coordinator" / "spool").iterdir()
         data = bytearray(spool.read_bytes())
         data[slot + 1000] ^= 1
         spool.write_bytes(data)
+        if when == "node away":
+            fleet.kill_node(victim)
         fleet.start_coordinator()
+        if when == "twice":
+            for _ in range(8):
+                fleet.turn()
+            fleet.kill_coordinator()
+            fleet.kill_node(victim)
+            fleet.start_node(victim)
+            fleet.start_coordinator()
+        if when == "node away":
+            fleet.start_node(victim)
 
-    fleet.run(each=disturb)
+    summary = fleet.run(each=disturb)
+    assert done
+    assert summary["model_sha256"] == undisturbed["model_sha256"]
+    assert summary["contributors"] == undisturbed["contributors"]
+    assert fleet.trainings[victim].started >= 3
+    assert [t.started for n, t in fleet.trainings.items() if n != victim] == [2, 2, 2]
+
+
+def test_an_update_that_the_node_cannot_read_is_trained_again(make_fleet: MakeFleet) -> None:
+    undisturbed = make_fleet(3, rounds=1, deadline_s=300).run()
+    fleet = make_fleet(3, rounds=1, deadline_s=300)
+    done = False
+
+    def disturb(_: int) -> None:
+        nonlocal done
+        found = list((fleet.folder / "pi-01" / "outbox").glob("*.update"))
+        if found and not done:
+            done = True
+            found[0].write_bytes(found[0].read_bytes()[:1000])
+
+    assert fleet.run(each=disturb)["model_sha256"] == undisturbed["model_sha256"]
+    assert done
+    assert fleet.trainings["pi-01"].started == 2
+
+
+def test_no_room_for_one_blob_ends_the_other_downloads_of_the_round(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = make_fleet(2, rounds=1, min_nodes=1, quorum=0.5, deadline_s=60)
+    node = fleet.nodes["pi-01"]
+    asked: list[Digest] = []
+    begin = node._blobs.begin
+
+    def full(digest: Digest, size: int) -> Download:
+        asked.append(digest)
+        if len(asked) == 2:
+            raise StoreError(f"no room for blob {digest[:12]}")
+        return begin(digest, size)
+
+    monkeypatch.setattr(node._blobs, "begin", full)
+    fleet.run()
+    assert len(asked) == 2
+    assert list((fleet.folder / "pi-01" / "blobs").glob("*.download")) == []
     (result,) = fleet.results()
-    assert done and result["state"] == "closed"
-    assert len(result["contributors"]) == 3
-    assert list(result["missing"].values()) == ["no update in time"]
+    assert sorted(result["contributors"]) == ["pi-00"]
+    assert "no room for blob" in result["missing"]["pi-01"]
 
 
 def test_an_update_struck_out_of_the_journal_is_taken_when_it_comes_again(make_fleet: MakeFleet) -> None:

@@ -158,6 +158,31 @@ def test_a_disk_that_refuses_to_keep_it_is_said_and_it_can_be_tried_again(
     assert download.finish()
 
 
+def test_a_folder_that_cannot_be_synced_after_the_name_was_given_can_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BlobStore(tmp_path)
+    download = store.begin(DIGEST, len(DATA))
+    for _ in range(2):
+        for i in range(3):
+            download.accept(i, chunk(i))
+        with monkeypatch.context() as patch:
+            patch.setattr("apiary.blobs.sync_folder", _no_sync)
+            with pytest.raises(StoreError, match=r"cannot keep blob .*: Input/output error"):
+                download.finish()
+        assert DIGEST not in store
+        assert download.assembly.missing() == [(0, 3)]
+    for i in range(3):
+        download.accept(i, chunk(i))
+    assert download.finish()
+    assert store.read(DIGEST) == DATA
+    assert [p.name for p in tmp_path.iterdir()] == [DIGEST]
+
+
+def _no_sync(_: Path) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
 def test_no_room_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = BlobStore(tmp_path)
 

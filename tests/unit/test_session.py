@@ -15,6 +15,7 @@ from apiary_edge.session import (
     AskCurrent,
     Command,
     Decline,
+    Discard,
     Drop,
     Event,
     Fetch,
@@ -32,6 +33,7 @@ from apiary_edge.session import (
     Train,
     Trained,
     TrainingFailed,
+    Unreadable,
     handle,
     resume,
 )
@@ -352,3 +354,26 @@ def test_a_receipt_for_an_older_round_makes_the_node_ask_what_is_current() -> No
     moved_on = replace(SENDING, round=announcement(2))
     _, commands = step(moved_on, Receipted(UPDATE, "accepted"))
     assert commands == [Drop(offer(), "accepted", None), AskCurrent()]
+
+
+def test_round_that_is_done_is_trained_again_where_a_notice_says_so() -> None:
+    done = replace(IDLE, done=("r", 1))
+    assert handle(done, Announced(announcement(), True), 0.0, has=ALL) == (done, [])
+    session, commands = handle(done, Announced(announcement(), True, again=True), 0.0, has=ALL)
+    assert session.state is State.TRAINING
+    assert commands == [Train(announcement())]
+
+
+def test_update_that_cannot_be_read_goes_and_its_round_is_asked_for() -> None:
+    sending, _ = resume(IDLE, offer(), 0.0)
+    session, commands = handle(sending, Unreadable(UPDATE), 1.0)
+    assert commands == [Discard(offer()), AskCurrent()]
+    assert (session.state, session.offer, session.done) == (State.IDLE, None, None)
+    again, commands = handle(session, Announced(announcement(), True), 2.0, has=ALL)
+    assert commands == [Train(announcement())]
+    assert again.state is State.TRAINING
+
+
+def test_another_update_that_cannot_be_read_is_nothing_to_this_one() -> None:
+    sending, _ = resume(IDLE, offer(), 0.0)
+    assert handle(sending, Unreadable(Digest("e" * 64)), 1.0) == (sending, [])

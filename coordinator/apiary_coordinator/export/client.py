@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import selectors
 import shutil
@@ -26,8 +27,14 @@ from apiary.tensors import Weights
 from apiary.wire.blob import decode
 from apiary_coordinator.export.job import REVISION, BuildJob, FinishJob, sealed
 
+log = logging.getLogger(__name__)
+
 _BY_EXIT: Final[dict[int, type[ApiaryError]]] = {2: SettingsError, 3: DataError, 6: ModelError}
 _KEPT_LINES: Final = 40
+MAX_KILLED: Final = 3
+"""A child that was killed (by an operator, or by a kernel short of memory) is started again this often."""
+PAUSE_S: Final = 5.0
+"""What took its memory may be gone by then."""
 _KEY: Final = "key"
 OnLine = Callable[[str], None]
 
@@ -139,11 +146,32 @@ def _same_job(job: BuildJob) -> bool:
         return False
 
 
+class KilledError(ExportError):
+    """The child was ended by SIGKILL: no fault of the job's."""
+
+
 def _run(task: str, job: BuildJob | FinishJob, out: Path, timeout_s: float, on_line: OnLine | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{task}.job.json"
     write_atomic(file, job.model_dump_json(indent=2).encode())
     command = [sys.executable, "-m", "apiary_coordinator.export", task, str(file)]
+    run_again_where_killed(lambda: _run_once(task, command, out, timeout_s, on_line))
+
+
+def run_again_where_killed(run: Callable[[], None], pause: Callable[[float], None] = time.sleep) -> None:
+    """`run`, and again after a pause where its child was killed, `MAX_KILLED` times in all."""
+    for attempt in range(1, MAX_KILLED + 1):
+        try:
+            run()
+            return
+        except KilledError as e:
+            if attempt == MAX_KILLED:
+                raise
+            log.warning("%s; starting it again in %.0f s (%d of %d)", e, PAUSE_S, attempt + 1, MAX_KILLED)
+            pause(PAUSE_S)
+
+
+def _run_once(task: str, command: list[str], out: Path, timeout_s: float, on_line: OnLine | None) -> None:
     # One group of its own: Ctrl-C reaches us alone, and we end the child.
     child = subprocess.Popen(
         command,
@@ -172,7 +200,9 @@ def _run(task: str, job: BuildJob | FinishJob, out: Path, timeout_s: float, on_l
     if said:
         raise _BY_EXIT.get(code, ExportError)(said)
     how = f"by signal {-code} (out of memory?)" if code < 0 else f"with code {code}"
-    raise ExportError(f"the export ({task}) ended {how}: {' | '.join(list(lines)[-3:])[:500]}")
+    killed = code == -signal.SIGKILL
+    last = " | ".join(list(lines)[-3:])[:500]
+    raise (KilledError if killed else ExportError)(f"the export ({task}) ended {how}: {last}")
 
 
 def _follow(child: subprocess.Popen[bytes], until: float, on_line: OnLine | None) -> deque[str]:

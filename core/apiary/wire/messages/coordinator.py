@@ -62,11 +62,13 @@ class Announcement(Message):
 class Notice(Message):
     """The current announcement for one node alone; `announcement` is None while no round is open.
 
-    Then `labels` are those of the run that waits for nodes, so that their owners know what to label.
+    Then `labels` are those of the run that waits for nodes, so that their owners know what to label. `again`
+    to a node whose update had its receipt: it was damaged since, and is to be trained once more.
     """
 
     kind: ClassVar[Kind] = Kind.NODE_NOTICE
     invited: bool = False
+    again: bool | None = None
     announcement: Announcement | None = None
     labels: Annotated[list[Label], Field(max_length=MAX_LABELS)] | None = None
 

@@ -1,0 +1,51 @@
+"""An export whose child was killed is started again, a few times; one that failed by itself is not."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from apiary.errors import ExportError
+from apiary_coordinator.export.client import MAX_KILLED, _run_once, run_again_where_killed
+
+CHILD = """
+import os, pathlib, signal, sys
+from apiary_coordinator.export.job import seal
+out, deaths = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+tries = out / "tries"
+tries.write_text((tries.read_text() if tries.exists() else "") + "x")
+if len(tries.read_text()) <= deaths:
+    os.kill(os.getpid(), int(sys.argv[3]))
+seal(out, ["tries"])
+"""
+
+
+def export(out: Path, deaths: int, by: int, pauses: list[float]) -> int:
+    """How often the child was started, of which the first `deaths` end by this signal."""
+    command = [sys.executable, "-c", CHILD, str(out), str(deaths), str(by)]
+    run_again_where_killed(partial(_run_once, "build", command, out, 60.0, None), pauses.append)
+    return len((out / "tries").read_text())
+
+
+def test_a_killed_child_is_started_again_after_a_pause(tmp_path: Path) -> None:
+    pauses: list[float] = []
+    assert export(tmp_path, MAX_KILLED - 1, 9, pauses) == MAX_KILLED
+    assert len(pauses) == MAX_KILLED - 1
+    assert min(pauses) > 0
+
+
+def test_one_that_is_killed_each_time_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"ended by signal 9 \(out of memory\?\)"):
+        export(tmp_path, MAX_KILLED, 9, [])
+    assert (tmp_path / "tries").read_text() == "x" * MAX_KILLED
+
+
+def test_one_that_crashed_of_itself_is_not_started_again(tmp_path: Path) -> None:
+    pauses: list[float] = []
+    with pytest.raises(ExportError, match="by signal 6"):
+        export(tmp_path, 1, 6, pauses)
+    assert pauses == []
+    assert (tmp_path / "tries").read_text() == "x"
