@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import http.client
 import io
-import json
 import resource
 import threading
 import time
@@ -16,6 +15,7 @@ from urllib.parse import quote
 
 import pytest
 from PIL import Image
+from tests.stand_ins.browser import Browser, Clock
 
 from apiary.errors import DataError, SettingsError, StoreError
 from apiary_edge.samples.incoming import Incoming
@@ -31,65 +31,6 @@ from apiary_edge.web.token import FILE_NAME, load_or_make
 
 TOKEN = "a-token-of-the-owner-that-is-long-enough"
 BOUNDS = Bounds(min_free_bytes=0)
-
-
-class Clock:
-    """A clock that tests move, and the pauses that were asked for."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.pauses: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Browser:
-    """Speaks WSGI to the app as a browser would by HTTP."""
-
-    def __init__(self, app: App):
-        self.app = app
-        self.cookie = ""
-        self.headers: dict[str, str] = {}
-
-    def ask(
-        self, method: str, path: str, body: bytes = b"", address: str = "127.0.0.1", **headers: str
-    ) -> tuple[int, bytes]:
-        at, _, query = path.partition("?")
-        environ: dict[str, Any] = {
-            "REQUEST_METHOD": method,
-            "PATH_INFO": at,
-            "QUERY_STRING": query,
-            "REMOTE_ADDR": address,
-            "HTTP_HOST": "127.0.0.1:4911",
-            "HTTP_COOKIE": self.cookie,
-            "CONTENT_LENGTH": str(len(body)),
-            "wsgi.input": io.BytesIO(body),
-            **headers,
-        }
-        status = 0
-
-        def start(line: str, found: list[tuple[str, str]]) -> None:
-            nonlocal status
-            status, self.headers = int(line[:3]), dict(found)
-
-        answer = b"".join(self.app(environ, start))
-        return status, answer
-
-    def get(self, path: str) -> Any:
-        status, body = self.ask("GET", path)
-        assert status == 200, body
-        return json.loads(body)
-
-    def post(self, path: str, value: Any, **headers: str) -> tuple[int, Any]:
-        body = value if isinstance(value, bytes) else json.dumps(value).encode()
-        wanted = {"HTTP_X_APIARY": "1", "CONTENT_TYPE": "application/json", **headers}
-        status, answer = self.ask("POST", path, body, **wanted)
-        return status, json.loads(answer)
-
-    def login(self) -> None:
-        assert self.ask("GET", f"/?token={TOKEN}")[0] == 200
-        self.cookie = self.headers["Set-Cookie"].partition(";")[0]
 
 
 def picture(i: int, size: tuple[int, int] = (32, 24), kind: str = "JPEG") -> bytes:
@@ -118,7 +59,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def stranger(store: SampleStore, clock: Clock) -> Browser:
-    return Browser(App(lambda: store, Gate(TOKEN, 4911, clock, clock.pauses.append), BOUNDS))
+    return Browser(App(lambda: store, Gate(TOKEN, 4911, clock, clock.pauses.append), BOUNDS), TOKEN)
 
 
 @pytest.fixture
@@ -378,7 +319,7 @@ def test_the_rule_of_thumb() -> None:
 
 def test_with_given_labels_others_are_refused(store: SampleStore, ids: list[SampleId], clock: Clock) -> None:
     gate = Gate(TOKEN, 4911, clock, clock.pauses.append)
-    browser = Browser(App(lambda: store, gate, BOUNDS, labels=("head", "helmet"), may_add=False))
+    browser = Browser(App(lambda: store, gate, BOUNDS, labels=("head", "helmet"), may_add=False), TOKEN)
     browser.login()
     store.label(ids[:1], "older", "test")
     assert browser.get("/api/state")["labels"] == ["head", "helmet"]
@@ -429,7 +370,7 @@ def test_the_thumbnail_cache_is_bounded(store: SampleStore, ids: list[SampleId],
 
 
 def test_ten_thousand_requests_leave_nothing_behind(owner: Browser, ids: list[SampleId]) -> None:
-    wrong = Browser(owner.app)
+    wrong = Browser(owner.app, TOKEN)
 
     def requests(count: int) -> None:
         for i in range(count):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel, SecretStr, ValidationError, create_model
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from apiary.errors import SettingsError
 from apiary.settings.all import Settings
@@ -82,30 +81,32 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"settings file {path} is not TOML: {e}") from None
 
 
-class _Environment(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="APIARY_", env_nested_delimiter="__", extra="ignore")
-
-
-_SECTIONS = {
-    name: (str if field.annotation is str else dict[str, Any]) | None
-    for name, field in Settings.model_fields.items()
-}
-_EveryVariable = create_model(  # type: ignore[call-overload]
-    "_EveryVariable", __base__=_Environment, **{name: (kind, None) for name, kind in _SECTIONS.items()}
-)
-
-
 def _read_environment() -> dict[str, Any]:
-    known = set(_SECTIONS)
+    known = set(Settings.model_fields)
     for key in os.environ:
         first = key.removeprefix("APIARY_").split("__")[0].lower()
         if key.startswith("APIARY_") and first not in known | {"config", "data", "log"}:
             raise SettingsError(f"environment: {key} names no setting{_near(first, known)}")
     try:
-        values = EnvSettingsSource(_EveryVariable)()
+        values = _every_variable()
     except (ValidationError, ValueError) as e:
         raise SettingsError(f"environment: {e}") from None
     return {k: v for k, v in values.items() if v is not None}
+
+
+def _every_variable() -> dict[str, Any]:
+    # Here, not above: a child that is handed its settings must not pay 6 MB for reading the environment.
+    from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+    class Environment(BaseSettings):
+        model_config = SettingsConfigDict(env_prefix="APIARY_", env_nested_delimiter="__", extra="ignore")
+
+    kinds = {
+        name: ((str if field.annotation is str else dict[str, Any]) | None, None)
+        for name, field in Settings.model_fields.items()
+    }
+    every: Any = create_model("Environment", __base__=Environment, **kinds)  # type: ignore[call-overload]
+    return EnvSettingsSource(every)()
 
 
 def _merge(

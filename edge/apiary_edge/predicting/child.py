@@ -21,6 +21,7 @@ from apiary_edge.capture import ALIVE_S
 from apiary_edge.capture_job import CaptureTold
 from apiary_edge.predicting.changes import Changes
 from apiary_edge.predicting.job import Line, PredictJob, PredictTold
+from apiary_edge.web.serve import give_memory_back
 
 _JOIN_S: Final = 6.0
 """Longer than a program may take for one picture."""
@@ -57,6 +58,7 @@ NO_CAMERA: Final = (
 def main() -> int:
     """Run one job; what happens is on standard output, a line each."""
     tune(small=True)
+    give_memory_back()
     job = PredictJob.model_validate_json(sys.stdin.buffer.read())
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
