@@ -68,20 +68,18 @@ class Node:
         self.blobs = BlobStore(folder / "blobs", 2**20)
         outlet = Outlet(self.bus, TOPICS)
         downloads = Downloads(NODE, bus=self.bus, topics=TOPICS, outlet=outlet, blobs=self.blobs, idle_s=30.0)
-        none: Any = None
-        self.link = Link(
-            node=NODE,
-            bus=self.bus,
-            topics=TOPICS,
-            outlet=outlet,
-            blobs=self.blobs,
-            downloads=downloads,
-            clock=lambda: self.now,
-            wall=lambda: 1.7e9 + self.now,
-            hold=lambda who, why: None,
-            training=none,
-            samples=lambda: 0,
-        )
+        parts: dict[str, Any] = {
+            "node": NODE,
+            "bus": self.bus,
+            "topics": TOPICS,
+            "outlet": outlet,
+            "blobs": self.blobs,
+            "downloads": downloads,
+            "clock": lambda: self.now,
+            "wall": lambda: 1.7e9 + self.now,
+        }
+        # These features have nothing to do with the rest of a node.
+        self.link = Link(**{**dict.fromkeys(Link.__dataclass_fields__), **parts})
 
     def wanted(self) -> list[str]:
         return [json.loads(p)["digest"] for t, p, _ in self.bus.sent if t.endswith("/want")]

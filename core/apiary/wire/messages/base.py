@@ -47,7 +47,7 @@ def fits_label(name: str) -> bool:
 class Part(BaseModel):
     """A piece of a message; unknown keys are ignored."""
 
-    # Each model's validator is built when it is first used: all of them take 9 MB, a child of a node uses few.
+    # Validators are built when they are first used: all of them take 9 MB, a child of a node uses few.
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), defer_build=True)
 
 
