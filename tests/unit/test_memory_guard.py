@@ -79,8 +79,8 @@ def test_who_is_done_is_left_alone() -> None:
 CHILD = """
 import sys, time
 from apiary_edge.memory_guard import MemoryGuard, limits
-from apiary_edge.trainer import _give_up
-guard = MemoryGuard(limits(0, int(sys.argv[1])), _give_up)
+from apiary_edge.trainer import give_up
+guard = MemoryGuard(limits(0, int(sys.argv[1])), give_up)
 guard.start()
 held = []
 print("ready", flush=True)
