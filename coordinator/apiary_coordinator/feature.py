@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Bus, Received
@@ -59,6 +60,9 @@ class Feature:
 
     def tick(self, now: float) -> None:
         """A turn of the loop, at least twice a second."""
+
+    def finished(self, folder: Path) -> None:
+        """A run's result lies in `folder`, reported and published. On the worker's thread; must not raise."""
 
     def close(self) -> None:
         """The coordinator stops."""

@@ -78,6 +78,7 @@ class Coordinator:
         self._again: list[tuple[float, Callable[[], None], Lane | None]] = []
         self._stay = stay
         self._over = over
+        self._inspect = inspect
         self._means = Means(
             journal,
             blobs,
@@ -89,7 +90,7 @@ class Coordinator:
             self.roster,
             clock,
             wall,
-            inspect,
+            self._finished,
         )
         desk = Desk(
             settings,
@@ -211,6 +212,12 @@ class Coordinator:
             self._failed(done.lane, done.error)
         else:
             self._must(partial(done.then, done.value), done.lane)
+
+    def _finished(self, folder: Path) -> None:
+        """What follows a run, on the worker's thread."""
+        self._inspect(folder)
+        for feature in self._features:
+            feature.finished(folder)
 
     def _must(self, act: Callable[[], None], lane: Lane | None) -> None:
         """Do something that cannot be left out: where the disk refuses, again after a pause."""

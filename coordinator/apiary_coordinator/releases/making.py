@@ -73,7 +73,9 @@ def from_run(folder: Path, wish: Wish, settings: Settings, wall: float) -> Made:
         kind=kind,
         machine=machine,
         labels=chosen.labels,
-        shape=PictureShape(height=shape.height, width=shape.width, channels=_channels(shape.channels)),
+        shape=PictureShape(
+            height=shape.height, width=shape.width, channels=shape.channels, letters=shape.letters or None
+        ),
         accuracy=chosen.accuracy.get(numbers),
         contributors=chosen.contributors,
         run=chosen.run,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from apiary.bus.bus import Received
-from apiary.errors import RequestRefused, StoreError
+from apiary.errors import ApiaryError, RequestRefused, StoreError
 from apiary.settings import ReleaseSettings
 from apiary.wire import Digest
 from apiary.wire.messages import MAX_BYTES, NodeRelease, Release, ReleaseCurrent
@@ -17,8 +17,9 @@ from apiary.wire.messages.releases import MAX_PINNED, MAX_PINS
 from apiary.wire.topics import Kind, Topic
 from apiary_coordinator import rollout as table
 from apiary_coordinator.feature import Desk, Feature
+from apiary_coordinator.releases import making
 from apiary_coordinator.releases.ledger import Book, Ledger, Noted, current
-from apiary_coordinator.releases.making import Made
+from apiary_coordinator.releases.making import Made, Wish
 from apiary_coordinator.rollout import Member, Pins, Policy, Publish, Rollout
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ class Releasing(Feature):
         self._rollout: Rollout | None = None
         self._said_at = 0.0
         self._ticked_at = 0.0
-        self._ready: deque[Made] = deque(maxlen=100)
+        self._ready: deque[Release] = deque(maxlen=100)
+        """Made on the worker's thread, begun on the loop's."""
 
     @property
     def standing(self) -> Standing:
@@ -113,20 +115,47 @@ class Releasing(Feature):
             self._fleet[node] = replace(member, here=here, tags=tags)
             self._take(table.Seen(node, here, tags))
 
+    def finished(self, folder: Path) -> None:
+        """Release a run where the settings ask for it; on the worker's thread."""
+        kind = self._settings.after_publish
+        if kind is None:
+            return
+        try:
+            wish = Wish(kind="tflite" if kind == "tflite" else None)
+            made = self.keep(making.from_run(folder, wish, self._desk.settings, self._desk.wall()))
+        except ApiaryError as e:
+            log.warning(
+                "run=%s is not released: %s; `apiary release create %s` tries again",
+                folder.name,
+                e,
+                folder.name,
+            )
+            return
+        if kind == "eim" and made.release.kind != "eim":
+            log.warning("run=%s has no program (.eim): its .tflite is released instead", folder.name)
+        self._ready.append(made.release)
+
     def tick(self, now: float) -> None:
         """Judge the wave; begin what was made."""
         if now - self._ticked_at < _TICK_S:
             return
         self._ticked_at = now
-        while self._ready:
-            made = self._ready.popleft()
-            try:
-                self.begin(made.release)
-            except RequestRefused as e:
-                log.warning("release=%s is not rolled out: %s", made.release.name, e)
+        self._begin_ready()
         self._take(table.Tick())
         if self._rollout is not None and now - self._said_at >= _REPEAT_S:
             self._say(now)
+
+    def close(self) -> None:
+        """What was made is journaled: it is rolled out at the next start."""
+        try:
+            self._begin_ready()
+        except StoreError as e:
+            log.error("%s", e)
+        if self._rollout is not None and self._rollout.state == "rolling":
+            log.warning(
+                "release=%s is on its way, and goes on when a coordinator runs (apiary coordinator --stay)",
+                self._rollout.release.name,
+            )
 
     def keep(self, made: Made) -> Made:
         """Put a release's file where nodes can have it. For a worker's thread. Raises StoreError."""
@@ -138,10 +167,6 @@ class Releasing(Feature):
         if digest != made.release.file.digest:
             raise StoreError(f"{made.file} changed while it was read: try again")
         return made
-
-    def ready(self, made: Made) -> None:
-        """A kept release is to be rolled out at the next turn. From any thread."""
-        self._ready.append(made)
 
     def begin(self, release: Release) -> Rollout:
         """Start to roll it out. Raises RequestRefused, StoreError."""
@@ -231,6 +256,15 @@ class Releasing(Feature):
         self._check_size(rollout)
         self._perform(rollout, commands)
         return pinned
+
+    def _begin_ready(self) -> None:
+        while self._ready:
+            release = self._ready[0]
+            try:
+                self.begin(release)
+            except RequestRefused as e:
+                log.warning("release=%s is not rolled out: %s", release.name, e)
+            self._ready.popleft()
 
     def _asked(self, event: table.Event, when: str) -> Rollout:
         if self._rollout is None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from apiary.learn.images import Dataset, Record, Scan
+    from apiary.learn.manifest import PictureInput
 
 _LOOKED_AT: Final = 20
 """Files of a data folder that are read for each that is wanted, at most; a share of them is held out."""
@@ -101,7 +102,7 @@ def _open(model: Model, threads: int) -> tuple[Answer, Callable[[], None]]:
         from apiary.learn.classifier import Classifier
 
         classifier = Classifier(model.file, threads=threads)
-        took = classifier.input
+        took = classifier.input  # the file's own
         if classifier.classes != len(model.labels):
             raise ModelError(f"it has {classifier.classes} classes, its manifest {len(model.labels)} labels")
         if (took.height, took.width, took.channels) != (want.height, want.width, want.channels):
@@ -152,10 +153,17 @@ def _pictures(job: TrialJob) -> Dataset | None:
 
 def _load(found: Scan, model: Model) -> Dataset:
     from apiary.learn import images
+
+    return images.load(found, _input(model))
+
+
+def _input(model: Model) -> PictureInput:
     from apiary.learn.manifest import PictureInput
 
     want = model.input
-    return images.load(found, PictureInput(height=want.height, width=want.width, channels=want.channels))
+    return PictureInput(
+        height=want.height, width=want.width, channels=want.channels, letters=want.letters or ""
+    )
 
 
 def _scan(job: TrialJob, labels: list[str]) -> Scan:

@@ -40,12 +40,13 @@ Serial = Annotated[int, Field(ge=1, lt=2**53)]
 
 
 class PictureShape(Part):
-    """What a model takes: uint8 pictures of this size, resized so."""
+    """What a model takes: uint8 pictures of this size, resized so; with `letters` a line of text as one."""
 
     height: Annotated[int, Field(ge=1, le=4096)]
     width: Annotated[int, Field(ge=1, le=4096)]
     channels: Literal[1, 3]
     resize: Literal["none", "squash", "fit-shortest", "fit-longest"] = "squash"
+    letters: Annotated[str, Field(max_length=256)] | None = None
 
 
 class Release(Part):
