@@ -117,6 +117,7 @@ def _create_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=("eim", "tflite"), help="unset: eim where there is one")
     parser.add_argument("--int8", action="store_true", help="the 8 bit model")
     parser.add_argument("--labels", metavar="A,B,...", help="of a .tflite file, in the model's order")
+    parser.add_argument("--new-labels", action="store_true", help="it has other labels, and that is meant")
     parser.add_argument("--min-version", metavar="V", help="nodes with an older Apiary keep what they have")
     parser.add_argument("--expires-days", type=float, metavar="D", help="install it no later than this")
     parser.add_argument("--wait", action="store_true", help="stay until it is out, or halted")
@@ -132,6 +133,7 @@ def _wish(args: argparse.Namespace) -> dict[str, Any]:
         "labels": args.labels.split(",") if args.labels else None,
         "min_version": args.min_version,
         "expires_days": args.expires_days,
+        "relabels": args.new_labels or None,
     }
 
 

@@ -133,8 +133,23 @@ class Releases(Feature):
             self._handle(table.Told(None))
             return
         unfit = fitness.why_unfit(release, self._host, self._link.wall())
-        refused = self._shelf.why_refused(release.name, release.attempt)
+        refused = self._shelf.why_refused(release.name, release.attempt) or self._other_labels(release)
         self._handle(table.Told(release, unfit, refused))
+
+    def _other_labels(self, release: Release) -> str | None:
+        """A model for something else is a mistake, unless it is said to be meant."""
+        current, previous = self._shelf.current, self._shelf.previous
+        if current is None or release.relabels or set(current.labels) == set(release.labels):
+            return None
+        if previous is not None and (previous.release, previous.digest) == (
+            release.name,
+            release.file.digest,
+        ):
+            return None
+        return (
+            f"it has the labels {', '.join(release.labels)[:150]}, "
+            f"the present release {', '.join(current.labels)[:150]}"
+        )
 
     def _handle(self, event: table.Event) -> None:
         self.standing, commands = table.handle(self.standing, event)

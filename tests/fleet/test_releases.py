@@ -299,3 +299,14 @@ def test_killed_at_any_moment_over_a_bad_link_it_ends_on_the_good_release(tmp_pa
     fleet.turn(1400)
     assert all_have(fleet, "two")
     assert fleet.ever_had("bad") == set()
+
+
+def test_other_labels_than_before_must_be_meant(fleet: ReleaseFleet) -> None:
+    assert fleet.roll_out("good") == "done"
+    with pytest.raises(RequestRefused, match="it has the labels x, y, good has a, b; if that is meant"):
+        fleet.hq.releasing.begin(fleet.make("other", labels=["x", "y"]))
+    assert fleet.roll_out("meant", labels=["x", "y"], relabels=True) == "done"
+    assert all_have(fleet, "meant")
+    fleet.hq.releasing.rollback("good")
+    fleet.turn(40)
+    assert all_have(fleet, "good"), "back to what was good is no mistake either"

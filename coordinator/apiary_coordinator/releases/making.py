@@ -35,6 +35,7 @@ class Wish:
     labels: tuple[str, ...] | None = None
     min_version: str = ""
     expires_days: float | None = None
+    relabels: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ def _made(
             created=int(wall),
             expires=int(wall + days * _DAY_S) if days is not None else None,
             min_version=wish.min_version,
+            relabels=wish.relabels,
         )
     except OSError as e:
         raise DataError(f"{file} cannot be read: {e.strerror}") from None

@@ -40,6 +40,7 @@ class Create(Arguments):
     labels: Annotated[list[Label], Field(min_length=2, max_length=MAX_LABELS)] | None = None
     min_version: Annotated[str, Field(max_length=40, pattern=r"^[0-9A-Za-z.+-]*$")] = ""
     expires_days: Annotated[float, Field(gt=0, le=3650)] | None = None
+    relabels: bool = False
 
 
 class Rollback(Arguments):
@@ -147,6 +148,7 @@ def _create(call: Call, told: Create, releasing: Releasing, desk: Desk) -> None:
         labels=tuple(told.labels) if told.labels is not None else None,
         min_version=told.min_version,
         expires_days=told.expires_days,
+        relabels=told.relabels,
     )
     settings = desk.settings
 

@@ -183,6 +183,13 @@ class Releasing(Feature):
             )
         if (stable := book.stable()) is not None and stable.file.digest == release.file.digest:
             raise RequestRefused(f"the fleet has these very bytes, as {stable.name}")
+        if stable is not None and not release.relabels and set(stable.labels) != set(release.labels):
+            raise RequestRefused(
+                f"it has the labels {', '.join(release.labels)[:150]}, {stable.name} has "
+                f"{', '.join(stable.labels)[:150]}; if that is meant: --new-labels"
+            )
+        if stable is not None and release.relabels:
+            stable = stable.model_copy(update={"relabels": True})  # the way back is meant as well
         rollout, commands = table.begin(
             release, stable, self._policy, self._desk.clock(), pins=book.pins, fleet=dict(self._fleet)
         )
@@ -221,7 +228,7 @@ class Releasing(Feature):
             raise RequestRefused(f"no release {name!r}; there are: {', '.join(book.entries) or 'none'}")
         self._must_have(release)
         rollout, commands = table.restore(
-            release.model_copy(update={"attempt": release.attempt + 1}),
+            release.model_copy(update={"attempt": release.attempt + 1, "relabels": True}),
             self._policy,
             self._desk.clock(),
             pins=book.pins,

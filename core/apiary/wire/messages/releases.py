@@ -53,7 +53,8 @@ class Release(Part):
     """What one release is. `machine` is None where any node can run the file (`.tflite`).
 
     `accuracy` is on the server's held-out pictures; `created` and `expires` are seconds since 1970.
-    `attempt` counts how often it was tried: a node that refused one attempt tries the next.
+    `relabels` says that other labels than those of the release before are meant. `attempt` counts how often
+    it was tried: a node that refused one attempt tries the next.
     """
 
     name: Name
@@ -68,6 +69,7 @@ class Release(Part):
     created: Count = 0
     expires: Count | None = None
     min_version: Text = ""
+    relabels: bool = False
     attempt: Annotated[int, Field(ge=1, le=10**6)] = 1
 
     def same(self, name: str | None, digest: str | None, attempt: int) -> bool:
