@@ -21,6 +21,7 @@ from apiary_cli.datasets import Layout, hardhat_layout, materialise
 from apiary_cli.federation import LocalFederation
 from apiary_cli.live import Live
 from apiary_cli.presets import PRESETS, Preset
+from apiary_cli.rolling import Rolling, settings_for, table_of
 from apiary_cli.stopping import Stop, stop_on_signals
 from apiary_cli.view import RunView
 from apiary_cli.watching import Watcher
@@ -32,6 +33,7 @@ _EXAMPLES = """examples:
   apiary demo --dataset hardhat --data DIR                    hard hats on two nodes
   apiary demo --dataset cifar10 --data DIR --nodes 10 --alpha 0.1
   apiary demo --dataset names --data DIR                      surnames by language: texts, a recurrent network
+  apiary demo --release                                       and the model goes back to the nodes, in waves
   apiary demo --json                                          end with one JSON line
 """
 
@@ -58,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where the result goes"
+    )
+    parser.add_argument(
+        "--release",
+        action="store_true",
+        help="then roll the model out to the nodes; as a program (.eim) where EI_API_KEY is set",
     )
     parser.add_argument("--keep", action="store_true", help="keep the nodes' folders and logs")
     parser.add_argument(
@@ -141,6 +148,8 @@ def _federate(
             federation.check()
             if (line := federation.result()) is not None:
                 told: dict[str, Any] = json.loads(line)
+                if args.release:
+                    told["release"] = _release(federation, flags, live=live, stop=stop)
                 return told
             if federation.coordinator is not None and federation.coordinator.code is not None:
                 raise RunFailed(f"the coordinator said nothing at its end:\n{federation.coordinator.tail()}")
@@ -150,10 +159,22 @@ def _federate(
         federation.stop()
 
 
+def _release(federation: LocalFederation, flags: list[str], *, live: Live, stop: Stop) -> dict[str, Any]:
+    """The coordinator comes back to stay, and takes up the release that it journaled at its end."""
+    live.say("the model goes to the nodes")
+    federation.start_coordinator("--stay", *flags)
+    settings = load_settings(federation.settings_file).settings
+    told = Rolling(settings, federation, live.say, stop).until_over()
+    for line in table_of(told):
+        live.say(line)
+    return told
+
+
 def _settings(
     args: argparse.Namespace, preset: Preset, folder: Path, layout: Layout, broker: BrokerProcess
 ) -> dict[str, dict[str, Any]]:
     return {
+        **(settings_for(folder) if args.release else {}),
         "broker": {"host": broker.host, "port": broker.port},
         "run": {
             "rounds": args.rounds or preset.rounds,
