@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 ARGS ?=
 SECONDS_EACH ?= 300
 
-.PHONY: help demo test check bench load links aarch64 chaos fuzz clean
+.PHONY: help demo release-demo test check bench load links aarch64 chaos fuzz clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    set up, then a whole federation on this machine (ARGS='--dataset hardhat --data DIR')"
+	@echo "make release-demo  from a run to programs (.eim) on its nodes, and bad releases stopped"
 	@echo "make test    set up, then style, types, import rules and all tests"
 	@echo "make check   style, types and import rules only"
 	@echo "make bench   overhead of a round, memory of a node (minutes; see benchmarks/README.md)"
@@ -33,6 +34,10 @@ $(VENV)/.dev: $(VENV)/.demo
 
 demo: $(VENV)/.demo
 	@$(BIN)/apiary demo $(ARGS)
+
+release-demo: $(VENV)/.dev
+	@tests/system-packages
+	@$(BIN)/python -m tests.release_demo $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

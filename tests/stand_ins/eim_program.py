@@ -20,7 +20,7 @@ from typing import Any
 MODES = (
     "", "die_at_start", "never_bind", "hang", "crash", "crash_once", "garbage", "html", "wrong_labels",
     "endless", "refuse", "ignore_sigterm", "chatty", "not_finite", "stale_id", "slow_bytes", "leave_shm",
-    "tiny_shm",
+    "tiny_shm", "labels_change",
 )  # fmt: skip
 BUFFER = 10 * 2**20
 SHARED = "/dev/shm"  # noqa: S108 - POSIX shared memory, no temporary file
@@ -88,7 +88,9 @@ class Program:
         return {"id": number, "success": False, "error": why}
 
     def hello(self, number: int) -> dict[str, Any]:
-        labels = ["somebody", "else"] if self.mode == "wrong_labels" else self.labels
+        printing = len(sys.argv) > 1 and sys.argv[1] == "--print-info"
+        changes = self.mode == "labels_change" and not printing
+        labels = ["somebody", "else"] if self.mode == "wrong_labels" or changes else self.labels
         answer: dict[str, Any] = {
             "id": number,
             "success": True,

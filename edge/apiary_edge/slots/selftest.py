@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
     try:
         result = run(job)
     except (ModelError, DataError) as e:
-        result = TrialResult(failed=str(e)[:400])
+        # On the shelf it is named by its digest, which tells an operator nothing.
+        result = TrialResult(failed=str(e).replace(job.model.file.name, "the program")[:400])
     except MemoryError:
         result = TrialResult(failed="this node has not enough memory for it")
     write_atomic(job.out, result.model_dump_json().encode(), sync=False)
