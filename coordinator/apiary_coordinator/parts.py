@@ -9,7 +9,7 @@ from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.operators import Operators
 from apiary_coordinator.releases import operations
 from apiary_coordinator.releases.ledger import Ledger
-from apiary_coordinator.releases.service import Releasing, Sealer, policy_of
+from apiary_coordinator.releases.service import Certified, Releasing, Sealer, Voice, policy_of
 from apiary_coordinator.runbook import RunBook
 from apiary_coordinator.runs import Runs, Workshops
 
@@ -29,8 +29,9 @@ def features(desk: Desk, workshops: Workshops | None = None) -> Sequence[Feature
 
 def _releasing(desk: Desk, operators: Operators) -> Releasing:
     state, chosen = desk.settings.coordinator.state_dir, desk.settings.release
-    releasing = Releasing(
-        chosen, desk, Ledger(state, policy_of(chosen)), Sealer(desk, state / "release-key.pem")
-    )
+    voice: Voice = Certified(desk)
+    if desk.settings.security.ca is None:
+        voice = Sealer(desk, state / "release-key.pem")
+    releasing = Releasing(chosen, desk, Ledger(state, policy_of(chosen)), voice)
     operations.register(operators, releasing, desk)
     return releasing

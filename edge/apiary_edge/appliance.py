@@ -29,7 +29,7 @@ from apiary_edge.health.reader import Reader
 from apiary_edge.log_tail import LogTail
 from apiary_edge.outbox import Outbox
 from apiary_edge.predicting.parts import predictions
-from apiary_edge.releases import Releases, trusting
+from apiary_edge.releases import Releases, opened_before, trusting
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
 from apiary_edge.slots.fitness import Host
@@ -109,7 +109,7 @@ def _releases(settings: Settings, link: Link) -> Releases:
         shelf=shelf,
         testing=TrialProcess(slots.test_s),
         host=Host(elf.machine_of_host(platform.machine()), __version__, slots.max_mb * 2**20),
-        open_=trusting(shelf, slots.release_key),
+        open_=trusting(shelf, slots.release_key) if settings.security.ca is None else opened_before,
     )
 
 

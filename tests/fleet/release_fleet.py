@@ -6,9 +6,11 @@ Only the test of a release is a stand-in: what it comes to is what `verdicts` sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
+
+from tests.fleet.test_signed_rounds import Party
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Connected, Received, Will
@@ -16,6 +18,8 @@ from apiary.bus.flow import ChunkFlow
 from apiary.bus.memory import MemoryBroker
 from apiary.bus.outlet import Outlet
 from apiary.errors import StoreError, WireError
+from apiary.identity.gate import OPEN, Gate
+from apiary.identity.roles import Role
 from apiary.settings import Settings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import BlobRef, NodeStatus, PictureShape, Release, Want
@@ -24,11 +28,11 @@ from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.feature import Desk
 from apiary_coordinator.releases.ledger import Ledger
 from apiary_coordinator.releases.making import Made
-from apiary_coordinator.releases.service import Releasing, Sealer, policy_of
+from apiary_coordinator.releases.service import Certified, Releasing, Sealer, policy_of
 from apiary_coordinator.roster import Roster
 from apiary_edge.downloads import Downloads
 from apiary_edge.feature import Link
-from apiary_edge.releases import Releases, trusting
+from apiary_edge.releases import Releases, opened_before, trusting
 from apiary_edge.slots.fitness import Host
 from apiary_edge.slots.job import TrialJob
 from apiary_edge.slots.shelf import Shelf, folder_of
@@ -86,8 +90,9 @@ class Node:
         settings = fleet.settings(name)
         will = NodeStatus(state="lost", why="connection lost")
         self.bus = fleet.broker.bus(name, Will(TOPICS.build(Kind.NODE_STATUS, node=self.name), will.encode()))
-        outlet = Outlet(self.bus, TOPICS)
         state = settings.edge.state_dir
+        self._gate = fleet.gate(Role.NODE, name, state)
+        outlet = Outlet(self.bus, TOPICS, gate=self._gate)
         self.blobs = BlobStore(state / "blobs", 2**26)
         self.downloads = Downloads(
             self.name, bus=self.bus, topics=TOPICS, outlet=outlet, blobs=self.blobs, idle_s=5.0
@@ -111,7 +116,7 @@ class Node:
             shelf=shelf,
             testing=self.testing,
             host=Host("aarch64", "0.1.0", 2**26),
-            open_=trusting(shelf, settings.edge.slots.release_key),
+            open_=opened_before if fleet.party else trusting(shelf, settings.edge.slots.release_key),
             swapped=lambda slot: self.seen.append(slot.release if slot is not None else None),
         )
         self.shelf = shelf
@@ -138,6 +143,7 @@ class Node:
 
     def _received(self, event: Received) -> None:
         topic = TOPICS.parse(event.topic)
+        event = replace(event, payload=self._gate.open(topic, event.topic, event.payload))
         if topic.kind is Kind.CHUNK_DOWN:
             assert topic.digest is not None and topic.index is not None
             whole = self.downloads.chunk(topic.digest, topic.index, event.payload, self._fleet.broker.now)
@@ -163,7 +169,8 @@ class Headquarters:
         self.blobs = BlobStore(state / "blobs")
         self.roster = Roster()
         self._flow = ChunkFlow()
-        self.outlet = Outlet(self.bus, TOPICS)
+        self._gate = fleet.gate(Role.COORDINATOR, "hq", state)
+        self.outlet = Outlet(self.bus, TOPICS, gate=self._gate)
         self._down = Downlink(TOPICS, self.blobs, self._flow, 0.1)
         self._fleet = fleet
         desk = _of(
@@ -182,7 +189,7 @@ class Headquarters:
             settings.release,
             desk,
             Ledger(state, policy_of(settings.release)),
-            Sealer(desk, state / "release-key.pem"),
+            Certified(desk) if fleet.party else Sealer(desk, state / "release-key.pem"),
         )
         for kind in (Kind.NODE_STATUS, Kind.NODE_RELEASE, Kind.NODE_WANT):
             self.bus.subscribe(TOPICS.pattern(kind))
@@ -197,12 +204,13 @@ class Headquarters:
                 topic = TOPICS.parse(event.topic)
                 node = topic.node
                 assert node is not None
+                opened = replace(event, payload=self._gate.open(topic, event.topic, event.payload))
                 if topic.kind is Kind.NODE_STATUS:
-                    self.roster.update(node, NodeStatus.decode(event.payload, who=node), now)
+                    self.roster.update(node, NodeStatus.decode(opened.payload, who=node), now)
                 if topic.kind is Kind.NODE_WANT:
-                    self._down.want(node, Want.decode(event.payload, who=node), now)
+                    self._down.want(node, Want.decode(opened.payload, who=node), now)
                 else:
-                    self.releasing.received(topic, event)
+                    self.releasing.received(topic, opened)
         self.releasing.tick(now)
         self._down.due(now)
         self._flow.pump(self.bus, 20)
@@ -211,10 +219,13 @@ class Headquarters:
 class ReleaseFleet:
     """Headquarters and nodes `pi-0`, `pi-1`, ...; each can be killed and started again."""
 
-    def __init__(self, folder: Path, nodes: int = 5, *, seed: int = 1, **release: Any):
+    def __init__(
+        self, folder: Path, nodes: int = 5, *, seed: int = 1, certified: bool = False, **release: Any
+    ):
         self.folder = folder
         self.broker = MemoryBroker(seed=seed, latency_s=0.01)
         self.broker.now = 1_000_000.0
+        self.party = Party(self.broker) if certified else None
         self.tags: dict[str, dict[str, str]] = {}
         self.slots: dict[str, Any] = {}
         self.chosen = {"waves": [0.2, 1.0], "wave_s": 120.0, "soak_s": 5.0, **release}
@@ -236,6 +247,9 @@ class ReleaseFleet:
                 "release": self.chosen,
             }
         )  # fmt: skip
+
+    def gate(self, role: Role, name: str, folder: Path) -> Gate:
+        return self.party.gate(role, name, folder) if self.party is not None else OPEN
 
     def start_node(self, name: str) -> Node:
         self.nodes[name] = Node(self, name)

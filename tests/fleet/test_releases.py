@@ -14,6 +14,7 @@ from apiary.bus.bus import Received
 from apiary.bus.memory import Fault
 from apiary.errors import RequestRefused, StoreError
 from apiary.identity.release_key import seal
+from apiary.identity.roles import Role
 from apiary.wire.messages import ReleaseCurrent
 from apiary.wire.topics import Kind
 from apiary_coordinator.releases.ledger import current
@@ -310,3 +311,27 @@ def test_other_labels_than_before_must_be_meant(fleet: ReleaseFleet) -> None:
     fleet.hq.releasing.rollback("good")
     fleet.turn(40)
     assert all_have(fleet, "good"), "back to what was good is no mistake either"
+
+
+def test_where_the_fleet_has_an_authority_only_the_coordinators_certificate_releases(tmp_path: Path) -> None:
+    fleet = ReleaseFleet(tmp_path, certified=True)
+    assert fleet.party is not None
+    assert fleet.roll_out("good") == "done" and all_have(fleet, "good")
+    told = forged(fleet, "evil", 2**50)
+    attacker = fleet.broker.bus("attacker")
+    attacker.poll(0)
+    node = fleet.party.keys.signer("pi-0", Role.NODE)
+    for payload in (
+        seal(Ed25519PrivateKey.generate(), CURRENT, told.encode(), told.serial),
+        node.seal(CURRENT, told.encode()),
+        told.encode(),
+    ):
+        attacker.publish(CURRENT, payload, retain=True)
+        fleet.turn(10)
+    assert all_have(fleet, "good")
+    complaints = " ".join(fleet.nodes["pi-0"].complaints)
+    for said in ("not this fleet's authority", "signed by node 'pi-0', expected", "not signed, expected"):
+        assert said in complaints
+    with pytest.raises(RequestRefused, match="signed with the coordinator's certificate"):
+        fleet.hq.releasing.key()
+    assert fleet.roll_out("bad", BAD) == "halted" and all_have(fleet, "good")

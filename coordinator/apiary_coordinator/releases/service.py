@@ -355,6 +355,23 @@ def policy_of(settings: ReleaseSettings) -> Policy:
     )
 
 
+class Certified:
+    """Where the fleet has an authority the coordinator's certificate signs releases like all else."""
+
+    def __init__(self, desk: Desk):
+        self._desk = desk
+
+    def key(self) -> str:
+        """There is none to pin."""
+        raise RequestRefused(
+            "releases are signed with the coordinator's certificate: nodes trust security.ca, not a key"
+        )
+
+    def send(self, message: ReleaseCurrent) -> None:
+        """Publish it; the outlet seals."""
+        self._desk.outlet.send(message)
+
+
 class Sealer:
     """Seals with the release key, made where there is none yet."""
 
