@@ -1,0 +1,96 @@
+"""A coordinator that stays up, or a node, as a process on a real broker: all real but the training.
+
+python tests/stand_ins/fleet_party.py SETTINGS.toml coordinator
+python tests/stand_ins/fleet_party.py SETTINGS.toml NODE
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.fleet.harness import FakeTraining, FakeWorkshop
+
+from apiary.blobs import BlobStore
+from apiary.bus.mqtt import MqttBus
+from apiary.settings import Settings, load_settings
+from apiary.wire import NodeId
+from apiary_cli import logs
+from apiary_coordinator import parts
+from apiary_coordinator.service import Coordinator
+from apiary_coordinator.service import will as coordinator_will
+from apiary_coordinator.store import Journal
+from apiary_coordinator.worker import ThreadWorker
+from apiary_edge.commands import Commands
+from apiary_edge.outbox import Outbox
+from apiary_edge.service import Edge, will
+
+TRAINING_S = 0.4
+
+
+class Clock:
+    """The time as the stand-in for training asks for it."""
+
+    @property
+    def now(self) -> float:
+        return time.monotonic()
+
+
+def coordinator(settings: Settings) -> Coordinator:
+    epoch = secrets.token_hex(4)
+    bus = MqttBus(
+        settings.broker, client_id=f"c-{settings.federation}", will=coordinator_will(settings.topics, epoch)
+    )
+    return Coordinator(
+        settings,
+        bus=bus,
+        journal=Journal(settings.coordinator.state_dir),
+        blobs=BlobStore(settings.coordinator.state_dir / "blobs"),
+        worker=ThreadWorker("worker", bus.wake),
+        clock=time.monotonic,
+        wall=time.time,
+        epoch=epoch,
+        stay=True,
+        features=partial(parts.features, workshops=lambda _, blobs: FakeWorkshop(blobs)),
+    )
+
+
+def node(settings: Settings) -> Edge:
+    edge, instance = settings.edge, secrets.token_hex(4)
+    clock: Any = Clock()
+    return Edge(
+        settings,
+        bus=MqttBus(
+            settings.broker,
+            client_id=f"n-{settings.federation}-{edge.node_id}",
+            will=will(settings.topics, NodeId(edge.node_id), instance, edge.tags),
+        ),
+        blobs=BlobStore(edge.state_dir / "blobs", 2**28),
+        outbox=Outbox(edge.state_dir / "outbox"),
+        training=FakeTraining(clock, TRAINING_S),
+        clock=time.monotonic,
+        wall=time.time,
+        instance=instance,
+        runtimes=["fake"],
+        features=lambda link: [Commands(link, edge.state_dir, None)],
+    )
+
+
+def main(file: str, name: str) -> None:
+    logs.to_stderr(verbose=False)
+    folder = Path(file).parent
+    own = {} if name == "coordinator" else {"edge.node_id": name, "edge.state_dir": folder / name}
+    settings = load_settings(Path(file), own).settings
+    party = coordinator(settings) if name == "coordinator" else node(settings)
+    party.start()
+    party.run(lambda: False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
