@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 from pathlib import Path
+from typing import Final
 
 from apiary.bus.allocator import tune
 from apiary.errors import SettingsError
@@ -17,6 +18,8 @@ from apiary_cli.stopping import stop_on_signals
 from apiary_edge.appliance import build
 from apiary_edge.twin import hold_folder
 
+_START_S: Final = 600.0
+"""A million pictures on a slow card are compared with their index in less."""
 _EXAMPLES = """examples:
   apiary edge --node-id pi-1 --data /srv/pictures
   apiary edge --data pictures --host broker.local
@@ -66,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError("--json goes with apiary edge status")
     tune(small=True)
     notifier = Notifier.from_environment(os.environ, time.monotonic)
+    notifier.extend(_START_S)
     with hold_folder(settings.edge.state_dir):
         bus, service, board = build(settings)
         with stop_on_signals(bus.wake) as stop:
