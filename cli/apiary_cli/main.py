@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "node": "have nodes pause, resume, drain, retrain, or tell their log",
     "samples": "this node's pictures: import, list, label, delete, count",
     "label": "the labelling page of this node, for a phone or a desktop",
+    "predictions": "the address of this node's live predictions page",
     "capture": "keep frames of this node's camera for labelling",
     "predict": "classify pictures with a run's model",
     "publish": "a run's model to Edge Impulse (.eim), or as plain files into a folder",

@@ -51,7 +51,9 @@ class Predicting(Feature):
             case "refused" | "closed":
                 log.warning("node=%s predictions: %s", node, told.text)
             case "page":
-                log.info("node=%s predictions page: %s (the token lies in labelling.token)", node, told.text)
+                log.info(
+                    "node=%s predictions page: %s (apiary predictions prints its token)", node, told.text
+                )
 
 
 class PredictProcess(LastingChild[Line]):

@@ -1,0 +1,49 @@
+"""`apiary predictions`: the address of this node's predictions page, with its owner's token."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from apiary.errors import SettingsError
+from apiary.settings import load_settings
+
+_EXAMPLES = """examples:
+  apiary predictions                                     on the node; open the address that is printed
+  sudo -u apiary apiary predictions --config /etc/apiary/apiary.toml
+
+The page is served by `apiary edge` where edge.predict.enabled is true. The address holds the owner's token:
+whoever has it sees the camera's pictures.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EXAMPLES
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="the node's folder (edge.state_dir)")
+    parser.add_argument("--json", action="store_true", help="one JSON line: address and token")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it. Raises ApiaryError."""
+    from apiary_edge.web.token import load_or_make
+
+    overrides = {**args.overrides, **({"edge.state_dir": args.state_dir} if args.state_dir else {})}
+    edge = load_settings(args.config, overrides).settings.edge
+    if not edge.predict.enabled:
+        raise SettingsError(
+            "this node does not predict: set edge.predict.enabled = true (and edge.predict.host to an "
+            "address of this machine, for a phone in the same network), and start apiary edge again"
+        )
+    if edge.predict.port == 0:
+        raise SettingsError("edge.predict.port is 0, any that is free: the log of apiary edge says which")
+    token = load_or_make(edge.state_dir)
+    host = f"[{edge.predict.host}]" if ":" in edge.predict.host else edge.predict.host
+    address = f"http://{host}:{edge.predict.port}/"
+    if args.json:
+        print(json.dumps({"address": address, "token": token}))
+    else:
+        print(f"predictions page: {address}?token={token}")
+    return 0
