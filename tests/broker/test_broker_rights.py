@@ -1,4 +1,4 @@
-"""TLS with a certificate for each device, the access lists and the bridge of broker/examples."""
+"""TLS with a certificate for each device, what is said when it fails, and the bridge of broker/examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from apiary.bus.broker import default_conf
-from apiary.bus.bus import Connected, Disconnected, Event, Received, Refused
+from apiary.bus.bus import Connected, Disconnected, Event, Received
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import BrokerRefused, SettingsError
 from apiary.settings import BrokerSettings
@@ -20,6 +20,7 @@ from apiary.wire.topics import Kind, Topics
 pytestmark = pytest.mark.broker
 PollUntil = Callable[..., list[Event]]
 EXAMPLES = Path(__file__).resolve().parents[2] / "broker" / "examples"
+ACL = EXAMPLES.parent / "acl.conf"
 T = Topics()
 PI, OTHER = NodeId("pi-07"), NodeId("pi-08")
 DIGEST = Digest("ab" * 32)
@@ -66,8 +67,15 @@ def _fleet_conf(certificates: Path, folder: Path) -> str:
     base = default_conf().read_text().split("\nlistener ")[0]
     base = base.replace("/var/lib/mosquitto/", f"{folder}/")
     tls = (EXAMPLES / "tls.conf").read_text().replace("listener 8883", "listener {port} 127.0.0.1")
-    tls = tls.replace("/etc/mosquitto/certs", str(certificates))
-    return base + "\n" + tls.replace("/etc/mosquitto/acl.conf", str(EXAMPLES / "acl.conf"))
+    # Made by openssl here, not by `apiary pki`: other names, and no list of revoked ones.
+    for ours, theirs in (
+        ("ca.pem", "fleet-ca.crt"),
+        ("tls/cert.pem", "broker.crt"),
+        ("tls/key.pem", "broker.key"),
+    ):
+        tls = tls.replace(f"/etc/mosquitto/apiary/{ours}", str(certificates / theirs))
+    tls = tls.replace("crlfile ", "#crlfile ")
+    return base + "\n" + tls.replace("/etc/mosquitto/apiary/acl.conf", str(ACL))
 
 
 @pytest.fixture
@@ -90,59 +98,6 @@ def party(fleet_port: int, certificates: Path) -> Iterator[Callable[..., MqttBus
     yield connect
     for bus in buses:
         bus.close()
-
-
-def test_node_writes_under_its_own_id_only(party: Callable[..., MqttBus], poll_until: PollUntil) -> None:
-    coordinator, node = party("coordinator"), party(PI)
-    coordinator.subscribe("apiary/#")
-    poll_until(connected, coordinator)
-    coordinator.poll(0.2)
-    poll_until(connected, node)
-    own, foreign = T.build(Kind.NODE_OFFER, node=PI), T.build(Kind.NODE_OFFER, node=OTHER)
-    announcement = T.build(Kind.ROUND_CURRENT)
-    for topic in (foreign, announcement, own):
-        node.publish(topic, b"{}")
-    events = poll_until(
-        lambda es: sum(isinstance(e, Refused) for e in es) == 2 and any(isinstance(e, Received) for e in es),
-        coordinator,
-        node,
-    )
-    assert {e.topic: e.reason for e in events if isinstance(e, Refused)} == {
-        foreign: "Not authorized",
-        announcement: "Not authorized",
-    }
-    assert [e.topic for e in events if isinstance(e, Received)] == [own]
-
-
-def test_every_topic_that_a_party_uses_is_allowed(
-    party: Callable[..., MqttBus], poll_until: PollUntil
-) -> None:
-    coordinator, node, other = party("coordinator"), party(PI), party(OTHER)
-    from_node = {Kind.NODE_STATUS, Kind.NODE_PROGRESS, Kind.NODE_ASK, Kind.NODE_WANT, Kind.NODE_OFFER}
-    from_node.add(Kind.CHUNK_UP)
-    for bus in (coordinator, node, other):
-        bus.subscribe("apiary/#")
-        bus.subscribe("apiary-blob/#")
-        poll_until(connected, bus)
-        bus.poll(0.1)
-    expected: dict[str, set[str]] = {"coordinator": set(), "node": set()}
-    for kind in Kind:
-        topic = T.build(kind, node=PI, digest=DIGEST, index=0, metric="loss")
-        sender = node if kind in from_node else coordinator
-        assert sender.publish(topic, b"{}", qos=kind.qos)
-        expected["coordinator"].add(topic)
-        if kind not in from_node and kind is not Kind.METRIC:
-            expected["node"].add(topic)
-    got: dict[str, set[str]] = {"coordinator": set(), "node": set(), "other": set()}
-    for _ in range(100):
-        for name, bus in (("coordinator", coordinator), ("node", node), ("other", other)):
-            for event in bus.poll(0.01):
-                assert isinstance(event, Received), event
-                got[name].add(event.topic)
-    assert got["coordinator"] == expected["coordinator"]
-    assert got["node"] == expected["node"]
-    private = {T.build(k, node=PI) for k in (Kind.NODE_NOTICE, Kind.NODE_GRANT, Kind.NODE_RECEIPT)}
-    assert got["other"] == expected["node"] - private
 
 
 def test_unknown_authority_is_refused_with_what_to_check(
@@ -222,8 +177,8 @@ def test_bridge_carries_both_ways(
 ) -> None:
     acl = tmp_path / "acl.conf"
     rights = "user gateway\ntopic readwrite apiary/#\ntopic readwrite apiary-blob/#\n\n"
-    acl.write_text(rights + (EXAMPLES / "acl.conf").read_text())
-    central_conf = _fleet_conf(certificates, tmp_path).replace(str(EXAMPLES / "acl.conf"), str(acl))
+    acl.write_text(rights + ACL.read_text())
+    central_conf = _fleet_conf(certificates, tmp_path).replace(str(ACL), str(acl))
     central = run_mosquitto(central_conf, plain=False)
     bridge = (EXAMPLES / "bridge.conf").read_text().replace("/etc/mosquitto/certs", str(certificates))
     bridge = bridge.replace("central.example.org:8883", f"127.0.0.1:{central}")
@@ -239,9 +194,9 @@ def test_bridge_carries_both_ways(
     poll_until(connected, coordinator)
     poll_until(connected, node)
     coordinator.publish(T.build(Kind.ROUND_CURRENT), b"{}", retain=True)
-    poll_until(lambda es: any(isinstance(e, Received) and "round" in e.topic for e in es), node)
+    poll_until(lambda es: any(isinstance(e, Received) and "round" in e.topic for e in es), node, coordinator)
     coordinator.publish(down, b"chunk")
-    assert poll_until(bool, node)[0] == Received(down, b"chunk")
+    poll_until(lambda es: Received(down, b"chunk") in es, node, coordinator)
     node.publish(up, b"offer")
     poll_until(lambda es: Received(up, b"offer") in es, coordinator, node)
     coordinator.close()

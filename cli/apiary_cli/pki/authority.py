@@ -185,10 +185,10 @@ def serve(args: argparse.Namespace, settings: Settings) -> int:
 
 def make_here(
     ca: CaFolder, whom: Identity, uses: Iterable[Use], folder: Path, days: float, *,
-    names: Iterable[str] = (), new_keys: bool = False, replace_old: bool = False,
+    names: Iterable[str] = (), new_keys: bool = False, replace_old: bool = False, owner: str | None = None,
 ) -> None:  # fmt: skip
     """Keys and certificates for a party of this very machine."""
-    device = Device(folder, tuple(uses))
+    device = Device(folder, tuple(uses), owner)
     keys = read_request(device.request(whom.name, renew=new_keys), whom.name, device.uses)
     made = ca.issue(whom, keys, days, names=tuple(names), replace_old=replace_old)
     device.install(answer(ca, made))
@@ -206,7 +206,8 @@ def _give(
     days, uses = settings.pki.days, USES[whom.role]
     if args.dir is not None:
         make_here(
-            ca, whom, uses, args.dir, days, names=args.san, new_keys=new_keys, replace_old=replace_old
+            ca, whom, uses, args.dir, days,
+            names=args.san, new_keys=new_keys, replace_old=replace_old, owner=args.owner,
         )  # fmt: skip
         where = str(args.dir)
     else:

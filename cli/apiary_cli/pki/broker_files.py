@@ -45,6 +45,7 @@ def acl(ca: CaFolder, settings: Settings) -> str:
         viewers=names[Role.VIEWER],
         wardens={WARDEN},
         shut_out=ca.revoked_names(),
+        extra=settings.pki.acl_extra,
         root=settings.root,
         blob_root=settings.blob_root,
     )

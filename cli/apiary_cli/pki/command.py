@@ -84,6 +84,7 @@ def _on_the_server(add: Add) -> None:
     )
     a.add_argument("--again", action="store_true", help="it was enrolled before: revoke what it had")
     _where_to(a)
+    _owner(a)
 
     a = add(
         "renew", authority.renew, "new certificates before the old ones end",

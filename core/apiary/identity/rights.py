@@ -37,7 +37,7 @@ _R: Final = Right(read=Access.ALL)
 _RW: Final = Right(Access.ALL, Access.ALL)
 _OWN_W: Final = Right(write=Access.OWN)
 _OWN_R: Final = Right(read=Access.OWN)
-_OWN_W_R: Final = Right(Access.OWN, Access.ALL)
+_OWN_WR: Final = Right(Access.OWN, Access.OWN)
 
 PARTIES: Final = (Role.COORDINATOR, Role.NODE, Role.OPERATOR, Role.VIEWER)
 
@@ -54,7 +54,8 @@ _TABLE: Final[Mapping[Kind, tuple[Right, Right, Right, Right]]] = {
     Kind.MODEL_CURRENT: _SAID_TO_ALL,
     Kind.RELEASE_CURRENT: _SAID_TO_ALL,
     Kind.METRIC: (_RW, _NO, _R, _R),
-    Kind.NODE_STATUS: _SAID_BY_NODE,
+    # A node hears its own status: so it learns of another that has its id.
+    Kind.NODE_STATUS: (_R, _OWN_WR, _R, _R),
     Kind.NODE_HEALTH: _SAID_BY_NODE,
     Kind.NODE_PROGRESS: _SAID_BY_NODE,
     Kind.NODE_PREDICTION: _SAID_BY_NODE,
@@ -71,7 +72,7 @@ _TABLE: Final[Mapping[Kind, tuple[Right, Right, Right, Right]]] = {
     Kind.OPERATOR_REQUEST: (_R, _NO, _OWN_W, _NO),
     Kind.OPERATOR_REPLY: (_W, _NO, _OWN_R, _NO),
     # Weights are for who trains and who aggregates; a node's update is read by the coordinator alone.
-    Kind.CHUNK_DOWN: (_W, _R, _NO, _NO),
+    Kind.CHUNK_DOWN: (_RW, _R, _NO, _NO),
     Kind.CHUNK_UP: (_R, _OWN_W, _NO, _NO),
 }
 
@@ -88,12 +89,14 @@ def access_list(
     viewers: Iterable[str] = (),
     wardens: Iterable[str] = (),
     shut_out: Iterable[str] = (),
+    extra: Iterable[str] = (),
     root: str = "apiary",
     blob_root: str = "apiary-blob",
 ) -> str:
     """mosquitto's `acl_file`: a node by pattern, everyone else by name; `shut_out` may do nothing at all.
 
     `wardens` may ask the dynamic security plugin to end a connection, and say that a node is lost.
+    `extra`: lines besides, for everyone.
     """
     lines = [
         "# Who may do what (`acl_file` of mosquitto), made from the table in docs/security.md: do not edit.",
@@ -107,11 +110,15 @@ def access_list(
         ),
         "# A message to itself: `apiary doctor`.",
         f"pattern readwrite {root}/+/node/%u/doctor",
+        "# Sensors in Home Assistant (edge.predict.home_assistant); `apiary pki` adds pki.acl_extra:",
+        "# pattern write homeassistant/sensor/%u/+/config",
+        *extra,
     ]
     named = ((Role.COORDINATOR, coordinators), (Role.OPERATOR, operators), (Role.VIEWER, viewers))
     for role, names in named:
         for name in sorted(names):
             lines += ["", f"# {role}", f"user {name}", *_no_node(name, root, blob_root)]
+            lines += [f"topic deny {t}" for t in _not_for(role, root, blob_root)]
             lines += [
                 f"topic {verb} {_topic(kind, name, root, blob_root, own=own)}"
                 for verb, kind, own in _rights(role)
@@ -120,6 +127,7 @@ def access_list(
                 lines.append("topic read $SYS/#")
     for name in sorted(wardens):
         lines += ["", "# ends connections of the revoked, and says so", f"user {name}"]
+        lines += [f"topic deny {t}" for t in _not_for(Role.SERVER, root, blob_root)]
         lines += [f"topic write {root}/+/node/+/status", "topic readwrite $CONTROL/dynamic-security/#"]
     for name in sorted(shut_out):
         lines += ["", "# revoked", f"user {name}", "topic deny #"]
@@ -144,6 +152,13 @@ def _topic(kind: Kind, name: str, root: str, blob_root: str, *, own: bool) -> st
         for level in kind.pattern.split("/")
     ]
     return "/".join([blob_root if kind.is_blob else root, "+", *levels])
+
+
+def _not_for(role: Role, root: str, blob_root: str) -> Iterable[str]:
+    """What the patterns give to every user, and the table not to this role."""
+    for kind in Kind:
+        if right(Role.NODE, kind).read is Access.ALL and right(role, kind) == _NO:
+            yield _topic(kind, "", root, blob_root, own=False)
 
 
 def _no_node(name: str, root: str, blob_root: str) -> list[str]:

@@ -27,5 +27,9 @@ class PkiSettings(Section):
     kick: bool = Field(
         False, description="end connections of revoked parties by the broker's dynamic security plugin"
     )
+    acl_extra: list[str] = Field(
+        default_factory=list,
+        description='lines for acl.conf, e.g. ["pattern write homeassistant/sensor/%u/+/config"]',
+    )
     listen: str = Field("", description="address that `apiary pki serve` listens on; empty: all")
     port: int = Field(8443, ge=0, le=65535, description="its port")
