@@ -118,6 +118,28 @@ def test_a_node_that_comes_back_after_the_grace_joins_again_while_there_is_time(
     assert set(fleet.results()[0]["contributors"]) == {"pi-00", "pi-01"}
 
 
+def test_a_frozen_node_that_asks_meanwhile_is_not_sent_away(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    """Its grace is over, but what it has trained would still count."""
+    fleet = make_fleet(2, rounds=1, lost_grace_s=5.0, features={"pi-00": machine.features(tmp_path)})
+    for training in fleet.trainings.values():
+        training.seconds = 200.0
+    training = fleet.trainings["pi-00"]
+    until(fleet, lambda: training.started == 1)
+    machine.now = HOT
+    live = fleet.coordinator.course.live if fleet.coordinator and fleet.coordinator.course else None
+    assert live is not None
+    until(fleet, lambda: NodeId("pi-00") in live.round.gone)
+    # More than edge.refresh_s: it asks what is current, and is told.
+    for _ in range(800):
+        fleet.turn()
+    assert training.frozen_at is not None and training._job is not None
+    machine.now = WELL
+    fleet.run()
+    assert training.started == 1
+
+
 def test_a_node_that_is_short_of_memory_gives_it_back_and_begins_anew(
     make_fleet: MakeFleet, machine: Machine, tmp_path: Path
 ) -> None:

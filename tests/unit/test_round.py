@@ -160,6 +160,39 @@ def test_several_graces_may_end_in_one_tick() -> None:
     assert round_.awaited == [C, D, E]
 
 
+def test_who_comes_back_after_the_grace_joins_again_where_a_place_is_free() -> None:
+    alone = replace(BASE, reserve=())
+    round_, _ = after(alone, Left(A, "too hot", final=False))
+    round_, commands = handle(round_, Tick(), 30.0)
+    assert (dict(round_.gone), round_.away, commands) == ({A: "too hot"}, {A}, [])
+    assert round_.welcomes(A) and not round_.awaits(A)
+    round_, commands = handle(round_, Joined(A), 40.0)
+    assert (dict(round_.gone), round_.away, commands) == ({}, frozenset(), [Invite(A)])
+    assert round_.awaits(A)
+
+
+def test_who_comes_back_to_a_place_that_was_given_away_waits_and_may_still_count() -> None:
+    round_, _ = after(BASE, Left(A, "too hot", final=False))
+    round_, commands = handle(round_, Tick(), 30.0)
+    assert commands == [Invite(D)]
+    assert handle(round_, Joined(A), 40.0) == (round_, [])
+    assert round_.welcomes(A)
+    round_, _ = handle(round_, Accepted(A, GOOD), 50.0)
+    assert A in round_.accepted and A not in round_.gone and not round_.away
+
+
+def test_who_declined_does_not_join_again() -> None:
+    round_, _ = after(replace(BASE, reserve=()), Left(A, "too small", final=True))
+    assert not round_.welcomes(A) and not round_.welcomes(E)
+    assert handle(round_, Joined(A), 40.0) == (round_, [])
+
+
+def test_nobody_is_welcome_once_collecting_is_over() -> None:
+    round_, _ = after(replace(BASE, reserve=()), Left(A, "too hot", final=False))
+    round_, _ = handle(round_, Tick(), 30.0)
+    assert not replace(round_, phase=Phase.AGGREGATING).welcomes(A)
+
+
 def test_the_grace_of_the_last_one_may_end_the_round() -> None:
     none_left = replace(BASE, reserve=())
     round_, _ = after(none_left, Accepted(A, GOOD), Accepted(B, GOOD), Left(C, "lost", final=False))
