@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +21,10 @@ from PIL import Image
 from tests.browser.chromium import BINARY, Tab, chromium
 
 from apiary.bus.broker import find_mosquitto, start_broker
+from apiary.bus.bus import Received
+from apiary.bus.mqtt import MqttBus
+from apiary.settings import BrokerSettings
+from apiary.wire.messages import Prediction
 from apiary_edge.samples.model import Bounds, check_id
 from apiary_edge.samples.store import SampleStore
 
@@ -92,9 +98,37 @@ class Program:
             self.child.wait()
 
 
+class Ear:
+    """Hears what a node predicts, and what it tells Home Assistant; in a thread, to keep the link alive."""
+
+    def __init__(self, port: int):
+        self._heard: list[Received] = []
+        self._over = threading.Event()
+        self._bus = MqttBus(BrokerSettings(port=port), client_id="ear", will=None)
+        self._bus.subscribe("apiary/default/node/pi-1/prediction")
+        self._bus.subscribe("homeassistant/#")
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def predictions(self) -> list[Prediction]:
+        return [Prediction.decode(p, who="pi-1") for p in self.below("apiary/")]
+
+    def below(self, prefix: str) -> list[bytes]:
+        return [e.payload for e in list(self._heard) if e.topic.startswith(prefix)]
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _listen(self) -> None:
+        while not self._over.is_set():
+            self._heard += [e for e in self._bus.poll(0.2) if isinstance(e, Received)]
+        self._bus.close()
+
+
 @contextmanager
-def federation(tmp_path: Path) -> Iterator[tuple[Program, Program, Program]]:
-    """A coordinator that waits for a node with 28 labelled pictures, the node, and its labelling page."""
+def federation(tmp_path: Path, exports: Path) -> Iterator[tuple[Program, Program, Program, Ear]]:
+    """A coordinator that waits for a node with 24 labelled pictures, the node, its page, and an ear."""
     for i in range(12):
         path = tmp_path / "test" / LABELS[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +153,7 @@ def federation(tmp_path: Path) -> Iterator[tuple[Program, Program, Program]]:
             "APIARY_EDGE__STORE__MIN_FREE_MB": "0",
             "APIARY_EDGE__PREDICT__ENABLED": "true",
             "APIARY_EDGE__PREDICT__PORT": str(free_port()),
+            "APIARY_EDGE__PREDICT__HOME_ASSISTANT": "true",
         }
         (tmp_path / "run.toml").write_text(RUN)
 
@@ -127,15 +162,19 @@ def federation(tmp_path: Path) -> Iterator[tuple[Program, Program, Program]]:
             stack.callback(made.close)
             return made
 
+        ear = Ear(broker.port)
+        stack.callback(ear.close)
         test = str(tmp_path / "test")
         yield (
             program(
                 "coordinator", shared, "coordinator", "--config", str(tmp_path / "run.toml"),
                 "--test-data", test, "--rounds", "1", "--min-nodes", "1", "--run", "shades",
                 "--state-dir", str(tmp_path / "coordinator"), "--runs-dir", str(tmp_path / "runs"),
+                "--set", f"coordinator.exports_dir={exports}",
             ),
             program("edge", node, "edge"),
             program("label", node, "label", "--port", "0"),
+            ear,
         )  # fmt: skip
 
 
@@ -147,8 +186,13 @@ def wait_for(what: str, done: Callable[[], object], *programs: Program) -> None:
         time.sleep(0.05)
 
 
-def test_forty_labels_become_a_model_that_the_page_shows(tmp_path: Path) -> None:
-    with federation(tmp_path) as (coordinator, edge, label), chromium(tmp_path / "chromium") as tab:
+def test_forty_labels_become_a_model_that_the_page_shows(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.cache is not None
+    exports = pytestconfig.cache.mkdir("exports")
+    with (
+        federation(tmp_path, exports) as (coordinator, edge, label, ear),
+        chromium(tmp_path / "chromium") as tab,
+    ):
         labelling = label.says(r"http://\S+")[0]
         predicting = edge.says(r"predictions page: (http://\S+)")[1]
         token = labelling.partition("?token=")[2]
@@ -183,6 +227,12 @@ def test_forty_labels_become_a_model_that_the_page_shows(tmp_path: Path) -> None
         assert re.fullmatch(r"[\d.]+ ms", tab.value("document.getElementById('inference').innerText"))
         assert "accurate" in tab.value("document.getElementById('model-more').innerText")
         assert tab.value("document.documentElement.scrollWidth") <= 390
+        # The bus hears it in words, and Home Assistant knows where to listen.
+        wait_for("a prediction", lambda: any(p.label == last for p in ear.predictions()), edge)
+        said = ear.predictions()[-1]
+        assert said.probability > 0.5 and [t.label for t in said.top] == [last, LABELS[PICTURES % 2]]
+        sensors = [json.loads(config) for config in ear.below("homeassistant/sensor/pi-1/")]
+        assert {s["state_topic"] for s in sensors} == {"apiary/default/node/pi-1/prediction"}
         # What has no label yet is suggested one by the same model.
         wait_for("suggestions", lambda: sum(store.counts().suggested.values()) == PICTURES - 40, edge)
         assert tab.complaints == []

@@ -170,6 +170,8 @@ def test_a_model_that_does_not_load_is_told_once_and_the_last_good_one_stays(sce
     assert scene.live.model is not None and scene.live.model.name == "round 1" and not scene.opened[0].closed
     assert scene.live.newest is not None and scene.live.newest.label == "dog"
     assert scene.live.trouble == "round 2 cannot be used: it is torn; going on with round 1"
+    scene.turn(after_s=AGAIN_S)
+    assert scene.kinds().count("refused") == 1, "tried again, and for the same reason not told again"
     scene.refuses = set()
     scene.turn(after_s=AGAIN_S)
     assert scene.live.model.name == "round 2" and scene.live.trouble is None

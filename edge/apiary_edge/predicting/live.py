@@ -187,8 +187,9 @@ class Live:
             self._again_at = now + AGAIN_S
             why = str(e) or "there is not enough memory"
             keeps = f"; going on with {self._found.name}" if self._found else ""
-            self._refused = f"{found.name} cannot be used: {why}{keeps}"[:500]
-            self._tell(PredictTold(kind="refused", text=self._refused, model=found.digest))
+            before, self._refused = self._refused, f"{found.name} cannot be used: {why}{keeps}"[:500]
+            if self._refused != before:
+                self._tell(PredictTold(kind="refused", text=self._refused, model=found.digest))
             return
         self._refused = self._failing = None
         self._fresh = self._frame is not None

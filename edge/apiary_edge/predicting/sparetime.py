@@ -50,6 +50,7 @@ class SpareTime(Feature):
         self._look_at = 0.0
         self._stamp: tuple[object, ...] | None = None
         self._status: dict[str, Any] = {}
+        self._complained = ""
 
     def tick(self, now: float) -> None:
         """Begin where there is something to do; end where there is something better. Raises StoreError."""
@@ -96,7 +97,9 @@ class SpareTime(Feature):
                 if self._has_work() and told.samples == 0:
                     self._look_at = now + FAILED_PAUSE_S
             case "failed" | "declined" | "crashed":
-                log.warning("node=%s spare time: %s", self._node, told.text)
+                level = logging.DEBUG if told.text == self._complained else logging.WARNING
+                log.log(level, "node=%s spare time: %s", self._node, told.text)
+                self._complained = told.text
                 self._running = False
                 self._look_at = now + FAILED_PAUSE_S
             case _:
