@@ -191,9 +191,8 @@ class Stopwatch:
             assert message.state == "closed", message
             self.closed[message.round] = now
             self.seconds[message.round] = message.seconds
-            took_part = message.contributors.values()
-            self.update_bytes = max(c.bytes for c in took_part)
-            self.counted[message.round] = (len(took_part), sum(c.samples for c in took_part))
+            self.update_bytes = max(c.bytes for c in message.contributors.values())
+            self.counted[message.round] = (message.n_contributors, message.n_samples)
             self.cpu[message.round] = cpu_of(os.getpid(), children(os.getppid()))
 
 

@@ -12,6 +12,7 @@ from apiary.settings import Settings
 from apiary_cli.asking import ask
 from apiary_cli.flags import add_broker, settings_of
 from apiary_cli.run import rounds as table
+from apiary_coordinator.history_file import NAME, read_history
 
 _EXAMPLES = """examples:
   apiary rounds                          of the run under way, or else the newest: the coordinator is asked
@@ -57,17 +58,17 @@ def _asked(settings: Settings, name: str | None, timeout_s: float | None) -> dic
 def _from_folder(settings: Settings, run: str) -> dict[str, Any] | None:
     """A run whose folder is on this machine; None where there is none of that name."""
     for folder in (Path(run), settings.coordinator.runs_dir / run):
-        path = folder / "history.json"
+        path = folder / NAME
         if not path.is_file():
             continue
+        history = read_history(folder)
         try:
-            history = json.loads(path.read_text())
             rounds = [{key: _plain(key, entry.get(key)) for key in _KEYS} for entry in history["rounds"]]
             return {"run": history["run"], "rounds": rounds}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        except (TypeError, AttributeError) as e:
             raise DataError(f"{path} cannot be read: {e}") from None
     if "/" in run:
-        raise DataError(f"{run} holds no history.json: it is no run's folder")
+        raise DataError(f"{run} holds no {NAME}: it is no run's folder")
     return None
 
 

@@ -70,7 +70,7 @@ def render(told: dict[str, Any]) -> str:
     if last is not None and last["state"] == "closed":
         lines.append(
             f"last round   {last['round']}: accuracy {last['accuracy']:.1%}, loss {last['loss']:.3f}, "
-            f"{len(last['contributors'])} updates, {last['seconds']:.1f} s"
+            f"{last['n_contributors']} updates, {last['seconds']:.1f} s"
         )
     elif last is not None:
         lines.append(f"last round   {last['round']} failed: {last.get('why', '')}")

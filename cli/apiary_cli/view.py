@@ -117,10 +117,12 @@ class RunView:
             return [f"round {result.round} failed: {result.why}"]
         lines = [
             f"round {result.round} closed: accuracy {result.accuracy or 0:.1%}, loss {result.loss or 0:.3f}, "
-            f"{len(result.contributors)} updates, {result.seconds:.1f} s"
+            f"{result.n_contributors} updates, {result.seconds:.1f} s"
         ]
         lines += [f"  {node}: update rejected: {why}" for node, why in result.rejected.items()]
-        return lines + [f"  {node}: {why}" for node, why in result.missing.items()]
+        lines += [f"  {node}: {why}" for node, why in result.missing.items()]
+        more = result.n_rejected + result.n_missing - len(result.rejected) - len(result.missing)
+        return [*lines, f"  and {more} more without a counted update"] if more > 0 else lines
 
 
 def _labels(status: NodeStatus) -> str:

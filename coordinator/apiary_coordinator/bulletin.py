@@ -69,13 +69,13 @@ class Bulletin:
 
     def result(self, result: RoundResult) -> None:
         """A round is over."""
-        self._outlet.send(result)
+        self._outlet.send(result.readable())
         if result.state == "failed":
             log.warning("run=%s round=%d failed: %s", self._run, result.round, result.why)
             return
         for name in _METRICS:
             self._outlet.metric(name, float(getattr(result, name) or 0.0))
-        self._outlet.metric("contributors", len(result.contributors))
+        self._outlet.metric("contributors", result.n_contributors)
         self._outlet.metric("round", result.round)
         log.info(
             "run=%s round=%d closed accuracy=%.1f%% loss=%.4f contributors=%d rejected=%d missing=%d",
@@ -83,9 +83,9 @@ class Bulletin:
             result.round,
             100 * (result.accuracy or 0),
             result.loss or 0,
-            len(result.contributors),
-            len(result.rejected),
-            len(result.missing),
+            result.n_contributors,
+            result.n_rejected,
+            result.n_missing,
         )
 
     def model(self, result: RoundResult, model: BlobRef, artefacts: Artefacts, *, best: bool) -> None:

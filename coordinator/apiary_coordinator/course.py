@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from apiary.blobs import BlobStore
 from apiary.bus.bus import Bus
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.outlet import Outlet
-from apiary.errors import RequestRefused, RunFailed
+from apiary.errors import RequestRefused, RunFailed, StoreError
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
@@ -177,6 +178,7 @@ class Course:
     def _judged(self, judgement: Judgement) -> None:
         means = self._means
         self.record.initial = {"accuracy": judgement.accuracy, "loss": judgement.loss}
+        self.record.begin()
         log.info("run=%s the untrained model has accuracy=%.1f%%", self.run, 100 * judgement.accuracy)
         self.stage = "waiting"
         self._newcomer_at = means.clock()
@@ -258,12 +260,11 @@ class Course:
         # Up to here a full disk changes nothing, and all of it is tried again.
         self.live = None
         self._bulletin.forget()
-        self.record.rounds.append(entry)
         live.collection.close(remove=True)
+        self.record.add(entry)
         self._prune(opening, live.parts.artefacts)
         self._lend(opening, live.parts.artefacts, len(live.round.cohort))
         self._publish(result, opening, live.parts.artefacts)
-        self.record.write()
         self._next()
 
     def _publish(self, result: RoundResult, opening: Opening, artefacts: Artefacts) -> None:
@@ -296,11 +297,12 @@ class Course:
             self.stage = "waiting"
             return
         best = self.record.best
-        self.record.write()
         if best is None and self.record.told_to_stop is not None:
             self._say_goodbye(None)
             return
         if best is None:
+            with suppress(StoreError):  # the journal says it, too
+                self.record.end()
             self._means.journal.end_run(self.run, "failed", stop)
             last = self.record.rounds[-1]["why"] if self.record.rounds else "no round was opened"
             raise RunFailed(f"run {self.run} ended without a model: {stop}; the last: {last}")
@@ -334,6 +336,7 @@ class Course:
         quiet = means.flow.pending == 0 and means.down.next_due() is None
         if (bus.connected and bus.backlog == 0 and quiet) or now >= self._part_at:
             state = "finished" if self.record.told_to_stop is None else "stopped"
+            self.record.end()
             self._means.journal.end_run(self.run, state, self.record.stop or "")
             self.stage = "done"
 
@@ -342,6 +345,9 @@ class Course:
         self._means.journal.end_run(self.run, state, why)
         self.lane.left = True
         self.record.stop = why
+        if self.record.rounds:
+            with suppress(StoreError):
+                self.record.end()
         if self.live is not None:
             self.live.collection.close(remove=True)
             self.live = None

@@ -1,14 +1,19 @@
-"""The record of a run for people and scripts: `history.json` after every round, `summary.json` at the end."""
+"""The record of a run for people and scripts: `history.jsonl`, a line a round; `summary.json` at the end."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from apiary.errors import StoreError
 from apiary.files import write_json
 from apiary.settings import Settings, flatten
 from apiary_coordinator import rules
+from apiary_coordinator.history_file import HistoryFile
 from apiary_coordinator.rules import Best
+
+log = logging.getLogger(__name__)
 
 _SHOWN = ("federation", "run.", "coordinator.labels", "coordinator.test_data")
 
@@ -26,6 +31,8 @@ class Record:
         self.told_to_stop: str | None = None
         self._created = created
         self._settings = settings
+        self._file = HistoryFile(self.folder)
+        self._behind = True
 
     @property
     def folder(self) -> Path:
@@ -35,7 +42,7 @@ class Record:
     @property
     def best(self) -> Best | None:
         """The best round so far."""
-        return rules.best_of(self._closed())
+        return rules.best_of(_closed(self.rounds))
 
     @property
     def next_number(self) -> int:
@@ -58,31 +65,58 @@ class Record:
             if r["state"] == "closed":
                 break
             failed += 1
-        self.stop = self.told_to_stop or rules.stop(self._settings.run, self._closed(), failed)
+        self.stop = self.told_to_stop or rules.stop(self._settings.run, _closed(self.rounds), failed)
         return self.stop
 
-    def write(self) -> dict[str, Any]:
-        """Write `history.json` and return it."""
-        shares = {name: share for r in self.rounds for name, share in r.get("shares", {}).items()}
+    def begin(self) -> None:
+        """Make the file say what the journal does, after a restart. Raises StoreError.
+
+        A run has no folder before its first round is over.
+        """
+        if self.rounds:
+            self._file.hold(self._lines())
+            self._behind = False
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """A round is over. Where the disk refuses its line, it is written with the next."""
+        self.rounds.append(entry)
+        try:
+            if self._behind:
+                self.begin()
+            else:
+                self._file.add(self._line(len(self.rounds) - 1))
+        except StoreError as e:
+            self._behind = True
+            log.error("%s; the journal has it, it is written with the next round", e)
+
+    def end(self) -> None:
+        """Write that the run is over, and why. Raises StoreError."""
         best = self.best
-        told = {
+        end = {"kind": "end", "best_round": best.round if best else None, "stop": self.stop}
+        self._file.hold([*self._lines(), end])
+
+    def _lines(self) -> list[dict[str, Any]]:
+        start = {
+            "kind": "run",
             "run": self.run,
             "created": self._created,
             "settings": {k: v for k, v in flatten(self._settings).items() if k.startswith(_SHOWN)},
             "labels": list(self.labels),
             "initial": self.initial,
-            "rounds": self.rounds,
-            "nodes": dict(sorted(shares.items())),
-            "best_round": best.round if best else None,
-            "stop": self.stop,
         }
-        # Without indentation the encoder is the fast one; after every round this is the loop's time.
-        write_json(self.folder / "history.json", told, indent=None)
-        return told
+        return [start, *(self._line(i) for i in range(len(self.rounds)))]
+
+    def _line(self, index: int) -> dict[str, Any]:
+        best = rules.best_of(_closed(self.rounds[: index + 1]))
+        return {"kind": "round", "best_round": best.round if best else None, **self.rounds[index]}
 
     def finish(self, model_sha256: str, seconds: float, extra: dict[str, Any]) -> dict[str, Any]:
-        """Write both files and return the summary; `model_sha256` names the best round's weights."""
-        told, best = self.write(), self.best
+        """Write both files and return the summary; `model_sha256` names the best round's weights.
+
+        Raises StoreError; it may be called again.
+        """
+        self.end()
+        best = self.best
         good = [r for r in self.rounds if r["state"] == "closed"]
         summary = {
             "run": self.run,
@@ -91,7 +125,7 @@ class Record:
             "best_round": best.round if best else None,
             "rounds_closed": len(good),
             "rounds_failed": len(self.rounds) - len(good),
-            "nodes": len(told["nodes"]),
+            "nodes": len({name for r in self.rounds for name in r.get("shares", {})}),
             "contributors": {str(r["round"]): sorted(r["contributors"]) for r in good},
             "bytes_up": sum(r["bytes_up"] for r in self.rounds),
             "bytes_down": sum(r["bytes_down"] for r in self.rounds),
@@ -103,5 +137,6 @@ class Record:
         write_json(self.folder / "summary.json", summary)
         return summary
 
-    def _closed(self) -> list[tuple[int, float, float]]:
-        return [(r["round"], r["accuracy"], r["loss"]) for r in self.rounds if r["state"] == "closed"]
+
+def _closed(rounds: list[dict[str, Any]]) -> list[tuple[int, float, float]]:
+    return [(r["round"], r["accuracy"], r["loss"]) for r in rounds if r["state"] == "closed"]

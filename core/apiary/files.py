@@ -48,7 +48,7 @@ def write_atomic(
         if sync:
             sync_folder(path.parent)
     except OSError as e:
-        raise StoreError(f"cannot write {path}: {e.strerror or e}{_advice(e)}") from e
+        raise StoreError(f"cannot write {path}: {e.strerror or e}{advice(e)}") from e
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
@@ -61,7 +61,7 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as e:
-        raise StoreError(f"cannot remove {path}: {e.strerror or e}{_advice(e)}") from e
+        raise StoreError(f"cannot remove {path}: {e.strerror or e}{advice(e)}") from e
 
 
 def sync_folder(folder: Path) -> None:
@@ -88,7 +88,8 @@ def clear_partial(folder: Path, *, below: bool = False) -> int:
     return len(left)
 
 
-def _advice(e: OSError) -> str:
+def advice(e: OSError) -> str:
+    """How an operator mends it, to follow what went wrong; empty where that is not known."""
     import errno
 
     return {

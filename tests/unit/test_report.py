@@ -50,9 +50,18 @@ def history(**changes: Any) -> dict[str, Any]:
     return {**told, **changes}
 
 
+def lines(told: dict[str, Any]) -> str:
+    """The same as `history.jsonl` has it."""
+    start = {k: v for k, v in told.items() if k not in ("rounds", "nodes", "best_round", "stop")}
+    rounds = [{"kind": "round", "best_round": None, **r} for r in told["rounds"]]
+    rounds[0]["shares"] = told["nodes"]
+    end = {"kind": "end", "best_round": told["best_round"], "stop": told["stop"]}
+    return "".join(json.dumps(line) + "\n" for line in ({"kind": "run", **start}, *rounds, end))
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    (tmp_path / "history.json").write_text(json.dumps(history()))
+    (tmp_path / "history.jsonl").write_text(lines(history()))
     (tmp_path / "summary.json").write_text(json.dumps({"int8_accuracy": 0.75, "seconds": 75.2}))
     (tmp_path / "model.tflite").write_bytes(b"model")
     return tmp_path
@@ -153,7 +162,7 @@ def test_the_same_run_gives_the_same_page(run: Path) -> None:
 
 def test_a_run_without_a_closed_round_still_has_a_page(tmp_path: Path) -> None:
     told = history(rounds=[{"round": 1, "state": "failed", "why": "no node came"}], best_round=None, nodes={})
-    (tmp_path / "history.json").write_text(json.dumps(told))
+    (tmp_path / "history.jsonl").write_text(lines(told))
     assert [p.name for p in report.write(tmp_path)] == ["history.csv", "report.html"]
     assert "no round has closed" in (tmp_path / "report.html").read_text()
 
@@ -170,16 +179,18 @@ def test_many_labels_and_nodes_are_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"holds no history.json: expected the folder of a run"),
-        ("{", r"history.json cannot be read"),
-        ("[]", r"history.json holds a list, expected an object"),
-        (json.dumps(history(labels=None)), r"history.json: labels: Input should be a valid list"),
-        (json.dumps(history(labels=["a"])), r"round 1: confusion is not 1 x 1"),
+        (None, r"holds no history.jsonl: expected the folder of a run"),
+        ("{\n", r"history.jsonl cannot be read: line 1: Expecting"),
+        ("[]\n", r"history.jsonl cannot be read: line 1: "),
+        ("{}\n", r"history.jsonl cannot be read: line 1: no key 'kind'"),
+        ("", r"history.jsonl cannot be read: its first line is not that of a run"),
+        (lines(history(labels=None)), r"history.jsonl: labels: Input should be a valid list"),
+        (lines(history(labels=["a"])), r"round 1: confusion is not 1 x 1"),
     ],
 )
 def test_a_record_that_does_not_hold_says_where(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
-        (tmp_path / "history.json").write_text(content)
+        (tmp_path / "history.jsonl").write_text(content)
     with pytest.raises(DataError, match=message):
         read_record(tmp_path)
 

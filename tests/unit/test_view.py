@@ -48,6 +48,7 @@ def announcement(number: int = 1, **more: Any) -> Announcement:
 
 def result(number: int, accuracy: float | None, **more: Any) -> RoundResult:
     fields = {"run": "r", "round": number, "state": "closed", "accuracy": accuracy, "loss": 0.5}
+    fields |= {f"n_{key}": len(more.get(key, ())) for key in ("contributors", "rejected", "missing")}
     return RoundResult.model_validate({**fields, **more})
 
 

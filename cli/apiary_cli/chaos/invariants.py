@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from apiary_cli.chaos.fleet import COORDINATOR, RUN, Fleet, ports_in_use
+from apiary_coordinator.history_file import read_history
 
 TRACEBACK: Final = "Traceback (most recent call last)"
 MEMORY_FACTOR: Final = 1.3
@@ -45,7 +45,7 @@ class Record:
 
 def read_record(folder: Path, summary: Mapping[str, Any], peaks_mb: Mapping[str, float]) -> Record:
     """The record of the run in a fleet's folder."""
-    history = json.loads((folder / "runs" / RUN / "history.json").read_text())
+    history = read_history(folder / "runs" / RUN)
     return Record(summary, history["rounds"], dict(peaks_mb))
 
 

@@ -35,7 +35,7 @@ def tear_coordinator(state: Path, results: Path, chance: random.Random) -> list[
         _leave(state / "blobs", f".{_name(chance)}.x{chance.randrange(999)}.part", chance),
         _leave(state / "blobs", f"{_name(chance)}.download", chance),
         _leave(state, f".final.blob.x{chance.randrange(999)}.part", chance),
-        _leave(results, f".history.json.x{chance.randrange(999)}.part", chance),
+        _leave(results, f".history.jsonl.x{chance.randrange(999)}.part", chance),
         _leave(state / "spool", f"{results.name}-0.spool", chance),
     ]
     log = state / "journal.sqlite-wal"

@@ -1,4 +1,4 @@
-"""The record of a run as people want it: a page, plots and a spreadsheet, from `history.json`."""
+"""The record of a run as people want it: a page, plots and a spreadsheet, from `history.jsonl`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["write"]
 def write(run_dir: Path) -> list[Path]:
     """Write `history.csv`, `plots/*.png` and `report.html` into `run_dir`; returns their paths.
 
-    Reads `history.json` and, once it is there, `summary.json`. Raises DataError where they do not hold,
+    Reads `history.jsonl` and, once it is there, `summary.json`. Raises DataError where they do not hold,
     StoreError where the disk does not take the files.
     """
     from apiary_coordinator.report import page, plots

@@ -1,4 +1,4 @@
-"""What `history.json` and `summary.json` say, checked, and as rows for the page and the spreadsheet."""
+"""What `history.jsonl` and `summary.json` say, checked, and as rows for the page and the spreadsheet."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apiary.errors import DataError
+from apiary_coordinator.history_file import NAME, read_history
 
 COLUMNS = (
     "round", "state", "accuracy", "loss", "node_accuracy", "contributors", "samples", "rejected", "missing",
@@ -115,18 +116,18 @@ class File:
 
 def read_record(run_dir: Path) -> Record:
     """Read both files. Raises DataError naming the file and what is wrong in it."""
-    history = _read_json(run_dir / "history.json", needed=True)
-    summary = _read_json(run_dir / "summary.json", needed=False)
+    history = read_history(run_dir)
+    summary = _read_summary(run_dir / "summary.json")
     try:
         record = Record.model_validate({**history, "summary": summary})
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"])
-        raise DataError(f"{run_dir / 'history.json'}: {where}: {first['msg']}") from None
+        raise DataError(f"{run_dir / NAME}: {where}: {first['msg']}") from None
     for r in record.rounds:
         n = len(record.labels)
         if r.confusion is not None and [len(row) for row in r.confusion] != [n] * n:
-            raise DataError(f"{run_dir / 'history.json'}: round {r.round}: confusion is not {n} x {n}")
+            raise DataError(f"{run_dir / NAME}: round {r.round}: confusion is not {n} x {n}")
     return record
 
 
@@ -159,13 +160,12 @@ def files_in(run_dir: Path) -> list[File]:
     return found
 
 
-def _read_json(path: Path, *, needed: bool) -> dict[str, Any]:
+def _read_summary(path: Path) -> dict[str, Any]:
+    """What it says; empty while the run goes on."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        if not needed:
-            return {}
-        raise DataError(f"{path.parent} holds no {path.name}: expected the folder of a run") from None
+        return {}
     except (OSError, ValueError) as e:
         raise DataError(f"{path} cannot be read: {e}") from None
     if not isinstance(value, dict):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import json
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
 from apiary.wire.messages.base import (
     MAX_LABELS,
+    READABLE_BYTES,
     BlobRef,
     Count,
     Hex,
@@ -21,6 +23,9 @@ from apiary.wire.messages.base import (
 )
 from apiary.wire.messages.plan import Bounds, Plan
 from apiary.wire.topics import Kind
+
+_SEAL_BYTES: Final = 1_500
+"""More than a certificate and a signature add to a message."""
 
 RoundState = Literal["open", "collecting", "aggregating", "evaluating", "closed", "failed", "finished"]
 
@@ -82,7 +87,10 @@ class Contributor(Part):
 
 
 class RoundResult(Message):
-    """A closed or failed round: who contributed, who was rejected and why, and how good the model became."""
+    """A closed or failed round: who contributed, who was rejected and why, and how good the model became.
+
+    On the bus the three lists name as many nodes as are readable, the counts speak of all.
+    """
 
     kind: ClassVar[Kind] = Kind.ROUND_LAST
     run: Name
@@ -90,6 +98,10 @@ class RoundResult(Message):
     state: Literal["closed", "failed"]
     accuracy: Unit | None = None
     loss: Number | None = None
+    n_contributors: Count = 0
+    n_rejected: Count = 0
+    n_missing: Count = 0
+    n_samples: Count = 0
     contributors: dict[Name, Contributor] = Field(default_factory=dict)
     rejected: dict[Name, Text] = Field(default_factory=dict)
     missing: dict[Name, Text] = Field(default_factory=dict)
@@ -99,6 +111,30 @@ class RoundResult(Message):
     seconds: Number = 0.0
     model: Hex | None = None
     why: Text | None = None
+
+    def readable(self) -> RoundResult:
+        """This result with lists so short that it stays below `READABLE_BYTES`: first who was refused."""
+        empty = self.model_copy(update={"contributors": {}, "rejected": {}, "missing": {}})
+        room = READABLE_BYTES - _SEAL_BYTES - len(empty.encode())
+        kept: dict[str, dict[str, Any]] = {}
+        for field, share in (("rejected", 3), ("missing", 2), ("contributors", 1)):
+            kept[field], taken = _first_of(getattr(self, field), room // share)
+            room -= taken
+        return self.model_copy(update=kept)
+
+
+def _first_of(nodes: dict[str, Any], room: int) -> tuple[dict[str, Any], int]:
+    """As many entries as have room in a JSON object, in bytes, and the room they take."""
+    kept: dict[str, Any] = {}
+    taken = 0
+    for name, value in nodes.items():
+        told = value.model_dump_json() if isinstance(value, Contributor) else json.dumps(value)
+        size = len(name) + len(told) + len('"":,')
+        if taken + size > room:
+            break
+        kept[name] = value
+        taken += size
+    return kept, taken
 
 
 class ModelManifest(Message):

@@ -1,0 +1,111 @@
+"""`history.jsonl`: the record of a run, a line when it begins, for each round, and when it ends.
+
+What a line holds is its key `kind`: `run` (settings, labels, the untrained model), `round`, `end` (the best
+round, why it stopped). Lines are appended, so a round costs what it holds, however many came before. The
+journal has all of it: after a restart the file is made to say what the journal does, so a torn last line
+costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from apiary.errors import DataError, StoreError
+from apiary.files import advice, write_atomic
+
+NAME: Final = "history.jsonl"
+
+
+class HistoryFile:
+    """The file of one run's folder, written by one process."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / NAME
+
+    def hold(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Have the file hold these lines and nothing else; what is there of them stays. Raises StoreError."""
+        wanted = b"".join(map(_line, lines))
+        try:
+            found = self._path.read_bytes()
+        except FileNotFoundError:
+            found = b""
+        except OSError as e:
+            raise StoreError(f"cannot read {self._path}: {e.strerror}") from e
+        if not found or not wanted.startswith(found):
+            write_atomic(self._path, wanted)
+        elif found != wanted:
+            self._append(wanted[len(found) :])
+
+    def add(self, line: dict[str, Any]) -> None:
+        """One more line, synced: the whole of it or nothing. Raises StoreError."""
+        self._append(_line(line))
+
+    def _append(self, data: bytes) -> None:
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+            try:
+                end = os.fstat(fd).st_size
+                try:
+                    _write(fd, data)
+                    os.fsync(fd)
+                except OSError:
+                    os.ftruncate(fd, end)  # it is written again from its beginning
+                    raise
+            finally:
+                os.close(fd)
+        except OSError as e:
+            raise StoreError(f"cannot write {self._path}: {e.strerror or e}{advice(e)}") from e
+
+
+def read_history(folder: Path) -> dict[str, Any]:
+    """A run's record as one object; what nobody finished writing is left out. Raises DataError.
+
+    Keys: run, created, settings, labels, initial, rounds (oldest first), nodes (what each said of itself
+    last), best_round and stop (None while it goes on).
+    """
+    path = folder / NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no {NAME}: expected the folder of a run") from None
+    except OSError as e:
+        raise DataError(f"{path} cannot be read: {e.strerror}") from None
+    told: dict[str, Any] = {"rounds": [], "nodes": {}, "best_round": None, "stop": None}
+    # What follows the last line's end was being written when power went, or is being written now.
+    for number, raw in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            line = json.loads(raw)
+            kind = line.pop("kind")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            why = "no key 'kind'" if isinstance(e, KeyError) else str(e)[:80]
+            raise DataError(f"{path} cannot be read: line {number}: {why}") from None
+        _fold(told, kind, line)
+    if "run" not in told:
+        raise DataError(f"{path} cannot be read: its first line is not that of a run")
+    told["nodes"] = dict(sorted(told["nodes"].items()))
+    return told
+
+
+def _fold(told: dict[str, Any], kind: object, line: dict[str, Any]) -> None:
+    if kind == "round":
+        told["best_round"] = line.pop("best_round", None)
+        told["rounds"].append(line)
+        shares = line.get("shares")
+        told["nodes"].update(shares if isinstance(shares, dict) else {})
+    elif kind in ("run", "end"):
+        told.update(line)
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    # Without indentation the encoder is the fast one; after every round this is the loop's time.
+    return json.dumps(value).encode() + b"\n"
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -1,0 +1,122 @@
+"""`history.jsonl` grows by a line a round, survives a torn last one, and says what the journal says."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apiary.errors import DataError, StoreError
+from apiary.settings import Settings
+from apiary_coordinator.history import Record
+from apiary_coordinator.history_file import NAME, HistoryFile, read_history
+
+
+def entry(number: int, accuracy: float) -> dict[str, Any]:
+    return {
+        "round": number,
+        "state": "closed",
+        "accuracy": accuracy,
+        "loss": 1 - accuracy,
+        "contributors": {"pi-1": {"samples": 5, "bytes": 100, "seconds": 1.0}},
+        "bytes_up": 100,
+        "bytes_down": 100,
+        "shares": {"pi-1": {"samples": 5 + number}},
+    }
+
+
+def record(folder: Path, *rounds: dict[str, Any]) -> Record:
+    settings = Settings.model_validate({"coordinator": {"runs_dir": folder}})
+    made = Record("run", 1.0, settings)
+    made.labels, made.initial, made.rounds = ("a", "b"), {"accuracy": 0.5, "loss": 0.7}, list(rounds)
+    return made
+
+
+def test_rounds_are_appended_and_read_back_as_one_record(tmp_path: Path) -> None:
+    writing = record(tmp_path)
+    writing.begin()
+    assert not (tmp_path / "run").exists()
+    writing.add(entry(1, 0.6))
+    begun = (tmp_path / "run" / NAME).read_bytes()
+    writing.add(entry(2, 0.9))
+    writing.add(entry(3, 0.7))
+    told = read_history(tmp_path / "run")
+    assert [r["accuracy"] for r in told["rounds"]] == [0.6, 0.9, 0.7]
+    assert (told["best_round"], told["stop"], told["labels"]) == (2, None, ["a", "b"])
+    assert told["nodes"] == {"pi-1": {"samples": 8}}
+    writing.stop = "3 rounds"
+    writing.finish("ab", 9.0, {})
+    data = (tmp_path / "run" / NAME).read_bytes()
+    assert data.startswith(begun)
+    assert read_history(tmp_path / "run")["stop"] == "3 rounds"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["best_round"] == 2
+    kinds = [json.loads(line)["kind"] for line in data.splitlines()]
+    assert kinds == ["run", "round", "round", "round", "end"]
+
+
+def test_cut_at_any_byte_it_is_read_and_made_whole_at_the_next_start(tmp_path: Path) -> None:
+    whole = record(tmp_path, entry(1, 0.6), entry(2, 0.9))
+    whole.begin()
+    path = tmp_path / "run" / NAME
+    data = path.read_bytes()
+    first = data.index(b"\n") + 1
+    for cut in range(0, len(data), 3):
+        path.write_bytes(data[:cut])
+        if cut < first:
+            with pytest.raises(DataError, match="its first line"):
+                read_history(path.parent)
+        else:
+            assert len(read_history(path.parent)["rounds"]) == data[:cut].count(b"\n") - 1
+        if cut % 60 == 0:
+            whole.begin()
+            assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("garbage", [b"garbage\n", b"", b"{}\n"])
+def test_what_the_journal_does_not_say_goes(tmp_path: Path, garbage: bytes) -> None:
+    """A journal from a backup has fewer rounds than the file; a damaged file has none that hold."""
+    longer = record(tmp_path, entry(1, 0.6), entry(2, 0.9))
+    longer.begin()
+    path = tmp_path / "run" / NAME
+    path.write_bytes(garbage + path.read_bytes())
+    record(tmp_path, entry(1, 0.6)).begin()
+    assert [r["round"] for r in read_history(path.parent)["rounds"]] == [1]
+
+
+def test_a_line_that_the_disk_refused_comes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writing = record(tmp_path, entry(1, 0.6))
+    writing.begin()
+    real = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        real(fd, bytes(data[:10]))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        writing.add(entry(2, 0.9))
+    assert "it is written with the next round" in caplog.text
+    assert [r["round"] for r in read_history(tmp_path / "run")["rounds"]] == [1]
+    writing.add(entry(3, 0.9))
+    assert [r["round"] for r in read_history(tmp_path / "run")["rounds"]] == [1, 2, 3]
+
+
+def test_a_refused_line_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = HistoryFile(tmp_path)
+    file.hold([{"kind": "run", "run": "r"}])
+    before = (tmp_path / NAME).read_bytes()
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(StoreError, match=r"cannot write .*history.jsonl: Input/output error"):
+            file.add({"kind": "round", "round": 1})
+    assert (tmp_path / NAME).read_bytes() == before
