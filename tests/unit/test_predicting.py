@@ -177,6 +177,19 @@ def test_a_model_that_does_not_load_is_told_once_and_the_last_good_one_stays(sce
     assert scene.live.model.name == "round 2" and scene.live.trouble is None
 
 
+def test_a_bad_model_that_is_taken_back_is_no_trouble_any_more(scene: Scene) -> None:
+    good = model_file("round 1")
+    scene.publish(good)
+    scene.turn(frame(200, 10))
+    scene.refuses = {"round 2"}
+    scene.publish(model_file("round 2"))
+    scene.turn()
+    assert scene.live.trouble is not None
+    scene.publish(good)
+    scene.turn()
+    assert scene.live.trouble is None and len(scene.opened) == 1
+
+
 def test_a_model_that_stops_answering_is_told_once_and_opened_again(scene: Scene) -> None:
     scene.publish(model_file("round 1"))
     scene.turn(frame(200, 10))

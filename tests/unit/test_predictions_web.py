@@ -25,7 +25,7 @@ from apiary.learn.manifest import PictureInput
 from apiary_edge.predicting import posted
 from apiary_edge.predicting.pages import MAX_BARS, site
 from apiary_edge.web.gate import Gate
-from apiary_edge.web.serve import listen
+from apiary_edge.web.serve import listen, run_until_closed
 
 TOKEN = "a-token-of-the-owner-that-is-long-enough"
 BEARER = {"HTTP_AUTHORIZATION": f"Bearer {TOKEN}"}
@@ -98,6 +98,8 @@ def test_programs_name_the_token_in_a_header_and_need_no_cookie(stranger: Browse
     assert stranger.ask("GET", "/api/info", **BEARER)[0] == 200
     wanted = {"CONTENT_TYPE": "image/jpeg", **BEARER}
     assert stranger.ask("POST", "/api/image", picture(), **wanted)[0] == 200
+    status, body = stranger.ask("POST", "/api/image", picture(), CONTENT_TYPE="image/jpeg")
+    assert status == 401 and b"Authorization: Bearer TOKEN" in body
     for wrong in ("Bearer wrong", "Basic " + TOKEN, TOKEN):
         assert stranger.ask("GET", "/api/info", HTTP_AUTHORIZATION=wrong)[0] == 401
     # Not for what only a person looks at.
@@ -313,7 +315,7 @@ def test_a_slow_or_silent_client_does_not_keep_others_out(scene: Scene) -> None:
     gate = Gate(TOKEN, 0, time.monotonic, time.sleep)
     app = site(scene.live, gate, "pi-7", "garden", lambda: "no camera")
     server = listen(app, "127.0.0.1", 0, max_body_bytes=posted.MAX_BYTES)
-    running = threading.Thread(target=server.run, daemon=True)
+    running = threading.Thread(target=run_until_closed, args=(server,), daemon=True)
     running.start()
     port = server.effective_port
     silent = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(20)]

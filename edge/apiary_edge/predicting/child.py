@@ -131,7 +131,7 @@ def _serve(job: PredictJob, live: Any, camera: Camera, tell: Callable[[Line], No
     from apiary_edge.predicting.pages import site
     from apiary_edge.predicting.posted import MAX_BYTES
     from apiary_edge.web.gate import Gate
-    from apiary_edge.web.serve import check_host, listen
+    from apiary_edge.web.serve import check_host, listen, run_until_closed
     from apiary_edge.web.token import load_or_make
 
     try:
@@ -147,7 +147,7 @@ def _serve(job: PredictJob, live: Any, camera: Camera, tell: Callable[[Line], No
     except ApiaryError as e:
         tell(PredictTold(kind="closed", text=str(e)[:500]))
         return None
-    threading.Thread(target=server.run, name="page", daemon=True).start()
+    threading.Thread(target=run_until_closed, args=(server,), name="page", daemon=True).start()
     shown = f"[{server.effective_host}]" if ":" in str(server.effective_host) else server.effective_host
     tell(PredictTold(kind="page", text=f"http://{shown}:{server.effective_port}/"))
     return server

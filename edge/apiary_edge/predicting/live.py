@@ -179,6 +179,7 @@ class Live:
         self._stamp, self._again_at = stamp, float("inf")
         found = described.chosen(self._state_dir)
         if found is None or (found == self._found and self._failing is None):
+            self._refused = None  # what could not be used is no longer asked for
             return
         try:
             with self._using:

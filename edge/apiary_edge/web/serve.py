@@ -114,3 +114,9 @@ def listen(app: Any, host: str, port: int, *, max_body_bytes: int, setting: str 
         )
     except OSError as e:
         raise SettingsError(f"cannot listen on {host}:{port}: {e.strerror}; choose another {setting}") from e
+
+
+def run_until_closed(server: Any) -> None:
+    """Serve until another thread calls `server.close()`, whose sockets then go while they are waited for."""
+    with contextlib.suppress(OSError):
+        server.run()

@@ -128,6 +128,8 @@ class Site:
         # A browser sends a cookie by itself, an Authorization header never: the latter proves who asks.
         if self._has_key(path, environ):
             return self._pages.post(path, environ)
+        if path in self._keyed and not environ.get("HTTP_COOKIE"):
+            raise Problem(HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Bearer TOKEN")
         if environ.get("HTTP_X_APIARY") != "1" or not _same_origin(environ):
             raise Problem(HTTPStatus.FORBIDDEN, "changes come from this page only")
         if path == "/api/login":
