@@ -24,7 +24,7 @@ from apiary.bus.broker import find_mosquitto, start_broker
 from apiary.bus.bus import Received
 from apiary.bus.mqtt import MqttBus
 from apiary.settings import BrokerSettings
-from apiary.wire.messages import Prediction
+from apiary.wire.messages import NodeStatus, Prediction
 from apiary_edge.samples.model import Bounds, check_id
 from apiary_edge.samples.store import SampleStore
 
@@ -106,12 +106,16 @@ class Ear:
         self._over = threading.Event()
         self._bus = MqttBus(BrokerSettings(port=port), client_id="ear", will=None)
         self._bus.subscribe("apiary/default/node/pi-1/prediction")
+        self._bus.subscribe("apiary/default/node/pi-1/status")
         self._bus.subscribe("homeassistant/#")
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
 
     def predictions(self) -> list[Prediction]:
-        return [Prediction.decode(p, who="pi-1") for p in self.below("apiary/")]
+        return [Prediction.decode(p, who="pi-1") for p in self.below("apiary/default/node/pi-1/prediction")]
+
+    def statuses(self) -> list[NodeStatus]:
+        return [NodeStatus.decode(p, who="pi-1") for p in self.below("apiary/default/node/pi-1/status")]
 
     def below(self, prefix: str) -> list[bytes]:
         return [e.payload for e in list(self._heard) if e.topic.startswith(prefix)]
@@ -154,6 +158,7 @@ def federation(tmp_path: Path, exports: Path) -> Iterator[tuple[Program, Program
             "APIARY_EDGE__PREDICT__ENABLED": "true",
             "APIARY_EDGE__PREDICT__PORT": str(free_port()),
             "APIARY_EDGE__PREDICT__HOME_ASSISTANT": "true",
+            "APIARY_EDGE__PERSONAL__ENABLED": "true",
         }
         (tmp_path / "run.toml").write_text(RUN)
 
@@ -235,6 +240,9 @@ def test_forty_labels_become_a_model_that_the_page_shows(tmp_path: Path, pytestc
         assert {s["state_topic"] for s in sensors} == {"apiary/default/node/pi-1/prediction"}
         # What has no label yet is suggested one by the same model.
         wait_for("suggestions", lambda: sum(store.counts().suggested.values()) == PICTURES - 40, edge)
+        # The head was tuned to this node's pictures, and both models were compared on what it holds out.
+        wait_for("a comparison", lambda: ear.statuses()[-1].accuracy_personal is not None, edge)
+        assert ear.statuses()[-1].accuracy_global is not None
         assert tab.complaints == []
         store.close()
 
