@@ -15,7 +15,7 @@ from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Announcement, BlobRef, Offer, Progress
 from apiary_edge import session as table
 from apiary_edge.capture_job import store_dir
-from apiary_edge.health.reader import address_limit
+from apiary_edge.health.memory import address_limit
 from apiary_edge.health.readings import MB
 from apiary_edge.job import Told, TrainJob
 from apiary_edge.outbox import Outbox
@@ -68,7 +68,13 @@ class LocalTraining:
         self._crashes = 0
         self._kills = 0
         self._rest: Literal["none", "frozen", "freed"] = "none"
+        self._rests_at = 0.0
         self._left_s: tuple[float, float] | None = None
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that the child holds."""
+        return self._training.resident()
 
     @property
     def job(self) -> Announcement | None:
@@ -96,8 +102,10 @@ class LocalTraining:
         self._job = self._start_at = self._left_s = None
         self._training.stop()
 
-    def rest(self, *, free: bool) -> None:
+    def rest(self, now: float, *, free: bool) -> None:
         """Pause: the child is frozen with its memory, or, to `free` that, ended to begin anew later."""
+        if self._rest == "none":
+            self._rests_at = now
         if free and self._rest != "freed":
             self._rest = "freed"
             self._start_at = self._left_s = None
@@ -106,9 +114,10 @@ class LocalTraining:
             self._rest = "frozen"
             self._training.freeze()
 
-    def go_on(self) -> None:
-        """The pause is over."""
+    def go_on(self, now: float) -> None:
+        """The pause is over; it does not count as time that training took."""
         before, self._rest = self._rest, "none"
+        self._began_at += now - max(self._rests_at, self._began_at)
         if before == "frozen":
             self._training.thaw()
         elif before == "freed" and self._job is not None:
@@ -126,7 +135,7 @@ class LocalTraining:
         if self._job is None:
             return
         limit = self._settings.train_timeout_s
-        if now - self._began_at >= limit:
+        if self._rest == "none" and now - self._began_at >= limit:
             self._failed(f"training took longer than {limit:g} s (edge.train_timeout_s)")
         elif self._start_at is not None and now >= self._start_at and self._rest == "none":
             self._start(self._job)

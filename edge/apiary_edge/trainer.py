@@ -23,7 +23,7 @@ from apiary.errors import ApiaryError, DataError  # noqa: E402 - after the threa
 from apiary.files import write_atomic  # noqa: E402
 from apiary.wire.chunks import digest_of  # noqa: E402
 from apiary.wire.messages import TrainMetrics  # noqa: E402
-from apiary_edge.health.reader import address_limit  # noqa: E402
+from apiary_edge.health.memory import address_limit  # noqa: E402
 from apiary_edge.health.readings import MB  # noqa: E402
 from apiary_edge.job import Told, TrainJob  # noqa: E402
 from apiary_edge.memory_guard import MemoryGuard, be_first_to_go, limits  # noqa: E402

@@ -19,6 +19,7 @@ from apiary.bus.deathsig import die_with_parent
 from apiary.errors import StoreError
 from apiary.files import clear_partial, write_atomic
 from apiary.settings import GuestSettings
+from apiary_edge.health.memory import text_of
 from apiary_edge.job import Told, TrainJob, parse
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,10 @@ class Training(Protocol):
 
     def thaw(self) -> None:
         """Let it go on."""
+        ...
+
+    def resident(self) -> int:
+        """Bytes of memory that it holds; 0 where none runs."""
         ...
 
 
@@ -122,6 +127,13 @@ class TrainingProcess:
     def thaw(self) -> None:
         """SIGCONT; for one that was not frozen nothing."""
         self._signal(signal.SIGCONT)
+
+    def resident(self) -> int:
+        """What the kernel says of the child."""
+        if self._child is None:
+            return 0
+        pages = text_of(Path(f"/proc/{self._child.pid}/statm")).split()
+        return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else 0
 
     def _signal(self, number: signal.Signals) -> None:
         if self._child is not None:

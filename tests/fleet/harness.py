@@ -109,6 +109,7 @@ class FakeTraining:
         self, broker: MemoryBroker, seconds: float, spoil: Callable[[bytes], bytes] = lambda data: data
     ):
         self.started = 0
+        self.holds = 0
         self.seconds = seconds
         self.spoil = spoil
         self._broker = broker
@@ -153,6 +154,9 @@ class FakeTraining:
 
     def stop(self) -> None:
         self._job = self.frozen_at = None
+
+    def resident(self) -> int:
+        return self.holds if self._job is not None else 0
 
     def freeze(self) -> None:
         self.frozen_at = self._broker.now

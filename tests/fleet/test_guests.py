@@ -225,6 +225,37 @@ def test_a_round_that_does_not_fit_is_declined_before_a_byte_is_fetched(
     assert not any((fleet.folder / "pi-00" / "blobs").iterdir())
 
 
+def test_what_the_child_of_the_round_before_holds_is_free_for_the_next(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    """The next round may be announced while the child of one that was missed still trains."""
+    fleet = make_fleet(2, rounds=1, features={"pi-00": machine.features(tmp_path)})
+    training = fleet.trainings["pi-00"]
+    until(fleet, lambda: training.started == 1)
+    told = fleet.nodes["pi-00"].session.round
+    assert told is not None and machine.guest is not None
+    machine.now = replace(WELL, memory_available=70 * MB)
+    assert "70 MB are available" in (machine.guest.unfit(told) or "")
+    training.holds = 150 * MB
+    assert machine.guest.unfit(told) is None
+
+
+def test_a_pause_does_not_count_as_time_that_training_took(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    fleet = make_fleet(2, rounds=1, lost_grace_s=10_000.0, features={"pi-00": machine.features(tmp_path)})
+    node, training = fleet.nodes["pi-00"], fleet.trainings["pi-00"]
+    node._local._settings = node._local._settings.model_copy(update={"train_timeout_s": 60.0})
+    training.seconds = 30.0
+    until(fleet, lambda: training.started == 1)
+    machine.now = HOT
+    for _ in range(1000):
+        fleet.turn()
+    machine.now = WELL
+    fleet.run()
+    assert "pi-00" in fleet.results()[0]["contributors"]
+
+
 def test_an_update_that_waits_is_sent_whatever_the_weather(
     make_fleet: MakeFleet, machine: Machine, tmp_path: Path
 ) -> None:

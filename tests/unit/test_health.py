@@ -11,8 +11,9 @@ import pytest
 
 from apiary.wire.messages import NodeHealth
 from apiary_edge.health import readings
+from apiary_edge.health.memory import MemoryRoom
 from apiary_edge.health.news import health, is_news
-from apiary_edge.health.reader import Reader, memory_available
+from apiary_edge.health.reader import Reader
 from apiary_edge.health.readings import MB, Heat, Readings
 
 MEMINFO = (
@@ -166,7 +167,7 @@ def test_limits_of_control_groups_count(
     for path, texts in files.items():
         for name, text in zip(("memory.max", "memory.current", "memory.stat"), texts, strict=True):
             write(f"sys/fs/cgroup/{path}/{name}", text + "\n")
-    assert memory_available(tmp_path / "root") == available
+    assert MemoryRoom(tmp_path / "root").available() == available
 
 
 def test_limits_of_control_groups_version_1_count(tmp_path: Path, write: Write) -> None:
@@ -174,7 +175,7 @@ def test_limits_of_control_groups_version_1_count(tmp_path: Path, write: Write) 
     for path, limit in (("a", 80_000_000), ("", 0x7FFFFFFFFFFFF000)):
         write(f"sys/fs/cgroup/memory/{path}/memory.limit_in_bytes", f"{limit}\n")
         write(f"sys/fs/cgroup/memory/{path}/memory.usage_in_bytes", "30000000\n")
-    assert memory_available(tmp_path / "root") == 50_000_000
+    assert MemoryRoom(tmp_path / "root").available() == 50_000_000
 
 
 def test_a_torn_file_of_the_kernel_is_no_reading(tmp_path: Path, write: Write) -> None:

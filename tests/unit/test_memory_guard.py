@@ -14,7 +14,7 @@ import pytest
 
 from apiary.errors import DataError
 from apiary_edge.health.readings import MB
-from apiary_edge.memory_guard import Limits, MemoryGuard, Use, limits, use
+from apiary_edge.memory_guard import Limits, MemoryGuard, Use, limits, usage
 
 FINE = Use(resident=100 * MB, address=200 * MB, available=300 * MB)
 
@@ -46,7 +46,7 @@ def test_a_machine_that_does_not_say_what_is_available_is_not_judged_by_it() -> 
 
 
 def test_this_process_can_be_read() -> None:
-    now = use()
+    now = usage()()
     assert 10 * MB < now.resident < now.address
     assert now.available is not None
     assert limits(24, 100) == Limits(24 * MB, 100 * MB, None)

@@ -213,8 +213,7 @@ def test_a_frozen_child_rests_with_its_memory_and_goes_on(running: Running, stuc
     assert until(lambda: figure(running.pid, "State") == "S (sleeping)")
     running.process.freeze()
     assert until(lambda: figure(running.pid, "State") == "T (stopped)")
-    resident = figure(running.pid, "VmRSS")
-    assert resident != ""
+    assert running.process.resident() == int(figure(running.pid, "VmRSS").split()[0]) * 1024
     running.process.thaw()
     assert until(lambda: figure(running.pid, "State") == "S (sleeping)")
     # It waits for its manifest: now it gets one, and goes on to its end.

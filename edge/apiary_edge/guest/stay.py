@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from apiary.settings import EdgeSettings
@@ -62,7 +63,6 @@ class Guest(Feature):
         self._runtime = runtime
         self._minute = minute
         self._hours = schedule.parse(settings.guest.hours, "edge.guest.hours")
-        self._found = Readings()
         self._looked_at = -math.inf
         self._published: tuple[NodeHealth, float] | None = None
         self._heard: tuple[str, int, float] | None = None
@@ -83,8 +83,12 @@ class Guest(Feature):
 
     def unfit(self, told: Announcement) -> str | None:
         """Whether this machine can hold the round."""
-        self._found = self._machine.read()
-        return too_small(self._room(told), self._found, self._guest)
+        found = self._machine.read()
+        if found.memory_available is not None:
+            # A child of the round before ends when this one begins.
+            free = found.memory_available + self._link.training.resident
+            found = replace(found, memory_available=free)
+        return too_small(self._room(told), found, self._guest)
 
     def close(self) -> None:
         """End what still reads."""
@@ -92,7 +96,7 @@ class Guest(Feature):
 
     def _look(self, now: float) -> None:
         self._looked_at = now
-        found = self._found = self._machine.read()
+        found = self._machine.read()
         self._publish(found, now)
         training, before = self._link.training, self.pause
         minute = self._minute(self._link.wall())
@@ -108,14 +112,14 @@ class Guest(Feature):
         if not pause:
             if before:
                 log.info("node=%s training goes on after %.0f s", self._link.node, now - before.since)
-                training.go_on()
+                training.go_on(now)
                 self._link.hold(_WHO, None)
             return
         if set(pause.why) != set(before.why):
             log.warning("node=%s training pauses: %s", self._link.node, pause.text)
         if training.job is not None and (vain := self._in_vain(training.job, now, minute)) is not None:
             training.give_up(vain)
-        training.rest(free=pause.frees_memory(now, self._guest))
+        training.rest(now, free=pause.frees_memory(now, self._guest))
         self._link.hold(_WHO, pause.text)
 
     def _in_vain(self, job: Announcement, now: float, minute: int) -> str | None:

@@ -1,1 +1,1 @@
-"""A machine's heat, power, memory, disk: `readings` understands, `reader` reads, `news` filters."""
+"""Heat, power, memory, disk: `readings` understands, `reader` and `memory` read, `news` filters."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from apiary_edge.health import readings as figures
+from apiary_edge.health.memory import MemoryRoom, address_limit, text_of
 from apiary_edge.health.readings import Readings
 
 _FIRMWARE: Final = "sys/devices/platform/soc/soc:firmware/get_throttled"
 _MAX_ZONES: Final = 32
-_MAX_LEVELS: Final = 16
 _ASK_S: Final = 5.0
 """`vcgencmd` answers within some milliseconds; after this it hangs and is ended."""
 
@@ -28,6 +27,7 @@ class Reader:
         self._root = root
         self._state_dir = state_dir
         self._firmware = Firmware(root, clock)
+        self._memory = MemoryRoom(root)
 
     def read(self) -> Readings:
         """The machine now; costs less than a millisecond and never waits."""
@@ -37,7 +37,7 @@ class Reader:
             heat=figures.hottest(self._zones()),
             throttled=self._firmware.throttled(),
             memory_total=memory.get("MemTotal"),
-            memory_available=memory_available(self._root),
+            memory_available=self._memory.available(),
             address_limit=address_limit(),
             disk_total=disk_total,
             disk_free=disk_free,
@@ -52,12 +52,12 @@ class Reader:
         self._firmware.close()
 
     def _text(self, path: str) -> str:
-        return _text(self._root / path)
+        return text_of(self._root / path)
 
     def _zones(self) -> Iterator[tuple[str, str]]:
         folder = self._root / "sys/class/thermal"
         for zone in sorted(folder.glob("thermal_zone*"))[:_MAX_ZONES]:
-            yield _text(zone / "type").strip(), _text(zone / "temp").strip()
+            yield text_of(zone / "type").strip(), text_of(zone / "temp").strip()
 
     def _disk(self) -> tuple[int | None, int | None]:
         try:
@@ -88,7 +88,7 @@ class Firmware:
     def throttled(self) -> int | None:
         """The newest answer; None where this machine has no such firmware."""
         if self._file.exists():
-            return figures.throttled(_text(self._file))
+            return figures.throttled(text_of(self._file))
         if self._program is None:
             return None
         if self._asked is None:
@@ -116,47 +116,6 @@ class Firmware:
             self._asked.kill()
             self._asked.communicate()
             self._asked = None
-
-
-def memory_available(root: Path) -> int | None:
-    """Bytes that a new process may have: of the machine, and of every control group around this one."""
-    rooms = [*_cgroup_rooms(root)]
-    machine = figures.meminfo(_text(root / "proc/meminfo")).get("MemAvailable")
-    return min([*rooms, machine] if machine is not None else rooms, default=None)
-
-
-def address_limit() -> int | None:
-    """RLIMIT_AS in bytes, which children inherit; None where there is no limit."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return None if soft == resource.RLIM_INFINITY else soft
-
-
-def _cgroup_rooms(root: Path) -> Iterator[int]:
-    """Of this process' control group and all above it, those with a limit; versions 2 and 1."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            mount, names = "sys/fs/cgroup", ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            mount, names = "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        parts = [p for p in path.split("/") if p and p != ".."][:_MAX_LEVELS]
-        for depth in range(len(parts), -1, -1):
-            folder = root.joinpath(mount, *parts[:depth])
-            room = figures.cgroup_room(*(_text(folder / name) for name in (*names, "memory.stat")))
-            if room is not None:
-                yield room
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as f:
-            return f.read(65_536).decode(errors="replace")
-    except OSError:
-        # A file that is not there, and a sensor that does not answer now.
-        return ""
 
 
 def _folders(root: Path) -> list[str]:

@@ -105,12 +105,16 @@ def cgroup_room(limit: str, used: str, stat: str) -> int | None:
 
     Pages of files count as used there, though the kernel takes them back when memory is short.
     """
-    if not limit.strip().isdecimal() or not used.strip().isdecimal():
-        return None  # "max"
+    if is_unlimited(limit) or not used.strip().isdecimal():
+        return None
     lines = dict(line.rsplit(" ", 1) for line in stat.splitlines() if " " in line)
     files = sum(int(lines.get(name, "0")) for name in ("inactive_file", "active_file"))
-    # Version 1 has no "max": without a limit it says a number near 2**63.
-    return None if int(limit) >= 2**60 else max(0, int(limit) - max(0, int(used) - files))
+    return max(0, int(limit) - max(0, int(used) - files))
+
+
+def is_unlimited(limit: str) -> bool:
+    """Whether a memory cgroup has no limit: version 2 says "max", version 1 a number near 2**63."""
+    return not limit.strip().isdecimal() or int(limit) >= 2**60
 
 
 def first_float(text: str) -> float | None:
