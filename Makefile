@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 ARGS ?=
 SECONDS_EACH ?= 300
 
-.PHONY: help demo release-demo test check bench load links aarch64 chaos fuzz clean
+.PHONY: help demo release-demo npm-runner test check bench load links aarch64 chaos fuzz clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    set up, then a whole federation on this machine (ARGS='--dataset hardhat --data DIR')"
 	@echo "make release-demo  from a run to programs (.eim) on its nodes, and bad releases stopped"
+	@echo "make npm-runner    run an .eim in Edge Impulse's own npm package, too (needs node and npm)"
 	@echo "make test    set up, then style, types, import rules and all tests"
 	@echo "make check   style, types and import rules only"
 	@echo "make bench   overhead of a round, memory of a node (minutes; see benchmarks/README.md)"
@@ -38,6 +39,13 @@ demo: $(VENV)/.demo
 release-demo: $(VENV)/.dev
 	@tests/system-packages
 	@$(BIN)/python -m tests.release_demo $(ARGS)
+
+# Without the packages' own scripts: sharp would fetch a library from elsewhere; its newer version needs none.
+npm-runner: $(VENV)/.dev
+	@command -v npm >/dev/null || { echo "npm is not installed: sudo apt install nodejs npm"; exit 1; }
+	@mkdir -p build/npm && cp tests/npm/package.json build/npm/
+	@cd build/npm && npm install --ignore-scripts --no-audit --no-fund --loglevel=error
+	$(BIN)/pytest tests/install/test_npm_runner.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
