@@ -70,15 +70,24 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
     logging.getLogger().addHandler(tail)
 
     def features(link: Link) -> Sequence[Feature]:
+        releases = _releases(settings, link)
         found: list[Feature] = [
             Guest(link, edge, Reader(edge.state_dir, clock=time.monotonic), runtime=runtimes[0]),
-            _releases(settings, link),
+            releases,
             Commands(link, edge.state_dir, tail),
         ]
         if camera is not None and not edge.predict.enabled:
             found.append(Capturing(CaptureProcess(job_of(edge), bus.wake), camera))
         # Late: the node is made after its features.
-        found += predictions(settings, link, store, bus.wake, busy=lambda: service.busy, camera=camera)
+        found += predictions(
+            settings,
+            link,
+            store,
+            bus.wake,
+            busy=lambda: service.busy,
+            camera=camera,
+            refused=releases.complained,
+        )
         return [*found, status]
 
     service = Edge(

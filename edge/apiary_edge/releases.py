@@ -32,6 +32,9 @@ SPOILED: Final = 3
 _RETRY_S: Final = 30.0
 """Between two tries of what the disk refused."""
 _SCRATCH: Final = "test"
+_IN_USE: Final = 3
+_IN_USE_S: Final = 3600.0
+"""So many failures within this time and a release is taken back; one crash is an accident."""
 
 Open = Callable[[str, bytes], bytes]
 """Topic and payload to the message without its seal. Raises SignatureRefused."""
@@ -68,6 +71,7 @@ class Releases(Feature):
         self._told: ReleaseCurrent | None = None
         self._again: tuple[float, Callable[[], None]] | None = None
         self._fetching: Release | None = None
+        self._complaints: list[float] = []
 
     def start(self, now: float) -> None:
         """Take up what the shelf holds."""
@@ -115,9 +119,17 @@ class Releases(Feature):
             self._fetching = None
             self._handle(table.Spoiled(why))
 
-    def failed_in_use(self, digest: str, why: str) -> None:
-        """Whoever predicts with the current slot found that it fails: back to the one before."""
-        self._handle(table.InUse(digest, why))
+    def complained(self, digest: str, why: str) -> None:
+        """Whoever predicts found that a model fails. The current release, again and again: back from it."""
+        current = self._shelf.current
+        if current is None or current.digest != digest:
+            return
+        now = self._link.clock()
+        late = [at for at in self._complaints if now - at < _IN_USE_S]
+        self._complaints = [*late[-_IN_USE:], now]
+        if len(self._complaints) >= _IN_USE:
+            self._complaints = []
+            self._handle(table.InUse(digest, f"it fails in use: {why}"))
 
     def keeps(self) -> set[Digest]:
         """The file that is being taken over."""
@@ -173,6 +185,7 @@ class Releases(Feature):
                 log.info(
                     "node=%s release=%s is current, accuracy=%s", node, slot.release, _share(slot.accuracy)
                 )
+                self._complaints = []
                 self._swapped(slot)
             case table.Refuse(name, attempt, why):
                 log.warning("node=%s release=%s refused: %s", node, name, why)

@@ -82,10 +82,24 @@ def test_a_release_that_fails_in_use_is_taken_back_everywhere(fleet: ReleaseFlee
         fleet.turn()
     (canary,) = fleet.ever_had("shaky")
     node = fleet.nodes[canary]
-    node.releases.failed_in_use(fleet.made["shaky"].file.digest, "crashed 6 times in a row")
+    digest = fleet.made["shaky"].file.digest
+    for _ in range(3):
+        assert node.current == "shaky"
+        node.releases.complained("0" * 64, "another model, not the release")
+        node.releases.complained(digest, "was ended by SIGSEGV")
     assert node.current == "good", "at once, without asking anybody"
     assert fleet.finish() == "halted"
     assert all_have(fleet, "good") and fleet.ever_had("shaky") == {canary}
+    assert "it fails in use: was ended by SIGSEGV" in fleet.hq.releasing.standing.book.history[-1].text
+
+
+def test_a_crash_now_and_then_is_an_accident(fleet: ReleaseFleet) -> None:
+    assert fleet.roll_out("good") == "done"
+    node, digest = fleet.nodes["pi-0"], fleet.made["good"].file.digest
+    for _ in range(10):
+        node.releases.complained(digest, "was ended by SIGKILL")
+        fleet.broker.now += 1801.0
+    assert node.current == "good"
 
 
 def test_bytes_that_are_not_those_signed_never_become_current(fleet: ReleaseFleet) -> None:

@@ -17,13 +17,25 @@ log = logging.getLogger(__name__)
 
 
 class Predicting(Feature):
-    """The predicting child as a part of the node; it captures, too, where there is a camera."""
+    """The predicting child as a part of the node; it captures, too, where there is a camera.
 
-    def __init__(self, link: Link, process: PredictProcess, camera: CameraSays | None, *, publish: bool):
+    `refused` hears the digest of a model that cannot be used or does not answer, and why.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        process: PredictProcess,
+        camera: CameraSays | None,
+        *,
+        publish: bool,
+        refused: Callable[[str, str], None] = lambda digest, why: None,
+    ):
         self._link = link
         self._camera = camera
         self._process = process
         self._publish = publish
+        self._refused = refused
 
     def tick(self, now: float) -> None:
         """Keep the child going; say on the bus what it predicts."""
@@ -50,6 +62,8 @@ class Predicting(Feature):
                 log.info("node=%s predicts with %s%s", node, told.text, " (tuned)" if told.personal else "")
             case "refused" | "closed":
                 log.warning("node=%s predictions: %s", node, told.text)
+                if told.kind == "refused":
+                    self._refused(told.model, told.text)
             case "page":
                 log.info(
                     "node=%s predictions page: %s (apiary predictions prints its token)", node, told.text

@@ -24,8 +24,12 @@ def predictions(
     *,
     busy: Callable[[], bool],
     camera: CameraSays | None,
+    refused: Callable[[str, str], None],
 ) -> list[Feature]:
-    """A node that neither predicts nor suggests nor tunes only learns which labels there are."""
+    """A node that neither predicts nor suggests nor tunes only learns which labels there are.
+
+    `refused` hears the digest of a model that cannot be used or does not answer, and why.
+    """
     edge = settings.edge
     job = chores_job(edge, store=store is not None)
     spare = job.suggest or job.personal.enabled
@@ -35,7 +39,7 @@ def predictions(
     ]
     if edge.predict.enabled:
         process = PredictProcess(predict_job(settings), wake)
-        found.append(Predicting(link, process, camera, publish=edge.predict.publish))
+        found.append(Predicting(link, process, camera, publish=edge.predict.publish, refused=refused))
     if spare:
         child = TrainingProcess(wake, edge.guest, module="apiary_edge.predicting.chores")
         found.append(SpareTime(job, child, store, link.node, busy))
