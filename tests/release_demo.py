@@ -35,7 +35,7 @@ from apiary.identity.release_key import seal
 from apiary.settings import Settings, load_settings
 from apiary.wire import Digest
 from apiary.wire.chunks import count, encode, span
-from apiary.wire.messages import ReleaseCurrent, Want
+from apiary.wire.messages import Prediction, ReleaseCurrent, Want
 from apiary.wire.topics import Kind
 from apiary_cli.datasets import Layout, materialise
 from apiary_cli.federation import LocalFederation
@@ -89,6 +89,7 @@ class Stage:
         why = told["rollout"]["why"] or ""
         check(told["rollout"]["state"] == "halted", f"{name} is {told['rollout']['state']}")
         check(expected in why, f"{name} was halted because: {why}")
+        check(told["rollout"]["wave"] == 1, f"{name} reached wave {told['rollout']['wave']}")
         check(self.has() == before, f"the nodes have {self.has()}")
         say(f"   all {len(before)} nodes predict with {next(iter(before.values()))} as before")
 
@@ -148,7 +149,40 @@ def good_release(on: Stage) -> str:
     check(any("wave 1 of 2 opens for 1 of 5" in n["text"] for n in told["history"]), "no canary")
     for line in table_of(told):
         say(line)
+    predictions(on, release["file"]["digest"])
     return str(release["name"])
+
+
+def predictions(on: Stage, digest: str) -> None:
+    """Each node's camera sees something, and its predictions are the new release's."""
+    say("What their cameras see now:")
+    seen: dict[str, Prediction] = {}
+    until = time.monotonic() + 90
+    with somebody(on) as bus:
+        bus.subscribe(on.settings.topics.pattern(Kind.NODE_PREDICTION))
+        while len(seen) < NODES:
+            check(time.monotonic() < until, f"only {sorted(seen)} predict with the release")
+            for node in on.layout.nodes:
+                show(node, on.folder)
+            for _ in range(20):
+                for event in bus.poll(0.1):
+                    told = on.settings.topics.parse(event.topic) if isinstance(event, Received) else None
+                    if isinstance(event, Received) and told is not None and told.node is not None:
+                        prediction = Prediction.decode(event.payload, who=told.node)
+                        if prediction.model == digest:
+                            seen[told.node] = prediction
+    for node, prediction in sorted(seen.items()):
+        say(f"  {node:10} {prediction.top[0].label} ({prediction.probability:.0%}), {prediction.ms:.0f} ms")
+
+
+def show(node: Path, folder: Path) -> None:
+    """Another of its pictures before its camera, which is a folder here."""
+    camera = folder / "cameras" / node.name
+    number = len(list(camera.iterdir()))
+    pictures = sorted(node.rglob("*.png"))
+    aside = camera / ".coming"
+    shutil.copyfile(pictures[number * 37 % len(pictures)], aside)
+    aside.rename(camera / f"{number:04}.png")
 
 
 def crashing(on: Stage) -> None:
@@ -180,9 +214,10 @@ def tampered(on: Stage) -> None:
     program = on.program("changed-on-the-way")
     data = bytearray(program.read_bytes())
     data[-100] ^= 0xFF
-    with attacker(on) as bus:
+    with somebody(on) as bus:
         bus.subscribe(on.settings.topics.pattern(Kind.NODE_WANT))
-        bus.poll(0.5)
+        bus.subscribe(on.settings.topics.pattern(Kind.RELEASE_CURRENT))
+        wait_for(bus)  # once this one is served, so is the other
         with busy(partial(answer_wants, on, bus, bytes(data))):
             on.try_bad("changed", program, "is not the one that was signed (sha256 differs)")
 
@@ -208,7 +243,7 @@ def busy(act: Callable[[], None]) -> Iterator[None]:
 def answer_wants(on: Stage, bus: MqttBus, data: bytes) -> None:
     """Faster than the coordinator, which gathers wishes: chunks that are right in all but their bytes."""
     for event in bus.poll(0.01):
-        if not isinstance(event, Received):
+        if not isinstance(event, Received) or not event.topic.endswith("/want"):
             continue
         digest = Digest(Want.decode(event.payload, who="somebody").digest)
         for i in range(count(len(data))):
@@ -221,7 +256,7 @@ def forged(on: Stage) -> None:
     say("\n5. a release that somebody else signed, for the whole fleet at once")
     before = on.has()
     topic = on.settings.topics.build(Kind.RELEASE_CURRENT)
-    with attacker(on) as bus:
+    with somebody(on) as bus:
         bus.subscribe(topic)
         heard = wait_for(bus)
         told = ReleaseCurrent.model_validate(json.loads(heard.payload))
@@ -257,7 +292,7 @@ def wait_for(bus: MqttBus) -> Received:
 
 
 @contextmanager
-def attacker(on: Stage) -> Iterator[MqttBus]:
+def somebody(on: Stage) -> Iterator[MqttBus]:
     bus = MqttBus(on.settings.broker, client_id="somebody", will=None)
     try:
         yield bus
@@ -285,7 +320,12 @@ def stage(folder: Path, rounds: int, limit: int | None) -> Iterator[Stage]:
             "retry_pause_s": 0.2,
         }
         # Half of a node's few pictures test here; on a Pi its held-out samples do.
-        told |= {"edge": {"want_idle_s": 3.0}, "edge.slots": {"folder_share": 0.3}}
+        told |= {
+            "edge": {"want_idle_s": 3.0},
+            "edge.slots": {"folder_share": 0.3},
+            "edge.camera": {"kind": "folder", "fps": 2.0},
+            "edge.predict": {"enabled": True, "port": 0, "every_s": 0.5, "suggest": False},
+        }
         told |= {
             "broker": {"host": broker.host, "port": broker.port},
             "run": {"rounds": rounds, "min_nodes": NODES, "recipe_options": preset.recipe_options},
@@ -309,7 +349,9 @@ def _run(folder: Path, layout: Layout, federation: LocalFederation, api: EdgeImp
     say(f"A federation of {NODES} nodes trains on handwritten digits (the first export takes a while) ...")
     federation.start_coordinator("--new")
     for node in layout.nodes:
-        federation.start_node(node.name, node)
+        camera = folder / "cameras" / node.name
+        camera.mkdir(parents=True)
+        federation.start_node(node.name, node, "--set", f"edge.camera.source={camera}")
     until = time.monotonic() + 600
     while (line := federation.result()) is None:
         federation.check()
