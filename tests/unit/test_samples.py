@@ -258,6 +258,7 @@ def test_bombs_in_a_small_picture_are_not_unpacked() -> None:
 def test_the_limits_are_those_of_training() -> None:
     assert samples.MAX_PIXELS == apiary.learn.images.MAX_PIXELS
     assert samples.MAX_FILE_BYTES == apiary.learn.images.MAX_FILE_BYTES
+    assert samples.MAX_DECODED_PIXELS == apiary.learn.images.MAX_DECODED_PIXELS
 
 
 def test_bad_pictures_of_a_batch_do_not_hinder_the_others(store: SampleStore) -> None:

@@ -28,6 +28,9 @@ MAX_FILE_BYTES: Final = 64 * 2**20
 """A picture file larger than this is not read into memory."""
 MAX_PIXELS: Final = 50_000_000
 """Checked on the header, before pixels are decoded; the largest Raspberry Pi camera has 12 million (HQ)."""
+MAX_DECODED_PIXELS: Final = 16_000_000
+"""Of what is decoded at once, 48 MB: a JPEG comes at a fraction of its size, a PNG only whole, and 150 kB of
+one may hold 50 million pixels."""
 MAX_DATASET_BYTES: Final = 512 * 2**20
 """Of the decoded pictures together; 19,000 pictures of 96x96x3."""
 
@@ -306,7 +309,8 @@ def _plain(picture: Image, channels: int) -> Image:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, picture)
-    return picture.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _opened(data: bytes, channels: int, side: int | None) -> Image:
@@ -324,10 +328,18 @@ def _opened(data: bytes, channels: int, side: int | None) -> Image:
                     )
                 if side is not None:
                     opened.draft("L" if channels == 1 else "RGB", (side, side))
-                return _plain(ImageOps.exif_transpose(opened), channels)
+                if opened.width * opened.height > MAX_DECODED_PIXELS:
+                    raise DataError(
+                        f"a {opened.format} of {opened.width}x{opened.height} pixels can only be decoded "
+                        f"whole, at most {MAX_DECODED_PIXELS // 10**6} million fit"
+                    )
+                ImageOps.exif_transpose(opened, in_place=True)
+                return _plain(opened, channels)
     except DataError:
         raise
     except Image.DecompressionBombError:  # far past our limit, Pillow does not even open it
         raise DataError(f"far too many pixels, at most {MAX_PIXELS // 10**6} million fit") from None
+    except MemoryError:
+        raise DataError("there is not enough memory to decode it") from None
     except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
         raise DataError(f"not a readable JPEG or PNG: {type(e).__name__}: {str(e)[:100]}") from None

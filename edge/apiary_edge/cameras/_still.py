@@ -13,13 +13,17 @@ import numpy as np
 
 from apiary.errors import DataError
 from apiary_edge.samples import MAX_FILE_BYTES, MAX_PIXELS
+from apiary_edge.samples.clean import fit_in_memory
 
 if TYPE_CHECKING:
     from apiary_edge.cameras.base import Frame
 
 
 def read_still(path: Path) -> Frame:
-    """A JPEG or PNG file as uint8[H, W, 3], upright. Raises DataError: a link, too large, no picture."""
+    """A JPEG or PNG file as uint8[H, W, 3], upright. Raises DataError: a link, too large, no picture.
+
+    A JPEG of more than MAX_DECODED_PIXELS comes at half its size.
+    """
     from PIL import Image, ImageOps
 
     data = read_file(path)
@@ -29,7 +33,9 @@ def read_still(path: Path) -> Frame:
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise DataError(f"{opened.width}x{opened.height} pixels, at most {MAX_PIXELS} fit")
-                return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+                fit_in_memory(opened)
+                ImageOps.exif_transpose(opened, in_place=True)
+                return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
     except DataError:
         raise
     except MemoryError:

@@ -1,7 +1,8 @@
 """A picture file without its metadata: where and when it was taken, by whom, and thumbnails of the uncut one.
 
 Nothing but the segments and chunks that pixels need is kept, so pixels do not change; only a picture with an
-EXIF orientation is turned and encoded again. Imports Pillow when it is called.
+EXIF orientation is turned and encoded again, at half its size where it has more than 16 million of them.
+Imports Pillow when it is called.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from apiary.errors import DataError
-from apiary_edge.samples import MAX_FILE_BYTES, MAX_PIXELS
+from apiary_edge.samples import MAX_DECODED_PIXELS, MAX_FILE_BYTES, MAX_PIXELS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 QUALITY: Final = 95
 """Of a JPEG that had to be turned; 4:4:4, so that turning costs as little as it can."""
@@ -52,6 +56,8 @@ def clean(data: bytes) -> CleanPicture:
                         f"{picture.width}x{picture.height} pixels, expected at most "
                         f"{MAX_PIXELS // 10**6} million"
                     )
+                if picture.format == "PNG":
+                    fit_in_memory(picture)
                 if picture.format == "PNG" and getattr(picture, "n_frames", 1) > 1:
                     raise DataError("an animated PNG, expected one picture")
                 if picture.getexif().get(_ORIENTATION, 1) in range(2, 9):
@@ -71,6 +77,17 @@ def clean(data: bytes) -> CleanPicture:
     return CleanPicture(stripped, suffix, width, height)
 
 
+def fit_in_memory(opened: PillowImage) -> None:
+    """Have a large JPEG decoded at half its size. Raises DataError for a large PNG: it comes only whole."""
+    if opened.width * opened.height > MAX_DECODED_PIXELS:
+        opened.draft(None, (opened.width // 2, opened.height // 2))
+    if opened.width * opened.height > MAX_DECODED_PIXELS:
+        raise DataError(
+            f"a {opened.format} of {opened.width}x{opened.height} pixels can only be decoded whole, "
+            f"expected at most {MAX_DECODED_PIXELS // 10**6} million"
+        )
+
+
 def _check_pixels(data: bytes) -> None:
     """Decode what will be stored, a JPEG at an eighth of its size: a torn file must not be labelled."""
     from PIL import Image
@@ -85,6 +102,7 @@ def _turned(data: bytes) -> CleanPicture:
 
     with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as opened:
         jpeg = opened.format != "PNG"
+        fit_in_memory(opened)
         upright = ImageOps.exif_transpose(opened)
         upright.info = {k: v for k, v in upright.info.items() if k == "transparency"}
         out = io.BytesIO()
