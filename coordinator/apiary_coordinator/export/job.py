@@ -28,7 +28,7 @@ from apiary.files import write_json
 from apiary.wire.messages import Label, Plan
 
 DONE: Final = "done.json"
-REVISION: Final = 2
+REVISION: Final = 3
 """Goes into the key of cached builds: raise it when the same job gives other files."""
 
 
