@@ -30,6 +30,10 @@ An id may be shortened while it stays unique. Pictures stay on this machine.
 """
 
 
+_SAY_EVERY_S = 10.0
+"""How often an import that nobody watches says in its log how far it is."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags and sub-commands."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -114,9 +118,15 @@ def _import(store: SampleStore, args: argparse.Namespace) -> int:
     if total == 0:
         raise DataError(f"{args.folder} holds no pictures (.jpg, .jpeg, .png), also not in folders by label")
 
+    said_at = time.monotonic()
+
     def progress(done: folder.Imported) -> None:
+        nonlocal said_at
         if sys.stderr.isatty():
             print(f"\r{done.seen} of {total}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - said_at >= _SAY_EVERY_S:
+            said_at = time.monotonic()
+            print(f"{done.seen} of {total}", file=sys.stderr, flush=True)
 
     done = folder.import_folder(store, args.folder, label=args.label, progress=progress)
     if sys.stderr.isatty():

@@ -23,7 +23,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 from apiary.bus.allocator import tune  # noqa: E402 - after the thread settings
 from apiary.errors import ApiaryError, CameraError, StoreError  # noqa: E402
 from apiary_edge.cameras import base  # noqa: E402
-from apiary_edge.cameras.base import Camera, EndOfFrames  # noqa: E402
+from apiary_edge.cameras.base import Camera, EndOfFrames, PassedOver  # noqa: E402
 from apiary_edge.capture_job import CaptureJob, CaptureTold, bounds_of  # noqa: E402
 from apiary_edge.policy import Backoff, Policy, Verdict, rules_of  # noqa: E402
 from apiary_edge.samples.incoming import Incoming  # noqa: E402
@@ -98,6 +98,9 @@ class Capture:
         except EndOfFrames as e:
             self.ended = True
             self._tell(CaptureTold(kind="ended", text=str(e)))
+            return 0.0
+        except PassedOver:
+            self.dropped["no readable picture"] += 1
             return 0.0
         except CameraError as e:
             self._open = False

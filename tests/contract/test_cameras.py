@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +27,7 @@ from tests.contract import picamera2_stand_in
 from apiary.errors import CameraError, SettingsError
 from apiary_edge.cameras import base
 from apiary_edge.cameras import folder as folder_camera
-from apiary_edge.cameras.base import Camera, CameraOptions, EndOfFrames
+from apiary_edge.cameras.base import Camera, CameraOptions, EndOfFrames, PassedOver
 
 TIMEOUT_S = 1.0
 WIDTH, HEIGHT = 160, 120
@@ -316,6 +317,8 @@ def test_a_watched_folder_gives_each_picture_once_oldest_first_and_nothing_else(
     time.sleep(0.15)
     camera = base.make("folder", options(folder))
     camera.open()
+    with pytest.raises(PassedOver, match=r"torn\.jpg: not a readable JPEG"):
+        camera.frame()
     frames = [camera.frame() for _ in range(3)]
     assert [f.shape for f in frames if f is not None] == [(20, 30, 3), (20, 40, 3)]
     assert frames[2] is None
@@ -342,3 +345,22 @@ def test_a_watched_folder_gives_each_picture_once_oldest_first_and_nothing_else(
     time.sleep(0.15)
     assert camera.frame() is not None, "an old file that is moved here is new here"
     assert camera.frame() is None
+
+
+def test_a_watched_folder_of_100_000_files_holds_some_thousand_names_at_a_time(tmp_path: Path) -> None:
+    for part in ("a", "b"):  # a file has 65,000 names at most on ext4
+        first = tmp_path / f"{part}0.jpg"
+        first.write_bytes(jpeg(scene()))
+        for i in range(1, 50_000):
+            os.link(first, tmp_path / f"{part}{i}.jpg")
+    time.sleep(folder_camera.SETTLED_S + 0.1)
+    camera = base.make("folder", options(tmp_path))
+    camera.open()
+    assert camera.frame() is not None  # Pillow's own modules
+    camera.close()
+    tracemalloc.start()
+    seen = [camera.frame() is not None for _ in range(100)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert all(seen)
+    assert peak < 4_000_000  # 1 MB measured; 100,000 names are 16 MB

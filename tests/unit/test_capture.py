@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from apiary.errors import CameraError, SettingsError, StoreError
 from apiary.settings import CameraSettings, CaptureSettings, EdgeSettings, StoreSettings
 from apiary_edge import perceptual, schedule
-from apiary_edge.cameras.base import EndOfFrames
+from apiary_edge.cameras.base import EndOfFrames, PassedOver
 from apiary_edge.capture import TROUBLE_PAUSE_S, Capture, encode
 from apiary_edge.capture_job import CaptureJob, CaptureTold, bounds_of, job_of
 from apiary_edge.capturing import SILENT_S, CaptureProcess
@@ -326,6 +326,20 @@ def test_files_are_taken_without_a_pause_each_of_them_and_end(store: SampleStore
     loop.turn(5)
     assert loop.capture.kept == 4 and loop.capture.ended and loop.now == 100
     assert loop.kinds()[-1] == "ended"
+
+
+def test_files_that_are_no_pictures_are_counted_and_said_while_they_are_passed_over(
+    store: SampleStore,
+) -> None:
+    camera = Scripted([*(PassedOver("notes.jpg: no picture") for _ in range(90)), pattern(1)], live=False)
+    loop = Loop(store, camera)
+    for _ in range(91):
+        loop.now += 0.1  # what a large file takes to read
+        loop.turn()
+    alive = [t for t in loop.told if t.kind == "alive"]
+    assert len(alive) == 1 and alive[0].dropped["no readable picture"] > 40
+    assert loop.capture.dropped == {"no readable picture": 90} and loop.capture.kept == 1
+    assert camera.closed == 0, "the camera is there all the time"
 
 
 def test_the_loop_says_that_it_is_alive(store: SampleStore) -> None:

@@ -117,13 +117,10 @@ def test_100_000_files_in_the_folder(tmp_path: Path, store: SampleStore) -> None
         for i in range(1, 50_000):
             os.link(first, root / label / f"{i}.jpg")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.monotonic()
     done = folder.import_folder(store, root)
-    seconds = time.monotonic() - began
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert (done.added, done.duplicates) == (2, 99_998)
-    assert grown_mb < 20  # 0 to 2 MB measured
-    assert seconds < 60  # 8 s measured
+    assert grown_mb < 20  # 0 to 2 MB measured, in 8 s
 
 
 def test_the_census_counts_what_is_trained(tmp_path: Path, store: SampleStore) -> None:

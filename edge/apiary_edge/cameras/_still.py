@@ -58,6 +58,6 @@ def read_file(path: Path) -> bytes:
         if about.st_size > MAX_FILE_BYTES:
             raise DataError(f"{about.st_size} bytes, expected at most {MAX_FILE_BYTES}")
         try:
-            return f.read(MAX_FILE_BYTES + 1)[: MAX_FILE_BYTES + 1]
+            return f.read(about.st_size)  # not more: that much is allocated before a byte is read
         except OSError as e:
             raise DataError(f"cannot be read: {e.strerror}") from None

@@ -43,7 +43,7 @@ class Camera(Protocol):
         """The newest picture, uint8[H, W, 3], red first; None where there is no new one now.
 
         Raises CameraError where the camera is gone; `close` and `open` may bring it back. EndOfFrames where
-        a file has been read to its end.
+        a file has been read to its end, PassedOver where one of many files is no picture.
         """
         ...
 
@@ -62,6 +62,10 @@ class CameraModule(Protocol):
 
 class EndOfFrames(CameraError):  # noqa: N818 - it is no fault, like StopIteration
     """A file that was read to its end; there is nothing to wait for."""
+
+
+class PassedOver(CameraError):  # noqa: N818 - the camera is there, and goes on with the next file
+    """A file that is no readable picture, with the reason."""
 
 
 def make(kind: str, options: CameraOptions) -> Camera:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from apiary.errors import CameraError, DataError
 from apiary.learn.suffixes import PICTURES
-from apiary_edge.cameras.base import Camera, CameraOptions
+from apiary_edge.cameras.base import Camera, CameraOptions, PassedOver
 
 if TYPE_CHECKING:
     from apiary_edge.cameras.base import Frame
@@ -42,7 +42,6 @@ class WatchedFolder:
 
     def __init__(self, folder: Path):
         self.name = f"folder {folder}"
-        self.skipped = 0
         self._folder = folder
         self._ahead: deque[_Key] = deque()
         self._seen: _Key = (-1, "")
@@ -57,26 +56,24 @@ class WatchedFolder:
         self._listed = None
 
     def frame(self) -> Frame | None:
-        """The next picture, None where no new one is there. Files that are no pictures are passed over."""
+        """The next picture, None where no new one is there. Raises PassedOver for a file that is none."""
         from apiary_edge.cameras._still import read_still
 
-        while True:
-            if not self._ahead:
-                self._list()
-            if not self._ahead:
-                return None
-            key = self._ahead.popleft()
-            try:
-                picture = read_still(self._folder / key[1])
-            except DataError:
-                if not self._folder.is_dir():
-                    # Not the file's fault: it is still to be seen when the folder is back.
-                    raise CameraError(f"{self.name}: it is gone; is its drive still there?") from None
-                self.skipped += 1
-                self._seen = key
-                continue
+        if not self._ahead:
+            self._list()
+        if not self._ahead:
+            return None
+        key = self._ahead.popleft()
+        try:
+            picture = read_still(self._folder / key[1])
+        except DataError as e:
+            if not self._folder.is_dir():
+                # Not the file's fault: it is still to be seen when the folder is back.
+                raise CameraError(f"{self.name}: it is gone; is its drive still there?") from None
             self._seen = key
-            return picture
+            raise PassedOver(f"{key[1]}: {e}") from None
+        self._seen = key
+        return picture
 
     def close(self) -> None:
         """Stop watching."""

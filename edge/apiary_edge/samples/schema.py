@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,11 @@ CREATE INDEX gone_owner ON gone (by_owner, number);
 # ran meanwhile, and so that the camera's folder does not bring back what the owner deleted.
 
 
+_FULL: Final = "the disk is full: free some space, nothing that was stored is lost"
+_DAMAGED: Final = "restore it from a backup, or move the folder away and import its pictures again"
+_NEEDED_BYTES: Final = 64 * 2**10
+
+
 def connect(file: Path) -> sqlite3.Connection:
     """Open the index, making it where there is none. Raises StoreError."""
     try:
@@ -78,10 +84,9 @@ def connect(file: Path) -> sqlite3.Connection:
             db.close()
             raise
     except sqlite3.Error as e:
-        raise StoreError(
-            f"the sample index {file} cannot be opened: {e}; restore it from a backup, or move the folder "
-            "away and import its pictures again"
-        ) from e
+        # Opening needs 32 kB for the memory that its users share, and SQLite calls it an I/O error.
+        advice = _FULL if _is_full(file.parent) else _DAMAGED
+        raise StoreError(f"the sample index {file} cannot be opened: {e}; {advice}") from e
     return db
 
 
@@ -99,6 +104,14 @@ def writing(db: sqlite3.Connection, file: Path) -> Iterator[None]:
             raise
     except sqlite3.Error as e:
         raise StoreError(f"the sample index {file} cannot be written: {e}{_advice(e)}") from e
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < _NEEDED_BYTES
 
 
 def _ensure_schema(db: sqlite3.Connection, file: Path) -> None:
@@ -128,7 +141,7 @@ def _statements(script: str) -> Iterator[str]:
 def _advice(e: sqlite3.Error) -> str:
     text = str(e)
     if "full" in text:
-        return "; the disk is full: free some space, nothing that was stored is lost"
+        return f"; {_FULL}"
     if "locked" in text:
         return f"; another process has held it for {BUSY_S:.0f} s"
     if "readonly" in text:
