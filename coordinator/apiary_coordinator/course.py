@@ -217,6 +217,7 @@ class Course:
             outlet=self._means.outlet,
             workshop=self._workshop,
             clock=self._means.clock,
+            limits=lambda: self._means.bus.limits,
             announce=self._announce,
             invite=self._invite,
             closed=self._round_closed,
@@ -229,11 +230,12 @@ class Course:
         refs = (told.model, told.manifest, told.trainer, told.base)
         self._means.down.serve([ref for ref in refs if ref is not None], size)
         log.info(
-            "run=%s round=%d opened cohort=%d deadline_s=%.0f",
+            "run=%s round=%d opened cohort=%d deadline_s=%.0f uploads=%d",
             self.run,
             live.round.number,
             size,
             live.deadline_s,
+            live.max_uploads,
         )
         self._means.flow.bytes_sent = 0
         self._announce()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from apiary.wire.messages import BlobRef, Bounds, NodeStatus, Offer, Plan, Round
 from apiary_coordinator import round as table
 from apiary_coordinator.aggregate import grid_bits
 from apiary_coordinator.collection import Collection, Terms, spool_path
+from apiary_coordinator.grants import most_uploads
 from apiary_coordinator.opening import Closed, Parts, strategy
 from apiary_coordinator.pace import deadline_s
 from apiary_coordinator.roster import Draw, Roster, draw
@@ -125,6 +127,13 @@ class LiveRound:
         for node in damaged:
             log.warning("round=%d node=%s its update in the spool is damaged", self.round.number, node)
             self.parts.journal.forget(self.parts.run, self.round.number, node)
+
+    @property
+    def max_uploads(self) -> int:
+        """How many updates may be on their way at once."""
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        derived = most_uploads(self.model.bytes, self.parts.limits().receive_maximum, memory)
+        return self.parts.settings.coordinator.max_uploads or derived
 
     @property
     def model(self) -> BlobRef:
@@ -277,7 +286,7 @@ class LiveRound:
             spool=Spool(
                 spool_path(coordinator.state_dir, parts.run, self.round.number), sync=coordinator.sync
             ),
-            uploads=Uploads(coordinator.max_uploads, coordinator.upload_idle_s),
+            uploads=Uploads(self.max_uploads, coordinator.upload_idle_s),
             journal=parts.journal,
             worker=parts.worker,
             outlet=parts.outlet,

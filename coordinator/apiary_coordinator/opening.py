@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apiary.blobs import BlobStore
+from apiary.bus.bus import Limits
 from apiary.bus.outlet import Outlet
 from apiary.learn.manifest import Manifest
 from apiary.plugins import load
@@ -47,6 +48,7 @@ class Parts:
     outlet: Outlet
     workshop: Workshop
     clock: Callable[[], float]
+    limits: Callable[[], Limits]
     announce: Callable[[], None]
     invite: Callable[[NodeId], None]
     closed: Callable[[Closed], None]

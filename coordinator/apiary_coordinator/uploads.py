@@ -1,7 +1,7 @@
 """Whose update may be sent now: a bounded number at once, resumable, none forgotten.
 
 With everyone sending at once a broker's queue overflows and loses messages in silence (measured: of 1000
-acknowledged uploads 13 arrived); with ten granted at a time all 1000 did.
+acknowledged uploads 13 arrived); with ten granted at a time all 1000 did. `grants.py` says how many.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 from apiary.bus.bus import Bus
@@ -12,6 +13,8 @@ from apiary.wire.chunks import Ranges
 from apiary.wire.messages import Offer
 from apiary.wire.topics import Kind, Topics
 from apiary_edge.outbox import Outbox
+
+log = logging.getLogger(__name__)
 
 
 class Sending:
@@ -47,9 +50,24 @@ class Sending:
         digest, self._unreadable = self._unreadable, None
         return digest
 
-    def cancel(self, digest: Digest) -> None:
-        """Send no more of this update."""
+    def answered(self, offer: Offer, state: str, why: str | None) -> None:
+        """The update had its receipt: remember its round, and forget it."""
+        level = logging.INFO if state in ("accepted", "duplicate") else logging.WARNING
+        more = f": {why}" if why else ""
+        log.log(level, "node=%s round=%d update %s%s", self._node, offer.round, state, more)
+        # Done before it is removed: after a power cut between the two the update is only offered once more.
+        self._outbox.set_done(offer.run, offer.round)
+        self._remove(offer)
+
+    def discard(self, offer: Offer) -> None:
+        """The update cannot be read: forget it, its round is not done."""
+        log.error("node=%s round=%d the update cannot be read; it is trained again", self._node, offer.round)
+        self._remove(offer)
+
+    def _remove(self, offer: Offer) -> None:
+        digest = Digest(offer.update.digest)
         self._flow.cancel(digest)
+        self._outbox.remove(digest)
 
     def clear(self) -> None:
         """The link is gone, and what was on its way with it."""

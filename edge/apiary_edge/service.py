@@ -25,7 +25,6 @@ from apiary.wire.messages import (
     CoordinatorStatus,
     Grant,
     Notice,
-    Offer,
     Receipt,
 )
 from apiary.wire.topics import Kind, Topic, Topics
@@ -316,12 +315,10 @@ class Edge:
                 case table.Send(offer, missing):
                     self._sending.add(offer, missing)
                 case table.Drop(offer, state, why):
-                    self._drop(offer, state, why)
+                    self._sending.answered(offer, state, why)
+                    self.rounds_done += 1
                 case table.Discard(offer):
-                    log.error(
-                        "node=%s round=%d the update cannot be read; trained again", self.node, offer.round
-                    )
-                    self._outbox.remove(Digest(offer.update.digest))
+                    self._sending.discard(offer)
                 case table.Decline(announcement, why):
                     log.warning("node=%s round=%d declined: %s", self.node, announcement.round, why)
                     self._presence.declined = (announcement.run, announcement.round, why)
@@ -338,17 +335,6 @@ class Edge:
             self._downloads.fetch(ref, self._clock())
         except StoreError as e:
             self._handle(table.TrainingFailed(str(e)))
-
-    def _drop(self, offer: Offer, state: str, why: str | None) -> None:
-        level = logging.INFO if state in ("accepted", "duplicate") else logging.WARNING
-        log.log(
-            level, "node=%s round=%d update %s%s", self.node, offer.round, state, f": {why}" if why else ""
-        )
-        # Done before it is removed: after a power cut between the two the update is only offered once more.
-        self._outbox.set_done(offer.run, offer.round)
-        self._sending.cancel(Digest(offer.update.digest))
-        self._outbox.remove(Digest(offer.update.digest))
-        self.rounds_done += 1
 
     def connected(self, limits: Limits) -> None:
         """The broker accepted us: keep to its limits, say who we are, ask what is current."""

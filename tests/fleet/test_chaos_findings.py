@@ -11,6 +11,7 @@ from tests.fleet.harness import Fleet
 from apiary.bus.memory import Fault
 from apiary.wire.messages import Announcement
 from apiary_coordinator.collection import spool_path
+from apiary_edge.newest import Newest
 
 MakeFleet = Callable[..., Fleet]
 
@@ -154,8 +155,12 @@ def test_earlier_rounds_are_believed_again_after_a_while(make_fleet: MakeFleet) 
     node = fleet.nodes["pi-00"]
     told = Announcement.decode(fleet.broker.retained["apiary/default/round/current"], who="test")
     earlier = told.model_copy(update={"round": 1})
-    assert node._outdated(earlier, fleet.broker.now)
-    assert not node._outdated(told, fleet.broker.now)
-    assert not node._outdated(told.model_copy(update={"round": 3}), fleet.broker.now)
-    assert not node._outdated(earlier.model_copy(update={"run": "another"}), fleet.broker.now)
-    assert not node._outdated(earlier, fleet.broker.now + 301)
+
+    def follows(announcement: Announcement, later_s: float = 0.0) -> bool:
+        return Newest(node._newest.heard).take(announcement, fleet.broker.now + later_s)
+
+    assert not follows(earlier)
+    assert follows(told)
+    assert follows(told.model_copy(update={"round": 3}))
+    assert follows(earlier.model_copy(update={"run": "another"}))
+    assert follows(earlier, 301)

@@ -77,6 +77,11 @@ class Bus(Protocol):
         """Publishes with QoS 1 that the broker has not acknowledged yet."""
         ...
 
+    @property
+    def limits(self) -> Limits:
+        """What the broker said at the latest connect."""
+        ...
+
     def subscribe(self, pattern: str) -> None:
         """Subscribe with QoS 1, now and after every reconnect."""
         ...

@@ -228,6 +228,11 @@ class MemoryBus:
         return self._connected
 
     @property
+    def limits(self) -> Limits:
+        """What the broker says of itself."""
+        return self._broker.limits
+
+    @property
     def backlog(self) -> int:
         """Publishes with QoS 1 whose acknowledgement no `poll` has taken yet."""
         return len(self._unacknowledged)

@@ -24,7 +24,12 @@ class CoordinatorSettings(Section):
         None, description="class names in order; unset: the folders of test_data"
     )
     base_weights: Path | None = Field(None, description="weights file for a transfer recipe's base")
-    max_uploads: int = Field(10, ge=1, le=1000, description="uploads granted at once")
+    max_uploads: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="uploads granted at once; unset: by the broker's limits, the update's size, the memory",
+    )
     upload_idle_s: float = Field(20.0, gt=0, le=3600, description="ask for missing chunks after this pause")
     gather_s: float = Field(
         0.1, ge=0, le=60, description="collect wishes for a blob this long, then publish once"
