@@ -52,6 +52,8 @@ def render(found: Found, slot: dict[str, Any] | None, now: float) -> str:
         lines.append(("model", _model(slot)))
     if told.get("camera"):
         lines.append(("camera", _and(told["camera"]["kind"], told["camera"].get("text"), ": ")))
+    if told.get("predictions"):
+        lines.append(("predictions", str(told["predictions"])))
     for i, last in enumerate(reversed((told.get("last") or [])[-_MAX_ROUNDS:])):
         lines.append(("last rounds" if i == 0 else "", _last(last)))
     return "\n".join(f"{name:<12} {text}" for name, text in lines)

@@ -28,6 +28,7 @@ from apiary_edge.guest.stay import Guest
 from apiary_edge.health.reader import Reader
 from apiary_edge.log_tail import LogTail
 from apiary_edge.outbox import Outbox
+from apiary_edge.predicting.feature import PredictionSays
 from apiary_edge.predicting.parts import predictions
 from apiary_edge.releases import Releases, opened_before, trusting
 from apiary_edge.samples.store import SampleStore
@@ -59,11 +60,15 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
 
     runtimes = _runtimes(settings)
     camera = CameraSays(node) if edge.camera.kind is not None else None
+    says = PredictionSays()
     status = StatusFile(
         settings,
         clock=time.monotonic,
         runtime_folder=runtime_folder(os.environ),
-        more=lambda: {"camera": {"kind": edge.camera.kind, "text": camera.text} if camera else None},
+        more=lambda: {
+            "camera": {"kind": edge.camera.kind, "text": camera.text} if camera else None,
+            "predictions": says.text if edge.predict.enabled else None,
+        },
     )
     store = _store(settings)
     tail = LogTail([path for path in (edge.data_dir, store_dir(edge)) if path is not None])
@@ -86,6 +91,7 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
             bus.wake,
             busy=lambda: service.busy,
             camera=camera,
+            says=says,
             refused=releases.complained,
         )
         return [*found, status]

@@ -20,9 +20,14 @@ def opencv(who: str) -> types.ModuleType:
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp")
     try:
         import cv2
-    except ImportError as e:
+    except ModuleNotFoundError as e:
         raise CameraError(
             f"{who}: needs OpenCV, which is not installed here ({e}): pip install 'apiary[camera]'"
+        ) from None
+    except ImportError as e:  # it is there, and its libraries are not, or do not fit
+        raise CameraError(
+            f"{who}: OpenCV does not load here: {e}; where the address space is limited (ulimit -v), "
+            "allow 350 MB"
         ) from None
     cv2.setNumThreads(1)
     return cv2

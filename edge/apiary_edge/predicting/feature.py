@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from apiary.settings import Settings
 from apiary.wire.messages import Likely, Prediction
@@ -16,6 +17,20 @@ from apiary_edge.predicting.job import Line, PredictJob, PredictTold, parse
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class PredictionSays:
+    """What the predicting child told last, for people."""
+
+    model: str = "no model yet"
+    trouble: str = ""
+    page: str = ""
+
+    @property
+    def text(self) -> str:
+        """In a line."""
+        return ", ".join(part for part in (self.model, self.trouble, self.page) if part)
+
+
 class Predicting(Feature):
     """The predicting child as a part of the node; it captures, too, where there is a camera.
 
@@ -26,11 +41,13 @@ class Predicting(Feature):
         self,
         link: Link,
         process: PredictProcess,
-        camera: CameraSays | None,
         *,
+        camera: CameraSays | None,
+        says: PredictionSays,
         publish: bool,
         refused: Callable[[str, str], None] = lambda digest, why: None,
     ):
+        self._says = says
         self._link = link
         self._camera = camera
         self._process = process
@@ -59,12 +76,15 @@ class Predicting(Feature):
                 if self._publish:
                     self._link.outlet.send(prediction_of(told), node)
             case "model":
+                self._says.model, self._says.trouble = told.text, ""
                 log.info("node=%s predicts with %s%s", node, told.text, " (tuned)" if told.personal else "")
             case "refused" | "closed":
+                self._says.trouble = told.text
                 log.warning("node=%s predictions: %s", node, told.text)
                 if told.kind == "refused":
                     self._refused(told.model, told.text)
             case "page":
+                self._says.page = told.text
                 log.info(
                     "node=%s predictions page: %s (apiary predictions prints its token)", node, told.text
                 )

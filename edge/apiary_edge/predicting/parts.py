@@ -9,7 +9,7 @@ from apiary_edge.capturing import CameraSays
 from apiary_edge.feature import Feature, Link
 from apiary_edge.predicting.announcing import HomeAssistant
 from apiary_edge.predicting.chores_job import chores_job
-from apiary_edge.predicting.feature import Predicting, PredictProcess, predict_job
+from apiary_edge.predicting.feature import Predicting, PredictionSays, PredictProcess, predict_job
 from apiary_edge.predicting.following import Following
 from apiary_edge.predicting.sparetime import SpareTime
 from apiary_edge.samples.store import SampleStore
@@ -24,6 +24,7 @@ def predictions(
     *,
     busy: Callable[[], bool],
     camera: CameraSays | None,
+    says: PredictionSays,
     refused: Callable[[str, str], None],
 ) -> list[Feature]:
     """A node that neither predicts nor suggests nor tunes only learns which labels there are.
@@ -39,7 +40,8 @@ def predictions(
     ]
     if edge.predict.enabled:
         process = PredictProcess(predict_job(settings), wake)
-        found.append(Predicting(link, process, camera, publish=edge.predict.publish, refused=refused))
+        publish = edge.predict.publish
+        found.append(Predicting(link, process, camera=camera, says=says, publish=publish, refused=refused))
     if spare:
         child = TrainingProcess(wake, edge.guest, module="apiary_edge.predicting.chores")
         found.append(SpareTime(job, child, store, link.node, busy))
