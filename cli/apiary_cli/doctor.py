@@ -12,6 +12,7 @@ from typing import Final
 from apiary.errors import SettingsError
 from apiary.settings import Settings, load_settings
 from apiary_cli import checks
+from apiary_cli.certificates import certificates
 from apiary_cli.checks import Check
 
 _EXAMPLES = """examples:
@@ -67,6 +68,7 @@ def examine(args: argparse.Namespace) -> Iterator[Check]:
     yield checks.runtime(settings.edge.runtime if edge else "auto")
     if coordinator:
         yield checks.export()
+    yield from certificates(settings, settings.edge.node_id if args.role == "edge" else None)
     yield from checks.broker(settings)
     folders = [settings.edge.state_dir] * edge + [settings.coordinator.state_dir] * coordinator
     if len({checks.nearest(f).stat().st_dev for f in folders}) == 1:

@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "doctor": "check this machine and the broker, and say how to mend what is wrong",
     "chaos": "disturb a real federation on this machine, and check that nothing was lost or counted twice",
     "pki": "who belongs to the fleet: certificates for TLS and for signed messages",
+    "image": "write a card so that a Pi joins the fleet by itself",
     "config": "show the effective settings and where each came from",
 }
 

@@ -1,0 +1,166 @@
+"""The script that a Pi runs once it has a network and the right time, and the units around it.
+
+It may be cut at any line and runs again from the start: each step looks whether it is done. The folder on the
+boot partition, with the token in it, goes at the end.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Final
+
+from apiary_cli.image.plan import Plan
+
+BOOT: Final = "/boot/firmware"
+FOLDER: Final = "apiary"
+"""On the boot partition."""
+
+UNIT: Final = f"""[Unit]
+Description=Apiary: join the fleet at the first start
+Wants=network-online.target systemd-time-wait-sync.service
+# A Pi has no clock that runs without power, and certificates do not hold in the wrong year.
+After=network-online.target time-sync.target
+ConditionPathExists={BOOT}/{FOLDER}/first-boot.sh
+StartLimitIntervalSec=0
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh {BOOT}/{FOLDER}/first-boot.sh
+Restart=on-failure
+RestartSec=30
+TimeoutStartSec=45min
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+# How Bookworm, which has no cloud-init, comes to start the unit: its kernel command line names this script.
+FIRST_RUN: Final = f"""#!/bin/sh
+# Runs once, before there is a network: hands over to apiary-first-boot.service, which waits for one.
+set -eu
+cp {BOOT}/{FOLDER}/apiary-first-boot.service /etc/systemd/system/
+systemctl enable apiary-first-boot.service
+sed -i 's| systemd\\.run[^ ]*||g; s| systemd\\.unit=kernel-command-line\\.target||g' {BOOT}/cmdline.txt
+"""
+RUN_ONCE: Final = (
+    f"systemd.run={BOOT}/{FOLDER}/first-run.sh systemd.run_success_action=reboot "
+    "systemd.unit=kernel-command-line.target"
+)
+
+_SCRIPT: Final = """#!/bin/sh
+# Made by `apiary image`. Installs Apiary, joins the fleet, starts the node; then goes, token and all.
+set -eu
+BOOT="${FIRST_BOOT_FOLDER:-@BOOT@}"
+ROOT="${FIRST_BOOT_ROOT:-}"
+NAME=@NAME@
+WHEEL=@WHEEL@
+URL=@URL@
+SHA256=@SHA256@
+ENROLMENT=@ENROLMENT@
+CA_SHA256=@CA_SHA256@
+
+say() { echo "apiary first boot: $*"; }
+
+say "user and folders"
+id apiary >/dev/null 2>&1 || useradd --system --home-dir /var/lib/apiary --shell /usr/sbin/nologin apiary
+usermod --append --groups video apiary
+install -d -m 0755 "$ROOT/etc/apiary" "$ROOT/opt/apiary"
+install -d -m 0750 -o apiary -g apiary "$ROOT/var/lib/apiary"
+cp "$BOOT/apiary.toml" "$ROOT/etc/apiary/apiary.toml"
+
+VENV="$ROOT/opt/apiary/venv"
+if [ ! -x "$VENV/bin/apiary" ]; then
+    say "installing $WHEEL"
+    python3 -c 'import ensurepip' 2>/dev/null || { apt-get update -q && apt-get install -yq python3-venv; }
+    [ -x "$VENV/bin/pip" ] || python3 -m venv --system-site-packages "$VENV"
+    FILE="$BOOT/$WHEEL"
+    if [ -n "$URL" ]; then
+        FILE="$ROOT/opt/apiary/$WHEEL"
+        curl --fail --silent --show-error --location --max-time 600 --output "$FILE" "$URL"
+    fi
+    [ -z "$SHA256" ] || echo "$SHA256  $FILE" | sha256sum --check --quiet
+    "$VENV/bin/pip" install --quiet --only-binary :all: @PIP@ "$FILE[edge]"
+fi
+
+if [ ! -f "$ROOT/etc/apiary/signing/cert.pem" ]; then
+    say "joining as $NAME"
+    "$VENV/bin/apiary" pki join "$ENROLMENT" --name "$NAME" --token-file "$BOOT/token" \\
+        --ca-sha256 "$CA_SHA256" --dir "$ROOT/etc/apiary" --owner apiary --wait 600
+fi
+
+say "services"
+cat > "$ROOT/etc/systemd/system/apiary-edge.service" <<'UNIT'
+[Unit]
+Description=Apiary node
+Wants=network-online.target time-sync.target
+After=network-online.target time-sync.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+User=apiary
+SupplementaryGroups=video
+Environment=APIARY_CONFIG=/etc/apiary/apiary.toml
+WorkingDirectory=/var/lib/apiary
+ExecStart=/opt/apiary/venv/bin/apiary edge
+Restart=always
+RestartSec=5
+RestartPreventExitStatus=2
+WatchdogSec=120
+Nice=10
+OOMPolicy=continue
+ProtectSystem=strict
+ReadWritePaths=/var/lib/apiary
+PrivateTmp=true
+NoNewPrivileges=true
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+cat > "$ROOT/etc/systemd/system/apiary-renew.service" <<UNIT
+[Unit]
+Description=Apiary: renew certificates where they are due
+Wants=network-online.target
+After=network-online.target time-sync.target
+
+[Service]
+Type=oneshot
+ExecStart=/opt/apiary/venv/bin/apiary pki renew --url $ENROLMENT --dir /etc/apiary --owner apiary
+UNIT
+cat > "$ROOT/etc/systemd/system/apiary-renew.timer" <<'UNIT'
+[Unit]
+Description=Apiary: renew certificates where they are due
+
+[Timer]
+OnCalendar=daily
+RandomizedDelaySec=12h
+Persistent=true
+
+[Install]
+WantedBy=timers.target
+UNIT
+systemctl daemon-reload
+systemctl enable --now apiary-renew.timer
+systemctl enable --now apiary-edge.service
+systemctl disable apiary-first-boot.service
+rm -rf "$BOOT"
+say "done"
+"""
+
+
+def script(plan: Plan) -> str:
+    """`first-boot.sh` for one card."""
+    values = {
+        "BOOT": f"{BOOT}/{FOLDER}",
+        "NAME": shlex.quote(plan.name),
+        "WHEEL": shlex.quote(plan.package.wheel),
+        "URL": shlex.quote(plan.package.url or ""),
+        "SHA256": shlex.quote(plan.package.sha256 or ""),
+        "ENROLMENT": shlex.quote(plan.enrolment_url),
+        "CA_SHA256": shlex.quote(plan.ca_sha256),
+        "PIP": '--no-index --find-links "$BOOT"' if plan.package.offline else "",
+    }
+    text = _SCRIPT
+    for key, value in values.items():
+        text = text.replace(f"@{key}@", value)
+    return text
