@@ -408,7 +408,8 @@ def test_two_processes_with_one_id_are_asked_about_it(
     first.until(lambda s: "broker connected" in s)
     second = node_of(apiary, broker, data, "ids", "--state-dir", str(tmp_path / "other"))
     second.until(lambda s: "broker connected" in s)
-    why = "does another party use the id 'ids-node-pi-1'?"
+    # Neither shuts the other out: each state folder has a client id of its own.
+    why = "another process uses this node id: give one of them another edge.node_id"
     first.until(lambda _: why in first.said + second.said)
     for node in (first, second):
         assert node.process.poll() is None
