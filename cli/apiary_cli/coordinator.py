@@ -19,7 +19,7 @@ from apiary.blobs import BlobStore
 from apiary.bus.allocator import tune
 from apiary.bus.client_id import passing_id
 from apiary.bus.mqtt import MqttBus
-from apiary.errors import DataError, SettingsError, StoreError
+from apiary.errors import DataError, RunFailed, SettingsError, StoreError
 from apiary.identity.gate import OPEN, load_gate
 from apiary.identity.roles import Role
 from apiary.notify import Notifier
@@ -174,6 +174,9 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
         if course is not None and course.stage != "done":
             log.info("run=%s stopped; the same command goes on with it", course.run)
         return stop.exit_code
+    if not coordinator.course.summary:
+        record = coordinator.course.record
+        raise RunFailed(f"run {record.run} ended without a model: {record.stop}")
     _over(coordinator.course, as_json=args.json)
     return 0
 

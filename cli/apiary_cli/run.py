@@ -26,6 +26,8 @@ The coordinator must stay up (apiary coordinator --stay) for runs to be started.
 exit codes: 0 done, 4 no broker or no coordinator, 10 refused by the coordinator
 """
 _PREFIX: Final = "run."
+_OURS: Final = ("broker.", "operator.", "security.", "federation", "root", "blob_root")
+"""Settings of whoever asks."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +91,7 @@ def render(what: str, told: dict[str, Any]) -> str:
 
 def _wanted(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of `[run]` that this run shall have, without the section's name."""
-    others = [key for key in args.overrides if not key.startswith((_PREFIX, "broker.", "operator."))]
+    others = [key for key in args.overrides if not key.startswith((_PREFIX, *_OURS))]
     if others:
         raise SettingsError(
             f"--set {others[0]}: a run takes settings of [run] only; the coordinator has its own for the rest"

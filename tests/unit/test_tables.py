@@ -166,7 +166,7 @@ def test_settings_of_a_run_come_from_flags_and_set_wherever_it_stands() -> None:
         "plan.epochs": 2,
         "only": ["site=north"],
     }
-    assert wanted("start", "--set", "broker.port=1") == {}
+    assert wanted("start", "--set", "broker.port=1", "--set", "security.ca=x", "--set", "federation=f") == {}
     with pytest.raises(SettingsError, match=r"coordinator\.sync: a run takes settings of \[run\] only"):
         wanted("start", "--set", "coordinator.sync=false")
 
