@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 from tests.fleet.conftest import MakeFleet
 from tests.fleet.harness import TICK_S, Fleet
 
+from apiary.bus.bus import Received
+from apiary.wire.messages import Announcement
+from apiary.wire.topics import Kind
 from apiary_coordinator.runbook import MAX_WAITING
 
 
@@ -66,6 +70,29 @@ def test_runs_one_after_another_in_the_order_they_were_asked_for(staying: Callab
     shown: Any = fleet.ask("run.show", name="second").result
     assert [r["round"] for r in shown["results"]] == [1]
     assert shown["results"][0]["contributors"] == 3 and shown["settings"]["rounds"] == 1
+
+
+def test_between_runs_nodes_are_idle_and_the_last_word_of_the_last_run_stays(
+    staying: Callable[..., Fleet],
+) -> None:
+    fleet = staying()
+    fleet.ask("run.start", name="one")
+    until(fleet, lambda: state_of(fleet) == {"one": "finished"} and stage(fleet) is None)
+    topic = fleet.settings().topics.build(Kind.ROUND_CURRENT)
+    for disturb in (lambda: None, fleet.broker.forget):
+        disturb()
+        for _ in range(50):
+            fleet.turn()
+        bus = fleet.broker.bus("viewer", None)
+        bus.subscribe(topic)
+        heard: list[Any] = []
+        until(fleet, lambda heard=heard, bus=bus: heard.extend(bus.poll(0)) or len(heard) > 1, 60)  # type: ignore[misc]
+        (told,) = [e for e in heard if isinstance(e, Received)]
+        assert Announcement.decode(told.payload, who="test").state == "finished"
+        bus.close()
+    assert {n.session.state.value for n in fleet.nodes.values()} == {"idle"}
+    status = fleet.settings().topics.build(Kind.COORDINATOR_STATUS)
+    assert "run" not in json.loads(fleet.broker.retained[status])
 
 
 def test_a_run_gives_the_same_bits_whatever_ran_before(
