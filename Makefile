@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SECONDS_EACH ?= 300
 
-.PHONY: help demo release-demo npm-runner test check bench load links aarch64 chaos fuzz clean
+.PHONY: help demo release-demo npm-runner test check bench load links aarch64 chaos fuzz hosts clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make aarch64 a node's training and pictures on a Pi's Python and wheels, emulated (minutes; needs root)"
 	@echo "make chaos   200 faults on a real federation, then the same model? (minutes; ARGS='--seed 7')"
 	@echo "make fuzz    coverage-guided fuzzing of all that reads the bus (SECONDS_EACH=300)"
+	@echo "make hosts   a server and three Pis as systemd hosts on this machine, from nothing to restored (needs root)"
 	@echo "make clean   remove what these made"
 
 # A stamp per set of packages, so that a second call starts at once.
@@ -82,6 +83,11 @@ fuzz: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3,<4'
 	@$(BIN)/python tests/fuzz/seeds.py build/fuzz
 	$(BIN)/python tests/fuzz/fuzz_wire.py build/fuzz -max_total_time=$(SECONDS_EACH) -rss_limit_mb=512 -timeout=5 -max_len=400000
+
+hosts: $(VENV)/.demo
+	@tests/system-packages hosts
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.txt
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/hosts/fleet.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist runs/.demo-* runs/.chaos-* runs/.exports

@@ -1,0 +1,196 @@
+"""What somebody on the network, or with a device of the fleet in hand, would try on the deployed broker.
+
+Each attempt gives what came back and the broker's own line about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from machines import Machine
+
+from apiary.bus.bus import Connected, Disconnected, Event, Received, Refused
+from apiary.bus.mqtt import MqttBus
+from apiary.settings import BrokerSettings
+
+PORT = 8883
+Row = tuple[str, str, str]
+"""What was tried, the answer, what the broker's log says."""
+
+
+class Attacker:
+    """Somebody on the same network, who holds the keys of pi-2, and those of pi-3, which is revoked."""
+
+    def __init__(self, server: Machine, pis: Mapping[str, Machine], folder: Path) -> None:
+        self.server, self.pis, self.folder = server, pis, folder
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    def all(self) -> list[Row]:
+        """Try everything. Raises AssertionError where something is not refused."""
+        for name in ("pi-1", "pi-2", "pi-3"):
+            self._take(name)
+        self._issue("late", "--set", "pki.days=0.00001")
+        self._other_authority()
+        time.sleep(2)  # until `late` has expired
+        return [
+            self._knock("no certificate", None),
+            self._knock("a certificate of another authority", "other"),
+            self._knock("an expired certificate", "late"),
+            self._knock("a revoked certificate", "pi-3"),
+            self._plain(),
+            self._write("a node writes as another", "apiary/default/node/pi-1/status", b"{}"),
+            self._write("a node offers as another", "apiary/default/node/pi-1/offer", b"{}"),
+            self._write("a node forges an announcement", "apiary/default/round/current", b"{}"),
+            self._write("a node forges a release", "apiary/default/release/current", b"{}"),
+            self._write("a node gives commands", "apiary/default/node/pi-1/command", b"{}"),
+            self._write("a node asks as an operator", "apiary/default/operator/admin/request", b"{}"),
+            self._listen("a node reads another's updates", "apiary-blob/default/up/pi-1/" + "ab" * 32 + "/0"),
+            self._oversize(),
+            self._flood(),
+        ]  # fmt: skip
+
+    # --- who ------------------------------------------------------------------------------------------
+
+    def _take(self, name: str) -> None:
+        folder = self.folder / name
+        folder.mkdir()
+        for file in ("cert.pem", "key.pem"):
+            (folder / file).write_text(self.pis[name].ssh(f"cat /etc/apiary/tls/{file}").stdout)
+        (self.folder / "ca.pem").write_text(self.pis[name].ssh("cat /etc/apiary/tls/ca.pem").stdout)
+
+    def _issue(self, name: str, *options: str) -> None:
+        self.server.ssh(f"apiary pki enrol {name} --role viewer --dir /root/{name} {' '.join(options)}")
+        self._fetch(name)
+
+    def _other_authority(self) -> None:
+        """A certificate for the same name, by somebody else's authority."""
+        own = ["--set", "pki.state_dir=/root/other-ca", "--set", "pki.reload=[]", "--set", "pki.kick=false",
+               "--set", "pki.broker_dir=/root/other-files"]  # fmt: skip
+        words = " ".join(own)
+        self.server.ssh(f"mkdir -p /root/other-files && apiary pki init --fleet other {words}")
+        self.server.ssh(f"apiary pki enrol coordinator --role coordinator --dir /root/other {words}")
+        self._fetch("other")
+
+    def _fetch(self, name: str) -> None:
+        folder = self.folder / name
+        folder.mkdir()
+        for file in ("cert.pem", "key.pem"):
+            (folder / file).write_text(self.server.ssh(f"cat /root/{name}/tls/{file}").stdout)
+
+    # --- what -----------------------------------------------------------------------------------------
+
+    def _knock(self, what: str, who: str | None) -> Row:
+        """A TLS client that says CONNECT and waits for an answer. TLS 1.3 tells it only then."""
+        since = self._now()
+        context = ssl.create_default_context(cafile=self.folder / "ca.pem")
+        if who is not None:
+            context.load_cert_chain(self.folder / who / "cert.pem", self.folder / who / "key.pem")
+        try:
+            with (
+                socket.create_connection((self.server.address, PORT), 5) as raw,
+                context.wrap_socket(raw, server_hostname=self.server.address) as link,
+            ):
+                link.sendall(b"\x10\x11\x00\x04MQTT\x04\x02\x00\x3c\x00\x05thief")
+                answer = link.recv(4)
+        except OSError as e:
+            return what, f"{getattr(e, 'reason', '') or e}", self._log(since, "rror")
+        assert not answer, f"{what}: the broker answered {answer!r}"
+        return what, "the broker closed the connection", self._log(since, "rror")
+
+    def _plain(self) -> Row:
+        since = self._now()
+        with socket.create_connection((self.server.address, PORT), 5) as link:
+            link.sendall(b"\x10\x11\x00\x04MQTT\x04\x02\x00\x3c\x00\x05thief")
+            link.settimeout(5)
+            answer = b""
+            with contextlib.suppress(ConnectionResetError):
+                answer = link.recv(64)
+        # At most a TLS alert, never a CONNACK.
+        assert answer[:1] in (b"", b"\x15"), f"the broker answered {answer!r} without TLS"
+        with contextlib.suppress(OSError):
+            socket.create_connection((self.server.address, 1883), 2).close()
+            raise AssertionError("port 1883 is open")
+        return "no TLS", "closed; there is no port 1883", self._log(since, "rror")
+
+    def _write(self, what: str, topic: str, payload: bytes) -> Row:
+        since = self._now()
+        with self._bus() as bus:
+            bus.publish(topic, payload)
+            refused = _poll(bus, lambda e: isinstance(e, Refused))
+        assert isinstance(refused, Refused), f"{what}: {refused}"
+        return what, refused.reason, self._log(since, "Denied PUBLISH")
+
+    def _listen(self, what: str, topic: str) -> Row:
+        """One device hears nothing of what another may publish there."""
+        with self._bus() as thief, self._bus("pi-1") as owner:
+            thief.subscribe(topic)
+            _poll(thief, lambda e: False, 1)
+            assert owner.publish(topic, b"secret")
+            _poll(owner, lambda e: False, 1)
+            assert owner.backlog == 0, "the owner could not publish its own chunk"
+            got = _poll(thief, lambda e: isinstance(e, Received), 2)
+        assert got is None, f"{what}: {got}"
+        return what, "subscribed, and nothing came", "(mosquitto filters what it delivers, in silence)"
+
+    def _oversize(self) -> Row:
+        since = self._now()
+        with self._bus() as bus:
+            # Past the client's own check of the announced limit: straight onto the wire.
+            bus.publish("apiary/default/node/pi-2/ask", b"x" * 1_100_000)
+            ended = _poll(bus, lambda e: isinstance(e, Disconnected | Refused))
+        assert ended is not None, "a packet of 1.1 MB went through"
+        said = ended.reason if isinstance(ended, Refused) else str(getattr(ended, "error", ended))
+        return "a packet of 1.1 MB", said, self._log(since, "pi-2")
+
+    def _flood(self) -> Row:
+        """A thousand connections and more a second, none with a certificate."""
+        since, made, began = self._now(), 0, time.monotonic()
+        while time.monotonic() - began < 3:
+            with contextlib.suppress(OSError):
+                socket.create_connection((self.server.address, PORT), 1).close()
+                made += 1
+        with self._bus():
+            pass  # who has a certificate gets in all the while
+        return f"{made / 3:.0f} connects per second", "a node got in right after", self._log(since, "rror")
+
+    # --- how ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _bus(self, who: str = "pi-2"):  # type: ignore[no-untyped-def]
+        own = self.folder / who
+        bus = MqttBus(
+            BrokerSettings(
+                host=self.server.address, port=PORT, tls=True, tls_ca=self.folder / "ca.pem",
+                tls_cert=own / "cert.pem", tls_key=own / "key.pem",
+            ),
+            f"default-thief-{time.monotonic_ns()}",
+        )  # fmt: skip
+        try:
+            assert _poll(bus, lambda e: isinstance(e, Connected), 15), f"{who} does not get in"
+            yield bus
+        finally:
+            bus.close()
+
+    def _now(self) -> str:
+        return self.server.ssh("date +%s").stdout.strip()
+
+    def _log(self, since: str, word: str) -> str:
+        said = self.server.ssh(f"journalctl -u mosquitto --since @{since} -o cat --no-pager").stdout
+        lines = [line for line in said.splitlines() if word in line]
+        return lines[-1].split(": ", 1)[-1][:110] if lines else "(no line)"
+
+
+def _poll(bus: MqttBus, wanted: Callable[[Event], bool], within_s: float = 10) -> Event | None:
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        for event in bus.poll(0.1):
+            if wanted(event):
+                return event
+    return None
