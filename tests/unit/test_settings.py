@@ -114,6 +114,16 @@ def test_several_faults_come_together() -> None:
     assert len(refused().splitlines()) == 2
 
 
+def test_lists_may_stand_in_the_environment_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APIARY_EDGE__GUEST__HOURS", '["22:00-06:00", "12:00-13:00"]')
+    monkeypatch.setenv("APIARY_COORDINATOR__LABELS", '["cat", "dog"]')
+    monkeypatch.setenv("APIARY_BROKER__PASSWORD", "[no list")
+    settings = load_settings().settings
+    assert settings.edge.guest.hours == ["22:00-06:00", "12:00-13:00"]
+    assert settings.coordinator.labels == ["cat", "dog"]
+    assert password(settings.broker) == "[no list"
+
+
 def test_what_is_wrong_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APIARY_RUN__ROUND", "3")
     assert refused() == "environment: unknown setting 'run.round'; did you mean 'run.rounds'?"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -91,7 +93,17 @@ def _read_environment() -> dict[str, Any]:
         values = _every_variable()
     except (ValidationError, ValueError) as e:
         raise SettingsError(f"environment: {e}") from None
-    return {k: v for k, v in values.items() if v is not None}
+    return {k: _with_lists(v) for k, v in values.items() if v is not None}
+
+
+def _with_lists(value: Any) -> Any:
+    """`value` with texts that are JSON lists as lists: `APIARY_EDGE__GUEST__HOURS='["22:00-06:00"]'`."""
+    if isinstance(value, dict):
+        return {k: _with_lists(v) for k, v in value.items()}
+    if isinstance(value, str) and value.startswith("["):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
 
 
 def _every_variable() -> dict[str, Any]:
