@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from apiary.bus.allocator import tune
-from apiary.errors import SettingsError
 from apiary.notify import Notifier
-from apiary.settings import load_settings
-from apiary_cli.edge_status import show
+from apiary_cli.flags import add_broker, settings_of
 from apiary_cli.once import FirstConnection
 from apiary_cli.stopping import stop_on_signals
 from apiary_edge.appliance import build
@@ -45,28 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node-id", metavar="ID", help="this node's name (default: the host name)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="pictures, LABEL/*.jpg|png")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="outbox, models, caches")
-    parser.add_argument("--host", help="the broker")
-    parser.add_argument("--port", type=int, help="its port")
+    add_broker(parser)
     parser.add_argument("--once", action="store_true", help="one round, and no waiting for an absent broker")
     parser.add_argument("--json", action="store_true", help="with status: as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the node until a signal, or for one round; or tell of the one that runs."""
-    flags = {
-        "edge.node_id": args.node_id,
-        "edge.data_dir": args.data,
-        "edge.state_dir": args.state_dir,
-        "broker.host": args.host,
-        "broker.port": args.port,
-    }
-    settings = load_settings(
-        args.config, {**args.overrides, **{k: v for k, v in flags.items() if v is not None}}
-    ).settings
-    if args.word == "status":
-        return show(settings, as_json=args.json)
-    if args.json:
-        raise SettingsError("--json goes with apiary edge status")
+    settings = settings_of(
+        args, edge__node_id=args.node_id, edge__data_dir=args.data, edge__state_dir=args.state_dir
+    )
     tune(small=True)
     notifier = Notifier.from_environment(os.environ, time.monotonic)
     notifier.extend(_START_S)

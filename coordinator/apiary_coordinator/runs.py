@@ -76,16 +76,18 @@ class Runs(Feature):
         """Take up the run that was under way."""
         self._book.open()
         since = self._book.recall(_SINCE)
+        if not isinstance(since, int | float):
+            since = self._desk.wall()
+            self._book.remember(_SINCE, since)
         # A clock that was put back must not make it wait for what has been.
-        self._since = min(since, self._desk.wall()) if isinstance(since, int | float) else self._desk.wall()
+        self._since = min(since, self._desk.wall())
         self._samples.before = self._book.recall(_SAMPLES) or {}
         row = self._desk.journal.active_run()
         for run in self._book.begun(1):
             if run.state != "active" and run.ended is None:
                 self._book.ended(run.run, self._desk.wall())
         if self._workshops is not None and row is not None:
-            log.info("run=%s goes on where it stopped, with the settings it began with", row.id)
-            self._begin(row)
+            self._take_up(row)
 
     def tick(self, now: float) -> None:
         """Note what has ended; begin what waits, or what the timetable says."""
@@ -93,25 +95,23 @@ class Runs(Feature):
         if course is not None and course.stage != "done":
             self._under_way = course.run
             return
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_EVERY_S
         if self._under_way is not None:
             self._book.ended(self._under_way, self._desk.wall())
             self._under_way = None
-        if self._workshops is None or now < self._look_at:
+        if self._workshops is None:
             return
-        self._look_at = now + _LOOK_EVERY_S
-        waiting = self._book.waiting()
-        if not waiting and (why := self._due()) is not None:
-            self._book.ask_for(
-                self._fresh_name(),
-                self._desk.wall(),
-                self._desk.settings.run.model_dump_json(),
-                why=why,
-                request=None,
-            )
-            waiting = self._book.waiting()
-        if waiting:
-            self._book.begin(waiting[0].id, self._desk.wall())
+        if (row := self._desk.journal.active_run()) is not None:
+            self._take_up(row)  # a full disk kept its end, or its beginning, from being written
+        elif waiting := self._book.waiting():
             self._begin(waiting[0])
+        elif (why := self._due()) is not None:
+            settings = self._desk.settings.run.model_dump_json()
+            run = fresh_name(self._desk.wall())
+            self._book.ask_for(run, self._desk.wall(), settings, why=why, request=None)
+            self._begin(self._book.waiting()[0])
 
     # -- operations ------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class Runs(Feature):
         request = f"{call.operator}/{call.id}"
         run = self._book.asked_by(request)
         if run is None:
-            run = args.name or self._fresh_name()
+            run = args.name or fresh_name(self._desk.wall())
             check_name(run, "the run's name")
             if (self._desk.settings.coordinator.runs_dir / run).exists():
                 raise RequestRefused(f"there is a folder for a run {run!r} already: give another name")
@@ -159,6 +159,7 @@ class Runs(Feature):
 
     def _list(self, call: Call, args: Listing) -> None:
         wall = self._desk.wall()
+        self._count()
         call.done(
             {
                 "runs": [run.told() for run in self._book.listed(args.limit)],
@@ -198,20 +199,33 @@ class Runs(Feature):
     def _due(self) -> str | None:
         if self._table.empty:
             return None
+        self._count()
+        return timetable.due(self._table, self._past(), self._desk.wall(), self._samples.count)
+
+    def _count(self) -> None:
         for node in self._desk.roster.nodes.values():
             if node.status.samples is not None:
                 self._samples.report(node.id, node.status.samples)
-        return timetable.due(self._table, self._past(), self._desk.wall(), self._samples.count)
 
     def _past(self) -> Past:
         last = next(iter(self._book.begun(1)), None)
         return Past(self._since, last.created, last.ended) if last is not None else Past(self._since)
 
     def _begin(self, row: RunRow) -> None:
+        """The next run; what made it begin is dealt with."""
+        self._count()
         self._since = self._desk.wall()
         self._book.remember(_SINCE, self._since)
         self._book.remember(_SAMPLES, dict(self._samples.begin()))
+        self._book.begin(row.id, self._desk.wall())
         self._clear_old()
+        self._go(row)
+
+    def _take_up(self, row: RunRow) -> None:
+        log.info("run=%s goes on where it stopped, with the settings it began with", row.id)
+        self._go(row)
+
+    def _go(self, row: RunRow) -> None:
         try:
             self._desk.begin(self._assignment(row))
         except ApiaryError as e:
@@ -239,9 +253,6 @@ class Runs(Feature):
     def _workshop(self, run: RunSettings) -> Workshop:
         assert self._workshops is not None  # noqa: S101 - asked before
         return self._workshops(self._desk.settings.model_copy(update={"run": run}), self._desk.blobs)
-
-    def _fresh_name(self) -> str:
-        return fresh_name(self._desk.wall())
 
 
 def fresh_name(wall: float) -> str:

@@ -12,9 +12,11 @@ from tests.fleet.conftest import MakeFleet
 from tests.fleet.harness import TICK_S, Fleet
 
 from apiary.bus.bus import Received
+from apiary.errors import StoreError
 from apiary.wire.messages import Announcement
 from apiary.wire.topics import Kind
 from apiary_coordinator.runbook import MAX_WAITING
+from apiary_coordinator.store import Journal
 
 
 def until(fleet: Fleet, done: Callable[[], Any], seconds: float = 600) -> Any:
@@ -288,3 +290,43 @@ def test_a_coordinator_for_one_run_refuses_another_and_can_be_stopped(make_fleet
     until(fleet, lambda: fleet.coordinator.course.record.next_number == 3)  # type: ignore[union-attr]
     assert fleet.ask("run.stop").state == "done"
     assert fleet.run()["stop"] == "stopped by operator anna"
+
+
+def test_a_journal_that_cannot_commit_for_a_while_loses_no_run_and_begins_none_twice(
+    staying: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = staying(rounds=1)
+    names = [f"r{i}" for i in range(4)]
+    for name in names:
+        fleet.ask("run.start", name=name)
+    really, chance = Journal.commit, random.Random(4)
+    began: list[str] = []
+
+    def sometimes(self: Journal, statements: list[Any]) -> None:
+        if chance.random() < 0.4:
+            raise StoreError("the journal refused a commit: disk I/O error")
+        began.extend(values[1] for sql, values in statements if "state = 'active'" in sql)
+        really(self, statements)
+
+    monkeypatch.setattr(Journal, "commit", sometimes)
+    until(fleet, lambda: list(state_of(fleet).values()) == ["finished"] * 4)
+    assert began == names[1:]  # the first began before the disk went bad
+
+
+def test_a_time_that_passes_while_the_coordinator_is_down_is_made_up_for(
+    staying: Callable[..., Fleet],
+) -> None:
+    # The fleet's clock begins at 0: midnight of 1970-01-01 in UTC.
+    schedule = {"at": ["00:10"], "timezone": "UTC", "min_pause_s": 0}
+    fleet = staying(rounds=1, more={"schedule": schedule})
+    for _ in range(50):
+        fleet.turn()
+    fleet.kill_coordinator()
+    fleet.broker.now = 1800.0
+    fleet.start_coordinator()
+    (run,) = until(fleet, lambda: state_of(fleet))
+    until(fleet, lambda: state_of(fleet)[run] == "finished")
+    assert listed(fleet)[0]["why"] == "at 00:10"
+    for _ in range(500):
+        fleet.turn()
+    assert len(state_of(fleet)) == 1
