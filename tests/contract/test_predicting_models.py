@@ -56,6 +56,7 @@ def encoded(pixels: Bytes) -> bytes:
 
 @pytest.fixture(scope="module", params=sorted(RECIPES))
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    assert request.config.cache is not None
     job = BuildJob(
         recipe=request.param,
         options=RECIPES[request.param],
@@ -63,7 +64,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         plan=Plan(batch_size=8),
         out=tmp_path_factory.mktemp(request.param) / "out",
     )
-    return build_in_child(job)
+    return build_in_child(job, cache=request.config.cache.mkdir("exports"))
 
 
 class Node:
@@ -191,6 +192,7 @@ def test_only_the_head_is_tuned_and_it_is_used_where_it_is_better(node: Node) ->
         assert [model.predict(shade(label, 500)).label for label in LABELS] == list(LABELS)
     again = personal.tune(node.job, found, said.append)
     assert again == result, "the same pictures give the same head"
+    assert [p.name for p in described.folder(node.folder).glob("*.blob")] == [result.file.name]
 
 
 def test_too_few_pictures_are_said_and_the_federations_model_stays(node: Node) -> None:

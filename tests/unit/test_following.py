@@ -250,9 +250,11 @@ class Child:
         self.started = 0
         self.stopped = 0
         self.lines: list[Told] = []
+        self.job: ChoresJob | None = None
 
     def start(self, job: ChoresJob) -> None:
         self.started += 1
+        self.job = job
 
     def collect(self) -> list[Told]:
         lines, self.lines = self.lines, []
@@ -274,7 +276,15 @@ class Spare:
                 return ["x"] * min(limit, waiting())
 
         store: Any = Store()
-        self.feature = SpareTime(chores_job(edge, store=True), self.child, store, "pi-7", lambda: self.busy)
+        self.samples = 30
+        self.feature = SpareTime(
+            chores_job(edge, store=True),
+            self.child,
+            store,
+            "pi-7",
+            busy=lambda: self.busy,
+            samples=lambda: self.samples,
+        )
 
     def tick(self, after_s: float = LOOK_EVERY_S) -> None:
         self.now += after_s
@@ -298,7 +308,8 @@ def test_nothing_is_done_before_there_is_a_model_and_once_for_each(tmp_path: Pat
     spare.tick()
     spare.tick()
     assert spare.child.started == 1, "one at a time"
-    tuned = Personal(of=found.digest, accuracy_global=0.5, accuracy_personal=0.75, held_out=8)
+    assert spare.child.job is not None and spare.child.job.counted == 30
+    tuned = Personal(of=found.digest, counted=30, accuracy_global=0.5, accuracy_personal=0.75, held_out=8)
     described.personal_file(tmp_path).write_text(tuned.model_dump_json())
     spare.child.lines = [Told(kind="done")]
     spare.tick()
@@ -351,3 +362,14 @@ def test_a_child_that_fails_or_achieves_nothing_is_not_started_again_at_once(tmp
     for _ in range(100):
         spare.tick()
     assert spare.child.started == started
+
+
+def test_a_head_is_tuned_again_when_there_are_half_as_many_pictures_more(tmp_path: Path) -> None:
+    spare = Spare(tmp_path)
+    found = newest(tmp_path)
+    early = Personal(of=found.digest, counted=30, why="too few pictures")
+    described.personal_file(tmp_path).write_text(early.model_dump_json())
+    for samples, tuned in ((30, 0), (44, 0), (45, 1)):
+        spare.samples = samples
+        spare.tick()
+        assert spare.child.started == tuned

@@ -51,7 +51,7 @@ def do(job: ChoresJob, tell: Callable[[Told], None]) -> None:
     newest = described.newest(job.state_dir)
     if job.personal.enabled and newest is not None:
         done = described.personal(job.state_dir)
-        if done is None or done.of != newest.digest:
+        if described.stale(done, newest, job.counted):
             say(_tune(job, newest, say))
     noted = 0
     found = described.chosen(job.state_dir)

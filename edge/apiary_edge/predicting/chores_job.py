@@ -27,6 +27,8 @@ class ChoresJob(BaseModel):
     runtime: str
     personal: PersonalSettings
     suggest: bool
+    counted: int = 0
+    """Labelled pictures of this node."""
     seed: int = 0
     reserve_mb: int = 0
     max_memory_mb: int | None = None

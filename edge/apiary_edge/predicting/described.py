@@ -45,11 +45,13 @@ class Personal(_Part):
     """What tuning the head to this node's pictures gave: weights in `file`, made of the model `of`.
 
     Both accuracies are on the same `held_out` pictures; None, with `why`, where they could not be compared.
+    `counted` are the node's labelled pictures as the service counted them then.
     """
 
     of: str
     file: Path | None = None
     digest: Hex | None = None
+    counted: int = 0
     samples: int = 0
     held_out: int = 0
     accuracy_global: Share | None = None
@@ -66,6 +68,17 @@ class Personal(_Part):
             and self.accuracy_personal is not None
             and self.accuracy_personal > self.accuracy_global
         )
+
+
+GROWTH: Final = 1.5
+"""With so many times the labelled pictures, the head of the same model is tuned once more."""
+
+
+def stale(tuned: Personal | None, newest: ModelFile, counted: int) -> bool:
+    """Whether the newest model's head should be tuned, `counted` labelled pictures being there now."""
+    if tuned is None or tuned.of != newest.digest:
+        return True
+    return counted > tuned.counted and counted >= GROWTH * tuned.counted
 
 
 class _Slot(_Part):

@@ -67,20 +67,26 @@ def tune(job: ChoresJob, found: ModelFile, say: Callable[[str], None]) -> Person
     trainer.set_weights(tuned)
     as_tuned = accuracy(predict(trainer, test), test.y)
     document = blob.encode(tuned)
-    file = described.folder(job.state_dir) / "personal.blob"
+    digest = hashlib.sha256(document).hexdigest()
+    # A name of its own: who reads the old description meanwhile finds the old file.
+    file = described.folder(job.state_dir) / f"personal-{digest[:16]}.blob"
     write_atomic(file, document)
-    return _write(
+    result = _write(
         job,
         Personal(
             of=found.digest,
             file=file.absolute(),
-            digest=hashlib.sha256(document).hexdigest(),
+            digest=digest,
             samples=len(train),
             held_out=len(test),
             accuracy_global=as_it_came,
             accuracy_personal=as_tuned,
         ),
     )
+    for old in file.parent.glob("personal-*.blob"):
+        if old != file:
+            old.unlink(missing_ok=True)
+    return result
 
 
 def last_layer(manifest: Manifest) -> set[str]:
@@ -167,6 +173,7 @@ def _too_few(settings: PersonalSettings, samples: int, held_out: int) -> str | N
 
 
 def _write(job: ChoresJob, personal: Personal) -> Personal:
+    personal = personal.model_copy(update={"counted": job.counted})
     file: Path = described.personal_file(job.state_dir)
     write_atomic(file, personal.model_dump_json(indent=2).encode())
     return personal

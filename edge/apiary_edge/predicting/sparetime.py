@@ -39,8 +39,16 @@ class SpareTime(Feature):
     """Runs chores while `busy` says no; a round that begins ends the child, and what it noted stays."""
 
     def __init__(
-        self, job: ChoresJob, child: Child, store: SampleStore | None, node: str, busy: Callable[[], bool]
+        self,
+        job: ChoresJob,
+        child: Child,
+        store: SampleStore | None,
+        node: str,
+        *,
+        busy: Callable[[], bool],
+        samples: Callable[[], int],
     ):
+        self._samples = samples
         self._job = job
         self._child = child
         self._store = store
@@ -65,7 +73,7 @@ class SpareTime(Feature):
             self._look_at = now + LOOK_EVERY_S
             self._tell_accuracies()
             if self._has_work():
-                self._child.start(self._job)
+                self._child.start(self._job.model_copy(update={"counted": self._samples()}))
                 self._running = True
 
     def close(self) -> None:
@@ -80,7 +88,7 @@ class SpareTime(Feature):
         newest = described.newest(self._job.state_dir)
         if self._job.personal.enabled and newest is not None:
             done = described.personal(self._job.state_dir)
-            if done is None or done.of != newest.digest:
+            if described.stale(done, newest, self._samples()):
                 return True
         found = described.chosen(self._job.state_dir)
         if not self._job.suggest or self._store is None or found is None:

@@ -196,6 +196,11 @@ function hold(on) {
   if (!on) {
     last = 0;
     say("");
+    if (!info?.shown) { // no camera: there is nothing to go on with
+      show("empty");
+      $("label").textContent = "–";
+      $("bars").replaceChildren();
+    }
   }
 }
 
