@@ -286,6 +286,22 @@ def test_health_is_retained_and_told_again_only_where_it_changed(
     assert temperatures == [60.0, 85.0]
 
 
+def test_the_figures_of_a_pause_are_told_with_it(
+    make_fleet: MakeFleet, machine: Machine, tmp_path: Path
+) -> None:
+    fleet = make_fleet(2, rounds=1, features={"pi-00": machine.features(tmp_path, health_s=3600.0)})
+
+    def told() -> float | None:
+        payload = fleet.broker.retained["apiary/default/node/pi-00/health"]
+        return NodeHealth.decode(payload, who="test").temperature_c
+
+    for celsius, expected in ((60.0, 60.0), (70.0, 60.0), (85.0, 85.0), (95.0, 85.0), (65.0, 65.0)):
+        machine.now = replace(WELL, heat=Heat("cpu-thermal", celsius))
+        for _ in range(40):
+            fleet.turn()
+        assert told() == expected
+
+
 @pytest.fixture
 def limited() -> Iterator[None]:
     """This process under a limit of its address space that it will not reach."""

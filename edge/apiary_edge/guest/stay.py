@@ -97,7 +97,6 @@ class Guest(Feature):
     def _look(self, now: float) -> None:
         self._looked_at = now
         found = self._machine.read()
-        self._publish(found, now)
         training, before = self._link.training, self.pause
         minute = self._minute(self._link.wall())
         why = rules.judge(
@@ -109,6 +108,7 @@ class Guest(Feature):
             wanted_memory=self._room(training.job).memory if training.job is not None else 0,
         )
         self.pause = pause = rules.advance(before, why, now, settle_s=self._guest.settle_s)
+        self._publish(found, now, urgent=set(pause.why) != set(before.why))
         if not pause:
             if before:
                 log.info("node=%s training goes on after %.0f s", self._link.node, now - before.since)
@@ -133,10 +133,11 @@ class Guest(Feature):
             opens_s=rules.opens_in_s(self._hours, minute),
         )
 
-    def _publish(self, found: Readings, now: float) -> None:
+    def _publish(self, found: Readings, now: float, *, urgent: bool) -> None:
+        """Where it is news; the reason of a pause is told with it."""
         news = health(found)
         before, at = self._published or (None, 0.0)
-        if is_news(before, news, silent_s=now - at, every_s=self._guest.health_s):
+        if is_news(before, news, silent_s=now - at, every_s=0.0 if urgent else self._guest.health_s):
             self._published = (news, now)
             self._link.outlet.send(news, self._link.node)
 
