@@ -79,6 +79,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+Stamp = tuple[int, int, int] | None
+
+
+def stamp(path: Path | None) -> Stamp:
+    """Another value once a file was written or replaced; None where there is none."""
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino) if found else None
+
+
 def clear_partial(folder: Path, *, below: bool = False) -> int:
     """Remove what `write_atomic` left when power went, `below`: in folders of it too; returns how many."""
     found = folder.rglob(".*.part") if below else folder.glob(".*.part")

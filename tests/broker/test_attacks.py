@@ -81,6 +81,8 @@ def assert_never_in(secured: Secured, name: str, *, logged: str = "", **changes:
     party = secured.party(name, **changes)
     events = poll(is_out, party)
     assert not any(isinstance(e, Connected) for e in events)
+    if changes.get("tls_cert", party) is not None:
+        assert "is this party's certificate expired, revoked" in str(events[-1])
     party.close()
     end = time.monotonic() + 5
     while logged not in secured.log()[before:]:
@@ -345,3 +347,19 @@ def test_revoked_is_out_within_five_seconds(secured: Secured, tmp_path: Path) ->
     assert "node 'pi-gone', whose certificate is revoked" in complained.getvalue()
     for bus in (coordinator, node, watcher):
         bus.close()
+
+
+def test_a_renewed_certificate_is_used_for_the_next_connection(secured: Secured) -> None:
+    """A node runs for years; what it read when it started ends before that."""
+    name = "pi-long"
+    assert secured.pki("enrol", name, "--dir", str(secured.folder / name), sets=("pki.days=0.00005",)) == 0
+    party = secured.party(name)
+    connect(party)
+    assert secured.pki("renew", name, "--dir", str(secured.folder / name), "--force") == 0
+    time.sleep(5.5)  # the old one lasted 4.3 s
+    thief = secured.party(OTHER, client_id=party._client_id)  # ends the connection
+    connect(thief)
+    poll(is_out, party)
+    thief.close()
+    poll(lambda es: any(isinstance(e, Connected) for e in es), party)
+    party.close()

@@ -111,13 +111,14 @@ def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
                         sent = bus.publish(CONTROL, json.dumps({"commands": commands}).encode())
                     case Received(payload=payload):
                         # Its own last will is not allowed any more, and its last word would stay.
-                        for name in names:
+                        for name in sorted({i.name for i in ca.issued() if i.role is Role.NODE} & set(names)):
                             lost = NodeStatus(state="lost", why="revoked").encode()
                             topic = settings.topics.build(Kind.NODE_STATUS, node=NodeId(name))
                             bus.publish(topic, lost, retain=True)
-                        log.info(
-                            "pki: the broker ended the connections of %s: %s", ", ".join(names), payload[:500]
-                        )
+                        if why := _refusal(payload):
+                            end = 0.0
+                            continue
+                        log.info("pki: the broker ended the connections of %s", ", ".join(names))
                         return
                     case Refused(reason=reason):
                         why = reason
@@ -130,3 +131,14 @@ def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
         f"the broker did not end the connections of {', '.join(names)} ({why}): they can do nothing more, "
         "and a restart of the broker ends them; pki.kick needs its plugin, see broker/README.md"
     )
+
+
+def _refusal(answer: bytes) -> str:
+    """What the plugin could not do; that a name exists already is no matter, since it is deleted next."""
+    try:
+        told = json.loads(answer)["responses"]
+        return "; ".join(
+            str(r["error"])[:100] for r in told if "error" in r and r["command"] != "createClient"
+        )
+    except (ValueError, KeyError, TypeError):
+        return "an answer that cannot be read"

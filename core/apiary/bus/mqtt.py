@@ -111,6 +111,7 @@ class _PahoLink:
         self._notes = hooks.notes
         self._where = where
         self._window = 0
+        self._shows_certificate = False
         self._outgoing: dict[int, str] = {}
         self._subscribing: dict[int, Sequence[str]] = {}
         self._stream = Stream(sock)
@@ -126,6 +127,7 @@ class _PahoLink:
     ) -> None:
         """Send CONNECT."""
         client, self._window = self._client, window
+        self._shows_certificate = broker.tls and broker.tls_cert is not None
         client.max_inflight_messages_set(window)
         client.max_queued_messages_set(0)
         if broker.username is not None or secret is not None:
@@ -199,7 +201,8 @@ class _PahoLink:
             self._stream.flush()
         except OSError as e:
             if self.failure is None:
-                self.failure = unreachable(self._where, f"the link broke ({e.strerror or e})")
+                broke = unreachable(self._where, f"the link broke ({e.strerror or e})")
+                self.failure = broke if self.connected else self._shut_out()
 
     def misc(self) -> None:
         self._client.loop_misc()
@@ -246,12 +249,22 @@ class _PahoLink:
                 known = "" if reason.value == UNSPECIFIED else f" ({reason})"
                 self.failure = unreachable(self._where, f"the link broke{known}")
             else:
-                self.failure = BrokerUnreachable(
-                    f"{self._where}: it closed the connection instead of answering MQTT's CONNECT; does it "
-                    "expect TLS (broker.tls), is something else listening there, or does it know MQTT 3.1.1 "
-                    'only and does not say so (broker.protocol = "3.1.1")?'
-                )
+                self.failure = self._shut_out()
         self.connected = False
+
+    def _shut_out(self) -> BusError:
+        """Closed before CONNECT was answered."""
+        if self._shows_certificate:
+            # With TLS 1.3 a broker refuses a certificate after the handshake, mosquitto without a word.
+            return BrokerUnreachable(
+                f"{self._where}: it closed the connection after the TLS handshake: is this party's "
+                "certificate expired, revoked, or of another authority? `apiary doctor` looks at it"
+            )
+        return BrokerUnreachable(
+            f"{self._where}: it closed the connection instead of answering MQTT's CONNECT; does it "
+            "expect TLS (broker.tls), is something else listening there, or does it know MQTT 3.1.1 "
+            'only and does not say so (broker.protocol = "3.1.1")?'
+        )
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         self._take(message._topic, bytes(message.payload), message.retain)

@@ -14,10 +14,11 @@ from socket import socket
 from typing import Final, Literal
 
 from apiary.bus.bus import Connected, Disconnected, Event, Limits, Refused
-from apiary.bus.dial import Dial, tls_context
+from apiary.bus.dial import Dial
 from apiary.bus.link import Hooks, Link, Notes
 from apiary.bus.patterns import matches
 from apiary.bus.refusals import VersionRefused, WindowRefused, unreachable
+from apiary.bus.tls import Tls
 from apiary.bus.watch import READ, WRITE, Watch
 from apiary.errors import BrokerUnreachable, BusError
 from apiary.settings import BrokerSettings
@@ -60,7 +61,7 @@ class ReconnectingBus:
         self._connect = connect
         self._clock = clock
         self._jitter = jitter or random.Random()  # noqa: S311 - spreads retries, guards nothing
-        self._tls = tls_context(broker)
+        self._tls = Tls(broker)
         self._where = f"broker {broker.host}:{broker.port}"
         self._watch = Watch()
         self._subscriptions: dict[str, None] = {}
@@ -205,7 +206,7 @@ class ReconnectingBus:
         if self._dial is None and now >= self._retry_at:
             s = self._settings
             self._deadline = now + s.connect_timeout_s
-            self._dial = Dial(s.host, s.port, self._tls, self._deadline)
+            self._dial = Dial(s.host, s.port, self._tls.context(), self._deadline)
         if self._dial is not None:
             self._step(self._dial, now)
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from apiary.errors import SettingsError
+from apiary.files import Stamp, stamp
 from apiary.identity.certificates import Trust
 from apiary.identity.gate import SigningGate
 from apiary.identity.marks import DiskMarks
@@ -90,9 +91,9 @@ class FileGate(SigningGate):
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._wall(), UTC)
 
-    def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
+    def _stamps(self) -> tuple[Stamp, ...]:
         s = self._security
-        return tuple(_stamp(path) for path in (s.ca, s.crl, s.cert, s.key))
+        return tuple(stamp(path) for path in (s.ca, s.crl, s.cert, s.key))
 
 
 def load_trust(security: SecuritySettings) -> Trust:
@@ -146,11 +147,3 @@ def _read(key: str, path: Path | None, parse: Callable[[bytes], T]) -> T:
         raise SettingsError(f"security.{key} {path}: {e.strerror}") from None
     except (ValueError, TypeError) as e:
         raise SettingsError(f"security.{key} {path}: not a usable PEM file: {str(e)[:200]}") from None
-
-
-def _stamp(path: Path | None) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat() if path is not None else None
-    except OSError:
-        return None
-    return (found.st_mtime_ns, found.st_size, found.st_ino) if found else None
