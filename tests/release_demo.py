@@ -12,14 +12,13 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,10 @@ from apiary.bus.broker import start_broker
 from apiary.bus.bus import Received
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import RequestRefused
+from apiary.files import sha256_of
 from apiary.identity.release_key import seal
 from apiary.settings import Settings, load_settings
-from apiary.wire import Digest
-from apiary.wire.chunks import count, encode, span
-from apiary.wire.messages import Prediction, ReleaseCurrent, Want
+from apiary.wire.messages import Prediction, ReleaseCurrent
 from apiary.wire.topics import Kind
 from apiary_cli.datasets import Layout, materialise
 from apiary_cli.federation import LocalFederation
@@ -81,10 +79,20 @@ class Stage:
         told = json.loads((self.folder / "releases" / "latest" / "manifest.json").read_text())["input"]
         return {key: told[key] for key in ("width", "height", "channels")}
 
-    def try_bad(self, name: str, program: Path, expected: str) -> None:
-        """Release it, and see it halted at the canary with the whole fleet on what it had."""
+    def try_bad(
+        self, name: str, program: Path, expected: str, meanwhile: Callable[[], None] | None = None
+    ) -> None:
+        """Release it, and see it halted at the canary with the whole fleet on what it had.
+
+        `meanwhile` is done once it is announced and before a node has asked for it.
+        """
         before, began = self.has(), time.time()
+        if meanwhile is not None:
+            self._nodes(signal.SIGSTOP)
         self.rolling.ask("create", file=str(program), name=name)
+        if meanwhile is not None:
+            meanwhile()
+            self._nodes(signal.SIGCONT)
         told = self.rolling.until_over(began - 0.001)
         why = told["rollout"]["why"] or ""
         check(told["rollout"]["state"] == "halted", f"{name} is {told['rollout']['state']}")
@@ -92,6 +100,10 @@ class Stage:
         check(told["rollout"]["wave"] == 1, f"{name} reached wave {told['rollout']['wave']}")
         check(self.has() == before, f"the nodes have {self.has()}")
         say(f"   all {len(before)} nodes predict with {next(iter(before.values()))} as before")
+
+    def _nodes(self, number: signal.Signals) -> None:
+        for party in self.federation.nodes.values():
+            party.process.send_signal(number)
 
 
 def check(holds: bool, otherwise: str) -> None:
@@ -210,46 +222,16 @@ def worse(on: Stage) -> None:
 
 
 def tampered(on: Stage) -> None:
-    say("\n4. a good program whose bytes somebody changes on their way, with the broker in his hands")
-    program = on.program("changed-on-the-way")
-    data = bytearray(program.read_bytes())
-    data[-100] ^= 0xFF
-    with somebody(on) as bus:
-        bus.subscribe(on.settings.topics.pattern(Kind.NODE_WANT))
-        bus.subscribe(on.settings.topics.pattern(Kind.RELEASE_CURRENT))
-        wait_for(bus)  # once this one is served, so is the other
-        with busy(partial(answer_wants, on, bus, bytes(data))):
-            on.try_bad("changed", program, "is not the one that was signed (sha256 differs)")
+    say("\n4. a good program whose bytes somebody changes after it was signed")
+    program = on.program("changed-afterwards")
 
+    def change() -> None:
+        blob = on.folder / "state" / "coordinator" / "blobs" / sha256_of(program)
+        data = bytearray(blob.read_bytes())
+        data[-100] ^= 0xFF
+        blob.write_bytes(data)
 
-@contextmanager
-def busy(act: Callable[[], None]) -> Iterator[None]:
-    """Do something again and again, on a thread of its own."""
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.is_set():
-            act()
-
-    thread = threading.Thread(target=work, name="attacker")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def answer_wants(on: Stage, bus: MqttBus, data: bytes) -> None:
-    """Faster than the coordinator, which gathers wishes: chunks that are right in all but their bytes."""
-    for event in bus.poll(0.01):
-        if not isinstance(event, Received) or not event.topic.endswith("/want"):
-            continue
-        digest = Digest(Want.decode(event.payload, who="somebody").digest)
-        for i in range(count(len(data))):
-            start, end = span(i, len(data))
-            topic = on.settings.topics.build(Kind.CHUNK_DOWN, digest=digest, index=i)
-            bus.publish(topic, encode(digest, i, data[start:end]))
+    on.try_bad("changed", program, "is not the one that was signed (sha256 differs)", meanwhile=change)
 
 
 def forged(on: Stage) -> None:

@@ -144,6 +144,8 @@ def _follow(request: Any, *, as_json: bool) -> int:
     while True:
         told = request("status")
         lines = [(n["at"], n["text"]) for n in told["history"]]
+        if first and told["rollout"] is None and not as_json:
+            print("nothing was released yet; waiting for a roll-out to begin (Ctrl-C ends this)", flush=True)
         if first:
             said.update(lines[:-1])
             first = False
@@ -152,10 +154,10 @@ def _follow(request: Any, *, as_json: bool) -> int:
                 print(f"{time.strftime('%H:%M:%S', time.localtime(line[0]))}  {line[1]}", flush=True)
         said.update(lines)
         rollout = told["rollout"]
-        if rollout is None or rollout["state"] in _OVER:
+        if rollout is not None and rollout["state"] in _OVER:
             if as_json:
                 print(json.dumps(told))
-            return PublishError.exit_code if rollout is not None and rollout["state"] != "done" else 0
+            return PublishError.exit_code if rollout["state"] != "done" else 0
         time.sleep(_LOOK_S)
 
 

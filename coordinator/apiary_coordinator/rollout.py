@@ -191,7 +191,8 @@ def restore(
     back = Rollout(
         release, release, policy, "done", len(policy.waves) - 1, 1.0, pins=pins or Pins(), fleet=fleet or {}
     )
-    return replace(back, since=now), [Publish(f"back to {release.name}, all at once")]
+    back = replace(back, since=now, members=frozenset(_eligible(back)))
+    return back, [Publish(f"back to {release.name}, all at once")]
 
 
 def taken_up(rollout: Rollout, now: float) -> Rollout:
@@ -265,7 +266,7 @@ def _settle(rollout: Rollout, now: float) -> Outcome:
         return rollout, []
     told = f"{len(healthy)} of {len(members)} nodes healthy"
     if rollout.wave + 1 < len(rollout.policy.waves):
-        return _open(rollout, rollout.wave + 1, now, f"wave {rollout.wave + 1}: {told}")
+        return _open(rollout, _next_wave(rollout), now, f"wave {rollout.wave + 1}: {told}")
     return replace(rollout, state="done"), [Publish(f"{rollout.release.name} is out: {told}")]
 
 
@@ -335,7 +336,7 @@ def _open(rollout: Rollout, wave: int, now: float, before: str) -> Outcome:
     elif share >= 1:
         members, cut = order, 1.0
     else:
-        count = max(1, math.ceil(share * len(order) - 1e-9))
+        count = _count(rollout, wave, len(order))
         members, cut = order[:count], _between(rollout, order, count, share)
         members += [n for n in canaries if n in order and n not in members]
     opened = replace(
@@ -352,6 +353,17 @@ def _open(rollout: Rollout, wave: int, now: float, before: str) -> Outcome:
     many = f"{len(members)} of {len(order)} nodes"
     note = f"{before}; " if before else ""
     return opened, [Publish(f"{note}wave {wave + 1} of {len(policy.waves)} opens for {many}")]
+
+
+def _next_wave(rollout: Rollout) -> int:
+    """The next wave that has more nodes than this one: half of two nodes is the canary once more."""
+    last, here = len(rollout.policy.waves) - 1, len(_eligible(rollout))
+    following = range(rollout.wave + 1, last)
+    return next((w for w in following if _count(rollout, w, here) > len(rollout.members)), last)
+
+
+def _count(rollout: Rollout, wave: int, here: int) -> int:
+    return max(1, math.ceil(rollout.policy.waves[wave] * here - 1e-9))
 
 
 def _between(rollout: Rollout, order: list[str], count: int, share: float) -> float:

@@ -281,3 +281,12 @@ def test_after_a_restart_a_wave_has_its_full_time_again() -> None:
     rollout = table.taken_up(begun(), 1000.0)
     assert ticked(rollout, 1099.0)[1] == []
     assert ticked(rollout, 1100.0)[0].state == "halted"
+
+
+def test_a_wave_that_would_add_nobody_is_left_out() -> None:
+    rollout = reported(begun(replace(POLICY, waves=(0.1, 0.3, 0.5, 1.0)), ["a", "b"]), ["a", "b"])
+    assert len(rollout.members) == 1
+    rollout, _ = ticked(rollout, 0.0)
+    rollout, notes = ticked(rollout, 10.0)
+    assert (rollout.wave, len(rollout.members)) == (3, 2)
+    assert notes == ["wave 1: 1 of 1 nodes healthy; wave 4 of 4 opens for 2 of 2 nodes"]

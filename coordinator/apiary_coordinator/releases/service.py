@@ -163,6 +163,7 @@ class Releasing(Feature):
             data = made.file.read_bytes()
         except OSError as e:
             raise StoreError(f"{made.file}: {e.strerror}") from None
+        self._desk.blobs.verify(Digest(made.release.file.digest))  # a damaged one of before is removed
         digest = self._desk.blobs.put(data)
         if digest != made.release.file.digest:
             raise StoreError(f"{made.file} changed while it was read: try again")
