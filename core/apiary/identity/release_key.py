@@ -41,9 +41,8 @@ def load_or_make(path: Path) -> Ed25519PrivateKey:
     try:
         if not path.exists():
             key = Ed25519PrivateKey.generate()
-            write_atomic(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-            path.chmod(0o600)
-        path.chmod(0o600)
+            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            write_atomic(path, pem, mode=0o600)
         key_found = load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError) as e:
         raise StoreError(
