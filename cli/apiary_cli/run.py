@@ -133,10 +133,11 @@ def _show(told: dict[str, Any]) -> str:
     lines += [f"{name:<8} {told[key]}" for name, key in (("asked", "why"), ("stop", "stop")) if told[key]]
     lines.append(f"folder   {told['folder']}")
     settings = told["settings"]
-    lines.append(
-        f"settings {settings['recipe']}, {settings['strategy']}, {settings['rounds']} rounds, "
-        f"{settings['plan']['epochs']} epochs each"
-    )
+    shown = [str(settings.get(key)) for key in ("recipe", "strategy") if key in settings]
+    shown += [
+        f"{key} {settings[key]}" for key in ("rounds", "min_nodes", "only", "seed") if settings.get(key)
+    ]
+    lines.append(f"settings {', '.join(shown)}")
     return "\n".join([*lines, "", rounds(told["results"])]) if told["results"] else "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import time
@@ -183,7 +184,7 @@ class Runs(Feature):
         call.done(
             {
                 **found.told(),
-                "settings": RunSettings.model_validate_json(row.settings).model_dump(mode="json"),
+                "settings": json.loads(row.settings),
                 "folder": str(self._desk.settings.coordinator.runs_dir / found.run),
                 "stage": live.stage if live is not None else None,
                 "results": list[JsonValue](self._book.rounds(found.run)),

@@ -330,3 +330,19 @@ def test_a_time_that_passes_while_the_coordinator_is_down_is_made_up_for(
     for _ in range(500):
         fleet.turn()
     assert len(state_of(fleet)) == 1
+
+
+def test_a_run_without_held_out_pictures_is_refused_at_once(
+    staying: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.fleet.harness import FakeWorkshop
+
+    from apiary.errors import DataError
+
+    def check(self: FakeWorkshop) -> None:
+        raise DataError("no held-out pictures")
+
+    fleet = staying()
+    monkeypatch.setattr(FakeWorkshop, "check", check)
+    answer = fleet.ask("run.start", name="x")
+    assert (answer.state, answer.why, state_of(fleet)) == ("refused", "no held-out pictures", {})
