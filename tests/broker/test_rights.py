@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from tests.broker.secured import BROKER, ROLES, Secured, connect, poll
 
 from apiary.bus.broker import find_mosquitto
-from apiary.bus.bus import Received, Refused
+from apiary.bus.bus import Disconnected, Received, Refused
 from apiary.bus.mqtt import MqttBus
 from apiary.identity.rights import Access, access_list, right
 from apiary.identity.roles import Role
@@ -160,6 +162,20 @@ def test_doctor_may_send_a_message_to_itself(secured: Secured) -> None:
     connect(party)
     party.publish(topic, b"x" * 1_000)
     poll(lambda es: any(isinstance(e, Received) for e in es), party)
+    close(party)
+
+
+def test_a_password_taken_away_ends_the_connection(secured: Secured) -> None:
+    if secured.mode != "password":
+        pytest.skip("certificates are revoked: test_attacks.py")
+    party = secured.party("bob")
+    connect(party)
+    passwords = str(secured.folder / "apiary" / "passwords")
+    subprocess.run(["mosquitto_passwd", "-D", passwords, "bob"], check=True, capture_output=True)
+    secured.process.send_signal(signal.SIGHUP)
+    poll(lambda es: any(isinstance(e, Disconnected) for e in es), party)
+    party.poll(1.0)
+    assert not party.connected
     close(party)
 
 

@@ -7,11 +7,18 @@ Each input goes to the decoder of one topic, chosen by its first byte. Anything 
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
 
 import atheris
+from cryptography import x509
 
 with atheris.instrument_imports():
     from apiary.errors import WireError
+    from apiary.identity.certificates import Trust
+    from apiary.identity.marks import DiskMarks
+    from apiary.identity.roles import Role
+    from apiary.identity.signing import Verifier
     from apiary.tensors import Weights
     from apiary.wire import Digest, NodeId, blob, chunks, messages
     from apiary.wire.topics import Topics
@@ -44,13 +51,19 @@ _OFFER = messages.Offer.model_validate(
     }
 )
 _SHAPES = {"a": (2, 3), "b": (4,)}
+_CA = Path(__file__).resolve().parents[1] / "golden" / "signed" / "ca.pem"
+_VERIFIER = Verifier(
+    Trust([x509.load_pem_x509_certificate(_CA.read_bytes())]),
+    DiskMarks(None, lambda: 0.0),
+    lambda: datetime(2026, 11, 20, 12, tzinfo=UTC),
+)
 
 
 def one(data: bytes) -> None:
     """One input."""
     if not data:
         return
-    which, body = data[0] % (len(_MESSAGES) + 4), data[1:]
+    which, body = data[0] % (len(_MESSAGES) + 5), data[1:]
     try:
         if which < len(_MESSAGES):
             _MESSAGES[which].decode(body, who="fuzz")
@@ -63,8 +76,10 @@ def one(data: bytes) -> None:
             found = blob.decode(body, who="fuzz").weights
             if not isinstance(found, Weights):
                 raise AssertionError("decode gave something else")
-        else:
+        elif which == len(_MESSAGES) + 3:
             screen_update(body, _OFFER, NodeId("n"), messages.Bounds(), _SHAPES)
+        else:
+            _VERIFIER.open("apiary/default/node/pi-07/receipt", body, role=Role.COORDINATOR)
     except WireError:
         pass
 

@@ -11,9 +11,10 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "v1"
 def main(folder: Path) -> None:
     """Every golden file behind every first byte that `fuzz_wire.py` tells apart."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(p for p in GOLDEN.iterdir() if p.is_file()):
+    frozen = [*GOLDEN.iterdir(), GOLDEN.parent / "signed" / "receipt.json"]
+    for path in sorted(p for p in frozen if p.is_file()):
         data = path.read_bytes()
-        for which in range(16):
+        for which in range(17):
             (folder / f"{path.stem}-{which}").write_bytes(bytes([which]) + data)
 
 
