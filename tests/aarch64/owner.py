@@ -17,7 +17,7 @@ from typing import Final
 from tree import Tree
 
 _ID: Final = re.compile(r"\b([0-9a-f]{12})  ")
-SILENT_S: Final = 120.0
+SILENT_S: Final = 600.0
 
 
 def label_in_terminal(tree: Tree, state: Path, see: Callable[[Path], str]) -> int:
