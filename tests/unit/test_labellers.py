@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.unit.test_samples import picture
+from tests.unit.samples.parts import picture
 
 from apiary.errors import DataError
 from apiary_cli.main import main

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.unit.samples.parts import picture
 from tests.unit.test_power_cuts import BROKEN, DEAD, DONE, Countdown, arm
-from tests.unit.test_samples import picture
 
 from apiary.errors import StoreError as StoreError_  # noqa: F401 - for the script below
 from apiary.learn.cache import ArrayCache

@@ -1,0 +1,61 @@
+"""What the tests of publishers share."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import platform
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.stand_ins.edge_impulse_api import EdgeImpulseApi
+
+from apiary.settings import Settings, load_settings
+from apiary_coordinator.publishers._job import (
+    Job,
+)
+from apiary_coordinator.publishers.base import Watch
+from apiary_coordinator.publishing import Outcome
+
+COLOURS = Path(__file__).parents[2] / "stand_ins" / "colours"
+LABELS = {"red": (250, 20, 10), "green": (0, 220, 30), "blue": (10, 20, 240)}
+HERE = "runner-linux-x86_64"
+QUIET = Watch(lambda _: None)
+needs_sdk = pytest.mark.skipif(
+    importlib.util.find_spec("edgeimpulse") is None,
+    reason="the SDK is not installed: pip install 'apiary[edge-impulse]'",
+)
+runs_here = pytest.mark.skipif(platform.machine() != "x86_64", reason="the built stand-in is for x86_64")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def settings(run: Path, api: EdgeImpulseApi | None = None, **publish_: Any) -> Settings:
+    endpoints = {"api_endpoint": api.endpoint, "ingestion_endpoint": api.ingestion} if api else {}
+    own = {
+        "directory": run.parents[1] / "releases",
+        "target": HERE,
+        "retry_pause_s": 0.05,
+        **endpoints,
+        **publish_,
+    }
+    return load_settings(None, {f"publish.{k}": v for k, v in own.items()}).settings
+
+
+def one(outcomes: tuple[Any, list[Outcome]]) -> Outcome:
+    (outcome,) = outcomes[1]
+    return outcome
+
+
+def job(run: Path, api: EdgeImpulseApi, tmp_path: Path, **changes: Any) -> Job:
+    own = {
+        "model": run / "model.tflite", "sha256": sha256(run / "model.tflite"), "labels": list(LABELS),
+        "device": "raspberry-pi-4", "target": HERE, "engine": "tflite", "model_type": "float32",
+        "representative": None, "samples": [], "out": tmp_path / "out", "max_bytes": 2**20,
+        "api_endpoint": api.endpoint, "ingestion_endpoint": api.ingestion, "request_s": 0.6, "job_s": 900.0,
+        "done": [],
+    }  # fmt: skip
+    return Job.model_validate(own | changes)
