@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import os
 import io
+import os
 import resource
 from pathlib import Path
 from typing import Any
