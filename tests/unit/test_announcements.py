@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from apiary.wire import Digest, NodeId
-from apiary.wire.messages import READABLE_BYTES, Announcement, BlobRef, Bounds, Plan
+from apiary.wire.messages import READABLE_BYTES, SEAL_BYTES, Announcement, BlobRef, Bounds, Needs, Plan
 from apiary_coordinator.announcements import REPEATED_BYTES, opened
 from apiary_coordinator.round import Phase, Round
 from apiary_coordinator.workshop import Artefacts
@@ -28,6 +28,7 @@ def announced(nodes: int, phase: Phase) -> Announcement:
         deadline_s=60.0,
         rounds=10,
         epoch="e",
+        needs=Needs(picture_bytes=27_648, activations=100_000),
     )
 
 
@@ -46,7 +47,8 @@ def most_listed(phase: Phase) -> int:
 )
 def test_cohort_is_listed_up_to_the_limit_of_its_state(phase: Phase, limit: int) -> None:
     most = most_listed(phase)
-    assert limit - 30 < len(announced(most, phase).encode()) <= limit
+    # A signature and its certificate still fit.
+    assert limit - 30 < len(announced(most, phase).encode()) + SEAL_BYTES <= limit
     over = announced(most + 1, phase)
     assert over.cohort is None
     assert over.cohort_size == most + 1

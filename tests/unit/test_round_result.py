@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from apiary.wire.messages import MAX_BYTES, READABLE_BYTES, Contributor, RoundResult
+from apiary.wire.messages import MAX_BYTES, READABLE_BYTES, SEAL_BYTES, Contributor, RoundResult
 
-SEALED = 1_500
 """More than a signature adds."""
 
 
@@ -35,7 +34,7 @@ def test_a_small_fleet_is_told_in_full() -> None:
 @pytest.mark.parametrize("nodes", [(10_000, 0, 0), (10_000, 10_000, 10_000), (0, 0, 10_000), (0, 10_000, 0)])
 def test_ten_thousand_nodes_stay_below_the_readable_bytes(nodes: tuple[int, int, int], why: str) -> None:
     told = result(*nodes, why=why).readable()
-    assert len(told.encode()) <= READABLE_BYTES - SEALED < MAX_BYTES
+    assert len(told.encode()) <= READABLE_BYTES - SEAL_BYTES < MAX_BYTES
     assert RoundResult.decode(told.encode(), who="test") == told
     assert (told.n_contributors, told.n_rejected, told.n_missing) == nodes
     for named, there in zip((told.contributors, told.rejected, told.missing), nodes, strict=True):
@@ -46,4 +45,4 @@ def test_the_longest_list_that_fits_is_not_cut() -> None:
     most = next(n for n in range(200, 500) if result(n).readable() != result(n))
     assert result(most - 1).readable() == result(most - 1)
     assert len(result(most).readable().contributors) == most - 1
-    assert len(result(most).readable().encode()) > READABLE_BYTES - SEALED - 100
+    assert len(result(most).readable().encode()) > READABLE_BYTES - SEAL_BYTES - 100

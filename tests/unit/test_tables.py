@@ -124,9 +124,9 @@ ROUND = {
 }
 
 
-def history(folder: Path, text: str) -> Path:
+def history(folder: Path, *lines: str) -> Path:
     folder.mkdir(parents=True)
-    (folder / "history.json").write_text(text)
+    (folder / "history.jsonl").write_text("".join(f"{line}\n" for line in lines))
     return folder
 
 
@@ -134,7 +134,8 @@ def test_rounds_from_a_runs_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    history(tmp_path / "runs" / "autumn", json.dumps({"run": "autumn", "rounds": [ROUND]}))
+    began = json.dumps({"kind": "run", "run": "autumn"})
+    history(tmp_path / "runs" / "autumn", began, json.dumps({"kind": "round", **ROUND}))
     assert main.main(["rounds", "autumn"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "run autumn",
@@ -146,12 +147,14 @@ def test_rounds_from_a_runs_folder(
     assert told["rounds"][0]["contributors"] == 2 and told["rounds"][0]["rejected"] == 1
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"run": "x"}', '{"run": "x", "rounds": [1]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"run": "x"}', '{"kind": "round"}', '{"kind": "run", "run": "x", "rounds": [1]}']
+)
 def test_a_damaged_history_is_told(tmp_path: Path, text: str) -> None:
     from apiary.settings import Settings
 
     folder = history(tmp_path / "x", text)
-    with pytest.raises(DataError, match=r"history\.json cannot be read"):
+    with pytest.raises(DataError, match=r"history\.jsonl cannot be read"):
         rounds._from_folder(Settings(), str(folder))
 
 

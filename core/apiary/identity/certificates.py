@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from apiary.errors import SettingsError, TopicError
@@ -55,8 +55,7 @@ class Trust:
     def refusal(self, certificate: x509.Certificate, now: datetime) -> str | None:
         """Why `certificate` does not hold at `now` (with time zone); None where it does."""
         if not self._issued(certificate):
-            issuer = certificate.issuer.rfc4514_string()[:100]
-            return f"issued by {issuer}, which is not this fleet's authority"
+            return f"issued by {_issuer(certificate)}, which is not this fleet's authority"
         if now < certificate.not_valid_before_utc:
             since = certificate.not_valid_before_utc.strftime(_DATE)
             return f"not valid before {since}, and the clock here says {now.strftime(_DATE)}: is it right?"
@@ -88,10 +87,17 @@ class Trust:
         )
 
 
+def _issuer(certificate: x509.Certificate) -> str:
+    try:
+        return certificate.issuer.rfc4514_string()[:100]
+    except ValueError:  # parsed when it is asked for, and a forger writes what he likes
+        return "a name that cannot be read"
+
+
 def _issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
 

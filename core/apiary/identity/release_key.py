@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -99,7 +100,7 @@ def _carried(topic: str, payload: bytes) -> tuple[x509.Certificate, str]:
     try:
         certificate = x509.load_der_x509_certificate(base64.b64decode(found[1]))
         key = certificate.public_key()
-    except ValueError as e:
+    except (ValueError, UnsupportedAlgorithm) as e:
         raise SignatureRefused(f"{topic}: its certificate cannot be read: {str(e)[:200]}") from None
     if not isinstance(key, Ed25519PublicKey):
         raise SignatureRefused(f"{topic}: signed with a {type(key).__name__}, expected Ed25519")

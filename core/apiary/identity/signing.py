@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -119,7 +119,12 @@ class Verifier:
             signer = identity_of(certificate)
             key = certificate.public_key()
             uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as e:
+        except (
+            ValueError,
+            UnsupportedAlgorithm,
+            x509.ExtensionNotFound,
+            x509.DuplicateExtension,
+        ) as e:
             raise SignatureRefused(f"{topic}: its certificate cannot be used: {str(e)[:200]}") from None
         if not isinstance(key, Ed25519PublicKey) or SIGNING_USE not in uses:
             raise SignatureRefused(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from apiary.wire.messages.base import (
     MAX_LABELS,
     READABLE_BYTES,
+    SEAL_BYTES,
     BlobRef,
     Count,
     Hex,
@@ -23,9 +24,6 @@ from apiary.wire.messages.base import (
 )
 from apiary.wire.messages.plan import Bounds, Plan
 from apiary.wire.topics import Kind
-
-_SEAL_BYTES: Final = 1_500
-"""More than a certificate and a signature add to a message."""
 
 RoundState = Literal["open", "collecting", "aggregating", "evaluating", "closed", "failed", "finished"]
 
@@ -115,7 +113,7 @@ class RoundResult(Message):
     def readable(self) -> RoundResult:
         """This result with lists so short that it stays below `READABLE_BYTES`: first who was refused."""
         empty = self.model_copy(update={"contributors": {}, "rejected": {}, "missing": {}})
-        room = READABLE_BYTES - _SEAL_BYTES - len(empty.encode())
+        room = READABLE_BYTES - SEAL_BYTES - len(empty.encode())
         kept: dict[str, dict[str, Any]] = {}
         for field, share in (("rejected", 3), ("missing", 2), ("contributors", 1)):
             kept[field], taken = _first_of(getattr(self, field), room // share)
