@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from apiary.bus.allocator import tune
+from apiary.errors import SettingsError
 from apiary.notify import Notifier
+from apiary_cli.edge_status import show
 from apiary_cli.flags import add_broker, settings_of
 from apiary_cli.once import FirstConnection
 from apiary_cli.stopping import stop_on_signals
@@ -53,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(
         args, edge__node_id=args.node_id, edge__data_dir=args.data, edge__state_dir=args.state_dir
     )
+    if args.word == "status":
+        return show(settings, as_json=args.json)
+    if args.json:
+        raise SettingsError("--json goes with apiary edge status")
     tune(small=True)
     notifier = Notifier.from_environment(os.environ, time.monotonic)
     notifier.extend(_START_S)
