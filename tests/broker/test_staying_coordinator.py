@@ -133,7 +133,7 @@ def test_killed_in_a_run_it_takes_up_that_run_and_then_those_that_wait(
     here(apiary, one, 2)
     assert apiary(one, "run", "start", "--name", "first", "--rounds", "3")[1] == {"run": "first", "ahead": 0}
     assert apiary(one, "run", "start", "--name", "second")[1] == {"run": "second", "ahead": 1}
-    until((one.folder / "runs" / "first" / "history.json").exists)
+    until((one.folder / "runs" / "first" / "history.jsonl").exists)
     one.kill("coordinator")
     code, said = apiary(one, "run", "list")
     assert code == 4 and "the coordinator of the federation 'f' on 127.0.0.1 is offline" in said
