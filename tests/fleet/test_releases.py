@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.fleet.release_fleet import BAD, CRASH, HANG, TOPICS, ReleaseFleet
+from tests.stand_ins.eim_program import write_program
 
 from apiary.bus.bus import Received
 from apiary.bus.memory import Fault
@@ -17,9 +20,11 @@ from apiary.identity.release_key import seal
 from apiary.identity.roles import Role
 from apiary.wire.messages import ReleaseCurrent
 from apiary.wire.topics import Kind
+from apiary_coordinator.publishers._record import Record
 from apiary_coordinator.releases.ledger import current
 from apiary_edge.slots.table import TrialDone
 
+COLOURS = Path(__file__).parents[1] / "stand_ins" / "colours"
 CURRENT = TOPICS.build(Kind.RELEASE_CURRENT)
 
 
@@ -301,9 +306,9 @@ def test_killed_at_any_moment_over_a_bad_link_it_ends_on_the_good_release(tmp_pa
         fleet.hq.releasing.begin(fleet.make(name))
         for _ in range(4000):
             fleet.turn()
-            if rng.random() < 0.02:
+            if rng.random() < 0.06:
                 fleet.restart_hq()
-            if rng.random() < 0.02 and fleet.nodes:
+            if rng.random() < 0.06 and fleet.nodes:
                 victim = rng.choice(sorted(fleet.nodes))
                 fleet.kill_node(victim)
                 fleet.start_node(victim)
@@ -349,3 +354,51 @@ def test_where_the_fleet_has_an_authority_only_the_coordinators_certificate_rele
     with pytest.raises(RequestRefused, match="signed with the coordinator's certificate"):
         fleet.hq.releasing.key()
     assert fleet.roll_out("bad", BAD) == "halted" and all_have(fleet, "good")
+
+
+def finished_run(folder: Path, *, program: bool) -> Path:
+    """A run as it ends; its publishing to Edge Impulse went well, or found nobody there."""
+    run = folder / "runs" / "autumn"
+    run.mkdir(parents=True)
+    shutil.copy(COLOURS / "model.tflite", run / "model.tflite")
+    (run / "labels.txt").write_text("red\ngreen\nblue\n")
+    (run / "summary.json").write_text('{"run": "autumn", "tflite_accuracy": 0.9, "contributors": {}}')
+    record = Record(run, "edge_impulse/runner-linux-aarch64/float32", {})
+    if program:
+        built = write_program(run / "model-runner-linux-aarch64.eim", machine="aarch64")
+        record.done({"files": {built.name: hashlib.sha256(built.read_bytes()).hexdigest()}})
+    else:
+        record.failed(
+            "https://studio.edgeimpulse.com/v1 gave no answer within 120 s: is this machine online?"
+        )
+    return run
+
+
+@pytest.mark.parametrize(("program", "kind"), [(True, "eim"), (False, "tflite")])
+def test_what_a_run_published_goes_out_by_itself_and_the_model_where_no_program_was_built(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, program: bool, kind: str
+) -> None:
+    fleet = ReleaseFleet(tmp_path, 2, after_publish="eim")
+    fleet.hq.releasing.finished(finished_run(tmp_path, program=program))
+    release = fleet.hq.releasing._ready[0]
+    fleet.made[release.name] = release
+    assert fleet.finish() == "done"
+    assert all_have(fleet, f"autumn-{kind}")
+    told = "autumn has no program (.eim): its .tflite is released instead"
+    assert (told in caplog.text) != program
+
+
+def test_a_run_that_cannot_be_released_is_said_and_one_that_need_not_be_is_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = finished_run(tmp_path, program=False)
+    fleet = ReleaseFleet(tmp_path, 1)
+    fleet.hq.releasing.finished(run)
+    fleet.turn(10)
+    assert fleet.state == "none"
+    fleet = ReleaseFleet(tmp_path / "other", 1, after_publish="tflite")
+    (run / "labels.txt").unlink()
+    fleet.hq.releasing.finished(run)
+    fleet.turn(10)
+    assert fleet.state == "none"
+    assert "run=autumn is not released: " in caplog.text and "apiary release create autumn" in caplog.text
