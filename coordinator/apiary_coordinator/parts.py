@@ -9,7 +9,8 @@ from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.operators import Operators
 from apiary_coordinator.releases import operations
 from apiary_coordinator.releases.ledger import Ledger
-from apiary_coordinator.releases.service import Certified, Releasing, Sealer, Voice, policy_of
+from apiary_coordinator.releases.service import Releasing, policy_of
+from apiary_coordinator.releases.voice import Certified, Sealer, Voice
 from apiary_coordinator.runbook import RunBook
 from apiary_coordinator.runs import Runs, Workshops
 

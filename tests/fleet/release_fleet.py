@@ -28,7 +28,8 @@ from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.feature import Desk
 from apiary_coordinator.releases.ledger import Ledger
 from apiary_coordinator.releases.making import Made
-from apiary_coordinator.releases.service import Certified, Releasing, Sealer, policy_of
+from apiary_coordinator.releases.service import Releasing, policy_of
+from apiary_coordinator.releases.voice import Certified, Sealer
 from apiary_coordinator.roster import Roster
 from apiary_edge.downloads import Downloads
 from apiary_edge.feature import Link

@@ -19,7 +19,7 @@ from apiary.identity.release_key import PinnedKey, load_or_make, public_text, se
 from apiary_cli.release import render
 from apiary_coordinator.releases.ledger import MAX_HISTORY, MAX_RELEASES, Book, Ledger, Noted
 from apiary_coordinator.releases.operations import told_of
-from apiary_coordinator.rollout import Pins
+from apiary_coordinator.rollout_words import Pins
 
 NOTE = Noted(12.5, "it begins")
 

@@ -10,7 +10,9 @@ import pytest
 from apiary.wire.messages import BlobRef, NodeRelease, PictureShape, Release, ReleaseCurrent
 from apiary.wire.messages.releases import place
 from apiary_coordinator import rollout as table
-from apiary_coordinator.rollout import Member, Pins, Policy, Rollout
+from apiary_coordinator import rollout_words as words
+from apiary_coordinator.rollout import Rollout
+from apiary_coordinator.rollout_words import Member, Pins, Policy
 
 NODES = [f"pi-{i}" for i in range(10)]
 POLICY = Policy(waves=(0.2, 0.5, 1.0), wave_s=100.0, soak_s=10.0)
@@ -56,13 +58,13 @@ def report(rollout: Rollout, state: str = "healthy", **more: Any) -> NodeRelease
 
 def reported(rollout: Rollout, nodes: Any, state: str = "healthy", **more: Any) -> Rollout:
     for node in nodes:
-        rollout, commands = table.handle(rollout, table.Reported(node, report(rollout, state, **more)), 0.0)
+        rollout, commands = table.handle(rollout, words.Reported(node, report(rollout, state, **more)), 0.0)
         assert commands == []
     return rollout
 
 
 def ticked(rollout: Rollout, now: float) -> tuple[Rollout, list[str]]:
-    rollout, commands = table.handle(rollout, table.Tick(), now)
+    rollout, commands = table.handle(rollout, words.Tick(), now)
     return rollout, [c.note for c in commands]
 
 
@@ -167,7 +169,7 @@ def test_reports_of_another_release_or_attempt_do_not_count() -> None:
     rollout = begun()
     other = replace(rollout, release=release(attempt=2))
     for node in rollout.members:
-        rollout, _ = table.handle(rollout, table.Reported(node, report(other, "failed")), 0.0)
+        rollout, _ = table.handle(rollout, words.Reported(node, report(other, "failed")), 0.0)
     assert ticked(rollout, 1.0)[0].state == "rolling"
     assert rollout.having("waiting") == NODES
 
@@ -220,28 +222,28 @@ def test_a_fleet_that_is_off_is_waited_for() -> None:
     rollout, _ = table.begin(release(), None, POLICY, 0.0, fleet={})
     rollout, notes = ticked(rollout, 1e6)
     assert (rollout.state, notes) == ("rolling", [])
-    rollout, _ = table.handle(rollout, table.Seen("late", True), 1e6)
+    rollout, _ = table.handle(rollout, words.Seen("late", True), 1e6)
     rollout, _ = ticked(rollout, 1e6)
     assert rollout.members == {"late"}
 
 
 def test_operators_pause_resume_and_abort() -> None:
     rollout = begun()
-    rollout, commands = table.handle(rollout, table.Pause(), 0.0)
+    rollout, commands = table.handle(rollout, words.Pause(), 0.0)
     assert rollout.state == "paused" and len(commands) == 1
     rollout = reported(rollout, rollout.members)
     assert ticked(rollout, 500.0)[1] == [], "a paused wave neither goes on nor runs out of time"
-    assert table.handle(rollout, table.Pause(), 0.0) == (rollout, [])
-    rollout, _ = table.handle(rollout, table.Resume(), 500.0)
+    assert table.handle(rollout, words.Pause(), 0.0) == (rollout, [])
+    rollout, _ = table.handle(rollout, words.Resume(), 500.0)
     rollout, _ = ticked(rollout, 500.0)
     rollout, notes = ticked(rollout, 510.0)
     assert rollout.wave == 1 and len(notes) == 1
-    rollout, commands = table.handle(rollout, table.Abort(), 511.0)
+    rollout, commands = table.handle(rollout, words.Abort(), 511.0)
     assert rollout.state == "aborted" and holders(rollout) == set() and len(commands) == 1
 
 
 def test_failures_halt_a_paused_rollout_too() -> None:
-    rollout, _ = table.handle(begun(), table.Pause(), 0.0)
+    rollout, _ = table.handle(begun(), words.Pause(), 0.0)
     rollout = reported(rollout, rollout.members, "failed")
     assert ticked(rollout, 1.0)[0].state == "halted"
 
@@ -249,13 +251,13 @@ def test_failures_halt_a_paused_rollout_too() -> None:
 def test_a_halted_release_that_is_resumed_is_another_attempt_from_the_first_wave() -> None:
     rollout = reported(begun(), begun().members, "failed")
     rollout, _ = ticked(rollout, 1.0)
-    rollout, _ = table.handle(rollout, table.Resume(), 2.0)
+    rollout, _ = table.handle(rollout, words.Resume(), 2.0)
     assert (rollout.state, rollout.wave, rollout.release.attempt) == ("rolling", 0, 2)
     assert ticked(rollout, 3.0)[0].state == "rolling", "what failed was the attempt before"
 
 
-@pytest.mark.parametrize("event", [table.Pause(), table.Resume(), table.Abort()])
-def test_what_is_out_is_out(event: table.Event) -> None:
+@pytest.mark.parametrize("event", [words.Pause(), words.Resume(), words.Abort()])
+def test_what_is_out_is_out(event: words.Event) -> None:
     done = replace(begun(), state="done", share=1.0)
     assert table.handle(done, event, 0.0) == (done, [])
 
@@ -268,8 +270,8 @@ def test_back_to_an_earlier_one_is_for_all_at_once() -> None:
 
 def test_pinned_nodes_keep_what_they_are_pinned_to_and_belong_to_no_wave() -> None:
     pins = Pins({"pi-3": "one"}, {"site=north": "one"}, {"one": ONE})
-    rollout, _ = table.handle(begun(), table.Seen("pi-4", True, {"site": "north"}), 0.0)
-    rollout, commands = table.handle(rollout, table.Pinned(pins), 0.0)
+    rollout, _ = table.handle(begun(), words.Seen("pi-4", True, {"site": "north"}), 0.0)
+    rollout, commands = table.handle(rollout, words.Pinned(pins), 0.0)
     assert len(commands) == 1
     rollout = replace(rollout, policy=replace(POLICY, waves=(1.0,)), members=frozenset(), share=0.0)
     rollout, _ = ticked(rollout, 1.0)

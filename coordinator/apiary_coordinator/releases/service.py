@@ -6,21 +6,24 @@ import logging
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from apiary.bus.bus import Received
 from apiary.errors import ApiaryError, RequestRefused, StoreError
 from apiary.settings import ReleaseSettings
 from apiary.wire import Digest
-from apiary.wire.messages import MAX_BYTES, NodeRelease, Release, ReleaseCurrent
+from apiary.wire.messages import MAX_BYTES, NodeRelease, Release
 from apiary.wire.messages.releases import MAX_PINNED, MAX_PINS
 from apiary.wire.topics import Kind, Topic
 from apiary_coordinator import rollout as table
+from apiary_coordinator import rollout_words as words
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.releases import making
 from apiary_coordinator.releases.ledger import Book, Ledger, Noted, current
 from apiary_coordinator.releases.making import Made, Wish
-from apiary_coordinator.rollout import Member, Pins, Policy, Publish, Rollout
+from apiary_coordinator.releases.voice import Voice
+from apiary_coordinator.rollout import Rollout
+from apiary_coordinator.rollout_words import Member, Pins, Policy, Publish
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +33,6 @@ _REPEAT_S: Final = 300.0
 """What is current is said again: nothing depends on one message, or on what the broker remembers."""
 _TICK_S: Final = 0.5
 _SEAL_ROOM: Final = 8_000
-
-
-class Voice(Protocol):
-    """Says what is current to the fleet, sealed."""
-
-    def key(self) -> str:
-        """The public key that nodes pin. Raises RequestRefused where there is none to pin, StoreError."""
-        ...
-
-    def send(self, message: ReleaseCurrent) -> None:
-        """Publish it. Raises StoreError."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +95,7 @@ class Releasing(Feature):
             if before.report != report:
                 log.debug("node=%s release=%s %s %s", node, report.release, report.state, report.why or "")
             self._fleet[node] = replace(before, report=report)
-            self._take(table.Reported(node, report))
+            self._take(words.Reported(node, report))
             return
         if node not in self._desk.roster:
             return
@@ -113,7 +104,7 @@ class Releasing(Feature):
         here, tags = status.state != "lost", dict(status.tags)
         if (member.here, dict(member.tags)) != (here, tags):
             self._fleet[node] = replace(member, here=here, tags=tags)
-            self._take(table.Seen(node, here, tags))
+            self._take(words.Seen(node, here, tags))
 
     def finished(self, folder: Path) -> None:
         """Release a run where the settings ask for it; on the worker's thread."""
@@ -141,7 +132,7 @@ class Releasing(Feature):
             return
         self._ticked_at = now
         self._begin_ready()
-        self._take(table.Tick())
+        self._take(words.Tick())
         if self._rollout is not None and now - self._said_at >= _REPEAT_S:
             self._say(now)
 
@@ -200,15 +191,15 @@ class Releasing(Feature):
 
     def pause(self) -> Rollout:
         """Open no further wave."""
-        return self._asked(table.Pause(), "rolling")
+        return self._asked(words.Pause(), "rolling")
 
     def resume(self) -> Rollout:
         """Go on; after a halt or an abort, begin again."""
-        return self._asked(table.Resume(), "paused, halted or aborted")
+        return self._asked(words.Resume(), "paused, halted or aborted")
 
     def abort(self) -> Rollout:
         """Give it up."""
-        return self._asked(table.Abort(), "rolling or paused")
+        return self._asked(words.Abort(), "rolling or paused")
 
     def rollback(self, name: str | None) -> Rollout:
         """Give the whole fleet an earlier release at once: the one before, or the one named."""
@@ -260,7 +251,7 @@ class Releasing(Feature):
                 f"at most {MAX_PINS} nodes and tags are pinned, to at most {MAX_PINNED} releases"
             )
         pinned = Pins(nodes, tags, used)
-        rollout, commands = table.handle(self._rollout, table.Pinned(pinned), self._desk.clock())
+        rollout, commands = table.handle(self._rollout, words.Pinned(pinned), self._desk.clock())
         self._check_size(rollout)
         self._perform(rollout, commands)
         return pinned
@@ -274,7 +265,7 @@ class Releasing(Feature):
                 log.warning("release=%s is not rolled out: %s", release.name, e)
             self._ready.popleft()
 
-    def _asked(self, event: table.Event, when: str) -> Rollout:
+    def _asked(self, event: words.Event, when: str) -> Rollout:
         if self._rollout is None:
             raise RequestRefused("nothing was released yet")
         before = self._rollout
@@ -283,7 +274,7 @@ class Releasing(Feature):
             raise RequestRefused(f"{before.release.name} is {before.state}, not {when}")
         return self._rollout
 
-    def _take(self, event: table.Event) -> None:
+    def _take(self, event: words.Event) -> None:
         if self._rollout is not None:
             rollout, commands = table.handle(self._rollout, event, self._desk.clock())
             self._perform(rollout, commands)
@@ -354,42 +345,3 @@ def policy_of(settings: ReleaseSettings) -> Policy:
         max_accuracy_drop=settings.max_accuracy_drop,
         max_inference_ms=settings.max_inference_ms,
     )
-
-
-class Certified:
-    """Where the fleet has an authority the coordinator's certificate signs releases like all else."""
-
-    def __init__(self, desk: Desk):
-        self._desk = desk
-
-    def key(self) -> str:
-        """There is none to pin."""
-        raise RequestRefused(
-            "releases are signed with the coordinator's certificate: nodes trust security.ca, not a key"
-        )
-
-    def send(self, message: ReleaseCurrent) -> None:
-        """Publish it; the outlet seals."""
-        self._desk.outlet.send(message)
-
-
-class Sealer:
-    """Seals with the release key, made where there is none yet."""
-
-    def __init__(self, desk: Desk, key_file: Path):
-        self._desk = desk
-        self._file = key_file
-
-    def key(self) -> str:
-        """The public key, as nodes pin it. Raises StoreError."""
-        from apiary.identity.release_key import load_or_make, public_text
-
-        return public_text(load_or_make(self._file))
-
-    def send(self, message: ReleaseCurrent) -> None:
-        """Publish it, sealed. Raises StoreError."""
-        from apiary.identity.release_key import load_or_make, seal
-
-        topic = self._desk.topics.build(message.kind)
-        sealed = seal(load_or_make(self._file), topic, message.encode(), message.serial)
-        self._desk.outlet.send_sealed(message.kind, sealed)
