@@ -118,7 +118,8 @@ def describe(state: Path, built: Built, by: float) -> None:
     def keep(data: bytes) -> Path:
         path = state / "blobs" / hashlib.sha256(data).hexdigest()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        if not path.exists():  # the child may have it mapped
+            path.write_bytes(data)
         return path
 
     weights = type(built.initial)({k: v + np.float32(by) for k, v in built.initial.items()})
