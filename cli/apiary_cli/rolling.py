@@ -42,6 +42,7 @@ class Rolling:
             try:
                 told: dict[str, Any] = self.ask("status")
             except NoAnswer:  # it is starting
+                time.sleep(_LOOK_S)
                 continue
             for noted in told["history"]:
                 if noted["at"] > since:

@@ -31,6 +31,7 @@ from apiary_coordinator.releases.making import Made
 from apiary_coordinator.releases.service import Releasing, policy_of
 from apiary_coordinator.releases.voice import Certified, Sealer
 from apiary_coordinator.roster import Roster
+from apiary_coordinator.worker import InlineWorker
 from apiary_edge.downloads import Downloads
 from apiary_edge.feature import Link
 from apiary_edge.releases import Releases, opened_before, trusting
@@ -174,9 +175,10 @@ class Headquarters:
         self.outlet = Outlet(self.bus, TOPICS, gate=self._gate)
         self._down = Downlink(TOPICS, self.blobs, self._flow, 0.1)
         self._fleet = fleet
-        desk = _of(
+        desk = self.desk = _of(
             Desk,
             settings=settings,
+            worker=InlineWorker(),
             bus=self.bus,
             topics=TOPICS,
             outlet=self.outlet,
@@ -242,7 +244,7 @@ class ReleaseFleet:
     def settings(self, node: str) -> Settings:
         return Settings.model_validate(
             {
-                "coordinator": {"state_dir": self.folder / "coordinator"},
+                "coordinator": {"state_dir": self.folder / "coordinator", "runs_dir": self.folder / "runs"},
                 "edge": {"node_id": node, "state_dir": self.folder / node, "tags": self.tags.get(node, {}),
                          "slots": self.slots},
                 "release": self.chosen,
