@@ -349,6 +349,34 @@ def test_revoked_is_out_within_five_seconds(secured: Secured, tmp_path: Path) ->
         bus.close()
 
 
+def test_without_the_plugin_revoked_is_mute_and_deaf_at_once(secured: Secured) -> None:
+    gone = NodeId("pi-mute")
+    assert secured.pki("enrol", gone, "--dir", str(secured.folder / gone)) == 0
+    node, watcher = secured.party(gone), secured.anyone()
+    watcher.subscribe("apiary/#")
+    node.subscribe(ANNOUNCED)
+    connect(node, watcher)
+    node.poll(0.2)
+    watcher.poll(0.2)
+    assert secured.pki("revoke", gone, sets=(f"pki.reload=['kill', '-HUP', '{secured.process.pid}']",)) == 0
+    offer = T.build(Kind.NODE_OFFER, node=gone)
+    end, said = time.monotonic() + 5, list[Event]()
+    while not any(isinstance(e, Refused) for e in said):
+        assert time.monotonic() < end
+        watcher.poll(0.01)
+        node.publish(offer, b"{}")
+        said += node.poll(0.1)
+    watcher.publish(ANNOUNCED, b"for those who belong")
+    said = [e for _ in range(5) for e in (*watcher.poll(0.05), *node.poll(0.05))]
+    assert not [e for e in said if isinstance(e, Received) and e.topic == offer]
+    assert [e for e in said if isinstance(e, Received) and e.payload == b"for those who belong"] == [
+        Received(ANNOUNCED, b"for those who belong")
+    ]  # the watcher's own
+    assert node.connected
+    node.close()
+    watcher.close()
+
+
 def test_a_renewed_certificate_is_used_for_the_next_connection(secured: Secured) -> None:
     """A node runs for years; what it read when it started ends before that."""
     name = "pi-long"

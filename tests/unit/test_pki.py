@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from apiary.errors import SettingsError
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.main import main
+from apiary_cli.pki.desk import MAX_ADDRESSES, PER_ADDRESS, PER_ADDRESS_S, Guard, Refusal
 from apiary_cli.pki.folder import CaFolder
 from apiary_cli.pki.serve import Service, make_service
 from apiary_cli.pki.tokens import MAX_USES, Tokens, seconds
@@ -319,3 +321,60 @@ def test_the_service_bounds_what_it_takes(pki: Pki, service: str) -> None:
         s.sendall(b"GET / HTTP/1.1\r\n\r\n")
         s.settimeout(5)
         assert b"HTTP" not in s.recv(100)
+
+
+def test_silent_connections_take_their_places_and_no_more(pki: Pki, service: str) -> None:
+    import socket
+
+    from apiary_cli.pki.serve import MAX_AT_ONCE
+
+    host, port = service.removeprefix("https://").split(":")
+    silent = [socket.create_connection((host, int(port)), 5) for _ in range(MAX_AT_ONCE)]
+    try:
+        with socket.create_connection((host, int(port)), 5) as one_more:
+            one_more.settimeout(5)
+            assert one_more.recv(10) == b""
+    finally:
+        for s in silent:
+            s.close()
+    made = pki("token", "pi-08")
+    words = ["join", service, "--name", "pi-08", "--dir", "d", "--token", made["token"]]
+    end = time.monotonic() + 10
+    while True:  # until the service has seen that they are gone
+        try:
+            pki(*words, "--ca-sha256", made["ca_sha256"])
+            break
+        except AssertionError:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def test_who_is_refused_too_often_waits_and_nobody_else() -> None:
+    now = [0.0]
+    guard = Guard(lambda: now[0])
+    for _ in range(PER_ADDRESS):
+        guard.check("10.0.0.1")
+        guard.refused("10.0.0.1")
+    with pytest.raises(Refusal, match="wait 60 s"):
+        guard.check("10.0.0.1")
+    guard.check("10.0.0.2")
+    now[0] = PER_ADDRESS_S + 1
+    guard.check("10.0.0.1")
+
+
+def test_addresses_that_are_remembered_are_bounded() -> None:
+    guard = Guard(lambda: 0.0)
+    for i in range(MAX_ADDRESSES + 50):
+        guard.refused(str(i))
+    assert len(guard._refused) == MAX_ADDRESSES
+
+
+def test_what_is_long_over_leaves_the_index(pki: Pki, tmp_path: Path) -> None:
+    pki("init")
+    pki("enrol", "pi-07", "--dir", "d", sets=("pki.days=1",))
+    later = CaFolder(tmp_path / "pki", wall=lambda: time.time() + 200 * 86_400)
+    later.revoke("nobody")
+    assert {i.name for i in later.issued()} == {"pki", "pi-07"}
+    later = CaFolder(tmp_path / "pki", wall=lambda: time.time() + 400 * 86_400)
+    later.revoke("nobody")
+    assert {i.name for i in later.issued()} == {"pki"}

@@ -48,6 +48,8 @@ AUTHORITY_DAYS: Final = 20 * 365.0
 RENEWABLE: Final = 1 / 3
 """A certificate may be renewed once this part of its term is left."""
 _LOCK_S: Final = 10.0
+_KEPT_S: Final = 365 * 86_400.0
+"""Certificates stay in the index for so long after their end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +272,9 @@ class CaFolder:
         with self.locked():
             index = self._index()
             yield index
+            # An expired certificate is refused without a list; what is long over need not be kept.
+            over = self._wall() - _KEPT_S
+            index["issued"] = [raw for raw in index["issued"] if raw["not_after"] > over]
             write_json(self.folder / "index.json", index)
 
     def _index(self) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class Inlet:
     def open(self, topic: Topic, event: Received) -> Received | None:
         """The message as its sender meant it, None where it is refused. Raises StoreError."""
         try:
-            return replace(event, payload=self._gate.open(topic, event.topic, event.payload))
+            payload = self._gate.open(topic, event.topic, event.payload)
         except SignatureRefused as e:
             self._complaints.about(event.topic, e)
             return None
+        return event if payload is event.payload else replace(event, payload=payload)
