@@ -12,7 +12,7 @@ from apiary.settings import Settings, load_settings
 
 _EXAMPLES: Final = """examples, on the server:
   apiary pki init --fleet orchard                            found the authority (in ./pki, or pki.state_dir)
-  apiary pki enrol broker --role server --san broker.local --san 10.0.0.5 --dir /etc/apiary/broker
+  apiary pki enrol broker --role server --san broker.local --san 10.0.0.5 --dir /etc/mosquitto/apiary
   apiary pki enrol coordinator --role coordinator --dir /etc/apiary
   apiary pki enrol alice --role operator --dir ~/apiary-alice
   apiary pki list --expiring 30

@@ -48,7 +48,7 @@ class Tokens:
 
     def make(self, whom: Identity, ttl_s: float, *, again: bool = False) -> str:
         """A new token; it is nowhere else but in what this returns. Raises SettingsError."""
-        token = secrets.token_urlsafe(24)
+        token = secrets.token_hex(24)  # no sign that a command line could take for a flag
         with self._changing() as held:
             if len(held) >= MAX_TOKENS:
                 raise SettingsError(
