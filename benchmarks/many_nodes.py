@@ -8,6 +8,7 @@ As `fleet.py node`, which is one node in one process; here one loop turns those 
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
 import sys
 import time
@@ -43,6 +44,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     tune(small=True)
     nodes = [node(args, i) for i in range(args.first, args.first + args.count)]
+    # The collector of one process would look at hundreds of nodes each time; a node has its own to itself.
+    gc.collect()
+    gc.freeze()
     if args.profile is None:
         serve(nodes)
     import cProfile

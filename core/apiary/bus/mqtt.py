@@ -29,6 +29,8 @@ from apiary.settings import BrokerSettings, password
 
 _V5: Final = MQTTProtocolVersion.MQTTv5
 _V311: Final = MQTTProtocolVersion.MQTTv311
+_SUCCESS: Final = ReasonCode(PacketTypes.PUBACK)
+_NO_PROPERTIES: Final = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]  # paho leaves it so
 
 
 class MqttBus(ReconnectingBus):
@@ -96,6 +98,17 @@ class _Client(paho.Client):
         topic, mid, payload = found
         self._received(topic, payload, bool(header & 1))
         return self._send_puback(mid) if qos else MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_pubackcomp(self, cmd: Any) -> MQTTErrorCode:
+        """As paho's, which builds a reason and properties for each acknowledgement, though few have any."""
+        packet = self._in_packet["packet"]
+        if cmd != "PUBACK" or len(packet) != 2:  # two bytes are the packet id, and mean success
+            return super()._handle_pubackcomp(cmd)
+        mid = packet[0] << 8 | packet[1]
+        with self._out_message_mutex:
+            if mid in self._out_messages:
+                return self._do_on_publish(mid, _SUCCESS, _NO_PROPERTIES)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
 
 
 class _PahoLink:
