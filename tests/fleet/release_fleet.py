@@ -5,6 +5,7 @@ Only the test of a release is a stand-in: what it comes to is what `verdicts` sa
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -194,7 +195,7 @@ class Headquarters:
             Ledger(state, policy_of(settings.release)),
             Certified(desk) if fleet.party else Sealer(desk, state / "release-key.pem"),
         )
-        for kind in (Kind.NODE_STATUS, Kind.NODE_RELEASE, Kind.NODE_WANT):
+        for kind in (Kind.NODE_STATUS, Kind.NODE_RELEASE, Kind.NODE_WANT, Kind.RELEASE_CURRENT):
             self.bus.subscribe(TOPICS.pattern(kind))
         self.releasing.start(fleet.broker.now)
 
@@ -204,19 +205,22 @@ class Headquarters:
             if isinstance(event, Connected):
                 self.outlet.restore()
             elif isinstance(event, Received):
-                topic = TOPICS.parse(event.topic)
-                node = topic.node
-                assert node is not None
-                opened = replace(event, payload=self._gate.open(topic, event.topic, event.payload))
-                if topic.kind is Kind.NODE_STATUS:
-                    self.roster.update(node, NodeStatus.decode(opened.payload, who=node), now)
-                if topic.kind is Kind.NODE_WANT:
-                    self._down.want(node, Want.decode(opened.payload, who=node), now)
-                else:
-                    self.releasing.received(topic, opened)
+                with contextlib.suppress(WireError):
+                    self._received(event, now)
         self.releasing.tick(now)
         self._down.due(now)
         self._flow.pump(self.bus, 20)
+
+    def _received(self, event: Received, now: float) -> None:
+        topic = TOPICS.parse(event.topic)
+        node = topic.node or NodeId("-")
+        event = replace(event, payload=self._gate.open(topic, event.topic, event.payload))
+        if topic.kind is Kind.NODE_STATUS:
+            self.roster.update(node, NodeStatus.decode(event.payload, who=node), now)
+        if topic.kind is Kind.NODE_WANT:
+            self._down.want(node, Want.decode(event.payload, who=node), now)
+        else:
+            self.releasing.received(topic, event)
 
 
 class ReleaseFleet:

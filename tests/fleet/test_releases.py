@@ -149,6 +149,18 @@ def test_what_another_key_signed_is_not_followed(fleet: ReleaseFleet) -> None:
     assert fleet.roll_out("better") == "done" and all_have(fleet, "better")
 
 
+def test_a_foreign_message_that_the_broker_keeps_is_replaced_by_ours(fleet: ReleaseFleet) -> None:
+    assert fleet.roll_out("good") == "done"
+    fleet.turn(30)
+    attacker = fleet.broker.bus("attacker")
+    attacker.poll(0)
+    attacker.publish(CURRENT, b"{}", retain=True)
+    fleet.turn(4)
+    fleet.start_node("pi-new")
+    fleet.turn(30)
+    assert all_have(fleet, "good"), "one that comes now finds what to follow"
+
+
 def test_a_signed_message_on_another_topic_or_changed_is_not_followed(fleet: ReleaseFleet) -> None:
     from apiary.identity.release_key import load_or_make
 

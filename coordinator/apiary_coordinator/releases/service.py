@@ -31,6 +31,8 @@ OWNER: Final = "release"
 MAX_FLEET: Final = 20_000
 _REPEAT_S: Final = 300.0
 """What is current is said again: nothing depends on one message, or on what the broker remembers."""
+_AGAIN_S: Final = 10.0
+"""Between two times that a foreign message is answered by ours."""
 _TICK_S: Final = 0.5
 _SEAL_ROOM: Final = 8_000
 
@@ -46,7 +48,7 @@ class Standing:
 class Releasing(Feature):
     """One roll-out at a time. Requests raise RequestRefused with what is in the way."""
 
-    kinds = (Kind.NODE_RELEASE, Kind.NODE_STATUS)
+    kinds = (Kind.NODE_RELEASE, Kind.NODE_STATUS, Kind.RELEASE_CURRENT)
 
     def __init__(self, settings: ReleaseSettings, desk: Desk, ledger: Ledger, voice: Voice):
         self._settings = settings
@@ -86,6 +88,9 @@ class Releasing(Feature):
 
     def received(self, topic: Topic, event: Received) -> None:
         """A node says how it stands, or comes, or goes."""
+        if topic.kind is Kind.RELEASE_CURRENT:
+            self._heard(event)
+            return
         node = topic.node
         if node is None or not event.payload or (node not in self._fleet and len(self._fleet) >= MAX_FLEET):
             return
@@ -294,6 +299,14 @@ class Releasing(Feature):
         self._serve()
         self._tidy()
         self._say(self._desk.clock())
+
+    def _heard(self, event: Received) -> None:
+        """What stands on our topic: where it is not ours, nodes that come would find nothing to follow."""
+        now = self._desk.clock()
+        if self._rollout is None or self._voice.is_ours(event.payload) or now - self._said_at < _AGAIN_S:
+            return
+        log.warning("release/current held %d bytes that are not ours; said again", len(event.payload))
+        self._say(now)
 
     def _say(self, now: float) -> None:
         if self._rollout is not None:

@@ -21,6 +21,10 @@ class Voice(Protocol):
         """Publish it. Raises StoreError."""
         ...
 
+    def is_ours(self, payload: bytes) -> bool:
+        """Whether this is what was sent last."""
+        ...
+
 
 class Certified:
     """Where the fleet has an authority the coordinator's certificate signs releases like all else."""
@@ -38,6 +42,10 @@ class Certified:
         """Publish it; the outlet seals."""
         self._desk.outlet.send(message)
 
+    def is_ours(self, payload: bytes) -> bool:
+        """What another signed was refused before it came here."""
+        return True
+
 
 class Sealer:
     """Seals with the release key, made where there is none yet."""
@@ -45,6 +53,7 @@ class Sealer:
     def __init__(self, desk: Desk, key_file: Path):
         self._desk = desk
         self._file = key_file
+        self._said = b""
 
     def key(self) -> str:
         """The public key, as nodes pin it. Raises StoreError."""
@@ -58,4 +67,9 @@ class Sealer:
 
         topic = self._desk.topics.build(message.kind)
         sealed = seal(load_or_make(self._file), topic, message.encode(), message.serial)
+        self._said = sealed
         self._desk.outlet.send_sealed(message.kind, sealed)
+
+    def is_ours(self, payload: bytes) -> bool:
+        """To the last byte."""
+        return payload == self._said
