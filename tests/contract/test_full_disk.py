@@ -50,14 +50,17 @@ assert child.poll() is None, "it waits for room"
 child.terminate()
 print("capture ended with", child.wait(30), "kept", kept)
 
-# What is left is filled to the last byte by somebody else.
-with (disk / "ballast").open("wb", buffering=0) as ballast:
-    for size in (4096, 1):
-        try:
-            while True:
-                ballast.write(bytes(size))
-        except OSError:
-            pass
+def fill():
+    """Somebody else takes what is left, to the last byte."""
+    with (disk / "ballast").open("wb", buffering=0) as ballast:
+        for size in (4096, 1):
+            try:
+                while True:
+                    ballast.write(bytes(size))
+            except OSError:
+                pass
+
+fill()
 
 store = SampleStore(disk / "samples", disk / "cache", Bounds(min_free_bytes=0), time.time)
 ids = [s.id for s in store.page(limit=100).samples]
@@ -108,13 +111,7 @@ def train(out):
 
 out = disk / "training"
 out.mkdir()
-with (disk / "ballast").open("wb", buffering=0) as ballast:
-    for size in (4096, 1):
-        try:
-            while True:
-                ballast.write(bytes(size))
-        except OSError:
-            pass
+fill()
 told, done = train(out)
 print("train:", told["kind"], told.get("text", ""), done.stderr[-300:])
 assert told["kind"] == "failed" and "the disk is full" in told["text"], (told, done)
