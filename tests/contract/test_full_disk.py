@@ -50,8 +50,8 @@ assert child.poll() is None, "it waits for room"
 child.terminate()
 print("capture ended with", child.wait(30), "kept", kept)
 
+# Somebody else takes what is left, to the last byte.
 def fill():
-    """Somebody else takes what is left, to the last byte."""
     with (disk / "ballast").open("wb", buffering=0) as ballast:
         for size in (4096, 1):
             try:
