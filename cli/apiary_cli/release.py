@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, Final
 
-from apiary.errors import PublishError
+from apiary.errors import NoAnswer, PublishError
 from apiary_cli.asking import ask
 from apiary_cli.flags import add_broker, settings_of
 
@@ -27,6 +28,8 @@ too many failures halt it and take it back by themselves. docs/releases.md has t
 exit codes: 0 done, 9 with --wait: halted or aborted, 10 refused by the coordinator
 """
 _LOOK_S: Final = 1.0
+_AWAY_S: Final = 5.0
+"""A coordinator that is started again goes on with the roll-out; so does who waits for it."""
 _SLOW_S: Final = 120.0
 """A program is asked for its labels, a model is loaded: on the coordinator's machine, in its turn."""
 _OVER: Final = ("done", "halted", "aborted")
@@ -142,7 +145,14 @@ def _follow(request: Any, *, as_json: bool) -> int:
     said: set[tuple[float, str]] = set()
     first = True
     while True:
-        told = request("status")
+        try:
+            told = request("status")
+        except NoAnswer as e:
+            if first:
+                raise
+            print(f"apiary: {e}; waiting for it", file=sys.stderr)
+            time.sleep(_AWAY_S)
+            continue
         lines = [(n["at"], n["text"]) for n in told["history"]]
         if first and told["rollout"] is None and not as_json:
             print("nothing was released yet; waiting for a roll-out to begin (Ctrl-C ends this)", flush=True)
