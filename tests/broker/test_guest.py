@@ -44,11 +44,12 @@ def test_a_node_outside_its_hours_says_so_to_all(tmp_path: Path) -> None:
             assert told["nodes"]["pi-1"]["why"] == f"outside edge.guest.hours ({hours})"
             assert told["nodes"]["pi-1"]["health"]["memory_available_mb"] > 0
             beside: dict[str, Any] = {}
-            while beside.get("state") != "paused":
+            # The file follows a moment later: the pause may stand in it before the broker does.
+            while beside.get("state") != "paused" or not beside["broker"]["connected"]:
                 assert time.monotonic() < end, beside
                 beside = said([*apiary, "edge", "status", "--json", *which], tmp_path)
             assert beside["why"] == f"outside edge.guest.hours ({hours})"
-            assert beside["running"] and beside["broker"]["connected"]
+            assert beside["running"]
             assert beside["health"]["disk_free_mb"] > 0
         finally:
             node.kill()
