@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SECONDS_EACH ?= 300
 
-.PHONY: help demo release-demo npm-runner test check bench load links aarch64 chaos fuzz hosts clean
+.PHONY: help wheel demo release-demo npm-runner test check bench load links aarch64 chaos fuzz hosts clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make release-demo  from a run to programs (.eim) on its nodes, and bad releases stopped"
 	@echo "make npm-runner    run an .eim in Edge Impulse's own npm package, too (needs node and npm)"
 	@echo "make test    set up, then style, types, import rules and all tests"
+	@echo "make wheel   the package to install elsewhere: dist/apiary-VERSION-py3-none-any.whl"
 	@echo "make check   style, types and import rules only"
 	@echo "make bench   overhead of a round, memory of a node (minutes; see benchmarks/README.md)"
 	@echo "make load    rounds of 10 to 5000 nodes against one broker and one coordinator (minutes)"
@@ -33,6 +34,10 @@ $(VENV)/.demo: pyproject.toml
 $(VENV)/.dev: $(VENV)/.demo
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
+
+wheel:
+	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
 
 demo: $(VENV)/.demo
 	@$(BIN)/apiary demo $(ARGS)
