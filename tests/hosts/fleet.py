@@ -440,7 +440,12 @@ def main() -> int:
     if args.inside:
         return tell(args.suite, args.steps)
     prepare(args.suite, keep=args.keep)
-    return in_namespaces(Path(__file__).resolve(), ["--suite", args.suite, *args.steps])
+    code = in_namespaces(Path(__file__).resolve(), ["--suite", args.suite, *args.steps])
+    if code == 0 and not args.keep:
+        # The logs of the plays stay, the disks (3 GB) only where something failed.
+        for name in ("server", *PIS):
+            shutil.rmtree(WORK / name, ignore_errors=True)
+    return code
 
 
 if __name__ == "__main__":
