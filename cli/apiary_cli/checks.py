@@ -67,8 +67,11 @@ def export() -> Check:
     return Check("export", "ok", f"tensorflow {_version('tensorflow')}, matplotlib {_version('matplotlib')}")
 
 
-def broker(settings: Settings) -> list[Check]:
-    """Connect, read the limits, and send two messages there and back, the larger as large as a chunk."""
+def broker(settings: Settings, *, coordinator: bool = False) -> list[Check]:
+    """Connect, read the limits, and send two messages there and back, the larger as large as a chunk.
+
+    `coordinator`: with the rights of one, which has none under a node's name.
+    """
     from apiary.bus.mqtt import MqttBus
 
     where = f"{settings.broker.host}:{settings.broker.port}"
@@ -76,8 +79,9 @@ def broker(settings: Settings) -> list[Check]:
         bus = MqttBus(settings.broker, f"apiary-doctor-{secrets.token_hex(4)}")
     except SettingsError as e:
         return [Check("broker", "fail", str(e), "correct the setting, `apiary config` shows them all")]
-    # Under the node's own id, where access lists let it write; no party listens to `doctor`.
-    topic = f"{settings.root}/{settings.federation}/node/{settings.edge.node_id}/doctor"
+    # Where access lists let this party write and read; nobody listens to `doctor`.
+    place = "metric" if coordinator else f"node/{settings.edge.node_id}"
+    topic = f"{settings.root}/{settings.federation}/{place}/doctor"
     try:
         deadline = time.monotonic() + settings.broker.connect_timeout_s
         limits: Limits | None = None

@@ -69,7 +69,7 @@ def examine(args: argparse.Namespace) -> Iterator[Check]:
     if coordinator:
         yield checks.export()
     yield from certificates(settings, settings.edge.node_id if args.role == "edge" else None)
-    yield from checks.broker(settings)
+    yield from checks.broker(settings, coordinator=args.role == "coordinator")
     folders = [settings.edge.state_dir] * edge + [settings.coordinator.state_dir] * coordinator
     if len({checks.nearest(f).stat().st_dev for f in folders}) == 1:
         folders = folders[:1]  # one disk is measured once

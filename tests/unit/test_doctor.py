@@ -86,6 +86,20 @@ def test_wrong_access_lists_are_found_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.broker
+@needs_mosquitto
+def test_a_coordinator_is_tried_where_it_has_rights(tmp_path: Path) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text("topic readwrite apiary/+/metric/+\n")
+    acl.chmod(0o644)
+    conf = tmp_path / "acl.conf"
+    conf.write_text(f"allow_anonymous true\nacl_file {acl}\n")
+    with start_broker(0, state_dir=tmp_path / "b", prefer="mosquitto", conf=conf) as broker:
+        settings = load_settings(overrides={"broker.port": broker.port}).settings
+        found = by_name(checks.broker(settings, coordinator=True))
+    assert {n: c.state for n, c in found.items()} == {"broker": "ok", "round trip": "ok", "chunk": "ok"}
+
+
+@pytest.mark.broker
 def test_the_embedded_broker_gets_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("amqtt")
     with start_broker(0, state_dir=tmp_path / "b", prefer="amqtt") as broker:
