@@ -133,7 +133,7 @@ class Metrics(Feature):
     def start(self, now: float) -> None:
         """Listen. Raises SettingsError."""
         self._server = _listen(make_wsgi_app(self.figures.registry), self._settings)
-        self.port = self._server.effective_port
+        self.port = int(self._server.effective_port)
         threading.Thread(target=_serve(self._server), name="metrics", daemon=True).start()
         log.info("metrics at http://%s:%d/metrics", self._settings.host, self.port)
 
