@@ -23,7 +23,7 @@ class Preset:
 PRESETS: Final = {
     "digits": Preset(
         nodes=5,
-        rounds=14,
+        rounds=16,
         recipe_options={"size": 16, "channels": 1, "widths": [16, 32, 48]},
         plan={"epochs": 8, "batch_size": 16, "learning_rate": 0.003, "shift": 0.07},
         target=0.97,
