@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import tomllib
 from collections.abc import Callable, Iterator
@@ -173,7 +174,7 @@ def stand_ins(tmp_path: Path) -> Path:
     """Programs that change the machine: they write down how they were called. `pip` installs a link."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    apiary = shutil.which("apiary")
+    apiary = Path(sys.executable).with_name("apiary")
     pip = f'#!/bin/sh\\necho "pip $*" >> "{tmp_path}/calls"\\nln -sf {apiary} "$(dirname "$0")/apiary"\\n'
     last = "for last; do :; done; "
     venv = f'{last}mkdir -p "$last/bin"; printf \'{pip}\' > "$last/bin/pip"; chmod +x "$last/bin/pip"'
