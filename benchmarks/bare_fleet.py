@@ -147,7 +147,7 @@ class Node:
 def serve(nodes: list[Node]) -> None:
     """Turn all clients until killed."""
     poller = select.epoll()
-    by_fd = {node.client.socket().fileno(): node.client for node in nodes}  # type: ignore[union-attr] # connected
+    by_fd = {node.client.socket().fileno(): node.client for node in nodes}  # type: ignore[union-attr] # None before it connects
     watched = dict.fromkeys(by_fd, select.EPOLLIN | select.EPOLLOUT)
     for fd, mask in watched.items():
         poller.register(fd, mask)

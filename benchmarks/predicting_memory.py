@@ -22,6 +22,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -140,7 +141,9 @@ def describe(state: Path, built: Built, by: float) -> None:
     fresh.replace(described.newest_file(state))
 
 
-def look(page: str, token: str, args: argparse.Namespace, swap: object, pid: int) -> tuple[int, float]:
+def look(
+    page: str, token: str, args: argparse.Namespace, swap: Callable[[], None], pid: int
+) -> tuple[int, float]:
     """As the page does, for so many seconds; frames and processor time since the first one."""
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     opener.open(f"{page}?token={token}", timeout=10).close()
@@ -159,10 +162,11 @@ def look(page: str, token: str, args: argparse.Namespace, swap: object, pid: int
         assert time.monotonic() < until, "no frame in 30 s"
         time.sleep(0.1)
     began, cpu = time.monotonic(), cpu_seconds(pid)
-    extra = [(0.25, lambda: post(page, token)), (0.5, swap)]
+    extra: list[tuple[float, Callable[[], None]]] = [(0.25, lambda: post(page, token)), (0.5, swap)]
     while (past := time.monotonic() - began) < args.seconds:
         if extra and past > extra[0][0] * args.seconds:
-            extra.pop(0)[1]()  # type: ignore[operator]
+            _, act = extra.pop(0)
+            act()
         shown = now()
         assert shown is not None
         with contextlib.suppress(urllib.error.HTTPError):  # a moment too late
@@ -178,7 +182,7 @@ def post(page: str, token: str) -> None:
     out = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (750, 1000, 3), np.uint8)
     Image.fromarray(noise).resize((4000, 3000)).save(out, "JPEG", quality=85)
-    request = urllib.request.Request(page + "api/image", out.getvalue(), method="POST")  # noqa: S310
+    request = urllib.request.Request(page + "api/image", out.getvalue(), method="POST")  # noqa: S310 - the child's own page
     request.add_header("Authorization", f"Bearer {token}")
     request.add_header("Content-Type", "image/jpeg")
     with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - the child's own page
