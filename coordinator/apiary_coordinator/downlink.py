@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -15,10 +16,35 @@ from apiary.wire.topics import Kind, Topics
 
 log = logging.getLogger(__name__)
 
-GATHER_AT_MOST: Final = 20
+FEW: Final = 10
+"""While nearly none of those expected have asked, wishes are waited for this many times `gather_s`; the nearer
+to all, the nearer to once. Between the first two wishes of 1000 nodes there was a pause of twice `gather_s`."""
+LULL: Final = 0.5
+"""A pause counts as the end only where it is this share of the time since the first wish: the more wishes a
+broker and a coordinator have in hand, the more unevenly they come."""
+GATHER_AT_MOST: Final = 100
 """Wishes that keep coming put a blob off by this many times `gather_s` in all. Whoever asks after a chunk was
 published has it published for all who lack the blob: with 1000 nodes that asked over a second, each chunk
 went out ten times and the broker held 5.6 GB (measured)."""
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """Wishes for one blob that were not answered yet; times are of the monotonic clock."""
+
+    first: float
+    due: float = 0.0
+    wanted: set[int] = field(default_factory=set)
+    asked: set[NodeId] = field(default_factory=set)
+
+    def put_off(self, now: float, expected: int, gather_s: float) -> None:
+        """Somebody new has asked: wait for the next, but not for ever, and for nobody where all have."""
+        if len(self.asked) >= expected:
+            self.due = now
+            return
+        left = 1 - len(self.asked) / expected
+        pause = max(gather_s * (1 + (FEW - 1) * left), LULL * (now - self.first))
+        self.due = min(now + pause, self.first + GATHER_AT_MOST * gather_s)
 
 
 class Downlink:
@@ -30,11 +56,8 @@ class Downlink:
         self._flow = flow
         self._gather_s = gather_s
         self._served: dict[str, dict[Digest, int]] = {}
-        self._wanted: dict[Digest, set[int]] = {}
-        self._asked: dict[Digest, set[NodeId]] = {}
         self._expected: dict[str, int] = {}
-        self._due: dict[Digest, float] = {}
-        self._latest: dict[Digest, float] = {}
+        self._gathering: dict[Digest, _Gathering] = {}
 
     def serve(self, refs: list[BlobRef], expected: int, owner: str = "round") -> None:
         """Of `owner` these blobs and no others may be asked for from now on, by about `expected` nodes."""
@@ -49,22 +72,19 @@ class Downlink:
             log.debug("node=%s wants blob=%s, which nobody offers", node, digest[:12])
             return
         size = self._served[owner][digest]
-        self._wanted.setdefault(digest, set()).update(indices(want.missing, count(size)))
-        asked = self._asked.setdefault(digest, set())
-        latest = self._latest.setdefault(digest, now + GATHER_AT_MOST * self._gather_s)
-        if node not in asked:
-            self._due[digest] = min(now + self._gather_s, latest)
-        asked.add(node)
-        if len(asked) >= self._expected[owner]:
-            self._due[digest] = now  # everyone has asked: nothing to wait for
+        gathering = self._gathering.setdefault(digest, _Gathering(now))
+        gathering.wanted.update(indices(want.missing, count(size)))
+        if node not in gathering.asked:
+            gathering.asked.add(node)
+            gathering.put_off(now, self._expected[owner], self._gather_s)
 
     def due(self, now: float) -> None:
         """Queue what has waited long enough; the flow paces the rest."""
-        for digest, due in list(self._due.items()):
-            if now < due:
+        for digest, gathering in list(self._gathering.items()):
+            if now < gathering.due:
                 continue
-            del self._due[digest], self._asked[digest], self._latest[digest]
-            wanted = ranges(sorted(self._wanted.pop(digest)), limit=2**31)
+            del self._gathering[digest]
+            wanted = ranges(sorted(gathering.wanted), limit=2**31)
             if (owner := self._owner(digest)) is not None:
                 self._flow.add(
                     digest,
@@ -76,7 +96,7 @@ class Downlink:
 
     def next_due(self) -> float | None:
         """When `due` has something to do at the latest."""
-        return min(self._due.values(), default=None)
+        return min((g.due for g in self._gathering.values()), default=None)
 
     def _owner(self, digest: Digest) -> str | None:
         return next((owner for owner, served in self._served.items() if digest in served), None)

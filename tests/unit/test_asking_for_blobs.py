@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Event
 from apiary.bus.flow import ChunkFlow
@@ -12,7 +14,7 @@ from apiary.wire import Digest, NodeId
 from apiary.wire.chunks import CHUNK_BYTES, digest_of, encode, span
 from apiary.wire.messages import BlobRef, Want
 from apiary.wire.topics import Topics
-from apiary_coordinator.downlink import GATHER_AT_MOST, Downlink
+from apiary_coordinator.downlink import FEW, GATHER_AT_MOST, LULL, Downlink
 from apiary_edge.downloads import GAPS, MAX_PAUSE, Downloads
 
 TOPICS = Topics()
@@ -111,33 +113,51 @@ def want(down: Downlink, number: int, now: float) -> None:
 
 
 def test_wishes_that_keep_coming_are_answered_once(tmp_path: Path) -> None:
-    down, flow = downlink(tmp_path, expected=100)
+    down, flow = downlink(tmp_path, expected=11)
     sent = 0
     for i in range(10):
         want(down, i, now=0.09 * i)
         down.due(0.09 * i)
         sent += flow.pump(Recorder(), 1)
     assert sent == 0
-    down.due(0.09 * 9 + 0.1)
+    due = down.next_due()
+    assert due == pytest.approx(0.81 + LULL * 0.81)
+    down.due(due)
     assert flow.pump(Recorder(), 1) == 4
+
+
+@pytest.mark.parametrize(("asked", "times"), [(1, FEW - 0.009), (999, 1.009)])
+def test_the_fewer_have_asked_the_longer_others_are_waited_for(
+    tmp_path: Path, asked: int, times: float
+) -> None:
+    down, _ = downlink(tmp_path, expected=1000)
+    for i in range(asked):
+        want(down, i, now=0.0)
+    assert down.next_due() == pytest.approx(0.1 * times)
 
 
 def test_wishes_are_put_off_for_so_long_and_no_longer(tmp_path: Path) -> None:
     down, flow = downlink(tmp_path, expected=1000)
-    for i in range(30):
+    latest = GATHER_AT_MOST * 0.1
+    for i in range(500):
         want(down, i, now=0.09 * i)
-        if (due := down.next_due()) is not None:
-            assert due <= GATHER_AT_MOST * 0.1
-    down.due(GATHER_AT_MOST * 0.1)
+        if 0.09 * i < latest:
+            assert down.next_due() is not None
+            down.due(0.09 * i)
+            assert flow.waiting(Digest(DIGEST)) == 0
+    down.due(latest)
     assert flow.waiting(Digest(DIGEST)) == 4
 
 
 def test_one_node_that_asks_again_and_again_puts_nobody_off(tmp_path: Path) -> None:
     down, flow = downlink(tmp_path, expected=1000)
+    want(down, 1, now=0.0)
+    due = down.next_due()
+    assert due is not None
     for i in range(10):
         want(down, 1, now=0.01 * i)
-    assert down.next_due() == 0.1
-    down.due(0.1)
+    assert down.next_due() == due
+    down.due(due)
     assert flow.waiting(Digest(DIGEST)) == 4
 
 
