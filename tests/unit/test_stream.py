@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from apiary.bus.mqtt import _publish
 from apiary.bus.stream import Stream
 
 
@@ -22,23 +21,14 @@ def ends() -> Iterator[tuple[Stream, socket.socket]]:
     theirs.close()
 
 
-def test_small_reads_come_from_one_larger_read(ends: tuple[Stream, socket.socket]) -> None:
+def test_nothing_to_read_and_the_end_are_told_apart(ends: tuple[Stream, socket.socket]) -> None:
     stream, theirs = ends
-    theirs.sendall(bytes(range(100)))
-    assert stream.recv(1) == b"\0"
-    assert stream.reads_ahead
-    assert stream.recv(4) == bytes(range(1, 5))
-    assert stream.recv(50_000) == bytes(range(5, 100))
-    assert not stream.reads_ahead
     with pytest.raises(BlockingIOError):
         stream.recv(1)
-
-
-def test_end_of_the_stream_is_told_after_what_was_read_ahead(ends: tuple[Stream, socket.socket]) -> None:
-    stream, theirs = ends
     theirs.sendall(b"ab")
     theirs.close()
-    assert [stream.recv(1), stream.recv(1), stream.recv(1)] == [b"a", b"b", b""]
+    assert [stream.recv(9), stream.recv(9)] == [b"ab", b""]
+    assert not stream.reads_ahead
 
 
 def test_small_packets_leave_together_and_before_a_large_one(ends: tuple[Stream, socket.socket]) -> None:
@@ -91,29 +81,3 @@ def test_a_flush_after_the_other_side_has_gone_is_told(ends: tuple[Stream, socke
     stream.send(b"x")
     with pytest.raises(OSError):
         stream.flush()
-
-
-@pytest.mark.parametrize(
-    ("packet", "qos", "v5", "expected"),
-    [
-        (b"\0\3a/b" + b"\0\7" + b"\0" + b"hello", 1, True, (b"a/b", 7, b"hello")),
-        (b"\0\3a/b" + b"\0\7" + b"\2\1\1" + b"hello", 1, True, (b"a/b", 7, b"hello")),
-        (b"\0\3a/b" + b"\0\7" + b"hello", 1, False, (b"a/b", 7, b"hello")),
-        (b"\0\3a/b" + b"\0" + b"hello", 0, True, (b"a/b", 0, b"hello")),
-        (b"\0\3a/b" + b"\1\0" + b"\0", 1, True, (b"a/b", 256, b"")),
-        (b"\0\3a/b", 0, False, (b"a/b", 0, b"")),
-        (b"\0\3a/b\0\7\0", 2, True, None),
-        (b"\0\0\0\7\0hello", 1, True, None),
-        (b"\0\3a/b\0\7\x80\1", 1, True, None),
-        (b"\0\3a/b\0\7\5\1", 1, True, None),
-        (b"\0\3a/b\0\7", 1, True, None),
-        (b"\0\3a/b\0", 1, False, None),
-        (b"\0\3a", 0, False, None),
-        (b"\0", 0, False, None),
-        (b"", 0, True, None),
-    ],
-)
-def test_publish_is_read_or_left_to_paho(
-    packet: bytes, qos: int, v5: bool, expected: tuple[bytes, int, bytes] | None
-) -> None:
-    assert _publish(bytearray(packet), qos, v5=v5) == expected

@@ -75,8 +75,8 @@ class Link(Protocol):
         """End a subscription."""
         ...
 
-    def read(self) -> None:
-        """Take in some packets that have arrived; `Notes.handled` says whether there were any."""
+    def read(self) -> bool:
+        """Take in some packets that have arrived; whether more may wait."""
         ...
 
     def write(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -21,14 +22,17 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from apiary.bus.bus import Limits, Received, Refused, Will
 from apiary.bus.link import Hooks, Link
+from apiary.bus.packets import MAX_PACKET_BYTES, Malformed, Packets, publish
 from apiary.bus.reconnecting import Protocol, ReconnectingBus
 from apiary.bus.refusals import GOING_AWAY, UNSPECIFIED, WindowRefused, refused, unreachable
 from apiary.bus.stream import Stream
-from apiary.errors import BrokerUnreachable, BusError
+from apiary.errors import BrokerRefused, BrokerUnreachable, BusError
 from apiary.settings import BrokerSettings, password
 
 _V5: Final = MQTTProtocolVersion.MQTTv5
 _V311: Final = MQTTProtocolVersion.MQTTv311
+_PUBLISH: Final = 0x30
+_PUBACK: Final = 0x40
 _SUCCESS: Final = ReasonCode(PacketTypes.PUBACK)
 _NO_PROPERTIES: Final = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]  # paho leaves it so
 
@@ -80,35 +84,82 @@ class _Client(paho.Client):
             reconnect_on_failure=False,
         )
         self._stream = stream
+        self._packets = Packets()
         self._received = received
 
     def _create_socket(self) -> Any:
         return self._stream
 
-    def _handle_publish(self) -> MQTTErrorCode:
-        """As paho's, with one copy of the payload instead of four; paho's own where it is not as simple.
+    def read_all(self) -> bool:
+        """Take in what one read of the socket gives; whether more may wait. Raises Malformed, OSError.
 
-        Where a later paho has no such method, its own is called and `on_message` takes the message.
+        Instead of `loop_read`: packets that come often are taken here, the others by paho.
         """
-        header, packet = self._in_packet["command"], self._in_packet["packet"]
-        qos = header >> 1 & 3
-        found = _publish(packet, qos, v5=self._protocol == _V5)
-        if found is None:
-            return super()._handle_publish()
-        topic, mid, payload = found
-        self._received(topic, payload, bool(header & 1))
-        return self._send_puback(mid) if qos else MQTTErrorCode.MQTT_ERR_SUCCESS
+        while True:
+            asked = self._packets.ask
+            try:
+                data = self._stream.recv(asked)
+            except BlockingIOError:
+                return False
+            if not data:
+                raise ConnectionResetError("the broker closed the connection")
+            with self._msgtime_mutex:
+                self._last_bytes_received = time.monotonic()
+            found = self._packets.feed(data)
+            for first, body in found:
+                self._packet(first, body)
+                if self._sock is None:
+                    return False  # paho has closed it: a refusal, or a goodbye
+            if found or len(data) < asked:
+                return len(data) == asked or self._stream.reads_ahead
 
-    def _handle_pubackcomp(self, cmd: Any) -> MQTTErrorCode:
-        """As paho's, which builds a reason and properties for each acknowledgement, though few have any."""
-        packet = self._in_packet["packet"]
-        if cmd != "PUBACK" or len(packet) != 2:  # two bytes are the packet id, and mean success
-            return super()._handle_pubackcomp(cmd)
-        mid = packet[0] << 8 | packet[1]
-        with self._out_message_mutex:
-            if mid in self._out_messages:
-                return self._do_on_publish(mid, _SUCCESS, _NO_PROPERTIES)
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
+    def _packet(self, first: int, body: memoryview) -> None:
+        kind = first & 0xF0
+        if kind == _PUBLISH:
+            qos = first >> 1 & 3
+            message = publish(body, qos, v5=self._protocol == _V5)
+            if message is not None:
+                topic, mid, payload = message
+                self._received(topic, payload, bool(first & 1))
+                if qos:
+                    self._acknowledge(mid)
+                return
+        elif kind == _PUBACK and len(body) == 2:  # two bytes are the packet id, and mean success
+            # paho builds a reason and properties for each acknowledgement, though few have any.
+            mid = body[0] << 8 | body[1]
+            with self._out_message_mutex:
+                if mid in self._out_messages:
+                    self._do_on_publish(mid, _SUCCESS, _NO_PROPERTIES)
+            return
+        self._in_packet = _whole(first, bytearray(body))
+        try:
+            rc = self._packet_handle()
+        except MalformedPacket as e:
+            raise Malformed(f"a packet that paho cannot read: {e}") from None
+        if rc > 0:
+            self._loop_rc_handle(rc)
+
+    def _acknowledge(self, mid: int) -> None:
+        """PUBACK; past paho's queue while that is empty, as nothing of ours is half written then."""
+        if not self._out_packet:
+            with contextlib.suppress(BlockingIOError):
+                self._stream.send(bytes((_PUBACK, 2, mid >> 8, mid & 0xFF)))
+                return
+        self._send_puback(mid)
+
+
+def _whole(first: int, body: bytearray) -> Any:
+    """A packet as paho keeps one that has come whole."""
+    return {
+        "command": first,
+        "have_remaining": 1,
+        "remaining_count": [],
+        "remaining_mult": 1,
+        "remaining_length": len(body),
+        "packet": body,
+        "to_process": 0,
+        "pos": 0,
+    }
 
 
 class _PahoLink:
@@ -155,11 +206,11 @@ class _PahoLink:
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
         if self._protocol == "5":
-            properties = None
+            # amqtt takes properties for the client id and waits for the rest of it, as it does with a will:
+            # set broker.protocol to 3.1.1 for it.
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it so
+            properties.MaximumPacketSize = MAX_PACKET_BYTES
             if receive_maximum:
-                # amqtt takes properties for the client id and waits for the rest of it, as it does with a
-                # will: set broker.protocol to 3.1.1 for it.
-                properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it so
                 properties.ReceiveMaximum = receive_maximum
             client.connect(
                 broker.host, broker.port, broker.keepalive_s, clean_start=True, properties=properties
@@ -204,18 +255,21 @@ class _PahoLink:
     def unsubscribe(self, pattern: str) -> None:
         self._client.unsubscribe(pattern)
 
-    def read(self) -> None:
-        if self._client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS and self.failure is None:
-            self.failure = unreachable(self._where, "the link broke")
+    def read(self) -> bool:
+        try:
+            return self._client.read_all()
+        except Malformed as e:
+            self._failed(BrokerRefused(f"{self._where}: {e}"))
+        except OSError as e:
+            self._broke(e)
+        return False
 
     def write(self) -> None:
         self._client.loop_write()
         try:
             self._stream.flush()
         except OSError as e:
-            if self.failure is None:
-                broke = unreachable(self._where, f"the link broke ({e.strerror or e})")
-                self.failure = broke if self.connected else self._shut_out()
+            self._broke(e)
 
     def misc(self) -> None:
         self._client.loop_misc()
@@ -264,6 +318,14 @@ class _PahoLink:
             else:
                 self.failure = self._shut_out()
         self.connected = False
+
+    def _broke(self, e: OSError) -> None:
+        why = "" if isinstance(e, ConnectionResetError) else f" ({e.strerror or e})"
+        broke = unreachable(self._where, f"the link broke{why}")
+        self._failed(broke if self.connected else self._shut_out())
+
+    def _failed(self, error: BusError) -> None:
+        self.failure = self.failure or error
 
     def _shut_out(self) -> BusError:
         """Closed before CONNECT was answered."""
@@ -315,26 +377,3 @@ class _PahoLink:
         return refused(
             self._where, reason.value, str(reason), client_id=self._client_id, protocol=self._protocol
         )
-
-
-def _publish(packet: bytearray, qos: int, *, v5: bool) -> tuple[bytes, int, bytes] | None:
-    """Topic, packet id and payload of a PUBLISH after its fixed header (MQTT 5, section 3.3).
-
-    None where it is not what a broker that keeps to our CONNECT sends: malformed, an alias for its topic
-    (an empty name), or QoS 2.
-    """
-    at = 2 + (packet[0] << 8 | packet[1]) if len(packet) >= 2 else 0
-    identifier = at + 2 if qos else at
-    if qos > 1 or at <= 2 or len(packet) < identifier + v5:
-        return None
-    begin = identifier
-    if v5:
-        # Properties are skipped; their length is below 128 unless somebody packs in long ones.
-        if packet[begin] >= 0x80:
-            return None
-        begin += 1 + packet[begin]
-        if begin > len(packet):
-            return None
-    mid = packet[at] << 8 | packet[at + 1] if qos else 0
-    with memoryview(packet) as view:
-        return bytes(view[2:at]), mid, bytes(view[begin:])

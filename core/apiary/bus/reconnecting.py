@@ -321,11 +321,8 @@ class ReconnectingBus:
         """Take what has arrived, up to the bounds of one `poll`."""
         notes = self._notes
         last = notes.handled + MAX_EVENTS
-        while link.failure is None and notes.handled < last and notes.event_bytes < MAX_BYTES:
-            before = notes.handled
-            link.read()
-            if notes.handled == before:
-                return
+        while link.read() and link.failure is None and notes.handled < last and notes.event_bytes < MAX_BYTES:
+            pass
 
     def _watch_link(self) -> None:
         """Write what waits, then wait for what the link waits for: to read always, to write where it must."""
