@@ -125,6 +125,15 @@ class Workshop:
         return BlobRef(digest=self._blobs.put(data), bytes=len(data))
 
 
+def update_of(model: memoryview, run: str, number: int, node: str) -> tuple[bytes, memoryview]:
+    """An update without training: a header of this node's own, and the model's bytes after its header."""
+    unpacker = msgpack.Unpacker(max_buffer_size=1 << 20)
+    unpacker.feed(model[1:HEADER_BYTES])
+    header = unpacker.unpack()
+    header["about"] = {"run": run, "round": number, "node": node, "samples": SAMPLES}
+    return b"\x92" + msgpack.packb(header), model[1 + unpacker.tell() :]
+
+
 class NoTraining:
     """Answers at once: the update is the model itself under a new header, on disk as a child leaves it.
 
@@ -135,13 +144,7 @@ class NoTraining:
         self._told: list[Told] = []
 
     def start(self, job: TrainJob) -> None:
-        model = job.model.read_bytes()
-        unpacker = msgpack.Unpacker(max_buffer_size=1 << 20)
-        unpacker.feed(model[1:HEADER_BYTES])
-        header = unpacker.unpack()
-        body = memoryview(model)[1 + unpacker.tell() :]
-        header["about"] = {"run": job.run, "round": job.round, "node": job.node, "samples": SAMPLES}
-        head = b"\x92" + msgpack.packb(header)
+        head, body = update_of(memoryview(job.model.read_bytes()), job.run, job.round, job.node)
         name = hashlib.sha256(head)
         name.update(body)
         write_atomic(job.out / "update.blob", [head, body])

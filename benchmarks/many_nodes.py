@@ -13,9 +13,10 @@ import signal
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from fleet import NoTraining, settings_of
 
@@ -32,30 +33,36 @@ QUIET_S = 2.0
 """A node that hears nothing is turned this often, for its timers and its signs of life."""
 
 
+class Node(Protocol):
+    """Whatever has turns."""
+
+    def step(self, timeout_s: float) -> None:
+        """Take what came, do what is due."""
+        ...
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--profile", type=Path, help="write cProfile's figures of the loop there")
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
     die_with_parent()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     tune(small=True)
     nodes = [node(args, i) for i in range(args.first, args.first + args.count)]
     # The collector of one process would look at hundreds of nodes each time; a node has its own to itself.
     gc.collect()
     gc.freeze()
-    if args.profile is None:
-        serve(nodes)
-    import cProfile
+    serve(nodes, args.profile)
 
-    profile = cProfile.Profile()
-    try:
-        profile.runcall(serve, nodes)
-    finally:
-        profile.dump_stats(args.profile)
+
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """The arguments of a process of many nodes."""
+    said = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    said.add_argument("--port", type=int, required=True)
+    said.add_argument(
+        "--folder", type=Path, default=Path(), help="for the folders of nodes that keep something"
+    )
+    said.add_argument("--first", type=int, default=0)
+    said.add_argument("--count", type=int, default=500)
+    said.add_argument("--profile", type=Path, help="write cProfile's figures of the loop there")
+    return said
 
 
 def node(args: argparse.Namespace, number: int) -> tuple[MqttBus, Edge]:
@@ -86,14 +93,28 @@ def node(args: argparse.Namespace, number: int) -> tuple[MqttBus, Edge]:
     return bus, service
 
 
-def serve(nodes: list[tuple[MqttBus, Edge]]) -> NoReturn:
+def serve(nodes: Sequence[tuple[MqttBus, Node]], profile: Path | None = None) -> None:
+    """Turn them until SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if profile is None:
+        turn(nodes)
+    import cProfile
+
+    figures = cProfile.Profile()
+    try:
+        figures.runcall(turn, nodes)
+    finally:
+        figures.dump_stats(profile)
+
+
+def turn(nodes: Sequence[tuple[MqttBus, Node]]) -> NoReturn:
     """Turn whoever has something to read, something to do, or was quiet for a while; until killed."""
     selector = DefaultSelector()
     for one in nodes:
         selector.register(one[0].fileno(), EVENT_READ, one)
     # By the time of the last turn, so that those at the front are the next to be turned anyway.
     turned = OrderedDict((id(one), (one, 0.0)) for one in nodes)
-    again: list[tuple[MqttBus, Edge]] = []
+    again: list[tuple[MqttBus, Node]] = []
     while True:
         now = time.monotonic()
         quiet = next(iter(turned.values()))[1] + QUIET_S
