@@ -4,8 +4,8 @@
 
 Every node has its own MQTT connection to a real mosquitto; hundreds of them share a process, and training is
 left out. Light nodes cost as little as the protocol allows, because a fleet's nodes do not work on the
-server; whole nodes are the product's service with outbox and state folder. Each update must be counted. Beside
-them, in the same run, the bare loop with as many connections. Where a bound is missed the exit code is 1.
+server; whole nodes are the product's service, with outbox and state folder. Each update must be counted.
+Beside them, in the same run, the bare loop with as many connections. Exit code 1: a bound was missed.
 """
 
 from __future__ import annotations
