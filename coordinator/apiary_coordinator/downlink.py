@@ -17,11 +17,11 @@ from apiary.wire.topics import Kind, Topics
 log = logging.getLogger(__name__)
 
 FEW: Final = 10
-"""While nearly none of those expected have asked, wishes are waited for this many times `gather_s`; the nearer
-to all, the nearer to once. Between the first two wishes of 1000 nodes there was a pause of twice `gather_s`."""
+"""While nearly none of those expected have asked, wishes are waited for this many times `gather_s`; the
+nearer to all, the nearer to once. After the first two wishes of 1000 nodes there was a pause longer than that."""
 LULL: Final = 0.5
-"""A pause counts as the end only where it is this share of the time since the first wish: the more wishes a
-broker and a coordinator have in hand, the more unevenly they come."""
+"""A pause counts as the end only where it is this share of the time since the first wish: the more wishes
+a broker and a coordinator have in hand, the more unevenly they come."""
 GATHER_AT_MOST: Final = 100
 """Wishes that keep coming put a blob off by this many times `gather_s` in all. Whoever asks after a chunk was
 published has it published for all who lack the blob: with 1000 nodes that asked over a second, each chunk
