@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 FEW: Final = 10
 """While nearly none of those expected have asked, wishes are waited for this many times `gather_s`; the
-nearer to all, the nearer to once. After the first two wishes of 1000 nodes there was a pause longer than that."""
+nearer to all, the nearer to once. After the first two wishes of 1000 nodes came a pause longer than that."""
 LULL: Final = 0.5
 """A pause counts as the end only where it is this share of the time since the first wish: the more wishes
 a broker and a coordinator have in hand, the more unevenly they come."""

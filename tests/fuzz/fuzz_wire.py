@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of everything that reads bytes from the bus: `make fuzz` (atheris).
 
 Each input goes to one decoder, chosen by its first byte: of each kind of message, and of what carries them.
-Anything but the project's own `WireError` is a finding, and so is memory or time out of proportion (libFuzzer's
-own limits).
+Anything but the project's own `WireError` is a finding, and so is memory or time out of proportion
+(libFuzzer's own limits).
 """
 
 from __future__ import annotations
