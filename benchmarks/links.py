@@ -133,7 +133,7 @@ def elsewhere() -> int:
     """Do the same under a kernel that has netem."""
     if not user_kernel.usable():
         print(
-            "links are shaped by `tc netem` (iproute2): it takes root and a kernel with sch_netem, or a kernel "
+            "links are shaped by `tc netem` (iproute2): it takes root and a kernel with sch_netem, or one "
             "that any user may run: `sudo apt-get install user-mode-linux kmod`",
             file=sys.stderr,
         )
