@@ -8,13 +8,13 @@ import sys
 import time
 from dataclasses import dataclass
 
-from netem_link import MTU, NEAR, NetemLink, Shape
+from netem_link import ETHERNET_HEADER, MTU, NEAR, NetemLink, Shape
 
 PACKETS = 10_000
 AT_ONCE = 20
 PAYLOAD = MTU - 20 - 8
 """Bytes of a datagram that fills a packet."""
-FRAME = MTU + 14
+FRAME = MTU + ETHERNET_HEADER
 SHAPE = Shape(delay_s=0.2, loss=0.05)
 _SOME_LOSS, _SOME_S = 0.01, 0.05
 """4.6 standard deviations of the loss; what a busy machine may add to a delay."""
@@ -56,9 +56,8 @@ def gauge(shape: Shape = SHAPE) -> Gauged:
             time.sleep(2 * shape.delay_s + 0.1)
             after, got = link.far, link.near.got_packets - got
             packets = after.sent_packets - before.sent_packets
-            return Gauged(
-                packets, (after.sent_bytes - before.sent_bytes) / packets, 1 - got / packets, delay_s
-            )
+            frame = (after.sent_frame_bytes - before.sent_frame_bytes) / packets
+            return Gauged(packets, frame, 1 - got / packets, delay_s)
     finally:
         link.close()
 

@@ -4,9 +4,9 @@
 
 Coordinator and broker are in one network, the node in another; between them the kernel's `tc netem` delays,
 loses or holds every packet (`netem_link.py`). Where this kernel or this user cannot have that, all of it is
-done under a kernel that can (`user_kernel.py`). Bytes sent are the interfaces' own counters, with all
-headers, acknowledgements and repetitions of TCP; bytes needed are the chunks that had to cross. Where a
-bound is missed the exit code is 1.
+done under a kernel that can (`user_kernel.py`). Bytes sent are the interfaces' own counters of IP packets,
+with all headers, acknowledgements and repetitions of TCP; bytes needed are the chunks that had to cross.
+Where a bound is missed the exit code is 1.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ CASES = (
 
 @dataclass(slots=True)
 class Row:
-    """What crossed in each direction, all rounds together."""
+    """What crossed in each direction, all rounds together. Bytes sent are of IP packets."""
 
     case: Case
     round_s: float
@@ -76,6 +76,8 @@ class Row:
     up_needed: int
     down_sent: int
     down_needed: int
+    frames_sent: int
+    """Bytes of both directions together, with Ethernet's headers."""
     dropped: tuple[int, int]
     cuts: int
 
@@ -83,6 +85,11 @@ class Row:
     def ratio(self) -> float:
         """Of both directions together."""
         return (self.up_sent + self.down_sent) / (self.up_needed + self.down_needed)
+
+    @property
+    def framed_ratio(self) -> float:
+        """The same where the link is an Ethernet."""
+        return self.frames_sent / (self.up_needed + self.down_needed)
 
     @property
     def again(self) -> int:
@@ -125,7 +132,14 @@ def main() -> int:
             say(line(rows[-1]))
     print("\n".join([HEAD, *map(line, rows)]), file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps([{**asdict(r), "ratio": r.ratio, "missed": r.missed()} for r in rows]))
+        print(
+            json.dumps(
+                [
+                    {**asdict(r), "ratio": r.ratio, "framed_ratio": r.framed_ratio, "missed": r.missed()}
+                    for r in rows
+                ]
+            )
+        )
     return 1 if any(r.missed() for r in rows) else 0
 
 
@@ -187,14 +201,15 @@ def measure(case: Case) -> Row:
             raise SystemExit(f"the coordinator ended with code {coordinator.returncode}")
         told = json.loads(said.splitlines()[-1])
         assert all(counted == [1, SAMPLES] for counted in told["counted"]), told["counted"]
-        chunks = case.rounds * payload(told["update_bytes"])
+        up, down = link.far, link.near
         return Row(
             case,
             round_s=sum(told["seconds"]) / case.rounds,
-            up_sent=link.far.sent_bytes,
-            up_needed=chunks,
-            down_sent=link.near.sent_bytes,
+            up_sent=up.sent_bytes,
+            up_needed=case.rounds * payload(told["update_bytes"]),
+            down_sent=down.sent_bytes,
             down_needed=case.rounds * payload(told["model_bytes"]) + sum(map(payload, told["once_bytes"])),
+            frames_sent=up.sent_frame_bytes + down.sent_frame_bytes,
             dropped=link.dropped,
             cuts=cutter.cuts,
         )
@@ -238,7 +253,7 @@ def payload(blob_bytes: int) -> int:
 
 HEAD = (
     f"{'link':34} {'round s':>8} {'up: sent':>10} {'needed':>10} {'ratio':>6} {'down: sent':>10} "
-    f"{'needed':>10} {'ratio':>6} {'both':>6} {'dropped':>11} {'again a cut':>11}"
+    f"{'needed':>10} {'ratio':>6} {'both':>6} {'framed':>6} {'dropped':>11} {'again a cut':>11}"
 )
 
 
@@ -247,7 +262,7 @@ def line(r: Row) -> str:
     return (
         f"{r.case.name:34} {r.round_s:8.2f} {r.up_sent:10} {r.up_needed:10} {r.up_sent / r.up_needed:6.3f} "
         f"{r.down_sent:10} {r.down_needed:10} {r.down_sent / r.down_needed:6.3f} {r.ratio:6.3f} "
-        f"{r.dropped[0]:>5}/{r.dropped[1]:<5} {r.again if r.cuts else '':>11}"
+        f"{r.framed_ratio:6.3f} {r.dropped[0]:>5}/{r.dropped[1]:<5} {r.again if r.cuts else '':>11}"
         + (f"  MISSED: {'; '.join(missed)}" if missed else "")
     )
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 CLONE_NEWNET: Final = 0x40000000
 MTU: Final = 1500
+ETHERNET_HEADER: Final = 14
 QUEUE_BYTES: Final = 256_000
 """What waits at a narrow link before packets are dropped: a common router's, 2 s at 1 Mbit/s."""
 NO_LIMIT: Final = 1_000_000
@@ -69,11 +70,16 @@ ALL_LOST: Final = Shape(loss=1.0)
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What an end's interface sent, lost later or not, and what it got. Bytes are of whole frames."""
+    """What an end's interface sent, lost later or not, and what it got."""
 
-    sent_bytes: int
+    sent_frame_bytes: int
     sent_packets: int
     got_packets: int
+
+    @property
+    def sent_bytes(self) -> int:
+        """Of IP packets, as any kind of link carries them: without Ethernet's headers."""
+        return self.sent_frame_bytes - ETHERNET_HEADER * self.sent_packets
 
 
 def own_network() -> None:
@@ -217,7 +223,7 @@ def traffic(told: str, interface: str) -> Traffic:
         name, _, figures = line.partition(":")
         if name.strip() == interface:
             count = [int(figure) for figure in figures.split()]
-            return Traffic(sent_bytes=count[8], sent_packets=count[9], got_packets=count[1])
+            return Traffic(sent_frame_bytes=count[8], sent_packets=count[9], got_packets=count[1])
     raise ValueError(f"no interface {interface} among the counters of its network:\n{told}")
 
 
