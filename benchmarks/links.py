@@ -132,14 +132,7 @@ def main() -> int:
             say(line(rows[-1]))
     print("\n".join([HEAD, *map(line, rows)]), file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(
-            json.dumps(
-                [
-                    {**asdict(r), "ratio": r.ratio, "framed_ratio": r.framed_ratio, "missed": r.missed()}
-                    for r in rows
-                ]
-            )
-        )
+        print(json.dumps([{**asdict(r), "ratio": r.ratio, "missed": r.missed()} for r in rows]))
     return 1 if any(r.missed() for r in rows) else 0
 
 
