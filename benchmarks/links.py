@@ -26,7 +26,7 @@ from broken_tcp import break_connections
 from fleet import SAMPLES
 from link_gauge import SHAPE as GAUGED
 from link_gauge import gauge
-from netem_link import NEAR, NetemLink, Shape, kernel_has_netem, own_network
+from netem_link import MTU, NEAR, NetemLink, Shape, kernel_has_netem, own_network
 from round_overhead import child, say
 
 from apiary.bus.broker import start_broker
@@ -195,6 +195,8 @@ def measure(case: Case) -> Row:
         told = json.loads(said.splitlines()[-1])
         assert all(counted == [1, SAMPLES] for counted in told["counted"]), told["counted"]
         up, down = link.far, link.near
+        for way in (up, down):
+            assert way.sent_bytes <= MTU * way.sent_packets, f"packets larger than a link carries: {way}"
         return Row(
             case,
             round_s=sum(told["seconds"]) / case.rounds,
