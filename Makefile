@@ -17,7 +17,7 @@ help:
 	@echo "make check   style, types and import rules only"
 	@echo "make bench   overhead of a round, memory of a node (minutes; see benchmarks/README.md)"
 	@echo "make load    rounds of 10 to 5000 nodes against one broker and one coordinator (minutes)"
-	@echo "make links   bytes sent against bytes needed over bad links (minutes; needs root)"
+	@echo "make links   bytes sent against bytes needed over bad links (10 minutes)"
 	@echo "make aarch64 a node's training and pictures on a Pi's Python and wheels, emulated (minutes; needs root)"
 	@echo "make chaos   200 faults on a real federation, then the same model? (minutes; ARGS='--seed 7')"
 	@echo "make fuzz    coverage-guided fuzzing of all that reads the bus (SECONDS_EACH=300)"
@@ -73,7 +73,7 @@ load: $(VENV)/.dev
 	$(BIN)/python benchmarks/fleet_load.py $(ARGS)
 
 links: $(VENV)/.dev
-	@tests/system-packages
+	@tests/system-packages links
 	$(BIN)/python benchmarks/links.py $(ARGS)
 
 aarch64: $(VENV)/.dev

@@ -1,11 +1,12 @@
-"""What bad links cost: bytes sent against bytes needed, for one real node behind a shaped link. Needs root.
+"""What bad links cost: bytes sent against bytes needed, for one real node behind a shaped link.
 
-    sudo .venv/bin/python benchmarks/links.py [--row NAME] [--json]
+    .venv/bin/python benchmarks/links.py [--row NAME] [--json]
 
-Coordinator and broker are in one network, the node in another; between them every packet is delayed, lost
-or held by `shaped_link.py`. Bytes sent are the interfaces' own counters, with all headers,
-acknowledgements and repetitions of TCP; bytes needed are the chunks that had to cross. Where a bound is
-missed the exit code is 1.
+Coordinator and broker are in one network, the node in another; between them the kernel's `tc netem` delays,
+loses or holds every packet (`netem_link.py`). Where this kernel or this user cannot have that, all of it is
+done under a kernel that can (`user_kernel.py`). Bytes sent are the interfaces' own counters of IP packets,
+with all headers, acknowledgements and repetitions of TCP; bytes needed are the chunks that had to cross.
+Where a bound is missed the exit code is 1.
 """
 
 from __future__ import annotations
@@ -13,23 +14,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import user_kernel
+from broken_tcp import break_connections
 from fleet import SAMPLES
-from round_overhead import child, python, say
-from shaped_link import Shape, ShapedLink, ip, own_network
+from link_gauge import SHAPE as GAUGED
+from link_gauge import gauge
+from netem_link import MTU, NEAR, NetemLink, Shape, kernel_has_netem, own_network
+from round_overhead import child, say
 
 from apiary.bus.broker import start_broker
 from apiary.wire.chunks import CHUNK_BYTES, count
 
-NETWORK, NEAR, FAR = "10.213.77.0", "10.213.77.1", "10.213.77.2"
 MODEL, LARGE_MODEL = 840_000, 6_000_000
 LAYERS = 12
 WINDOW = 20
@@ -66,7 +68,7 @@ CASES = (
 
 @dataclass(slots=True)
 class Row:
-    """What crossed in each direction, all rounds together."""
+    """What crossed in each direction, all rounds together. Bytes sent are of IP packets."""
 
     case: Case
     round_s: float
@@ -74,6 +76,8 @@ class Row:
     up_needed: int
     down_sent: int
     down_needed: int
+    frames_sent: int
+    """Bytes of both directions together, with Ethernet's headers."""
     dropped: tuple[int, int]
     cuts: int
 
@@ -81,6 +85,11 @@ class Row:
     def ratio(self) -> float:
         """Of both directions together."""
         return (self.up_sent + self.down_sent) / (self.up_needed + self.down_needed)
+
+    @property
+    def framed_ratio(self) -> float:
+        """The same where the link is an Ethernet."""
+        return self.frames_sent / (self.up_needed + self.down_needed)
 
     @property
     def again(self) -> int:
@@ -111,13 +120,10 @@ def main() -> int:
     parser.add_argument("--row", action="append", choices=[c.name for c in CASES], help="only this row")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     args = parser.parse_args()
-    try:
-        own_network()
-    except OSError as e:
-        print(
-            f"links need a network of their own, which takes root (`sudo make links`): {e}", file=sys.stderr
-        )
-        return 2
+    if not kernel_has_netem():
+        return elsewhere()
+    own_network()
+    check_gauge()
     rows = []
     for case in CASES:
         if args.row is None or case.name in args.row:
@@ -130,6 +136,34 @@ def main() -> int:
     return 1 if any(r.missed() for r in rows) else 0
 
 
+def elsewhere() -> int:
+    """Do the same under a kernel that has netem."""
+    if not user_kernel.usable():
+        print(
+            "links are shaped by `tc netem` (iproute2): it takes root and a kernel with sch_netem, or one "
+            "that any user may run: `sudo apt-get install user-mode-linux kmod`",
+            file=sys.stderr,
+        )
+        return 2
+    say("no `tc netem` for this user on this kernel: doing it under user-mode-linux")
+    try:
+        return user_kernel.run([sys.executable, *sys.argv])
+    except user_kernel.KernelError as e:
+        print(e, file=sys.stderr)
+        return 2
+
+
+def check_gauge() -> None:
+    """Refuse to measure with a link that is not what it says."""
+    gauged = gauge(GAUGED)
+    say(
+        f"tc netem on Linux {os.uname().release}: of {gauged.packets} packets over {GAUGED.loss:.0%} loss "
+        f"{gauged.loss:.1%} were lost, after {gauged.delay_s * 1e3:.0f} of {GAUGED.delay_s * 1e3:.0f} ms"
+    )
+    if wrong := gauged.wrong(GAUGED):
+        raise SystemExit(f"the link is not what it says: {'; '.join(wrong)}")
+
+
 def measure(case: Case) -> Row:
     """One coordinator, one broker, one node behind the link."""
     with ExitStack() as stack:
@@ -138,18 +172,14 @@ def measure(case: Case) -> Row:
             (folder / "pictures" / label).mkdir(parents=True)
             for i in range(SAMPLES // 2):
                 (folder / "pictures" / label / f"{i}.png").touch()
-        link = ShapedLink("apb0", "apb1", case.shape)
-        stack.callback(link.close)
-        ip("addr", "add", f"{NEAR}/30", "dev", "apb0")
-        ip("link", "set", "apb0", "up")
-        cubic("apb0")
-        broker = stack.enter_context(start_broker(0, host=NEAR, prefer="mosquitto"))
+        link = stack.enter_context(closing(NetemLink(case.shape)))
+        broker = stack.enter_context(start_broker(0, host=NEAR.address, prefer="mosquitto"))
         common = (
-            "--host", NEAR, "--port", str(broker.port), "--folder", str(folder), "--nodes", "1",
+            "--host", NEAR.address, "--port", str(broker.port), "--folder", str(folder), "--nodes", "1",
             "--bytes", str(case.size), "--layers", str(LAYERS), "--rounds", str(case.rounds),
         )  # fmt: skip
-        node = stack.enter_context(behind("apb1", FAR, "node", "--node-id", "pi-0", *common))
-        link.start()
+        far = link.far_network.words()
+        node = stack.enter_context(child("node", "--node-id", "pi-0", *common, inside=far))
         coordinator = stack.enter_context(child("coordinator", *common, "--sync"))
         cutter = Cutter(case, link, node.pid, broker.port)
         end = time.monotonic() + LATEST_S
@@ -164,15 +194,17 @@ def measure(case: Case) -> Row:
             raise SystemExit(f"the coordinator ended with code {coordinator.returncode}")
         told = json.loads(said.splitlines()[-1])
         assert all(counted == [1, SAMPLES] for counted in told["counted"]), told["counted"]
-        down, up = sent("apb0"), sent("apb1", node.pid)
-        chunks = case.rounds * payload(told["update_bytes"])
+        up, down = link.far, link.near
+        for way in (up, down):
+            assert way.sent_bytes <= MTU * way.sent_packets, f"packets larger than a link carries: {way}"
         return Row(
             case,
             round_s=sum(told["seconds"]) / case.rounds,
-            up_sent=up,
-            up_needed=chunks,
-            down_sent=down,
+            up_sent=up.sent_bytes,
+            up_needed=case.rounds * payload(told["update_bytes"]),
+            down_sent=down.sent_bytes,
             down_needed=case.rounds * payload(told["model_bytes"]) + sum(map(payload, told["once_bytes"])),
+            frames_sent=up.sent_frame_bytes + down.sent_frame_bytes,
             dropped=link.dropped,
             cuts=cutter.cuts,
         )
@@ -181,14 +213,13 @@ def measure(case: Case) -> Row:
 class Cutter:
     """Cuts the link once in each round, when half of the update is on its way or there."""
 
-    def __init__(self, case: Case, link: ShapedLink, node: int, port: int):
+    def __init__(self, case: Case, link: NetemLink, node: int, port: int):
         self.cuts = 0
         self._case = case
         self._link = link
         self._node = node
         self._port = port
         self._mend_at: float | None = None
-        self._sent_before = 0
 
     def turn(self) -> None:
         """Cut or mend, where it is time."""
@@ -202,63 +233,12 @@ class Cutter:
             return
         half = (self.cuts + 0.5) * self._case.size
         # What was sent again counts as sent: of each later round a cut is a little earlier than its half.
-        if self.cuts < self._case.rounds and sent("apb1", self._node) - self._sent_before >= half:
+        if self.cuts < self._case.rounds and self._link.far.sent_bytes >= half:
             self.cuts += 1
             self._link.cut()
             self._mend_at = now + self._case.cut_s
             if self._case.breaks_tcp:
-                kill_connections(self._node, self._port)
-
-
-def kill_connections(pid: int, port: int) -> None:
-    """End the connections of a process' network to a port, as a modem does that restarts."""
-    subprocess.run(
-        ["nsenter", "--target", str(pid), "--net", "ss", "-K", "dst", NEAR, "dport", "=", str(port)],
-        check=True,
-        capture_output=True,
-    )
-
-
-@contextmanager
-def behind(interface: str, address: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A process of `fleet.py` in a network of its own, with this interface as its only way out."""
-    go_r, go_w = os.pipe()
-    process = subprocess.Popen(
-        [*python("links_node.py"), str(go_r), *arguments], pass_fds=(go_r,), stdout=subprocess.PIPE, text=True
-    )
-    os.close(go_r)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n", "the node has no network of its own"
-        ip("link", "set", interface, "netns", str(process.pid))
-        ip("addr", "add", f"{address}/30", "dev", interface, netns_of=process.pid)
-        ip("link", "set", interface, "up", netns_of=process.pid)
-        cubic(interface, netns_of=process.pid)
-        os.write(go_w, b"\n")
-        yield process
-    finally:
-        os.close(go_w)
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def cubic(interface: str, netns_of: int | None = None) -> None:
-    """Have TCP use the congestion control of Raspberry Pi OS there, whatever is this machine's."""
-    route = ("route", "replace", f"{NETWORK}/30", "dev", interface, "congctl", "cubic")
-    ip(*route, netns_of=netns_of)
-
-
-def sent(interface: str, pid: int | str = "self") -> int:
-    """Bytes that went into an interface, as the network of a process counts them."""
-    for text in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
-        name, _, figures = text.partition(":")
-        if name.strip() == interface:
-            return int(figures.split()[8])
-    raise SystemExit(f"{interface} is gone from the network of process {pid}")
+                assert break_connections(self._node, self._port), "the node has no connection"
 
 
 def payload(blob_bytes: int) -> int:
@@ -268,7 +248,7 @@ def payload(blob_bytes: int) -> int:
 
 HEAD = (
     f"{'link':34} {'round s':>8} {'up: sent':>10} {'needed':>10} {'ratio':>6} {'down: sent':>10} "
-    f"{'needed':>10} {'ratio':>6} {'both':>6} {'dropped':>11} {'again a cut':>11}"
+    f"{'needed':>10} {'ratio':>6} {'both':>6} {'framed':>6} {'dropped':>11} {'again a cut':>11}"
 )
 
 
@@ -277,7 +257,7 @@ def line(r: Row) -> str:
     return (
         f"{r.case.name:34} {r.round_s:8.2f} {r.up_sent:10} {r.up_needed:10} {r.up_sent / r.up_needed:6.3f} "
         f"{r.down_sent:10} {r.down_needed:10} {r.down_sent / r.down_needed:6.3f} {r.ratio:6.3f} "
-        f"{r.dropped[0]:>5}/{r.dropped[1]:<5} {r.again if r.cuts else '':>11}"
+        f"{r.framed_ratio:6.3f} {r.dropped[0]:>5}/{r.dropped[1]:<5} {r.again if r.cuts else '':>11}"
         + (f"  MISSED: {'; '.join(missed)}" if missed else "")
     )
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -279,8 +279,10 @@ def scratch(where: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def child(*arguments: str, script: str = "fleet.py") -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([*python(script), *arguments], stdout=subprocess.PIPE, text=True)
+def child(
+    *arguments: str, script: str = "fleet.py", inside: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([*inside, *python(script), *arguments], stdout=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
