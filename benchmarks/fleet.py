@@ -89,6 +89,9 @@ class Workshop:
         self._blobs = blobs
         self._shapes = {f"layer_{i:02d}/kernel": (size // 4 // layers,) for i in range(layers)}
 
+    def check(self) -> None:
+        """Nothing that could be refused."""
+
     def build(self) -> Artefacts:
         rng = np.random.default_rng(0)
         initial = Weights(
@@ -164,6 +167,16 @@ class NoTraining:
 
     def stop(self) -> None:
         self._told = []
+
+    def freeze(self) -> None:
+        """It is over before anybody could."""
+
+    def thaw(self) -> None:
+        """As `freeze`."""
+
+    def resident(self) -> int:
+        """There is no child."""
+        return 0
 
 
 @dataclass(slots=True)
