@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from apiary.bus.deathsig import die_with_parent
-from apiary.errors import ApiaryError, RunFailed
-from apiary.files import write_atomic
+from apiary.errors import ApiaryError, RunFailed, StoreError
+from apiary.files import advice, write_atomic
 
 
 @dataclass(slots=True)
@@ -110,6 +111,16 @@ class LocalFederation:
             env=_clean_environment(),
         )
         return Party(name, process, log, files)
+
+
+def fresh_folder(runs_dir: Path, kind: str) -> Path:
+    """A hidden folder of its own for what runs here, absolute. Raises StoreError."""
+    folder = runs_dir.absolute() / f".{kind}-{secrets.token_hex(3)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as e:
+        raise StoreError(f"cannot use the folder {runs_dir} (--runs-dir): {e.strerror}{advice(e)}") from None
+    return folder
 
 
 def toml(settings: Mapping[str, Mapping[str, Any]]) -> str:

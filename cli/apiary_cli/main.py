@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from apiary import __version__
-from apiary.errors import ApiaryError, SettingsError
+from apiary.errors import ApiaryError, SettingsError, StoreError
+from apiary.files import advice
 from apiary_cli import logs
 
 COMMANDS: Final = {
@@ -48,7 +49,7 @@ _EPILOG: Final = """examples:
   apiary edge --node-id pi-1 --data pictures       and a node
 
 exit codes: 0 done, 1 checks failed, 2 settings, 3 data, 4 broker, 5 protocol, 6 model, 7 run failed,
-            8 storage, 9 publishing, 10 refused, 130 interrupted
+            8 storage, 9 publishing, 10 refused, 130 interrupted (Ctrl-C), 143 ended (SIGTERM)
 """
 
 
@@ -86,6 +87,12 @@ def main(argv: list[str] | None = None) -> int:
         # Whoever read our output is gone; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:
+        if e.filename is None or e.strerror is None:
+            raise
+        # Which file the system refused is what its user needs; a traceback would not mend it.
+        print(f"apiary: {e.filename}: {e.strerror}{advice(e)}", file=sys.stderr)
+        return StoreError.exit_code
 
 
 def _parse(argv: list[str]) -> tuple[Command, argparse.Namespace]:

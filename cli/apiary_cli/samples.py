@@ -72,6 +72,12 @@ def run(args: argparse.Namespace) -> int:
     """Do what `action` says. Raises ApiaryError."""
     overrides = {**args.overrides, **({"edge.state_dir": args.state_dir} if args.state_dir else {})}
     settings = load_settings(args.config, overrides).settings
+    folder = store_dir(settings.edge)
+    if args.action != "import" and not folder.is_dir():
+        raise DataError(
+            f"there is no sample store in {folder}: apiary samples import makes one, a node with a camera "
+            "does, too; or say where it is: --state-dir (edge.state_dir)"
+        )
     store = open_store(settings)
     try:
         match args.action:
