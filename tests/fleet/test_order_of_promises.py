@@ -1,4 +1,4 @@
-"""What a party says is on its disk before it says it, over a whole run: bytes, sync, commit, then the word."""
+"""What a party says is on its disk before it says it: bytes, sync, commit, then the word; over a whole run."""
 
 from __future__ import annotations
 
