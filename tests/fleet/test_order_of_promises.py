@@ -1,4 +1,4 @@
-"""What a party says is on its disk before it says it: bytes, sync, commit, then the word; over a whole run."""
+"""What a party says is on its disk before it says it, bytes, sync, commit, then the word."""
 
 from __future__ import annotations
 
