@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.unit.samples.parts import picture
 
 from apiary.errors import DataError, SettingsError, StoreError
 from apiary_cli.main import main
@@ -112,3 +113,17 @@ def test_capturing_no_picture_is_refused(apiary: Callable[..., Lines]) -> None:
     code, _, err = apiary("capture", "--camera", "folder", "--source", ".", "--count", "0")
     assert code == SettingsError.exit_code
     assert "--count 0: expected 1 or more" in err
+
+
+def test_an_import_that_stopped_for_want_of_room_is_no_success(
+    apiary: Callable[..., Lines], tmp_path: Path
+) -> None:
+    """It ended with 0 where any picture was there before, and a script believed it."""
+    for i in range(4):
+        (tmp_path / "photos" / "cat").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / "cat" / f"{i}.jpg").write_bytes(picture(i))
+    few = ["--state-dir", "node", "--set", "edge.store.min_free_mb=0", "--set", "edge.store.max_count=2"]
+    for _ in range(2):
+        code, out, err = apiary("samples", "import", "photos", *few)
+        assert code == StoreError.exit_code
+        assert "stopped: the store is full of labelled pictures" in err and out.startswith("added ")
