@@ -284,6 +284,7 @@ class Spare:
             "pi-7",
             busy=lambda: self.busy,
             samples=lambda: self.samples,
+            limit_s=3600.0,
         )
 
     def tick(self, after_s: float = LOOK_EVERY_S) -> None:
@@ -334,6 +335,20 @@ def test_a_round_ends_the_chores_and_they_go_on_after_it(tmp_path: Path) -> None
     assert spare.child.started == 1 and spare.child.stopped == 1
     spare.busy = False
     spare.tick()
+    assert spare.child.started == 2
+
+
+def test_a_child_that_hangs_is_ended_though_no_round_ever_begins(tmp_path: Path) -> None:
+    spare = Spare(tmp_path)
+    newest(tmp_path)
+    spare.tick()
+    spare.tick(3599.0)
+    assert spare.child.stopped == 0
+    spare.tick(1.0)
+    assert (spare.child.started, spare.child.stopped) == (1, 1)
+    spare.tick(FAILED_PAUSE_S - 1)
+    assert spare.child.started == 1
+    spare.tick(1.0)
     assert spare.child.started == 2
 
 
