@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -78,10 +79,10 @@ def main(argv: list[str] | None = None) -> int:
         if form == "json":
             logging.getLogger("apiary_cli").error("%s", e)
         else:
-            print(f"apiary: {e}", file=sys.stderr)
+            _complain(str(e))
         return e.exit_code
     except KeyboardInterrupt:
-        print("apiary: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
     except BrokenPipeError:
         # Whoever read our output is gone; Python would complain once more at exit.
@@ -91,8 +92,14 @@ def main(argv: list[str] | None = None) -> int:
         if e.filename is None or e.strerror is None:
             raise
         # Which file the system refused is what its user needs; a traceback would not mend it.
-        print(f"apiary: {e.filename}: {e.strerror}{advice(e)}", file=sys.stderr)
+        _complain(f"{e.filename}: {e.strerror}{advice(e)}")
         return StoreError.exit_code
+
+
+def _complain(text: str) -> None:
+    """One line; where standard error is a file on the disk that is full, the exit code has to do."""
+    with contextlib.suppress(OSError):
+        print(f"apiary: {text}", file=sys.stderr, flush=True)
 
 
 def _parse(argv: list[str]) -> tuple[Command, argparse.Namespace]:

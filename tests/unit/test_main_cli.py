@@ -211,3 +211,12 @@ def test_a_report_that_takes_too_long_does_not_fail_the_run(
     assert f"the report could not be drawn within 0 s: {tmp_path} holds its numbers" in caplog.text
     _report(tmp_path)
     assert "the report could not be drawn: " in caplog.text
+
+
+def test_the_exit_code_stays_where_nothing_can_be_said(tmp_path: Path) -> None:
+    """With its log on the disk that is full, a service ended with 1 instead of 8."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "apiary_cli", "config", "--set", "x"], stderr=full, timeout=30, check=False
+        )
+    assert done.returncode == 2

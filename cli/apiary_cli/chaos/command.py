@@ -148,7 +148,7 @@ def _both(
     seconds["disturbed"] = time.monotonic() - began
     if storm is None:
         return None
-    return _judge(calm, storm, storm_fleet, dealt.total(), len(plan)), dealt, seconds
+    return _judge(calm, storm, fleets, dealt.total(), len(plan)), dealt, seconds
 
 
 def _run(fleet: Fleet, plan: list[Fault], on_fault: OnFault, stop: Stop) -> Record | None:
@@ -193,11 +193,14 @@ def _drain(fleet: Fleet, saboteur: Saboteur, stop: Stop) -> None:
             return
 
 
-def _judge(calm: Record, storm: Record, fleet: Fleet, dealt: int, wanted: int) -> list[Verdict]:
+def _judge(calm: Record, storm: Record, fleets: list[Fleet], dealt: int, wanted: int) -> list[Verdict]:
+    undisturbed, fleet = fleets
     return [
         invariants.same_model(calm, storm),
         invariants.counted_once(calm, storm),
         invariants.journal_sound(fleet, storm),
+        invariants.stores_sound(fleet, storm),
+        invariants.result_whole(undisturbed, fleet),
         invariants.nothing_waits(fleet),
         invariants.nothing_half_written(fleet),
         invariants.nothing_running(fleet),

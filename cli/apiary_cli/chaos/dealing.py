@@ -108,6 +108,18 @@ class Dealer:
                 delay_s, bytes_s = chance.uniform(0.05, 0.3), chance.uniform(30_000, 300_000)
                 fleet.links.slow(fault.victim, fault.seconds, delay_s=delay_s, bytes_s=bytes_s)
                 return f"for {fault.seconds:.1f} s, {delay_s * 1000:.0f} ms, {bytes_s / 1000:.0f} kB/s"
+            case "link-leaky":
+                share = chance.uniform(0.1, 0.4)
+                fleet.links.leak(
+                    fault.victim, fault.seconds, share=share, seed=fault.seed, blobs=self._saboteur.blobs
+                )
+                return f"{share:.0%} for {fault.seconds:.1f} s"
+            case "link-refused":
+                fleet.links.refuse(fault.victim, fault.seconds)
+                return f"for {fault.seconds:.1f} s"
+            case "disk-full":
+                fleet.fill_disk(fault.victim, fault.seconds)
+                return f"for {fault.seconds:.1f} s"
             case "repeat":
                 return self._saboteur.repeat(fault.seed)
             case "corrupt":

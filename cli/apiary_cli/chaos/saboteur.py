@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 from apiary.bus.bus import Connected, Received
@@ -43,9 +42,10 @@ class Saboteur:
         self._bus.subscribe(f"{topics.root}/{topics.federation}/#")
         self._bus.subscribe(f"{topics.blob_root}/{topics.federation}/#")
 
-    def await_connection(self, timeout_s: float, wait: Callable[[Callable[[], bool], float], bool]) -> bool:
-        """Whether the broker took us in time."""
-        return wait(lambda: self._bus.connected, timeout_s)
+    @property
+    def blobs(self) -> str:
+        """What the topics of chunks begin with."""
+        return f"{self._topics.blob_root}/"
 
     def poll(self, timeout_s: float) -> int:
         """Take what came; how many messages of others that were."""

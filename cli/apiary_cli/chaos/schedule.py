@@ -42,11 +42,18 @@ KINDS: Final[dict[str, Kind]] = {
     "link-reset": Kind("party", 2.0, 0.0, "every connection of a party is reset"),
     "link-dead": Kind("party", 1.0, 8.0, "a party's link swallows everything for seconds, then breaks"),
     "link-slow": Kind("party", 1.0, 6.0, "a party's link is late and slow for seconds"),
+    "link-leaky": Kind(
+        "party", 1.5, 6.0, "messages of a party are acknowledged, and lost; chunks are damaged"
+    ),
+    "link-refused": Kind("party", 1.0, 5.0, "the broker refuses a party's credentials for seconds"),
+    "disk-full": Kind("coordinator", 1.0, 5.0, "the coordinator's disk takes no byte for seconds"),
     "repeat": Kind("wire", 2.0, 0.0, "recorded messages come again, late and out of order"),
     "corrupt": Kind("wire", 2.0, 0.0, "damaged copies of recorded messages"),
 }
 FINISHING: Final = ("coordinator-kill", "node-kill", "broker-kill", "link-reset")
 """Kinds that also happen while the model is exported or the result written; nothing trains then."""
+TRAINING: Final = ("trainer-kill", "disk-full")
+"""Kinds that do not come before the first round: nothing trains there, and an export does not try again."""
 FAULTS_PER_ROUND: Final = 10
 MESSAGES: Final = 14
 """About so many messages a node are seen in an undisturbed round (counted)."""
@@ -104,10 +111,9 @@ def draw(
     # The last round is left free: what was not dealt in time, because a victim was down, is dealt in it.
     span = max(1, rounds - 1)
     places = sorted(_place(chance, i, len(wanted), span, len(nodes)) for i in range(len(wanted)))
-    # Nothing trains before the first round.
     for i, (round_, _) in enumerate(places):
-        if round_ == 0 and wanted[i] == "trainer-kill":
-            swap = next((j for j, k in enumerate(wanted) if k != "trainer-kill" and places[j][0] > 0), None)
+        if round_ == 0 and wanted[i] in TRAINING:
+            swap = next((j for j, k in enumerate(wanted) if k not in TRAINING and places[j][0] > 0), None)
             if swap is None:
                 places[i] = (1, 0)
             else:
