@@ -12,6 +12,7 @@ import pytest
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Received
 from apiary.bus.outlet import Outlet
+from apiary.errors import StoreError
 from apiary.settings import EdgeSettings, PredictSettings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import BlobRef, Message, ModelManifest, Notice
@@ -116,6 +117,20 @@ def _digest(data: bytes) -> str:
 
 
 # -- the newest model ------------------------------------------------------------------------------------
+
+
+def test_a_model_is_followed_though_the_disk_refuses_its_labels(node: Node) -> None:
+    """It is told once: where noting the labels failed, the node kept the model before it."""
+    feature = Following(node.link, node.folder, fetch=True)
+    described.labels_file(node.folder).mkdir(parents=True)
+    told, parts = manifest(node, 3, have="manifest trainer base")
+    with pytest.raises(StoreError):
+        hear(feature, told, Kind.MODEL_CURRENT)
+    assert node.wanted() == [_digest(parts["model"])]
+    described.labels_file(node.folder).rmdir()
+    node.blobs.put(parts["model"])
+    feature.fetched(Digest(_digest(parts["model"])))
+    assert described.newest(node.folder) is not None
 
 
 def test_missing_parts_are_fetched_and_then_the_model_is_described(node: Node) -> None:

@@ -53,7 +53,13 @@ class Following(Feature):
         if not event.payload:
             return
         told = ModelManifest.decode(event.payload, who="the coordinator")
-        self._know(told.labels)
+        try:
+            self._follow(told)
+        finally:
+            # Last: a disk that refuses the labels must not keep the model away, which is told only once.
+            self._know(told.labels)
+
+    def _follow(self, told: ModelManifest) -> None:
         if not self._fetch or (self._wanted is not None and self._wanted.model == told.model):
             return
         found = described.newest(self._state_dir)
