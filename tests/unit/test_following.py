@@ -119,6 +119,25 @@ def _digest(data: bytes) -> str:
 # -- the newest model ------------------------------------------------------------------------------------
 
 
+def test_models_that_were_followed_do_not_fill_the_disk(node: Node) -> None:
+    """A node that predicts and trains nothing kept the model of every round: only training made room."""
+    feature = Following(node.link, node.folder, fetch=True)
+    most = 0
+    for number in range(1, 12):
+        told, parts = manifest(node, number, have="manifest trainer base")
+        data = parts["model"].ljust(200_000, b"x")
+        told = told.model_copy(update={"model": BlobRef(digest=_digest(data), bytes=len(data))})
+        hear(feature, told, Kind.MODEL_CURRENT)
+        node.blobs.put(data)
+        feature.fetched(Digest(_digest(data)))
+        found = described.newest(node.folder)
+        assert found is not None and found.digest == _digest(data)
+        assert all(node.blobs.path(Digest(digest)).is_file() for digest in feature.keeps())
+        whole = [p for p in (node.folder / "blobs").iterdir() if not p.suffix]
+        most = max(most, sum(p.stat().st_size for p in whole))
+    assert most <= 2**20 + 200_000, "the bound, and the one that came last"
+
+
 def test_a_model_is_followed_though_the_disk_refuses_its_labels(node: Node) -> None:
     """It is told once: where noting the labels failed, the node kept the model before it."""
     feature = Following(node.link, node.folder, fetch=True)
