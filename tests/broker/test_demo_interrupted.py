@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.broker.test_chaos import processes_of
 
 from apiary.bus.broker import find_mosquitto
 
@@ -18,18 +18,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed"),
 ]
-
-
-def processes_of(folder: Path) -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            text = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdigit() else ""
-        except OSError:
-            continue
-        if str(folder) in text and int(entry.name) != os.getpid():
-            found.append(text.replace("\0", " "))
-    return found
 
 
 @pytest.mark.parametrize("said", ["sharing out", "exporting the model", "is here"])
