@@ -19,7 +19,7 @@ from apiary_cli.chaos import invariants, torn
 from apiary_cli.chaos.fleet import Fleet
 from apiary_cli.chaos.invariants import Record
 from apiary_cli.chaos.processes import began_of
-from apiary_cli.chaos.schedule import FINISHING, KINDS, MESSAGES, Fault, chosen, draw, rounds_for
+from apiary_cli.chaos.schedule import FINISHING, HALFWAY, KINDS, MESSAGES, Fault, chosen, draw, rounds_for
 from apiary_cli.datasets import Layout
 from apiary_cli.federation import MARK
 from apiary_edge.outbox import Outbox
@@ -80,6 +80,15 @@ def test_no_training_is_killed_where_there_is_none() -> None:
                 assert 1 <= fault.round <= 6
             if fault.round == 7:
                 assert fault.kind in FINISHING
+
+
+def test_half_of_the_coordinators_deaths_wait_for_a_part_of_the_updates() -> None:
+    """Killed at any message, it nearly never had counted some and not others: a restart could count twice."""
+    deaths = [f for f in plan(faults=1000, rounds=100) if f.kind == "coordinator-kill" and 1 <= f.round < 100]
+    waiting = [f for f in deaths if f.receipts]
+    assert 0.35 < len(waiting) / len(deaths) < 0.65
+    assert {f.receipts for f in waiting} == {1, 2}
+    assert all(f.receipts == 0 for f in plan() if f.round in (0, 21) or f.kind not in HALFWAY)
 
 
 def test_only_kinds_that_were_asked_for() -> None:

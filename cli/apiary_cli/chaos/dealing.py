@@ -60,6 +60,8 @@ class Dealer:
         quiet = now - self._moved_at >= QUIET_S
         for fault in self._left:
             if not self._due(fault, quiet=quiet):
+                if fault.receipts and fault.round == self._saboteur.round:
+                    continue  # its moment is a later one of this round
                 return
             how = self._deal(fault)
             if how is not None:
@@ -77,6 +79,8 @@ class Dealer:
             return True
         if fault.round != seen.round:
             return fault.round < seen.round
+        if fault.receipts:
+            return seen.receipts >= fault.receipts or quiet
         return seen.messages >= fault.after or quiet
 
     def _deal(self, fault: Fault) -> str | None:

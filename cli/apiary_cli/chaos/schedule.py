@@ -54,6 +54,8 @@ FINISHING: Final = ("coordinator-kill", "node-kill", "broker-kill", "link-reset"
 """Kinds that also happen while the model is exported or the result written; nothing trains then."""
 TRAINING: Final = ("trainer-kill", "disk-full")
 """Kinds that do not come before the first round: nothing trains there, and an export does not try again."""
+HALFWAY: Final = ("coordinator-kill", "coordinator-stop", "broker-kill")
+"""Kinds of which half wait until a part of the round's updates was accepted."""
 FAULTS_PER_ROUND: Final = 10
 MESSAGES: Final = 14
 """About so many messages a node are seen in an undisturbed round (counted)."""
@@ -61,7 +63,11 @@ MESSAGES: Final = 14
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. Round 0 is before the first round, `rounds + 1` after the last; `seed` draws the details."""
+    """One fault. Round 0 is before the first round, `rounds + 1` after the last; `seed` draws the details.
+
+    With `receipts` it waits, beside the others of its round, until so many updates were accepted: a round of
+    which some updates are counted and some not is open for a moment only.
+    """
 
     number: int
     kind: str
@@ -71,6 +77,7 @@ class Fault:
     seconds: float
     gap_s: float
     seed: int
+    receipts: int = 0
 
 
 def rounds_for(faults: int) -> int:
@@ -132,6 +139,7 @@ def draw(
             seconds=round(chance.uniform(0.2, 1.0) * KINDS[kind].longest_s, 2),
             gap_s=round(chance.uniform(0.1, 1.0) * (3 if building and round_ == 0 else 1), 2),
             seed=chance.randrange(2**31),
+            receipts=_receipts(chance, kind, round_, rounds, len(nodes)),
         )
         for number, (kind, round_, after) in enumerate(sorted(plan, key=itemgetter(1, 2)), start=1)
     ]
@@ -151,6 +159,13 @@ def _place(chance: random.Random, i: int, count: int, span: int, nodes: int) -> 
     if i < max(1, count // 40) and count > 1:
         return 0, chance.randrange(4 * nodes)
     return 1 + i * span // count, chance.randrange(MESSAGES * nodes)
+
+
+def _receipts(chance: random.Random, kind: str, round_: int, rounds: int, nodes: int) -> int:
+    """For half of the coordinator's deaths within a round: after which accepted update."""
+    if kind not in HALFWAY or not 1 <= round_ <= rounds or nodes < 2 or chance.random() < 0.5:
+        return 0
+    return chance.randrange(1, nodes)
 
 
 def _victim(chance: random.Random, victim: Victim, nodes: Sequence[str]) -> str:
