@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.fleet.harness import Fleet
 
+from apiary.bus.memory import Fault
 from apiary.bus.outlet import Outlet
 from apiary.wire.messages import Announcement, Receipt
 from apiary_coordinator.spool import Spool
@@ -112,3 +113,21 @@ def test_an_outbox_lets_go_only_of_what_was_answered(make_fleet: MakeFleet, step
     fleet.run()
     answered = {step[1][0].digest for step in steps if accepted(step)}
     assert {step[1] for step in steps if step[0] == "Outbox.remove"} == answered
+
+
+def test_who_did_not_hear_a_receipt_is_told_at_its_next_offer_while_the_round_is_open(
+    make_fleet: MakeFleet, steps: list[Step]
+) -> None:
+    """Not only once the round is over: until then the node holds its update, and can do nothing else."""
+    fleet = make_fleet(2, rounds=1)
+    fleet.trainings["pi-01"].seconds = 30.0
+    fleet.broker.script(Fault("drop", "apiary/+/node/pi-00/receipt", to="pi-00", times=1))
+    fleet.run()
+    told = [
+        s[1][0].state for s in steps if s[0] == "said" and s[1][1] == "pi-00" and isinstance(s[1][0], Receipt)
+    ]
+    assert told == ["accepted", "duplicate"]
+    done = first(steps, 0, lambda s: s[0] == "Outbox.set_done")
+    slow = first(steps, 0, lambda s: accepted(s) and s[1][1] == "pi-01")
+    assert done < slow
+    assert sorted(fleet.results()[0]["contributors"]) == ["pi-00", "pi-01"]
