@@ -116,6 +116,18 @@ def _digest(data: bytes) -> str:
     return digest_of(data)
 
 
+def test_what_home_assistant_was_told_may_not_be_removable(node: Node) -> None:
+    """A file system that is read-only by now ended the node's service with a traceback."""
+    home(node).connected()
+    off = home(node, home_assistant=False)
+    off.connected()
+    file = described.folder(node.folder) / "home_assistant.json"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(StoreError, match="cannot remove"):
+        off.tick(0.0)
+
+
 # -- the newest model ------------------------------------------------------------------------------------
 
 
