@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     if edge.camera.kind is None:
         there = ", ".join(kinds())
         raise SettingsError(f"no camera is set: --camera KIND (edge.camera.kind); there are {there}")
+    if args.count is not None and args.count < 1:
+        raise SettingsError(f"--count {args.count}: expected 1 or more")
     stop = threading.Event()
     kept: list[str] = []
     opened: list[str] = []

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from apiary.blobs import BlobStore
 from apiary.bus.allocator import tune
 from apiary.bus.client_id import passing_id
+from apiary.bus.deathsig import die_with_parent
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import DataError, RunFailed, SettingsError, StoreError
 from apiary.identity.gate import OPEN, load_gate
@@ -43,6 +44,8 @@ from apiary_coordinator.workshop import Artefacts
 
 log = logging.getLogger(__name__)
 
+_REPORT_S: Final = 120.0
+"""A report takes seconds; on a machine that swaps, minutes."""
 _EXAMPLES = """examples:
   apiary coordinator --test-data held-out --rounds 10 --min-nodes 2
   apiary coordinator --config apiary.toml --json
@@ -228,12 +231,27 @@ def _after(folder: Path, *, settings: Settings, stop: Callable[[], bool]) -> Non
     publish_after_run(folder, settings, stop)
 
 
-def _report(folder: Path) -> None:
+def _report(folder: Path, limit_s: float = _REPORT_S) -> None:
     """Draw the report in a child: its plotting library would stay in the coordinator's memory."""
     child = [sys.executable, "-m", "apiary_coordinator.report", str(folder)]
-    done = subprocess.run(child, capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode != 0:
-        log.warning("the report could not be drawn: %s", done.stderr.strip()[-500:])
+    try:
+        done = subprocess.run(
+            child,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+            # Its own group: Ctrl-C is for the coordinator, which finishes what it has begun.
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    except subprocess.TimeoutExpired:
+        log.warning("the report could not be drawn within %.0f s: %s holds its numbers", limit_s, folder)
+    except OSError as e:
+        log.warning("the report could not be drawn: %s", e)
+    else:
+        if done.returncode != 0:
+            log.warning("the report could not be drawn: %s", done.stderr.strip()[-500:])
 
 
 def _take_up(journal: Journal, wanted: str | None, *, new: bool) -> RunRow | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import secrets
 import shutil
 import sys
 import time
@@ -18,7 +17,7 @@ from apiary.learn.manifest import read_input
 from apiary.settings import BrokerSettings, load_settings
 from apiary.wire.topics import Topics
 from apiary_cli.datasets import Layout, hardhat_layout, materialise
-from apiary_cli.federation import LocalFederation
+from apiary_cli.federation import LocalFederation, fresh_folder
 from apiary_cli.live import Live
 from apiary_cli.presets import PRESETS, Preset
 from apiary_cli.rolling import Rolling, settings_for, table_of
@@ -76,11 +75,15 @@ def run(args: argparse.Namespace) -> int:
     """Run the federation; 0 with a finished model."""
     if args.nodes is not None and not 1 <= args.nodes <= 200:
         raise DataError(f"--nodes {args.nodes}: expected 1 to 200 on one machine")
+    for flag, value in (("--rounds", args.rounds), ("--limit", args.limit)):
+        if value is not None and value < 1:
+            raise DataError(f"{flag} {value}: expected 1 or more")
+    if args.dataset == "hardhat" and args.data is None:
+        raise DataError("--dataset hardhat needs --data DIR, the folder that holds dataset_client1 ...")
     preset = PRESETS[args.dataset]
     began = time.monotonic()
-    folder = args.runs_dir / f".demo-{secrets.token_hex(3)}"
-    folder.mkdir(parents=True)
-    done = False
+    folder = fresh_folder(args.runs_dir, "demo")
+    failed = True
     try:
         with Live(RunView(), quiet=args.json and not sys.stderr.isatty()) as live, stop_on_signals() as stop:
             layout = _layout(args, preset, folder, live)
@@ -91,24 +94,26 @@ def run(args: argparse.Namespace) -> int:
                 live.say(f"  mosquitto_sub -p {broker.port} -v -t 'apiary/#'")
                 settings = _settings(args, preset, folder, layout, broker)
                 told = _federate(args, layout, broker, settings=settings, folder=folder, live=live, stop=stop)
+        failed = False
         if told is None:
             return stop.exit_code
-        done = True
     except ApiaryError as e:
+        if not list(folder.glob("*.log")):
+            raise
         raise type(e)(f"{e}\nlogs: {folder}/*.log") from None
+    except KeyboardInterrupt:
+        failed = False
+        raise
     finally:
-        if not args.keep and (done or not list(folder.glob("*.log"))):
+        if not args.keep and not (failed and list(folder.glob("*.log"))):
             shutil.rmtree(folder, ignore_errors=True)
     _tell(told, time.monotonic() - began, as_json=args.json)
     return 0
 
 
 def _layout(args: argparse.Namespace, preset: Preset, folder: Path, live: Live) -> Layout:
-    if args.dataset == "hardhat":
-        if args.data is None:
-            raise DataError("--dataset hardhat needs --data DIR, the folder that holds dataset_client1 ...")
-        if args.nodes is None:
-            return hardhat_layout(args.data, folder / "data")
+    if args.dataset == "hardhat" and args.nodes is None:
+        return hardhat_layout(args.data, folder / "data")
     live.say(f"sharing out {args.dataset} among {args.nodes or preset.nodes} nodes")
     return materialise(
         args.dataset,

@@ -14,10 +14,11 @@ from apiary.settings import Settings, load_settings
 from apiary_cli import checks
 from apiary_cli.certificates import certificates
 from apiary_cli.checks import Check
+from apiary_cli.flags import add_broker, overrides_of
 
 _EXAMPLES = """examples:
   apiary doctor                       everything, before a first run
-  apiary doctor --role edge           on a node
+  apiary doctor --role edge --host broker.local       on a node
   apiary doctor --json | jq '.checks[] | select(.state != "ok")'
 
 exit code: 0 where nothing failed (warnings are allowed), 1 otherwise
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Check this machine for Apiary: each finding, and how to mend it."
     parser.epilog = _EXAMPLES
     parser.add_argument("--role", choices=("edge", "coordinator", "all"), default="all", help="default: all")
+    add_broker(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
 
 
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def examine(args: argparse.Namespace) -> Iterator[Check]:
     """The checks of `args.role`, one by one as they are made. With broken settings, of the defaults."""
     try:
-        loaded = load_settings(args.config, args.overrides)
+        loaded = load_settings(args.config, overrides_of(args))
     except SettingsError as e:
         settings = Settings()
         yield Check("settings", "fail", str(e), "correct it; the other checks use the defaults")

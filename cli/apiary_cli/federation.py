@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from apiary.bus.deathsig import die_with_parent
-from apiary.errors import ApiaryError, RunFailed
-from apiary.files import write_atomic
+from apiary.errors import ApiaryError, RunFailed, StoreError
+from apiary.files import advice, write_atomic
+
+MARK: Final = "FEDERATION_FOLDER"
+"""In the environment of every process of a federation on this machine, and of its children: whose it is."""
+
+
+_COPIED_S: Final = 2.0
+"""The last words of a party are in its log this soon after its end."""
 
 
 @dataclass(slots=True)
@@ -25,6 +35,7 @@ class Party:
     process: subprocess.Popen[bytes]
     log: Path
     _files: list[IO[bytes]] = field(default_factory=list)
+    _copying: threading.Thread | None = None
 
     @property
     def code(self) -> int | None:
@@ -33,6 +44,8 @@ class Party:
 
     def tail(self, lines: int = 8) -> str:
         """The last lines of its log."""
+        if self._copying is not None and self.code is not None:
+            self._copying.join(_COPIED_S)
         try:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         except OSError:
@@ -47,6 +60,8 @@ class Party:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        if self._copying is not None:
+            self._copying.join(_COPIED_S)
         for f in self._files:
             f.close()
 
@@ -99,17 +114,38 @@ class LocalFederation:
 
     def _start(self, name: str, command: str, *flags: str) -> Party:
         log, out = self.folder / f"{name}.log", self.folder / f"{name}.out"
-        files: list[IO[bytes]] = [log.open("ab"), out.open("wb")]
+        files: list[IO[bytes]] = [log.open("ab", buffering=0), out.open("wb")]
         process = subprocess.Popen(
             [sys.executable, "-m", "apiary_cli", command, "--config", str(self.settings_file), *flags],
             stdin=subprocess.DEVNULL,
             stdout=files[1],
-            stderr=files[0],
+            # Through us: what a party says of a disk that it cannot write to is worth reading.
+            stderr=subprocess.PIPE,
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls prctl only
-            env=_clean_environment(),
+            env=_clean_environment() | {MARK: str(self.folder.resolve())},
         )
-        return Party(name, process, log, files)
+        copying = threading.Thread(target=_copy, args=(process, files[0]), name=f"{name}-log", daemon=True)
+        copying.start()
+        return Party(name, process, log, files, copying)
+
+
+def _copy(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    assert process.stderr is not None  # noqa: S101 - we asked for a pipe
+    with process.stderr as said:
+        while data := said.read1(65_536):  # type: ignore[attr-defined] # it is buffered
+            with contextlib.suppress(OSError):  # ours may be full as well
+                log.write(data)
+
+
+def fresh_folder(runs_dir: Path, kind: str) -> Path:
+    """A hidden folder of its own for what runs here, absolute. Raises StoreError."""
+    folder = runs_dir.absolute() / f".{kind}-{secrets.token_hex(3)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as e:
+        raise StoreError(f"cannot use the folder {runs_dir} (--runs-dir): {e.strerror}{advice(e)}") from None
+    return folder
 
 
 def toml(settings: Mapping[str, Mapping[str, Any]]) -> str:

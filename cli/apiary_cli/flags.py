@@ -19,10 +19,14 @@ def settings_of(args: argparse.Namespace, **flags: Any) -> Settings:
 
     A flag that was not given (None) changes nothing. Raises SettingsError.
     """
+    return load_settings(args.config, overrides_of(args, **flags)).settings
+
+
+def overrides_of(args: argparse.Namespace, **flags: Any) -> dict[str, Any]:
+    """What the command line says of settings, by dotted key: `--set`, `--host`, `--port`, then `flags`."""
     given = {
         "broker.host": getattr(args, "host", None),
         "broker.port": getattr(args, "port", None),
         **{key.replace("__", "."): value for key, value in flags.items()},
     }
-    told = {key: value for key, value in given.items() if value is not None}
-    return load_settings(args.config, {**args.overrides, **told}).settings
+    return {**args.overrides, **{key: value for key, value in given.items() if value is not None}}

@@ -6,7 +6,7 @@ import argparse
 import signal
 from pathlib import Path
 
-from apiary.errors import DataError
+from apiary.errors import DataError, SettingsError
 from apiary.settings import load_settings
 
 _EXAMPLES = """examples:
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
     overrides = {**args.overrides, **({"edge.state_dir": args.state_dir} if args.state_dir else {})}
     edge = load_settings(args.config, overrides).settings.edge
+    if not 0 <= args.port <= 65535:
+        raise SettingsError(f"--port {args.port}: expected 0 to 65535 (0 takes a free one)")
     labels = _labels(args)
     give_memory_back()
     token = load_or_make(edge.state_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from apiary import __version__
-from apiary.errors import ApiaryError, SettingsError
+from apiary.errors import ApiaryError, SettingsError, StoreError
+from apiary.files import advice
 from apiary_cli import logs
 
 COMMANDS: Final = {
@@ -48,7 +50,7 @@ _EPILOG: Final = """examples:
   apiary edge --node-id pi-1 --data pictures       and a node
 
 exit codes: 0 done, 1 checks failed, 2 settings, 3 data, 4 broker, 5 protocol, 6 model, 7 run failed,
-            8 storage, 9 publishing, 10 refused, 130 interrupted
+            8 storage, 9 publishing, 10 refused, 130 interrupted (Ctrl-C), 143 ended (SIGTERM)
 """
 
 
@@ -77,15 +79,27 @@ def main(argv: list[str] | None = None) -> int:
         if form == "json":
             logging.getLogger("apiary_cli").error("%s", e)
         else:
-            print(f"apiary: {e}", file=sys.stderr)
+            _complain(str(e))
         return e.exit_code
     except KeyboardInterrupt:
-        print("apiary: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
     except BrokenPipeError:
         # Whoever read our output is gone; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:
+        if e.filename is None or e.strerror is None:
+            raise
+        # Which file the system refused is what its user needs; a traceback would not mend it.
+        _complain(f"{e.filename}: {e.strerror}{advice(e)}")
+        return StoreError.exit_code
+
+
+def _complain(text: str) -> None:
+    """One line; where standard error is a file on the disk that is full, the exit code has to do."""
+    with contextlib.suppress(OSError):
+        print(f"apiary: {text}", file=sys.stderr, flush=True)
 
 
 def _parse(argv: list[str]) -> tuple[Command, argparse.Namespace]:

@@ -35,7 +35,10 @@ class Rolling:
         return ask(self.settings, f"release.{op}", args, 60.0)
 
     def until_over(self, since: float = 0.0) -> dict[str, Any]:
-        """Tell of each step after `since` until the roll-out is over, and its nodes have followed."""
+        """Tell of each step after `since` until the roll-out is over, and its nodes have followed.
+
+        Raises RunFailed where that takes too long, KeyboardInterrupt where it was to stop.
+        """
         until = time.monotonic() + _LIMIT_S
         while time.monotonic() < until and not self.stop():
             self.federation.check()
@@ -51,6 +54,8 @@ class Rolling:
             if told["rollout"] is not None and told["rollout"]["state"] in OVER and _followed(told):
                 return told
             time.sleep(_LOOK_S)
+        if self.stop():
+            raise KeyboardInterrupt
         raise RunFailed(f"the roll-out was not over within {_LIMIT_S:g} s; logs: {self.federation.folder}")
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from apiary.errors import DataError
+from apiary.errors import DataError, StoreError
 from apiary.settings import Settings, load_settings
 from apiary_edge.capture_job import bounds_of, store_dir
 from apiary_edge.samples.model import MAX_PAGE, Filter, Order, Sample, SampleId, State
@@ -27,6 +27,7 @@ _EXAMPLES = """examples:
   apiary samples stats --json
 
 An id may be shortened while it stays unique. Pictures stay on this machine.
+exit codes: 0 done, 3 nothing to import or no such picture, 8 the store or the disk is full: do it again later
 """
 
 
@@ -72,6 +73,12 @@ def run(args: argparse.Namespace) -> int:
     """Do what `action` says. Raises ApiaryError."""
     overrides = {**args.overrides, **({"edge.state_dir": args.state_dir} if args.state_dir else {})}
     settings = load_settings(args.config, overrides).settings
+    folder = store_dir(settings.edge)
+    if args.action != "import" and not folder.is_dir():
+        raise DataError(
+            f"there is no sample store in {folder}: apiary samples import makes one, a node with a camera "
+            "does, too; or say where it is: --state-dir (edge.state_dir)"
+        )
     store = open_store(settings)
     try:
         match args.action:
@@ -145,6 +152,7 @@ def _import(store: SampleStore, args: argparse.Namespace) -> int:
         )
     if done.stopped is not None:
         print(f"stopped: {done.stopped}", file=sys.stderr)
+        return StoreError.exit_code
     return 0 if done.added or done.duplicates or done.relabelled else DataError.exit_code
 
 

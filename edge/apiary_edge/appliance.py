@@ -30,10 +30,11 @@ from apiary_edge.log_tail import LogTail
 from apiary_edge.outbox import Outbox
 from apiary_edge.predicting.feature import PredictionSays
 from apiary_edge.predicting.parts import predictions
-from apiary_edge.releases import Releases, opened_before, trusting
+from apiary_edge.releases import Releases
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
 from apiary_edge.slots.fitness import Host
+from apiary_edge.slots.seals import opened_before, trusting
 from apiary_edge.slots.shelf import Shelf, folder_of
 from apiary_edge.slots.testing import TrialProcess
 from apiary_edge.status_file import StatusFile, runtime_folder

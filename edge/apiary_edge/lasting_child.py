@@ -20,6 +20,9 @@ Line = TypeVar("Line")
 
 _RESTART_MAX_S: Final = 300.0
 _END_S: Final = 5.0
+_SAID_LINES: Final = 4
+_SAID_BYTES: Final = 300
+"""Of the last that a child printed on standard error, told where it ends by itself."""
 
 
 class LastingChild(Generic[Line]):
@@ -38,7 +41,8 @@ class LastingChild(Generic[Line]):
         self._wake = wake
         self._nice = nice
         self._child: subprocess.Popen[bytes] | None = None
-        self._reader: threading.Thread | None = None
+        self._readers: list[threading.Thread] = []
+        self._said: deque[str] = deque(maxlen=_SAID_LINES)
         self._told: deque[Line] = deque(maxlen=1000)
         self._backoff = Backoff(_RESTART_MAX_S)
         self._start_at: float | None = 0.0
@@ -80,7 +84,8 @@ class LastingChild(Generic[Line]):
                 self._start_at = None  # settings do not mend themselves, and a file stays at its end
             else:
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-                self._again(now, f"the {self.name} child {how}; it is started again")
+                said = " | ".join(self._said)[-_SAID_BYTES:]
+                self._again(now, f"the {self.name} child {how}; it is started again{said and f': {said}'}")
 
     def collect(self) -> list[Line]:
         """Lines since the last call."""
@@ -100,7 +105,7 @@ class LastingChild(Generic[Line]):
                 [sys.executable, "-m", self.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 start_new_session=True,
                 preexec_fn=self._prepare,  # noqa: PLW1509 - it calls os.nice and prctl only
             )
@@ -111,9 +116,13 @@ class LastingChild(Generic[Line]):
         with contextlib.suppress(BrokenPipeError), child.stdin:
             # Not as a file or an argument: a camera's address may hold its password.
             child.stdin.write(self._job)
-        name = f"{self.name}-lines"
-        self._reader = threading.Thread(target=self._read, args=(child,), name=name, daemon=True)
-        self._reader.start()
+        self._said.clear()
+        self._readers = [
+            threading.Thread(target=read, args=(child,), name=f"{self.name}-{what}", daemon=True)
+            for what, read in (("lines", self._read), ("errors", self._listen))
+        ]
+        for reader in self._readers:
+            reader.start()
 
     def _again(self, now: float, why: str) -> None:
         pause = self._backoff.pause()
@@ -131,9 +140,9 @@ class LastingChild(Generic[Line]):
                 except subprocess.TimeoutExpired:
                     os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-        if self._reader is not None:
-            self._reader.join(5.0)
-            self._reader = None
+        for reader in self._readers:
+            reader.join(5.0)
+        self._readers = []
 
     def _prepare(self) -> None:
         os.nice(self._nice)
@@ -150,3 +159,11 @@ class LastingChild(Generic[Line]):
                     self._over = self._over or self.is_over(told)
                     self._told.append(told)
                     self._wake()
+
+    def _listen(self, child: subprocess.Popen[bytes]) -> None:
+        """Keep the end of what it prints: a bug of ours, or a driver's last words."""
+        assert child.stderr is not None  # noqa: S101 - we asked for a pipe
+        with child.stderr:
+            while line := child.stderr.readline(4096):
+                if text := line.decode(errors="replace").strip():
+                    self._said.append(text[:_SAID_BYTES])

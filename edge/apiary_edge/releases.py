@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final, Literal, assert_never
 
 from apiary.bus.bus import Received
 from apiary.errors import ModelError, StoreError
@@ -19,6 +20,7 @@ from apiary_edge.feature import Feature, Link
 from apiary_edge.slots import fitness, table
 from apiary_edge.slots.fitness import Host
 from apiary_edge.slots.job import Model, TrialJob
+from apiary_edge.slots.seals import Open
 from apiary_edge.slots.shelf import Shelf
 from apiary_edge.slots.slot import Slot
 from apiary_edge.slots.table import Held, Limits, Standing
@@ -36,8 +38,8 @@ _IN_USE: Final = 3
 _IN_USE_S: Final = 3600.0
 """So many failures within this time and a release is taken back; one crash is an accident."""
 
-Open = Callable[[str, bytes], bytes]
-"""Topic and payload to the message without its seal. Raises SignatureRefused."""
+_Step = Literal["hear", "fetch", "test", "perform"]
+"""What may be put off while the disk refuses it."""
 
 
 class Releases(Feature):
@@ -69,7 +71,8 @@ class Releases(Feature):
         self._open = open_
         self._swapped = swapped
         self._told: ReleaseCurrent | None = None
-        self._again: tuple[float, Callable[[], None]] | None = None
+        self._put_off: dict[_Step, tuple[float, Callable[[], None]]] = {}
+        self._commands: deque[table.Command] = deque()
         self._fetching: Release | None = None
         self._complaints: list[float] = []
 
@@ -95,7 +98,12 @@ class Releases(Feature):
                 self._shelf.serial,
             )
             return
-        self._shelf.seen(told.serial)
+        try:
+            self._shelf.seen(told.serial)
+        except StoreError as e:
+            self._later("hear", partial(self.received, topic, event), e)
+            return
+        self._put_off.pop("hear", None)
         self._told = told
         self._follow(told)
 
@@ -106,10 +114,9 @@ class Releases(Feature):
 
     def tick(self, now: float) -> None:
         """See how the test goes, and try again what the disk refused."""
-        if self._again is not None and now >= self._again[0]:
-            _, act = self._again
-            self._again = None
-            act()
+        for step, (at, act) in list(self._put_off.items()):
+            if now >= at and self._put_off.pop(step, None) is not None:
+                act()
         if (ended := self._testing.poll()) is not None:
             self._handle(ended)
         release = self._fetching
@@ -165,8 +172,22 @@ class Releases(Feature):
 
     def _handle(self, event: table.Event) -> None:
         self.standing, commands = table.handle(self.standing, event)
-        for command in commands:
-            self._perform(command)
+        self._commands += commands
+        if "perform" not in self._put_off:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Perform what the table decided, in order; what the disk refuses is tried again, and said."""
+        while self._commands:
+            command = self._commands.popleft()
+            try:
+                self._perform(command)
+            except StoreError as e:
+                self._commands.appendleft(command)
+                self._later("perform", self._go_on, e)
+                # The standing is ahead of the shelf: until they agree, the release is not done with.
+                self._report(state="testing", why=str(e))
+                return
 
     def _perform(self, command: table.Command) -> None:
         node = self._link.node
@@ -178,7 +199,9 @@ class Releases(Feature):
             case table.Stop():
                 self._testing.stop()
                 self._link.downloads.abandon(OWNER)
-                self._fetching = self._again = None
+                self._fetching = None
+                self._put_off.pop("fetch", None)
+                self._put_off.pop("test", None)
                 self._shelf.discard()
             case table.Swap(release, tested):
                 slot = self._shelf.swap(release, tested)
@@ -213,7 +236,7 @@ class Releases(Feature):
             self._link.blobs.evict(keep=self.keeps())
             self._link.downloads.fetch(release.file, self._link.clock(), OWNER)
         except StoreError as e:
-            self._put_off(partial(self._fetch, release), e)
+            self._fetch_later("fetch", partial(self._fetch, release), e)
 
     def _arrived(self, release: Release) -> None:
         """Verified by its digest: give it its place, look at it, and have it tested."""
@@ -221,7 +244,7 @@ class Releases(Feature):
         try:
             path = self._shelf.take(self._link.blobs.path(digest), release)
         except StoreError as e:
-            self._put_off(partial(self._fetch, release), e)
+            self._fetch_later("fetch", partial(self._fetch, release), e)
             return
         self._fetching = None
         self._link.blobs.remove(digest)  # the shelf has the bytes now
@@ -257,25 +280,29 @@ class Releases(Feature):
                 )
             )
         except (OSError, StoreError) as e:
-            self._put_off(partial(self._test, release), e)
+            self._fetch_later("test", partial(self._test, release), e)
 
-    def _put_off(self, act: Callable[[], None], e: Exception) -> None:
-        log.warning("node=%s release: %s; trying again in %.0f s", self._link.node, e, _RETRY_S)
-        self._again = (self._link.clock() + _RETRY_S, act)
+    def _fetch_later(self, step: _Step, act: Callable[[], None], e: Exception) -> None:
+        self._later(step, act, e)
         self._handle(table.FetchFailed(str(e)[:500]))
 
-    def _report(self) -> None:
+    def _later(self, step: _Step, act: Callable[[], None], e: Exception) -> None:
+        log.warning("node=%s release: %s; trying again in %.0f s", self._link.node, e, _RETRY_S)
+        self._put_off[step] = (self._link.clock() + _RETRY_S, act)
+
+    def _report(self, state: table.State | None = None, why: str | None = None) -> None:
         standing, tested = self.standing, self.standing.tested
+        why = why or standing.why
         wanted, current = standing.wanted, self._shelf.current
         self._link.outlet.send(
             NodeRelease(
-                state=standing.state,
+                state=state or standing.state,
                 serial=self._told.serial if self._told is not None else self._shelf.serial,
                 release=wanted.name if wanted is not None else None,
                 digest=wanted.file.digest if wanted is not None else None,
                 attempt=wanted.attempt if wanted is not None else 0,
                 current=current.release if current is not None else None,
-                why=standing.why[:500] if standing.why is not None else None,
+                why=why[:500] if why is not None else None,
                 accuracy=tested.accuracy if tested is not None else None,
                 accuracy_before=tested.accuracy_before if tested is not None else None,
                 pictures=tested.pictures if tested is not None else 0,
@@ -285,32 +312,6 @@ class Releases(Feature):
             ),
             self._link.node,
         )
-
-
-def opened_before(topic: str, payload: bytes) -> bytes:
-    """Where the fleet has an authority every message is opened before any part of the node sees it."""
-    return payload
-
-
-def trusting(shelf: Shelf, pinned: str | None) -> Open:
-    """Opens what the release key sealed: the one given, else the one seen first, which the shelf keeps."""
-
-    def open_(topic: str, payload: bytes) -> bytes:
-        # Only here: a node that never hears of a release needs no cryptography in its memory.
-        from apiary.identity.release_key import PinnedKey
-
-        key = PinnedKey(pinned or shelf.key)
-        opened = key.open(topic, payload)
-        if key.pinned is not None and pinned is None and shelf.key is None:
-            shelf.pin_key(key.pinned)
-            log.warning(
-                "releases signed with the key %s are trusted from now on, because it came first; to choose "
-                "it yourself, set edge.slots.release_key",
-                key.pinned,
-            )
-        return opened
-
-    return open_
 
 
 def _held(slot: Slot | None) -> Held | None:

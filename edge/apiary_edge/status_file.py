@@ -119,10 +119,9 @@ class StatusFile(Feature):
         # Noted before it is tried: a full disk is not tried again in each turn.
         self._written = (told, now)
         document = {**self._constant, "at_s": round(now, 1), "time": int(time.time()), **told}
-        write_atomic(self._path, json.dumps(document).encode(), sync=False)
-        if self._shared:
-            # The service's umask keeps others out of its data; this is for everybody at the machine.
-            self._path.chmod(0o644)
+        # The service's umask keeps others out of its data; on tmpfs this is for everybody at the machine.
+        mode = {"mode": 0o644} if self._shared else {}
+        write_atomic(self._path, json.dumps(document).encode(), sync=False, **mode)
 
 
 @dataclass(frozen=True, slots=True)

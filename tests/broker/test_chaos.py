@@ -11,23 +11,28 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from apiary.bus.broker import DATABASE, find_mosquitto, speaks_mqtt, start_broker
+from apiary.bus.bus import Disconnected, Event, Received
+from apiary.bus.mqtt import MqttBus
+from apiary.errors import BrokerRefused
+from apiary.settings import BrokerSettings
 from apiary_cli.chaos import command
-from apiary_cli.chaos.fleet import ports_in_use
 from apiary_cli.chaos.invariants import Verdict
 from apiary_cli.chaos.links import Links
+from apiary_cli.chaos.processes import ports_in_use
+from apiary_cli.chaos.schedule import KINDS
 from apiary_cli.datasets import materialise
 from apiary_cli.main import main
 
 pytestmark = pytest.mark.broker
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
-FAULTS = 14
+FAULTS = len(KINDS)
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -245,6 +250,99 @@ def test_a_slow_link_is_late_and_narrow_and_loses_nothing(links: Links) -> None:
         began = time.monotonic()
         assert echoed(sock, os.urandom(1_000_000))
         assert time.monotonic() - began < 3
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[tuple[Links, int]]:
+    """A real broker, and links before it."""
+    with start_broker(0, prefer="mosquitto", state_dir=tmp_path) as broker:
+        made = Links(broker.port, ["a", "b"])
+        yield made, broker.port
+        made.close()
+
+
+def until(bus: MqttBus, found: Callable[[list[Event]], bool], seconds: float = 10.0) -> list[Event]:
+    events: list[Event] = []
+    end = time.monotonic() + seconds
+    while not found(events):
+        assert time.monotonic() < end, events
+        events += bus.poll(0.1)
+    return events
+
+
+def bus_at(port: int, **more: Any) -> MqttBus:
+    return MqttBus(BrokerSettings(port=port, retry_max_s=0.3, **more), f"test-{port}-{time.monotonic_ns()}")
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_leaky_link_acknowledges_and_loses(mosquitto: tuple[Links, int], protocol: str) -> None:
+    links, port = mosquitto
+    sender, watcher = bus_at(links.port("a"), protocol=protocol), bus_at(port)
+    watcher.subscribe("#")
+    for bus in (sender, watcher):
+        until(bus, lambda _, b=bus: b.connected)  # type: ignore[misc]
+    links.leak("a", 60, share=1.0, seed=1, blobs="blob/")
+    for i in range(20):
+        assert sender.publish("small", b"%d" % i, qos=1, retain=False)
+    until(sender, lambda _: sender.backlog == 0)
+    links.heal()
+    sender.publish("small", b"the last", qos=1, retain=False)
+    until(sender, lambda _: sender.backlog == 0)
+    heard = until(watcher, lambda events: any(isinstance(e, Received) for e in events))
+    assert [e.payload for e in heard if isinstance(e, Received)] == [b"the last"]
+    assert links.lost == 20 and sender.connected
+    for bus in (sender, watcher):
+        bus.close()
+
+
+@needs_mosquitto
+def test_a_leaky_link_damages_chunks_and_nothing_else(mosquitto: tuple[Links, int]) -> None:
+    links, port = mosquitto
+    sender, watcher = bus_at(links.port("a")), bus_at(port)
+    watcher.subscribe("#")
+    for bus in (sender, watcher):
+        until(bus, lambda _, b=bus: b.connected)  # type: ignore[misc]
+    links.leak("a", 60, share=0.8, seed=2, blobs="blob/")
+    sent = [os.urandom(1000) for _ in range(40)]
+    for data in sent:
+        sender.publish("blob/x", data, qos=1, retain=False)
+        sender.publish("word", data, qos=1, retain=False)
+    until(sender, lambda _: sender.backlog == 0)
+    links.heal()
+    sender.publish("end", b"", qos=1, retain=False)
+    until(sender, lambda _: sender.backlog == 0)
+    heard = until(watcher, lambda es: any(isinstance(e, Received) and e.topic == "end" for e in es))
+    got = [e for e in heard if isinstance(e, Received) and e.topic != "end"]
+    whole = [e for e in got if e.payload in sent]
+    assert len(got) - len(whole) == links.damaged > 0
+    assert all(e.topic == "blob/x" and len(e.payload) == 1000 for e in got if e.payload not in sent)
+    assert len(whole) == 80 - links.lost - links.damaged
+    for bus in (sender, watcher):
+        bus.close()
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_refused_party_is_told_by_the_protocol_and_let_in_again(
+    mosquitto: tuple[Links, int], protocol: str
+) -> None:
+    links, _ = mosquitto
+    bus, other = bus_at(links.port("a"), protocol=protocol), bus_at(links.port("b"))
+    for one in (bus, other):
+        until(one, lambda _, b=one: b.connected)  # type: ignore[misc]
+    links.refuse("a", 60)
+    told = until(
+        bus, lambda es: any(isinstance(e, Disconnected) and isinstance(e.error, BrokerRefused) for e in es)
+    )
+    last = [e for e in told if isinstance(e, Disconnected)][-1]
+    assert "Not authorized" in str(last.error)
+    other.poll(0)
+    assert other.connected
+    links.heal()
+    until(bus, lambda _: bus.connected)
+    for one in (bus, other):
+        one.close()
 
 
 def test_without_a_broker_behind_it_a_link_closes_at_once() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.stand_ins.disk_trace import unsynced
 
 from apiary.errors import DataError
 from apiary.learn import images
@@ -131,6 +132,29 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
             out=tmp_path_factory.mktemp("store") / "out",
         )
     )
+
+
+@pytest.mark.tensorflow
+def test_an_update_that_a_child_tells_of_survives_the_power(
+    tmp_path: Path, store: SampleStore, built: Built
+) -> None:
+    """The outbox takes it over by its name, and offers it."""
+    from apiary.wire import blob
+
+    fill(store, 20)
+    (tmp_path / "manifest").write_bytes(built.manifest.encode())
+    (tmp_path / "model").write_bytes(blob.encode(built.initial))
+    todo = job(
+        tmp_path,
+        manifest=tmp_path / "manifest",
+        model=tmp_path / "model",
+        trainer=built.folder / "trainer.tflite",
+        plan=Plan(epochs=1, batch_size=8),
+    )
+    told: list[Told] = []
+    scratch(tmp_path).mkdir()
+    assert unsynced(scratch(tmp_path), lambda: train(todo, told.append)) == set()
+    assert (scratch(tmp_path) / "update.blob").is_file()
 
 
 @pytest.mark.tensorflow

@@ -35,9 +35,10 @@ from apiary_coordinator.roster import Roster
 from apiary_coordinator.worker import InlineWorker
 from apiary_edge.downloads import Downloads
 from apiary_edge.feature import Link
-from apiary_edge.releases import Releases, opened_before, trusting
+from apiary_edge.releases import Releases
 from apiary_edge.slots.fitness import Host
 from apiary_edge.slots.job import TrialJob
+from apiary_edge.slots.seals import opened_before, trusting
 from apiary_edge.slots.shelf import Shelf, folder_of
 from apiary_edge.slots.slot import Findings
 from apiary_edge.slots.table import TrialCrashed, TrialDone

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.fleet.release_fleet import BAD, CRASH, HANG, TOPICS, ReleaseFleet
+from tests.fleet.release_fleet import BAD, CRASH, GOOD, HANG, TOPICS, ReleaseFleet
 from tests.stand_ins.eim_program import write_program
 
 from apiary.bus.bus import Received
@@ -414,3 +415,49 @@ def test_a_run_that_cannot_be_released_is_said_and_one_that_need_not_be_is_left(
     fleet.turn(10)
     assert fleet.state == "none"
     assert "run=autumn is not released: " in caplog.text and "apiary release create autumn" in caplog.text
+
+
+@pytest.mark.parametrize("refusing", ["current.json", "ledger.json"])
+def test_a_swap_that_the_disk_refuses_is_made_once_it_takes_it(fleet: ReleaseFleet, refusing: str) -> None:
+    """The node called itself healthy, predicted with the one before, and never said a word."""
+    assert fleet.roll_out("good") == "done"
+    fleet.verdicts["better"] = HANG
+    fleet.hq.releasing.begin(fleet.make("better"))
+    while not (tested := [node for node in fleet.nodes.values() if "better" in node.testing.tests]):
+        fleet.turn()
+    (node,) = tested
+    mend = refuse(node.shelf.folder / refusing)
+    fleet.verdicts["better"] = GOOD
+    fleet.turn(20)
+    assert node.current == "good"
+    rollout = fleet.hq.releasing.standing.rollout
+    assert rollout is not None and (report := rollout.about(node.name)) is not None
+    assert report.state == "testing" and refusing in (report.why or "")
+    mend()
+    assert fleet.finish() == "done" and all_have(fleet, "better")
+
+
+def test_a_release_that_was_told_while_the_disk_refused_is_followed_once_it_does_not(
+    fleet: ReleaseFleet,
+) -> None:
+    """Its serial number could not be noted, and nobody says it again to a node that is connected."""
+    assert fleet.roll_out("good") == "done"
+    mend = [refuse(node.shelf.folder / "ledger.json") for node in fleet.nodes.values()]
+    fleet.hq.releasing.begin(fleet.make("better"))
+    fleet.turn(10)
+    for one in mend:
+        one()
+    assert fleet.finish() == "done" and all_have(fleet, "better")
+
+
+def refuse(path: Path) -> Callable[[], None]:
+    """Have every write to this file fail, as on a full disk; returns what mends it."""
+    before = path.with_name("aside")
+    path.rename(before)
+    path.mkdir()
+
+    def mend() -> None:
+        path.rmdir()
+        before.rename(path)
+
+    return mend

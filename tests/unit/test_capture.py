@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from apiary_edge.cameras.base import EndOfFrames, PassedOver
 from apiary_edge.capture import TROUBLE_PAUSE_S, Capture, encode
 from apiary_edge.capture_job import CaptureJob, CaptureTold, bounds_of, job_of
 from apiary_edge.capturing import SILENT_S, CaptureProcess
+from apiary_edge.lasting_child import LastingChild
 from apiary_edge.perceptual import Looks, distance, looks
 from apiary_edge.policy import Backoff, Policy, Region, Rules, Verdict, rules_of
 from apiary_edge.samples.model import Bounds
@@ -409,6 +411,37 @@ def test_a_child_captures_from_a_folder_survives_its_going_and_is_restarted(tmp_
     assert process._child is None
     assert store.counts().unlabelled == 3, "the same three, however often they were seen"
     store.close()
+
+
+class Unwell(LastingChild[str]):
+    """A program that ends at once, and says on standard error why."""
+
+    name = "capture"
+    module = "json.tool"
+
+    def parse(self, line: bytes) -> str:
+        return line.decode()
+
+    def broken(self, why: str, retry_s: float) -> str:
+        return why
+
+
+def test_a_child_that_ends_by_itself_is_told_with_its_last_words() -> None:
+    """Its traceback went nowhere: an owner read `ended with code 1`, again and again."""
+    process = Unwell(b"no JSON", 30.0, lambda: None)
+    told: list[str] = []
+    end = time.monotonic() + 15
+    try:
+        while not told and time.monotonic() < end:
+            process.tick(time.monotonic())
+            told += process.collect()
+            time.sleep(0.02)
+    finally:
+        process.stop()
+    assert told == [
+        "the capture child ended with code 1; it is started again: Expecting value: line 1 column 1 (char 0)"
+    ]
+    assert [t.name for t in threading.enumerate() if t.name.startswith("capture-")] == []
 
 
 def test_a_child_that_hangs_is_ended_and_one_with_wrong_settings_is_not_started_again(tmp_path: Path) -> None:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import subprocess
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from apiary.blobs import BlobStore
 from apiary.errors import SettingsError
 from apiary_cli.chaos import invariants, torn
+from apiary_cli.chaos.fleet import Fleet
 from apiary_cli.chaos.invariants import Record
-from apiary_cli.chaos.schedule import FINISHING, KINDS, MESSAGES, Fault, chosen, draw, rounds_for
+from apiary_cli.chaos.processes import began_of
+from apiary_cli.chaos.schedule import FINISHING, HALFWAY, KINDS, MESSAGES, Fault, chosen, draw, rounds_for
+from apiary_cli.datasets import Layout
+from apiary_cli.federation import MARK
+from apiary_edge.outbox import Outbox
 
 NODES = ["node-1", "node-2", "node-3"]
 
@@ -67,10 +76,19 @@ def test_an_export_is_disturbed_too_and_the_coordinator_killed_in_it() -> None:
 def test_no_training_is_killed_where_there_is_none() -> None:
     for seed in range(50):
         for fault in plan(seed, 60, 6):
-            if fault.kind == "trainer-kill":
+            if fault.kind in ("trainer-kill", "disk-full"):
                 assert 1 <= fault.round <= 6
             if fault.round == 7:
                 assert fault.kind in FINISHING
+
+
+def test_half_of_the_coordinators_deaths_wait_for_a_part_of_the_updates() -> None:
+    """Killed at any message, it nearly never had counted some and not others: a restart could count twice."""
+    deaths = [f for f in plan(faults=1000, rounds=100) if f.kind == "coordinator-kill" and 1 <= f.round < 100]
+    waiting = [f for f in deaths if f.receipts]
+    assert 0.35 < len(waiting) / len(deaths) < 0.65
+    assert {f.receipts for f in waiting} == {1, 2}
+    assert all(f.receipts == 0 for f in plan() if f.round in (0, 21) or f.kind not in HALFWAY)
 
 
 def test_only_kinds_that_were_asked_for() -> None:
@@ -157,3 +175,78 @@ def test_tearing_spares_what_the_journal_knows(tmp_path: Path) -> None:
     after = spool.read_bytes()
     assert after[4096:9096] == bytes(5000)
     assert any(after[:4096]) and any(after[12288:16384]) and len(after) > 16384
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    """A fleet of one node that was never started, with the stores of one that was."""
+    made = Fleet(tmp_path, Layout([Path("node-1")], Path("server"), ["a", "b"], {}), {})
+    for party in made.parties:
+        BlobStore(made.state(party) / "blobs").put(b"a model")
+    Outbox(made.state("node-1") / "outbox").set_done("chaos", 1)
+    return made
+
+
+def test_sound_stores_hold(fleet: Fleet) -> None:
+    verdict = invariants.stores_sound(fleet, record())
+    assert (verdict.holds, verdict.seen) == (True, "2 blobs give their names")
+
+
+@pytest.mark.parametrize("party", ["coordinator", "node-1"])
+def test_a_damaged_blob_is_found_whoever_has_it(fleet: Fleet, party: str) -> None:
+    (blob,) = (fleet.state(party) / "blobs").iterdir()
+    blob.write_bytes(b"a modem")
+    verdict = invariants.stores_sound(fleet, record())
+    assert not verdict.holds and verdict.seen == f"{party}: {blob.name[:12]} is damaged"
+
+
+def test_a_node_that_does_not_know_what_it_has_done_is_found(fleet: Fleet) -> None:
+    Outbox(fleet.state("node-1") / "outbox").set_done("chaos", 0)
+    verdict = invariants.stores_sound(fleet, record())
+    assert not verdict.holds and verdict.seen == "node-1 is done with ['chaos', 0], expected ['chaos', 1]"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "seen"),
+    [
+        (lambda folder: (folder / "model.tflite").write_bytes(b"half"), "model.tflite differs"),
+        (lambda folder: (folder / "summary.json").unlink(), "summary.json is missing"),
+        (lambda folder: (folder / ".x.part").touch(), ".x.part is too much"),
+        (lambda folder: None, "2 files as undisturbed"),
+    ],
+)
+def test_a_result_that_is_not_whole_is_found(
+    fleet: Fleet, tmp_path: Path, spoil: Callable[[Path], object], seen: str
+) -> None:
+    calm = Fleet(tmp_path / "calm", Layout([], Path("server"), [], {}), {})
+    for one in (calm, fleet):
+        folder = one.folder / "runs" / "chaos"
+        folder.mkdir(parents=True)
+        (folder / "model.tflite").write_bytes(b"whole")
+        (folder / "summary.json").write_text(str(one.folder))
+    spoil(fleet.folder / "runs" / "chaos")
+    verdict = invariants.result_whole(calm, fleet)
+    assert verdict.seen == seen and verdict.holds == seen.endswith("undisturbed")
+
+
+def test_a_child_that_outlives_its_party_is_told_and_one_that_does_not_is_not(fleet: Fleet) -> None:
+    """It worked on, ended by itself before the run did, and nobody knew."""
+    with subprocess.Popen(["sleep", "60"]) as stays, subprocess.Popen(["sleep", "60"]) as goes:
+        began = [began_of(p.pid) for p in (stays, goes)]
+        fleet.watch_orphans("node-1", [(stays.pid, began[0]), (goes.pid, began[1])], within_s=0.2)
+        goes.kill()
+        goes.wait()
+        fleet.see_to_orphans(time.monotonic())
+        assert fleet.outlived == []
+        fleet.see_to_orphans(time.monotonic() + 1)
+        assert fleet.outlived == [f"process {stays.pid} of node-1"]
+        assert not invariants.no_crash(fleet).holds
+        stays.kill()
+
+
+def test_a_process_is_found_by_its_environment_where_its_command_names_nothing(fleet: Fleet) -> None:
+    """As a child that gets its job on standard input."""
+    with subprocess.Popen(["sleep", "60"], env={MARK: str(fleet.folder)}) as child:
+        assert [line.split()[0] for line in fleet.left_running()] == [str(child.pid)]
+        fleet.end_left_running()
+    assert fleet.left_running() == []

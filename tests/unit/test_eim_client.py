@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -248,3 +249,23 @@ def test_a_program_that_leaves_its_memory_or_ignores_sigterm_is_cleaned_up(tmp_p
         eim.classify(RED)
         began = time.monotonic()
     assert time.monotonic() - began < 3
+
+
+def test_a_program_that_ignores_sigterm_dies_with_whoever_ran_it(tmp_path: Path) -> None:
+    """A release's test that took too long is killed; its program worked on, for ever."""
+    program = write_program(tmp_path / "model.eim", mode="ignore_sigterm")
+    code = (
+        f"import time; from pathlib import Path; from apiary_edge.eim.client import EimRunner\n"
+        f"eim = EimRunner(Path({str(program)!r})); eim.start()\n"
+        "print(eim._process._child.pid, flush=True); time.sleep(600)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "its")}
+    (tmp_path / "its").mkdir()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    end = time.monotonic() + 5
+    while str(tmp_path).encode() in _read(Path(f"/proc/{pid}/cmdline")):
+        assert time.monotonic() < end, "it is still there"
+        time.sleep(0.05)

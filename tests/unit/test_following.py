@@ -12,6 +12,7 @@ import pytest
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Received
 from apiary.bus.outlet import Outlet
+from apiary.errors import StoreError
 from apiary.settings import EdgeSettings, PredictSettings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import BlobRef, Message, ModelManifest, Notice
@@ -115,7 +116,52 @@ def _digest(data: bytes) -> str:
     return digest_of(data)
 
 
+def test_what_home_assistant_was_told_may_not_be_removable(node: Node) -> None:
+    """A file system that is read-only by now ended the node's service with a traceback."""
+    home(node).connected()
+    off = home(node, home_assistant=False)
+    off.connected()
+    file = described.folder(node.folder) / "home_assistant.json"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(StoreError, match="cannot remove"):
+        off.tick(0.0)
+
+
 # -- the newest model ------------------------------------------------------------------------------------
+
+
+def test_models_that_were_followed_do_not_fill_the_disk(node: Node) -> None:
+    """A node that predicts and trains nothing kept the model of every round: only training made room."""
+    feature = Following(node.link, node.folder, fetch=True)
+    most = 0
+    for number in range(1, 12):
+        told, parts = manifest(node, number, have="manifest trainer base")
+        data = parts["model"].ljust(200_000, b"x")
+        told = told.model_copy(update={"model": BlobRef(digest=_digest(data), bytes=len(data))})
+        hear(feature, told, Kind.MODEL_CURRENT)
+        node.blobs.put(data)
+        feature.fetched(Digest(_digest(data)))
+        found = described.newest(node.folder)
+        assert found is not None and found.digest == _digest(data)
+        assert all(node.blobs.path(Digest(digest)).is_file() for digest in feature.keeps())
+        whole = [p for p in (node.folder / "blobs").iterdir() if not p.suffix]
+        most = max(most, sum(p.stat().st_size for p in whole))
+    assert most <= 2**20 + 200_000, "the bound, and the one that came last"
+
+
+def test_a_model_is_followed_though_the_disk_refuses_its_labels(node: Node) -> None:
+    """It is told once: where noting the labels failed, the node kept the model before it."""
+    feature = Following(node.link, node.folder, fetch=True)
+    described.labels_file(node.folder).mkdir(parents=True)
+    told, parts = manifest(node, 3, have="manifest trainer base")
+    with pytest.raises(StoreError):
+        hear(feature, told, Kind.MODEL_CURRENT)
+    assert node.wanted() == [_digest(parts["model"])]
+    described.labels_file(node.folder).rmdir()
+    node.blobs.put(parts["model"])
+    feature.fetched(Digest(_digest(parts["model"])))
+    assert described.newest(node.folder) is not None
 
 
 def test_missing_parts_are_fetched_and_then_the_model_is_described(node: Node) -> None:
@@ -284,6 +330,7 @@ class Spare:
             "pi-7",
             busy=lambda: self.busy,
             samples=lambda: self.samples,
+            limit_s=3600.0,
         )
 
     def tick(self, after_s: float = LOOK_EVERY_S) -> None:
@@ -334,6 +381,20 @@ def test_a_round_ends_the_chores_and_they_go_on_after_it(tmp_path: Path) -> None
     assert spare.child.started == 1 and spare.child.stopped == 1
     spare.busy = False
     spare.tick()
+    assert spare.child.started == 2
+
+
+def test_a_child_that_hangs_is_ended_though_no_round_ever_begins(tmp_path: Path) -> None:
+    spare = Spare(tmp_path)
+    newest(tmp_path)
+    spare.tick()
+    spare.tick(3599.0)
+    assert spare.child.stopped == 0
+    spare.tick(1.0)
+    assert (spare.child.started, spare.child.stopped) == (1, 1)
+    spare.tick(FAILED_PAUSE_S - 1)
+    assert spare.child.started == 1
+    spare.tick(1.0)
     assert spare.child.started == 2
 
 

@@ -235,6 +235,7 @@ def test_import_list_label_undo_delete_and_stats(tmp_path: Path, capsys: pytest.
 def test_what_a_user_may_do_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = ("--state-dir", tmp_path / "state")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "state" / "samples").mkdir(parents=True)
     wrong = [
         (("samples", "label", "ffffff", "--as", "cat", *state), 3, "no sample's id begins with 'ffffff'"),
         (("samples", "delete", "../..", *state), 3, "no sample's id begins with '../..'"),

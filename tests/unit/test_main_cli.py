@@ -51,7 +51,7 @@ def test_help_lists_every_command_and_exit_code(capsys: pytest.CaptureFixture[st
     for name, text in COMMANDS.items():
         assert f"    {name}" in out
         assert text.split(":")[0][:40] in out
-    assert "8 storage, 9 publishing, 10 refused, 130 interrupted" in out
+    assert "8 storage, 9 publishing, 10 refused, 130 interrupted (Ctrl-C), 143 ended (SIGTERM)" in out
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -62,6 +62,7 @@ def test_every_command_has_help_with_the_common_flags(
     assert code == 0
     assert f"apiary {command}" in out
     assert "--set KEY=VALUE" in out and "--config FILE" in out
+    assert f"  apiary {command}" in out, "examples"
 
 
 @pytest.mark.parametrize("argv", [[], ["fly"], ["edge", "--no-such-flag"], ["coordinator", "--rounds", "x"]])
@@ -198,3 +199,24 @@ def test_a_node_loads_neither_tensorflow_nor_the_coordinator() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_report_that_takes_too_long_does_not_fail_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ended the coordinator, which came back, drew again, and ended again: the run was never over."""
+    from apiary_cli.coordinator import _report
+
+    _report(tmp_path, limit_s=0.001)
+    assert f"the report could not be drawn within 0 s: {tmp_path} holds its numbers" in caplog.text
+    _report(tmp_path)
+    assert "the report could not be drawn: " in caplog.text
+
+
+def test_the_exit_code_stays_where_nothing_can_be_said(tmp_path: Path) -> None:
+    """With its log on the disk that is full, a service ended with 1 instead of 8."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "apiary_cli", "config", "--set", "x"], stderr=full, timeout=30, check=False
+        )
+    assert done.returncode == 2

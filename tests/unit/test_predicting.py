@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from apiary.wire.messages import Prediction
 from apiary.wire.topics import Topics
 from apiary_edge.predicting import described, home_assistant
 from apiary_edge.predicting.changes import Changes
+from apiary_edge.predicting.child import Predicting
 from apiary_edge.predicting.described import ModelFile, Personal
 from apiary_edge.predicting.feature import prediction_of
 from apiary_edge.predicting.job import PredictTold, parse
@@ -344,3 +346,23 @@ def test_the_discovery_payload_has_only_keys_that_home_assistant_knows() -> None
     label, probability = found.values()
     assert "value_json.label" in label["value_template"] and "unit_of_measurement" not in label
     assert probability["state_class"] == "measurement" and probability["unit_of_measurement"] == "%"
+
+
+def test_a_predicting_thread_that_fails_ends_its_child_with_the_reason() -> None:
+    """It died alone: the child went on to say that it is alive, and predicted nothing ever more."""
+    stop = threading.Event()
+
+    def fail(stop: threading.Event) -> None:
+        raise MemoryError("for a frame")
+
+    predicting = Predicting(fail, stop)
+    assert stop.wait(5)
+    with pytest.raises(MemoryError, match="for a frame"):
+        predicting.join()
+
+
+def test_a_predicting_thread_that_is_stopped_is_well() -> None:
+    stop = threading.Event()
+    predicting = Predicting(lambda stop: stop.wait(5) and None, stop)
+    stop.set()
+    predicting.join()

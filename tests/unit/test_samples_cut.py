@@ -20,7 +20,7 @@ import pytest
 from tests.unit.samples.parts import picture
 from tests.unit.test_power_cuts import BROKEN, DEAD, DONE, Countdown, arm
 
-from apiary.errors import StoreError as StoreError_  # noqa: F401 - for the script below
+from apiary.errors import StoreError
 from apiary.learn.cache import ArrayCache
 from apiary_edge.samples import schema
 from apiary_edge.samples.incoming import Incoming
@@ -269,7 +269,7 @@ FULL_DISK = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
-from tests.unit.test_samples_cut import Bounds, Incoming, StoreError_, opened, picture
+from tests.unit.test_samples_cut import Bounds, Incoming, StoreError, opened, picture
 folder = Path(sys.argv[1])
 store = opened(folder, Bounds(min_free_bytes=-(2**40)))
 added = []
@@ -278,7 +278,7 @@ for i in range(200):
     try:
         outcome = store.add(Incoming(picture(i, "PNG", (120, 100)), "camera"))
         added.append(outcome.id)
-    except StoreError_ as e:
+    except StoreError as e:
         said = str(e)
         break
 assert "the disk is full" in said, said
@@ -286,7 +286,7 @@ assert len(added) > 5
 try:
     store.label(added[:3], "cat", "ann")
     print("labelled while full")
-except StoreError_ as e:
+except StoreError as e:
     print("not labelled:", e)
 store.delete(added[3:6])
 assert store.label(added[:3], "cat", "ann") >= 0
@@ -318,3 +318,14 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     if "unshare" in ran.stderr or "mount:" in ran.stderr:
         pytest.skip(f"this machine lets nobody mount a small disk: {ran.stderr.strip()[:100]}")
     assert ran.returncode == 0 and "went on" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_a_folder_of_pictures_that_cannot_be_read_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    """As after a file system check that made a file of it; the node ended with a traceback."""
+    store = SampleStore(tmp_path / "samples", None, ROOMY, time.time)
+    folder = tmp_path / "samples" / "pictures" / "7f"
+    folder.rmdir()
+    folder.write_bytes(b"lost and found")
+    with pytest.raises(StoreError, match=r"pictures cannot be looked through: .*7f: Not a directory"):
+        store.reconcile()
+    store.close()

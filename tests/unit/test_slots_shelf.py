@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -53,6 +55,21 @@ def files(state: Path) -> set[str]:
 
 def digests(*names: str) -> set[str]:
     return {release(name).file.digest for name in names}
+
+
+def test_a_card_that_does_not_give_a_file_back_is_an_error_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An I/O error of the card ended the node's service with a traceback."""
+    shelf = installed(tmp_path, "one")
+    file = blob(tmp_path, "two")
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr("apiary_edge.slots.shelf.sha256_of", broken)
+    with pytest.raises(StoreError, match=r"cannot keep release two in .*: Input/output error"):
+        shelf.take(file, release("two"))
 
 
 def test_the_current_slot_is_there_for_any_process(tmp_path: Path) -> None:

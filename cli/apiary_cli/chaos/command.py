@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
 import sys
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from apiary_cli.chaos.invariants import Record, Verdict
 from apiary_cli.chaos.saboteur import Saboteur
 from apiary_cli.chaos.schedule import Fault
 from apiary_cli.datasets import Layout, materialise
+from apiary_cli.federation import fresh_folder
 from apiary_cli.stopping import Stop, stop_on_signals
 
 _EXAMPLES: Final = """examples:
@@ -82,8 +82,7 @@ def run(args: argparse.Namespace) -> int:
             "mosquitto is not installed: `sudo apt install mosquitto`; chaos needs a broker with a database"
         )
     rounds = args.rounds or schedule.rounds_for(args.faults)
-    folder = (args.runs_dir / f".chaos-{secrets.token_hex(3)}").resolve()
-    folder.mkdir(parents=True)
+    folder = fresh_folder(args.runs_dir, "chaos").resolve()
     fleets: list[Fleet] = []
     done = False
     try:
@@ -149,7 +148,7 @@ def _both(
     seconds["disturbed"] = time.monotonic() - began
     if storm is None:
         return None
-    return _judge(calm, storm, storm_fleet, dealt.total(), len(plan)), dealt, seconds
+    return _judge(calm, storm, fleets, dealt.total(), len(plan)), dealt, seconds
 
 
 def _run(fleet: Fleet, plan: list[Fault], on_fault: OnFault, stop: Stop) -> Record | None:
@@ -194,11 +193,14 @@ def _drain(fleet: Fleet, saboteur: Saboteur, stop: Stop) -> None:
             return
 
 
-def _judge(calm: Record, storm: Record, fleet: Fleet, dealt: int, wanted: int) -> list[Verdict]:
+def _judge(calm: Record, storm: Record, fleets: list[Fleet], dealt: int, wanted: int) -> list[Verdict]:
+    undisturbed, fleet = fleets
     return [
         invariants.same_model(calm, storm),
         invariants.counted_once(calm, storm),
         invariants.journal_sound(fleet, storm),
+        invariants.stores_sound(fleet, storm),
+        invariants.result_whole(undisturbed, fleet),
         invariants.nothing_waits(fleet),
         invariants.nothing_half_written(fleet),
         invariants.nothing_running(fleet),

@@ -60,6 +60,8 @@ class Dealer:
         quiet = now - self._moved_at >= QUIET_S
         for fault in self._left:
             if not self._due(fault, quiet=quiet):
+                if fault.receipts and fault.round == self._saboteur.round:
+                    continue  # its moment is a later one of this round
                 return
             how = self._deal(fault)
             if how is not None:
@@ -77,6 +79,8 @@ class Dealer:
             return True
         if fault.round != seen.round:
             return fault.round < seen.round
+        if fault.receipts:
+            return seen.receipts >= fault.receipts or quiet
         return seen.messages >= fault.after or quiet
 
     def _deal(self, fault: Fault) -> str | None:
@@ -108,6 +112,18 @@ class Dealer:
                 delay_s, bytes_s = chance.uniform(0.05, 0.3), chance.uniform(30_000, 300_000)
                 fleet.links.slow(fault.victim, fault.seconds, delay_s=delay_s, bytes_s=bytes_s)
                 return f"for {fault.seconds:.1f} s, {delay_s * 1000:.0f} ms, {bytes_s / 1000:.0f} kB/s"
+            case "link-leaky":
+                share = chance.uniform(0.1, 0.4)
+                fleet.links.leak(
+                    fault.victim, fault.seconds, share=share, seed=fault.seed, blobs=self._saboteur.blobs
+                )
+                return f"{share:.0%} for {fault.seconds:.1f} s"
+            case "link-refused":
+                fleet.links.refuse(fault.victim, fault.seconds)
+                return f"for {fault.seconds:.1f} s"
+            case "disk-full":
+                fleet.fill_disk(fault.victim, fault.seconds)
+                return f"for {fault.seconds:.1f} s"
             case "repeat":
                 return self._saboteur.repeat(fault.seed)
             case "corrupt":

@@ -5,18 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
+import resource
 import shutil
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from apiary.bus.broker import BrokerProcess, start_broker
-from apiary.errors import BusError, RunFailed
+from apiary.errors import RunFailed, StoreError
 from apiary_cli.chaos.links import Links
+from apiary_cli.chaos.processes import (
+    began_of,
+    children_of,
+    free_port,
+    is_killed,
+    limit_files,
+    processes_of,
+    send,
+)
 from apiary_cli.datasets import Layout
 from apiary_cli.federation import LocalFederation, Party
 
@@ -28,6 +37,8 @@ RUN: Final = "chaos"
 _MEMORY_EVERY_S: Final = 0.5
 _MAX_FALLS: Final = 20
 """A party that ends by itself this often will not get better."""
+_OUTLIVES_S: Final = 0.3
+"""The kernel kills the children of a killed party at once; a training here takes little longer than this."""
 
 
 class Fleet:
@@ -42,15 +53,19 @@ class Fleet:
         self.parties = [COORDINATOR, *self.nodes]
         self.fell: list[str] = []
         """Parties that ended without being told to, with what they said last."""
+        self.outlived: list[str] = []
+        """Children that were still there when their party had been killed for seconds."""
         self.peaks_mb: dict[str, float] = {}
         self._layout = layout
         self._settings = settings
-        self._port = _free_port()
+        self._port = free_port()
         self._broker: BrokerProcess | None = None
         self._federation: LocalFederation | None = None
         self._links: Links | None = None
         self._down: dict[str, tuple[float, Callable[[], None]]] = {}
         self._stopped: dict[str, tuple[float, int]] = {}
+        self._full: dict[str, tuple[float, int]] = {}
+        self._orphans: list[tuple[float, str, int, int]] = []
         self._memory_at = 0.0
 
     @property
@@ -90,7 +105,12 @@ class Fleet:
         for name, (due, pid) in list(self._stopped.items()):
             if now >= due:
                 del self._stopped[name]
-                _signal(pid, signal.SIGCONT)
+                send(pid, signal.SIGCONT)
+        for name, (due, pid) in list(self._full.items()):
+            if now >= due:
+                del self._full[name]
+                limit_files(pid, resource.RLIM_INFINITY)
+        self.see_to_orphans(now)
         if now - self._memory_at >= _MEMORY_EVERY_S:
             self._memory_at = now
             self.measure()
@@ -127,25 +147,53 @@ class Fleet:
         else:
             party = self._party(name)
             self._stopped.pop(name, None)
+            self._full.pop(name, None)
+            children = [
+                (pid, began) for pid in children_of(party.process.pid) if (began := began_of(pid)) is not None
+            ]
             party.process.kill()
             party.stop()
+            self.watch_orphans(name, children)
         if then is not None:
             then()
         start = self._start_broker if name == BROKER else lambda: self._start_party(name)
         self._down[name] = (time.monotonic() + pause_s, start)
 
+    def watch_orphans(
+        self, name: str, children: list[tuple[int, int]], within_s: float = _OUTLIVES_S
+    ) -> None:
+        """Of a party that was killed: these children, by id and beginning, must end in time."""
+        until = time.monotonic() + within_s
+        self._orphans += [(until, name, pid, began) for pid, began in children]
+
+    def see_to_orphans(self, now: float) -> None:
+        """Note those that did not."""
+        for orphan in list(self._orphans):
+            until, name, pid, began = orphan
+            if began_of(pid) != began:
+                self._orphans.remove(orphan)
+            elif now >= until and not is_killed(pid):
+                self._orphans.remove(orphan)
+                self.outlived.append(f"process {pid} of {name}")
+
     def stop(self, name: str, seconds: float) -> None:
         """Stop a party as a machine that hangs, and let it go on after `seconds`."""
         pid = self._party(name).process.pid
-        _signal(pid, signal.SIGSTOP)
+        send(pid, signal.SIGSTOP)
         self._stopped[name] = (time.monotonic() + seconds, pid)
+
+    def fill_disk(self, name: str, seconds: float) -> None:
+        """No byte of a party goes into any file for `seconds`: EFBIG, where a full disk says ENOSPC."""
+        pid = self._party(name).process.pid
+        limit_files(pid, 0)
+        self._full[name] = (time.monotonic() + seconds, pid)
 
     def kill_child(self, name: str) -> str | None:
         """`kill -9` the training child of a node; which process it was, None where there is none now."""
-        child = next(iter(_children(self._party(name).process.pid)), None)
+        child = next(iter(children_of(self._party(name).process.pid)), None)
         if child is None:
             return None
-        _signal(child, signal.SIGKILL)
+        send(child, signal.SIGKILL)
         return f"process {child}"
 
     def state(self, name: str) -> Path:
@@ -167,12 +215,15 @@ class Fleet:
             start()
         for name, (_, pid) in list(self._stopped.items()):
             del self._stopped[name]
-            _signal(pid, signal.SIGCONT)
+            send(pid, signal.SIGCONT)
+        for name, (_, pid) in list(self._full.items()):
+            del self._full[name]
+            limit_files(pid, resource.RLIM_INFINITY)
 
     def close(self) -> None:
         """End everything; what does not end by itself is killed."""
         for _, pid in self._stopped.values():
-            _signal(pid, signal.SIGCONT)
+            send(pid, signal.SIGCONT)
         self._stopped.clear()
         self._down.clear()
         with contextlib.suppress(OSError):
@@ -186,12 +237,12 @@ class Fleet:
 
     def left_running(self) -> list[str]:
         """Processes that still have something to do with the folder, by id and command."""
-        return [f"{pid} {command}" for pid, command in _processes() if str(self.folder.resolve()) in command]
+        return [f"{pid} {command}" for pid, command in processes_of(str(self.folder.resolve()))]
 
     def end_left_running(self) -> None:
         """Kill what is left, so that an interrupted test leaves nothing."""
         for line in self.left_running():
-            _signal(int(line.split()[0]), signal.SIGKILL)
+            send(int(line.split()[0]), signal.SIGKILL)
 
     def logs(self) -> dict[str, str]:
         """Everything that the parties wrote, by file name."""
@@ -207,7 +258,7 @@ class Fleet:
             role = name if name in (COORDINATOR, BROKER) else "node"
             self._peak(role, pid)
             if role == "node":
-                for child in _children(pid):
+                for child in children_of(pid):
                     self._peak("training child", child)
 
     # -- starting
@@ -232,6 +283,10 @@ class Fleet:
         for name in self.parties:
             party = self._party(name)
             if name in self._down or party.code is None or (name == COORDINATOR and party.code == 0):
+                continue
+            if party.code == StoreError.exit_code and self._full.pop(name, None) is not None:
+                # It was just starting: there is nothing to go on with, and it said so. As systemd does:
+                self._down[name] = (now + 1.0, partial(self._start_party, name))
                 continue
             self._fall(name, f"{name} ended with exit code {party.code}: {party.tail()}", now)
 
@@ -259,58 +314,6 @@ class Fleet:
             self.peaks_mb[role] = max(self.peaks_mb.get(role, 0.0), int(line.split()[1]) / 1024)
 
 
-def ports_in_use(ports: list[int]) -> list[int]:
-    """Those of `ports` that somebody still listens on."""
-    used = []
-    for port in ports:
-        with socket.socket() as s:
-            s.settimeout(1.0)
-            if s.connect_ex(("127.0.0.1", port)) == 0:
-                used.append(port)
-    return used
-
-
 def remove(folder: Path) -> None:
     """Remove a fleet's folder."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_until(done: Callable[[], bool], timeout_s: float, each: Callable[[], None]) -> bool:
-    """Whether `done` became true in time; `each` is called meanwhile."""
-    until = time.monotonic() + timeout_s
-    while not done():
-        if time.monotonic() >= until:
-            return False
-        each()
-    return True
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                found += [int(child) for child in (task / "children").read_text().split()]
-    return found
-
-
-def _processes() -> Iterator[tuple[int, str]]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                yield int(entry.name), command
-
-
-__all__ = ["BROKER", "COORDINATOR", "RUN", "BusError", "Fleet", "ports_in_use", "remove", "wait_until"]

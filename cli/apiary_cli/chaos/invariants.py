@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from apiary_cli.chaos.fleet import COORDINATOR, RUN, Fleet, ports_in_use
+from apiary.files import sha256_of
+from apiary_cli.chaos.fleet import COORDINATOR, RUN, Fleet
+from apiary_cli.chaos.processes import ports_in_use
 from apiary_coordinator.history_file import read_history
 
 TRACEBACK: Final = "Traceback (most recent call last)"
 MEMORY_FACTOR: Final = 1.3
 MEMORY_SPARE_MB: Final = 32.0
 """A disturbed party may take so much more than an undisturbed one: retries and repeats are not free."""
+SAME: Final = ("model.tflite", "model_int8.tflite", "labels.txt", "input.json")
+"""Files of a result that are the same to the last byte in every run of the same kind."""
 CHILD: Final = "training child"
 CHILD_MB: Final = 140.0
 """A child lives for seconds, so its peak undisturbed is seen by luck only: its own bound holds."""
@@ -108,6 +113,42 @@ def nothing_half_written(fleet: Fleet) -> Verdict:
     return Verdict("no half-written file is left", not found, shown or "none")
 
 
+def stores_sound(fleet: Fleet, storm: Record) -> Verdict:
+    """Every blob of every party gives its name, and every node knows the last round as done."""
+    wrong, seen = [], 0
+    for party in fleet.parties:
+        for blob in (fleet.state(party) / "blobs").glob("[0-9a-f]*"):
+            seen += 1
+            if sha256_of(blob) != blob.name:
+                wrong.append(f"{party}: {blob.name[:12]} is damaged")
+    last = [RUN, len(storm.rounds)]
+    for node in fleet.nodes:
+        try:
+            done = json.loads((fleet.state(node) / "outbox" / "done.json").read_text())
+        except (OSError, ValueError) as e:
+            done = str(e)
+        if done != last:
+            wrong.append(f"{node} is done with {done}, expected {last}")
+    return Verdict(
+        "the other stores are sound", not wrong, "; ".join(wrong[:3]) or f"{seen} blobs give their names"
+    )
+
+
+def result_whole(calm: Fleet, storm: Fleet) -> Verdict:
+    """The same files in the run's folder; those that hold no time and no seconds with the same bytes."""
+    ours, theirs = (fleet.folder / "runs" / RUN for fleet in (calm, storm))
+    wanted = {p.relative_to(ours) for p in ours.rglob("*") if p.is_file()}
+    got = {p.relative_to(theirs) for p in theirs.rglob("*") if p.is_file()}
+    wrong = [f"{name} is missing" for name in sorted(wanted - got)]
+    wrong += [f"{name} is too much" for name in sorted(got - wanted)]
+    for name in (n for n in SAME if Path(n) in wanted & got):
+        if sha256_of(ours / name) != sha256_of(theirs / name):
+            wrong.append(f"{name} differs")
+    return Verdict(
+        "the result is whole", not wrong, "; ".join(wrong[:3]) or f"{len(got)} files as undisturbed"
+    )
+
+
 def nothing_running(fleet: Fleet) -> Verdict:
     """After the end: no process, no port."""
     processes, ports = fleet.left_running(), ports_in_use(fleet.ports)
@@ -116,9 +157,10 @@ def nothing_running(fleet: Fleet) -> Verdict:
 
 
 def no_crash(fleet: Fleet) -> Verdict:
-    """No party ended by itself, and no log holds a traceback."""
+    """No party ended by itself, no child outlived its party, and no log holds a traceback."""
     traces = [name for name, text in fleet.logs().items() if TRACEBACK in text]
     seen = [*(f"{what[:300]}" for what in fleet.fell[:3]), *(f"a traceback in {name}" for name in traces)]
+    seen += [f"{what} outlived it" for what in fleet.outlived[:3]]
     return Verdict("no party fell by itself", not seen, "; ".join(seen) or "no crash, no traceback")
 
 

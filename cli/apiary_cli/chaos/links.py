@@ -1,8 +1,9 @@
-"""A TCP proxy in front of the broker, one port a party, whose links can be reset, swallowed and slowed."""
+"""A proxy in front of the broker, one port a party, whose links can be reset, swallowed, slowed and leaky."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import selectors
 import socket
 import struct
@@ -11,6 +12,8 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
+
+from apiary_cli.chaos.packets import Packets, published, refusal
 
 READ: Final = 16_384
 BUFFER: Final = 256 * 1024
@@ -27,6 +30,7 @@ class _Way:
     source: socket.socket
     sink: socket.socket
     waiting: deque[tuple[float, bytes]] = field(default_factory=deque)
+    packets: Packets = field(default_factory=Packets)
     held: int = 0
     ended: bool = False
 
@@ -43,6 +47,10 @@ class _Link:
     delay_s: float = 0.0
     bytes_s: float = 0.0
     allowance: float = 0.0
+    leaky_until: float = 0.0
+    leaks: float = 0.0
+    chance: random.Random = field(default_factory=random.Random)
+    refused_until: float = 0.0
 
 
 class Links:
@@ -50,11 +58,15 @@ class Links:
 
     def __init__(self, broker_port: int, names: list[str]):
         self._target = ("127.0.0.1", broker_port)
+        self._blobs = ""
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._links: dict[str, _Link] = {}
         self._ports: dict[str, int] = {}
         self.resets = 0
+        self.lost = 0
+        self.damaged = 0
+        self.refusals = 0
         self.bytes = 0
         for name in names:
             listener = socket.socket()
@@ -97,10 +109,29 @@ class Links:
             link.slow_until = time.monotonic() + seconds
             link.delay_s, link.bytes_s, link.allowance = delay_s, bytes_s, 0.0
 
+    def leak(self, name: str, seconds: float, *, share: float, seed: int, blobs: str) -> None:
+        """Lose this share of all that a party publishes or gets, as a broker with a full queue does.
+
+        Each is acknowledged, in silence. Of chunks (topics below `blobs`) half come damaged instead.
+        """
+        with self._lock:
+            link = self._links[name]
+            link.leaky_until = time.monotonic() + seconds
+            link.leaks, link.chance = share, random.Random(seed)  # noqa: S311 - faults to repeat
+            self._blobs = blobs
+
+    def refuse(self, name: str, seconds: float) -> None:
+        """Break a party's connections, and refuse its credentials for a while."""
+        self.reset(name)
+        with self._lock:
+            self._links[name].refused_until = time.monotonic() + seconds
+
     def heal(self) -> None:
         """All links are good from now on."""
         with self._lock:
             for link in self._links.values():
+                link.leaky_until = min(link.leaky_until, time.monotonic())
+                link.refused_until = min(link.refused_until, time.monotonic())
                 link.slow_until = min(link.slow_until, time.monotonic())
                 link.dead_until = min(link.dead_until, time.monotonic())
 
@@ -155,8 +186,8 @@ class Links:
             link.allowance = min(link.bytes_s, link.allowance + link.bytes_s * _TURN_S)
         for pair in list(link.pairs):
             try:
-                for way in pair:
-                    self._read(way, now + (link.delay_s if slow else 0.0))
+                for way, back in (pair, pair[::-1]):
+                    self._read(way, back, link, now)
                     self._write(way, link, now, slow=slow)
             except OSError:
                 self._drop(link, pair)
@@ -181,7 +212,8 @@ class Links:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             link.pairs.append((_Way(near, far), _Way(far, near)))
 
-    def _read(self, way: _Way, due: float) -> None:
+    def _read(self, way: _Way, back: _Way, link: _Link, now: float) -> None:
+        due = now + (link.delay_s if now < link.slow_until else 0.0)
         while way.held < BUFFER and not way.ended:
             try:
                 data = way.source.recv(READ)
@@ -190,8 +222,30 @@ class Links:
             if not data:
                 way.ended = True
                 return
-            way.waiting.append((due, data))
-            way.held += len(data)
+            for packet in way.packets.feed(data):
+                passed, answer = self._weather(packet, link, now)
+                for one, to in ((passed, way), (answer, back)):
+                    if one:
+                        to.waiting.append((due, one))
+                        to.held += len(one)
+                if answer and link.refused_until > now:
+                    back.ended = True
+
+    def _weather(self, packet: bytes, link: _Link, now: float) -> tuple[bytes, bytes]:
+        """What passes of a packet, and what its sender is answered in the receiver's name."""
+        if now < link.refused_until and (answer := refusal(packet)) is not None:
+            self.refusals += 1
+            return b"", answer
+        if now >= link.leaky_until or (told := published(packet)) is None:
+            return packet, b""
+        if link.chance.random() >= link.leaks:
+            return packet, b""
+        if told.topic.startswith(self._blobs) and link.chance.random() < 0.5:
+            self.damaged += 1
+            at = len(packet) - 1 - link.chance.randrange(50)
+            return packet[:at] + bytes([packet[at] ^ 1 << link.chance.randrange(8)]) + packet[at + 1 :], b""
+        self.lost += 1
+        return b"", told.ack
 
     def _write(self, way: _Way, link: _Link, now: float, *, slow: bool) -> None:
         while way.waiting and way.waiting[0][0] <= now:

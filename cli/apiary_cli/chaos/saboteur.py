@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 from apiary.bus.bus import Connected, Received
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import WireError
 from apiary.settings import BrokerSettings
-from apiary.wire.messages import Announcement
+from apiary.wire.messages import Announcement, Receipt
 from apiary.wire.topics import Kind, Topics
 
 KEPT: Final = 24
@@ -30,6 +29,8 @@ class Saboteur:
     def __init__(self, port: int, topics: Topics):
         self.messages = 0
         """Messages seen since the present round was announced first."""
+        self.receipts = 0
+        """Updates of the present round that were accepted, as the receipts say."""
         self.round = 0
         self.finishing = False
         self.finished = False
@@ -43,9 +44,10 @@ class Saboteur:
         self._bus.subscribe(f"{topics.root}/{topics.federation}/#")
         self._bus.subscribe(f"{topics.blob_root}/{topics.federation}/#")
 
-    def await_connection(self, timeout_s: float, wait: Callable[[Callable[[], bool], float], bool]) -> bool:
-        """Whether the broker took us in time."""
-        return wait(lambda: self._bus.connected, timeout_s)
+    @property
+    def blobs(self) -> str:
+        """What the topics of chunks begin with."""
+        return f"{self._topics.blob_root}/"
 
     def poll(self, timeout_s: float) -> int:
         """Take what came; how many messages of others that were."""
@@ -121,6 +123,8 @@ class Saboteur:
             self._kept[topic.kind].append((event.topic, event.payload))
         if topic.kind is Kind.ROUND_CURRENT:
             self._announced(event.payload)
+        elif topic.kind is Kind.NODE_RECEIPT:
+            self._receipted(event.payload)
         self.messages += 1
         return 1
 
@@ -132,6 +136,13 @@ class Saboteur:
         if told.state == "finished":
             self.finished = True
         elif told.round > self.round:
-            self.round, self.messages = told.round, 0
+            self.round, self.messages, self.receipts = told.round, 0, 0
         if told.round == told.rounds and told.round == self.round and told.state == "evaluating":
             self.finishing = True
+
+    def _receipted(self, payload: bytes) -> None:
+        try:
+            told = Receipt.decode(payload, who="the coordinator")
+        except WireError:
+            return
+        self.receipts += told.state == "accepted" and told.round == self.round

@@ -42,11 +42,20 @@ KINDS: Final[dict[str, Kind]] = {
     "link-reset": Kind("party", 2.0, 0.0, "every connection of a party is reset"),
     "link-dead": Kind("party", 1.0, 8.0, "a party's link swallows everything for seconds, then breaks"),
     "link-slow": Kind("party", 1.0, 6.0, "a party's link is late and slow for seconds"),
+    "link-leaky": Kind(
+        "party", 1.5, 6.0, "messages of a party are acknowledged, and lost; chunks are damaged"
+    ),
+    "link-refused": Kind("party", 1.0, 5.0, "the broker refuses a party's credentials for seconds"),
+    "disk-full": Kind("coordinator", 1.0, 5.0, "the coordinator's disk takes no byte for seconds"),
     "repeat": Kind("wire", 2.0, 0.0, "recorded messages come again, late and out of order"),
     "corrupt": Kind("wire", 2.0, 0.0, "damaged copies of recorded messages"),
 }
 FINISHING: Final = ("coordinator-kill", "node-kill", "broker-kill", "link-reset")
 """Kinds that also happen while the model is exported or the result written; nothing trains then."""
+TRAINING: Final = ("trainer-kill", "disk-full")
+"""Kinds that do not come before the first round: nothing trains there, and an export does not try again."""
+HALFWAY: Final = ("coordinator-kill", "coordinator-stop", "broker-kill")
+"""Kinds of which half wait until a part of the round's updates was accepted."""
 FAULTS_PER_ROUND: Final = 10
 MESSAGES: Final = 14
 """About so many messages a node are seen in an undisturbed round (counted)."""
@@ -54,7 +63,11 @@ MESSAGES: Final = 14
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. Round 0 is before the first round, `rounds + 1` after the last; `seed` draws the details."""
+    """One fault. Round 0 is before the first round, `rounds + 1` after the last; `seed` draws the details.
+
+    With `receipts` it waits, beside the others of its round, until so many updates were accepted: a round of
+    which some updates are counted and some not is open for a moment only.
+    """
 
     number: int
     kind: str
@@ -64,6 +77,7 @@ class Fault:
     seconds: float
     gap_s: float
     seed: int
+    receipts: int = 0
 
 
 def rounds_for(faults: int) -> int:
@@ -104,10 +118,9 @@ def draw(
     # The last round is left free: what was not dealt in time, because a victim was down, is dealt in it.
     span = max(1, rounds - 1)
     places = sorted(_place(chance, i, len(wanted), span, len(nodes)) for i in range(len(wanted)))
-    # Nothing trains before the first round.
     for i, (round_, _) in enumerate(places):
-        if round_ == 0 and wanted[i] == "trainer-kill":
-            swap = next((j for j, k in enumerate(wanted) if k != "trainer-kill" and places[j][0] > 0), None)
+        if round_ == 0 and wanted[i] in TRAINING:
+            swap = next((j for j, k in enumerate(wanted) if k not in TRAINING and places[j][0] > 0), None)
             if swap is None:
                 places[i] = (1, 0)
             else:
@@ -126,6 +139,7 @@ def draw(
             seconds=round(chance.uniform(0.2, 1.0) * KINDS[kind].longest_s, 2),
             gap_s=round(chance.uniform(0.1, 1.0) * (3 if building and round_ == 0 else 1), 2),
             seed=chance.randrange(2**31),
+            receipts=_receipts(chance, kind, round_, rounds, len(nodes)),
         )
         for number, (kind, round_, after) in enumerate(sorted(plan, key=itemgetter(1, 2)), start=1)
     ]
@@ -145,6 +159,13 @@ def _place(chance: random.Random, i: int, count: int, span: int, nodes: int) -> 
     if i < max(1, count // 40) and count > 1:
         return 0, chance.randrange(4 * nodes)
     return 1 + i * span // count, chance.randrange(MESSAGES * nodes)
+
+
+def _receipts(chance: random.Random, kind: str, round_: int, rounds: int, nodes: int) -> int:
+    """For half of the coordinator's deaths within a round: after which accepted update."""
+    if kind not in HALFWAY or not 1 <= round_ <= rounds or nodes < 2 or chance.random() < 0.5:
+        return 0
+    return chance.randrange(1, nodes)
 
 
 def _victim(chance: random.Random, victim: Victim, nodes: Sequence[str]) -> str:

@@ -189,8 +189,13 @@ def _start(program: Path, socket_path: Path) -> subprocess.Popen[bytes]:
         cwd=socket_path.parent,
         env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
         start_new_session=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls prctl only
+        preexec_fn=_prepare,  # noqa: PLW1509 - it calls prctl only
     )
+
+
+def _prepare() -> None:
+    # Not SIGTERM: it is somebody else's program, which may ignore that.
+    die_with_parent(signal.SIGKILL)
 
 
 def _signal(number: int) -> str:

@@ -6,7 +6,7 @@ import json
 import logging
 from pathlib import Path
 
-from apiary.files import write_json
+from apiary.files import remove, write_json
 from apiary.settings import PredictSettings
 from apiary_edge.feature import Feature, Link
 from apiary_edge.predicting import described, home_assistant
@@ -46,7 +46,7 @@ class HomeAssistant(Feature):
             if self._configs:
                 write_json(self._file, {"topics": sorted(self._configs)})
             else:
-                self._file.unlink(missing_ok=True)
+                remove(self._file)
 
     def _announced(self) -> list[str]:
         try:

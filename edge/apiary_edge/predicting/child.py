@@ -103,19 +103,15 @@ def run(job: PredictJob, tell: Callable[[Line], None], stop: threading.Event) ->
     )
     camera = Camera(job.capture.camera.kind if job.capture else None)
     server = _serve(job, live, camera, tell)
-    predicting = threading.Thread(target=live.run, args=(stop,), name="predicting", daemon=True)
-    predicting.start()
+    predicting = Predicting(live.run, stop)
+
+    def told(line: CaptureTold) -> None:
+        camera.told(line)
+        tell(line)
+
     try:
-        if job.capture is None:
-            while not stop.wait(ALIVE_S):
-                tell(CaptureTold(kind="alive"))
-            return
-
-        def told(line: CaptureTold) -> None:
-            camera.told(line)
-            tell(line)
-
-        capture.run(job.capture, told, stop, watch=live.offer, watch_fps=wants.fps)
+        if job.capture is not None:
+            capture.run(job.capture, told, stop, watch=live.offer, watch_fps=wants.fps)
         # A file that was read to its end stays to be looked at, until the service ends us.
         while not stop.wait(ALIVE_S):
             tell(CaptureTold(kind="alive"))
@@ -123,7 +119,32 @@ def run(job: PredictJob, tell: Callable[[Line], None], stop: threading.Event) ->
         stop.set()
         if server is not None:
             server.close()
-        predicting.join(_JOIN_S)
+        predicting.join()
+
+
+class Predicting:
+    """The thread that predicts. Where it fails the child ends: one that only captured would look well."""
+
+    def __init__(self, turn: Callable[[threading.Event], None], stop: threading.Event):
+        self._turn = turn
+        self._stop = stop
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="predicting", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for it. Raises what it failed of."""
+        self._thread.join(_JOIN_S)
+        if self._failed is not None:
+            raise self._failed
+
+    def _run(self) -> None:
+        try:
+            self._turn(self._stop)
+        except BaseException as e:  # the seam between threads: `join` raises it again
+            self._failed = e
+        finally:
+            self._stop.set()
 
 
 def _serve(job: PredictJob, live: Any, camera: Camera, tell: Callable[[Line], None]) -> Any | None:

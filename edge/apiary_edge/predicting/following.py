@@ -53,7 +53,13 @@ class Following(Feature):
         if not event.payload:
             return
         told = ModelManifest.decode(event.payload, who="the coordinator")
-        self._know(told.labels)
+        try:
+            self._follow(told)
+        finally:
+            # Last: a disk that refuses the labels must not keep the model away, which is told only once.
+            self._know(told.labels)
+
+    def _follow(self, told: ModelManifest) -> None:
         if not self._fetch or (self._wanted is not None and self._wanted.model == told.model):
             return
         found = described.newest(self._state_dir)
@@ -96,6 +102,9 @@ class Following(Feature):
         now = self._asked_at = self._link.clock()
         blobs = self._link.blobs
         missing = [ref for ref in _parts(told) if not blobs.verify(Digest(ref.digest))]
+        if missing:
+            # A round makes room as well; a node that only predicts has none.
+            blobs.evict(keep=self.keeps())
         for ref in missing:
             self._link.downloads.fetch(ref, now, OWNER)
         if missing:

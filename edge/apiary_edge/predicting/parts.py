@@ -44,5 +44,8 @@ def predictions(
         found.append(Predicting(link, process, camera=camera, says=says, publish=publish, refused=refused))
     if spare:
         child = TrainingProcess(wake, edge.guest, module="apiary_edge.predicting.chores")
-        found.append(SpareTime(job, child, store, link.node, busy=busy, samples=link.samples))
+        limit_s = edge.train_timeout_s
+        found.append(
+            SpareTime(job, child, store, link.node, busy=busy, samples=link.samples, limit_s=limit_s)
+        )
     return found

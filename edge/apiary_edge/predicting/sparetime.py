@@ -36,7 +36,10 @@ class Child(Protocol):
 
 
 class SpareTime(Feature):
-    """Runs chores while `busy` says no; a round that begins ends the child, and what it noted stays."""
+    """Runs chores while `busy` says no; a round that begins ends the child, and what it noted stays.
+
+    So does one that takes longer than `limit_s`: it hangs, and without rounds nobody else would end it.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,10 @@ class SpareTime(Feature):
         *,
         busy: Callable[[], bool],
         samples: Callable[[], int],
+        limit_s: float,
     ):
+        self._limit_s = limit_s
+        self._began_at = 0.0
         self._samples = samples
         self._job = job
         self._child = child
@@ -69,12 +75,17 @@ class SpareTime(Feature):
                 self._child.stop()
                 self._running = False
             return
-        if not self._running and now >= self._look_at:
+        if self._running and now - self._began_at >= self._limit_s:
+            self._child.stop()
+            self._told(
+                Told(kind="failed", text=f"it took longer than {self._limit_s:g} s and was ended"), now
+            )
+        elif not self._running and now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
             self._tell_accuracies()
             if self._has_work():
                 self._child.start(self._job.model_copy(update={"counted": self._samples()}))
-                self._running = True
+                self._running, self._began_at = True, now
 
     def close(self) -> None:
         """End the child."""

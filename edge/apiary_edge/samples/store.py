@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from apiary.errors import DataError, StoreError
-from apiary.files import clear_partial
+from apiary.files import advice, clear_partial
 from apiary.wire.messages import MAX_LABELS
 from apiary_edge.samples import queries, schema
 from apiary_edge.samples.layout import PREFIXES, Pictures, Reserve, forget_cached
@@ -173,9 +173,15 @@ class SampleStore(SampleReader):
 
         Returns how many files and rows were removed. Call it once at the start of the service.
         """
-        with self._writing():
-            # The write lock is held, so that no other process is between its file and its row.
-            removed = sum(self._reconcile(prefix) for prefix in PREFIXES)
+        try:
+            with self._writing():
+                # The write lock is held, so that no other process is between its file and its row.
+                removed = sum(self._reconcile(prefix) for prefix in PREFIXES)
+        except OSError as e:
+            raise StoreError(
+                f"the pictures in {self._pictures.folder} cannot be looked through: "
+                f"{e.filename}: {e.strerror}{advice(e)}"
+            ) from e
         self.forget_cached()
         if removed:
             log.warning("samples: %d pictures that were cut off by a power failure are removed", removed)

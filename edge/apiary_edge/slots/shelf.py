@@ -92,10 +92,12 @@ class Shelf:
                 aside.chmod(0o755 if release.kind == "eim" else 0o644)
                 aside.replace(path)
                 sync_folder(path.parent)
+            whole = sha256_of(path) == release.file.digest
+            if not whole:
+                path.unlink(missing_ok=True)
         except OSError as e:
             raise StoreError(f"cannot keep release {release.name} in {self.folder}: {e.strerror}") from e
-        if sha256_of(path) != release.file.digest:
-            path.unlink(missing_ok=True)
+        if not whole:
             raise StoreError(f"release {release.name} was damaged on this node's disk and has been removed")
         return path
 
