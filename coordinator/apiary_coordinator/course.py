@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 Stage = Literal["building", "waiting", "round", "finishing", "parting", "done"]
 _SAY_EVERY_S: Final = 10.0
+_RETRY_S: Final = 5.0
+"""A step that the disk refused is tried again after this pause: neither the log nor the disk is flooded."""
 _PARTING_S: Final = 60.0
 """The broker may take this long to hear that the run is over: longer than a dead link goes unnoticed."""
 
@@ -96,6 +98,7 @@ class Course:
         self._said = (-_SAY_EVERY_S, "")
         self._newcomer_at = means.clock()
         self._part_at = 0.0
+        self._turn_at = 0.0
 
     def start(self) -> None:
         """Begin to build, or with what was built before."""
@@ -109,14 +112,20 @@ class Course:
             self._worker.submit(self._workshop.build, self._built)
 
     def tick(self) -> None:
-        """Time has passed."""
+        """Time has passed. Raises StoreError, and then does nothing for a while."""
         now = self._means.clock()
-        if self.live is not None:
-            self.live.tick(now)
-        elif self.stage == "waiting":
-            self._try_open(now)
-        elif self.stage == "parting":
-            self._part(now)
+        if now < self._turn_at:
+            return
+        try:
+            if self.live is not None:
+                self.live.tick(now)
+            elif self.stage == "waiting":
+                self._try_open(now)
+            elif self.stage == "parting":
+                self._part(now)
+        except StoreError:
+            self._turn_at = now + _RETRY_S
+            raise
 
     def newcomer(self, now: float) -> None:
         """A node has just come: the first round waits a moment for others."""
@@ -176,6 +185,8 @@ class Course:
         self._worker.submit(partial(self._workshop.evaluate, artefacts, first), self._judged)
 
     def _judged(self, judgement: Judgement) -> None:
+        if self.stage != "building":
+            return  # a full disk came in between, and the round that was taken up is under way
         means = self._means
         self.record.initial = {"accuracy": judgement.accuracy, "loss": judgement.loss}
         self.record.begin()
@@ -189,10 +200,20 @@ class Course:
         if row is not None:
             log.info("run=%s going on in round=%d", self.run, row.number)
             self._begin(LiveRound.resume(self._parts(), row, means.clock()))
-            if self.live is not None and self.record.told_to_stop is not None:
-                self.live.abandon(self.record.told_to_stop)
+            self._catch_up()
         else:
             self._next()
+
+    def _catch_up(self) -> None:
+        """What came while a round was being taken up, of nodes that may not say it again: they are lost."""
+        roster = self._means.roster
+        with suppress(StoreError):  # it is decided; what could not be written is tried again with each tick
+            if self.live is not None and self.record.told_to_stop is not None:
+                self.live.abandon(self.record.told_to_stop)
+        for node in self.live.round.awaited if self.live is not None else ():
+            if self.live is not None and node in roster:
+                with suppress(StoreError):
+                    self.live.node_status(node, roster[node].status, roster, self._means.clock())
 
     # -- rounds ----------------------------------------------------------------------------------------
 
@@ -239,7 +260,10 @@ class Course:
         )
         self._means.flow.bytes_sent = 0
         self._announce()
-        live.begin(self._means.clock())
+        try:
+            live.begin(self._means.clock())
+        except StoreError as e:
+            log.error("%s; trying again", e)  # what was not done stays first in line for the next tick
 
     def _announce(self) -> None:
         if self.live is not None:
@@ -320,7 +344,14 @@ class Course:
 
     def _finished(self, model: str, extra: dict[str, Any]) -> None:
         self.summary = self.record.finish(model, self._means.wall() - self._assignment.created, extra)
-        self._worker.submit(partial(self._means.inspect, self.record.folder), self._say_goodbye)
+        self._worker.submit(self._follow_up, self._say_goodbye)
+
+    def _follow_up(self) -> None:
+        """Worker: report and publish. The model is written: nothing that fails here fails the run."""
+        try:
+            self._means.inspect(self.record.folder)
+        except Exception:
+            log.exception("run=%s is finished, but what follows it failed", self.run)
 
     def _say_goodbye(self, _: Any) -> None:
         assert self._opening is not None and self.artefacts is not None  # noqa: S101 - rounds were closed
@@ -365,6 +396,13 @@ class Course:
         return all(self._means.blobs.verify(Digest(ref.digest)) for ref in refs if ref is not None)
 
     def _weights(self, digest: Digest) -> Weights:
+        """Raises RunFailed where no disk will give the model back, StoreError where it may."""
+        if not self._means.blobs.verify(digest):
+            folder = self._settings.coordinator.state_dir / "blobs"
+            raise RunFailed(
+                f"run {self.run} cannot go on: its model {digest[:12]} is damaged or gone from {folder}; "
+                "restore the state folder from a backup, or begin another run (--new, apiary run start)"
+            )
         return blob.decode(self._means.blobs.read(digest), who="the blob store").weights
 
     def _say(self, what: str, now: float) -> None:
