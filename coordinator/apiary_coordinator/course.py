@@ -37,6 +37,8 @@ from apiary_coordinator.workshop import Artefacts, Judgement, Workshop
 log = logging.getLogger(__name__)
 
 Stage = Literal["building", "waiting", "round", "finishing", "parting", "done"]
+LENT: Final = "model"
+"""Whose blobs are served between rounds: those of the newest model."""
 _SAY_EVERY_S: Final = 10.0
 _RETRY_S: Final = 5.0
 """A step that the disk refused is tried again after this pause: neither the log nor the disk is flooded."""
@@ -84,7 +86,12 @@ class Course:
         self.stage: Stage = "building"
         self.live: LiveRound | None = None
         self.artefacts: Artefacts | None = None
-        self.record = Record(assignment.run, assignment.created, assignment.settings)
+        self.record = Record(
+            assignment.run,
+            assignment.created,
+            assignment.settings,
+            partial(means.journal.told, assignment.run),
+        )
         self.record.told_to_stop = assignment.stop
         self.summary: dict[str, Any] = {}
         """What became of it; empty where it ended without a model."""
@@ -169,7 +176,7 @@ class Course:
         self.record.labels = artefacts.labels
         means.journal.set_artefacts(self.run, artefacts.model_dump_json())
         rows = means.journal.rounds(self.run)
-        self.record.rounds = [row.result for row in rows if row.result is not None]
+        self.record.take_up()
         model = next((row.model for row in reversed(rows) if row.model), Digest(artefacts.initial.digest))
         state = next((row.state for row in reversed(rows) if row.state), None)
         self._opening = Opening(
@@ -226,7 +233,7 @@ class Course:
             return
         if now - self._newcomer_at < run.settle_s and not self.record.rounds:
             return
-        number, paces = self.record.next_number, self.record.paces
+        number, paces = self.record.next_number, list(self.record.paces)
         self._begin(LiveRound.open(self._parts(), fit, number=number, recent=paces, roster=roster, now=now))
 
     def _parts(self) -> Parts:
@@ -303,7 +310,7 @@ class Course:
     def _lend(self, opening: Opening, artefacts: Artefacts, nodes: int) -> None:
         """Nodes that predict may ask for the newest model while no round is open, too."""
         refs = (opening.model_ref, artefacts.manifest, artefacts.trainer, artefacts.base)
-        self._means.down.serve([ref for ref in refs if ref is not None], nodes, "model")
+        self._means.down.serve([ref for ref in refs if ref is not None], nodes, LENT)
 
     def _prune(self, opening: Opening, artefacts: Artefacts) -> None:
         """Keep the models that something may still need: the first, the best, the newest."""

@@ -125,6 +125,7 @@ class Metrics(Feature):
         self._settings: MetricsSettings = desk.settings.metrics
         self._look_at = 0.0
         self._seen: tuple[str, int] | None = None
+        self._course: Course | None = None
         self._server: Any = None
         self.figures = Figures(desk.settings.federation)
         self.port = 0
@@ -140,6 +141,9 @@ class Metrics(Feature):
     def tick(self, now: float) -> None:
         """Count the rounds that ended; look at the rest from time to time."""
         course = self._desk.course()
+        if self._course is not None and self._course is not course:
+            self._rounds(self._course)  # what it did in its last turn, a round that failed it perhaps
+        self._course = course
         if course is not None:
             self._rounds(course)
         if now >= self._look_at:
@@ -159,8 +163,8 @@ class Metrics(Feature):
                 return  # its rounds are not read from the journal yet
             self._seen = (course.run, len(rounds))
             self.figures.best.clear()
-        for entry in rounds[self._seen[1] :]:
-            self.figures.round_over(entry)
+        if len(rounds) > self._seen[1] and course.record.newest is not None:
+            self.figures.round_over(course.record.newest)  # one a turn at most
         self._seen = (course.run, len(rounds))
         if (best := course.record.best) is not None:
             self.figures.best.labels(course.run).set(best.accuracy)

@@ -17,7 +17,7 @@ from apiary.errors import ApiaryError, RequestRefused, SettingsError
 from apiary.plugins import names
 from apiary.settings import RunSettings, ScheduleSettings, Settings
 from apiary.wire.topics import check_name
-from apiary_coordinator import timetable
+from apiary_coordinator import retention, timetable
 from apiary_coordinator.course import Assignment, Course
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.opening import strategy
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 Workshops = Callable[[Settings, BlobStore], Workshop]
 _LOOK_EVERY_S: Final = 5.0
-_LOOK_BACK: Final = 12
-"""Runs whose blobs are looked through when one begins; those of all but two are removed."""
 _SINCE: Final = "schedule.since"
 _SAMPLES: Final = "schedule.samples"
 
@@ -87,6 +85,8 @@ class Runs(Feature):
         for run in self._book.begun(1):
             if run.state != "active" and run.ended is None:
                 self._book.ended(run.run, self._desk.wall())
+        retention.clear(self._desk, self._book, folders=self._workshops is not None)
+        retention.remind(self._desk, self._book)
         if self._workshops is not None and row is not None:
             self._take_up(row)
 
@@ -209,8 +209,8 @@ class Runs(Feature):
                 self._samples.report(node.id, node.status.samples)
 
     def _past(self) -> Past:
-        last = next(iter(self._book.begun(1)), None)
-        return Past(self._since, last.created, last.ended) if last is not None else Past(self._since)
+        began, ended = self._book.last() or (None, None)
+        return Past(self._since, began, ended)
 
     def _begin(self, row: RunRow) -> None:
         """The next run; what made it begin is dealt with."""
@@ -219,7 +219,7 @@ class Runs(Feature):
         self._book.remember(_SINCE, self._since)
         self._book.remember(_SAMPLES, dict(self._samples.begin()))
         self._book.begin(row.id, self._desk.wall())
-        self._clear_old()
+        retention.clear(self._desk, self._book, folders=True)
         self._go(row)
 
     def _take_up(self, row: RunRow) -> None:
@@ -233,14 +233,6 @@ class Runs(Feature):
             log.error("run=%s cannot begin: %s", row.id, e)
             self._desk.journal.end_run(row.id, "failed", str(e))
             self._book.ended(row.id, self._desk.wall())
-
-    def _clear_old(self) -> None:
-        """Remove the blobs of runs before the last one; what they gave lies in their folders."""
-        newest, old = self._book.begun(_LOOK_BACK)[:2], self._book.begun(_LOOK_BACK)[2:]
-        keep = {digest for run in newest for digest in self._book.blobs(run.run)}
-        for run in old:
-            for digest in self._book.blobs(run.run) - keep:
-                self._desk.blobs.remove(digest)
 
     def _assignment(self, row: RunRow) -> Assignment:
         try:

@@ -73,11 +73,33 @@ def test_a_round_and_its_updates_survive_a_restart(tmp_path: Path) -> None:
 def test_an_invitation_rewrites_the_opening_and_nothing_else(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.open_round("r", 1, {"cohort": ["a"]})
-    journal.close_round("r", 1, {"state": "closed"}, Digest("m"), Digest("s"))
+    journal.accept("r", 1, [row("a")])
     journal.open_round("r", 1, {"cohort": ["a", "b"]})
     (found,) = journal.rounds("r")
-    assert found.opened == {"cohort": ["a", "b"]}
-    assert (found.result, found.model, found.state) == ({"state": "closed"}, "m", "s")
+    assert (found.opened, found.result) == ({"cohort": ["a", "b"]}, None)
+    assert journal.counted("r", 1, A)
+    journal.close()
+
+
+def test_what_grows_with_the_fleet_is_told_one_round_at_a_time_and_left_of_a_run_that_is_over(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path)
+    whole = {"round": 1, "state": "closed", "n_contributors": 1, "contributors": {"a": {"samples": 3}}}
+    for run in ("r", "other"):
+        journal.open_round(run, 1, {"cohort": ["a"], "shares": {"a": {"samples": 3}}})
+        journal.accept(run, 1, [row("a")])
+        journal.reject(run, 1, NodeId("b"), "NaN")
+        journal.close_round(run, 1, whole, Digest("m"), Digest("s"))
+    slim = {"round": 1, "state": "closed", "n_contributors": 1}
+    assert [(r.opened, r.result, r.model) for r in journal.rounds("r")] == [({}, slim, "m")]
+    assert list(journal.told("r")) == [whole]
+    journal.trim("r")
+    journal.trim("r")
+    assert list(journal.told("r")) == [slim]
+    assert (journal.rounds("r")[0].model, journal.rounds("r")[0].state) == ("m", "s")
+    assert not journal.accepted("r", 1) and not journal.rejected("r", 1)
+    assert list(journal.told("other")) == [whole] and journal.accepted("other", 1)
     journal.close()
 
 
