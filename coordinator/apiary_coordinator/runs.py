@@ -22,6 +22,7 @@ from apiary_coordinator.course import Assignment, Course
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.opening import strategy
 from apiary_coordinator.operators import Arguments, Call, Operators
+from apiary_coordinator.recipes.base import check_options
 from apiary_coordinator.runbook import MAX_LISTED, RunBook
 from apiary_coordinator.store import RunRow
 from apiary_coordinator.timetable import NewSamples, Past, Timetable
@@ -284,5 +285,6 @@ def run_settings(settings: Settings, changes: dict[str, JsonValue]) -> RunSettin
         raise SettingsError(f"run.{where} is {str(first.get('input'))[:60]!r}: {first['msg']}") from None
     if run.recipe not in (known := names("apiary_coordinator.recipes")):
         raise SettingsError(f"run.recipe is {run.recipe[:60]!r}; there are: {', '.join(known)}")
-    strategy(settings.model_copy(update={"run": run}))
+    check_options(run.recipe, run.recipe_options)
+    strategy(settings.model_copy(update={"run": run})).plan(run.plan, run.strategy_options)
     return run
