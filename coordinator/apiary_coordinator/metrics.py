@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter as Count
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, get_args
 
 from prometheus_client import (
@@ -44,6 +44,7 @@ _REASONS: Final = (
     ("allowed are +-", "magnitude"),
     ("tensor", "shape"),
 )
+_OTHER: Final = "other"
 
 
 class Figures:
@@ -89,12 +90,18 @@ class Figures:
         self.uploads = gauge("uploads", "Of the open round", "state")
         self.jobs = gauge("worker_jobs", "Given to the worker and not yet done")
         self.requests = gauge("operator_requests_open", "Requests of operators being worked on")
-        for state in get_args(NodeState):
-            self.nodes.labels(state)
-        for state in ("closed", "failed"):
-            self.rounds.labels(state)
-        for state in ("granted", "waiting"):
-            self.uploads.labels(state)
+        # Prometheus sees an increase between two scrapes: a counter that comes with its first event hides it.
+        known: tuple[tuple[Gauge | Counter, Iterable[str]], ...] = (
+            (self.nodes, get_args(NodeState)),
+            (self.rounds, ("closed", "failed")),
+            (self.uploads, ("granted", "waiting")),
+            (self.updates, ("accepted", "rejected", "missing")),
+            (self.traffic, ("up", "down")),
+            (self.rejected, (*(reason for _, reason in _REASONS), _OTHER)),
+        )
+        for metric, labels in known:
+            for label in labels:
+                metric.labels(label)
 
     def round_over(self, entry: dict[str, Any]) -> None:
         """A round ended; `entry` as the run's history has it."""
@@ -191,7 +198,7 @@ class Metrics(Feature):
 
 def reason_of(why: str) -> str:
     """What a refusal is counted as."""
-    return next((reason for words, reason in _REASONS if words in why), "other")
+    return next((reason for words, reason in _REASONS if words in why), _OTHER)
 
 
 def _listen(app: Any, settings: MetricsSettings) -> Any:

@@ -146,3 +146,16 @@ def test_the_round_that_fails_a_run_is_counted(measured: Callable[..., Fleet]) -
     found = scrape(feature_of(fleet))
     assert found["apiary_rounds_total", (("state", "failed"),)] == 2
     assert found["apiary_updates_total", (("result", "missing"),)] == 6
+
+
+def test_every_counter_is_there_before_its_first_event(measured: Callable[..., Fleet]) -> None:
+    """Otherwise `increase()` over it is zero for the first: a lone refused update would not be seen."""
+    found = scrape(feature_of(measured()))
+    for name, label, values in (
+        ("updates", "result", ("accepted", "rejected", "missing")),
+        ("updates_rejected", "reason", ("norm", "not_finite", "damaged", "other")),
+        ("traffic_bytes", "direction", ("up", "down")),
+        ("rounds", "state", ("closed", "failed")),
+    ):
+        for value in values:
+            assert found[f"apiary_{name}_total", ((label, value),)] == 0
