@@ -114,9 +114,10 @@ class RunBook:
             ]
         )
 
-    def withdraw(self, run: str, why: str) -> None:
+    def withdraw(self, run: str, why: str, now: float) -> None:
         """Take a waiting run out of the queue."""
         self._journal.end_run(run, "withdrawn", why)
+        self.ended(run, now)
 
     def begun(self, limit: int) -> list[Listed]:
         """The newest runs that are not waiting any more, newest first."""

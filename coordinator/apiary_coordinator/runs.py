@@ -149,7 +149,7 @@ class Runs(Feature):
         why = f"stopped by operator {call.operator}"
         waiting = [row.id for row in self._book.waiting()]
         if args.name is not None and args.name in waiting:
-            self._book.withdraw(args.name, why)
+            self._book.withdraw(args.name, why, self._desk.wall())
             call.done({"run": args.name, "state": "withdrawn"})
         elif course is None or args.name not in (None, course.run):
             raise RequestRefused(

@@ -183,6 +183,7 @@ def test_names_are_used_once_and_the_queue_is_bounded(staying: Callable[..., Fle
         until(fleet, lambda: stage(fleet) == "waiting")
     assert fleet.ask("run.start", name="r0").why == "20 runs are waiting; stop one of them first"
     assert fleet.ask("run.stop", name="r7").result == {"run": "r7", "state": "withdrawn"}
+    assert next(run for run in listed(fleet) if run["run"] == "r7")["ended"] is not None
     assert fleet.ask("run.start", name="r0").why == "there is a run 'r0' already: give another name"
     assert fleet.ask("run.start", name="new").state == "done"
 
