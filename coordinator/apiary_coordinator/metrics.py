@@ -26,6 +26,7 @@ from apiary.wire.messages import NodeState
 from apiary_coordinator.course import Course
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.operators import Operators
+from apiary_coordinator.vigil import Vigil
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Figures:
         self.samples = gauge("samples", "Labelled pictures of all nodes that are here")
         self.uploads = gauge("uploads", "Of the open round", "state")
         self.jobs = gauge("worker_jobs", "Given to the worker and not yet done")
+        self.busy = gauge("worker_busy_seconds", "How long the worker has been at its job")
         self.requests = gauge("operator_requests_open", "Requests of operators being worked on")
         # Prometheus sees an increase between two scrapes: a counter that comes with its first event hides it.
         known: tuple[tuple[Gauge | Counter, Iterable[str]], ...] = (
@@ -126,9 +128,10 @@ class Figures:
 class Metrics(Feature):
     """Looks at the coordinator every other second; serves what it saw."""
 
-    def __init__(self, desk: Desk, operators: Operators):
+    def __init__(self, desk: Desk, operators: Operators, vigil: Vigil):
         self._desk = desk
         self._operators = operators
+        self._vigil = vigil
         self._settings: MetricsSettings = desk.settings.metrics
         self._look_at = 0.0
         self._seen: tuple[str, int] | None = None
@@ -181,6 +184,7 @@ class Metrics(Feature):
         figures.connected.set(desk.bus.connected)
         figures.backlog.set(desk.bus.backlog)
         figures.jobs.set(desk.worker.pending)
+        figures.busy.set(self._vigil.busy_s)
         figures.requests.set(self._operators.open)
         figures.run_active.set(course is not None and course.stage != "done")
         nodes = desk.roster.nodes.values()
