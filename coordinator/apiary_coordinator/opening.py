@@ -9,6 +9,7 @@ from typing import Any
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Limits
 from apiary.bus.outlet import Outlet
+from apiary.errors import StoreError
 from apiary.learn.manifest import Manifest
 from apiary.plugins import load
 from apiary.settings import Settings
@@ -68,8 +69,12 @@ class Opening:
 
     @property
     def model_ref(self) -> BlobRef:
-        """The current model as a blob."""
-        return BlobRef(digest=self.model, bytes=self.blobs.path(self.model).stat().st_size)
+        """The current model as a blob. Raises StoreError."""
+        try:
+            size = self.blobs.path(self.model).stat().st_size
+        except OSError as e:
+            raise StoreError(f"the model {self.model[:12]} cannot be read: {e.strerror}") from e
+        return BlobRef(digest=self.model, bytes=size)
 
     def advance(self, weights: Weights, model: Digest, state: Digest | None) -> None:
         """A round was closed."""

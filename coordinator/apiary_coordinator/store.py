@@ -142,14 +142,14 @@ class Journal:
     def active_run(self) -> RunRow | None:
         """The newest run that is not over."""
         query = "SELECT id, created, settings, artefacts, state, stop FROM run WHERE state = 'active'"
-        row = self._db.execute(f"{query} ORDER BY created DESC LIMIT 1").fetchone()
-        return RunRow(*row) if row else None
+        rows = self.select(f"{query} ORDER BY created DESC LIMIT 1")
+        return RunRow(*rows[0]) if rows else None
 
     def run(self, run: str) -> RunRow | None:
         """A run by its id."""
         query = "SELECT id, created, settings, artefacts, state, stop FROM run WHERE id = ?"
-        row = self._db.execute(query, (run,)).fetchone()
-        return RunRow(*row) if row else None
+        rows = self.select(query, (run,))
+        return RunRow(*rows[0]) if rows else None
 
     def open_round(self, run: str, number: int, opened: dict[str, Any]) -> None:
         """Write down a round's cohort, plan and model, or its cohort once more after an invitation."""
@@ -198,7 +198,7 @@ class Journal:
         query = f"SELECT number, {opened}, {_SLIM}, model, state_digest FROM round"  # noqa: S608 - no values
         return [
             RoundRow(n, json.loads(o), json.loads(r) if r else None, m, s)
-            for n, o, r, m, s in self._db.execute(f"{query} WHERE run = ? ORDER BY number", (run,))
+            for n, o, r, m, s in self.select(f"{query} WHERE run = ? ORDER BY number", (run,))
         ]
 
     def told(self, run: str) -> Iterator[dict[str, Any]]:
@@ -226,17 +226,17 @@ class Journal:
             "SELECT node, digest, slot, bytes, samples, seconds, offer FROM accepted"
             " WHERE run = ? AND round = ? ORDER BY rowid"
         )
-        return [AcceptedRow(*row) for row in self._db.execute(query, (run, number))]
+        return [AcceptedRow(*row) for row in self.select(query, (run, number))]
 
     def counted(self, run: str, number: int, node: NodeId) -> bool:
         """Whether an update of this node was accepted in this round."""
         query = "SELECT 1 FROM accepted WHERE run = ? AND round = ? AND node = ?"
-        return self._db.execute(query, (run, number, node)).fetchone() is not None
+        return bool(self.select(query, (run, number, node)))
 
     def rejected(self, run: str, number: int) -> dict[NodeId, str]:
         """Refused nodes of a round, and why."""
         query = "SELECT node, why FROM rejected WHERE run = ? AND round = ?"
-        return dict(self._db.execute(query, (run, number)))
+        return {NodeId(node): str(why) for node, why in self.select(query, (run, number))}
 
     def select(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """What the journal holds. Raises StoreError."""

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,7 @@ def test_a_torn_end_of_the_log_loses_whole_commits_only(tmp_path: Path) -> None:
 
 _WRITER = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from apiary.wire import Digest, NodeId
 from apiary_coordinator.store import AcceptedRow, Journal
@@ -244,3 +246,26 @@ def test_what_was_told_is_there_after_kill_9(tmp_path: Path, after_s: float) -> 
 def test_sqlite_is_new_enough_for_what_the_journal_asks() -> None:
     """`ON CONFLICT DO UPDATE` came with 3.24; Raspberry Pi OS Bookworm has 3.40."""
     assert sqlite3.sqlite_version_info >= (3, 24)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda j: j.active_run(),
+        lambda j: j.run("r"),
+        lambda j: j.rounds("r"),
+        lambda j: list(j.told("r")),
+        lambda j: j.accepted("r", 1),
+        lambda j: j.counted("r", 1, A),
+        lambda j: j.rejected("r", 1),
+    ],
+)
+def test_what_cannot_be_read_is_said_and_no_bug_of_ours(
+    tmp_path: Path, read: Callable[[Journal], object]
+) -> None:
+    """An offer of a round that is over asks the journal: a disk that fails must not end the coordinator."""
+    journal = Journal(tmp_path)
+    journal.commit([(f"DROP TABLE {table}", ()) for table in ("run", "round", "accepted", "rejected")])
+    with pytest.raises(StoreError, match="the journal cannot be read: no such table"):
+        read(journal)
+    journal.close()
