@@ -80,7 +80,8 @@ class Reception:
         before = self._desk.roster.update(node, status, now)
         if node not in self._desk.roster:
             self._complaints.once(
-                "roster",
+                "no place in the roster",
+                "",
                 f"node {node} takes part in nothing: {len(self._desk.roster)} nodes are known, no more are "
                 "taken in. Those that are gone for good leave when their retained status is removed from the "
                 "broker (`mosquitto_pub -r -n -t .../node/N/status`)",
@@ -88,7 +89,8 @@ class Reception:
             return
         if status.version not in ("", __version__) and status.state != "lost":
             self._complaints.once(
-                f"version {node} {status.version}",
+                "another version",
+                f"{node} {status.version}",
                 f"node {node} runs version {status.version}, the coordinator {__version__}",
             )
         if before is None or before.status.state != status.state:
@@ -130,7 +132,8 @@ class Reception:
         off = abs(ask.clock - self._desk.wall()) if ask.clock is not None else 0.0
         if off > _CLOCK_OFF_S:
             self._complaints.once(
-                f"clock {node}",
+                "a wrong clock",
+                node,
                 f"node {node}: its clock is {off / 86400:.1f} days off; rounds do not mind, but TLS and logs "
                 "do: check its time synchronisation (timedatectl)",
             )
