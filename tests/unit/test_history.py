@@ -94,6 +94,20 @@ def test_what_is_in_memory_of_a_round_does_not_grow_with_the_fleet(tmp_path: Pat
     assert writing.finish("ab", 9.0, {})["nodes"] == 500
 
 
+def test_of_what_nodes_measured_the_last_is_read_back(tmp_path: Path) -> None:
+    writing = record(tmp_path)
+    for number, nodes in enumerate((("a", "b"), ("b",), ("b", "c")), 1):
+        metrics = {node: {"accuracy": number / 10} for node in nodes}
+        writing.add({**entry(number, 0.5), "node_metrics": metrics})
+    told = read_history(tmp_path / "run")
+    assert [r["node_metrics"] for r in told["rounds"]] == [
+        {"a": {"accuracy": 0.1}},
+        {},
+        {"b": {"accuracy": 0.3}, "c": {"accuracy": 0.3}},
+    ]
+    assert all("shares" not in r for r in told["rounds"]) and told["nodes"] == {"pi-1": {"samples": 8}}
+
+
 def test_cut_at_any_byte_it_is_read_and_made_whole_at_the_next_start(tmp_path: Path) -> None:
     whole = record(tmp_path, entry(1, 0.6), entry(2, 0.9))
     whole.begin()
