@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Limits
@@ -17,6 +17,7 @@ from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
 from apiary.wire.messages import BlobRef, RoundResult
 from apiary_coordinator.store import Journal
+from apiary_coordinator.strategies.base import Strategy
 from apiary_coordinator.worker import Worker
 from apiary_coordinator.workshop import Artefacts, Workshop
 
@@ -83,7 +84,7 @@ class Opening:
     def parts(self, **rest: Any) -> Parts:
         """The parts of the next round."""
         if self.state is None:
-            state: Weights = strategy(self.settings).init(self.weights)
+            state = strategy(self.settings).init(self.weights)
         else:
             state = blob.decode(self.blobs.read(self.state), who="the journal").weights
         return Parts(
@@ -98,6 +99,6 @@ class Opening:
         )
 
 
-def strategy(settings: Settings) -> Any:
+def strategy(settings: Settings) -> Strategy:
     """The strategy that the settings name. Raises SettingsError."""
-    return load("apiary_coordinator.strategies", settings.run.strategy)
+    return cast("Strategy", load("apiary_coordinator.strategies", settings.run.strategy))
