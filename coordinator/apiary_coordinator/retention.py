@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 WHOLE: Final = 2
 """The newest runs keep their models and the journal's word on each node."""
 _LOOK_BACK: Final = 12
-"""Runs whose blobs are looked through each time: one begins at a time, and more are never left over."""
+"""Runs that are looked through each time: one begins at a time, and a journal of before has its turn too."""
 
 
 def clear(desk: Desk, book: RunBook, *, folders: bool) -> None:
@@ -36,7 +36,7 @@ def clear(desk: Desk, book: RunBook, *, folders: bool) -> None:
     for run in runs[WHOLE:]:
         for digest in book.blobs(run.run) - keep:
             desk.blobs.remove(digest)
-    for name in book.bulky(WHOLE):
+    for name in book.bulky(WHOLE)[:_LOOK_BACK]:
         desk.journal.trim(name)
     most = desk.settings.coordinator.keep_runs
     for name in book.old(most) if folders and most else ():
