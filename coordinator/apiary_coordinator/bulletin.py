@@ -69,14 +69,10 @@ class Bulletin:
 
     def result(self, result: RoundResult) -> None:
         """A round is over."""
-        self._outlet.send(result.readable())
+        self.remind(result)
         if result.state == "failed":
             log.warning("run=%s round=%d failed: %s", self._run, result.round, result.why)
             return
-        for name in _METRICS:
-            self._outlet.metric(name, float(getattr(result, name) or 0.0))
-        self._outlet.metric("contributors", result.n_contributors)
-        self._outlet.metric("round", result.round)
         log.info(
             "run=%s round=%d closed accuracy=%.1f%% loss=%.4f contributors=%d rejected=%d missing=%d",
             self._run,
@@ -87,6 +83,15 @@ class Bulletin:
             result.n_rejected,
             result.n_missing,
         )
+
+    def remind(self, result: RoundResult) -> None:
+        """Say how a round ended, perhaps once more: the broker, or a restart of ours, may have lost it."""
+        self._outlet.send(result.readable())
+        if result.state == "closed":
+            for name in _METRICS:
+                self._outlet.metric(name, float(getattr(result, name) or 0.0))
+            self._outlet.metric("contributors", result.n_contributors)
+            self._outlet.metric("round", result.round)
 
     def model(self, result: RoundResult, model: BlobRef, artefacts: Artefacts, *, best: bool) -> None:
         """The newest global model."""

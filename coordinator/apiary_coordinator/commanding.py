@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, ValidationError
 
 from apiary.bus.bus import Received
 from apiary.errors import RequestRefused
 from apiary.tags import matches, parse_rule
 from apiary.wire import NodeId
-from apiary.wire.messages import NodeCommand, NodeReply
+from apiary.wire.messages import NodeCommand, NodeReply, OperatorReply
 from apiary.wire.topics import Kind, Topic
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.operators import Arguments, Call, Operators
@@ -31,6 +32,9 @@ _PATIENCE: Final = 5
 _TELL_EVERY_S: Final = 1.0
 _LOG_BYTES: Final = 160_000
 """Of all nodes together."""
+_ANSWER_BYTES: Final = 240_000
+"""The results of all nodes of an order together, each with an equal share: one node shall not crowd out what
+the others answer."""
 ALL: Final = "all"
 State = Literal["sent", "working", "done", "refused", "silent", "absent"]
 
@@ -77,6 +81,9 @@ class _Order:
     told_at: float = 0.0
     news: bool = False
 
+    def told(self) -> JsonValue:
+        return {"nodes": {node: one.told() for node, one in self.nodes.items()}}
+
 
 class Commanding(Feature):
     """The coordinator's side of `apiary node`."""
@@ -101,6 +108,8 @@ class Commanding(Feature):
         if order is None or one is None or not one.open:
             return
         one.state, one.why, one.result = reply.state, reply.why, reply.result
+        if (unfit := _unfit(topic.node, reply, _ANSWER_BYTES // len(order.nodes))) is not None:
+            one.why, one.result = f"{reply.why or reply.state}; {unfit}"[:500], None
         order.news = True
         if order.command.op == "retrain" and reply.state == "done":
             self._invite_again(topic.node, reply.result)
@@ -154,13 +163,12 @@ class Commanding(Feature):
                 self._desk.outlet.send(order.command, node)
 
     def _advance(self, order: _Order, now: float) -> None:
-        result: JsonValue = {"nodes": {node: one.told() for node, one in order.nodes.items()}}
         if not any(one.open for one in order.nodes.values()):
             self._orders.pop(order.command.id, None)
-            order.call.done(result)
+            order.call.done(order.told())
         elif order.news and now - order.told_at >= _TELL_EVERY_S:
             order.news, order.told_at = False, now
-            order.call.working(result)
+            order.call.working(order.told())
 
     def _invite_again(self, node: NodeId, result: JsonValue) -> None:
         course = self._desk.course()
@@ -169,6 +177,16 @@ class Commanding(Feature):
             return
         if (result.get("run"), result.get("round")) == (live.parts.run, live.round.number):
             live.ask_again(node)
+
+
+def _unfit(node: NodeId, reply: NodeReply, room: int) -> str | None:
+    """Why a node's result cannot be told beside those of others; None where it can."""
+    try:
+        OperatorReply(id=reply.id, state="done", result={"nodes": {node: {"result": reply.result}}})
+    except ValidationError:
+        return "its result is nested too deep, or holds too many values, to be told"
+    size = len(json.dumps(reply.result, ensure_ascii=False).encode())
+    return f"its result takes {size} bytes, there is room for {room}" if size > room else None
 
 
 def choose(roster: Roster, wanted: list[str]) -> list[NodeId]:

@@ -37,7 +37,11 @@ from apiary_coordinator.workshop import Artefacts, Judgement, Workshop
 log = logging.getLogger(__name__)
 
 Stage = Literal["building", "waiting", "round", "finishing", "parting", "done"]
+LENT: Final = "model"
+"""Whose blobs are served between rounds: those of the newest model."""
 _SAY_EVERY_S: Final = 10.0
+_RETRY_S: Final = 5.0
+"""A step that the disk refused is tried again after this pause: neither the log nor the disk is flooded."""
 _PARTING_S: Final = 60.0
 """The broker may take this long to hear that the run is over: longer than a dead link goes unnoticed."""
 
@@ -82,7 +86,12 @@ class Course:
         self.stage: Stage = "building"
         self.live: LiveRound | None = None
         self.artefacts: Artefacts | None = None
-        self.record = Record(assignment.run, assignment.created, assignment.settings)
+        self.record = Record(
+            assignment.run,
+            assignment.created,
+            assignment.settings,
+            partial(means.journal.told, assignment.run),
+        )
         self.record.told_to_stop = assignment.stop
         self.summary: dict[str, Any] = {}
         """What became of it; empty where it ended without a model."""
@@ -96,6 +105,7 @@ class Course:
         self._said = (-_SAY_EVERY_S, "")
         self._newcomer_at = means.clock()
         self._part_at = 0.0
+        self._turn_at = 0.0
 
     def start(self) -> None:
         """Begin to build, or with what was built before."""
@@ -109,14 +119,20 @@ class Course:
             self._worker.submit(self._workshop.build, self._built)
 
     def tick(self) -> None:
-        """Time has passed."""
+        """Time has passed. Raises StoreError, and then does nothing for a while."""
         now = self._means.clock()
-        if self.live is not None:
-            self.live.tick(now)
-        elif self.stage == "waiting":
-            self._try_open(now)
-        elif self.stage == "parting":
-            self._part(now)
+        if now < self._turn_at:
+            return
+        try:
+            if self.live is not None:
+                self.live.tick(now)
+            elif self.stage == "waiting":
+                self._try_open(now)
+            elif self.stage == "parting":
+                self._part(now)
+        except StoreError:
+            self._turn_at = now + _RETRY_S
+            raise
 
     def newcomer(self, now: float) -> None:
         """A node has just come: the first round waits a moment for others."""
@@ -160,7 +176,7 @@ class Course:
         self.record.labels = artefacts.labels
         means.journal.set_artefacts(self.run, artefacts.model_dump_json())
         rows = means.journal.rounds(self.run)
-        self.record.rounds = [row.result for row in rows if row.result is not None]
+        self.record.take_up()
         model = next((row.model for row in reversed(rows) if row.model), Digest(artefacts.initial.digest))
         state = next((row.state for row in reversed(rows) if row.state), None)
         self._opening = Opening(
@@ -176,6 +192,8 @@ class Course:
         self._worker.submit(partial(self._workshop.evaluate, artefacts, first), self._judged)
 
     def _judged(self, judgement: Judgement) -> None:
+        if self.stage != "building":
+            return  # a full disk came in between, and the round that was taken up is under way
         means = self._means
         self.record.initial = {"accuracy": judgement.accuracy, "loss": judgement.loss}
         self.record.begin()
@@ -189,10 +207,20 @@ class Course:
         if row is not None:
             log.info("run=%s going on in round=%d", self.run, row.number)
             self._begin(LiveRound.resume(self._parts(), row, means.clock()))
-            if self.live is not None and self.record.told_to_stop is not None:
-                self.live.abandon(self.record.told_to_stop)
+            self._catch_up()
         else:
             self._next()
+
+    def _catch_up(self) -> None:
+        """What came while a round was being taken up, of nodes that may not say it again: they are lost."""
+        roster = self._means.roster
+        with suppress(StoreError):  # it is decided; what could not be written is tried again with each tick
+            if self.live is not None and self.record.told_to_stop is not None:
+                self.live.abandon(self.record.told_to_stop)
+        for node in self.live.round.awaited if self.live is not None else ():
+            if self.live is not None and node in roster:
+                with suppress(StoreError):
+                    self.live.node_status(node, roster[node].status, roster, self._means.clock())
 
     # -- rounds ----------------------------------------------------------------------------------------
 
@@ -205,7 +233,7 @@ class Course:
             return
         if now - self._newcomer_at < run.settle_s and not self.record.rounds:
             return
-        number, paces = self.record.next_number, self.record.paces
+        number, paces = self.record.next_number, list(self.record.paces)
         self._begin(LiveRound.open(self._parts(), fit, number=number, recent=paces, roster=roster, now=now))
 
     def _parts(self) -> Parts:
@@ -239,7 +267,10 @@ class Course:
         )
         self._means.flow.bytes_sent = 0
         self._announce()
-        live.begin(self._means.clock())
+        try:
+            live.begin(self._means.clock())
+        except StoreError as e:
+            log.error("%s; trying again", e)  # what was not done stays first in line for the next tick
 
     def _announce(self) -> None:
         if self.live is not None:
@@ -279,7 +310,7 @@ class Course:
     def _lend(self, opening: Opening, artefacts: Artefacts, nodes: int) -> None:
         """Nodes that predict may ask for the newest model while no round is open, too."""
         refs = (opening.model_ref, artefacts.manifest, artefacts.trainer, artefacts.base)
-        self._means.down.serve([ref for ref in refs if ref is not None], nodes, "model")
+        self._means.down.serve([ref for ref in refs if ref is not None], nodes, LENT)
 
     def _prune(self, opening: Opening, artefacts: Artefacts) -> None:
         """Keep the models that something may still need: the first, the best, the newest."""
@@ -320,7 +351,14 @@ class Course:
 
     def _finished(self, model: str, extra: dict[str, Any]) -> None:
         self.summary = self.record.finish(model, self._means.wall() - self._assignment.created, extra)
-        self._worker.submit(partial(self._means.inspect, self.record.folder), self._say_goodbye)
+        self._worker.submit(self._follow_up, self._say_goodbye)
+
+    def _follow_up(self) -> None:
+        """Worker: report and publish. The model is written: nothing that fails here fails the run."""
+        try:
+            self._means.inspect(self.record.folder)
+        except Exception:
+            log.exception("run=%s is finished, but what follows it failed", self.run)
 
     def _say_goodbye(self, _: Any) -> None:
         assert self._opening is not None and self.artefacts is not None  # noqa: S101 - rounds were closed
@@ -365,6 +403,13 @@ class Course:
         return all(self._means.blobs.verify(Digest(ref.digest)) for ref in refs if ref is not None)
 
     def _weights(self, digest: Digest) -> Weights:
+        """Raises RunFailed where no disk will give the model back, StoreError where it may."""
+        if not self._means.blobs.verify(digest):
+            folder = self._settings.coordinator.state_dir / "blobs"
+            raise RunFailed(
+                f"run {self.run} cannot go on: its model {digest[:12]} is damaged or gone from {folder}; "
+                "restore the state folder from a backup, or begin another run (--new, apiary run start)"
+            )
         return blob.decode(self._means.blobs.read(digest), who="the blob store").weights
 
     def _say(self, what: str, now: float) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,31 +27,45 @@ class HistoryFile:
     def __init__(self, folder: Path):
         self._path = folder / NAME
 
-    def hold(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Have the file hold these lines and nothing else; what is there of them stays. Raises StoreError."""
-        wanted = b"".join(map(_line, lines))
+    def hold(self, lines: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        """Have the file hold these lines and nothing else; what is there of them stays. Raises StoreError.
+
+        `lines` is asked once or twice; one line at a time is in memory.
+        """
+        there = self._agreeing(lines())
+        if there is None:
+            write_atomic(self._path, map(_line, lines()))
+        else:
+            self._append(map(_line, islice(lines(), there, None)))
+
+    def _agreeing(self, lines: Iterable[dict[str, Any]]) -> int | None:
+        """How many of the lines are all that the file holds; None where it holds others, or nothing."""
+        count = 0
         try:
-            found = self._path.read_bytes()
+            with self._path.open("rb") as f:
+                for line in map(_line, lines):
+                    found = f.read(len(line))
+                    if found != line:
+                        return None if found or count == 0 else count
+                    count += 1
+                return None if f.read(1) else count
         except FileNotFoundError:
-            found = b""
+            return None
         except OSError as e:
             raise StoreError(f"cannot read {self._path}: {e.strerror}") from e
-        if not found or not wanted.startswith(found):
-            write_atomic(self._path, wanted)
-        elif found != wanted:
-            self._append(wanted[len(found) :])
 
     def add(self, line: dict[str, Any]) -> None:
         """One more line, synced: the whole of it or nothing. Raises StoreError."""
-        self._append(_line(line))
+        self._append([_line(line)])
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, lines: Iterable[bytes]) -> None:
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
             try:
                 end = os.fstat(fd).st_size
                 try:
-                    _write(fd, data)
+                    for line in lines:
+                        _write(fd, line)
                     os.fsync(fd)
                 except OSError:
                     os.ftruncate(fd, end)  # it is written again from its beginning
@@ -65,7 +80,8 @@ def read_history(folder: Path) -> dict[str, Any]:
     """A run's record as one object; what nobody finished writing is left out. Raises DataError.
 
     Keys: run, created, settings, labels, initial, rounds (oldest first), nodes (what each said of itself
-    last), best_round and stop (None while it goes on).
+    last), best_round and stop (None while it goes on). Of the rounds' `shares` there is what `nodes` has, of
+    `node_metrics` the last of each node: all of them would be most of the memory.
     """
     path = folder / NAME
     try:
@@ -75,6 +91,7 @@ def read_history(folder: Path) -> dict[str, Any]:
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}") from None
     told: dict[str, Any] = {"rounds": [], "nodes": {}, "best_round": None, "stop": None}
+    measured: dict[str, dict[str, Any]] = {}
     # What follows the last line's end was being written when power went, or is being written now.
     for number, raw in enumerate(data.split(b"\n")[:-1], 1):
         try:
@@ -83,19 +100,26 @@ def read_history(folder: Path) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             why = "no key 'kind'" if isinstance(e, KeyError) else str(e)[:80]
             raise DataError(f"{path} cannot be read: line {number}: {why}") from None
-        _fold(told, kind, line)
+        _fold(told, measured, kind, line)
     if "run" not in told:
         raise DataError(f"{path} cannot be read: its first line is not that of a run")
     told["nodes"] = dict(sorted(told["nodes"].items()))
     return told
 
 
-def _fold(told: dict[str, Any], kind: object, line: dict[str, Any]) -> None:
+def _fold(
+    told: dict[str, Any], measured: dict[str, dict[str, Any]], kind: object, line: dict[str, Any]
+) -> None:
+    """`measured` has the round's metrics that hold a node's last."""
     if kind == "round":
         told["best_round"] = line.pop("best_round", None)
         told["rounds"].append(line)
-        shares = line.get("shares")
+        shares, metrics = line.pop("shares", None), line.get("node_metrics")
         told["nodes"].update(shares if isinstance(shares, dict) else {})
+        if isinstance(metrics, dict):
+            for node in metrics:
+                measured.get(node, {}).pop(node, None)
+                measured[node] = metrics
     elif kind in ("run", "end"):
         told.update(line)
 

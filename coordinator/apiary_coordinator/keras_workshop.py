@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from apiary.blobs import BlobStore
-from apiary.errors import DataError
-from apiary.files import write_atomic
+from apiary.errors import DataError, StoreError
+from apiary.files import advice, write_atomic
 from apiary.learn import features as frozen
 from apiary.learn import images
 from apiary.learn.cache import ArrayCache
@@ -53,14 +55,15 @@ class KerasWorkshop:
     def build(self) -> Artefacts:
         """Export the recipe in a child and put its files into the blob store."""
         labels = held_out_labels(self._settings)
-        built = self._export(labels)
-        return Artefacts(
-            labels=tuple(labels),
-            manifest=self._keep(built.manifest_file.read_bytes()),
-            trainer=self._keep(built.trainer.read_bytes()),
-            base=self._keep(built.base.read_bytes()) if built.base else None,
-            initial=self._keep(blob.encode(built.initial)),
-        )
+        with _on_disk("the export"):
+            built = self._export(labels)
+            return Artefacts(
+                labels=tuple(labels),
+                manifest=self._keep(built.manifest_file.read_bytes()),
+                trainer=self._keep(built.trainer.read_bytes()),
+                base=self._keep(built.base.read_bytes()) if built.base else None,
+                initial=self._keep(blob.encode(built.initial)),
+            )
 
     def manifest(self, artefacts: Artefacts) -> Manifest:
         """The manifest of what was built."""
@@ -80,34 +83,35 @@ class KerasWorkshop:
 
     def finish(self, artefacts: Artefacts, weights: Weights, folder: Path) -> dict[str, Any]:
         """Write the final files; the int8 model's accuracy on the same pictures."""
-        manifest = self.manifest(artefacts)
-        weights_file = self._state / "final.blob"
-        write_atomic(weights_file, blob.encode(weights))
-        pictures = self._pictures(artefacts, manifest, features=False)
-        representative = self._state / "representative.npy"
-        # At most 100, spread over the classes: Keras' converter wants a hundred or so to find the ranges.
-        np.save(representative, pictures.x[:: max(1, len(pictures) // 100)][:100], allow_pickle=False)
-        finished = finish_in_child(
-            FinishJob(
-                build=self._export(list(manifest.labels)).folder,
-                weights=weights_file,
-                pictures=representative,
-                out=self._state / "final",
-            ),
-            on_line=_debug,
-        )
-        for path in (finished.keras, finished.tflite, finished.int8, finished.labels):
-            write_atomic(folder / path.name, path.read_bytes())
-        write_atomic(folder / INPUT, manifest.input.model_dump_json().encode() + b"\n")
-        return {
-            "tflite_accuracy": judge(Classifier(finished.tflite), pictures).accuracy,
-            "int8_accuracy": judge(Classifier(finished.int8), pictures).accuracy,
-            # What was judged: a publisher refuses a file that was changed since.
-            "files": {
-                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in (finished.tflite, finished.int8)
-            },
-        }
+        with _on_disk("the final model"):
+            manifest = self.manifest(artefacts)
+            weights_file = self._state / "final.blob"
+            write_atomic(weights_file, blob.encode(weights))
+            pictures = self._pictures(artefacts, manifest, features=False)
+            representative = self._state / "representative.npy"
+            # At most 100, spread over the classes: Keras' converter wants a hundred or so to find the ranges.
+            np.save(representative, pictures.x[:: max(1, len(pictures) // 100)][:100], allow_pickle=False)
+            finished = finish_in_child(
+                FinishJob(
+                    build=self._export(list(manifest.labels)).folder,
+                    weights=weights_file,
+                    pictures=representative,
+                    out=self._state / "final",
+                ),
+                on_line=_debug,
+            )
+            for path in (finished.keras, finished.tflite, finished.int8, finished.labels):
+                write_atomic(folder / path.name, path.read_bytes())
+            write_atomic(folder / INPUT, manifest.input.model_dump_json().encode() + b"\n")
+            return {
+                "tflite_accuracy": judge(Classifier(finished.tflite), pictures).accuracy,
+                "int8_accuracy": judge(Classifier(finished.int8), pictures).accuracy,
+                # What was judged: a publisher refuses a file that was changed since.
+                "files": {
+                    path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                    for path in (finished.tflite, finished.int8)
+                },
+            }
 
     def _export(self, labels: list[str]) -> Built:
         run = self._settings.run
@@ -152,6 +156,15 @@ class KerasWorkshop:
 
     def _keep(self, data: bytes) -> BlobRef:
         return BlobRef(digest=self._blobs.put(data), bytes=len(data))
+
+
+@contextlib.contextmanager
+def _on_disk(what: str) -> Iterator[None]:
+    """A full disk is no bug of ours: said, and tried again, as wherever else the disk refuses."""
+    try:
+        yield
+    except OSError as e:
+        raise StoreError(f"cannot make {what}: {e.strerror or e}{advice(e)}") from e
 
 
 def held_out_labels(settings: Settings) -> list[str]:

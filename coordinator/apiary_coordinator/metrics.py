@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter as Count
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, get_args
 
 from prometheus_client import (
@@ -26,6 +26,7 @@ from apiary.wire.messages import NodeState
 from apiary_coordinator.course import Course
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.operators import Operators
+from apiary_coordinator.vigil import Vigil
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ _REASONS: Final = (
     ("allowed are +-", "magnitude"),
     ("tensor", "shape"),
 )
+_OTHER: Final = "other"
 
 
 class Figures:
@@ -88,13 +90,20 @@ class Figures:
         self.samples = gauge("samples", "Labelled pictures of all nodes that are here")
         self.uploads = gauge("uploads", "Of the open round", "state")
         self.jobs = gauge("worker_jobs", "Given to the worker and not yet done")
+        self.busy = gauge("worker_busy_seconds", "How long the worker has been at its job")
         self.requests = gauge("operator_requests_open", "Requests of operators being worked on")
-        for state in get_args(NodeState):
-            self.nodes.labels(state)
-        for state in ("closed", "failed"):
-            self.rounds.labels(state)
-        for state in ("granted", "waiting"):
-            self.uploads.labels(state)
+        # Prometheus sees an increase between two scrapes: a counter that comes with its first event hides it.
+        known: tuple[tuple[Gauge | Counter, Iterable[str]], ...] = (
+            (self.nodes, get_args(NodeState)),
+            (self.rounds, ("closed", "failed")),
+            (self.uploads, ("granted", "waiting")),
+            (self.updates, ("accepted", "rejected", "missing")),
+            (self.traffic, ("up", "down")),
+            (self.rejected, (*(reason for _, reason in _REASONS), _OTHER)),
+        )
+        for metric, labels in known:
+            for label in labels:
+                metric.labels(label)
 
     def round_over(self, entry: dict[str, Any]) -> None:
         """A round ended; `entry` as the run's history has it."""
@@ -119,12 +128,14 @@ class Figures:
 class Metrics(Feature):
     """Looks at the coordinator every other second; serves what it saw."""
 
-    def __init__(self, desk: Desk, operators: Operators):
+    def __init__(self, desk: Desk, operators: Operators, vigil: Vigil):
         self._desk = desk
         self._operators = operators
+        self._vigil = vigil
         self._settings: MetricsSettings = desk.settings.metrics
         self._look_at = 0.0
         self._seen: tuple[str, int] | None = None
+        self._course: Course | None = None
         self._server: Any = None
         self.figures = Figures(desk.settings.federation)
         self.port = 0
@@ -140,6 +151,9 @@ class Metrics(Feature):
     def tick(self, now: float) -> None:
         """Count the rounds that ended; look at the rest from time to time."""
         course = self._desk.course()
+        if self._course is not None and self._course is not course:
+            self._rounds(self._course)  # what it did in its last turn, a round that failed it perhaps
+        self._course = course
         if course is not None:
             self._rounds(course)
         if now >= self._look_at:
@@ -159,8 +173,8 @@ class Metrics(Feature):
                 return  # its rounds are not read from the journal yet
             self._seen = (course.run, len(rounds))
             self.figures.best.clear()
-        for entry in rounds[self._seen[1] :]:
-            self.figures.round_over(entry)
+        if len(rounds) > self._seen[1] and course.record.newest is not None:
+            self.figures.round_over(course.record.newest)  # one a turn at most
         self._seen = (course.run, len(rounds))
         if (best := course.record.best) is not None:
             self.figures.best.labels(course.run).set(best.accuracy)
@@ -170,6 +184,7 @@ class Metrics(Feature):
         figures.connected.set(desk.bus.connected)
         figures.backlog.set(desk.bus.backlog)
         figures.jobs.set(desk.worker.pending)
+        figures.busy.set(self._vigil.busy_s)
         figures.requests.set(self._operators.open)
         figures.run_active.set(course is not None and course.stage != "done")
         nodes = desk.roster.nodes.values()
@@ -187,7 +202,7 @@ class Metrics(Feature):
 
 def reason_of(why: str) -> str:
     """What a refusal is counted as."""
-    return next((reason for words, reason in _REASONS if words in why), "other")
+    return next((reason for words, reason in _REASONS if words in why), _OTHER)
 
 
 def _listen(app: Any, settings: MetricsSettings) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Limits
 from apiary.bus.outlet import Outlet
+from apiary.errors import StoreError
 from apiary.learn.manifest import Manifest
 from apiary.plugins import load
 from apiary.settings import Settings
@@ -16,6 +17,7 @@ from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
 from apiary.wire.messages import BlobRef, RoundResult
 from apiary_coordinator.store import Journal
+from apiary_coordinator.strategies.base import Strategy
 from apiary_coordinator.worker import Worker
 from apiary_coordinator.workshop import Artefacts, Workshop
 
@@ -68,8 +70,12 @@ class Opening:
 
     @property
     def model_ref(self) -> BlobRef:
-        """The current model as a blob."""
-        return BlobRef(digest=self.model, bytes=self.blobs.path(self.model).stat().st_size)
+        """The current model as a blob. Raises StoreError."""
+        try:
+            size = self.blobs.path(self.model).stat().st_size
+        except OSError as e:
+            raise StoreError(f"the model {self.model[:12]} cannot be read: {e.strerror}") from e
+        return BlobRef(digest=self.model, bytes=size)
 
     def advance(self, weights: Weights, model: Digest, state: Digest | None) -> None:
         """A round was closed."""
@@ -78,7 +84,7 @@ class Opening:
     def parts(self, **rest: Any) -> Parts:
         """The parts of the next round."""
         if self.state is None:
-            state: Weights = strategy(self.settings).init(self.weights)
+            state = strategy(self.settings).init(self.weights)
         else:
             state = blob.decode(self.blobs.read(self.state), who="the journal").weights
         return Parts(
@@ -93,6 +99,6 @@ class Opening:
         )
 
 
-def strategy(settings: Settings) -> Any:
+def strategy(settings: Settings) -> Strategy:
     """The strategy that the settings name. Raises SettingsError."""
-    return load("apiary_coordinator.strategies", settings.run.strategy)
+    return cast("Strategy", load("apiary_coordinator.strategies", settings.run.strategy))

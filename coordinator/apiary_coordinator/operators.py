@@ -75,7 +75,13 @@ class Call:
     def _put(self, state: AnswerState, why: str | None, result: JsonValue) -> None:
         if self.over:
             return
-        self.answer = OperatorReply(id=self.id, state=state, why=why[:500] if why else None, result=result)
+        why = why[:500] if why else None
+        try:
+            self.answer = OperatorReply(id=self.id, state=state, why=why, result=result)
+        except ValidationError as e:
+            # What nodes said may be in it, and no node shall end the coordinator's loop.
+            why = f"the answer cannot be told: {_first(e)}"[:500]
+            self.answer = OperatorReply(id=self.id, state="refused", why=why)
         self._say(self)
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 FACTOR: Final = 3.0
 """A round may take this many times what nine of ten nodes needed: late ones are rarer than slow ones."""
+LOOKED_AT: Final = 3
+"""Rounds; a fleet changes."""
 SHORTEST_S: Final = 120.0
 """Below this a busy machine or a slow card would cost a round."""
 
 
-def deadline_s(recent: Sequence[Sequence[float]], *, fixed: float | None, first: float) -> float:
+def deadline_s(recent: Collection[Sequence[float]], *, fixed: float | None, first: float) -> float:
     """Seconds for the next round. `recent`: what each contributor of the last rounds took, newest last.
 
     A fixed deadline wins; before anything is known it is `first`, which is also the most.
     """
     if fixed is not None:
         return fixed
-    seconds = sorted(s for one in recent[-3:] for s in one)
+    seconds = sorted(s for one in list(recent)[-LOOKED_AT:] for s in one)
     if not seconds:
         return first
     p90 = seconds[min(len(seconds) - 1, math.ceil(0.9 * len(seconds)) - 1)]

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from apiary.plugins import load
 from apiary_coordinator.commanding import Commanding
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.operators import Operators
+from apiary_coordinator.publishers.base import PACKAGE as PUBLISHERS
 from apiary_coordinator.releases import operations
 from apiary_coordinator.releases.ledger import Ledger
 from apiary_coordinator.releases.service import Releasing, policy_of
 from apiary_coordinator.releases.voice import Certified, Sealer, Voice
 from apiary_coordinator.runbook import RunBook
 from apiary_coordinator.runs import Runs, Workshops
+from apiary_coordinator.vigil import Vigil
 
 
 def features(desk: Desk, workshops: Workshops | None = None) -> Sequence[Feature]:
-    """Every feature that the settings ask for; with `workshops` runs begin one after another."""
+    """Every feature that the settings ask for; with `workshops` runs begin one after another.
+
+    Raises SettingsError.
+    """
+    for name in desk.settings.publish.after_run:
+        load(PUBLISHERS, name)  # a name that is none is said now, not after hours of training
     operators = Operators(desk.outlet, desk.clock)
     runs = Runs(desk, operators, RunBook(desk.journal), workshops)
-    found: list[Feature] = [operators, runs, Commanding(desk, operators), _releasing(desk, operators)]
+    vigil = Vigil(desk)
+    found: list[Feature] = [operators, runs, Commanding(desk, operators), _releasing(desk, operators), vigil]
     if desk.settings.metrics.port is not None:
         # Only here: its library is loaded where it is used.
         from apiary_coordinator.metrics import Metrics
 
-        found.append(Metrics(desk, operators))
+        found.append(Metrics(desk, operators, vigil))
     return found
 
 

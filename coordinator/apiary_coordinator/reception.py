@@ -48,7 +48,7 @@ class Reception:
             return
         if node is None:
             return
-        if not event.retained and topic.kind is not Kind.CHUNK_UP:
+        if not event.retained and topic.kind not in (Kind.CHUNK_UP, Kind.NODE_STATUS):
             self._desk.roster.hear(node, self._desk.wall())
         who = f"node {node}"
         match topic.kind:
@@ -58,7 +58,12 @@ class Reception:
                     live.collection.chunk(node, topic.digest, topic.index, event.payload, now)
             case Kind.NODE_STATUS:
                 if event.payload:
-                    self._node_status(node, NodeStatus.decode(event.payload, who=who), course, now)
+                    status = NodeStatus.decode(event.payload, who=who)
+                    self._node_status(node, status, course, now)
+                    if not event.retained and status.state != "lost":  # that is the broker's word
+                        self._desk.roster.hear(node, self._desk.wall())
+                else:
+                    self._removed(node, course, now)
             case Kind.NODE_OFFER:
                 self._offer(node, Offer.decode(event.payload, who=who), course, now)
             case Kind.NODE_WANT:
@@ -73,9 +78,19 @@ class Reception:
     def _node_status(self, node: NodeId, status: NodeStatus, course: Course | None, now: float) -> None:
         self._tap(Kind.NODE_STATUS, node, status)
         before = self._desk.roster.update(node, status, now)
+        if node not in self._desk.roster:
+            self._complaints.once(
+                "no place in the roster",
+                "",
+                f"node {node} takes part in nothing: {len(self._desk.roster)} nodes are known, no more are "
+                "taken in. Those that are gone for good leave when their retained status is removed from the "
+                "broker (`mosquitto_pub -r -n -t .../node/N/status`)",
+            )
+            return
         if status.version not in ("", __version__) and status.state != "lost":
             self._complaints.once(
-                f"version {node} {status.version}",
+                "another version",
+                f"{node} {status.version}",
                 f"node {node} runs version {status.version}, the coordinator {__version__}",
             )
         if before is None or before.status.state != status.state:
@@ -86,6 +101,16 @@ class Reception:
             course.newcomer(now)
         if course.live is not None:
             course.live.node_status(node, status, self._desk.roster, now)
+
+    def _removed(self, node: NodeId, course: Course | None, now: float) -> None:
+        """Somebody took its status off the broker: it is gone for good, and no place is kept for it."""
+        if node not in self._desk.roster:
+            return
+        log.info("node=%s its status was removed from the broker: it is forgotten", node)
+        self._desk.roster.forget(node)
+        if course is not None and course.live is not None:
+            lost = NodeStatus(state="lost", why="its status was removed from the broker")
+            course.live.node_status(node, lost, self._desk.roster, now)
 
     def _offer(self, node: NodeId, offer: Offer, course: Course | None, now: float) -> None:
         self._tap(Kind.NODE_OFFER, node, offer)
@@ -107,7 +132,8 @@ class Reception:
         off = abs(ask.clock - self._desk.wall()) if ask.clock is not None else 0.0
         if off > _CLOCK_OFF_S:
             self._complaints.once(
-                f"clock {node}",
+                "a wrong clock",
+                node,
                 f"node {node}: its clock is {off / 86400:.1f} days off; rounds do not mind, but TLS and logs "
                 "do: check its time synchronisation (timedatectl)",
             )

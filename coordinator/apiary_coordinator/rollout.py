@@ -13,7 +13,7 @@
     rolling,  Abort                                            aborted   Publish: all back to stable
     paused
     any       Pinned                                           same      Publish the pins
-    any       Seen, Reported                                   same      -
+    any       Known                                            same      -
 
 A wave is a cut in the order in which `place` puts the nodes; nodes that were off find their side of it when
 they come. Those who were there when the wave opened are its members, and it is their reports that count.
@@ -32,15 +32,14 @@ from apiary.wire.messages.releases import pinned_to, place
 from apiary_coordinator.rollout_words import (
     Abort,
     Event,
+    Known,
     Member,
     Pause,
     Pinned,
     Pins,
     Policy,
     Publish,
-    Reported,
     Resume,
-    Seen,
     Tick,
 )
 
@@ -128,12 +127,8 @@ def taken_up(rollout: Rollout, now: float) -> Rollout:
 def handle(rollout: Rollout, event: Event, now: float) -> Outcome:
     """What an event makes of a roll-out. Events that do not fit the state change nothing."""
     match event:
-        case Seen(node, here, tags):
-            member = replace(rollout.fleet.get(node, Member()), here=here, tags=tags)
-            return replace(rollout, fleet={**rollout.fleet, node: member}), []
-        case Reported(node, report):
-            member = replace(rollout.fleet.get(node, Member()), report=report)
-            return replace(rollout, fleet={**rollout.fleet, node: member}), []
+        case Known(members):
+            return replace(rollout, fleet={**rollout.fleet, **members}), []
         case Tick():
             return _settle(rollout, now)
         case Pause():

@@ -41,20 +41,10 @@ class Pins:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A node came or went, or has other tags."""
+class Known:
+    """What is known of these nodes now: many at once, because each makes the whole fleet's map anew."""
 
-    node: str
-    here: bool
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """A node says how it stands."""
-
-    node: str
-    report: NodeRelease
+    members: Mapping[str, Member]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +74,7 @@ class Pinned:
     pins: Pins
 
 
-Event = Seen | Reported | Tick | Pause | Resume | Abort | Pinned
+Event = Known | Tick | Pause | Resume | Abort | Pinned
 
 
 @dataclass(frozen=True, slots=True)

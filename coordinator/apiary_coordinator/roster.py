@@ -50,6 +50,11 @@ class Roster:
         self._nodes[node] = Node(node, status, since)
         return before
 
+    def forget(self, node: NodeId) -> None:
+        """A node is gone for good."""
+        self._nodes.pop(node, None)
+        self.heard.pop(node, None)
+
     def hear(self, node: NodeId, wall: float) -> None:
         """A node that is known said something just now."""
         if node in self._nodes:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from apiary.errors import RequestRefused
 from apiary.wire import Digest
+from apiary_coordinator import rules
 from apiary_coordinator.store import Journal, RunRow
 
 MAX_WAITING: Final = 20
@@ -46,6 +47,17 @@ class Listed:
     def told(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class NewestModel:
+    """A closed round's result and model, and as JSON what its run trains; `best` of that run so far."""
+
+    run: str
+    result: dict[str, Any]
+    model: Digest
+    artefacts: str
+    best: bool
 
 
 class RunBook:
@@ -102,15 +114,56 @@ class RunBook:
             ]
         )
 
-    def withdraw(self, run: str, why: str) -> None:
+    def withdraw(self, run: str, why: str, now: float) -> None:
         """Take a waiting run out of the queue."""
         self._journal.end_run(run, "withdrawn", why)
+        self.ended(run, now)
 
     def begun(self, limit: int) -> list[Listed]:
         """The newest runs that are not waiting any more, newest first."""
         # By row, not by time: runs begin in the order they are asked for, whatever the clock does.
         query = f"{_LISTED} WHERE run.state NOT IN ('waiting', 'withdrawn') ORDER BY run.rowid DESC LIMIT ?"
         return [Listed(*row) for row in self._journal.select(query, (limit,))]
+
+    def last(self) -> tuple[float, float | None] | None:
+        """When the newest run began that is not waiting, and when it was over; None where there was none."""
+        query = (
+            "SELECT run.created, occasion.ended FROM run LEFT JOIN occasion ON occasion.run = run.id"
+            " WHERE run.state NOT IN ('waiting', 'withdrawn') ORDER BY run.rowid DESC LIMIT 1"
+        )
+        found = self._journal.select(query)
+        return (found[0][0], found[0][1]) if found else None
+
+    def bulky(self, keep: int) -> list[str]:
+        """Runs that are over and still have all that grows with the fleet; not the `keep` newest."""
+        query = (
+            "SELECT id FROM run WHERE state NOT IN ('waiting', 'withdrawn', 'active') AND id NOT IN"
+            " (SELECT id FROM run WHERE state NOT IN ('waiting', 'withdrawn') ORDER BY rowid DESC LIMIT ?)"
+            " AND EXISTS (SELECT 1 FROM accepted WHERE accepted.run = run.id) ORDER BY rowid"
+        )
+        return [str(row[0]) for row in self._journal.select(query, (keep,))]
+
+    def old(self, keep: int) -> list[str]:
+        """Runs that are over, oldest first: not the `keep` newest with a model, nor the `keep` without one.
+
+        Apart, so that a night of runs that fail takes no good one with it.
+        """
+        found: list[str] = []
+        for states in ("('finished', 'stopped')", "('failed', 'withdrawn', 'abandoned')"):
+            query = f"SELECT id FROM run WHERE state IN {states} ORDER BY rowid DESC"  # noqa: S608 - ours
+            found += [str(row[0]) for row in reversed(self._journal.select(query)[keep:])]
+        return found
+
+    def strike(self, run: str) -> None:
+        """Forget a run that is over."""
+        tables = ("accepted", "rejected", "round")
+        self._journal.commit(
+            [
+                *((f"DELETE FROM {table} WHERE run = ?", (run,)) for table in tables),  # noqa: S608
+                ("DELETE FROM occasion WHERE run = ?", (run,)),
+                ("DELETE FROM run WHERE id = ?", (run,)),
+            ]
+        )
 
     def listed(self, limit: int) -> list[Listed]:
         """The newest runs, newest first."""
@@ -127,6 +180,29 @@ class RunBook:
                 found.add(Digest(told["digest"]))
         return found
 
+    def newest_model(self) -> NewestModel | None:
+        """The model that `model/current` names: of the newest round that was closed, in whichever run."""
+        closed = "json_extract(result, '$.state') = 'closed'"
+        found = self._journal.select(
+            "SELECT id, artefacts FROM run WHERE artefacts IS NOT NULL AND EXISTS"  # noqa: S608 - fixed names
+            f" (SELECT 1 FROM round WHERE round.run = run.id AND {closed}) ORDER BY rowid DESC LIMIT 1"
+        )
+        if not found:
+            return None
+        run, artefacts = found[0]
+        loss = "json_extract(result, '$.loss')"
+        rounds = self._journal.select(
+            f"SELECT number, json_extract(result, '$.accuracy'), {loss} FROM round"  # noqa: S608 - fixed names
+            f" WHERE run = ? AND {closed} ORDER BY number",
+            (run,),
+        )
+        number = rounds[-1][0]
+        query = "SELECT result, model FROM round WHERE run = ? AND number = ?"
+        ((result, model),) = self._journal.select(query, (run, number))
+        best = rules.best_of([(n, a, x) for n, a, x in rounds])
+        is_best = best is not None and best.round == number
+        return NewestModel(run, json.loads(result), Digest(model), artefacts, is_best)
+
     def one(self, run: str) -> Listed | None:
         """One of them."""
         rows = self._journal.select(f"{_LISTED} WHERE run.id = ?", (run,))
@@ -134,17 +210,15 @@ class RunBook:
 
     def rounds(self, run: str) -> list[dict[str, Any]]:
         """A run's newest rounds, oldest first, without who contributed what."""
+        counts = ("contributors", "rejected", "missing")
         fields = ("state", "accuracy", "loss", "bytes_up", "bytes_down", "seconds", "why")
-        columns = ", ".join(f"json_extract(result, '$.{field}')" for field in fields)
-        counts = ", ".join(
-            f"(SELECT count(*) FROM json_each(result, '$.{field}'))"  # noqa: S608 - fixed names
-            for field in ("contributors", "rejected", "missing")
-        )
+        found = (*fields, *(f"n_{count}" for count in counts))
+        columns = ", ".join(f"json_extract(result, '$.{field}')" for field in found)
         query = (
-            f"SELECT number, {columns}, {counts} FROM round WHERE run = ?"  # noqa: S608 - fixed names
+            f"SELECT number, {columns} FROM round WHERE run = ?"  # noqa: S608 - fixed names
             " AND result IS NOT NULL ORDER BY number DESC LIMIT ?"
         )
-        names = ("round", *fields, "contributors", "rejected", "missing")
+        names = ("round", *fields, *counts)
         rows = self._journal.select(query, (run, MAX_SHOWN_ROUNDS))
         return [dict(zip(names, row, strict=True)) for row in reversed(rows)]
 

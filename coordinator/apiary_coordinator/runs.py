@@ -17,11 +17,12 @@ from apiary.errors import ApiaryError, RequestRefused, SettingsError
 from apiary.plugins import names
 from apiary.settings import RunSettings, ScheduleSettings, Settings
 from apiary.wire.topics import check_name
-from apiary_coordinator import timetable
+from apiary_coordinator import retention, timetable
 from apiary_coordinator.course import Assignment, Course
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.opening import strategy
 from apiary_coordinator.operators import Arguments, Call, Operators
+from apiary_coordinator.recipes.base import check_options
 from apiary_coordinator.runbook import MAX_LISTED, RunBook
 from apiary_coordinator.store import RunRow
 from apiary_coordinator.timetable import NewSamples, Past, Timetable
@@ -31,8 +32,6 @@ log = logging.getLogger(__name__)
 
 Workshops = Callable[[Settings, BlobStore], Workshop]
 _LOOK_EVERY_S: Final = 5.0
-_LOOK_BACK: Final = 12
-"""Runs whose blobs are looked through when one begins; those of all but two are removed."""
 _SINCE: Final = "schedule.since"
 _SAMPLES: Final = "schedule.samples"
 
@@ -87,6 +86,8 @@ class Runs(Feature):
         for run in self._book.begun(1):
             if run.state != "active" and run.ended is None:
                 self._book.ended(run.run, self._desk.wall())
+        retention.clear(self._desk, self._book, folders=self._workshops is not None)
+        retention.remind(self._desk, self._book)
         if self._workshops is not None and row is not None:
             self._take_up(row)
 
@@ -148,7 +149,7 @@ class Runs(Feature):
         why = f"stopped by operator {call.operator}"
         waiting = [row.id for row in self._book.waiting()]
         if args.name is not None and args.name in waiting:
-            self._book.withdraw(args.name, why)
+            self._book.withdraw(args.name, why, self._desk.wall())
             call.done({"run": args.name, "state": "withdrawn"})
         elif course is None or args.name not in (None, course.run):
             raise RequestRefused(
@@ -209,8 +210,8 @@ class Runs(Feature):
                 self._samples.report(node.id, node.status.samples)
 
     def _past(self) -> Past:
-        last = next(iter(self._book.begun(1)), None)
-        return Past(self._since, last.created, last.ended) if last is not None else Past(self._since)
+        began, ended = self._book.last() or (None, None)
+        return Past(self._since, began, ended)
 
     def _begin(self, row: RunRow) -> None:
         """The next run; what made it begin is dealt with."""
@@ -219,7 +220,7 @@ class Runs(Feature):
         self._book.remember(_SINCE, self._since)
         self._book.remember(_SAMPLES, dict(self._samples.begin()))
         self._book.begin(row.id, self._desk.wall())
-        self._clear_old()
+        retention.clear(self._desk, self._book, folders=True)
         self._go(row)
 
     def _take_up(self, row: RunRow) -> None:
@@ -233,14 +234,6 @@ class Runs(Feature):
             log.error("run=%s cannot begin: %s", row.id, e)
             self._desk.journal.end_run(row.id, "failed", str(e))
             self._book.ended(row.id, self._desk.wall())
-
-    def _clear_old(self) -> None:
-        """Remove the blobs of runs before the last one; what they gave lies in their folders."""
-        newest, old = self._book.begun(_LOOK_BACK)[:2], self._book.begun(_LOOK_BACK)[2:]
-        keep = {digest for run in newest for digest in self._book.blobs(run.run)}
-        for run in old:
-            for digest in self._book.blobs(run.run) - keep:
-                self._desk.blobs.remove(digest)
 
     def _assignment(self, row: RunRow) -> Assignment:
         try:
@@ -292,5 +285,6 @@ def run_settings(settings: Settings, changes: dict[str, JsonValue]) -> RunSettin
         raise SettingsError(f"run.{where} is {str(first.get('input'))[:60]!r}: {first['msg']}") from None
     if run.recipe not in (known := names("apiary_coordinator.recipes")):
         raise SettingsError(f"run.recipe is {run.recipe[:60]!r}; there are: {', '.join(known)}")
-    strategy(settings.model_copy(update={"run": run}))
+    check_options(run.recipe, run.recipe_options)
+    strategy(settings.model_copy(update={"run": run})).plan(run.plan, run.strategy_options)
     return run

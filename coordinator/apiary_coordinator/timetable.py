@@ -44,9 +44,16 @@ class Past:
     began: float | None = None
     ended: float | None = None
 
+    def as_of(self, now: float) -> Past:
+        """Without what lies ahead of the clock: that was wrong then, and must not be waited for."""
+        began = self.began if self.began is not None and self.began <= now else None
+        ended = self.ended if self.ended is not None and self.ended <= now else None
+        return Past(self.since if self.since <= now else now - LATE_S, began, ended)
+
 
 def due(table: Timetable, past: Past, now: float, samples: int) -> str | None:
     """Why a run begins now, or None. `samples`: labelled since the last run."""
+    past = past.as_of(now)
     if past.ended is not None and now - past.ended < table.min_pause_s:
         return None
     for moment, text in times(table, max(past.since, now - LATE_S), now):
@@ -61,6 +68,7 @@ def due(table: Timetable, past: Past, now: float, samples: int) -> str | None:
 
 def upcoming(table: Timetable, past: Past, now: float) -> float | None:
     """When the clock begins the next run, seconds since 1970; None where it does not."""
+    past = past.as_of(now)
     moments = [moment for moment, _ in times(table, now, now + 8 * 86400)][:1]
     if table.every_s is not None:
         moments.append(now if past.began is None else past.began + table.every_s)

@@ -39,6 +39,11 @@ class Worker(Protocol):
         """Jobs given and not yet collected."""
         ...
 
+    @property
+    def ended(self) -> int:
+        """Jobs that ended, ever: another number shows that it is not stuck."""
+        ...
+
     def submit(self, job: Job, then: Then, lane: Lane | None = None) -> None:
         """Run `job` later; `then` gets its value on the thread that collects."""
         ...
@@ -57,6 +62,7 @@ class InlineWorker:
 
     def __init__(self) -> None:
         self._done: list[Done] = []
+        self.ended = 0
 
     @property
     def pending(self) -> int:
@@ -66,6 +72,7 @@ class InlineWorker:
     def submit(self, job: Job, then: Then, lane: Lane | None = None) -> None:
         """Run it now."""
         self._done.append(_run(job, then, lane))
+        self.ended += 1
 
     def collect(self) -> list[Done]:
         """What was run."""
@@ -84,6 +91,7 @@ class ThreadWorker:
         self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._wake = wake
         self._pending = 0
+        self.ended = 0
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -113,6 +121,7 @@ class ThreadWorker:
     def _work(self) -> None:
         while (item := self._jobs.get()) is not _CLOSE:
             self._done.put(_run(*item))
+            self.ended += 1
             self._wake()
 
 
@@ -127,6 +136,11 @@ class LaneWorker:
     def pending(self) -> int:
         """Jobs given and not yet collected, of all owners."""
         return self._worker.pending
+
+    @property
+    def ended(self) -> int:
+        """Jobs that ended, of all owners."""
+        return self._worker.ended
 
     def submit(self, job: Job, then: Then, lane: Lane | None = None) -> None:
         """Run `job` in this lane, whatever `lane` says."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-MAX_KINDS: Final = 10_000
-"""Kinds remembered; what comes after them is only debugging."""
+MAX_SAID: Final = 2_000
+"""Of one subject; what comes after them is only debugging, and that is said. Each has its own, so that
+a fleet of another version, or names made up by an attacker, hide nothing else."""
 
 
 class Complaints:
@@ -14,20 +15,28 @@ class Complaints:
 
     def __init__(self, log: logging.Logger):
         self._log = log
-        self._made: set[tuple[str, ...]] = set()
+        self._made: dict[str, set[str]] = {}
 
     def about(self, who: str, error: Exception) -> None:
         """Log what a peer did wrong; once a peer and kind of error loudly."""
-        first = self._first(who, type(error).__name__)
+        first = self._first(type(error).__name__, who)
         self._log.log(logging.WARNING if first else logging.DEBUG, "%s", error)
 
-    def once(self, key: str, what: str) -> None:
-        """Warn of something the first time it is seen."""
-        if self._first("once", key):
+    def once(self, subject: str, who: str, what: str) -> None:
+        """Warn of something the first time it is seen of `who`. Subjects are few, the program's own."""
+        if self._first(subject, who):
             self._log.warning("%s", what)
 
-    def _first(self, *key: str) -> bool:
-        if key in self._made or len(self._made) >= MAX_KINDS:
+    def _first(self, subject: str, who: str) -> bool:
+        made = self._made.setdefault(subject, set())
+        if who in made or len(made) > MAX_SAID:
             return False
-        self._made.add(key)
+        made.add(who)
+        if len(made) > MAX_SAID:
+            self._log.warning(
+                "%s: said of %d so far; further ones only with --verbose, until the next start",
+                subject,
+                MAX_SAID,
+            )
+            return False
         return True

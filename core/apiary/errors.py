@@ -15,7 +15,7 @@
     │   │   └── VersionError      another version of the protocol
     │   ├── ChunkError
     │   ├── BlobError
-    │   └── SignatureRefused  not signed by whom it should be, or said again
+    │   └── SignatureRefused      not signed by whom it should be, or said again
     ├── ModelError            a model, recipe or runtime that cannot do its job           exit 6
     │   ├── RuntimeUnavailable    no runtime of that name on this machine
     │   ├── EimError              an `.eim` program that does not answer as it should

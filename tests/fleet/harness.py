@@ -216,6 +216,7 @@ class Fleet:
                     "sync": False,
                     "upload_idle_s": 3.0,
                     "max_uploads": 4,
+                    **self.more.get("coordinator", {}),
                 },
                 "edge": {
                     "node_id": node,
@@ -339,7 +340,7 @@ class Fleet:
 
     def results(self) -> list[dict[str, Any]]:
         assert self._journal is not None
-        return [row.result for row in self._journal.rounds("run") if row.result is not None]
+        return list(self._journal.told("run"))
 
     def close(self) -> None:
         if self._journal is not None:

@@ -133,3 +133,29 @@ def test_it_is_off_by_default(make_fleet: MakeFleet) -> None:
 )
 def test_reasons_are_few(why: str, reason: str) -> None:
     assert reason_of(why) == reason
+
+
+def test_the_round_that_fails_a_run_is_counted(measured: Callable[..., Fleet]) -> None:
+    fleet = measured(stay=True, rounds=1, deadline_s=5, max_failed_rounds=2)
+    for training in fleet.trainings.values():
+        training.seconds = 1000
+    fleet.ask("run.start", name="run")
+    for _ in range(200):
+        fleet.turn()
+    assert fleet.coordinator is not None and fleet.coordinator.course is None
+    found = scrape(feature_of(fleet))
+    assert found["apiary_rounds_total", (("state", "failed"),)] == 2
+    assert found["apiary_updates_total", (("result", "missing"),)] == 6
+
+
+def test_every_counter_is_there_before_its_first_event(measured: Callable[..., Fleet]) -> None:
+    """Otherwise `increase()` over it is zero for the first: a lone refused update would not be seen."""
+    found = scrape(feature_of(measured()))
+    for name, label, values in (
+        ("updates", "result", ("accepted", "rejected", "missing")),
+        ("updates_rejected", "reason", ("norm", "not_finite", "damaged", "other")),
+        ("traffic_bytes", "direction", ("up", "down")),
+        ("rounds", "state", ("closed", "failed")),
+    ):
+        for value in values:
+            assert found[f"apiary_{name}_total", ((label, value),)] == 0

@@ -11,7 +11,11 @@ import pytest
 from tests.fleet.conftest import MakeFleet
 from tests.fleet.harness import TICK_S, Fleet
 
+from apiary.bus.bus import Received
 from apiary.bus.memory import Fault
+from apiary.wire import NodeId
+from apiary.wire.messages import NodeReply
+from apiary.wire.topics import Kind
 from apiary_coordinator.commanding import MAX_OPEN
 from apiary_edge.commands import MAX_REMEMBERED, Commands
 from apiary_edge.feature import Feature, Link
@@ -156,6 +160,41 @@ def test_logs(commanded: Callable[..., Fleet]) -> None:
         "INFO hello from pi-00",
         "INFO hello from pi-02",
     ]
+
+
+def nested(depth: int) -> Any:
+    value: Any = "bottom"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("result", "why"),
+    [
+        (nested(12), "done; its result is nested too deep, or holds too many values, to be told"),
+        (["x" * 100] * 900, "done; its result takes 93600 bytes, there is room for 80000"),
+    ],
+    ids=["deep", "large"],
+)
+def test_a_node_may_answer_what_it_likes(commanded: Callable[..., Fleet], result: Any, why: str) -> None:
+    """It ends neither the coordinator nor what the others answer."""
+    fleet = commanded()
+    topic = fleet.settings().topics.build(Kind.NODE_REPLY, node=NodeId("pi-00"))
+    captured = fleet.broker.bus("captured", None)
+    captured.subscribe(fleet.settings().topics.pattern(Kind.NODE_COMMAND, node=NodeId("pi-00")))
+
+    def answer_first() -> None:
+        for event in captured.poll(0):
+            if isinstance(event, Received):
+                id_ = json.loads(event.payload)["id"]
+                captured.publish(topic, NodeReply(id=id_, state="done", result=result).encode())
+
+    fleet.nodes["pi-00"].step = lambda timeout_s: answer_first()  # type: ignore[method-assign]
+    found = answers(fleet, "logs", "all")
+    assert found.pop("pi-00") == {"state": "done", "why": why}
+    assert {one["state"] for one in found.values()} == {"done"}
+    assert all(one["result"]["lines"] for one in found.values())
 
 
 def test_who_is_not_there_and_who_does_not_answer_is_said(commanded: Callable[..., Fleet]) -> None:

@@ -12,7 +12,7 @@ from tests.fleet.conftest import MakeFleet
 from tests.fleet.harness import TICK_S, Fleet
 
 from apiary.bus.bus import Received
-from apiary.errors import StoreError
+from apiary.errors import SettingsError, StoreError
 from apiary.wire.messages import Announcement
 from apiary.wire.topics import Kind
 from apiary_coordinator.runbook import MAX_WAITING
@@ -156,6 +156,12 @@ def test_a_request_that_comes_again_after_a_restart_is_no_second_run(staying: Ca
         ({"settings": {"recipe": "os"}}, "run.recipe is 'os'; there are: "),
         ({"settings": {"strategy": "fedavgg"}}, "strategies: no 'fedavgg'; did you mean 'fedavg'?"),
         ({"settings": {"only": ["x"]}}, "run.only is "),
+        ({"settings": {"recipe_options.size": 9999}}, "recipe edge_cnn: size is 9999: "),
+        ({"settings": {"strategy_options.mu": 1}}, "run.strategy_options: fedavg has no options, got mu"),
+        (
+            {"settings": {"strategy": "fedprox", "strategy_options.mu": -1}},
+            "run.strategy_options.mu is -1, expected a number above 0",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_is_refused(
@@ -165,6 +171,11 @@ def test_a_run_that_cannot_be_is_refused(
     assert answer.state == "refused" and (answer.why or "").startswith(why), answer.why
 
 
+def test_a_publisher_that_is_none_is_said_at_the_start(staying: Callable[..., Fleet]) -> None:
+    with pytest.raises(SettingsError, match="publishers: no 'directry'; did you mean 'directory'"):
+        staying(more={"publish": {"after_run": ["directry"]}})
+
+
 def test_names_are_used_once_and_the_queue_is_bounded(staying: Callable[..., Fleet]) -> None:
     fleet = staying(nodes=1, min_nodes=5)
     for i in range(MAX_WAITING + 1):
@@ -172,6 +183,7 @@ def test_names_are_used_once_and_the_queue_is_bounded(staying: Callable[..., Fle
         until(fleet, lambda: stage(fleet) == "waiting")
     assert fleet.ask("run.start", name="r0").why == "20 runs are waiting; stop one of them first"
     assert fleet.ask("run.stop", name="r7").result == {"run": "r7", "state": "withdrawn"}
+    assert next(run for run in listed(fleet) if run["run"] == "r7")["ended"] is not None
     assert fleet.ask("run.start", name="r0").why == "there is a run 'r0' already: give another name"
     assert fleet.ask("run.start", name="new").state == "done"
 

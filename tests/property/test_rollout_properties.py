@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.test_rollout import ONE, POLICY, fleet, holders, release, report
+from tests.unit.test_rollout import ONE, POLICY, fleet, holders, known, release, report
 
 from apiary_coordinator import rollout as table
 from apiary_coordinator import rollout_words as words
@@ -32,9 +32,9 @@ def event_of(rollout: table.Rollout, step: tuple[str, Any, Any]) -> words.Event:
     what, which, how = step
     match what:
         case "report":
-            return words.Reported(which, report(rollout, how))
+            return known(rollout, which, report=report(rollout, how))
         case "seen":
-            return words.Seen(which, how)
+            return known(rollout, which, here=how)
         case "pause":
             return words.Pause()
         case "resume":
@@ -86,8 +86,8 @@ def test_it_ends_once_every_node_answers_well(happenings: list[tuple[str, Any, A
     for _ in range(2 + 3 * len(POLICY.waves)):
         rollout, _ = table.handle(rollout, words.Resume(), now)
         for node in NODES:
-            rollout, _ = table.handle(rollout, words.Seen(node, True), now)
-            rollout, _ = table.handle(rollout, words.Reported(node, report(rollout)), now)
+            heard = known(rollout, node, here=True, report=report(rollout))
+            rollout, _ = table.handle(rollout, heard, now)
         rollout, _ = table.handle(rollout, words.Tick(), now)
         now += POLICY.soak_s
         rollout, _ = table.handle(rollout, words.Tick(), now)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from apiary.learn.cache import ArrayCache
 
@@ -43,6 +45,21 @@ def test_a_torn_or_changed_entry_is_none_and_removed(tmp_path: Path) -> None:
         file.write_bytes(damage(file.read_bytes()))
         assert ArrayCache(tmp_path, 1).get("p", "aa11", SHAPE, np.uint8) is None
         assert not file.exists()
+
+
+def test_a_torn_entry_on_a_card_that_takes_no_writes_any_more_is_none_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ArrayCache(tmp_path, 1)
+    cache.put("pictures", "ab" * 32, np.arange(10, dtype=np.uint8))
+    (entry,) = (p for p in tmp_path.rglob("*") if p.is_file())
+    entry.write_bytes(entry.read_bytes()[:-1])
+
+    def worn(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", worn)
+    assert cache.get("pictures", "ab" * 32, (10,), np.uint8) is None
 
 
 def test_another_shape_than_asked_for_is_not_given(tmp_path: Path) -> None:

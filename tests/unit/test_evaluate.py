@@ -7,6 +7,7 @@ import pytest
 
 from apiary.errors import DataError
 from apiary.learn.images import Dataset
+from apiary.learn.metrics import report
 from apiary.tensors import Array, Weights
 from apiary_coordinator.evaluate import evaluate
 
@@ -51,3 +52,10 @@ def test_other_labels_are_refused() -> None:
         DataError, match=r"have the labels \['dark', 'light'\], the model \['light', 'dark'\]"
     ):
         evaluate(Threshold(), level(100), DATA, ("light", "dark"))
+
+
+def test_a_model_that_ran_away_is_judged_all_the_same() -> None:
+    """Its round is closed with a loss that a message can carry; the best model is another."""
+    probabilities = np.array([[np.nan, np.nan], [0.25, 0.75]], np.float32)
+    found = report(probabilities, np.array([1, 1]), ("a", "b"))
+    assert (found.accuracy, round(found.loss, 3)) == (0.5, round((-np.log(1e-7) - np.log(0.75)) / 2, 3))

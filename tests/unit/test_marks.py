@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from apiary.errors import StoreError
-from apiary.identity.marks import AHEAD_MS, DiskMarks
+from apiary.identity.marks import AHEAD_MS, RETRY_MS, DiskMarks
 
 
 def test_marks_outlive_the_process(tmp_path: Path) -> None:
@@ -63,3 +63,22 @@ def test_a_torn_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert marks.admit("hive", "t", 1) == 0
     assert "set aside" in caplog.text
     assert (tmp_path / "m.torn").is_file()
+
+
+def test_a_disk_that_refuses_the_counter_stops_nobody_from_speaking(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [100.0]
+    marks = DiskMarks(tmp_path / "marks.sqlite", lambda: clock[0])
+    marks._db.execute("PRAGMA query_only=ON")
+    assert [marks.issue(), marks.issue()] == [100_000, 100_001]
+    clock[0] += RETRY_MS / 1000 + 1
+    assert marks.issue() == 106_000
+    assert [r.levelname for r in caplog.records] == ["ERROR", "ERROR"]
+    assert "marks.sqlite: attempt to write a readonly database" in caplog.messages[0]
+    marks._db.execute("PRAGMA query_only=OFF")
+    clock[0] += RETRY_MS / 1000 + 1
+    assert marks.issue() == 112_000 and len(caplog.records) == 2
+    marks.close()
+    clock[0] = 1.0
+    assert DiskMarks(tmp_path / "marks.sqlite", lambda: clock[0]).issue() >= 112_000

@@ -165,3 +165,13 @@ def test_what_nobody_answers_is_given_up(desk: Desk) -> None:
     assert desk.said == []
     desk.operators.tick(10.0 + operators.GIVE_UP_S)
     assert (desk.last.state, desk.last.why) == ("refused", "gave up after 2 hours")
+
+
+def test_a_result_that_no_message_carries_is_refused(desk: Desk) -> None:
+    """Handlers put it together from what nodes say, and later than their own request."""
+    desk.ask("1", number=3)
+    ((call, _),) = desk.calls
+    call.done(float("nan"))
+    assert (desk.last.state, desk.last.result) == ("refused", None)
+    assert desk.last.why is not None and desk.last.why.startswith("the answer cannot be told: result is ")
+    assert call.over

@@ -56,9 +56,16 @@ def report(rollout: Rollout, state: str = "healthy", **more: Any) -> NodeRelease
     )
 
 
+def known(rollout: Rollout, node: str, **news: Any) -> words.Known:
+    """What was heard of one node."""
+    return words.Known({node: replace(rollout.fleet.get(node, Member()), **news)})
+
+
 def reported(rollout: Rollout, nodes: Any, state: str = "healthy", **more: Any) -> Rollout:
     for node in nodes:
-        rollout, commands = table.handle(rollout, words.Reported(node, report(rollout, state, **more)), 0.0)
+        rollout, commands = table.handle(
+            rollout, known(rollout, node, report=report(rollout, state, **more)), 0.0
+        )
         assert commands == []
     return rollout
 
@@ -169,7 +176,7 @@ def test_reports_of_another_release_or_attempt_do_not_count() -> None:
     rollout = begun()
     other = replace(rollout, release=release(attempt=2))
     for node in rollout.members:
-        rollout, _ = table.handle(rollout, words.Reported(node, report(other, "failed")), 0.0)
+        rollout, _ = table.handle(rollout, known(rollout, node, report=report(other, "failed")), 0.0)
     assert ticked(rollout, 1.0)[0].state == "rolling"
     assert rollout.having("waiting") == NODES
 
@@ -222,7 +229,7 @@ def test_a_fleet_that_is_off_is_waited_for() -> None:
     rollout, _ = table.begin(release(), None, POLICY, 0.0, fleet={})
     rollout, notes = ticked(rollout, 1e6)
     assert (rollout.state, notes) == ("rolling", [])
-    rollout, _ = table.handle(rollout, words.Seen("late", True), 1e6)
+    rollout, _ = table.handle(rollout, known(rollout, "late", here=True), 1e6)
     rollout, _ = ticked(rollout, 1e6)
     assert rollout.members == {"late"}
 
@@ -270,7 +277,8 @@ def test_back_to_an_earlier_one_is_for_all_at_once() -> None:
 
 def test_pinned_nodes_keep_what_they_are_pinned_to_and_belong_to_no_wave() -> None:
     pins = Pins({"pi-3": "one"}, {"site=north": "one"}, {"one": ONE})
-    rollout, _ = table.handle(begun(), words.Seen("pi-4", True, {"site": "north"}), 0.0)
+    rollout = begun()
+    rollout, _ = table.handle(rollout, known(rollout, "pi-4", here=True, tags={"site": "north"}), 0.0)
     rollout, commands = table.handle(rollout, words.Pinned(pins), 0.0)
     assert len(commands) == 1
     rollout = replace(rollout, policy=replace(POLICY, waves=(1.0,)), members=frozenset(), share=0.0)

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,11 +74,33 @@ def test_a_round_and_its_updates_survive_a_restart(tmp_path: Path) -> None:
 def test_an_invitation_rewrites_the_opening_and_nothing_else(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.open_round("r", 1, {"cohort": ["a"]})
-    journal.close_round("r", 1, {"state": "closed"}, Digest("m"), Digest("s"))
+    journal.accept("r", 1, [row("a")])
     journal.open_round("r", 1, {"cohort": ["a", "b"]})
     (found,) = journal.rounds("r")
-    assert found.opened == {"cohort": ["a", "b"]}
-    assert (found.result, found.model, found.state) == ({"state": "closed"}, "m", "s")
+    assert (found.opened, found.result) == ({"cohort": ["a", "b"]}, None)
+    assert journal.counted("r", 1, A)
+    journal.close()
+
+
+def test_what_grows_with_the_fleet_is_told_one_round_at_a_time_and_left_of_a_run_that_is_over(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path)
+    whole = {"round": 1, "state": "closed", "n_contributors": 1, "contributors": {"a": {"samples": 3}}}
+    for run in ("r", "other"):
+        journal.open_round(run, 1, {"cohort": ["a"], "shares": {"a": {"samples": 3}}})
+        journal.accept(run, 1, [row("a")])
+        journal.reject(run, 1, NodeId("b"), "NaN")
+        journal.close_round(run, 1, whole, Digest("m"), Digest("s"))
+    slim = {"round": 1, "state": "closed", "n_contributors": 1}
+    assert [(r.opened, r.result, r.model) for r in journal.rounds("r")] == [({}, slim, "m")]
+    assert list(journal.told("r")) == [whole]
+    journal.trim("r")
+    journal.trim("r")
+    assert list(journal.told("r")) == [slim]
+    assert (journal.rounds("r")[0].model, journal.rounds("r")[0].state) == ("m", "s")
+    assert not journal.accepted("r", 1) and not journal.rejected("r", 1)
+    assert list(journal.told("other")) == [whole] and journal.accepted("other", 1)
     journal.close()
 
 
@@ -186,6 +209,7 @@ def test_a_torn_end_of_the_log_loses_whole_commits_only(tmp_path: Path) -> None:
 
 _WRITER = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from apiary.wire import Digest, NodeId
 from apiary_coordinator.store import AcceptedRow, Journal
@@ -222,3 +246,26 @@ def test_what_was_told_is_there_after_kill_9(tmp_path: Path, after_s: float) -> 
 def test_sqlite_is_new_enough_for_what_the_journal_asks() -> None:
     """`ON CONFLICT DO UPDATE` came with 3.24; Raspberry Pi OS Bookworm has 3.40."""
     assert sqlite3.sqlite_version_info >= (3, 24)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda j: j.active_run(),
+        lambda j: j.run("r"),
+        lambda j: j.rounds("r"),
+        lambda j: list(j.told("r")),
+        lambda j: j.accepted("r", 1),
+        lambda j: j.counted("r", 1, A),
+        lambda j: j.rejected("r", 1),
+    ],
+)
+def test_what_cannot_be_read_is_said_and_no_bug_of_ours(
+    tmp_path: Path, read: Callable[[Journal], object]
+) -> None:
+    """An offer of a round that is over asks the journal: a disk that fails must not end the coordinator."""
+    journal = Journal(tmp_path)
+    journal.commit([(f"DROP TABLE {table}", ()) for table in ("run", "round", "accepted", "rejected")])
+    with pytest.raises(StoreError, match="the journal cannot be read: no such table"):
+        read(journal)
+    journal.close()

@@ -45,6 +45,18 @@ def test_a_time_of_day_is_due_from_its_minute_on_for_an_hour(now: float, why: st
     assert due(NIGHTLY, Past(MIDNIGHT), now, 0) == why
 
 
+def test_a_clock_that_was_years_ahead_is_not_waited_for() -> None:
+    """It was put right since, while the coordinator ran on."""
+    ahead = TWO + 4 * 365 * 86400
+    past = Past(ahead, ahead, ahead + 60)
+    assert due(NIGHTLY, past, TWO + 60, 0) == "at 02:00"
+    assert due(NIGHTLY, past, TWO - 60, 0) is None
+    every = Timetable(every_s=3600.0, min_pause_s=600.0)
+    assert due(every, past, TWO, 0) == "every 1 hours"
+    assert due(Timetable(new_samples=5, min_pause_s=600.0), past, TWO, 5) == "5 new samples"
+    assert upcoming(every, past, TWO) == TWO
+
+
 def test_a_time_that_was_dealt_with_is_not_due_again() -> None:
     assert due(NIGHTLY, Past(TWO + 3), TWO + 60, 0) is None
     assert upcoming(NIGHTLY, Past(TWO + 3), TWO + 60) == TWO + 24 * 3600

@@ -35,6 +35,8 @@ MAX_KILLED: Final = 3
 """A child that was killed (by an operator, or by a kernel short of memory) is started again this often."""
 PAUSE_S: Final = 5.0
 """What took its memory may be gone by then."""
+MAX_KEPT: Final = 16
+"""Builds kept for the next run of the same recipe, options, labels and seed: 2 to 40 MB each."""
 _KEY: Final = "key"
 OnLine = Callable[[str], None]
 
@@ -75,13 +77,23 @@ def build_in_child(
         shutil.rmtree(job.out, ignore_errors=True)
         if kept is not None and sealed(kept) is not None:
             shutil.copytree(kept, job.out)
+            os.utime(kept)
         else:
             write_atomic(job.out / _KEY, cache_key(job).encode())
             _run("build", job, job.out, timeout_s, on_line)
             if kept is not None:
                 shutil.rmtree(kept, ignore_errors=True)
                 shutil.copytree(job.out, kept)
+                os.utime(kept)  # copytree gives it the time of what it copied
+                evict(kept.parent)
     return read_build(job.out)
+
+
+def evict(cache: Path, most: int = MAX_KEPT) -> None:
+    """Remove the builds of `cache` that were not used for longest, down to `most`."""
+    used = sorted((p for p in cache.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
+    for folder in used[:-most]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_build(folder: Path) -> Built:

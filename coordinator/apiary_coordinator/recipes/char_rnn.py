@@ -7,14 +7,12 @@ The recurrent network of the PyTorch tutorial on names, which PySyft trained on 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from apiary.learn.manifest import LETTERS, PictureInput
 from apiary_coordinator.recipes.base import Models, RecipeOptions
-
-CELLS: Final = ("gru", "rnn")
 
 
 class Options(RecipeOptions):

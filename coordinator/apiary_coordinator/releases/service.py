@@ -34,6 +34,8 @@ _REPEAT_S: Final = 300.0
 _AGAIN_S: Final = 10.0
 """Between two times that a foreign message is answered by ours."""
 _TICK_S: Final = 0.5
+_TICK_S_A_NODE: Final = 1 / 5_000
+"""Judging a wave looks at every node: 60 ms of the loop for 10,000 (measured), then every 2.5 s."""
 _SEAL_ROOM: Final = 8_000
 
 
@@ -57,6 +59,8 @@ class Releasing(Feature):
         self._ledger = ledger
         self._voice = voice
         self._fleet: dict[str, Member] = {}
+        self._news: dict[str, Member] = {}
+        """Of the fleet, what the roll-out was not told yet."""
         self._rollout: Rollout | None = None
         self._said_at = 0.0
         self._ticked_at = 0.0
@@ -66,6 +70,7 @@ class Releasing(Feature):
     @property
     def standing(self) -> Standing:
         """The book and the roll-out with what is known of the nodes."""
+        self._catch_up()
         return Standing(self._ledger.book, self._rollout)
 
     def key(self) -> str:
@@ -99,8 +104,7 @@ class Releasing(Feature):
             before = self._fleet.get(node, Member())
             if before.report != report:
                 log.debug("node=%s release=%s %s %s", node, report.release, report.state, report.why or "")
-            self._fleet[node] = replace(before, report=report)
-            self._take(words.Reported(node, report))
+            self._fleet[node] = self._news[node] = replace(before, report=report)
             return
         if node not in self._desk.roster:
             return
@@ -108,8 +112,7 @@ class Releasing(Feature):
         member = self._fleet.get(node, Member())
         here, tags = status.state != "lost", dict(status.tags)
         if (member.here, dict(member.tags)) != (here, tags):
-            self._fleet[node] = replace(member, here=here, tags=tags)
-            self._take(words.Seen(node, here, tags))
+            self._fleet[node] = self._news[node] = replace(member, here=here, tags=tags)
 
     def finished(self, folder: Path) -> None:
         """Release a run where the settings ask for it; on the worker's thread."""
@@ -133,7 +136,7 @@ class Releasing(Feature):
 
     def tick(self, now: float) -> None:
         """Judge the wave; begin what was made."""
-        if now - self._ticked_at < _TICK_S:
+        if now - self._ticked_at < _TICK_S + len(self._fleet) * _TICK_S_A_NODE:
             return
         self._ticked_at = now
         self._begin_ready()
@@ -271,6 +274,7 @@ class Releasing(Feature):
             self._ready.popleft()
 
     def _asked(self, event: words.Event, when: str) -> Rollout:
+        self._catch_up()
         if self._rollout is None:
             raise RequestRefused("nothing was released yet")
         before = self._rollout
@@ -279,7 +283,15 @@ class Releasing(Feature):
             raise RequestRefused(f"{before.release.name} is {before.state}, not {when}")
         return self._rollout
 
+    def _catch_up(self) -> None:
+        """Tell the table what was heard of nodes, of all at once."""
+        if self._rollout is not None and self._news:
+            known = words.Known(self._news)
+            self._rollout, _ = table.handle(self._rollout, known, self._desk.clock())
+            self._news = {}
+
     def _take(self, event: words.Event) -> None:
+        self._catch_up()
         if self._rollout is not None:
             rollout, commands = table.handle(self._rollout, event, self._desk.clock())
             self._perform(rollout, commands)
@@ -310,8 +322,9 @@ class Releasing(Feature):
 
     def _say(self, now: float) -> None:
         if self._rollout is not None:
-            self._said_at = now
+            self._said_at = now - _REPEAT_S + _AGAIN_S  # where it cannot be sealed, again after a short while
             self._voice.send(current(self._rollout, self._ledger.book.serial))
+            self._said_at = now
 
     def _serve(self) -> None:
         """Nodes may want the files of whatever they may be told to have."""

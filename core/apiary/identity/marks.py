@@ -18,6 +18,8 @@ MAX_MARKS: Final = 100_000
 """Signers times topics, about 10 MB; beyond, the oldest is forgotten, which only its signer could use."""
 AHEAD_MS: Final = 60_000
 """The counter is written down for a minute ahead: one small write a minute at most, not one a message."""
+RETRY_MS: Final = 5_000
+"""A counter that the disk did not take is written again after this."""
 log = logging.getLogger(__name__)
 
 _SCHEMA: Final = """
@@ -38,6 +40,7 @@ class DiskMarks:
         self._path = path
         self._wall = wall
         self._max = max_marks
+        self._write_at = 0
         try:
             self._db = sqlite3.connect(":memory:", isolation_level=None) if path is None else _on_disk(path)
             self._db.executescript(_SCHEMA)
@@ -63,25 +66,42 @@ class DiskMarks:
         return newest
 
     def issue(self) -> int:
-        """The clock in milliseconds since 1970, or one more than the last number where that is larger."""
+        """The clock in milliseconds since 1970, or one more than the last number where that is larger.
+
+        Raises nothing: what is sealed is often the last step of something that is written down already.
+        """
         self._last = max(int(self._wall() * 1000), self._last + 1)
-        if self._last >= self._ceiling:
-            self._ceiling = self._last + AHEAD_MS
-            try:
-                # A Pi wakes from a power cut with the clock of yesterday: this must have reached the disk.
-                self._db.execute("PRAGMA synchronous=FULL")
-                self._db.execute("BEGIN")
-                self._db.execute("DELETE FROM counter")
-                self._db.execute("INSERT INTO counter VALUES (?)", (self._ceiling,))
-                self._db.execute("COMMIT")
-                self._db.execute("PRAGMA synchronous=NORMAL")
-            except sqlite3.Error as e:
-                raise StoreError(f"cannot keep what was signed in {self._path}: {e}") from None
+        if self._last >= max(self._ceiling, self._write_at):
+            self._write_ceiling(self._last + AHEAD_MS)
         return self._last
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _write_ceiling(self, ceiling: int) -> None:
+        """Where the disk refuses, messages leave all the same: only a clock set back could make them old."""
+        try:
+            # A Pi wakes from a power cut with the clock of yesterday: this must have reached the disk.
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("BEGIN")
+            try:
+                self._db.execute("DELETE FROM counter")
+                self._db.execute("INSERT INTO counter VALUES (?)", (ceiling,))
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+            self._ceiling = ceiling
+        except sqlite3.Error as e:
+            self._write_at = self._last + RETRY_MS
+            log.error(
+                "cannot keep how far messages are numbered in %s: %s; if this machine's clock is set back "
+                "before it can, what it says after a restart is refused as old",
+                self._path,
+                e,
+            )
 
     def _read_ceiling(self) -> int:
         row = self._db.execute("SELECT max(ceiling) FROM counter").fetchone()

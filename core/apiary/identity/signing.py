@@ -26,10 +26,8 @@ from apiary.errors import SignatureRefused
 from apiary.identity.certificates import SIGNING_USE, Trust, identity_of
 from apiary.identity.roles import Identity, Role
 
-MAX_CERT_BYTES: Final = 3_072
-"""Of a DER certificate; ours have about 450."""
 MAX_SEAL_BYTES: Final = 4_096 + 160
-"""What sealing adds to a message at most."""
+"""What sealing adds to a message at most; a certificate has at most 3,072 bytes of it, ours about 450."""
 _CONTEXT: Final = b"apiary-1\n"
 _SIG_BYTES: Final = len(',"sig":""}') + 88
 _TAIL: Final = re.compile(

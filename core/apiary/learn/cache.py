@@ -6,6 +6,7 @@ only switches the cache off.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 import zlib
@@ -90,4 +91,5 @@ class ArrayCache:
 
     def _drop(self, path: Path) -> None:
         self._total -= self._entries().pop(path, 0)
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is torn or old, and only made again where it is asked for
+            path.unlink(missing_ok=True)

@@ -61,8 +61,11 @@ def accuracy(probabilities: Array, y: NDArray[np.int64]) -> float:
 
 
 def cross_entropy(probabilities: Array, y: NDArray[np.int64]) -> float:
-    """Mean of -log p(true class); p is kept above 1e-7, as Keras does."""
-    true = probabilities[np.arange(len(y)), y].astype(np.float64)
+    """Mean of -log p(true class); p is kept above 1e-7, as Keras does, and so is one that is not a number.
+
+    A model that has run away is as wrong as can be, and a figure that others can read.
+    """
+    true = np.nan_to_num(probabilities[np.arange(len(y)), y].astype(np.float64), nan=0.0)
     return float(-np.mean(np.log(np.clip(true, 1e-7, 1.0))))
 
 

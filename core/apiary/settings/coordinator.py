@@ -34,4 +34,10 @@ class CoordinatorSettings(Section):
     gather_s: float = Field(
         0.1, ge=0, le=60, description="collect wishes for a blob this long, then publish once"
     )
+    keep_runs: int = Field(
+        100,
+        ge=0,
+        le=100_000,
+        description="with --stay: runs that stay, the newest, folders too; 0: all",
+    )
     sync: bool = Field(True, description="sync the spool to disk before a receipt; false only on tmpfs")

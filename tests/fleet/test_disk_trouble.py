@@ -1,0 +1,166 @@
+"""What the coordinator's disk and machine may do to a run at its seams: said, survived, and paid for once."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fleet.conftest import MakeFleet
+from tests.fleet.harness import TICK_S, Fleet
+
+from apiary.errors import RunFailed, StoreError
+from apiary_coordinator.course import Course
+from apiary_coordinator.store import Journal
+from apiary_coordinator.worker import Done, InlineWorker
+
+FULL = "the journal refused a commit: database or disk is full"
+
+
+def until(fleet: Fleet, done: Callable[[], Any], seconds: float = 300) -> Any:
+    for _ in range(int(seconds / TICK_S)):
+        if value := done():
+            return value
+        fleet.turn()
+    raise AssertionError("not so in time")
+
+
+def course_of(fleet: Fleet) -> Course:
+    assert fleet.coordinator is not None and fleet.coordinator.course is not None
+    return fleet.coordinator.course
+
+
+def accepted(fleet: Fleet) -> int:
+    live = course_of(fleet).live
+    return len(live.round.accepted) if live is not None else 0
+
+
+class Refusing:
+    """`Journal.open_round` on a disk that is full for `times` commits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.times = 0
+        self.asked = 0
+        real = Journal.open_round
+
+        def open_round(journal: Journal, run: str, number: int, opened: dict[str, Any]) -> None:
+            self.asked += 1
+            if self.times > 0:
+                self.times -= 1
+                raise StoreError(FULL)
+            real(journal, run, number, opened)
+
+        monkeypatch.setattr(Journal, "open_round", open_round)
+
+
+def test_a_full_disk_is_asked_again_after_a_pause(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = Refusing(monkeypatch)
+    disk.times = 4
+    fleet = make_fleet(3, rounds=1)
+    until(fleet, lambda: course_of(fleet).live)
+    assert disk.asked == caplog.messages.count(FULL) + 1 == 5
+    assert fleet.broker.now > 4 * 5
+    assert fleet.run()["rounds_closed"] == 1
+
+
+def test_a_round_is_taken_up_once_however_often_the_disk_refuses(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All updates are there, and what the disk refuses is the seal on them: the first step of a restart."""
+    undisturbed = make_fleet(3, rounds=2).run()
+    disk = Refusing(monkeypatch)
+    fleet = make_fleet(3, rounds=2)
+    until(fleet, lambda: accepted(fleet) == 2)
+    disk.times = 10_000
+    until(fleet, lambda: fleet._journal and len(fleet._journal.accepted("run", 1)) == 3)
+    fleet.kill_coordinator()
+    made: list[int] = []
+    real = Course._begin
+    monkeypatch.setattr(
+        Course, "_begin", lambda self, live: (made.append(live.round.number), real(self, live))
+    )
+    disk.times = 1
+    for training in fleet.trainings.values():
+        training.seconds = 20  # the second round is still open when the first is tried again
+    fleet.start_coordinator()
+    summary = fleet.run()
+    assert made == [1, 2]
+    assert (summary["model_sha256"], summary["stop"]) == (undisturbed["model_sha256"], undisturbed["stop"])
+
+
+def test_who_was_lost_while_the_coordinator_was_down_is_not_waited_for(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last will came while the model was still being judged, and nobody says it again."""
+    fleet = make_fleet(3, rounds=1, lost_grace_s=20, first_deadline_s=4000)
+    fleet.trainings["pi-02"].seconds = 10_000
+    until(fleet, lambda: accepted(fleet) == 2)
+    fleet.kill_coordinator()
+    fleet.kill_node("pi-02")
+    slow = fleet.broker.now + 10
+    real = InlineWorker.collect
+
+    def collect(worker: InlineWorker) -> list[Done]:
+        return real(worker) if fleet.broker.now >= slow else []
+
+    monkeypatch.setattr(InlineWorker, "collect", collect)
+    fleet.start_coordinator()
+    began = fleet.broker.now
+    fleet.run(seconds=100)
+    assert fleet.broker.now - began < 40
+    (result,) = fleet.results()
+    assert (result["n_contributors"], result["missing"]) == (2, {"pi-02": "connection lost"})
+
+
+@pytest.mark.parametrize("stay", [False, True])
+def test_what_follows_a_run_does_not_fail_it(
+    make_fleet: MakeFleet, stay: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = make_fleet(3, rounds=1, stay=stay)
+    assert fleet.coordinator is not None
+
+    def inspect(folder: Path) -> None:
+        raise subprocess.TimeoutExpired("the report", 120)
+
+    fleet.coordinator._inspect = inspect
+    if stay:
+        fleet.ask("run.start", name="run")
+        until(fleet, lambda: fleet._journal and fleet._journal.active_run() is None)
+    else:
+        assert fleet.run()["rounds_closed"] == 1
+    assert "run=run is finished, but what follows it failed" in caplog.messages
+    assert fleet._journal is not None
+    row = fleet._journal.run("run")
+    assert row is not None and row.state == "finished"
+
+
+def test_a_model_that_is_gone_ends_its_run_and_says_so(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(3, rounds=3, stay=True)
+    fleet.ask("run.start", name="run")
+    until(fleet, lambda: len(fleet.results()) == 1)
+    digest = fleet.results()[0]["model"]
+    fleet.kill_coordinator()
+    (fleet.folder / "coordinator" / "blobs" / digest).write_bytes(b"torn")
+    fleet.start_coordinator()
+    journal = fleet._journal
+    assert journal is not None
+    until(fleet, lambda: journal.active_run() is None)
+    row = journal.run("run")
+    assert row is not None and row.state == "failed"
+    assert f"its model {digest[:12]} is damaged or gone from" in (row.stop or "")
+    assert fleet.ask("run.start", name="next").state == "done"
+    until(fleet, lambda: len(journal.rounds("next")) == 1)
+
+
+def test_alone_it_fails_with_the_run(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(3, rounds=3)
+    until(fleet, lambda: len(fleet.results()) == 1)
+    digest = fleet.results()[0]["model"]
+    fleet.kill_coordinator()
+    (fleet.folder / "coordinator" / "blobs" / digest).unlink()
+    with pytest.raises(RunFailed, match="damaged or gone"):
+        fleet.start_coordinator()

@@ -1,0 +1,57 @@
+"""A worker that hangs while the loop goes on: said, measured, and in the end given up."""
+
+from __future__ import annotations
+
+import pytest
+from tests.fleet.conftest import MakeFleet
+from tests.fleet.harness import Fleet
+
+from apiary.errors import ApiaryError
+from apiary_coordinator.vigil import GIVE_UP_S, SAY_S, Vigil
+from apiary_coordinator.worker import Done, InlineWorker
+
+
+def vigil_of(fleet: Fleet) -> Vigil:
+    assert fleet.coordinator is not None
+    (vigil,) = [f for f in fleet.coordinator._features if isinstance(f, Vigil)]
+    return vigil
+
+
+def pass_(fleet: Fleet, seconds: float) -> None:
+    """In large steps; nodes and coordinator each have their turn."""
+    until = fleet.broker.now + seconds
+    while fleet.broker.now < until:
+        fleet.broker.now += 30
+        fleet.turn()
+
+
+def test_a_job_that_does_not_end(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = make_fleet(2, stay=True, more={"publish": {"after_run": ["directory"], "timeout_s": 1000}})
+    pass_(fleet, SAY_S + 60)
+    assert vigil_of(fleet).busy_s == 0 and not caplog.messages[2:]
+
+    def hangs(worker: InlineWorker) -> list[Done]:
+        return []
+
+    monkeypatch.setattr(InlineWorker, "collect", hangs)
+    fleet.ask("run.start", name="run")
+    began = fleet.broker.now
+    pass_(fleet, SAY_S + 60)
+    assert SAY_S < vigil_of(fleet).busy_s < SAY_S + 200
+    (said,) = [m for m in caplog.messages if m.startswith("the worker has been at one job for 15 minutes")]
+    assert said.endswith("at 2.3 hours the coordinator ends, to be started again")
+    with pytest.raises(ApiaryError, match=r"at one job for 2\.3 hours"):
+        pass_(fleet, 2 * GIVE_UP_S)
+    assert GIVE_UP_S + 1000 <= fleet.broker.now - began < GIVE_UP_S + 1300
+
+
+def test_many_jobs_that_end_are_no_reason(make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = make_fleet(2, stay=True)
+    monkeypatch.setattr(InlineWorker, "pending", property(lambda worker: 5))
+    for _ in range(20):
+        assert fleet.coordinator is not None
+        fleet.coordinator._worker.submit(lambda: None, lambda _: None)
+        pass_(fleet, SAY_S / 2)
+    assert vigil_of(fleet).busy_s < SAY_S
