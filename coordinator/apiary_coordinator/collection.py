@@ -7,6 +7,7 @@ stands between an update's sync and its receipt.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +72,8 @@ class Collection:
         self._seconds = seconds
         self._screened: list[AcceptedRow] = []
         self._syncing: list[AcceptedRow] = []
+        self._counted: deque[AcceptedRow] = deque()
+        """Journaled, and not yet told of."""
         self._damaged: dict[NodeId, int] = {}
         self._digests: dict[NodeId, Digest] = {}
         self.sum = ExactSum(terms.shapes, terms.bits)
@@ -84,11 +87,15 @@ class Collection:
 
     def restore(self, rows: list[AcceptedRow]) -> tuple[list[AcceptedRow], list[NodeId]]:
         """Count journaled updates again after a restart; and whose bytes no longer hold and were left out."""
-        whole = [row for row in rows if self._holds(row)]
-        for row in whole:
-            self._digests[row.node] = row.digest
-            self._worker.submit(partial(self._add, row), _nothing)
-        return whole, [row.node for row in rows if row not in whole]
+        whole, damaged = [], []
+        for row in rows:
+            if self._holds(row):
+                whole.append(row)
+                self._digests[row.node] = row.digest
+                self._worker.submit(partial(self._add, row), _nothing)
+            else:
+                damaged.append(row.node)
+        return whole, damaged
 
     def offered(self, node: NodeId, offer: Offer, now: float) -> None:
         """Answer an offer for this round: grant it, or say what became of it."""
@@ -120,7 +127,11 @@ class Collection:
         if taken is None:
             return
         offset, data = taken
-        self._spool.write(upload.slot, offset, data)
+        try:
+            self._spool.write(upload.slot, offset, data)
+        except StoreError:
+            upload.assembly.lacks(index)  # it is asked for again, as a chunk that was lost is
+            raise
         self.bytes_up += len(payload)
         if upload.assembly.complete:
             self._worker.submit(partial(self._screen, upload), partial(self._on_screened, upload))
@@ -218,10 +229,20 @@ class Collection:
         for row in counted:
             self._digests[row.node] = row.digest
             self._worker.submit(partial(self._add, row), _nothing)
-            self._receipt(row.node, Offer.model_validate_json(row.offer), "accepted")
-            self._on_accepted(row)
+        self._counted += counted
         self._turn_away(late)
+        self._tell()
         self._sync_next()
+
+    def _tell(self) -> None:
+        """Say of each row that it counts. What the disk refuses of what follows costs others nothing."""
+        while self._counted:
+            row = self._counted.popleft()
+            self._receipt(row.node, Offer.model_validate_json(row.offer), "accepted")
+            try:
+                self._on_accepted(row)
+            except StoreError as e:
+                log.error("%s; trying again", e)  # the round's steps stay first in line for its next tick
 
     def _turn_away(self, rows: list[AcceptedRow]) -> None:
         for row in rows:

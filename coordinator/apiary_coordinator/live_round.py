@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, assert_never
 
+from apiary.errors import StoreError
 from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
 from apiary.wire.messages import BlobRef, Bounds, NodeStatus, Offer, Plan, RoundResult
@@ -85,7 +86,11 @@ class LiveRound:
         live = cls(parts, _fresh(parts, number, drawn, seconds, now), plan, bounds, seconds)
         live._shares = {n: _share(roster[n].status) for n in drawn.cohort}
         live._collect(grid_bits(bounds, drawn.goal), now)
-        live._journal(sealed=False)
+        try:
+            live._journal(sealed=False)
+        except StoreError:
+            live.collection.close(remove=False)  # it is opened anew, and a descriptor must not stay each time
+            raise
         return live
 
     @classmethod
@@ -118,7 +123,11 @@ class LiveRound:
             chosen = tuple(r.node for r in rows)
             live.round = replace(live.round, cohort=chosen, reserve=(), goal=len(chosen))
         if damaged:
-            live._strike(damaged)
+            try:
+                live._strike(damaged)
+            except StoreError:
+                live.collection.close(remove=False)
+                raise
         return live
 
     def _strike(self, damaged: list[NodeId]) -> None:
@@ -219,6 +228,8 @@ class LiveRound:
 
     def _aggregate(self) -> tuple[Weights, Digest, Digest | None]:
         """Worker: the next model, on disk before anything speaks of it."""
+        if (added := self.collection.sum.updates) != len(self.round.accepted):
+            raise AssertionError(f"the sum holds {added} updates, {len(self.round.accepted)} were accepted")
         strat = strategy(self.parts.settings)
         state, weights = strat.apply(self.parts.state, self.parts.weights, self.collection.sum.mean())
         model = self.parts.blobs.put(blob.encode(weights))

@@ -296,21 +296,17 @@ def _replace_node(round_: Round, now: float) -> Outcome:
 
 
 def _tick(round_: Round, now: float) -> Outcome:
-    commands: list[Command] = []
-    for node, (since, why) in list(round_.lost.items()):
-        if now - since >= round_.lost_grace_s and round_.collecting:
-            round_ = replace(
-                round_,
-                lost=_without(round_.lost, node),
-                gone={**round_.gone, node: why},
-                away=round_.away | {node},
-            )
-            round_, more = _replace_node(round_, now)
-            commands += more
-    if round_.collecting:
-        round_, more = _settle(round_, [], now)
-        commands += more
-    return round_, commands
+    # All at once: a site that loses its link may be half the fleet.
+    over = {n: why for n, (since, why) in round_.lost.items() if now - since >= round_.lost_grace_s}
+    if not over:
+        return _settle(round_, [], now)
+    round_ = replace(
+        round_,
+        lost={n: since for n, since in round_.lost.items() if n not in over},
+        gone={**round_.gone, **over},
+        away=round_.away | over.keys(),
+    )
+    return _replace_node(round_, now)
 
 
 def _settle(round_: Round, commands: list[Command], now: float) -> Outcome:

@@ -84,6 +84,12 @@ class Assembly:
         self._left -= 1
         return start, data
 
+    def lacks(self, index: int) -> None:
+        """A chunk that had come could not be kept: it is missing again."""
+        if self._have[index]:
+            self._have[index] = 0
+            self._left += 1
+
     def forget(self) -> None:
         """Count every chunk as missing again, after the whole did not match its digest."""
         self._have = bytearray(self.chunks)
