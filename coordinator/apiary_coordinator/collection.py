@@ -130,7 +130,7 @@ class Collection:
         try:
             self._spool.write(upload.slot, offset, data)
         except StoreError:
-            upload.assembly.lacks(index)  # it is asked for again, as a chunk that was lost is
+            upload.assembly.lost(index)  # it is asked for again, as a chunk that was lost is
             raise
         self.bytes_up += len(payload)
         if upload.assembly.complete:

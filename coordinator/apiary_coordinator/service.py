@@ -125,9 +125,7 @@ class Coordinator:
         """Start a run, or take one up. Only where none is under way."""
         assert self.course is None or self.course.stage == "done"  # noqa: S101 - a feature's bug
         self.course = Course(self._means, assignment, epoch=self._epoch)
-        clear_partial(self.course.record.folder, below=True)
-        self._here()
-        self._must(self.course.start, self.course.lane)
+        self._must(partial(self._begin, self.course), self.course.lane)
 
     def run(self, should_stop: Callable[[], bool], turned: Callable[[], None] = lambda: None) -> None:
         """Turn until `should_stop`, or until the run is over where we are not to stay.
@@ -191,6 +189,12 @@ class Coordinator:
         self._outlet.restore()
         for feature in self._features:
             self._guarded("", feature.connected)
+
+    def _begin(self, course: Course) -> None:
+        """Raises StoreError, and is tried again then."""
+        clear_partial(course.record.folder, below=True)
+        self._here()
+        course.start()
 
     def _turn(self, course: Course) -> None:
         try:

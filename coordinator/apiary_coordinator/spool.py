@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from apiary.errors import StoreError
+from apiary.files import sync_folder, write_all
 
 
 class Spool:
@@ -25,9 +26,15 @@ class Spool:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            self._end = _aligned(os.fstat(self._fd).st_size)
         except OSError as e:
             raise StoreError(f"cannot open the spool {path}: {e.strerror}") from e
+        try:
+            self._end = _aligned(os.fstat(self._fd).st_size)
+            if sync:
+                sync_folder(path.parent)  # the journal will name what lies here
+        except OSError as e:
+            os.close(self._fd)
+            raise StoreError(f"cannot sync the spool's folder {path.parent}: {e.strerror}") from e
 
     def allocate(self, size: int) -> int:
         """A slot for `size` bytes; its room on the disk is taken now. Raises StoreError on a full disk."""
@@ -48,7 +55,7 @@ class Spool:
     def write(self, slot: int, offset: int, data: bytes | memoryview) -> None:
         """Write a part of an update. Raises StoreError."""
         try:
-            os.pwrite(self._fd, data, slot + offset)
+            write_all(self._fd, data, slot + offset)
         except OSError as e:
             raise StoreError(f"cannot write to the spool {self._path}: {e.strerror}") from e
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from apiary.errors import StoreError
+from apiary.files import is_full
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Contributor
 
@@ -39,6 +40,8 @@ CREATE TABLE IF NOT EXISTS rejected (
 
 BULKY: Final = ("contributors", "rejected", "missing", "shares", "node_metrics", "per_class", "confusion")
 """Of a round's result what grows with the fleet: 1.2 MB in memory for 1000 nodes (measured), each round."""
+_FULL: Final = "the disk is full: free some space, nothing that was journaled is lost"
+_DAMAGED: Final = "restore it from a backup, or begin anew with another coordinator.state_dir"
 _SLIM: Final = "json_remove(result, {})".format(", ".join(f"'$.{key}'" for key in BULKY))
 
 
@@ -111,8 +114,7 @@ class Journal:
         except sqlite3.Error as e:
             os.close(self._lock)
             raise StoreError(
-                f"the journal in {folder} cannot be opened: {e}; restore it from a backup, "
-                "or begin anew with another coordinator.state_dir"
+                f"the journal in {folder} cannot be opened: {e}; {_FULL if is_full(folder) else _DAMAGED}"
             ) from e
         if broken != "ok":
             self.close()

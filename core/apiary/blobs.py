@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import StoreError
-from apiary.files import clear_partial, sync_folder, write_atomic
+from apiary.files import advice, clear_partial, remove, sync_folder, write_all, write_atomic
 from apiary.wire import Digest
 from apiary.wire.chunks import Assembly, digest_of
 
@@ -56,7 +56,7 @@ class BlobStore:
         except OSError as e:
             raise StoreError(f"blob {digest[:12]} cannot be read from {self._folder}: {e.strerror}") from e
         if digest_of(data) != digest:
-            self.path(digest).unlink(missing_ok=True)
+            self.remove(digest)
             raise StoreError(f"blob {digest[:12]} in {self._folder} was damaged and has been removed")
         return data
 
@@ -72,22 +72,28 @@ class BlobStore:
             raise StoreError(f"blob {digest[:12]} cannot be read from {self._folder}: {e.strerror}") from e
 
     def remove(self, digest: Digest) -> None:
-        """Forget a blob."""
+        """Forget a blob. Raises StoreError."""
         self._seen.pop(digest, None)
-        self.path(digest).unlink(missing_ok=True)
+        remove(self.path(digest))
 
     def verify(self, digest: Digest) -> bool:
-        """Whether the blob is there and whole; a damaged one is removed.
+        """Whether the blob is there and whole; a damaged one is removed. Raises StoreError.
 
         Hashed once in the life of this store, and again where the file has changed since: a node asks at
         every announcement, and its models are large.
         """
+        path = self.path(digest)
         if digest not in self:
             return False
-        if self._seen.get(digest) != _stamp(self.path(digest)) and _sha256_of(self.path(digest)) != digest:
+        try:
+            whole = self._seen.get(digest) == _stamp(path) or _sha256_of(path) == digest
+        except OSError as e:
+            raise StoreError(f"blob {digest[:12]} cannot be read from {self._folder}: {e.strerror}") from e
+        if not whole:
             self.remove(digest)
             return False
-        os.utime(self.path(digest))
+        with suppress(OSError):  # a card that takes no writes any more: what goes first is all that is lost
+            os.utime(path)
         self._note(digest)
         return True
 
@@ -100,10 +106,16 @@ class BlobStore:
         return Download(self._folder, digest, size, named=lambda: self._note(digest))
 
     def evict(self, keep: set[Digest]) -> int:
-        """Remove the least recently used blobs over the bound, never those in `keep`; returns how many."""
+        """Remove the least recently used blobs over the bound, never those in `keep`; returns how many.
+
+        Raises StoreError.
+        """
         if self._max_bytes is None:
             return 0
-        files = [(p, p.stat()) for p in self._folder.iterdir() if _NAME.fullmatch(p.name)]
+        try:
+            files = [(p, p.stat()) for p in self._folder.iterdir() if _NAME.fullmatch(p.name)]
+        except OSError as e:
+            raise StoreError(f"cannot look into {self._folder}: {e.strerror}") from e
         total = sum(s.st_size for _, s in files)
         gone = 0
         for path, stat in sorted(files, key=lambda f: f[1].st_mtime):
@@ -137,9 +149,12 @@ class Download:
         self._path = folder / f"{digest}.download"
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        except OSError as e:
+            raise StoreError(f"cannot write blob {digest[:12]} in {folder}: {e.strerror}{advice(e)}") from e
+        try:
             os.posix_fallocate(self._fd, 0, size)
         except OSError as e:
-            self._path.unlink(missing_ok=True)
+            self.abandon()
             raise StoreError(
                 f"no room for blob {digest[:12]} of {size} bytes in {folder}: {e.strerror}"
             ) from e
@@ -151,11 +166,10 @@ class Download:
             return False
         offset, data = taken
         try:
-            written = os.pwrite(self._fd, data, offset)
+            write_all(self._fd, data, offset)
         except OSError as e:
+            self.assembly.lost(index)
             raise StoreError(f"cannot write {self._path}: {e.strerror}") from e
-        if written != len(data):
-            raise StoreError(f"cannot write {self._path}: {written} of {len(data)} bytes were taken")
         if offset == self._hashed:
             # Chunks mostly come in order: hashed while they are at hand, the whole need not be read again.
             self._hash.update(data)
@@ -186,7 +200,8 @@ class Download:
     def abandon(self) -> None:
         """Give up and remove the partial file."""
         os.close(self._fd)
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # the next start removes it
+            self._path.unlink(missing_ok=True)
 
     def _forget(self) -> None:
         """Begin anew, also where the file had its name already and the folder could not be synced."""

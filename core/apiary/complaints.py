@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Final
 
 MAX_SAID: Final = 2_000
 """Of one subject; what comes after them is only debugging, and that is said. Each has its own, so that
 a fleet of another version, or names made up by an attacker, hide nothing else."""
+AGAIN_S: Final = 600.0
+"""The same trouble is said again after this time, in seconds of the monotonic clock."""
+MAX_TROUBLES: Final = 100
 
 
 class Complaints:
@@ -16,11 +20,22 @@ class Complaints:
     def __init__(self, log: logging.Logger):
         self._log = log
         self._made: dict[str, set[str]] = {}
+        self._told: dict[str, float] = {}
 
     def about(self, who: str, error: Exception) -> None:
         """Log what a peer did wrong; once a peer and kind of error loudly."""
         first = self._first(type(error).__name__, who)
         self._log.log(logging.WARNING if first else logging.DEBUG, "%s", error)
+
+    def trouble(self, error: Exception, now: float) -> None:
+        """Log what this machine refused, a full disk say; loudly again after a while, as it comes back."""
+        key = str(error)[:200]
+        loud = now - self._told.get(key, -math.inf) >= AGAIN_S
+        if loud:
+            if len(self._told) >= MAX_TROUBLES:
+                self._told.clear()
+            self._told[key] = now
+        self._log.log(logging.ERROR if loud else logging.DEBUG, "%s", error)
 
     def once(self, subject: str, who: str, what: str) -> None:
         """Warn of something the first time it is seen of `who`. Subjects are few, the program's own."""

@@ -15,6 +15,7 @@ from apiary.errors import StoreError
 # The only way to read it is to set it; done once, before there are threads.
 _UMASK: Final = os.umask(0o077)
 os.umask(_UMASK)
+_NEEDED_BYTES: Final = 64 * 2**10
 
 
 def write_atomic(
@@ -49,6 +50,14 @@ def write_atomic(
             sync_folder(path.parent)
     except OSError as e:
         raise StoreError(f"cannot write {path}: {e.strerror or e}{advice(e)}") from e
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """All of `data` at `offset` of an open file: a disk that is nearly full takes a part. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
@@ -92,12 +101,24 @@ def stamp(path: Path | None) -> Stamp:
 
 
 def clear_partial(folder: Path, *, below: bool = False) -> int:
-    """Remove what `write_atomic` left when power went, `below`: in folders of it too; returns how many."""
+    """Remove what `write_atomic` left when power went, `below`: in folders of it too; returns how many.
+
+    Raises StoreError.
+    """
     found = folder.rglob(".*.part") if below else folder.glob(".*.part")
     left = [p for p in found if p.is_file()] if folder.is_dir() else []
     for p in left:
-        p.unlink(missing_ok=True)
+        remove(p)
     return len(left)
+
+
+def is_full(folder: Path) -> bool:
+    """Whether a database there has no room to open: it needs 32 kB, and SQLite calls that an I/O error."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < _NEEDED_BYTES
 
 
 def advice(e: OSError) -> str:

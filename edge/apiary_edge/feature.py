@@ -24,6 +24,7 @@ class Link:
     `hold(who, why)` keeps the node from beginning to train until the same `who` says `hold(who, None)`;
     `training` is what it trains already. `samples` are the pictures that it may train on. `leave` leaves the
     round in hand as if it had not been announced; `forget` lets the last answered round be trained again.
+    `make_room` evicts blobs that no part of the node keeps, before something is fetched.
     """
 
     node: NodeId
@@ -32,6 +33,7 @@ class Link:
     outlet: Outlet
     blobs: BlobStore
     downloads: Downloads
+    make_room: Callable[[], None]
     clock: Callable[[], float]
     wall: Callable[[], float]
     hold: Callable[[str, str | None], None]

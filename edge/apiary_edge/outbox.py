@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import MessageError, StoreError
-from apiary.files import clear_partial, remove, sync_folder, write_atomic, write_json
+from apiary.files import clear_partial, remove, sha256_of, sync_folder, write_atomic, write_json
 from apiary.wire import Digest
-from apiary.wire.chunks import digest_of
 from apiary.wire.messages import Offer
 
 log = logging.getLogger(__name__)
@@ -46,12 +45,12 @@ class Outbox:
             self.remove(Digest(old.update.digest))
 
     def waiting(self) -> list[Offer]:
-        """Offers of updates that are whole, oldest first; torn ones are removed."""
+        """Offers of updates that are whole, oldest first; torn ones are removed. Raises StoreError."""
         whole: list[Offer] = []
         for offer in self._offers():
             digest = Digest(offer.update.digest)
             try:
-                good = digest_of(self._update(digest).read_bytes()) == digest
+                good = sha256_of(self._update(digest)) == digest
             except OSError:
                 good = False
             if good:
@@ -61,7 +60,7 @@ class Outbox:
                 self.remove(digest)
         for stray in self._folder.glob("*.update"):
             if not stray.with_suffix(".json").exists():
-                stray.unlink(missing_ok=True)
+                remove(stray)
         return whole
 
     def read_part(self, digest: Digest, offset: int, length: int) -> bytes:
@@ -81,9 +80,12 @@ class Outbox:
         return data
 
     def remove(self, digest: Digest) -> None:
-        """Forget an update: the offer first, so that a power cut leaves no offer without its update."""
-        self._update(digest).with_suffix(".json").unlink(missing_ok=True)
-        self._update(digest).unlink(missing_ok=True)
+        """Forget an update: the offer first, so that a power cut leaves no offer without its update.
+
+        Raises StoreError.
+        """
+        remove(self._update(digest).with_suffix(".json"))
+        remove(self._update(digest))
 
     def set_done(self, run: str, round_number: int) -> None:
         """Remember the last round that was answered, so that it is not trained again."""
@@ -112,5 +114,5 @@ class Outbox:
             try:
                 found.append((path.stat().st_mtime, Offer.decode(path.read_bytes(), who=str(path))))
             except (OSError, MessageError):
-                path.unlink(missing_ok=True)
+                remove(path)
         return [offer for _, offer in sorted(found, key=lambda f: f[0])]

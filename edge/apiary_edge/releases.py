@@ -229,11 +229,11 @@ class Releases(Feature):
     def _fetch(self, release: Release) -> None:
         self._fetching = release
         digest = Digest(release.file.digest)
-        if self._shelf.path(release).is_file() or self._link.blobs.verify(digest):
-            self._arrived(release)
-            return
         try:
-            self._link.blobs.evict(keep=self.keeps())
+            if self._shelf.path(release).is_file() or self._link.blobs.verify(digest):
+                self._arrived(release)
+                return
+            self._link.make_room()
             self._link.downloads.fetch(release.file, self._link.clock(), OWNER)
         except StoreError as e:
             self._fetch_later("fetch", partial(self._fetch, release), e)

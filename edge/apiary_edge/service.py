@@ -133,6 +133,7 @@ class Edge:
             self._outlet,
             blobs,
             self._downloads,
+            self._make_room,
             clock,
             wall,
             self._hold,
@@ -204,12 +205,11 @@ class Edge:
                     log.warning("the broker refused topic=%s reason=%s", topic, reason)
         now = self._clock()
         self._guarded(partial(self._local.tick, now))
-        self._downloads.tick(now)
+        self._guarded(partial(self._downloads.tick, now))
         self._guarded(partial(self._handle, table.Tick()))
         for feature in self._features:
             self._guarded(partial(feature.tick, now))
-        if self._presence.tick(now):
-            self._say()
+        self._guarded(partial(self._count, now))
         if now - self._refreshed_at >= self._refresh_s:
             self._refresh(now)
         self._guarded(self._sending.pump)
@@ -331,10 +331,13 @@ class Edge:
 
     def _fetch(self, ref: BlobRef) -> None:
         try:
-            self._blobs.evict(keep={digest for f in self._features for digest in f.keeps()})
+            self._make_room()
             self._downloads.fetch(ref, self._clock())
         except StoreError as e:
             self._handle(table.TrainingFailed(str(e)))
+
+    def _make_room(self) -> None:
+        self._blobs.evict(keep={digest for f in self._features for digest in f.keeps()})
 
     def connected(self, limits: Limits) -> None:
         """The broker accepted us: keep to its limits, say who we are, ask what is current."""
@@ -354,6 +357,10 @@ class Edge:
             self._guarded(feature.connected)
 
     # -- what goes out ---------------------------------------------------------------------------------
+
+    def _count(self, now: float) -> None:
+        if self._presence.tick(now):
+            self._say()
 
     def _say(self) -> None:
         self._presence.say(self.session)
@@ -388,5 +395,7 @@ class Edge:
         """What a peer or the disk did wrong is said, and the loop goes on."""
         try:
             act()
-        except (WireError, StoreError) as e:
+        except WireError as e:
             self._complaints.about("", e)
+        except StoreError as e:
+            self._complaints.trouble(e, self._clock())

@@ -111,6 +111,7 @@ class Node:
             outlet=outlet,
             blobs=self.blobs,
             downloads=self.downloads,
+            make_room=lambda: self.blobs.evict(keep=self.releases.keeps()),
             clock=lambda: fleet.broker.now,
             wall=lambda: fleet.broker.now,
         )

@@ -205,3 +205,61 @@ def test_names_that_are_no_digest_are_not_there(tmp_path: Path) -> None:
     store = BlobStore(tmp_path)
     assert 7 not in store
     assert Digest("0" * 64) not in store
+
+
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_a_disk_without_room_costs_no_descriptor(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    before = descriptors()
+    for _ in range(5):
+        with pytest.raises(StoreError, match="no room for blob"):
+            store.begin(DIGEST, 2**42)
+    assert descriptors() == before
+    assert not list(tmp_path.glob("*.download"))
+
+
+def test_a_chunk_that_the_disk_refused_is_still_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = BlobStore(tmp_path).begin(DIGEST, len(DATA))
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", refuse)
+        with pytest.raises(StoreError, match="No space left"):
+            download.accept(0, chunk(0))
+    assert download.assembly.missing() == [(0, 3)]
+    assert all(download.accept(i, chunk(i)) for i in range(3))
+    assert download.finish()
+
+
+def test_a_disk_that_takes_a_part_is_given_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    download, pwrite = BlobStore(tmp_path).begin(DIGEST, len(DATA)), os.pwrite
+
+    def part(fd: int, data: memoryview, offset: int) -> int:
+        return pwrite(fd, data[: max(1, len(data) // 2)], offset)
+
+    monkeypatch.setattr(os, "pwrite", part)
+    assert all(download.accept(i, chunk(i)) for i in range(3))
+    assert download.finish()
+
+
+def test_a_card_that_takes_no_writes_still_gives_its_blobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BlobStore(tmp_path)
+    store.put(DATA)
+
+    def worn(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", worn)
+    assert store.verify(DIGEST)
+    monkeypatch.setattr(Path, "unlink", worn)
+    with pytest.raises(StoreError, match="read-only"):
+        store.remove(DIGEST)

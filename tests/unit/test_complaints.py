@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from apiary.complaints import MAX_SAID, Complaints
-from apiary.errors import MessageError, SignatureRefused
+from apiary.complaints import AGAIN_S, MAX_SAID, MAX_TROUBLES, Complaints
+from apiary.errors import MessageError, SignatureRefused, StoreError
 
 LOG = logging.getLogger("apiary.test_complaints")
 
@@ -35,3 +35,19 @@ def test_a_flood_of_one_kind_is_cut_and_hides_no_other(caplog: pytest.LogCapture
     assert caplog.messages[-1].startswith("another version: said of 2000 so far; further ones only with")
     complaints.about("apiary/F/node/pi-1/offer", SignatureRefused("pi-1 is forged"))
     assert caplog.messages[-1] == "pi-1 is forged"
+
+
+def test_trouble_that_comes_back_is_said_again_and_another_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    complaints = Complaints(LOG)
+    with caplog.at_level(logging.DEBUG, LOG.name):
+        for now, text in ((0.0, "full"), (1.0, "full"), (1.0, "worn"), (AGAIN_S, "full")):
+            complaints.trouble(StoreError(text), now)
+    levels = [(r.levelname, r.message) for r in caplog.records]
+    assert levels == [("ERROR", "full"), ("DEBUG", "full"), ("ERROR", "worn"), ("ERROR", "full")]
+
+
+def test_ever_new_trouble_takes_no_more_memory() -> None:
+    complaints = Complaints(LOG)
+    for i in range(5 * MAX_TROUBLES):
+        complaints.trouble(StoreError(f"cannot write {i}"), 0.0)
+    assert len(complaints._told) <= MAX_TROUBLES

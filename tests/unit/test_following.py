@@ -76,6 +76,7 @@ class Node:
             "outlet": outlet,
             "blobs": self.blobs,
             "downloads": downloads,
+            "make_room": lambda: self.blobs.evict(keep=set()),
             "clock": lambda: self.now,
             "wall": lambda: 1.7e9 + self.now,
         }

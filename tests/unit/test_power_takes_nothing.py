@@ -60,13 +60,13 @@ def test_a_blob_that_is_here(tmp_path: Path) -> None:
 
 
 def test_updates_that_are_receipted(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "r-1.spool")
-
     def take() -> None:
+        spool = Spool(tmp_path / "spool" / "r-1.spool")
         spool.write(spool.allocate(len(DATA)), 0, DATA)
         spool.sync()
 
-    assert unsynced(tmp_path, take) == set()
+    # The folder's own name is in the state folder, which the journal's first commit syncs.
+    assert unsynced(tmp_path, take) <= {"."}
 
 
 def test_a_release_that_is_current_and_the_one_before_it(tmp_path: Path) -> None:

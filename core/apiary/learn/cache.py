@@ -83,7 +83,8 @@ class ArrayCache:
         if self._sizes is None:
             found = []
             for path in (p for p in self.folder.glob("*/*") if p.is_dir()):
-                clear_partial(path)
+                with contextlib.suppress(StoreError):  # as `_drop`
+                    clear_partial(path)
                 found += [(s.st_mtime_ns, p, s.st_size) for p in path.iterdir() for s in (p.stat(),)]
             self._sizes = {path: size for _, path, size in sorted(found)}
             self._total = sum(self._sizes.values())

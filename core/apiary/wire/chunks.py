@@ -84,7 +84,7 @@ class Assembly:
         self._left -= 1
         return start, data
 
-    def lacks(self, index: int) -> None:
+    def lost(self, index: int) -> None:
         """A chunk that had come could not be kept: it is missing again."""
         if self._have[index]:
             self._have[index] = 0

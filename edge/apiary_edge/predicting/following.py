@@ -104,7 +104,7 @@ class Following(Feature):
         missing = [ref for ref in _parts(told) if not blobs.verify(Digest(ref.digest))]
         if missing:
             # A round makes room as well; a node that only predicts has none.
-            blobs.evict(keep=self.keeps())
+            self._link.make_room()
         for ref in missing:
             self._link.downloads.fetch(ref, now, OWNER)
         if missing:

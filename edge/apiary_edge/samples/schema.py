@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import StoreError
+from apiary.files import is_full
 
 VERSION: Final = 1
 BUSY_S: Final = 30.0
@@ -65,7 +65,6 @@ CREATE INDEX gone_owner ON gone (by_owner, number);
 
 _FULL: Final = "the disk is full: free some space, nothing that was stored is lost"
 _DAMAGED: Final = "restore it from a backup, or move the folder away and import its pictures again"
-_NEEDED_BYTES: Final = 64 * 2**10
 
 
 def connect(file: Path) -> sqlite3.Connection:
@@ -84,8 +83,7 @@ def connect(file: Path) -> sqlite3.Connection:
             db.close()
             raise
     except sqlite3.Error as e:
-        # Opening needs 32 kB for the memory that its users share, and SQLite calls it an I/O error.
-        advice = _FULL if _is_full(file.parent) else _DAMAGED
+        advice = _FULL if is_full(file.parent) else _DAMAGED
         raise StoreError(f"the sample index {file} cannot be opened: {e}; {advice}") from e
     return db
 
@@ -104,14 +102,6 @@ def writing(db: sqlite3.Connection, file: Path) -> Iterator[None]:
             raise
     except sqlite3.Error as e:
         raise StoreError(f"the sample index {file} cannot be written: {e}{_advice(e)}") from e
-
-
-def _is_full(folder: Path) -> bool:
-    try:
-        disk = os.statvfs(folder)
-    except OSError:
-        return False
-    return disk.f_bavail * disk.f_frsize < _NEEDED_BYTES
 
 
 def _ensure_schema(db: sqlite3.Connection, file: Path) -> None:
