@@ -51,6 +51,7 @@ class LiveRound:
     _next: tuple[Weights, Digest, Digest | None] | None = None
     _judgement: Judgement | None = None
     _todo: deque[Callable[[], None]] = field(default_factory=deque)
+    _unjournaled: bool = False
 
     @classmethod
     def open(
@@ -186,17 +187,23 @@ class LiveRound:
             self._handle(table.Left(node, status.why or _LEFT[status.state], final=False))
         elif node in roster and not status.declined and roster[node].unfit(*self._asked) is None:
             self._shares.setdefault(node, _share(status))
-            self._handle(table.Joined(node))
+            # With the next tick: a thousand that come in one turn are journaled once, then invited.
+            self._take(table.Joined(node))
 
     # -- commands --------------------------------------------------------------------------------------
 
     def _handle(self, event: table.Event) -> None:
+        self._take(event)
+        self._work_off()
+
+    def _take(self, event: table.Event) -> None:
+        """What an event makes of the round, and what is then to be done."""
         before = self.round
         self.round, commands = table.handle(self.round, event, self.parts.clock())
         if self.round.cohort is not before.cohort:
-            self._todo.append(partial(self._journal, sealed=False))
+            self._unjournaled = True
+            self._todo.append(self._journal_cohort)
         self._todo += [partial(self._perform, command) for command in commands]
-        self._work_off()
 
     def _work_off(self) -> None:
         """Perform what is due, in order; what a full disk refuses stays first in line for the next tick."""
@@ -306,6 +313,12 @@ class LiveRound:
             on_rejected=lambda node, why: self._handle(table.Rejected(node, why)),
             seconds=lambda: self.parts.clock() - self._opened_at,
         )
+
+    def _journal_cohort(self) -> None:
+        """The cohort as it is now: what stands in line behind may have been journaled with it."""
+        if self._unjournaled:
+            self._journal(sealed=False)
+            self._unjournaled = False
 
     def _journal(self, *, sealed: bool) -> None:
         self.parts.journal.open_round(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,48 @@ def test_a_late_joiner_takes_the_place_of_one_that_declined(make_fleet: MakeFlee
     (result,) = fleet.results()
     assert sorted(result["contributors"]) == ["pi-00", "pi-09"]
     assert result["missing"] == {"pi-01": "this node is too hot"}
+
+
+def test_many_late_joiners_are_journaled_together_before_any_is_invited(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cohort of 10,000 nodes is 1.5 MB to journal: once for each of a thousand takes a minute."""
+    fleet = make_fleet(8, rounds=1, cohort_size=8)
+    for i in range(2, 8):
+        fleet.trainings[f"pi-{i:02d}"].seconds = 40
+    journaled: list[set[str]] = []
+    open_round = Journal.open_round
+
+    def noted(journal: Journal, run: str, number: int, opened: dict[str, Any]) -> None:
+        open_round(journal, run, number, opened)
+        journaled.append(set(opened["cohort"]))
+
+    monkeypatch.setattr(Journal, "open_round", noted)
+    newcomers = {f"pi-{i}" for i in range(20, 26)}
+    invited: list[tuple[str, set[str]]] = []
+    before = 0
+
+    def disturb(turn: int) -> None:
+        nonlocal before
+        assert fleet.coordinator is not None
+        live = fleet.coordinator.course.live
+        if live is not None and turn > 40 and not before:
+            before = len(journaled)
+            invite = live.parts.invite
+            live.parts = replace(
+                live.parts, invite=lambda node: (invited.append((node, journaled[-1])), invite(node))
+            )
+            for i in range(2, 8):
+                fleet.trainings[f"pi-{i:02d}"].tells(Told(kind="declined", text="too hot"))
+            for name in sorted(newcomers):
+                fleet.start_node(name)
+
+    fleet.run(each=disturb)
+    (result,) = fleet.results()
+    assert set(result["contributors"]) == {"pi-00", "pi-01", *newcomers}
+    assert {node for node, _ in invited} == newcomers
+    assert all(node in cohort for node, cohort in invited)
+    assert len(journaled) - before < len(newcomers)
 
 
 def test_a_full_disk_of_the_coordinator_is_said_and_survived(
