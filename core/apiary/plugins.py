@@ -30,6 +30,6 @@ def load(package: str, name: str) -> ModuleType:
     if name not in known:
         kind = package.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise SettingsError(f"{kind}: no {name!r}{hint} There are: {', '.join(known)}")
     return importlib.import_module(f"{package}.{name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -342,4 +343,5 @@ def _opened(data: bytes, channels: int, side: int | None) -> Image:
     except MemoryError:
         raise DataError("there is not enough memory to decode it") from None
     except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
-        raise DataError(f"not a readable JPEG or PNG: {type(e).__name__}: {str(e)[:100]}") from None
+        why = re.sub(r" ?<[^>]* at 0x\w+>", "", str(e))  # Pillow names the file object, which says nothing
+        raise DataError(f"not a readable JPEG or PNG: {type(e).__name__}: {why[:100]}") from None
