@@ -53,7 +53,8 @@ def test_a_role_checks_what_it_takes_and_takes_what_it_says(role: str) -> None:
     """`meta/argument_specs.yml` and `defaults/main.yml`: the same variables with the same defaults."""
     folder = DEPLOY / "roles" / role
     defaults = yaml.safe_load((folder / "defaults/main.yml").read_text())
-    options = yaml.safe_load((folder / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    specs = yaml.safe_load((folder / "meta/argument_specs.yml").read_text())
+    options = specs["argument_specs"]["main"]["options"]
     assert list(options) == list(defaults)
     for name, option in options.items():
         assert name.startswith(f"{role}_"), name
@@ -67,8 +68,9 @@ def test_a_role_checks_what_it_takes_and_takes_what_it_says(role: str) -> None:
 
 @pytest.mark.parametrize("role", sorted(p.name for p in DEPLOY.glob("roles/*")))
 def test_no_variable_of_a_role_is_without_effect(role: str) -> None:
-    files = [f for f in DEPLOY.rglob("*") if f.suffix in (".yml", ".j2") and "defaults" not in f.parts]
-    used = "".join(f.read_text() for f in files if f.name != "argument_specs.yml" and "inventory.example" not in f.parts)
+    said = {"defaults", "inventory.example"}
+    files = [f for f in DEPLOY.rglob("*") if f.suffix in (".yml", ".j2") and not said & set(f.parts)]
+    used = "".join(f.read_text() for f in files if f.name != "argument_specs.yml")
     for name in yaml.safe_load((DEPLOY / "roles" / role / "defaults/main.yml").read_text()):
         assert re.search(rf"\b{name}\b", used), name
 
@@ -118,7 +120,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def settings(role: str) -> str:
         return f"{{{{ {role}_base_settings | combine({role}_settings, recursive=true) }}}}"
 
-    operator = "{{ common_base_settings | combine(common_operator_settings, authority_own_settings, recursive=true) }}"
+    parts = "common_operator_settings, authority_own_settings"
+    operator = f"{{{{ common_base_settings | combine({parts}, recursive=true) }}}}"
     renewal = {"common_service": "apiary-renew", "common_identity_role": "node",
                "common_capabilities": "CAP_CHOWN CAP_DAC_READ_SEARCH",
                "common_enrolment_url": "https://server:8443"}  # fmt: skip
@@ -130,7 +133,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         play("server", "authority",
              task("authority", "apiary-enrolment.service.j2", "apiary-enrolment.service",
                   common_service="apiary-enrolment", common_service_user="root",
-                  common_service_home="/var/lib/apiary-pki", common_service_config="/etc/apiary/operator.toml"),
+                  common_service_home="/var/lib/apiary-pki",
+                  common_service_config="/etc/apiary/operator.toml"),
              task("common", "apiary.toml.j2", "operator.toml", common_settings=operator)),
         play("server", "broker", task("broker", "mosquitto.conf.j2", "mosquitto.conf")),
         play("pi-1", "edge",

@@ -14,10 +14,13 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from packaging.requirements import Requirement
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attacks import Attacker
@@ -52,8 +55,8 @@ class Played:
 class Fleet:
     """The hosts, the plays, and what the fleet says of itself."""
 
-    def __init__(self, suite: str) -> None:
-        self.base, self.key = BUILD / suite, BUILD / "key"
+    def __init__(self, suites: dict[str, str]) -> None:
+        self.suites, self.key = suites, BUILD / "key"
         self.server = self._machine("server", 10)
         self.pis = {name: self._machine(name, 11 + n) for n, name in enumerate(PIS)}
         self.members = [name for name in PIS if not (WORK / name / "gone").exists()]
@@ -61,7 +64,9 @@ class Fleet:
 
     def _machine(self, name: str, number: int) -> Machine:
         wheels = [f"--bind-ro={BUILD / 'wheelhouse'}:/srv/wheelhouse"]
-        return Machine(name, number, base=self.base, work=WORK, key=self.key, binds=wheels)
+        return Machine(
+            name, number, base=BUILD / self.suites[name], work=WORK, key=self.key, binds=wheels
+        )  # fmt: skip
 
     def inventory(self) -> Path:
         """The example's groups with these hosts' addresses."""
@@ -362,23 +367,16 @@ def pip(words: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "pip", *words, "-qq"], check=True, cwd=ROOT)
 
 
-def prepare(suite: str, *, keep: bool) -> None:
-    """What is made once and kept in build/: the system, the wheels that it needs, pictures for each host."""
+def prepare(suites: dict[str, str], *, keep: bool) -> None:
+    """What is made once and kept in build/: the systems, the wheels that they need, pictures."""
     BUILD.mkdir(parents=True, exist_ok=True)
     if not keep:
         shutil.rmtree(WORK, ignore_errors=True)
         shutil.rmtree(BUILD / "wheels", ignore_errors=True)
     WORK.mkdir(exist_ok=True)
-    python = bootstrap(BUILD, suite)
-    stamp = BUILD / "wheelhouse" / f"complete-{python}"
-    needs = (ROOT / "pyproject.toml").read_bytes()
-    if not stamp.exists() or stamp.read_bytes() != needs:
-        print("downloading what the hosts install (600 MB, once)", flush=True)
-        shutil.rmtree(BUILD / "wheels", ignore_errors=True)
-        pip(["download", "--only-binary=:all:", "--python-version", python, "--dest",
-             str(BUILD / "wheelhouse"), f"{wheel('9.0.0')}[coordinator,edge]"])  # fmt: skip
-        (BUILD / "wheelhouse" / "apiary-9.0.0-py3-none-any.whl").unlink()
-        stamp.write_bytes(needs)
+    for suite in sorted(set(suites.values())):
+        extras = ["coordinator", "edge"] if suites["server"] == suite else ["edge"]
+        fill_wheelhouse(bootstrap(BUILD, suite), extras)
     if not (BUILD / "shares").exists():
         share = ["data", "partition", "digits", "--nodes", "3", "--by", "dirichlet", "--alpha", "0.5"]
         subprocess.run(
@@ -386,10 +384,43 @@ def prepare(suite: str, *, keep: bool) -> None:
         )
 
 
-def tell(suite: str, wanted: list[str]) -> int:
+def fill_wheelhouse(python: str, extras: list[str]) -> None:
+    """Download what hosts with this Python install, once for each state of pyproject.toml."""
+    house = BUILD / "wheelhouse"
+    stamp = house / f"complete-{python}-{'-'.join(extras)}"
+    needs = (ROOT / "pyproject.toml").read_bytes()
+    if stamp.exists() and stamp.read_bytes() == needs:
+        return
+    print(f"downloading what Python {python} installs of {' and '.join(extras)} (once)", flush=True)
+    told = tomllib.loads(needs.decode())["project"]
+    wanted = [*told["dependencies"], *(r for e in extras for r in extra_requirements(told, e))]
+    # pip's --python-version chooses wheels, but leaves markers to the Python that it runs on.
+    target = {"python_version": python, "python_full_version": f"{python}.0"}
+    plain = []
+    for requirement in map(Requirement, wanted):
+        if requirement.marker is None or requirement.marker.evaluate(target):
+            requirement.marker = None
+            plain.append(str(requirement))
+    pip(["download", "--only-binary=:all:", "--python-version", python, "--dest", str(house), *plain])
+    stamp.write_bytes(needs)
+
+
+def extra_requirements(project: dict[str, Any], extra: str) -> list[str]:
+    """What an extra names, its own extras (`apiary[edge]`) followed."""
+    found = []
+    for text in project["optional-dependencies"][extra]:
+        requirement = Requirement(text)
+        if requirement.name == "apiary":
+            found += [r for e in sorted(requirement.extras) for r in extra_requirements(project, e)]
+        else:
+            found.append(text)
+    return found
+
+
+def tell(suites: dict[str, str], wanted: list[str]) -> int:
     """Inside: take the steps in order; 0 where all held."""
     join_network()
-    fleet, rows, failed = Fleet(suite), [], False
+    fleet, rows, failed = Fleet(suites), [], False
     named = {step.__name__: (title, step) for title, step in STEPS}
     taken = [named[name] for name in wanted or named]
     for title, step in taken:
@@ -424,7 +455,9 @@ def look(fleet: Fleet) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", default="bookworm", help="Debian of the hosts: bookworm, trixie")
+    debians = ("bookworm", "trixie")
+    parser.add_argument("--server", choices=debians, default="bookworm", help="its Debian (bookworm)")
+    parser.add_argument("--trixie", default="pi-2", metavar="PI,PI", help="nodes with Debian 13 (pi-2)")
     parser.add_argument("--keep", action="store_true", help="go on with the disks that the last hosts left")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
@@ -437,10 +470,12 @@ def main() -> int:
     if os.geteuid() != 0 or missing:
         sys.exit(f"needs root and {', '.join(missing) or 'nothing else'}: "
                  "sudo apt-get install debootstrap systemd-container nftables openssh-client")  # fmt: skip
+    suites = {"server": args.server} | {pi: debians[pi in args.trixie.split(",")] for pi in PIS}
     if args.inside:
-        return tell(args.suite, args.steps)
-    prepare(args.suite, keep=args.keep)
-    code = in_namespaces(Path(__file__).resolve(), ["--suite", args.suite, *args.steps])
+        return tell(suites, args.steps)
+    prepare(suites, keep=args.keep)
+    told = ["--server", args.server, "--trixie", args.trixie, *args.steps]
+    code = in_namespaces(Path(__file__).resolve(), told)
     if code == 0 and not args.keep:
         # The logs of the plays stay, the disks (3 GB) only where something failed.
         for name in ("server", *PIS):

@@ -120,9 +120,12 @@ class Device:
         return identity_of(fitting[0][0]).name
 
     def store_lists(self, answer: Answer) -> None:
-        """The authority's certificate and its list of revoked ones."""
-        self._write(self.folder / "tls" / "ca.pem", answer.authority.public_bytes(Encoding.PEM))
-        self._write(self.folder / "tls" / "crl.pem", answer.crl.public_bytes(Encoding.PEM))
+        """The authority's certificate and its list of revoked ones, where they changed."""
+        for name, made in (("ca.pem", answer.authority), ("crl.pem", answer.crl)):
+            path, data = self.folder / "tls" / name, made.public_bytes(Encoding.PEM)
+            # Fetched daily: an SD card need not write, and a service not read, the same again.
+            if not path.exists() or path.read_bytes() != data:
+                self._write(path, data)
 
     def certificate(self, use: Use) -> x509.Certificate:
         """The one in use. Raises SettingsError."""

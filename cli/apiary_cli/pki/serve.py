@@ -3,8 +3,8 @@
     GET  /v1/ca     the authority's certificate and its list of revoked ones (no secret)
     POST /v1/join   {"name", "token", "request": PEM} -> the answer, PEM
     POST /v1/renew  {"request": PEM} over TLS with the certificate in use -> the answer, PEM
-                    {"request": PEM, "certificate": PEM, "proof": base64} for a server, whose certificate opens
-                    no connection: its key signs the request instead
+                    {"request": PEM, "certificate": PEM, "proof": base64} for a server, whose certificate
+                    opens no connection: its key signs the request instead
 
 Everything is bounded: connections at once, bytes, seconds, requests of one address, tokens.
 """
