@@ -114,6 +114,11 @@ class Machine:
             raise RuntimeError(f"{self.name}: {command}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
+    def put(self, path: str, text: str) -> None:
+        """Write a file there, as root."""
+        words = ["ssh", *self.ssh_options(), f"{USER}@{self.address}", "sudo", "tee", path]
+        subprocess.run(words, input=text, text=True, stdout=subprocess.DEVNULL, check=True, timeout=30)
+
     def ssh_options(self) -> list[str]:
         return ["-i", str(self.key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
                 "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=5", "-o", "BatchMode=yes"]  # fmt: skip

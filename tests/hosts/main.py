@@ -1,0 +1,90 @@
+"""`make hosts`: a server and three "Pis" on this machine, from nothing to a fleet that survives its operator.
+
+Each step is what an operator does, by the commands of docs/operations.md, and asserts what must come of it.
+Needs root, and debootstrap, systemd-container and nftables; leaves nothing running behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fleet import Fleet
+from ground import PIS, WORK, prepare
+from machines import in_namespaces, join_network
+from steps import STEPS
+
+
+def tell(suites: dict[str, str], wanted: list[str]) -> int:
+    """Inside: take the steps in order; 0 where all held."""
+    join_network()
+    fleet, rows, failed = Fleet(suites), [], False
+    named = {step.__name__: (title, step) for title, step in STEPS}
+    taken = [named[name] for name in wanted or named]
+    for title, step in taken:
+        print(f"... {title}", flush=True)
+        began = time.monotonic()
+        try:
+            outcome = step(fleet)
+        except Exception as e:  # whatever it is: the table, the logs, and the end
+            outcome, failed = f"FAILED: {type(e).__name__}: {e}", True
+        rows.append((title, time.monotonic() - began, outcome))
+        print(f"    {rows[-1][1]:6.1f} s  {outcome}", flush=True)
+        if failed:
+            look(fleet)
+            break
+    print(f"\n{'step':38} {'seconds':>8}  outcome")
+    for title, seconds, outcome in rows:
+        print(f"{title:38} {seconds:8.1f}  {outcome.splitlines()[0]}")
+    print("not taken: " + ", ".join(t for t, _ in taken[len(rows) :]) if failed else "all held")
+    return int(failed)
+
+
+def look(fleet: Fleet) -> None:
+    """What an operator would look at."""
+    for machine, unit in ((fleet.server, "mosquitto"), (fleet.server, "apiary-coordinator"),
+                          *((pi, "apiary-edge") for pi in fleet.pis.values())):  # fmt: skip
+        try:
+            said = machine.ssh(f"journalctl -u {unit} -n 25 --no-pager", check=False, timeout_s=20).stdout
+        except subprocess.TimeoutExpired:
+            said = "does not answer"
+        print(f"--- {machine.name}, {unit}\n{said}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    debians = ("bookworm", "trixie")
+    parser.add_argument("--server", choices=debians, default="bookworm", help="its Debian (bookworm)")
+    parser.add_argument("--trixie", default="pi-2", metavar="PI,PI", help="nodes with Debian 13 (pi-2)")
+    parser.add_argument("--keep", action="store_true", help="go on with the disks that the last hosts left")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "steps", nargs="*", help="only these, in this order: " + " ".join(s.__name__ for _, s in STEPS)
+    )
+    args = parser.parse_args()
+    missing = [
+        p for p in ("debootstrap", "systemd-nspawn", "nft", "ssh", "ansible-playbook") if not shutil.which(p)
+    ]
+    if os.geteuid() != 0 or missing:
+        sys.exit(f"needs root and {', '.join(missing) or 'nothing else'}: "
+                 "sudo apt-get install debootstrap systemd-container nftables openssh-client")  # fmt: skip
+    suites = {"server": args.server} | {pi: debians[pi in args.trixie.split(",")] for pi in PIS}
+    if args.inside:
+        return tell(suites, args.steps)
+    prepare(suites, keep=args.keep)
+    told = ["--server", args.server, "--trixie", args.trixie, *args.steps]
+    code = in_namespaces(Path(__file__).resolve(), told)
+    if code == 0 and not args.keep:
+        # The logs of the plays stay, the disks (3 GB) only where something failed.
+        for name in ("server", *PIS):
+            shutil.rmtree(WORK / name, ignore_errors=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
