@@ -71,6 +71,7 @@ class Fleet:
                     "common_broker_host": self.server.address,
                     "common_find_links": "/srv/wheelhouse",
                     "common_firewall": True,
+                    "common_ntp_servers": ["10.91.7.1"],
                     "common_sd_card_care": True,
                     "coordinator_test_data": str(BUILD / "shares" / "server"),
                     "coordinator_settings": {"run": {
