@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ground import BUILD, PIS, ROOT, WORK
+from ground import BUILD, LATER, PIS, ROOT, WORK
 from machines import Machine, quoted
 
 RECAP: Final = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.M)
@@ -43,8 +43,9 @@ class Fleet:
     def __init__(self, suites: dict[str, str]) -> None:
         self.suites, self.key = suites, BUILD / "key"
         self.server = self._machine("server", 10)
-        self.pis = {name: self._machine(name, 11 + n) for n, name in enumerate(PIS)}
+        self.pis = {name: self._machine(name, 11 + n) for n, name in enumerate((*PIS, LATER))}
         self.members = [name for name in PIS if not (WORK / name / "gone").exists()]
+        self.members += [LATER] * (WORK / LATER / "joined").exists()
         self._plays = 0
 
     def _machine(self, name: str, number: int) -> Machine:

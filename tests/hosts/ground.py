@@ -17,6 +17,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 BUILD: Final = ROOT / "build" / "hosts"
 WORK: Final = BUILD / "run"
 PIS: Final = ("pi-1", "pi-2", "pi-3")
+LATER: Final = "pi-4"
+"""Joins by a card of its own."""
 
 
 def wheel(version: str, *, breaks: bool = False) -> Path:

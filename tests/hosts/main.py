@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from fleet import Fleet
-from ground import PIS, WORK, prepare
+from ground import LATER, PIS, WORK, prepare
 from machines import in_namespaces, join_network
 from steps import STEPS
 
@@ -73,7 +73,11 @@ def main() -> int:
     if os.geteuid() != 0 or missing:
         sys.exit(f"needs root and {', '.join(missing) or 'nothing else'}: "
                  "sudo apt-get install debootstrap systemd-container nftables openssh-client")  # fmt: skip
-    suites = {"server": args.server} | {pi: debians[pi in args.trixie.split(",")] for pi in PIS}
+    suites = (
+        {"server": args.server}
+        | {pi: debians[pi in args.trixie.split(",")] for pi in PIS}
+        | {LATER: "trixie"}
+    )
     if args.inside:
         return tell(suites, args.steps)
     prepare(suites, keep=args.keep)
@@ -81,7 +85,7 @@ def main() -> int:
     code = in_namespaces(Path(__file__).resolve(), told)
     if code == 0 and not args.keep:
         # The logs of the plays stay, the disks (3 GB) only where something failed.
-        for name in ("server", *PIS):
+        for name in ("server", *PIS, LATER):
             shutil.rmtree(WORK / name, ignore_errors=True)
     return code
 

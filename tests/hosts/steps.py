@@ -9,6 +9,7 @@ from typing import Final
 
 from attacks import Attacker
 from captured import CapturedBroker
+from card import card
 from fleet import Fleet, until
 from ground import BUILD, PIS, WORK, wheel
 from renewal import fire, renew
@@ -143,7 +144,7 @@ def decommission(fleet: Fleet) -> str:
 def attack(fleet: Fleet) -> str:
     run = fleet.start("attacked", rounds=12, nodes=2)
     until("the run has begun", lambda: fleet.rounds(run), 300)
-    attacker = Attacker(fleet.server, fleet.pis, WORK / "attacks")
+    attacker = Attacker(fleet.server, {name: fleet.pis[name] for name in PIS}, WORK / "attacks")
     rows = attacker.all()
     rows += [attacker.flood(), attacker.flood_inside()]
     closed = len(fleet.rounds(run))
@@ -187,5 +188,6 @@ STEPS: Final[tuple[tuple[str, Callable[[Fleet], str]], ...]] = (
     ("revoke a node in a round", revoke),
     ("attacks on the broker", attack),
     ("decommission.yml", decommission),
+    ("a card that joins by itself", card),
     ("backup, another host, restore", restore),
 )

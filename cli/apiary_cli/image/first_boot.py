@@ -122,10 +122,19 @@ cat > "$ROOT/etc/systemd/system/apiary-renew.service" <<UNIT
 Description=Apiary: renew certificates where they are due
 Wants=network-online.target
 After=network-online.target time-sync.target
+StartLimitIntervalSec=20h
+StartLimitBurst=4
 
 [Service]
 Type=oneshot
 ExecStart=/opt/apiary/venv/bin/apiary pki renew --url $ENROLMENT --dir /etc/apiary --owner apiary
+Restart=on-failure
+RestartSec=15min
+CapabilityBoundingSet=CAP_CHOWN CAP_DAC_READ_SEARCH
+ProtectSystem=strict
+ReadWritePaths=/etc/apiary
+PrivateTmp=true
+NoNewPrivileges=true
 UNIT
 cat > "$ROOT/etc/systemd/system/apiary-renew.timer" <<'UNIT'
 [Unit]
@@ -133,7 +142,8 @@ Description=Apiary: renew certificates where they are due
 
 [Timer]
 OnCalendar=daily
-RandomizedDelaySec=12h
+OnBootSec=2min
+RandomizedDelaySec=6h
 Persistent=true
 
 [Install]
