@@ -97,6 +97,7 @@ class Fleet:
         environment = os.environ | {
             "ANSIBLE_CONFIG": str(ROOT / "deploy/ansible.cfg"),
             "ANSIBLE_NOCOLOR": "1",
+            "PWD": str(ROOT),
         }
         with log.open("w") as out:
             done = subprocess.run(

@@ -11,7 +11,7 @@ from attacks import Attacker
 from captured import CapturedBroker
 from card import card
 from fleet import Fleet, until
-from ground import BUILD, PIS, WORK, wheel
+from ground import BUILD, PIS, ROOT, WORK, wheel
 from renewal import fire, renew
 
 
@@ -87,7 +87,8 @@ def bad_upgrade(fleet: Fleet) -> str:
 
 
 def downgrade(fleet: Fleet) -> str:
-    fleet.play("site.yml", "-e", f"common_wheel={wheel('9.0.1')}")
+    # As typed in docs/operations.md: from the checkout, by a relative path.
+    fleet.play("site.yml", "-e", f"common_wheel={wheel('9.0.1').relative_to(ROOT)}")
     assert {fleet.node(name)["version"] for name in fleet.members} == {"9.0.1"}
     return "back to 9.0.1 everywhere"
 
@@ -162,11 +163,11 @@ def attack(fleet: Fleet) -> str:
 def restore(fleet: Fleet) -> str:
     run = fleet.start("restored", rounds=5, nodes=2)
     until("two rounds are closed", lambda: len(fleet.rounds(run)) >= 2, 300)
-    fleet.play("backup.yml", "-e", f"backup={WORK / 'backup'}")
+    fleet.play("backup.yml", "-e", f"backup={(WORK / 'backup').relative_to(ROOT)}")
     kept = fleet.rounds(run)
     fleet.server.destroy()
     fleet.server.boot()
-    fleet.play("restore.yml", "-e", f"backup={WORK / 'backup'}")
+    fleet.play("restore.yml", "-e", f"backup={(WORK / 'backup').relative_to(ROOT)}")
     fleet.play("site.yml")
     rounds = fleet.finished(run)
     assert len(rounds) == 5
