@@ -23,26 +23,36 @@ from steps import STEPS
 def tell(suites: dict[str, str], wanted: list[str]) -> int:
     """Inside: take the steps in order; 0 where all held."""
     join_network()
-    fleet, rows, failed = Fleet(suites), [], False
+    fleet, rows = Fleet(suites), list[tuple[str, str, float, str]]()
     named = {step.__name__: (title, step) for title, step in STEPS}
     taken = [named[name] for name in wanted or named]
     for title, step in taken:
         print(f"... {title}", flush=True)
         began = time.monotonic()
         try:
-            outcome = step(fleet)
+            held, outcome = "yes", step(fleet)
         except Exception as e:  # whatever it is: the table, the logs, and the end
-            outcome, failed = f"FAILED: {type(e).__name__}: {e}", True
-        rows.append((title, time.monotonic() - began, outcome))
-        print(f"    {rows[-1][1]:6.1f} s  {outcome}", flush=True)
-        if failed:
+            held, outcome = "NO", f"{type(e).__name__}: {e}"
+        rows.append((title, held, time.monotonic() - began, outcome))
+        print(f"    {rows[-1][2]:6.1f} s  {outcome}", flush=True)
+        if held != "yes":
             look(fleet)
             break
-    print(f"\n{'step':38} {'seconds':>8}  outcome")
-    for title, seconds, outcome in rows:
-        print(f"{title:38} {seconds:8.1f}  {outcome.splitlines()[0]}")
-    print("not taken: " + ", ".join(t for t, _ in taken[len(rows) :]) if failed else "all held")
-    return int(failed)
+    rows += [(title, "not taken", 0.0, "") for title, _ in taken[len(rows) :]]
+    print(table(rows))
+    (WORK / "table.md").write_text(table(rows))
+    return int(any(held != "yes" for _, held, _, _ in rows))
+
+
+def table(rows: list[tuple[str, str, float, str]]) -> str:
+    """Step, whether it held, seconds, outcome: Markdown."""
+    lines = ["| step | held | seconds | outcome |", "|---|---|---:|---|"]
+    for title, held, seconds, outcome in rows:
+        first = outcome.splitlines()[0] if outcome else ""
+        lines.append(f"| {title} | {held} | {seconds:.0f} | {first} |")
+    total = sum(seconds for _, _, seconds, _ in rows)
+    good = sum(held == "yes" for _, held, _, _ in rows)
+    return "\n".join([*lines, f"| **all** | {good} of {len(rows)} | {total:.0f} | |\n"])
 
 
 def look(fleet: Fleet) -> None:
