@@ -31,7 +31,8 @@ MAX_LINE: Final = 65_536
 MAX_BYTES: Final = 2**20
 """The pipe's, where the kernel gives so much: what mosquitto may say before it waits for us."""
 GATHER_S: Final = 0.01
-_PACKET: Final = (b"Sending ", b"Received ", b"No will ", b"Will message ", b"\t")
+_PACKET: Final = (b"Sending ", b"Received ", b"No will ", b"Will message ", b"\t", b"Warning: ACL pattern ")
+"""Of every packet; and of patterns for all nodes alike, which need no %u."""
 _SUBSCRIBE: Final = b"Received SUBSCRIBE from "
 _CONNECTED: Final = re.compile(r"New client connected from \S+ as (.*) \(p\d, c\d, k\d+(?:, u'(.*)')?\)\.$")
 _DENIED: Final = re.compile(r"Denied (?:PUBLISH|SUBSCRIBE) from (.*) \(d\d, ")

@@ -12,6 +12,7 @@ from captured import CapturedBroker
 from card import card
 from fleet import Fleet, until
 from ground import BUILD, PIS, ROOT, WORK, wheel
+from page import page
 from renewal import fire, renew
 
 
@@ -180,6 +181,7 @@ STEPS: Final[tuple[tuple[str, Callable[[Fleet], str]], ...]] = (
     ("site.yml, from nothing", install),
     ("a run over mutual TLS", first_run),
     ("certificates renewed by timers, in a run", renew),
+    ("docs/operations.md, what it says to type", page),
     ("site.yml again", nothing_to_do),
     ("verify.yml, and the units' exposure", verify),
     ("an upgrade in waves, in a run", upgrade),

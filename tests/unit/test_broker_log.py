@@ -34,6 +34,7 @@ def test_lines_of_packets_are_dropped_and_all_others_kept(log: BrokerLog) -> Non
         "No will message specified.",
         "Will message specified (1 bytes) (r0, q0).",
         "\tfoo",
+        "Warning: ACL pattern 'apiary/+/round/current' does not contain '%c' or '%u'.",
     ):
         assert log.line(at(text), 1.0) == []
     for text in ("Client thief disconnected.", "mosquitto version 2.0.11 running", "Error: Out of memory."):
