@@ -35,7 +35,8 @@ def renew(fleet: Fleet) -> str:
     before = read()
     shown = ssl.PEM_cert_to_DER_cert(before[-1])
     until("the broker shows the certificate that ends", lambda: _shown(server) == shown, 10)
-    connected = f"ss -Htn state established dst {server.address} dport = :8883"
+    # Its own port: the same as long as the connection is the same.
+    connected = f"ss -Htn state established dst {server.address} dport = :8883 | awk '{{print $3}}'"
     links = pi.ssh(connected).stdout
     for machine, unit, _ in due:
         fire(machine, unit)
