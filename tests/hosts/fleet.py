@@ -137,14 +137,18 @@ class Fleet:
         until(f"run {name} is finished", lambda: self.run(name).get("state") == "finished", SECONDS_A_RUN, 3)
         return self.rounds(name)
 
-    def start(self, name: str, rounds: int, nodes: int) -> str:
-        """Begin a run on a fleet whose nodes are all there and idle; its name."""
+    def ready(self) -> None:
+        """Wait until all nodes are there and idle."""
         until(
             "all nodes are ready",
-            lambda: all(self.node(name).get("state") == "ready" for name in self.members),
+            lambda: all(self.node(n).get("state") == "ready" for n in self.members),
             180,
             2,
         )
+
+    def start(self, name: str, rounds: int, nodes: int) -> str:
+        """Begin a run on a fleet whose nodes are all there and idle; its name."""
+        self.ready()
         # Another name each time, for hosts whose disks were kept.
         name = f"{name}-{int(time.time())}"
         self.operator(f"run start --name {name} --rounds {rounds} --min-nodes {nodes}")
