@@ -138,13 +138,13 @@ class Fleet:
         return self.rounds(name)
 
     def ready(self) -> None:
-        """Wait until all nodes are there and idle."""
-        until(
-            "all nodes are ready",
-            lambda: all(self.node(n).get("state") == "ready" for n in self.members),
-            180,
-            2,
-        )
+        """Wait until all nodes are there and idle, but for those that were revoked."""
+
+        def idle() -> bool:
+            nodes = [self.node(name) for name in self.members]
+            return all(n.get("state") == "ready" or n.get("why") == "revoked" for n in nodes)
+
+        until("all nodes are ready", idle, 180, 2)
 
     def start(self, name: str, rounds: int, nodes: int) -> str:
         """Begin a run on a fleet whose nodes are all there and idle; its name."""

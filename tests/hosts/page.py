@@ -33,7 +33,7 @@ SERVER: Final = (
     "sudo journalctl --disk-usage",
 )
 STATUS: Final = "sudo -u apiary apiary edge status"
-"""On pi-2 only: systemd-nspawn gives a host a boot id of its own, which ProtectProc= of Debian 12 undoes for a
+"""On pi-2 only: systemd-nspawn gives a host a boot id of its own, which Debian 12's ProtectProc= undoes for a
 unit, so that there the service and who asks about it seem to be of different boots. A Pi has one."""
 NODE: Final = (
     "systemctl status apiary-edge",
