@@ -224,7 +224,7 @@ def _give(
         else:
             write_atomic(args.out, given)
     trouble = broker_files.apply(ca, settings, revoked=[whom.name] if replace_old else [])
-    latest = ca.standing(whom.name)[-len(uses) :]
+    latest = [i for i in ca.issued() if i.name == whom.name][-len(uses) :]
     _report(args, whom, where, latest, trouble)
     return _tell(trouble)
 
