@@ -6,10 +6,11 @@ Each attempt gives what came back and the broker's own line about it; there must
 from __future__ import annotations
 
 import contextlib
-import resource
 import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,21 +25,24 @@ PORT = 8883
 HELLO = b"\x10\x11\x00\x04MQTT\x04\x02\x00\x3c\x00\x05thief"
 """CONNECT of MQTT 3.1.1 as client `thief`."""
 _FLOOD = """
-import socket, sys, time
+import contextlib, resource, socket, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
 hello, made = bytes.fromhex(sys.argv[1]), 0
 for second in range(5):
     began, links = time.monotonic(), []
-    while len(links) < 1000 and time.monotonic() < began + 1:
-        link = socket.create_connection(("127.0.0.1", 8883), 5)
-        link.send(hello)
+    for _ in range(1000):
+        link = socket.socket()
+        link.setblocking(False)
+        link.connect_ex((sys.argv[2], 8883))
         links.append(link)
-    made += len(links)
     time.sleep(max(0, began + 1 - time.monotonic()))
     for link in links:
+        with contextlib.suppress(OSError):
+            made += link.send(hello) > 0
         link.close()
 print(made)
 """
-"""A thousand a second, where the machine gives so many."""
+"""A thousand connects in each of five seconds, each the first words of a TLS session; how many got through."""
 Row = tuple[str, str, str]
 """What was tried, the answer, what the broker's log says."""
 
@@ -177,42 +181,25 @@ class Attacker:
         return "a packet of 1.1 MB", "the broker closed the connection", self._log(since, "oversize")
 
     def flood(self) -> Row:
-        """A thousand connects in each of five seconds that begin a TLS session and leave it at that."""
-        since, made, hello = self._now(), 0, _client_hello()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-        dropped = self._dropped()
-        for _ in range(5):
-            began, links = time.monotonic(), []
-            for _ in range(1000):
-                link = socket.socket()
-                link.setblocking(False)
-                link.connect_ex((self.server.address, PORT))
-                links.append(link)
-            time.sleep(max(0.0, began + 1 - time.monotonic()))
-            for link in links:
-                with contextlib.suppress(OSError):
-                    made += link.send(hello) > 0
-            for link in links:
-                link.close()
+        """A thousand connects a second from outside, through the packet filter."""
+        since, dropped, hello = self._now(), self._dropped(), _client_hello().hex()
+        words = [sys.executable, "-c", _FLOOD, hello, self.server.address]
+        made = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
         with self._bus():
-            pass  # who has a certificate gets in all the while
+            pass  # who has a certificate gets in all the same
         dropped = self._dropped() - dropped
-        assert made + dropped > 2_500, f"only {made} connects and {dropped} dropped: that was no flood"
-        return (
-            "1000 connects a second, for five",
-            f"{made} got through, {dropped} packets were dropped; a node gets in",
-            self._log(since, "Flood: ", 25),
-        )
+        assert dropped > 1000, f"{made} connects got through, and {dropped} were dropped"
+        answer = f"{made} got through, {dropped} packets were dropped; a node gets in"
+        return "1000 connects a second, for five", answer, self._log(since, "Flood: ", 25)
 
     def flood_inside(self) -> Row:
         """The same on the server itself, where no packet filter is in between."""
-        since = self._now()
-        hello = _client_hello().hex()
-        made = self.server.ssh(f"python3 -c {quoted(_FLOOD)} {hello}").stdout.strip()
-        assert int(made) > 2_500, f"only {made} connects in five seconds"
+        since, hello = self._now(), _client_hello().hex()
+        made = self.server.ssh(f"python3 -c {quoted(_FLOOD)} {hello} 127.0.0.1").stdout.strip()
         with self._bus():
             pass
-        return f"{made} in five seconds, past the filter", "a node gets in", self._log(since, "Flood: ", 25)
+        answer = f"{made} got through; a node gets in"
+        return "the same, past the packet filter", answer, self._log(since, "Flood: ", 25)
 
     def _dropped(self) -> int:
         """Packets that the server's packet filter dropped as too many."""
