@@ -42,7 +42,7 @@ for second in range(5):
         link.close()
 print(made)
 """
-"""A thousand connects in each of five seconds, each the first words of a TLS session; how many got through."""
+"""A thousand connects in each of five seconds, each the first words of TLS; how many got through."""
 Row = tuple[str, str, str]
 """What was tried, the answer, what the broker's log says."""
 
@@ -101,7 +101,8 @@ class Attacker:
         own = ["--set", "pki.state_dir=/root/other-ca", "--set", "pki.reload=[]", "--set", "pki.kick=false",
                "--set", "pki.broker_dir=/root/other-files"]  # fmt: skip
         words = " ".join(own)
-        self.server.ssh(f"mkdir -p /root/other-files && apiary pki init --fleet other {words}")
+        self.server.ssh("rm -rf /root/other* && mkdir -p /root/other-files")
+        self.server.ssh(f"apiary pki init --fleet other {words}")
         self.server.ssh(f"apiary pki enrol coordinator --role coordinator --dir /root/other {words}")
         self._fetch("other")
 
