@@ -56,6 +56,9 @@ class CapturedBroker:
         self.server.ssh(
             f"cp -p {CONF} /root/own.conf && printf '{more}' >> {CONF} && systemctl restart mosquitto"
         )
+        # A party says each kind of refusal once a topic: begin with parties that have said none.
+        self.server.ssh("systemctl restart apiary-coordinator")
+        self.pi.ssh("systemctl restart apiary-edge")
         words = ["ssh", *self.server.ssh_options(), "-N", "-L", f"{PORT}:127.0.0.1:{PORT}"]
         self._tunnel = subprocess.Popen([*words, f"pi@{self.server.address}"])
         return self
