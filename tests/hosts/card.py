@@ -20,8 +20,9 @@ def card(fleet: Fleet) -> str:
     shutil.copy(built, WORK / "server" / "root" / "root")
     server.put("/root/node.toml", SETTINGS)
     server.put("/root/me.pub", fleet.key.with_suffix(".pub").read_text())
+    server.ssh(f"mkdir -p {CARD} && echo 'console=tty1 rootwait' > {CARD}/cmdline.txt")
     server.ssh(
-        f"mkdir -p {CARD} && echo 'console=tty1 rootwait' > {CARD}/cmdline.txt && apiary image {CARD} --name {NEW} --os bookworm --ssh-key /root/me.pub "
+        f"apiary image {CARD} --name {NEW} --os bookworm --ssh-key /root/me.pub "
         f"--broker {server.address} --enrolment https://{server.address}:8443 "
         f"--wheel /root/{built.name} --settings /root/node.toml"
     )
