@@ -64,11 +64,12 @@ say() { echo "apiary first boot: $*"; }
 say "user and folders"
 id apiary >/dev/null 2>&1 || useradd --system --home-dir /var/lib/apiary --shell /usr/sbin/nologin apiary
 usermod --append --groups video apiary
-install -d -m 0755 "$ROOT/etc/apiary" "$ROOT/opt/apiary"
+install -d -m 0755 "$ROOT/etc/apiary" "$ROOT/opt/apiary/venvs"
 install -d -m 0750 -o apiary -g apiary "$ROOT/var/lib/apiary"
 cp "$BOOT/apiary.toml" "$ROOT/etc/apiary/apiary.toml"
 
-VENV="$ROOT/opt/apiary/venv"
+# As Ansible lays it out, so that its play may take this host over: an environment a version, a link to one.
+VENV="$ROOT/opt/apiary/venvs/card"
 if [ ! -x "$VENV/bin/apiary" ]; then
     say "installing $WHEEL"
     python3 -c 'import ensurepip' 2>/dev/null || { apt-get update -q && apt-get install -yq python3-venv; }
@@ -81,6 +82,7 @@ if [ ! -x "$VENV/bin/apiary" ]; then
     [ -z "$SHA256" ] || echo "$SHA256  $FILE" | sha256sum --check --quiet
     "$VENV/bin/pip" install --quiet --only-binary :all: @PIP@ "$FILE[edge]"
 fi
+ln -sfn venvs/card "$ROOT/opt/apiary/venv"
 
 if [ ! -f "$ROOT/etc/apiary/signing/cert.pem" ]; then
     say "joining as $NAME"
