@@ -156,6 +156,8 @@ def main(acl_file: Path) -> None:
                 now = time.monotonic()
                 for raw in lines:
                     out += log.line(raw, now)
+                # Lines of packets alone would not end a window.
+                out += log.tick(now)
             if out:
                 with contextlib.suppress(OSError):  # the journal is away: the broker is not to feel it
                     os.write(1, ("\n".join(out) + "\n").encode())
