@@ -153,6 +153,7 @@ class Fleet:
 
     def start(self, name: str, rounds: int, nodes: int) -> str:
         """Begin a run on a fleet whose nodes are all there and idle; its name."""
+        self.operator("run stop", check=False)  # one that a step left, which did not hold
         self.ready()
         # Another name each time, for hosts whose disks were kept.
         name = f"{name}-{int(time.time())}"
