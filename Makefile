@@ -93,7 +93,7 @@ fuzz: $(VENV)/.dev
 hosts: $(VENV)/.demo
 	@tests/system-packages hosts
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.txt
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/hosts/fleet.py $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/hosts/main.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist runs/.demo-* runs/.chaos-* runs/.exports

@@ -16,6 +16,9 @@
     │   ├── ChunkError
     │   ├── BlobError
     │   └── SignatureRefused      not signed by whom it should be, or said again
+    │       ├── MessageUnsigned
+    │       ├── MessageAltered
+    │       └── MessageRepeated
     ├── ModelError            a model, recipe or runtime that cannot do its job           exit 6
     │   ├── RuntimeUnavailable    no runtime of that name on this machine
     │   ├── EimError              an `.eim` program that does not answer as it should
@@ -103,7 +106,22 @@ class BlobError(WireError):
 
 
 class SignatureRefused(WireError):  # noqa: N818
-    """A message that is not signed by the one who may say it, or a repetition of an older one."""
+    """A message that is not signed by the one who may say it, or a repetition of an older one.
+
+    Its kinds are apart so that a log that says each kind once (`Complaints`) does not swallow another.
+    """
+
+
+class MessageUnsigned(SignatureRefused):
+    """No signature at all."""
+
+
+class MessageAltered(SignatureRefused):
+    """A signature that does not fit the message, or the topic."""
+
+
+class MessageRepeated(SignatureRefused):
+    """Said before, and something newer since."""
 
 
 class ModelError(ApiaryError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from apiary.settings import load_settings
 
@@ -44,6 +46,33 @@ def test_the_example_names_no_setting_that_is_not_there() -> None:
     names = {line.strip().split(":")[0] for line in given.splitlines() if ":" in line and "#" not in line}
     for name in sorted(n for n in names if n.startswith(("common_", "broker_", "coordinator_", "edge_"))):
         assert f"\n{name}:" in known, name
+
+
+@pytest.mark.parametrize("role", sorted(p.name for p in DEPLOY.glob("roles/*")))
+def test_a_role_checks_what_it_takes_and_takes_what_it_says(role: str) -> None:
+    """`meta/argument_specs.yml` and `defaults/main.yml`: the same variables with the same defaults."""
+    folder = DEPLOY / "roles" / role
+    defaults = yaml.safe_load((folder / "defaults/main.yml").read_text())
+    specs = yaml.safe_load((folder / "meta/argument_specs.yml").read_text())
+    options = specs["argument_specs"]["main"]["options"]
+    assert list(options) == list(defaults)
+    for name, option in options.items():
+        assert name.startswith(f"{role}_"), name
+        assert type(option["default"]) is type(defaults[name]) and option["default"] == defaults[name], name
+        kinds = {"str": str, "int": int, "float": float | int, "bool": bool, "list": list, "dict": dict}
+        assert isinstance(defaults[name], kinds[option["type"]]), name
+        assert option["type"] != "list" or option["elements"], name
+        assert len(option["description"]) > 10, name
+        assert option["default"] in option.get("choices", [option["default"]]), name
+
+
+@pytest.mark.parametrize("role", sorted(p.name for p in DEPLOY.glob("roles/*")))
+def test_no_variable_of_a_role_is_without_effect(role: str) -> None:
+    said = {"defaults", "inventory.example"}
+    files = [f for f in DEPLOY.rglob("*") if f.suffix in (".yml", ".j2") and not said & set(f.parts)]
+    used = "".join(f.read_text() for f in files if f.name != "argument_specs.yml")
+    for name in yaml.safe_load((DEPLOY / "roles" / role / "defaults/main.yml").read_text()):
+        assert re.search(rf"\b{name}\b", used), name
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +120,27 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def settings(role: str) -> str:
         return f"{{{{ {role}_base_settings | combine({role}_settings, recursive=true) }}}}"
 
+    parts = "common_operator_settings, authority_own_settings"
+    operator = f"{{{{ common_base_settings | combine({parts}, recursive=true) }}}}"
+    renewal = {"common_service": "apiary-renew", "common_identity_role": "node",
+               "common_capabilities": "CAP_CHOWN CAP_DAC_READ_SEARCH",
+               "common_enrolment_url": "https://server:8443"}  # fmt: skip
     plays = [
         play("server", "coordinator",
              task("coordinator", "apiary-coordinator.service.j2", "apiary-coordinator.service",
                   common_service="apiary-coordinator"),
              task("common", "apiary.toml.j2", "coordinator.toml", common_settings=settings("coordinator"))),
+        play("server", "authority",
+             task("authority", "apiary-enrolment.service.j2", "apiary-enrolment.service",
+                  common_service="apiary-enrolment", common_service_user="root",
+                  common_service_home="/var/lib/apiary-pki",
+                  common_service_config="/etc/apiary/operator.toml"),
+             task("common", "apiary.toml.j2", "operator.toml", common_settings=operator)),
         play("server", "broker", task("broker", "mosquitto.conf.j2", "mosquitto.conf")),
         play("pi-1", "edge",
              task("edge", "apiary-edge.service.j2", "apiary-edge.service", common_service="apiary-edge"),
+             task("common", "apiary-renew.service.j2", "apiary-renew.service", **renewal),
+             task("common", "apiary-renew.timer.j2", "apiary-renew.timer", **renewal),
              task("common", "apiary.toml.j2", "edge.toml", common_settings=settings("edge"))),
     ]  # fmt: skip
     (out / "hosts.json").write_text(json.dumps(inventory))
@@ -109,7 +151,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
-@pytest.mark.parametrize("unit", ["apiary-coordinator", "apiary-edge"])
+@pytest.mark.parametrize("unit", ["apiary-coordinator", "apiary-edge", "apiary-enrolment", "apiary-renew"])
 def test_systemd_takes_the_units_and_finds_them_guarded(rendered: Path, unit: str) -> None:
     file = rendered / f"{unit}.service"
     verified = subprocess.run(

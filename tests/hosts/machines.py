@@ -114,6 +114,16 @@ class Machine:
             raise RuntimeError(f"{self.name}: {command}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
+    def type(self, command: str) -> subprocess.CompletedProcess[str]:
+        """As somebody who has logged in, without root's rights but those of sudo."""
+        words = ["ssh", *self.ssh_options(), f"{USER}@{self.address}", command]
+        return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+
+    def put(self, path: str, text: str) -> None:
+        """Write a file there, as root."""
+        words = ["ssh", *self.ssh_options(), f"{USER}@{self.address}", "sudo", "tee", path]
+        subprocess.run(words, input=text, text=True, stdout=subprocess.DEVNULL, check=True, timeout=30)
+
     def ssh_options(self) -> list[str]:
         return ["-i", str(self.key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
                 "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=5", "-o", "BatchMode=yes"]  # fmt: skip
@@ -147,6 +157,7 @@ class Machine:
             f"Address={self.address}/24\nGateway={NETWORK}.1\n"
         )
         (self.root / "etc/hostname").write_text(f"{self.name}\n")
+        (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
 
 
 def _hierarchies() -> list[Path]:

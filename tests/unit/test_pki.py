@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +17,15 @@ import pytest
 from cryptography import x509
 
 from apiary.errors import SettingsError
+from apiary.files import stamp
+from apiary.identity.authority import Use
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.main import main
-from apiary_cli.pki.desk import MAX_ADDRESSES, PER_ADDRESS, PER_ADDRESS_S, Guard, Refusal
+from apiary_cli.pki.desk import MAX_ADDRESSES, PER_ADDRESS, PER_ADDRESS_S, Desk, Guard, Refusal
+from apiary_cli.pki.device import Device
 from apiary_cli.pki.folder import CaFolder
-from apiary_cli.pki.serve import Service, make_service
+from apiary_cli.pki.serve import Service, make_service, show_certificate
 from apiary_cli.pki.tokens import MAX_USES, Tokens, seconds
 
 Pki = Callable[..., Any]
@@ -286,6 +291,77 @@ def test_renewing_with_the_certificate_in_use(pki: Pki, service: str, tmp_path: 
     pki("enrol", "pi-08", "--dir", "s", sets=other)
     (tmp_path / "s/tls/ca.pem").write_bytes((tmp_path / "pki/ca.pem").read_bytes())
     assert service in pki("renew", "--url", service, "--dir", "s", "--force", code=5)
+
+
+def test_a_server_renews_by_the_signature_of_its_key(pki: Pki, service: str, tmp_path: Path) -> None:
+    """Its certificate opens no connection, so the request itself says who asks."""
+    pki("enrol", "broker", "--role", "server", "--san", "10.0.0.5", "--dir", "b", sets=("pki.days=0.01",))
+    renew = ("renew", "--url", service, "--dir", "b")
+    before = (tmp_path / "b/tls/key.pem").read_bytes()
+    assert pki(*renew)["renewed"] is True  # a quarter of an hour is left of the hour and a quarter
+    assert (tmp_path / "b/tls/key.pem").read_bytes() != before
+    old, new = pki("list", "--name", "broker")["certificates"]
+    assert (new["role"], new["use"], new["names"]) == ("server", "server", ["10.0.0.5"])
+    assert new["not_after"] > old["not_after"] + 300 * 86_400
+    assert pki(*renew)["renewed"] is False
+    # Another key under the same certificate, and another authority's certificate, prove nothing.
+    pki("enrol", "other", "--role", "server", "--san", "10.0.0.6", "--dir", "o")
+    (tmp_path / "o/tls/cert.pem").write_bytes((tmp_path / "b/tls/cert.pem").read_bytes())
+    assert "not signed by the key" in pki("renew", "--url", service, "--dir", "o", "--force", code=5)
+    own = ("pki.state_dir='thief'",)
+    pki("init", sets=own)
+    pki("enrol", "broker", "--role", "server", "--san", "10.0.0.5", "--dir", "t", sets=own)
+    (tmp_path / "t/tls/ca.pem").write_bytes((tmp_path / "pki/ca.pem").read_bytes())
+    assert "no certificate of this authority" in pki(
+        "renew", "--url", service, "--dir", "t", "--force", code=5
+    )
+    pki("revoke", "broker")
+    assert "needs the certificate in use" in pki(*renew, "--force", code=5)
+    # A device's certificate opens connections, and is to be used for that.
+    pki("enrol", "pi-08", "--dir", "d")
+    device = Device(tmp_path / "d", (Use.CLIENT, Use.SIGNING))
+    request = device.request("pi-08", renew=True)
+    proof = base64.b64encode(device.proof(Use.CLIENT, request)).decode()
+    shown = (tmp_path / "d/tls/cert.pem").read_text()
+    body = {"request": request.decode(), "certificate": shown, "proof": proof}
+    desk = Desk(CaFolder(tmp_path / "pki"), Settings())
+    with pytest.raises(Refusal, match="needs the certificate in use"):
+        desk.renew(body, None)
+
+
+def test_the_list_of_revoked_ones_comes_with_each_renewal(pki: Pki, service: str, tmp_path: Path) -> None:
+    pki("enrol", "pi-08", "--dir", "d")
+    crl = tmp_path / "d/tls/crl.pem"
+    same = stamp(crl)
+    renew = ("renew", "--url", service, "--dir", "d")
+    pki(*renew)
+    assert stamp(crl) == same
+    pki("enrol", "pi-09", "--dir", "e")
+    pki("revoke", "pi-09")
+    pki(*renew)
+    assert crl.read_bytes() == (tmp_path / "pki/crl.pem").read_bytes()
+
+
+def test_a_service_that_runs_for_years_shows_a_new_certificate_of_its_own(pki: Pki, tmp_path: Path) -> None:
+    pki("init")
+    settings = Settings.model_validate({"pki": {"state_dir": tmp_path / "pki", "days": 0.01}})
+    ca, context = CaFolder(tmp_path / "pki"), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    show_certificate(ca, settings, context, at_start=True)
+    first = (tmp_path / "pki/enrolment/tls/cert.pem").read_bytes()
+    # A certificate begins an hour ago; a quarter of an hour is left of this one.
+    lasting = Settings.model_validate({"pki": {"state_dir": tmp_path / "pki"}})
+    show_certificate(ca, lasting, context)
+    second = (tmp_path / "pki/enrolment/tls/cert.pem").read_bytes()
+    show_certificate(ca, lasting, context)
+    assert first != second == (tmp_path / "pki/enrolment/tls/cert.pem").read_bytes()
+
+
+def test_what_was_renewed_is_not_said_to_end_soon(pki: Pki, tmp_path: Path) -> None:
+    pki("init")
+    pki("enrol", "pi-07", "--dir", "d", sets=("pki.days=10",))
+    assert len(pki("list", "--expiring", "30")["certificates"]) == 2
+    pki("renew", "pi-07", "--dir", "d", "--force")
+    assert pki("list", "--expiring", "30")["certificates"] == []
 
 
 def test_the_service_bounds_what_it_takes(pki: Pki, service: str) -> None:

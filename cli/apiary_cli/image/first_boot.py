@@ -64,11 +64,12 @@ say() { echo "apiary first boot: $*"; }
 say "user and folders"
 id apiary >/dev/null 2>&1 || useradd --system --home-dir /var/lib/apiary --shell /usr/sbin/nologin apiary
 usermod --append --groups video apiary
-install -d -m 0755 "$ROOT/etc/apiary" "$ROOT/opt/apiary"
+install -d -m 0755 "$ROOT/etc/apiary" "$ROOT/opt/apiary/venvs"
 install -d -m 0750 -o apiary -g apiary "$ROOT/var/lib/apiary"
 cp "$BOOT/apiary.toml" "$ROOT/etc/apiary/apiary.toml"
 
-VENV="$ROOT/opt/apiary/venv"
+# As Ansible lays it out, so that its play may take this host over: an environment a version, a link to one.
+VENV="$ROOT/opt/apiary/venvs/card"
 if [ ! -x "$VENV/bin/apiary" ]; then
     say "installing $WHEEL"
     python3 -c 'import ensurepip' 2>/dev/null || { apt-get update -q && apt-get install -yq python3-venv; }
@@ -81,6 +82,7 @@ if [ ! -x "$VENV/bin/apiary" ]; then
     [ -z "$SHA256" ] || echo "$SHA256  $FILE" | sha256sum --check --quiet
     "$VENV/bin/pip" install --quiet --only-binary :all: @PIP@ "$FILE[edge]"
 fi
+ln -sfn venvs/card "$ROOT/opt/apiary/venv"
 
 if [ ! -f "$ROOT/etc/apiary/signing/cert.pem" ]; then
     say "joining as $NAME"
@@ -103,6 +105,7 @@ SupplementaryGroups=video
 Environment=APIARY_CONFIG=/etc/apiary/apiary.toml
 WorkingDirectory=/var/lib/apiary
 ExecStart=/opt/apiary/venv/bin/apiary edge
+SuccessExitStatus=143
 Restart=always
 RestartSec=5
 RestartPreventExitStatus=2
@@ -122,10 +125,19 @@ cat > "$ROOT/etc/systemd/system/apiary-renew.service" <<UNIT
 Description=Apiary: renew certificates where they are due
 Wants=network-online.target
 After=network-online.target time-sync.target
+StartLimitIntervalSec=20h
+StartLimitBurst=4
 
 [Service]
 Type=oneshot
 ExecStart=/opt/apiary/venv/bin/apiary pki renew --url $ENROLMENT --dir /etc/apiary --owner apiary
+Restart=on-failure
+RestartSec=15min
+CapabilityBoundingSet=CAP_CHOWN CAP_DAC_READ_SEARCH
+ProtectSystem=strict
+ReadWritePaths=/etc/apiary
+PrivateTmp=true
+NoNewPrivileges=true
 UNIT
 cat > "$ROOT/etc/systemd/system/apiary-renew.timer" <<'UNIT'
 [Unit]
@@ -133,7 +145,8 @@ Description=Apiary: renew certificates where they are due
 
 [Timer]
 OnCalendar=daily
-RandomizedDelaySec=12h
+OnBootSec=2min
+RandomizedDelaySec=6h
 Persistent=true
 
 [Install]

@@ -125,7 +125,10 @@ def list_issued(args: argparse.Namespace, settings: Settings) -> int:
     ca, now = CaFolder(settings.pki.state_dir), time.time()
     shown = [i for i in ca.issued() if args.name in (None, i.name)]
     if args.expiring is not None:
-        shown = [i for i in shown if i.state(now) == "valid" and i.not_after < now + args.expiring * 86_400]
+        soon = now + args.expiring * 86_400
+        # One that was renewed is no matter: the newest of its kind counts.
+        newest = {(i.name, i.use): i for i in shown if i.state(now) == "valid"}
+        shown = [i for i in newest.values() if i.not_after < soon]
     if args.json:
         listed = [{**asdict(i), "state": i.state(now)} for i in shown]
         print(json.dumps({"sha256": ca.sha256, "certificates": listed}))
@@ -221,7 +224,7 @@ def _give(
         else:
             write_atomic(args.out, given)
     trouble = broker_files.apply(ca, settings, revoked=[whom.name] if replace_old else [])
-    latest = ca.standing(whom.name)[-len(uses) :]
+    latest = [i for i in ca.issued() if i.name == whom.name][-len(uses) :]
     _report(args, whom, where, latest, trouble)
     return _tell(trouble)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import threading
@@ -11,14 +12,18 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from apiary.identity.authority import Use
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.pki import broker_files
 from apiary_cli.pki.authority import USES, answer
-from apiary_cli.pki.device import Answer, read_request
+from apiary_cli.pki.device import Answer, read_request, to_sign
 from apiary_cli.pki.folder import CaFolder
 from apiary_cli.pki.tokens import Grant, Tokens
 
@@ -93,20 +98,45 @@ class Desk:
         return self._issue(grant, keys)
 
     def renew(self, body: dict[str, Any], serial: str | None) -> Answer:
-        """New certificates for who shows the one with `serial`. Raises Refusal."""
+        """New certificates for who shows the one with `serial`, or proves to be a server. Raises Refusal."""
         now = time.time()
-        old = next((i for i in self._ca.issued() if i.serial == serial and i.use == "client"), None)
+        use = "client"
+        if serial is None and "proof" in body:
+            serial, use = self._proved(body), "server"
+        old = next((i for i in self._ca.issued() if i.serial == serial and i.use == use), None)
         if old is None or old.state(now) != "valid":
             raise Refusal(
                 HTTPStatus.FORBIDDEN,
                 "renewing needs the certificate in use, and a valid one: join with a new token otherwise",
             )
-        newer = [i for i in self._ca.standing(old.name) if i.use == "client" and not i.due(now)]
+        newer = [i for i in self._ca.standing(old.name) if i.use == use and not i.due(now)]
         if newer and not body.get("force") and not old.due(now):
             raise Refusal(HTTPStatus.CONFLICT, "not due yet")
         if len(newer) > MAX_RENEWALS:
             raise Refusal(HTTPStatus.CONFLICT, "renewed several times lately: use what came, or join anew")
-        return self._issue(Grant(old.identity, again=False), self._keys(body, old.name, old.role))
+        keys = self._keys(body, old.name, old.role)
+        self._ca.check_free(old.identity, again=True)
+        return answer(self._ca, self._ca.issue(old.identity, keys, self._settings.pki.days, names=old.names))
+
+    def _proved(self, body: dict[str, Any]) -> str:
+        """The serial of the certificate whose key signed this request. Raises Refusal."""
+        try:
+            shown = x509.load_pem_x509_certificate(_text(body, "certificate", MAX_BODY).encode())
+            proof = base64.b64decode(_text(body, "proof", 1_000), validate=True)
+            key = shown.public_key()
+            if not isinstance(key, EllipticCurvePublicKey):
+                raise InvalidSignature
+            key.verify(proof, to_sign(_text(body, "request", MAX_BODY).encode()), ECDSA(SHA256()))
+        except (ValueError, InvalidSignature):
+            raise Refusal(
+                HTTPStatus.FORBIDDEN, "the request is not signed by the key of that certificate"
+            ) from None
+        serial = f"{shown.serial_number:x}"
+        # A serial alone is a number that anybody may put into a certificate of his own.
+        known = {i.serial: i.sha256 for i in self._ca.issued()}
+        if known.get(serial) != shown.fingerprint(SHA256()).hex():
+            raise Refusal(HTTPStatus.FORBIDDEN, "no certificate of this authority")
+        return serial
 
     def _keys(self, body: dict[str, Any], name: str, role: Role) -> list[tuple[Use, Any]]:
         return read_request(_text(body, "request", MAX_BODY).encode(), name, USES[role])

@@ -18,6 +18,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import (
+    ECDSA,
     SECP256R1,
     EllipticCurvePrivateKey,
     generate_private_key,
@@ -97,7 +98,7 @@ class Device:
     def request(self, name: str, *, renew: bool = False) -> bytes:
         """Keys, where there are none yet, and a request for their certificates; `renew`: new keys."""
         check_name(name, "the name")
-        self._settle()
+        self.settle()
         return b"".join(self._csr(name, use, renew=renew) for use in self.uses)
 
     def install(self, answer: Answer, *, ca_sha256: str | None = None) -> str:
@@ -111,7 +112,7 @@ class Device:
                 f"the authority has the fingerprint {fingerprint}, expected {plain_sha256(ca_sha256)}"
             )
         Trust([answer.authority], [answer.crl])
-        self._settle()
+        self.settle()
         fitting = [self._fitting(use, answer) for use in self.uses]
         for use, (certificate, key_file) in zip(self.uses, fitting, strict=True):
             self._store(_FOLDERS[use], certificate, key_file)
@@ -119,9 +120,12 @@ class Device:
         return identity_of(fitting[0][0]).name
 
     def store_lists(self, answer: Answer) -> None:
-        """The authority's certificate and its list of revoked ones."""
-        self._write(self.folder / "tls" / "ca.pem", answer.authority.public_bytes(Encoding.PEM))
-        self._write(self.folder / "tls" / "crl.pem", answer.crl.public_bytes(Encoding.PEM))
+        """The authority's certificate and its list of revoked ones, where they changed."""
+        for name, made in (("ca.pem", answer.authority), ("crl.pem", answer.crl)):
+            path, data = self.folder / "tls" / name, made.public_bytes(Encoding.PEM)
+            # Fetched daily: an SD card need not write, and a service not read, the same again.
+            if not path.exists() or path.read_bytes() != data:
+                self._write(path, data)
 
     def certificate(self, use: Use) -> x509.Certificate:
         """The one in use. Raises SettingsError."""
@@ -132,6 +136,12 @@ class Device:
             raise SettingsError(
                 f"{path} cannot be read: {e}; `apiary pki join` or `install` writes it"
             ) from None
+
+    def proof(self, use: Use, request: bytes) -> bytes:
+        """A signature of the key in use under a request for another; ECDSA with SHA-256."""
+        key = _load_key(self.folder / _FOLDERS[use] / "key.pem")
+        assert isinstance(key, EllipticCurvePrivateKey)  # noqa: S101 - no signing certificate asks for this
+        return key.sign(to_sign(request), ECDSA(hashes.SHA256()))
 
     def _csr(self, name: str, use: Use, *, renew: bool) -> bytes:
         path = self.folder / _FOLDERS[use] / ("key.new.pem" if renew else "key.pem")
@@ -164,7 +174,7 @@ class Device:
         if key_file.name != "key.pem":
             self._move_key(folder)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Where power went between a new certificate and its key, finish what was begun."""
         for use in self.uses:
             folder = self.folder / _FOLDERS[use]
@@ -189,6 +199,11 @@ class Device:
                 raise SettingsError(
                     f"--owner {self._owner}: {path} cannot be given to that user: {e}"
                 ) from None
+
+
+def to_sign(request: bytes) -> bytes:
+    """What a server's key signs to renew: no signature that it makes for anything else begins so."""
+    return b"apiary renew\n" + request
 
 
 def plain_sha256(text: str) -> str:

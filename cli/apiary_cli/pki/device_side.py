@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import http.client
 import json
 import logging
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from apiary.errors import DataError, ServiceUnreachable, SettingsError, WireError
 from apiary.files import write_atomic
@@ -86,17 +88,24 @@ def renew(args: argparse.Namespace, settings: Settings) -> int:
     """New keys here, certificates from the service, for the ones in use; nothing where they are not due."""
     del settings
     folder = args.dir or Path("/etc/apiary")
-    old = Device(folder, (Use.CLIENT,)).certificate(Use.CLIENT)
-    whom = identity_of(old)
+    whom = identity_of(Device(folder, (Use.CLIENT,)).certificate(Use.CLIENT))
     device = Device(folder, USES[whom.role], args.owner)
+    device.settle()
+    old = device.certificate(device.uses[0])
     tls = folder / "tls"
-    service = _Service(args.url, ca_file=tls / "ca.pem", pair=(tls / "cert.pem", tls / "key.pem"))
+    # A server's certificate opens no connection: its key signs the request instead.
+    pair = None if whom.role is Role.SERVER else (tls / "cert.pem", tls / "key.pem")
+    service = _Service(args.url, ca_file=tls / "ca.pem", pair=pair)
     if not args.force and not _due(old):
         # The list of revoked certificates may be newer all the same.
         device.store_lists(read_answer(service.authority(), args.url))
         return _report(args, device, whom.name, said="not due yet; the list of revoked certificates is fresh")
     pem = device.request(whom.name, renew=True)
-    device.install(service.post("/v1/renew", {"request": pem.decode(), "force": args.force}))
+    body: dict[str, Any] = {"request": pem.decode(), "force": args.force}
+    if pair is None:
+        body["certificate"] = old.public_bytes(Encoding.PEM).decode()
+        body["proof"] = base64.b64encode(device.proof(Use.SERVER, pem)).decode()
+    device.install(service.post("/v1/renew", body))
     return _report(args, device, whom.name)
 
 

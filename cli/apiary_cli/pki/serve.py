@@ -3,6 +3,8 @@
     GET  /v1/ca     the authority's certificate and its list of revoked ones (no secret)
     POST /v1/join   {"name", "token", "request": PEM} -> the answer, PEM
     POST /v1/renew  {"request": PEM} over TLS with the certificate in use -> the answer, PEM
+                    {"request": PEM, "certificate": PEM, "proof": base64} for a server, whose certificate
+                    opens no connection: its key signs the request instead
 
 Everything is bounded: connections at once, bytes, seconds, requests of one address, tokens.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -26,6 +29,7 @@ from apiary import __version__
 from apiary.errors import ApiaryError, SettingsError
 from apiary.identity.authority import Use
 from apiary.identity.roles import Identity, Role
+from apiary.notify import Notifier
 from apiary.settings import Settings
 from apiary_cli.pki.authority import make_here
 from apiary_cli.pki.desk import MAX_BODY, Desk, Guard, Refusal
@@ -35,6 +39,8 @@ from apiary_cli.stopping import stop_on_signals
 MAX_AT_ONCE: Final = 16
 SILENCE_S: Final = 10.0
 """Longest pause of a client; a whole connection has three times that."""
+LOOK_S: Final = 600.0
+"""How often the service asks whether its own certificate is due: it may run for years."""
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +54,7 @@ class Service(ThreadingMixIn, TCPServer):
     def __init__(self, address: tuple[str, int], desk: Desk, context: ssl.SSLContext):
         self.desk = desk
         self.guard = Guard()
-        self._context = context
+        self.context = context
         self._room = threading.BoundedSemaphore(MAX_AT_ONCE)
         super().__init__(address, _Handler)
 
@@ -69,7 +75,7 @@ class Service(ThreadingMixIn, TCPServer):
             end.daemon = True
             end.start()
             try:
-                secured = self._context.wrap_socket(request, server_side=True)
+                secured = self.context.wrap_socket(request, server_side=True)
             except (OSError, ValueError) as e:
                 log.info("pki: %s: no TLS session: %s", client_address[0], getattr(e, "reason", None) or e)
                 self.shutdown_request(request)
@@ -170,6 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def serve(ca: CaFolder, settings: Settings, *, as_json: bool = False) -> int:
     """Run until a signal. Raises SettingsError where the address cannot be had."""
+    notifier = Notifier.from_environment(os.environ, time.monotonic)
     service = make_service(ca, settings)
     port = service.server_address[1]
     if as_json:
@@ -181,8 +188,15 @@ def serve(ca: CaFolder, settings: Settings, *, as_json: bool = False) -> int:
     with stop_on_signals() as stop:
         thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
         thread.start()
+        notifier.ready(f"devices join and renew on port {port}")
+        looked_at = time.monotonic()
         while not stop() and thread.is_alive():
             thread.join(0.2)
+            if time.monotonic() - looked_at > LOOK_S:
+                looked_at = time.monotonic()
+                show_certificate(ca, settings, service.context)
+    notifier.stopping()
+    notifier.close()
     service.shutdown()
     service.server_close()
     return stop.exit_code
@@ -191,16 +205,9 @@ def serve(ca: CaFolder, settings: Settings, *, as_json: bool = False) -> int:
 def make_service(ca: CaFolder, settings: Settings) -> Service:
     """The service, listening. Unlocks the authority's key, and makes its own certificate where it is due."""
     _ = ca.authority  # read now, so that a wrong passphrase is said at the start
-    own = ca.folder / ENROLMENT
-    if all(i.due(time.time()) for i in ca.standing(ENROLMENT)):
-        fresh = (own / "tls" / "cert.pem").exists()
-        make_here(
-            ca, Identity(ENROLMENT, Role.SERVER), (Use.SERVER,), own, settings.pki.days,
-            names=[socket.gethostname()], new_keys=fresh,
-        )  # fmt: skip
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(own / "tls" / "cert.pem", own / "tls" / "key.pem")
+    show_certificate(ca, settings, context, at_start=True)
     # Shown to renew; whether it still holds, the index says.
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(ca.folder / "ca.pem")
@@ -211,6 +218,23 @@ def make_service(ca: CaFolder, settings: Settings) -> Service:
             f"cannot listen on {settings.pki.listen or '*'}:{settings.pki.port}: {e.strerror}; "
             "set pki.listen and pki.port"
         ) from None
+
+
+def show_certificate(
+    ca: CaFolder, settings: Settings, context: ssl.SSLContext, *, at_start: bool = False
+) -> None:
+    """Have `context` show the service's own certificate to who connects next, a new one where it is due."""
+    own = ca.folder / ENROLMENT
+    due = all(i.due(time.time()) for i in ca.standing(ENROLMENT))
+    if due:
+        fresh = (own / "tls" / "cert.pem").exists()
+        make_here(
+            ca, Identity(ENROLMENT, Role.SERVER), (Use.SERVER,), own, settings.pki.days,
+            names=[socket.gethostname()], new_keys=fresh,
+        )  # fmt: skip
+        log.info("pki: a new certificate for the service itself")
+    if due or at_start:
+        context.load_cert_chain(own / "tls" / "cert.pem", own / "tls" / "key.pem")
 
 
 def _hang_up(request: socket.socket) -> None:

@@ -12,7 +12,7 @@ from apiary.wire.topics import Topic
 
 
 class Inlet:
-    """Lets in what is signed by whom it must be; a refusal is said once for each topic, then in whispers."""
+    """Lets in what its party signed; refusals are said once a topic and kind, then in whispers."""
 
     def __init__(self, gate: Gate, complaints: Complaints):
         self._gate = gate

@@ -22,7 +22,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from apiary.errors import SignatureRefused
+from apiary.errors import MessageAltered, MessageRepeated, MessageUnsigned, SignatureRefused
 from apiary.identity.certificates import SIGNING_USE, Trust, identity_of
 from apiary.identity.roles import Identity, Role
 
@@ -84,7 +84,7 @@ class Verifier:
         expected = str(Identity(name, role)) if name else f"a certificate of the role {role}"
         found = _TAIL.search(payload, max(0, len(payload) - MAX_SEAL_BYTES))
         if found is None or found.start() < 2:
-            raise SignatureRefused(
+            raise MessageUnsigned(
                 f"{topic}: not signed, expected the signature of {expected}; does its sender "
                 "have security.cert and security.key set?"
             )
@@ -97,13 +97,13 @@ class Verifier:
         try:
             key.verify(_exact(signature), _covered(topic, payload[:-_SIG_BYTES]))
         except (InvalidSignature, ValueError):
-            raise SignatureRefused(
+            raise MessageAltered(
                 f"{topic}: the signature of {signer} does not fit the message: it was changed on its way, "
                 "or said on another topic"
             ) from None
         newest = self._marks.admit(signer.name, topic, issued)
         if issued < newest:
-            raise SignatureRefused(
+            raise MessageRepeated(
                 f"{topic}: a repetition: {signer} issued it at {issued}, and at {newest} something newer"
             )
         return payload[: found.start()] + b"}"

@@ -1,0 +1,97 @@
+"""What the hosts stand on, made once and kept in build/: systems, wheels, pictures."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+from machines import bootstrap
+from packaging.requirements import Requirement
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+BUILD: Final = ROOT / "build" / "hosts"
+WORK: Final = BUILD / "run"
+PIS: Final = ("pi-1", "pi-2", "pi-3")
+LATER: Final = "pi-4"
+"""Joins by a card of its own."""
+
+
+def wheel(version: str, *, breaks: bool = False) -> Path:
+    """This checkout as another version; `breaks`: one whose node does not start."""
+    out = BUILD / "wheels"
+    made = out / f"apiary-{version}-py3-none-any.whl"
+    if made.exists():
+        return made
+    tree = WORK / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    for name in ("core", "coordinator", "edge", "cli", "broker", "datasets"):
+        ignore = shutil.ignore_patterns("__pycache__", "*.npz", "images")
+        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    about = tree / "core/apiary/__init__.py"
+    about.write_text(re.sub(r'__version__ = "[^"]+"', f'__version__ = "{version}"', about.read_text()))
+    if breaks:
+        edge = tree / "cli/apiary_cli/edge.py"
+        edge.write_text(edge.read_text() + "\n\ndef run(args):  # type: ignore\n    raise SystemExit(7)\n")
+    pip(["wheel", "--no-deps", "--wheel-dir", str(out), str(tree)])
+    return made
+
+
+def pip(words: list[str]) -> None:
+    subprocess.run([sys.executable, "-m", "pip", *words, "-qq"], check=True, cwd=ROOT)
+
+
+def prepare(suites: dict[str, str], *, keep: bool) -> None:
+    """What is made once and kept in build/: the systems, the wheels that they need, pictures."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    if not keep:
+        shutil.rmtree(WORK, ignore_errors=True)
+        shutil.rmtree(BUILD / "wheels", ignore_errors=True)
+    WORK.mkdir(exist_ok=True)
+    for suite in sorted(set(suites.values())):
+        extras = ["coordinator", "edge"] if suites["server"] == suite else ["edge"]
+        fill_wheelhouse(bootstrap(BUILD, suite), extras)
+    if not (BUILD / "shares").exists():
+        share = ["data", "partition", "digits", "--nodes", "3", "--by", "dirichlet", "--alpha", "0.5"]
+        subprocess.run(
+            [sys.executable, "-m", "apiary_cli", *share, "--out", BUILD / "shares"], check=True, cwd=ROOT
+        )
+
+
+def fill_wheelhouse(python: str, extras: list[str]) -> None:
+    """Download what hosts with this Python install, once for each state of pyproject.toml."""
+    house = BUILD / "wheelhouse"
+    stamp = house / f"complete-{python}-{'-'.join(extras)}"
+    needs = (ROOT / "pyproject.toml").read_bytes()
+    if stamp.exists() and stamp.read_bytes() == needs:
+        return
+    print(f"downloading what Python {python} installs of {' and '.join(extras)} (once)", flush=True)
+    told = tomllib.loads(needs.decode())["project"]
+    wanted = [*told["dependencies"], *(r for e in extras for r in extra_requirements(told, e))]
+    # pip's --python-version chooses wheels, but leaves markers to the Python that it runs on.
+    target = {"python_version": python, "python_full_version": f"{python}.0"}
+    plain = []
+    for requirement in map(Requirement, wanted):
+        if requirement.marker is None or requirement.marker.evaluate(target):
+            requirement.marker = None
+            plain.append(str(requirement))
+    pip(["download", "--only-binary=:all:", "--python-version", python, "--dest", str(house), *plain])
+    stamp.write_bytes(needs)
+
+
+def extra_requirements(project: dict[str, Any], extra: str) -> list[str]:
+    """What an extra names, its own extras (`apiary[edge]`) followed."""
+    found = []
+    for text in project["optional-dependencies"][extra]:
+        requirement = Requirement(text)
+        if requirement.name == "apiary":
+            found += [r for e in sorted(requirement.extras) for r in extra_requirements(project, e)]
+        else:
+            found.append(text)
+    return found
