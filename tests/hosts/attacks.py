@@ -6,6 +6,7 @@ Each attempt gives what came back and the broker's own line about it; there must
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import socket
 import ssl
@@ -191,7 +192,7 @@ class Attacker:
         dropped = self._dropped() - dropped
         assert dropped > 1000, f"{made} connects got through, and {dropped} were dropped"
         answer = f"{made} got through, {dropped} packets were dropped; a node gets in"
-        return "1000 connects a second, for five", answer, self._log(since, "Flood: ", 25)
+        return "1000 connects a second, for five", answer, self._log(since, "strangers of '10.", 25)
 
     def flood_inside(self) -> Row:
         """The same on the server itself, where no packet filter is in between."""
@@ -200,7 +201,7 @@ class Attacker:
         with self._bus():
             pass
         answer = f"{made} got through; a node gets in"
-        return "the same, past the packet filter", answer, self._log(since, "Flood: ", 25)
+        return "the same, past the packet filter", answer, self._log(since, "strangers of '127.", 25)
 
     def _dropped(self) -> int:
         """Packets that the server's packet filter dropped as too many."""
@@ -247,7 +248,7 @@ class Attacker:
             said = self.server.ssh(f"journalctl -u mosquitto --since @{since} -o cat --no-pager").stdout
             lines = [line for line in said.splitlines() if word in line]
             if lines:
-                return lines[-1].split(": ", 1)[-1][:150]
+                return re.sub(r"^[-\d:T]+: ", "", lines[-1])[:150]
             assert time.monotonic() < end, f"mosquitto's log has no {word!r}, but\n{said[-2000:]}"
             time.sleep(0.3)
 
