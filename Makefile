@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SECONDS_EACH ?= 300
 
-.PHONY: help wheel demo release-demo npm-runner test check bench load links aarch64 chaos fuzz hosts clean
+.PHONY: help wheel demo release-demo npm-runner test check bench load links aarch64 chaos search fuzz hosts clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make links   bytes sent against bytes needed over bad links (10 minutes)"
 	@echo "make aarch64 a node's training and pictures on a Pi's Python and wheels, emulated (minutes; needs root)"
 	@echo "make chaos   200 faults on a real federation, then the same model? (minutes; ARGS='--seed 7')"
+	@echo "make search  the property tests on examples that nobody has tried (make test repeats the same ones)"
 	@echo "make fuzz    coverage-guided fuzzing of all that reads the bus (SECONDS_EACH=300)"
 	@echo "make hosts   a server and three Pis as systemd hosts on this machine, from nothing to restored (needs root)"
 	@echo "make clean   remove what these made"
@@ -84,6 +85,9 @@ aarch64: $(VENV)/.dev
 chaos: $(VENV)/.demo
 	@tests/system-packages
 	@$(BIN)/apiary chaos --faults 200 --export $(ARGS)
+
+search: $(VENV)/.dev
+	$(BIN)/pytest --hypothesis-profile=search -m hypothesis $(ARGS)
 
 fuzz: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3,<4'

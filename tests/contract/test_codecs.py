@@ -64,7 +64,7 @@ def test_numbers_come_back_within_the_promised_error(codec: Codec, values: list[
         assert_close(codec, tensor, codec.decode(codec.encode(tensor)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tensor=hnp.arrays(
         np.float32,

@@ -84,7 +84,7 @@ def test_it_moves_with_the_mean(strategy: Any) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-8, 1.0, 1e4]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_input_gives_the_same_bits_and_nothing_is_changed_in_place(
     name: str, seed: int, scale: float

@@ -60,7 +60,7 @@ def on_grid(number: float, samples: int, bits: int) -> int:
 
 
 @given(rounds())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_sum_is_that_of_whole_numbers(case: tuple[Bounds, list[tuple[list[float], int]]]) -> None:
     bounds, updates = case
     bits = grid_bits(bounds, len(updates))
@@ -74,7 +74,7 @@ def test_the_sum_is_that_of_whole_numbers(case: tuple[Bounds, list[tuple[list[fl
 
 
 @given(rounds(), st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_order_gives_the_same_bits(
     case: tuple[Bounds, list[tuple[list[float], int]]], chance: object
 ) -> None:
@@ -88,7 +88,7 @@ def test_any_order_gives_the_same_bits(
 
 
 @given(rounds(), st.integers(0, 8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_split_into_batches_gives_the_same_bits(
     case: tuple[Bounds, list[tuple[list[float], int]]], cut: int
 ) -> None:
@@ -102,7 +102,7 @@ def test_any_split_into_batches_gives_the_same_bits(
 
 
 @given(rounds())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_error_is_below_one_grid_step_a_sample(
     case: tuple[Bounds, list[tuple[list[float], int]]],
 ) -> None:
@@ -116,7 +116,6 @@ def test_the_error_is_below_one_grid_step_a_sample(
 
 
 @given(st.floats(1e-6, 1e6, allow_nan=False), st.integers(1, 2**24), st.integers(1, 20_000))
-@settings(deadline=None)
 def test_the_grid_never_lets_a_partial_sum_pass_what_float64_holds(
     max_abs: float, max_samples: int, updates: int
 ) -> None:

@@ -20,7 +20,7 @@ labels = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(lambda v: np.
     least=st.integers(1, 5),
     seed=st.integers(0, 2**31 - 1),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_every_sample_is_on_exactly_one_node_and_no_node_is_short(
     *, y: np.ndarray, nodes: int, by: str, alpha: float, sigma: float, shards: int, least: int, seed: int
 ) -> None:
@@ -42,7 +42,6 @@ def test_every_sample_is_on_exactly_one_node_and_no_node_is_short(
 
 
 @given(labels, st.floats(0.01, 0.99), st.integers(0, 2**31 - 1))
-@settings(deadline=None)
 def test_hold_out_is_a_partition_in_two(y: np.ndarray, share: float, seed: int) -> None:
     train, test = hold_out(y, share, seed=seed)
     assert sorted([*train.tolist(), *test.tolist()]) == list(range(y.size))

@@ -12,7 +12,7 @@ from apiary_coordinator import rollout as table
 from apiary_coordinator import rollout_words as words
 
 NODES = [f"n{i}" for i in range(12)]
-SETTINGS = settings(max_examples=150, deadline=None)
+SETTINGS = settings(max_examples=150)
 
 
 def steps() -> Any:

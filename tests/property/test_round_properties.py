@@ -102,7 +102,7 @@ def check(before: Round, event: Event, after: Round, commands: list[Any]) -> Non
 
 
 @given(rounds(), STEPS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_events(round_: Round, steps: list[tuple[Event, float]]) -> None:
     now = 0.0
     for event, passed in steps:
@@ -113,7 +113,7 @@ def test_any_events(round_: Round, steps: list[tuple[Event, float]]) -> None:
 
 
 @given(rounds(), STEPS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_round_lasts_past_its_deadline(round_: Round, steps: list[tuple[Event, float]]) -> None:
     now = 0.0
     for event, passed in steps:
@@ -124,7 +124,7 @@ def test_no_round_lasts_past_its_deadline(round_: Round, steps: list[tuple[Event
 
 
 @given(rounds(), STEPS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_time_that_stands_still_says_nothing_twice(round_: Round, steps: list[tuple[Event, float]]) -> None:
     now = 0.0
     for event, passed in steps:

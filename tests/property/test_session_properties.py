@@ -134,7 +134,7 @@ def check(before: Session, event: Event, after: Session, commands: list[Command]
 
 
 @given(STEPS)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_any_events(steps: list[tuple[Event, float, frozenset[Digest], bool]]) -> None:
     session, now = Session(NodeId("me"), 30.0), 0.0
     for event, passed, has, fit in steps:
@@ -146,7 +146,7 @@ def test_any_events(steps: list[tuple[Event, float, frozenset[Digest], bool]]) -
 
 
 @given(STEPS, st.floats(1, 100))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_an_update_is_offered_again_and_again_until_it_is_answered(
     steps: list[tuple[Event, float, frozenset[Digest], bool]], idle_s: float
 ) -> None:

@@ -20,7 +20,7 @@ from apiary.identity.certificates import Trust, identity_of
 from apiary.identity.roles import Identity, Role
 from apiary.identity.signing import MAX_SEAL_BYTES, Signer, Verifier
 
-QUICK = settings(max_examples=300, deadline=None)
+QUICK = settings(max_examples=300)
 TOPIC = "apiary/default/round/current"
 FLEET = Fleet()
 COORDINATOR = FLEET.signer("hive", Role.COORDINATOR)

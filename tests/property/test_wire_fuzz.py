@@ -17,7 +17,7 @@ from apiary.wire import blob, chunks
 from apiary.wire import messages as m
 from apiary.wire.topics import Kind, Topic, Topics
 
-QUICK = settings(max_examples=200, deadline=2_000, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=200, deadline=10_000, suppress_health_check=[HealthCheck.too_slow])
 TOPICS = Topics()
 KINDS = sorted(m.Message.__subclasses__(), key=lambda c: c.__name__)
 BLOB = bytes(range(256)) * 1_000
