@@ -1,7 +1,9 @@
 """Whose update may be sent now: a bounded number at once, resumable, none forgotten.
 
 With everyone sending at once a broker's queue overflows and loses messages in silence (measured: of 1000
-acknowledged uploads 13 arrived); with ten granted at a time all 1000 did. `grants.py` says how many.
+acknowledged uploads 13 arrived); with ten granted at a time all 1000 did. `grants.py` says how many. What has
+come whole gives its place on the wire to the next, so that nobody waits for our disk; as many again may wait
+there to be looked at.
 """
 
 from __future__ import annotations
@@ -35,6 +37,11 @@ class Upload:
         """The update's name."""
         return self.assembly.digest
 
+    @property
+    def coming(self) -> bool:
+        """Whether chunks of it may be on their way."""
+        return not self.assembly.complete
+
 
 @dataclass(frozen=True, slots=True)
 class GrantNow:
@@ -45,7 +52,10 @@ class GrantNow:
 
 
 class Uploads:
-    """The queue of one round. At most one upload a node; a new offer with another digest replaces the old."""
+    """The queue of one round. At most one upload a node; a new offer with another digest replaces the old.
+
+    At most `max_active` are on their way at once, and at most as many more have come and are not finished.
+    """
 
     def __init__(self, max_active: int, idle_s: float):
         self._max_active = max_active
@@ -67,7 +77,7 @@ class Uploads:
         """An offer came. A repeated one means that the node lost our grant: it gets one again."""
         known = self._active.get(node) or self._waiting.get(node)
         if known is not None and known.digest == offer.update.digest:
-            if node in self._active and not known.assembly.complete:
+            if node in self._active and known.coming:
                 known.heard_at = now
                 return [GrantNow(known, known.assembly.missing())]
             return self._grant(now)
@@ -97,11 +107,23 @@ class Uploads:
         """Grant what the free places allow."""
         return self._grant(now)
 
+    def again(self, upload: Upload, now: float) -> list[GrantNow]:
+        """All of an upload that has come must come once more: it is the next that gets a place.
+
+        Nothing where the node has offered another update since.
+        """
+        upload.assembly.forget()
+        if self._active.get(upload.node) is upload:
+            del self._active[upload.node]
+            self._waiting[upload.node] = upload
+            self._waiting.move_to_end(upload.node, last=False)
+        return self._grant(now)
+
     def tick(self, now: float) -> list[GrantNow]:
         """Ask stalled uploads for what is missing; after `MAX_STALLS` others go first."""
         again: list[GrantNow] = []
         for node, upload in list(self._active.items()):
-            if upload.assembly.complete or now - upload.heard_at < self._idle_s:
+            if not upload.coming or now - upload.heard_at < self._idle_s:
                 continue
             upload.stalls += 1
             upload.heard_at = now
@@ -114,9 +136,11 @@ class Uploads:
 
     def _grant(self, now: float) -> list[GrantNow]:
         grants: list[GrantNow] = []
-        while self._waiting and len(self._active) < self._max_active:
+        coming = sum(upload.coming for upload in self._active.values())
+        while self._waiting and coming < self._max_active and len(self._active) < 2 * self._max_active:
             node, upload = self._waiting.popitem(last=False)
             upload.heard_at = now
             self._active[node] = upload
+            coming += 1
             grants.append(GrantNow(upload, upload.assembly.missing()))
         return grants

@@ -28,6 +28,11 @@ def give(uploads: Uploads, node: str, index: int, now: float = 0.0) -> None:
     upload.assembly.accept(index, encode(digest, index, document(node)[start:end]))
 
 
+def complete(uploads: Uploads, node: str) -> None:
+    for index in range(3):
+        give(uploads, node, index)
+
+
 def nodes(grants: list[GrantNow]) -> list[str]:
     return [g.upload.node for g in grants]
 
@@ -70,10 +75,46 @@ def test_an_offer_repeated_while_it_waits_does_not_lose_its_place() -> None:
 def test_a_complete_upload_is_not_granted_again() -> None:
     uploads = Uploads(1, 10)
     offered(uploads, "a")
-    for i in range(3):
-        give(uploads, "a", i)
+    complete(uploads, "a")
     assert offered(uploads, "a") == []
     assert uploads.tick(100.0) == []
+
+
+def test_what_has_come_whole_gives_its_place_on_the_wire_to_the_next() -> None:
+    uploads = Uploads(max_active=2, idle_s=10)
+    for node in "abcdef":
+        offered(uploads, node)
+    complete(uploads, "a")
+    assert nodes(uploads.freed(0.0)) == ["c"]
+    for node in "bc":
+        complete(uploads, node)
+    # Three have come, and are not finished: one more is all that may be here.
+    assert nodes(uploads.freed(0.0)) == ["d"]
+    assert (uploads.active, uploads.waiting) == (4, 2)
+    uploads.drop(NodeId("b"))
+    assert nodes(uploads.freed(0.0)) == ["e"]
+
+
+def test_what_came_damaged_is_next_and_takes_nobodys_place() -> None:
+    uploads = Uploads(1, 10)
+    (first,) = offered(uploads, "a")
+    offered(uploads, "b")
+    offered(uploads, "c")
+    complete(uploads, "a")
+    assert nodes(uploads.freed(0.0)) == ["b"]
+    assert uploads.again(first.upload, 0.0) == []
+    complete(uploads, "b")
+    (again,) = uploads.freed(0.0)
+    assert (again.upload, again.missing) == (first.upload, [(0, 3)])
+
+
+def test_what_came_damaged_is_left_where_its_node_has_another_by_now() -> None:
+    uploads = Uploads(1, 10)
+    (old,) = offered(uploads, "a")
+    complete(uploads, "a")
+    (new,) = offered(uploads, "a", version=1)
+    assert uploads.again(old.upload, 0.0) == []
+    assert uploads.receiving(NodeId("a"), new.upload.digest, 0.0) is new.upload
 
 
 def test_another_update_of_the_same_node_replaces_the_first() -> None:
