@@ -85,17 +85,11 @@ class Collection:
         """Uploads granted, and those that wait for a grant."""
         return self._uploads.active, self._uploads.waiting
 
-    def restore(self, rows: list[AcceptedRow]) -> tuple[list[AcceptedRow], list[NodeId]]:
-        """Count journaled updates again after a restart; and whose bytes no longer hold and were left out."""
-        whole, damaged = [], []
+    def restore(self, rows: list[AcceptedRow]) -> None:
+        """Count journaled updates again after a restart; `intact` has looked at their bytes."""
         for row in rows:
-            if self._holds(row):
-                whole.append(row)
-                self._digests[row.node] = row.digest
-                self._worker.submit(partial(self._add, row), _nothing)
-            else:
-                damaged.append(row.node)
-        return whole, damaged
+            self._digests[row.node] = row.digest
+            self._worker.submit(partial(self._add, row), _nothing)
 
     def offered(self, node: NodeId, offer: Offer, now: float) -> None:
         """Answer an offer for this round: grant it, or say what became of it."""
@@ -135,6 +129,7 @@ class Collection:
         self.bytes_up += len(payload)
         if upload.assembly.complete:
             self._worker.submit(partial(self._screen, upload), partial(self._on_screened, upload))
+            self._perform(self._uploads.freed(now))
 
     def tick(self, now: float) -> None:
         """Ask again for what stalled, and grant what has room."""
@@ -183,8 +178,7 @@ class Collection:
         if verdict is False:
             self._damaged[upload.node] = self._damaged.get(upload.node, 0) + 1
             if self._damaged[upload.node] <= MAX_DAMAGED:
-                upload.assembly.forget()
-                self._perform([GrantNow(upload, upload.assembly.missing())])
+                self._perform(self._uploads.again(upload, now))
                 return
             verdict = Rejected(f"node {upload.node}: the update's bytes do not give the digest it offered")
         if verdict is None and upload.node in self._current().rejected:
@@ -261,13 +255,6 @@ class Collection:
         with self._spool.view(row.slot, row.bytes) as view:
             total.add(blob.decode(view, who=f"node {row.node}").weights, row.samples)
 
-    def _holds(self, row: AcceptedRow) -> bool:
-        try:
-            with self._spool.view(row.slot, row.bytes) as view:
-                return digest_of(view) == row.digest
-        except (OSError, ValueError):
-            return False
-
     def _reject(self, node: NodeId, offer: Offer, why: str) -> None:
         self._journal.reject(offer.run, offer.round, node, why)
         log.warning("round=%d node=%s update rejected: %s", offer.round, node, why)
@@ -304,6 +291,23 @@ def receipt(offer: Offer, state: str, why: str | None = None) -> Receipt:
 def spool_path(state_dir: Path, run: str, number: int) -> Path:
     """Where a round's updates lie."""
     return state_dir / "spool" / f"{run}-{number}.spool"
+
+
+def intact(path: Path, rows: list[AcceptedRow]) -> set[NodeId]:
+    """Whose journaled updates are whole in the spool at `path`. Reads all of them: of a fleet gigabytes."""
+    spool = Spool(path)
+    try:
+        return {row.node for row in rows if _holds(spool, row)}
+    finally:
+        spool.close()
+
+
+def _holds(spool: Spool, row: AcceptedRow) -> bool:
+    try:
+        with spool.view(row.slot, row.bytes) as view:
+            return digest_of(view) == row.digest
+    except (OSError, ValueError):
+        return False
 
 
 def clear_spools(state_dir: Path, keep: Path | None) -> None:

@@ -24,13 +24,13 @@ from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
 from apiary.wire.messages import Notice, RoundResult
 from apiary_coordinator.bulletin import Bulletin
-from apiary_coordinator.collection import clear_spools, spool_path
+from apiary_coordinator.collection import clear_spools, intact, spool_path
 from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.history import Record
 from apiary_coordinator.live_round import LiveRound
 from apiary_coordinator.opening import Closed, Opening, Parts
 from apiary_coordinator.roster import Roster
-from apiary_coordinator.store import Journal
+from apiary_coordinator.store import AcceptedRow, Journal, RoundRow
 from apiary_coordinator.worker import Lane, LaneWorker, Worker
 from apiary_coordinator.workshop import Artefacts, Judgement, Workshop
 
@@ -104,6 +104,8 @@ class Course:
         self._opening: Opening | None = None
         self._said = (-_SAY_EVERY_S, "")
         self._newcomer_at = means.clock()
+        self._undecided = False
+        """What follows the last round could not be settled yet: the disk refused it."""
         self._part_at = 0.0
         self._turn_at = 0.0
 
@@ -126,6 +128,8 @@ class Course:
         try:
             if self.live is not None:
                 self.live.tick(now)
+            elif self.stage == "waiting" and self._undecided:
+                self._next()
             elif self.stage == "waiting":
                 self._try_open(now)
             elif self.stage == "parting":
@@ -198,18 +202,22 @@ class Course:
         self.record.initial = {"accuracy": judgement.accuracy, "loss": judgement.loss}
         self.record.begin()
         log.info("run=%s the untrained model has accuracy=%.1f%%", self.run, 100 * judgement.accuracy)
-        self.stage = "waiting"
-        self._newcomer_at = means.clock()
         rows = means.journal.rounds(self.run)
         row = rows[-1] if rows and rows[-1].result is None else None
         state_dir = self._settings.coordinator.state_dir
-        clear_spools(state_dir, spool_path(state_dir, self.run, row.number) if row else None)
-        if row is not None:
-            log.info("run=%s going on in round=%d", self.run, row.number)
-            self._begin(LiveRound.resume(self._parts(), row, means.clock()))
-            self._catch_up()
+        spool = spool_path(state_dir, self.run, row.number) if row else None
+        clear_spools(state_dir, spool)
+        if row is not None and spool is not None:
+            accepted = means.journal.accepted(self.run, row.number)
+            log.info("run=%s going on in round=%d updates=%d", self.run, row.number, len(accepted))
+            self._worker.submit(partial(intact, spool, accepted), partial(self._take_up, row, accepted))
         else:
+            self._newcomer_at = means.clock()
             self._next()
+
+    def _take_up(self, row: RoundRow, accepted: list[AcceptedRow], whole: set[NodeId]) -> None:
+        self._begin(LiveRound.resume(self._parts(), row, accepted, whole, self._means.clock()))
+        self._catch_up()
 
     def _catch_up(self) -> None:
         """What came while a round was being taken up, of nodes that may not say it again: they are lost."""
@@ -290,15 +298,14 @@ class Course:
             opening.advance(closed.weights, closed.model, closed.state)
         else:
             journal.close_round(self.run, result.round, entry, opening.model, opening.state)
-        # Up to here a full disk changes nothing, and all of it is tried again.
+        # Up to here a full disk changes nothing, and all of it is tried again. What follows waits for a tick.
         self.live = None
+        self.stage, self._undecided = "waiting", True
         self._bulletin.forget()
         live.collection.close(remove=True)
         self.record.add(entry)
-        self._prune(opening, live.parts.artefacts)
         self._lend(opening, live.parts.artefacts, len(live.round.cohort))
         self._publish(result, opening, live.parts.artefacts)
-        self._next()
 
     def _publish(self, result: RoundResult, opening: Opening, artefacts: Artefacts) -> None:
         self._bulletin.result(result)
@@ -313,7 +320,7 @@ class Course:
         self._means.down.serve([ref for ref in refs if ref is not None], nodes, LENT)
 
     def _prune(self, opening: Opening, artefacts: Artefacts) -> None:
-        """Keep the models that something may still need: the first, the best, the newest."""
+        """Keep what something may still need: the first model, the best, the newest. Raises StoreError."""
         best = self.record.best
         keep = {opening.model, artefacts.initial.digest}
         if best is not None:
@@ -325,9 +332,16 @@ class Course:
     # -- the end ---------------------------------------------------------------------------------------
 
     def _next(self) -> None:
+        """A round or the end: what follows. Raises StoreError, and is settled with a later tick then."""
+        self.stage, self._undecided = "waiting", True
+        if self._opening is not None and self.artefacts is not None:
+            self._prune(self._opening, self.artefacts)
+        self._settle()
+        self._undecided = False
+
+    def _settle(self) -> None:
         stop = self.record.why_stop()
         if stop is None:
-            self.stage = "waiting"
             return
         best = self.record.best
         if best is None and self.record.told_to_stop is not None:
@@ -339,12 +353,12 @@ class Course:
             self._means.journal.end_run(self.run, "failed", stop)
             last = self.record.rounds[-1]["why"] if self.record.rounds else "no round was opened"
             raise RunFailed(f"run {self.run} ended without a model: {stop}; the last: {last}")
-        self.stage = "finishing"
-        log.info("run=%s %s; finishing with round=%d", self.run, stop, best.round)
         model = self.record.model_of(best.round)
         assert self.artefacts is not None  # noqa: S101 - rounds were closed
         finish = self._workshop.finish
         weights = self._weights(Digest(model))
+        log.info("run=%s %s; finishing with round=%d", self.run, stop, best.round)
+        self.stage = "finishing"
         self._worker.submit(
             partial(finish, self.artefacts, weights, self.record.folder), partial(self._finished, model)
         )

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, assert_never
@@ -46,7 +46,7 @@ class LiveRound:
     again: set[NodeId] = field(default_factory=set)
     """Nodes whose update had its receipt and was damaged since: they are asked to train once more."""
     _opened_at: float = 0.0
-    _resumed: Sequence[AcceptedRow] = ()
+    _resumed: list[AcceptedRow] = field(default_factory=list)
     _shares: dict[str, Any] = field(default_factory=dict)
     _next: tuple[Weights, Digest, Digest | None] | None = None
     _judgement: Judgement | None = None
@@ -95,8 +95,10 @@ class LiveRound:
         return live
 
     @classmethod
-    def resume(cls, parts: Parts, row: RoundRow, now: float) -> LiveRound:
-        """Take up a round that the journal holds as open, with everything that was accepted."""
+    def resume(
+        cls, parts: Parts, row: RoundRow, rows: list[AcceptedRow], whole: Container[NodeId], now: float
+    ) -> LiveRound:
+        """Take up a round that the journal holds as open, with those accepted `rows` that are `whole`."""
         o = row.opened
         drawn = Draw(tuple(o["cohort"]), tuple(o["reserve"]), o["goal"])
         seconds = o["deadline_s"]
@@ -109,8 +111,9 @@ class LiveRound:
         )
         live._shares = o["shares"]
         live._collect(o["bits"], now)
-        rows = parts.journal.accepted(parts.run, row.number)
-        live._resumed, damaged = live.collection.restore(rows)
+        live._resumed = [r for r in rows if r.node in whole]
+        live.collection.restore(live._resumed)
+        damaged = [r.node for r in rows if r.node not in whole]
         live.again = {*o.get("again", ()), *damaged} - {r.node for r in live._resumed}
         accepted = {r.node: r.contributor for r in live._resumed}
         rejected = parts.journal.rejected(parts.run, row.number)

@@ -159,7 +159,7 @@ class RunBook:
         tables = ("accepted", "rejected", "round")
         self._journal.commit(
             [
-                *((f"DELETE FROM {table} WHERE run = ?", (run,)) for table in tables),  # noqa: S608
+                *((f"DELETE FROM {table} WHERE run = ?", (run,)) for table in tables),  # noqa: S608 - fixed names
                 ("DELETE FROM occasion WHERE run = ?", (run,)),
                 ("DELETE FROM run WHERE id = ?", (run,)),
             ]

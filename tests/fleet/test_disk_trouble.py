@@ -11,8 +11,11 @@ import pytest
 from tests.fleet.conftest import MakeFleet
 from tests.fleet.harness import TICK_S, Fleet
 
+from apiary.blobs import BlobStore
 from apiary.errors import RunFailed, StoreError
+from apiary.wire import Digest
 from apiary_coordinator.course import Course
+from apiary_coordinator.spool import Spool
 from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import Done, InlineWorker
 
@@ -90,6 +93,54 @@ def test_a_round_is_taken_up_once_however_often_the_disk_refuses(
     summary = fleet.run()
     assert made == [1, 2]
     assert (summary["model_sha256"], summary["stop"]) == (undisturbed["model_sha256"], undisturbed["stop"])
+
+
+@pytest.mark.parametrize("refused", ["remove", "read"])
+def test_what_follows_a_round_is_settled_later_where_the_disk_refuses(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refused: str
+) -> None:
+    """The round is closed and journaled; a model cannot be removed, or the best one not be read."""
+    fleet = make_fleet(3, rounds=3)
+    until(fleet, lambda: len(fleet.results()) == 2)
+    left = [FULL, FULL]
+    real = getattr(BlobStore, refused)
+
+    def refuse(store: BlobStore, digest: Digest) -> Any:
+        if left and store._folder == fleet.folder / "coordinator" / "blobs":
+            raise StoreError(left.pop())
+        return real(store, digest)
+
+    monkeypatch.setattr(BlobStore, refused, refuse)
+    assert fleet.run()["rounds_closed"] == 3
+    assert not left and caplog.messages.count(FULL) >= 1
+    assert [r["round"] for r in fleet.results()] == [1, 2, 3]
+
+
+def test_a_round_is_taken_up_without_reading_its_updates_on_the_loop(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large fleet they are gigabytes, and meanwhile nobody would be answered."""
+    fleet = make_fleet(3, rounds=1)
+    until(fleet, lambda: accepted(fleet) == 2)
+    fleet.kill_coordinator()
+    at_work, looks = [False], []
+    view, submit = Spool.view, InlineWorker.submit
+
+    def looked(spool: Spool, slot: int, size: int) -> Any:
+        looks.append(at_work[0])
+        return view(spool, slot, size)
+
+    def working(worker: InlineWorker, *job: Any) -> None:
+        at_work[0] = True
+        submit(worker, *job)
+        at_work[0] = False
+
+    monkeypatch.setattr(Spool, "view", looked)
+    monkeypatch.setattr(InlineWorker, "submit", working)
+    fleet.start_coordinator()
+    fleet.run()
+    assert len(looks) >= 4 and all(looks)
+    assert fleet.results()[0]["n_contributors"] == 3
 
 
 def test_who_was_lost_while_the_coordinator_was_down_is_not_waited_for(
