@@ -35,7 +35,7 @@ from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
 from apiary.wire.messages import Announcement, BlobRef, Message, RoundResult, TrainMetrics
 from apiary.wire.topics import Kind
-from apiary_coordinator.course import Assignment
+from apiary_coordinator.assignment import Assignment
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.store import Journal

@@ -31,7 +31,8 @@ from apiary_cli.live import Live, log_through
 from apiary_cli.once import FirstConnection
 from apiary_cli.stopping import stop_on_signals
 from apiary_cli.view import RunView
-from apiary_coordinator.course import Assignment, Course
+from apiary_coordinator.assignment import Assignment
+from apiary_coordinator.course import Course
 from apiary_coordinator.keras_workshop import KerasWorkshop, held_out_labels
 from apiary_coordinator.opening import strategy
 from apiary_coordinator.parts import features

@@ -7,32 +7,23 @@ stop gives up a round that still collects, and is finished with the best model i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, Literal
 
-from apiary.blobs import BlobStore
-from apiary.bus.bus import Bus
-from apiary.bus.flow import ChunkFlow
-from apiary.bus.outlet import Outlet
 from apiary.errors import RequestRefused, RunFailed, StoreError
-from apiary.settings import Settings
-from apiary.tensors import Weights
-from apiary.wire import Digest, NodeId, blob
+from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Notice, RoundResult
+from apiary_coordinator.assignment import Assignment, Means
 from apiary_coordinator.bulletin import Bulletin
 from apiary_coordinator.collection import clear_spools, intact, spool_path
-from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.history import Record
 from apiary_coordinator.live_round import LiveRound
+from apiary_coordinator.models import Models
 from apiary_coordinator.opening import Closed, Opening, Parts
-from apiary_coordinator.roster import Roster
-from apiary_coordinator.store import AcceptedRow, Journal, RoundRow
-from apiary_coordinator.worker import Lane, LaneWorker, Worker
-from apiary_coordinator.workshop import Artefacts, Judgement, Workshop
+from apiary_coordinator.store import AcceptedRow, RoundRow
+from apiary_coordinator.worker import Lane, LaneWorker
+from apiary_coordinator.workshop import Artefacts, Judgement
 
 log = logging.getLogger(__name__)
 
@@ -44,37 +35,6 @@ _RETRY_S: Final = 5.0
 """A step that the disk refused is tried again after this pause: neither the log nor the disk is flooded."""
 _PARTING_S: Final = 60.0
 """The broker may take this long to hear that the run is over: longer than a dead link goes unnoticed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """A run to be done: a new one, or one that was interrupted. `settings` holds the run's own `[run]`."""
-
-    run: str
-    created: float
-    settings: Settings
-    workshop: Workshop
-    artefacts: Artefacts | None = None
-    """What was built before; used where it is still whole."""
-    stop: str | None = None
-    """Why it was told to end before it was interrupted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What runs work with."""
-
-    journal: Journal
-    blobs: BlobStore
-    worker: Worker
-    bus: Bus
-    outlet: Outlet
-    flow: ChunkFlow
-    down: Downlink
-    roster: Roster
-    clock: Callable[[], float]
-    wall: Callable[[], float]
-    inspect: Callable[[Path], Any]
 
 
 class Course:
@@ -99,6 +59,7 @@ class Course:
         self._assignment = assignment
         self._settings = assignment.settings
         self._workshop = assignment.workshop
+        self._models = Models(assignment.run, means.blobs)
         self._worker = LaneWorker(means.worker, self.lane)
         self._bulletin = Bulletin(self.run, self._settings.run, outlet=means.outlet, epoch=epoch)
         self._opening: Opening | None = None
@@ -114,7 +75,7 @@ class Course:
         artefacts, stop = self._assignment.artefacts, self.record.told_to_stop
         if artefacts is None and stop is not None:
             self._give_up("stopped", stop)
-        elif artefacts is not None and self._whole(artefacts):
+        elif artefacts is not None and self._models.whole(artefacts):
             self._built(artefacts)
         else:
             log.info("run=%s building the model recipe=%s", self.run, self._settings.run.recipe)
@@ -187,12 +148,12 @@ class Course:
             self._settings,
             artefacts,
             self._workshop.manifest(artefacts),
-            self._weights(model),
+            self._models.weights(model),
             model,
             state,
             means.blobs,
         )
-        first = self._weights(Digest(artefacts.initial.digest))
+        first = self._models.weights(Digest(artefacts.initial.digest))
         self._worker.submit(partial(self._workshop.evaluate, artefacts, first), self._judged)
 
     def _judged(self, judgement: Judgement) -> None:
@@ -304,8 +265,11 @@ class Course:
         self._bulletin.forget()
         live.collection.close(remove=True)
         self.record.add(entry)
-        self._lend(opening, live.parts.artefacts, len(live.round.cohort))
-        self._publish(result, opening, live.parts.artefacts)
+        try:
+            self._publish(result, opening, live.parts.artefacts)
+            self._lend(opening, live.parts.artefacts, len(live.round.cohort))
+        except StoreError as e:
+            log.error("%s; it is told of with the next round", e)
 
     def _publish(self, result: RoundResult, opening: Opening, artefacts: Artefacts) -> None:
         self._bulletin.result(result)
@@ -325,9 +289,7 @@ class Course:
         keep = {opening.model, artefacts.initial.digest}
         if best is not None:
             keep.add(Digest(self.record.model_of(best.round)))
-        for entry in self.record.rounds:
-            if entry["model"] and entry["model"] not in keep:
-                self._means.blobs.remove(Digest(entry["model"]))
+        self._models.prune((entry["model"] for entry in self.record.rounds), keep)
 
     # -- the end ---------------------------------------------------------------------------------------
 
@@ -356,7 +318,7 @@ class Course:
         model = self.record.model_of(best.round)
         assert self.artefacts is not None  # noqa: S101 - rounds were closed
         finish = self._workshop.finish
-        weights = self._weights(Digest(model))
+        weights = self._models.weights(Digest(model))
         log.info("run=%s %s; finishing with round=%d", self.run, stop, best.round)
         self.stage = "finishing"
         self._worker.submit(
@@ -411,20 +373,6 @@ class Course:
         self.stage = "done"
 
     # -- small parts -----------------------------------------------------------------------------------
-
-    def _whole(self, artefacts: Artefacts) -> bool:
-        refs = (artefacts.manifest, artefacts.trainer, artefacts.base, artefacts.initial)
-        return all(self._means.blobs.verify(Digest(ref.digest)) for ref in refs if ref is not None)
-
-    def _weights(self, digest: Digest) -> Weights:
-        """Raises RunFailed where no disk will give the model back, StoreError where it may."""
-        if not self._means.blobs.verify(digest):
-            folder = self._settings.coordinator.state_dir / "blobs"
-            raise RunFailed(
-                f"run {self.run} cannot go on: its model {digest[:12]} is damaged or gone from {folder}; "
-                "restore the state folder from a backup, or begin another run (--new, apiary run start)"
-            )
-        return blob.decode(self._means.blobs.read(digest), who="the blob store").weights
 
     def _say(self, what: str, now: float) -> None:
         if what != self._said[1] or now - self._said[0] >= _SAY_EVERY_S:

@@ -11,7 +11,8 @@ from apiary.bus.bus import Bus, Received
 from apiary.bus.outlet import Outlet
 from apiary.settings import Settings
 from apiary.wire.topics import Kind, Topic, Topics
-from apiary_coordinator.course import Assignment, Course
+from apiary_coordinator.assignment import Assignment
+from apiary_coordinator.course import Course
 from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.roster import Roster
 from apiary_coordinator.store import Journal

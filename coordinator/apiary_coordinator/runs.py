@@ -18,7 +18,8 @@ from apiary.plugins import names
 from apiary.settings import RunSettings, ScheduleSettings, Settings
 from apiary.wire.topics import check_name
 from apiary_coordinator import retention, timetable
-from apiary_coordinator.course import Assignment, Course
+from apiary_coordinator.assignment import Assignment
+from apiary_coordinator.course import Course
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.opening import strategy
 from apiary_coordinator.operators import Arguments, Call, Operators

@@ -21,7 +21,8 @@ from apiary.settings import Settings
 from apiary.wire.chunks import CHUNK_BYTES, ENVELOPE_BYTES
 from apiary.wire.topics import Kind, Topic, Topics
 from apiary_coordinator.announcements import status
-from apiary_coordinator.course import Assignment, Course, Means
+from apiary_coordinator.assignment import Assignment, Means
+from apiary_coordinator.course import Course
 from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.feature import Desk, Features, no_features
 from apiary_coordinator.reception import TAKEN, Reception

@@ -27,7 +27,7 @@ from apiary.wire.chunks import digest_of
 from apiary.wire.messages import BlobRef, OperatorReply, OperatorRequest, TrainMetrics
 from apiary.wire.topics import Kind
 from apiary_coordinator import parts
-from apiary_coordinator.course import Assignment
+from apiary_coordinator.assignment import Assignment
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.store import Journal

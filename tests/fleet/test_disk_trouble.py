@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.fleet.conftest import MakeFleet
@@ -14,7 +14,9 @@ from tests.fleet.harness import TICK_S, Fleet
 from apiary.blobs import BlobStore
 from apiary.errors import RunFailed, StoreError
 from apiary.wire import Digest
+from apiary.wire.messages import BlobRef
 from apiary_coordinator.course import Course
+from apiary_coordinator.opening import Opening
 from apiary_coordinator.spool import Spool
 from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import Done, InlineWorker
@@ -114,6 +116,25 @@ def test_what_follows_a_round_is_settled_later_where_the_disk_refuses(
     assert fleet.run()["rounds_closed"] == 3
     assert not left and caplog.messages.count(FULL) >= 1
     assert [r["round"] for r in fleet.results()] == [1, 2, 3]
+
+
+def test_a_model_that_cannot_be_told_of_yet_does_not_end_its_run(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = make_fleet(3, rounds=3)
+    until(fleet, lambda: len(fleet.results()) == 1)
+    left = [FULL, FULL]
+    real = Opening.model_ref.fget
+
+    def model_ref(opening: Opening) -> BlobRef:
+        if left:
+            raise StoreError(left.pop())
+        assert real is not None
+        return cast("BlobRef", real(opening))
+
+    monkeypatch.setattr(Opening, "model_ref", property(model_ref))
+    assert fleet.run()["rounds_closed"] == 3
+    assert not left and any(FULL in message for message in caplog.messages)
 
 
 def test_a_round_is_taken_up_without_reading_its_updates_on_the_loop(

@@ -16,7 +16,7 @@ import apiary_edge.presence as presence_module
 from apiary import __version__
 from apiary.blobs import BlobStore
 from apiary.errors import StoreError
-from apiary_coordinator.course import Assignment
+from apiary_coordinator.assignment import Assignment
 from apiary_coordinator.service import Coordinator, will
 from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import InlineWorker
