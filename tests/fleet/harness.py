@@ -338,6 +338,14 @@ class Fleet:
         states = {n: e.session.state.value for n, e in self.nodes.items()}
         raise AssertionError(f"not over after {seconds} s: coordinator {stage}, nodes {states}")
 
+    def until(self, done: Callable[[], Any], seconds: float = 600) -> Any:
+        """Turn until `done` gives something, and return it; `seconds` are the fleet's own."""
+        for _ in range(round(seconds / TICK_S)):
+            if value := done():
+                return value
+            self.turn()
+        raise AssertionError(f"not so within {seconds:g} s: {self.broker.now:.1f} by the fleet's clock")
+
     def results(self) -> list[dict[str, Any]]:
         assert self._journal is not None
         return list(self._journal.told("run"))

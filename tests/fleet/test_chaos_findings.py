@@ -16,14 +16,6 @@ from apiary_edge.newest import Newest
 MakeFleet = Callable[..., Fleet]
 
 
-def until(fleet: Fleet, done: Callable[[], bool], seconds: float = 300) -> None:
-    for _ in range(int(seconds * 10)):
-        if done():
-            return
-        fleet.turn()
-    raise AssertionError(f"not so within {seconds} s")
-
-
 def stage(fleet: Fleet) -> str:
     assert fleet.coordinator is not None
     return fleet.coordinator.course.stage
@@ -38,7 +30,7 @@ def round_number(fleet: Fleet) -> int:
 def test_a_spool_left_by_a_power_cut_goes_at_the_next_start(make_fleet: MakeFleet) -> None:
     """Killed between the commit that closed a round and the removal of its spool."""
     fleet = make_fleet(3)
-    until(fleet, lambda: round_number(fleet) == 2)
+    fleet.until(lambda: round_number(fleet) == 2)
     fleet.kill_coordinator()
     state_dir = fleet.settings().coordinator.state_dir
     for stray in (spool_path(state_dir, "run", 1), spool_path(state_dir, "abandoned", 7)):
@@ -51,7 +43,7 @@ def test_a_spool_left_by_a_power_cut_goes_at_the_next_start(make_fleet: MakeFlee
 
 def test_half_written_files_go_at_the_next_start(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2)
-    until(fleet, lambda: round_number(fleet) == 2)
+    fleet.until(lambda: round_number(fleet) == 2)
     fleet.kill_coordinator()
     fleet.kill_node("pi-00")
     planted: list[Path] = []
@@ -71,13 +63,13 @@ def test_the_end_of_a_run_is_said_until_the_broker_has_it(
 ) -> None:
     """The broker was away when the run ended, and nobody ever told the nodes."""
     fleet = make_fleet(2, rounds=1)
-    until(fleet, lambda: len(fleet.results()) == 1)
+    fleet.until(lambda: len(fleet.results()) == 1)
     fleet.broker.stop()
-    until(fleet, lambda: stage(fleet) == "parting")
+    fleet.until(lambda: stage(fleet) == "parting")
     if killed_while_parting:
         fleet.kill_coordinator()
         fleet.start_coordinator()
-        until(fleet, lambda: stage(fleet) == "parting")
+        fleet.until(lambda: stage(fleet) == "parting")
     for _ in range(50):
         fleet.turn()
     assert stage(fleet) == "parting"
@@ -89,7 +81,7 @@ def test_the_end_of_a_run_is_said_until_the_broker_has_it(
 
 def test_a_coordinator_without_a_broker_ends_all_the_same(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2, rounds=1)
-    until(fleet, lambda: len(fleet.results()) == 1)
+    fleet.until(lambda: len(fleet.results()) == 1)
     fleet.broker.stop()
     assert fleet.run(seconds=90)["rounds_closed"] == 1
 
@@ -100,7 +92,7 @@ def test_an_update_whose_last_receipt_was_lost_does_not_wait_for_ever(make_fleet
     fleet.broker.script(Fault("drop", "apiary/+/node/pi-01/receipt"))
     fleet.run()
     outbox = fleet.nodes["pi-01"]._outbox
-    until(fleet, lambda: outbox.waiting() == [], seconds=5)
+    fleet.until(lambda: outbox.waiting() == [], seconds=5)
     assert outbox.done() == ("run", 1)
     assert sorted(fleet.results()[0]["contributors"]) == ["pi-00", "pi-01"]
 
@@ -109,10 +101,10 @@ def test_an_announcement_repeated_from_an_earlier_round_is_not_followed(make_fle
     """A node followed it: left its training, waited for a model that is served no more, and trained twice."""
     fleet = make_fleet(2)
     topic = "apiary/default/round/current"
-    until(fleet, lambda: round_number(fleet) == 1)
+    fleet.until(lambda: round_number(fleet) == 1)
     fleet.turn()
     old = fleet.broker.retained[topic]
-    until(fleet, lambda: round_number(fleet) == 2)
+    fleet.until(lambda: round_number(fleet) == 2)
     somebody = fleet.broker.bus("somebody")
     somebody.poll(0)
 
@@ -129,11 +121,11 @@ def test_a_birth_repeated_from_an_earlier_start_locks_nobody_out(make_fleet: Mak
     """Epochs have no order: a node that took an old one for the newest must still hear the present one."""
     fleet = make_fleet(2)
     topic = "apiary/default/coordinator/status"
-    until(fleet, lambda: round_number(fleet) == 1)
+    fleet.until(lambda: round_number(fleet) == 1)
     old = fleet.broker.retained[topic]
     fleet.kill_coordinator()
     fleet.start_coordinator()
-    until(fleet, lambda: round_number(fleet) == 1)
+    fleet.until(lambda: round_number(fleet) == 1)
     fleet.kill_node("pi-00")
     fleet.start_node("pi-00")
     somebody = fleet.broker.bus("somebody")

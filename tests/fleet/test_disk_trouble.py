@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from tests.fleet.conftest import MakeFleet
-from tests.fleet.harness import TICK_S, Fleet
+from tests.fleet.harness import Fleet
 
 from apiary.blobs import BlobStore
 from apiary.errors import RunFailed, StoreError
@@ -22,14 +21,6 @@ from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import Done, InlineWorker
 
 FULL = "the journal refused a commit: database or disk is full"
-
-
-def until(fleet: Fleet, done: Callable[[], Any], seconds: float = 300) -> Any:
-    for _ in range(int(seconds / TICK_S)):
-        if value := done():
-            return value
-        fleet.turn()
-    raise AssertionError("not so in time")
 
 
 def course_of(fleet: Fleet) -> Course:
@@ -66,7 +57,7 @@ def test_a_full_disk_is_asked_again_after_a_pause(
     disk = Refusing(monkeypatch)
     disk.times = 4
     fleet = make_fleet(3, rounds=1)
-    until(fleet, lambda: course_of(fleet).live)
+    fleet.until(lambda: course_of(fleet).live)
     assert disk.asked == caplog.messages.count(FULL) + 1 == 5
     assert fleet.broker.now > 4 * 5
     assert fleet.run()["rounds_closed"] == 1
@@ -79,9 +70,9 @@ def test_a_round_is_taken_up_once_however_often_the_disk_refuses(
     undisturbed = make_fleet(3, rounds=2).run()
     disk = Refusing(monkeypatch)
     fleet = make_fleet(3, rounds=2)
-    until(fleet, lambda: accepted(fleet) == 2)
+    fleet.until(lambda: accepted(fleet) == 2)
     disk.times = 10_000
-    until(fleet, lambda: fleet._journal and len(fleet._journal.accepted("run", 1)) == 3)
+    fleet.until(lambda: fleet._journal and len(fleet._journal.accepted("run", 1)) == 3)
     fleet.kill_coordinator()
     made: list[int] = []
     real = Course._begin
@@ -103,7 +94,7 @@ def test_what_follows_a_round_is_settled_later_where_the_disk_refuses(
 ) -> None:
     """The round is closed and journaled; a model cannot be removed, or the best one not be read."""
     fleet = make_fleet(3, rounds=3)
-    until(fleet, lambda: len(fleet.results()) == 2)
+    fleet.until(lambda: len(fleet.results()) == 2)
     left = [FULL, FULL]
     real = getattr(BlobStore, refused)
 
@@ -122,7 +113,7 @@ def test_a_model_that_cannot_be_told_of_yet_does_not_end_its_run(
     make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fleet = make_fleet(3, rounds=3)
-    until(fleet, lambda: len(fleet.results()) == 1)
+    fleet.until(lambda: len(fleet.results()) == 1)
     left = [FULL, FULL]
     real = Opening.model_ref.fget
 
@@ -142,7 +133,7 @@ def test_a_round_is_taken_up_without_reading_its_updates_on_the_loop(
 ) -> None:
     """Of a large fleet they are gigabytes, and meanwhile nobody would be answered."""
     fleet = make_fleet(3, rounds=1)
-    until(fleet, lambda: accepted(fleet) == 2)
+    fleet.until(lambda: accepted(fleet) == 2)
     fleet.kill_coordinator()
     at_work, looks = [False], []
     view, submit = Spool.view, InlineWorker.submit
@@ -170,7 +161,7 @@ def test_who_was_lost_while_the_coordinator_was_down_is_not_waited_for(
     """Its last will came while the model was still being judged, and nobody says it again."""
     fleet = make_fleet(3, rounds=1, lost_grace_s=20, first_deadline_s=4000)
     fleet.trainings["pi-02"].seconds = 10_000
-    until(fleet, lambda: accepted(fleet) == 2)
+    fleet.until(lambda: accepted(fleet) == 2)
     fleet.kill_coordinator()
     fleet.kill_node("pi-02")
     slow = fleet.broker.now + 10
@@ -201,7 +192,7 @@ def test_what_follows_a_run_does_not_fail_it(
     fleet.coordinator._inspect = inspect
     if stay:
         fleet.ask("run.start", name="run")
-        until(fleet, lambda: fleet._journal and fleet._journal.active_run() is None)
+        fleet.until(lambda: fleet._journal and fleet._journal.active_run() is None)
     else:
         assert fleet.run()["rounds_closed"] == 1
     assert "run=run is finished, but what follows it failed" in caplog.messages
@@ -213,24 +204,24 @@ def test_what_follows_a_run_does_not_fail_it(
 def test_a_model_that_is_gone_ends_its_run_and_says_so(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(3, rounds=3, stay=True)
     fleet.ask("run.start", name="run")
-    until(fleet, lambda: len(fleet.results()) == 1)
+    fleet.until(lambda: len(fleet.results()) == 1)
     digest = fleet.results()[0]["model"]
     fleet.kill_coordinator()
     (fleet.folder / "coordinator" / "blobs" / digest).write_bytes(b"torn")
     fleet.start_coordinator()
     journal = fleet._journal
     assert journal is not None
-    until(fleet, lambda: journal.active_run() is None)
+    fleet.until(lambda: journal.active_run() is None)
     row = journal.run("run")
     assert row is not None and row.state == "failed"
     assert f"its model {digest[:12]} is damaged or gone from" in (row.stop or "")
     assert fleet.ask("run.start", name="next").state == "done"
-    until(fleet, lambda: len(journal.rounds("next")) == 1)
+    fleet.until(lambda: len(journal.rounds("next")) == 1)
 
 
 def test_alone_it_fails_with_the_run(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(3, rounds=3)
-    until(fleet, lambda: len(fleet.results()) == 1)
+    fleet.until(lambda: len(fleet.results()) == 1)
     digest = fleet.results()[0]["model"]
     fleet.kill_coordinator()
     (fleet.folder / "coordinator" / "blobs" / digest).unlink()

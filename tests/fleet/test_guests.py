@@ -59,23 +59,15 @@ def status(fleet: Fleet, node: str) -> NodeStatus:
     return NodeStatus.decode(fleet.broker.retained[topic], who="test")
 
 
-def until(fleet: Fleet, what: Any, seconds: float = 60.0) -> None:
-    for _ in range(int(seconds * 10)):
-        if what():
-            return
-        fleet.turn()
-    raise AssertionError(f"not within {seconds} s: {status(fleet, 'pi-00')}")
-
-
 def test_a_hot_node_is_frozen_says_why_and_goes_on_with_what_it_had(
     make_fleet: MakeFleet, machine: Machine, tmp_path: Path
 ) -> None:
     fleet = make_fleet(2, rounds=1, features={"pi-00": machine.features(tmp_path)})
     training = fleet.trainings["pi-00"]
     training.seconds = 10.0
-    until(fleet, lambda: training.started == 1)
+    fleet.until(lambda: training.started == 1)
     machine.now = HOT
-    until(fleet, lambda: training.frozen_at is not None)
+    fleet.until(lambda: training.frozen_at is not None)
     for _ in range(200):
         fleet.turn()
     told = status(fleet, "pi-00")
@@ -106,13 +98,13 @@ def test_a_node_that_comes_back_after_the_grace_joins_again_while_there_is_time(
     fleet = make_fleet(2, rounds=1, lost_grace_s=5.0, features={"pi-00": machine.features(tmp_path)})
     training, other = fleet.trainings["pi-00"], fleet.trainings["pi-01"]
     training.seconds, other.seconds = 3.0, 60.0
-    until(fleet, lambda: training.started == 1)
+    fleet.until(lambda: training.started == 1)
     machine.now = HOT
     live = fleet.coordinator.course.live if fleet.coordinator else None
     assert live is not None
-    until(fleet, lambda: NodeId("pi-00") in live.round.gone)
+    fleet.until(lambda: NodeId("pi-00") in live.round.gone)
     machine.now = WELL
-    until(fleet, lambda: NodeId("pi-00") in live.round.accepted)
+    fleet.until(lambda: NodeId("pi-00") in live.round.accepted)
     fleet.run()
     assert training.started == 1
     assert set(fleet.results()[0]["contributors"]) == {"pi-00", "pi-01"}
@@ -126,11 +118,11 @@ def test_a_frozen_node_that_asks_meanwhile_is_not_sent_away(
     for training in fleet.trainings.values():
         training.seconds = 200.0
     training = fleet.trainings["pi-00"]
-    until(fleet, lambda: training.started == 1)
+    fleet.until(lambda: training.started == 1)
     machine.now = HOT
     live = fleet.coordinator.course.live if fleet.coordinator and fleet.coordinator.course else None
     assert live is not None
-    until(fleet, lambda: NodeId("pi-00") in live.round.gone)
+    fleet.until(lambda: NodeId("pi-00") in live.round.gone)
     # More than edge.refresh_s: it asks what is current, and is told.
     for _ in range(800):
         fleet.turn()
@@ -146,9 +138,9 @@ def test_a_node_that_is_short_of_memory_gives_it_back_and_begins_anew(
     fleet = make_fleet(2, rounds=1, features={"pi-00": machine.features(tmp_path)})
     training = fleet.trainings["pi-00"]
     training.seconds = 5.0
-    until(fleet, lambda: training.started == 1)
+    fleet.until(lambda: training.started == 1)
     machine.now = replace(WELL, memory_available=20 * MB)
-    until(fleet, lambda: training._job is None)
+    fleet.until(lambda: training._job is None)
     # What it freed itself is not enough for it to begin anew.
     machine.now = replace(WELL, memory_available=100 * MB)
     for _ in range(100):
@@ -167,7 +159,7 @@ def test_a_pause_beyond_the_deadline_is_declined_with_its_reason(
     fleet = make_fleet(2, rounds=1, deadline_s=600.0, features={"pi-00": hours})
     training = fleet.trainings["pi-00"]
     training.seconds = 30.0
-    until(fleet, lambda: training.started == 1)
+    fleet.until(lambda: training.started == 1)
     machine.minute = 13 * 60
     fleet.run()
     why = fleet.results()[0]["missing"]["pi-00"]
@@ -181,9 +173,9 @@ def test_hours_that_begin_again_in_time_are_waited_for(
     fleet = make_fleet(2, rounds=1, deadline_s=600.0, lost_grace_s=600.0, features={"pi-00": hours})
     training = fleet.trainings["pi-00"]
     training.seconds = 30.0
-    until(fleet, lambda: training.started == 1)
+    fleet.until(lambda: training.started == 1)
     machine.minute = 11 * 60 + 55
-    until(fleet, lambda: status(fleet, "pi-00").state == "paused")
+    fleet.until(lambda: status(fleet, "pi-00").state == "paused")
     machine.minute = 12 * 60
     fleet.run()
     assert training.started == 2
@@ -196,7 +188,7 @@ def test_a_node_outside_its_hours_is_not_drawn_and_comes_when_they_begin(
     hours = machine.features(tmp_path, hours=["13:00-14:00"])
     fleet = make_fleet(2, rounds=3, min_nodes=1, features={"pi-00": hours})
     fleet.trainings["pi-01"].seconds = 20.0
-    until(fleet, lambda: len(fleet.results()) == 1)
+    fleet.until(lambda: len(fleet.results()) == 1)
     machine.minute = 13 * 60
     fleet.run()
     first, *_, last = fleet.results()
@@ -231,7 +223,7 @@ def test_what_the_child_of_the_round_before_holds_is_free_for_the_next(
     """The next round may be announced while the child of one that was missed still trains."""
     fleet = make_fleet(2, rounds=1, features={"pi-00": machine.features(tmp_path)})
     training = fleet.trainings["pi-00"]
-    until(fleet, lambda: training.started == 1)
+    fleet.until(lambda: training.started == 1)
     told = fleet.nodes["pi-00"].session.round
     assert told is not None and machine.guest is not None
     machine.now = replace(WELL, memory_available=70 * MB)
@@ -247,7 +239,7 @@ def test_a_pause_does_not_count_as_time_that_training_took(
     node, training = fleet.nodes["pi-00"], fleet.trainings["pi-00"]
     node._local._settings = node._local._settings.model_copy(update={"train_timeout_s": 60.0})
     training.seconds = 30.0
-    until(fleet, lambda: training.started == 1)
+    fleet.until(lambda: training.started == 1)
     machine.now = HOT
     for _ in range(1000):
         fleet.turn()
@@ -317,7 +309,7 @@ def test_a_child_that_breaks_under_a_limit_is_not_tried_again(
     make_fleet: MakeFleet, number: signal.Signals
 ) -> None:
     fleet = make_fleet(2, rounds=1)
-    until(fleet, lambda: fleet.trainings["pi-00"].started == 1)
+    fleet.until(lambda: fleet.trainings["pi-00"].started == 1)
     fleet.trainings["pi-00"].tells(Told(kind="crashed", text="the training child was ended", signal=number))
     fleet.run()
     why = fleet.results()[0]["missing"]["pi-00"]
@@ -327,7 +319,7 @@ def test_a_child_that_breaks_under_a_limit_is_not_tried_again(
 
 def test_without_a_limit_a_child_that_breaks_is_tried_again(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2, rounds=1)
-    until(fleet, lambda: fleet.trainings["pi-00"].started == 1)
+    fleet.until(lambda: fleet.trainings["pi-00"].started == 1)
     fleet.trainings["pi-00"].tells(Told(kind="crashed", text="ended", signal=signal.SIGSEGV))
     fleet.run()
     assert "pi-00" in fleet.results()[0]["contributors"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.fleet.conftest import MakeFleet
-from tests.fleet.harness import TICK_S, Fleet
+from tests.fleet.harness import Fleet
 
 from apiary.bus.bus import Received
 from apiary.bus.memory import Fault
@@ -56,14 +56,6 @@ def commanded(make_fleet: MakeFleet) -> Callable[..., Fleet]:
     return make
 
 
-def until(fleet: Fleet, done: Callable[[], Any], seconds: float = 300) -> Any:
-    for _ in range(int(seconds / TICK_S)):
-        if value := done():
-            return value
-        fleet.turn()
-    raise AssertionError("not so in time")
-
-
 def states(fleet: Fleet) -> dict[str, tuple[str, str | None]]:
     assert fleet.coordinator is not None
     return {n: (x.status.state, x.status.why) for n, x in fleet.coordinator.roster.nodes.items()}
@@ -83,9 +75,9 @@ def test_pause_by_tag_and_resume(commanded: Callable[..., Fleet]) -> None:
     fleet = commanded()
     found = answers(fleet, "pause", "site=north")
     assert {n: one["state"] for n, one in found.items()} == {"pi-00": "done", "pi-01": "done"}
-    until(fleet, lambda: states(fleet) == {"pi-00": PAUSED, "pi-01": PAUSED, "pi-02": READY})
+    fleet.until(lambda: states(fleet) == {"pi-00": PAUSED, "pi-01": PAUSED, "pi-02": READY})
     assert set(answers(fleet, "resume", "all")) == set(SITES)
-    until(fleet, lambda: set(states(fleet).values()) == {READY})
+    fleet.until(lambda: set(states(fleet).values()) == {READY})
 
 
 def test_a_pause_survives_the_nodes_restart(commanded: Callable[..., Fleet]) -> None:
@@ -93,9 +85,9 @@ def test_a_pause_survives_the_nodes_restart(commanded: Callable[..., Fleet]) -> 
     answers(fleet, "pause", "pi-01")
     fleet.kill_node("pi-01")
     fleet.start_node("pi-01")
-    until(fleet, lambda: states(fleet)["pi-01"] == PAUSED)
+    fleet.until(lambda: states(fleet)["pi-01"] == PAUSED)
     fleet.ask("run.start", settings={"min_nodes": 2, "rounds": 1})
-    (result,) = until(fleet, lambda: _rounds(fleet))
+    (result,) = fleet.until(lambda: _rounds(fleet))
     assert sorted(result["contributors"]) == ["pi-00", "pi-02"]
 
 
@@ -105,12 +97,12 @@ def test_a_paused_node_leaves_its_round_and_comes_back_into_it(
     fleet = commanded(lost_grace_s=5)
     fleet.trainings["pi-01"].seconds = 60
     fleet.ask("run.start", settings={"rounds": 1})
-    until(fleet, lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
+    fleet.until(lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
     answers(fleet, "pause", "pi-01")
     assert fleet.nodes["pi-01"].session.state is State.IDLE
     fleet.trainings["pi-01"].seconds = 1
     answers(fleet, "resume", "pi-01")
-    (result,) = until(fleet, lambda: _rounds(fleet))
+    (result,) = fleet.until(lambda: _rounds(fleet))
     assert sorted(result["contributors"]) == ["pi-00", "pi-01", "pi-02"]
 
 
@@ -118,12 +110,12 @@ def test_a_drained_node_finishes_what_it_has_in_hand(commanded: Callable[..., Fl
     fleet = commanded()
     fleet.trainings["pi-01"].seconds = 20
     fleet.ask("run.start", settings={"rounds": 2, "min_nodes": 2})
-    until(fleet, lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
+    fleet.until(lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
     before = fleet.broker.now
     found = answers(fleet, "drain", "pi-01", timeout_s=100)
     assert found["pi-01"] == {"state": "done", "result": {"state": "paused"}}
     assert fleet.broker.now - before > 5
-    first, second = until(fleet, lambda: len(_rounds(fleet)) == 2 and _rounds(fleet))
+    first, second = fleet.until(lambda: len(_rounds(fleet)) == 2 and _rounds(fleet))
     assert "pi-01" in first["contributors"] and "pi-01" not in second["contributors"]
     assert states(fleet)["pi-01"] == PAUSED
 
@@ -132,11 +124,11 @@ def test_a_drain_survives_the_nodes_restart(commanded: Callable[..., Fleet]) -> 
     fleet = commanded()
     fleet.trainings["pi-01"].seconds = 20
     fleet.ask("run.start", settings={"rounds": 2})
-    until(fleet, lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
+    fleet.until(lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
     assert answers(fleet, "drain", "pi-01", timeout_s=1)["pi-01"]["why"] == "not finished within 1 s"
     fleet.kill_node("pi-01")
     fleet.start_node("pi-01")
-    until(fleet, lambda: states(fleet)["pi-01"][0] == "paused")
+    fleet.until(lambda: states(fleet)["pi-01"][0] == "paused")
 
 
 def test_a_node_that_gave_up_a_round_trains_it_after_retrain(commanded: Callable[..., Fleet]) -> None:
@@ -144,13 +136,13 @@ def test_a_node_that_gave_up_a_round_trains_it_after_retrain(commanded: Callable
     fleet.trainings["pi-01"].seconds = 10_000
     fleet.trainings["pi-02"].seconds = 60
     fleet.ask("run.start", settings={"rounds": 1})
-    until(fleet, lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
+    fleet.until(lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
     assert answers(fleet, "retrain", "pi-01")["pi-01"]["why"] == "it is training round 1 at the moment"
     fleet.nodes["pi-01"]._local.give_up("the cat sat on it")
-    until(fleet, lambda: states(fleet)["pi-01"] == ("ready", "the cat sat on it"))
+    fleet.until(lambda: states(fleet)["pi-01"] == ("ready", "the cat sat on it"))
     fleet.trainings["pi-01"].seconds = 1
     assert answers(fleet, "retrain", "pi-01")["pi-01"]["result"]["round"] == 1
-    (result,) = until(fleet, lambda: _rounds(fleet))
+    (result,) = fleet.until(lambda: _rounds(fleet))
     assert sorted(result["contributors"]) == ["pi-00", "pi-01", "pi-02"]
 
 
@@ -200,7 +192,7 @@ def test_a_node_may_answer_what_it_likes(commanded: Callable[..., Fleet], result
 def test_who_is_not_there_and_who_does_not_answer_is_said(commanded: Callable[..., Fleet]) -> None:
     fleet = commanded()
     fleet.kill_node("pi-00")
-    until(fleet, lambda: states(fleet)["pi-00"][0] == "lost")
+    fleet.until(lambda: states(fleet)["pi-00"][0] == "lost")
     fleet.broker.script(Fault("drop", "apiary/+/node/pi-01/reply", times=1000))
     found = answers(fleet, "pause", "all", timeout_s=8)
     assert found["pi-00"] == {"state": "absent", "why": "connection lost"}
@@ -250,7 +242,7 @@ def test_orders_are_bounded_and_a_place_is_free_again(commanded: Callable[..., F
     for i in range(MAX_OPEN):
         office._order("pause", Call(NodeId("anna"), str(i), "node.pause", 0.0), Whom(nodes=["all"]))
     assert (fleet.ask("node.pause", nodes=["all"]).why or "").startswith("8 commands are under way")
-    until(fleet, lambda: not office._orders)
+    fleet.until(lambda: not office._orders)
 
 
 def test_a_damaged_file_pauses_until_resumed(commanded: Callable[..., Fleet]) -> None:
@@ -258,9 +250,9 @@ def test_a_damaged_file_pauses_until_resumed(commanded: Callable[..., Fleet]) ->
     fleet.kill_node("pi-01")
     (fleet.folder / "pi-01" / "paused.json").write_text("{")
     fleet.start_node("pi-01")
-    until(fleet, lambda: states(fleet)["pi-01"] == ("paused", "paused by operator unknown"))
+    fleet.until(lambda: states(fleet)["pi-01"] == ("paused", "paused by operator unknown"))
     answers(fleet, "resume", "pi-01")
-    until(fleet, lambda: states(fleet)["pi-01"] == READY)
+    fleet.until(lambda: states(fleet)["pi-01"] == READY)
 
 
 def test_answers_are_remembered_up_to_a_bound(commanded: Callable[..., Fleet]) -> None:

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 from tests.fleet.conftest import MakeFleet
-from tests.fleet.harness import TICK_S, Fleet
+from tests.fleet.harness import Fleet
 
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus
 from apiary.wire.topics import Kind
 from apiary_coordinator.roster import Roster
-
-
-def until(fleet: Fleet, done: Callable[[], Any], seconds: float = 300) -> Any:
-    for _ in range(int(seconds / TICK_S)):
-        if value := done():
-            return value
-        fleet.turn()
-    raise AssertionError("not so in time")
 
 
 def roster_of(fleet: Fleet) -> Roster:
@@ -30,20 +19,20 @@ def roster_of(fleet: Fleet) -> Roster:
 
 def test_a_last_will_is_no_sign_of_life(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2, stay=True)
-    until(fleet, lambda: len(roster_of(fleet).heard) == 2)
+    fleet.until(lambda: len(roster_of(fleet).heard) == 2)
     for _ in range(100):
         fleet.turn()
     heard = roster_of(fleet).heard[NodeId("pi-00")]
     assert heard < fleet.broker.now - 5
     fleet.kill_node("pi-00")
-    until(fleet, lambda: roster_of(fleet)[NodeId("pi-00")].status.state == "lost")
+    fleet.until(lambda: roster_of(fleet)[NodeId("pi-00")].status.state == "lost")
     assert roster_of(fleet).heard[NodeId("pi-00")] == heard
 
 
 def test_a_node_whose_status_was_removed_is_gone_for_good(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(3, rounds=1, lost_grace_s=5)
     fleet.trainings["pi-02"].seconds = 1000
-    until(fleet, lambda: fleet.coordinator and fleet.coordinator.course and fleet.coordinator.course.live)
+    fleet.until(lambda: fleet.coordinator and fleet.coordinator.course and fleet.coordinator.course.live)
     del fleet.nodes["pi-02"]  # it hangs: its link is up, and the broker says nothing of it
     topic = fleet.settings().topics.build(Kind.NODE_STATUS, node=NodeId("pi-02"))
     operator = fleet.broker.bus("operator", None)
@@ -58,7 +47,7 @@ def test_a_node_whose_status_was_removed_is_gone_for_good(make_fleet: MakeFleet)
 def test_a_node_that_has_no_place_is_said(make_fleet: MakeFleet, caplog: pytest.LogCaptureFixture) -> None:
     fleet = make_fleet(2, rounds=1)
     roster_of(fleet)._max = 2
-    until(fleet, lambda: len(roster_of(fleet)) == 2)
+    fleet.until(lambda: len(roster_of(fleet)) == 2)
     for i in range(3):
         topic = fleet.settings().topics.build(Kind.NODE_STATUS, node=NodeId(f"late-{i}"))
         bus = fleet.broker.bus(f"late-{i}", None)

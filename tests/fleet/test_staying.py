@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.fleet.conftest import MakeFleet
-from tests.fleet.harness import TICK_S, Fleet
+from tests.fleet.harness import Fleet
 
 from apiary.bus.bus import Received
 from apiary.errors import SettingsError, StoreError
@@ -17,14 +17,6 @@ from apiary.wire.messages import Announcement
 from apiary.wire.topics import Kind
 from apiary_coordinator.runbook import MAX_WAITING
 from apiary_coordinator.store import Journal
-
-
-def until(fleet: Fleet, done: Callable[[], Any], seconds: float = 600) -> Any:
-    for _ in range(int(seconds / TICK_S)):
-        if value := done():
-            return value
-        fleet.turn()
-    raise AssertionError(f"not so within {seconds} s: {state_of(fleet)}")
 
 
 def listed(fleet: Fleet) -> list[dict[str, Any]]:
@@ -54,13 +46,13 @@ def test_runs_one_after_another_in_the_order_they_were_asked_for(staying: Callab
     assert (stage(fleet), listed(fleet)) == (None, [])
     first = fleet.ask("run.start", name="first")
     assert first.result == {"run": "first", "ahead": 0}
-    until(fleet, lambda: stage(fleet) == "round")
+    fleet.until(lambda: stage(fleet) == "round")
     assert fleet.ask("run.start", name="second", settings={"rounds": 1}).result == {
         "run": "second",
         "ahead": 1,
     }
     assert fleet.ask("run.start", name="third").result == {"run": "third", "ahead": 2}
-    until(fleet, lambda: set(state_of(fleet).values()) == {"finished"})
+    fleet.until(lambda: set(state_of(fleet).values()) == {"finished"})
     found = listed(fleet)
     assert [(r["run"], r["rounds"], r["why"]) for r in found] == [
         ("third", 2, "by operator anna"),
@@ -79,7 +71,7 @@ def test_between_runs_nodes_are_idle_and_the_last_word_of_the_last_run_stays(
 ) -> None:
     fleet = staying()
     fleet.ask("run.start", name="one")
-    until(fleet, lambda: state_of(fleet) == {"one": "finished"} and stage(fleet) is None)
+    fleet.until(lambda: state_of(fleet) == {"one": "finished"} and stage(fleet) is None)
     topic = fleet.settings().topics.build(Kind.ROUND_CURRENT)
     for disturb in (lambda: None, fleet.broker.forget):
         disturb()
@@ -88,7 +80,7 @@ def test_between_runs_nodes_are_idle_and_the_last_word_of_the_last_run_stays(
         bus = fleet.broker.bus("viewer", None)
         bus.subscribe(topic)
         heard: list[Any] = []
-        until(fleet, lambda heard=heard, bus=bus: heard.extend(bus.poll(0)) or len(heard) > 1, 60)  # type: ignore[misc]
+        fleet.until(lambda heard=heard, bus=bus: heard.extend(bus.poll(0)) or len(heard) > 1, 60)  # type: ignore[misc]
         (told,) = [e for e in heard if isinstance(e, Received)]
         assert Announcement.decode(told.payload, who="test").state == "finished"
         bus.close()
@@ -104,7 +96,7 @@ def test_a_run_gives_the_same_bits_whatever_ran_before(
     fleet = staying()
     for name in ("one", "two"):
         fleet.ask("run.start", name=name)
-    until(fleet, lambda: list(state_of(fleet).values()) == ["finished"] * 2)
+    fleet.until(lambda: list(state_of(fleet).values()) == ["finished"] * 2)
     for name in ("one", "two"):
         assert f'"model_sha256": "{alone}"' in (fleet.folder / "runs" / name / "summary.json").read_text()
 
@@ -180,7 +172,7 @@ def test_names_are_used_once_and_the_queue_is_bounded(staying: Callable[..., Fle
     fleet = staying(nodes=1, min_nodes=5)
     for i in range(MAX_WAITING + 1):
         assert fleet.ask("run.start", name=f"r{i}").state == "done"
-        until(fleet, lambda: stage(fleet) == "waiting")
+        fleet.until(lambda: stage(fleet) == "waiting")
     assert fleet.ask("run.start", name="r0").why == "20 runs are waiting; stop one of them first"
     assert fleet.ask("run.stop", name="r7").result == {"run": "r7", "state": "withdrawn"}
     assert next(run for run in listed(fleet) if run["run"] == "r7")["ended"] is not None
@@ -194,9 +186,9 @@ def test_a_stopped_run_ends_with_its_best_model_and_the_next_one_begins(
     fleet = staying(rounds=50)
     fleet.ask("run.start", name="long")
     fleet.ask("run.start", name="next", settings={"rounds": 1})
-    until(fleet, lambda: fleet.coordinator.course.record.next_number == 3)  # type: ignore[union-attr]
+    fleet.until(lambda: fleet.coordinator.course.record.next_number == 3)  # type: ignore[union-attr]
     assert fleet.ask("run.stop").result == {"run": "long", "state": "stopping"}
-    until(fleet, lambda: state_of(fleet) == {"long": "stopped", "next": "finished"})
+    fleet.until(lambda: state_of(fleet) == {"long": "stopped", "next": "finished"})
     summary = (fleet.folder / "runs" / "long" / "summary.json").read_text()
     assert '"stop": "stopped by operator anna"' in summary and '"best_round": ' in summary
     # Every node is free again: nothing of the abandoned round is left behind.
@@ -208,9 +200,9 @@ def test_a_run_stopped_before_its_first_model_just_ends(staying: Callable[..., F
     fleet = staying(nodes=3, min_nodes=4 if when == "waiting" else 3)
     fleet.ask("run.start", name="early")
     if when != "building":
-        until(fleet, lambda: stage(fleet) == when)
+        fleet.until(lambda: stage(fleet) == when)
     fleet.ask("run.stop")
-    until(fleet, lambda: state_of(fleet) == {"early": "stopped"} and stage(fleet) is None)
+    fleet.until(lambda: state_of(fleet) == {"early": "stopped"} and stage(fleet) is None)
     assert fleet.ask("run.stop").why == "no run is under way"
     assert fleet.ask("run.stop", name="early").why == "no run 'early' is under way or waits"
 
@@ -218,12 +210,12 @@ def test_a_run_stopped_before_its_first_model_just_ends(staying: Callable[..., F
 def test_a_stop_survives_the_coordinators_death(staying: Callable[..., Fleet]) -> None:
     fleet = staying(rounds=50)
     fleet.ask("run.start", name="long")
-    until(fleet, lambda: fleet.coordinator.course and fleet.coordinator.course.record.next_number == 2)  # type: ignore[union-attr]
-    until(fleet, lambda: stage(fleet) == "round")
+    fleet.until(lambda: fleet.coordinator.course and fleet.coordinator.course.record.next_number == 2)  # type: ignore[union-attr]
+    fleet.until(lambda: stage(fleet) == "round")
     fleet.coordinator.course.stop("stopped by operator anna")  # type: ignore[union-attr]
     fleet.kill_coordinator()
     fleet.start_coordinator()
-    until(fleet, lambda: state_of(fleet) == {"long": "stopped"})
+    fleet.until(lambda: state_of(fleet) == {"long": "stopped"})
 
 
 def test_a_run_that_cannot_be_built_is_told_and_the_next_one_begins(
@@ -244,7 +236,7 @@ def test_a_run_that_cannot_be_built_is_told_and_the_next_one_begins(
     monkeypatch.setattr(FakeWorkshop, "build", fail_once)
     fleet.ask("run.start", name="bad")
     fleet.ask("run.start", name="good")
-    until(fleet, lambda: state_of(fleet) == {"bad": "failed", "good": "finished"})
+    fleet.until(lambda: state_of(fleet) == {"bad": "failed", "good": "finished"})
     assert listed(fleet)[1]["stop"] == "the pictures are gone"
 
 
@@ -253,21 +245,21 @@ def test_a_run_without_a_model_fails_and_the_coordinator_stays(staying: Callable
     for training in fleet.trainings.values():
         training.seconds = 10_000
     fleet.ask("run.start", name="slow")
-    until(fleet, lambda: state_of(fleet) == {"slow": "failed"})
+    fleet.until(lambda: state_of(fleet) == {"slow": "failed"})
     for training in fleet.trainings.values():
         training.seconds = 1
     fleet.ask("run.start", name="quick")
-    until(fleet, lambda: state_of(fleet)["quick"] == "finished")
+    fleet.until(lambda: state_of(fleet)["quick"] == "finished")
 
 
 def test_new_samples_begin_a_run(staying: Callable[..., Fleet]) -> None:
     fleet = staying(more={"schedule": {"new_samples": 100, "min_pause_s": 30}})
-    until(fleet, lambda: len(state_of(fleet)) == 0 and fleet.broker.now > 20)
+    fleet.until(lambda: len(state_of(fleet)) == 0 and fleet.broker.now > 20)
     fleet.start_node("pi-03", samples=60)  # the folder is shared: all four have 60 at their next count
-    (run,) = until(fleet, lambda: state_of(fleet))
-    until(fleet, lambda: state_of(fleet)[run] == "finished")
+    (run,) = fleet.until(lambda: state_of(fleet))
+    fleet.until(lambda: state_of(fleet)[run] == "finished")
     assert listed(fleet)[0]["why"].endswith(" new samples")
-    until(fleet, lambda: fleet.broker.now > 300)
+    fleet.until(lambda: fleet.broker.now > 300)
     assert len(state_of(fleet)) == 1
 
 
@@ -275,13 +267,13 @@ def test_every_so_often_a_run_begins_and_a_restart_does_not_bring_it_forward(
     staying: Callable[..., Fleet],
 ) -> None:
     fleet = staying(rounds=1, more={"schedule": {"every_hours": 0.1, "min_pause_s": 0}})
-    until(fleet, lambda: list(state_of(fleet).values()) == ["finished"])
+    fleet.until(lambda: list(state_of(fleet).values()) == ["finished"])
     fleet.kill_coordinator()
     fleet.start_coordinator()
     for _ in range(200):
         fleet.turn()
     assert len(state_of(fleet)) == 1
-    until(fleet, lambda: list(state_of(fleet).values()) == ["finished"] * 2)
+    fleet.until(lambda: list(state_of(fleet).values()) == ["finished"] * 2)
     first, second = reversed(listed(fleet))
     assert second["created"] - first["created"] == pytest.approx(360, abs=10)
 
@@ -291,7 +283,7 @@ def test_blobs_of_old_runs_are_removed(staying: Callable[..., Fleet]) -> None:
     counts = []
     for i in range(5):
         fleet.ask("run.start", name=f"r{i}", settings={"seed": i})
-        until(fleet, lambda i=i: state_of(fleet)[f"r{i}"] == "finished")  # type: ignore[misc]
+        fleet.until(lambda i=i: state_of(fleet)[f"r{i}"] == "finished")  # type: ignore[misc]
         counts.append(len(list((fleet.folder / "coordinator" / "blobs").iterdir())))
     assert counts[4] <= counts[2]
 
@@ -299,7 +291,7 @@ def test_blobs_of_old_runs_are_removed(staying: Callable[..., Fleet]) -> None:
 def test_a_coordinator_for_one_run_refuses_another_and_can_be_stopped(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2, rounds=50)
     assert (fleet.ask("run.start").why or "").startswith("this coordinator was started for one run")
-    until(fleet, lambda: fleet.coordinator.course.record.next_number == 3)  # type: ignore[union-attr]
+    fleet.until(lambda: fleet.coordinator.course.record.next_number == 3)  # type: ignore[union-attr]
     assert fleet.ask("run.stop").state == "done"
     assert fleet.run()["stop"] == "stopped by operator anna"
 
@@ -321,7 +313,7 @@ def test_a_journal_that_cannot_commit_for_a_while_loses_no_run_and_begins_none_t
         really(self, statements)
 
     monkeypatch.setattr(Journal, "commit", sometimes)
-    until(fleet, lambda: list(state_of(fleet).values()) == ["finished"] * 4)
+    fleet.until(lambda: list(state_of(fleet).values()) == ["finished"] * 4)
     assert began == names[1:]  # the first began before the disk went bad
 
 
@@ -336,8 +328,8 @@ def test_a_time_that_passes_while_the_coordinator_is_down_is_made_up_for(
     fleet.kill_coordinator()
     fleet.broker.now = 1800.0
     fleet.start_coordinator()
-    (run,) = until(fleet, lambda: state_of(fleet))
-    until(fleet, lambda: state_of(fleet)[run] == "finished")
+    (run,) = fleet.until(lambda: state_of(fleet))
+    fleet.until(lambda: state_of(fleet)[run] == "finished")
     assert listed(fleet)[0]["why"] == "at 00:10"
     for _ in range(500):
         fleet.turn()

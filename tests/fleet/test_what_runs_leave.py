@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.fleet.conftest import MakeFleet
-from tests.fleet.harness import TICK_S, Fleet
+from tests.fleet.harness import Fleet
 
 from apiary.bus.bus import Received
 from apiary.wire import NodeId
@@ -28,19 +28,11 @@ def journal_of(fleet: Fleet) -> Journal:
     return fleet._journal
 
 
-def until(fleet: Fleet, done: Callable[[], Any], seconds: float = 300) -> Any:
-    for _ in range(int(seconds / TICK_S)):
-        if value := done():
-            return value
-        fleet.turn()
-    raise AssertionError("not so in time")
-
-
 def do(fleet: Fleet, run: str, **settings: Any) -> None:
     """Ask for a run and wait for its end."""
     assert fleet.ask("run.start", name=run, settings=settings).state == "done"
-    until(fleet, lambda: _state(fleet, run) not in ("waiting", "active"))
-    until(fleet, lambda: fleet.coordinator and fleet.coordinator.course is None)
+    fleet.until(lambda: _state(fleet, run) not in ("waiting", "active"))
+    fleet.until(lambda: fleet.coordinator and fleet.coordinator.course is None)
 
 
 def _state(fleet: Fleet, run: str) -> str:
