@@ -30,7 +30,7 @@ from apiary_coordinator.worker import Worker
 log = logging.getLogger(__name__)
 
 MAX_DAMAGED = 2
-"""A complete upload whose digest does not hold is asked for again this often, then refused."""
+"""A complete upload of good chunks whose digest does not hold is asked for again this often, then refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,13 @@ class Terms:
     codec: str
     shapes: Shapes
     bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """An upload's bytes are not those it was named after; and the chunks to blame, where that can be told."""
+
+    chunks: tuple[int, ...]
 
 
 class Collection:
@@ -117,7 +124,8 @@ class Collection:
         upload = self._uploads.receiving(node, digest, now)
         if upload is None or upload.assembly.complete:
             return
-        taken = upload.assembly.accept(index, payload)
+        # A complete upload is hashed: to verify each of its chunks, too, would cost half as much again.
+        taken = upload.assembly.accept(index, payload, verify=upload.suspect)
         if taken is None:
             return
         offset, data = taken
@@ -166,19 +174,22 @@ class Collection:
                     raise
             self._outlet.send(Grant(digest=upload.digest, missing=grant.missing), upload.node)
 
-    def _screen(self, upload: Upload) -> Rejected | bool | None:
-        """Worker: None where the update is good, False where its bytes are not those it was named after."""
+    def _screen(self, upload: Upload) -> Rejected | Damaged | None:
+        """Worker: None where the update is good."""
         with self._spool.view(upload.slot, upload.assembly.bytes) as view:
             if digest_of(view) != upload.digest:
-                return False
+                return Damaged(tuple(upload.assembly.damaged(view)))
             return screen_update(view, upload.offer, upload.node, self._terms.bounds, self._terms.shapes)
 
-    def _on_screened(self, upload: Upload, verdict: Rejected | bool | None) -> None:
+    def _on_screened(self, upload: Upload, verdict: Rejected | Damaged | None) -> None:
         now = upload.heard_at
-        if verdict is False:
-            self._damaged[upload.node] = self._damaged.get(upload.node, 0) + 1
+        if isinstance(verdict, Damaged):
+            whole = 0 if verdict.chunks else 1
+            self._damaged[upload.node] = self._damaged.get(upload.node, 0) + whole
             if self._damaged[upload.node] <= MAX_DAMAGED:
-                self._perform(self._uploads.again(upload, now))
+                what = f"{len(verdict.chunks)} chunks" if verdict.chunks else "all"
+                log.warning("node=%s %s of its update came damaged: asked for again", upload.node, what)
+                self._perform(self._uploads.again(upload, verdict.chunks, now))
                 return
             verdict = Rejected(f"node {upload.node}: the update's bytes do not give the digest it offered")
         if verdict is None and upload.node in self._current().rejected:

@@ -31,6 +31,8 @@ Stage = Literal["building", "waiting", "round", "finishing", "parting", "done"]
 LENT: Final = "model"
 """Whose blobs are served between rounds: those of the newest model."""
 _SAY_EVERY_S: Final = 10.0
+_COUNT_EVERY_S: Final = 0.25
+"""While there are too few nodes, they are counted so often: each turn would make thousands that come slow."""
 _RETRY_S: Final = 5.0
 """A step that the disk refused is tried again after this pause: neither the log nor the disk is flooded."""
 _PARTING_S: Final = 60.0
@@ -65,6 +67,7 @@ class Course:
         self._opening: Opening | None = None
         self._said = (-_SAY_EVERY_S, "")
         self._newcomer_at = means.clock()
+        self._count_at = 0.0
         self._undecided = False
         """What follows the last round could not be settled yet: the disk refused it."""
         self._part_at = 0.0
@@ -194,9 +197,12 @@ class Course:
     # -- rounds ----------------------------------------------------------------------------------------
 
     def _try_open(self, now: float) -> None:
+        if now < self._count_at:
+            return
         run, roster = self._settings.run, self._means.roster
         fit = roster.fit(run.plan.min_samples, run.only)
         if len(fit) < run.min_nodes:
+            self._count_at = now + _COUNT_EVERY_S
             which = f" with {', '.join(run.only)}" if run.only else ""
             self._say(f"waiting for nodes{which}: {len(fit)} of {run.min_nodes} are ready", now)
             return

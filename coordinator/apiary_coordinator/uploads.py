@@ -9,6 +9,7 @@ there to be looked at.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +32,8 @@ class Upload:
     stalls: int = 0
     slot: int = -1
     """Where the shell keeps its bytes; -1 before the first grant."""
+    suspect: bool = False
+    """It came damaged once: each of its chunks is verified from then on, not the whole again and again."""
 
     @property
     def digest(self) -> Digest:
@@ -107,12 +110,16 @@ class Uploads:
         """Grant what the free places allow."""
         return self._grant(now)
 
-    def again(self, upload: Upload, now: float) -> list[GrantNow]:
-        """All of an upload that has come must come once more: it is the next that gets a place.
+    def again(self, upload: Upload, chunks: Sequence[int], now: float) -> list[GrantNow]:
+        """These chunks must come once more, or all where none is named: it is the next that gets a place.
 
         Nothing where the node has offered another update since.
         """
-        upload.assembly.forget()
+        upload.suspect = True
+        for index in chunks:
+            upload.assembly.lost(index)
+        if not chunks:
+            upload.assembly.forget()
         if self._active.get(upload.node) is upload:
             del self._active[upload.node]
             self._waiting[upload.node] = upload

@@ -316,6 +316,30 @@ def test_chunks_that_nobody_asked_for_take_no_room(make_fleet: MakeFleet) -> Non
     assert len(fleet.run()["contributors"]["1"]) == 3
 
 
+def test_of_an_update_that_came_damaged_only_the_bad_chunks_are_asked_for_again(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twice: the second time each chunk is looked at as it comes, and nothing whole is hashed for it."""
+    undisturbed = make_fleet(3, rounds=1).run()
+    fleet = make_fleet(3, rounds=1)
+    monkeypatch.setattr(fleet.broker, "_spoil", lambda payload: payload[:-1] + bytes([payload[-1] ^ 1]))
+    bad = f"apiary-blob/+/up/{BAD}/+/1"
+    fleet.broker.script(Fault("corrupt", bad, times=2))
+    bus, topics = talk(fleet)
+    bus.subscribe(topics.pattern(Kind.NODE_GRANT, node=NodeId(BAD)))
+    grants: list[Any] = []
+
+    def listen(_: int) -> None:
+        grants.extend(json.loads(event.payload)["missing"] for event in bus.poll(0))  # type: ignore[union-attr]
+
+    summary = fleet.run(each=listen)
+    assert grants == [[[0, 3]], [[1, 2]], [[1, 2]]]
+    said = [r.getMessage() for r in caplog.records]
+    assert said.count(f"node={BAD} 1 chunks of its update came damaged: asked for again") == 1
+    assert sum("is damaged: its checksum does not hold" in line for line in said) == 1
+    assert summary["model_sha256"] == undisturbed["model_sha256"]
+
+
 def test_a_node_that_changes_its_offer_again_and_again_takes_one_place_on_the_disk(
     make_fleet: MakeFleet,
 ) -> None:

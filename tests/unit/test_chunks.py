@@ -106,6 +106,21 @@ def test_wrong_chunk_is_refused_and_stays_missing(index: int, payload: bytes, me
     assert assembly.received == 0
 
 
+def test_what_is_not_verified_is_told_apart_once_the_whole_is_there() -> None:
+    assembly = Assembly(DIGEST, len(BLOB))
+    stored = bytearray(len(BLOB))
+    for i in range(assembly.chunks):
+        payload = GOOD[:-1] + bytes([GOOD[-1] ^ 1]) if i == 1 else chunk(i)
+        taken = assembly.accept(i, payload, verify=False)
+        assert taken is not None
+        stored[taken[0] : taken[0] + len(taken[1])] = taken[1]
+    assert assembly.complete and assembly.damaged(memoryview(stored)) == [1]
+    assembly.lost(1)
+    assert assembly.missing() == [(1, 2)] and assembly.damaged(memoryview(stored)) == []
+    assembly.forget()
+    assert assembly.damaged(memoryview(stored)) == []
+
+
 def test_damage_is_told_even_where_the_chunk_is_there_already() -> None:
     assembly = Assembly(DIGEST, len(BLOB))
     assembly.accept(1, chunk(1))

@@ -102,7 +102,7 @@ def test_what_came_damaged_is_next_and_takes_nobodys_place() -> None:
     offered(uploads, "c")
     complete(uploads, "a")
     assert nodes(uploads.freed(0.0)) == ["b"]
-    assert uploads.again(first.upload, 0.0) == []
+    assert uploads.again(first.upload, (), 0.0) == []
     complete(uploads, "b")
     (again,) = uploads.freed(0.0)
     assert (again.upload, again.missing) == (first.upload, [(0, 3)])
@@ -113,7 +113,7 @@ def test_what_came_damaged_is_left_where_its_node_has_another_by_now() -> None:
     (old,) = offered(uploads, "a")
     complete(uploads, "a")
     (new,) = offered(uploads, "a", version=1)
-    assert uploads.again(old.upload, 0.0) == []
+    assert uploads.again(old.upload, (), 0.0) == []
     assert uploads.receiving(NodeId("a"), new.upload.digest, 0.0) is new.upload
 
 

@@ -50,7 +50,7 @@ def encode(digest: Digest, index: int, data: bytes | memoryview) -> bytes:
 class Assembly:
     """Which chunks of one blob have come. Keeps no bytes: `accept` says where a chunk's bytes belong."""
 
-    __slots__ = ("_have", "_left", "bytes", "chunks", "digest")
+    __slots__ = ("_have", "_left", "_unverified", "bytes", "chunks", "digest")
 
     def __init__(self, digest: Digest, blob_bytes: int):
         self.digest = digest
@@ -58,6 +58,8 @@ class Assembly:
         self.chunks = count(blob_bytes)
         self._have = bytearray(self.chunks)
         self._left = self.chunks
+        self._unverified: dict[int, int] = {}
+        """Checksums that are still to be compared, by chunk."""
 
     @property
     def complete(self) -> bool:
@@ -69,23 +71,37 @@ class Assembly:
         """How many chunks have come."""
         return self.chunks - self._left
 
-    def accept(self, index: int, payload: bytes) -> tuple[int, memoryview] | None:
+    def accept(self, index: int, payload: bytes, *, verify: bool = True) -> tuple[int, memoryview] | None:
         """The offset and bytes of a chunk that was missing, None for one that had come before.
 
-        Raises ChunkError for a payload that is torn, of another blob, or of the wrong size.
+        Raises ChunkError for a payload that is torn, of another blob, or of the wrong size. Where its blob is
+        verified whole in any case, `verify` False leaves the checksum to `damaged`.
         """
         if not 0 <= index < self.chunks:
             raise ChunkError(f"chunk {index} of blob {self.digest[:12]}, which has {self.chunks}")
         start, end = span(index, self.bytes)
-        data = _decode(self.digest, index, end - start, payload)
+        data, crc = _decode(self.digest, index, end - start, payload)
+        if verify and zlib.crc32(data) != crc:
+            raise ChunkError(
+                f"chunk {index} of blob {self.digest[:12]} is damaged: its checksum does not hold"
+            )
         if self._have[index]:
             return None
+        if not verify:
+            self._unverified[index] = crc
         self._have[index] = 1
         self._left -= 1
         return start, data
 
+    def damaged(self, blob: memoryview) -> list[int]:
+        """Of the chunks that were not verified those whose bytes in `blob` do not give their checksum."""
+        return [
+            i for i, crc in self._unverified.items() if zlib.crc32(blob[slice(*span(i, self.bytes))]) != crc
+        ]
+
     def lost(self, index: int) -> None:
         """A chunk that had come could not be kept: it is missing again."""
+        self._unverified.pop(index, None)
         if self._have[index]:
             self._have[index] = 0
             self._left += 1
@@ -94,6 +110,7 @@ class Assembly:
         """Count every chunk as missing again, after the whole did not match its digest."""
         self._have = bytearray(self.chunks)
         self._left = self.chunks
+        self._unverified.clear()
 
     def missing(self, limit: int = 1_000) -> Ranges:
         """Runs of missing chunks, at most `limit` of them."""
@@ -126,7 +143,8 @@ def indices(runs: Iterable[tuple[int, int]], chunks: int) -> Iterator[int]:
             at = last
 
 
-def _decode(digest: Digest, index: int, size: int, payload: bytes) -> memoryview:
+def _decode(digest: Digest, index: int, size: int, payload: bytes) -> tuple[memoryview, int]:
+    """A chunk's bytes, and the checksum that it says they have. Raises ChunkError."""
     if len(payload) > size + ENVELOPE_BYTES:
         raise ChunkError(
             f"chunk {index} of blob {digest[:12]} has {len(payload)} bytes, expected about {size}"
@@ -145,9 +163,7 @@ def _decode(digest: Digest, index: int, size: int, payload: bytes) -> memoryview
         raise ChunkError(f"chunk {index} of blob {digest[:12]} says that it is another")
     if len(data) != size:
         raise ChunkError(f"chunk {index} of blob {digest[:12]} holds {len(data)} bytes, expected {size}")
-    if zlib.crc32(data) != crc:
-        raise ChunkError(f"chunk {index} of blob {digest[:12]} is damaged: its checksum does not hold")
-    return data
+    return data, crc
 
 
 _BIN_HEADERS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}
