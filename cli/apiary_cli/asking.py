@@ -133,7 +133,8 @@ class _Asking:
         """Say at once that nobody is there to answer; one that goes while it works may come back."""
         if self._answer is not None:
             return
-        here = f"the federation {self._settings.federation!r} on {self._settings.broker.host}"
+        broker = self._settings.broker
+        here = f"the federation {self._settings.federation!r} on {broker.host}:{broker.port}"
         if self._online is False:
             raise NoAnswer(f"the coordinator of {here} is offline: start it (apiary coordinator --stay)")
         if self._online is None and waited_s >= _PRESENCE_S:

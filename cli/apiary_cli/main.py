@@ -127,35 +127,43 @@ def _parse(argv: list[str]) -> tuple[Command, argparse.Namespace]:
     return module, args
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _common(parser: argparse.ArgumentParser, *, below: bool = False) -> None:
+    """The flags that every command takes; `below` another one, those not given change nothing."""
+
+    def default(value: Any) -> Any:
+        return argparse.SUPPRESS if below else value
+
     group = parser.add_argument_group("settings")
     group.add_argument(
-        "--config", type=Path, metavar="FILE", help="settings file (default: apiary.toml, if there)"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=default(None),
+        help="settings file (default: apiary.toml, if there)",
     )
     group.add_argument(
         "--set",
         action="append",
-        default=[],
+        default=default([]),
         metavar="KEY=VALUE",
         help="override a setting, e.g. run.rounds=12",
     )
-    group.add_argument("-v", "--verbose", action="store_true", help="log more")
+    group.add_argument("-v", "--verbose", action="store_true", default=default(False), help="log more")
     group.add_argument(
-        "--log-format", choices=logs.FORMATS, default="text", help="json: one object a line (default: text)"
+        "--log-format",
+        choices=logs.FORMATS,
+        default=default("text"),
+        help="json: one object a line (default: text)",
     )
 
 
 def _common_below(parser: argparse.ArgumentParser) -> None:
-    """The same flags after a command below, where one writes them; those not given change nothing."""
+    """The same flags after a command below, where one writes them."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for below in set(action.choices.values()):
-                if "--config" not in below._option_string_actions:
-                    group = below.add_argument_group("settings")
-                    quiet: Any = argparse.SUPPRESS
-                    group.add_argument("--config", type=Path, metavar="FILE", default=quiet, help=quiet)
-                    group.add_argument("--set", action="append", default=quiet, help=quiet)
-                    group.add_argument("-v", "--verbose", action="store_true", default=quiet, help=quiet)
+            for sub in set(action.choices.values()):
+                if "--config" not in sub._option_string_actions:
+                    _common(sub, below=True)
 
 
 def _overrides(pairs: list[str]) -> dict[str, Any]:

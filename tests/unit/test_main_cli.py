@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import json
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +67,52 @@ def test_every_command_has_help_with_the_common_flags(
     assert f"apiary {command}" in out
     assert "--set KEY=VALUE" in out and "--config FILE" in out
     assert f"  apiary {command}" in out, "examples"
+
+
+def words(name: str) -> argparse.ArgumentParser:
+    """The parser of a command, without the flags that all have."""
+    parser = argparse.ArgumentParser(prog=name)
+    importlib.import_module(f"apiary_cli.{name}").add_arguments(parser)
+    return parser
+
+
+def below(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield sub
+                yield from below(sub)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_option_is_described(command: str) -> None:
+    parser = words(command)
+    for one in (parser, *below(parser)):
+        for action in one._actions:
+            if not isinstance(action, argparse._SubParsersAction):
+                assert action.help, f"{one.prog}: {action.option_strings or action.dest}"
+
+
+@pytest.mark.parametrize(
+    "argv", [["run", "start"], ["samples", "import"], ["node", "pause"], ["pki", "init"]]
+)
+def test_a_command_below_another_shows_and_takes_the_common_flags(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = left([*argv, "--help"], capsys)[1]
+    for flag in ("--config FILE", "--set KEY=VALUE", "--verbose", "--log-format {text,json}"):
+        assert flag in out
+
+
+def test_a_json_log_may_be_asked_for_behind_a_command_below(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["samples", "stats", "--log-format", "json"]) == 3
+    assert json.loads(capsys.readouterr().err)["level"] == "ERROR"
+
+
+@pytest.mark.parametrize("wait", ["0", "-1", "nan", "soon"])
+def test_a_wait_of_nothing_is_refused(wait: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = left(["run", "list", "--timeout", wait], capsys)
+    assert code == 2 and f"{wait!r}: expected seconds, more than 0" in err
 
 
 @pytest.mark.parametrize("argv", [[], ["fly"], ["edge", "--no-such-flag"], ["coordinator", "--rounds", "x"]])
