@@ -16,6 +16,7 @@ from apiary import __version__
 from apiary.errors import ApiaryError, SettingsError, StoreError
 from apiary.files import advice
 from apiary_cli import logs
+from apiary_cli.stopping import Interrupted
 
 COMMANDS: Final = {
     "demo": "a whole federation on this machine: broker, coordinator, nodes, result",
@@ -80,6 +81,9 @@ def main(argv: list[str] | None = None) -> int:
             logging.getLogger("apiary_cli").error("%s", e)
         else:
             _complain(str(e))
+        return e.exit_code
+    except Interrupted as e:
+        _complain("interrupted")
         return e.exit_code
     except KeyboardInterrupt:
         _complain("interrupted")
