@@ -183,3 +183,22 @@ def test_command_ends_with_4_where_the_port_is_taken(tmp_path: Path) -> None:
     assert done.returncode == 4
     assert "is taken: another program has it" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@needs_mosquitto
+def test_a_second_command_on_the_same_folder_leaves_the_first_its_files(tmp_path: Path) -> None:
+    words = ["--port", "0", "--state-dir", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *words], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline().startswith("mosquitto listens on")
+        log_before = (tmp_path / "mosquitto.log").stat().st_ino
+        second = subprocess.run(
+            [sys.executable, "-c", COMMAND, *words], capture_output=True, text=True, timeout=30, check=False
+        )
+        assert (tmp_path / "mosquitto.log").stat().st_ino == log_before
+        first.send_signal(signal.SIGINT)
+        assert first.wait(10) == 0
+    assert second.returncode == 8
+    assert f"another broker is using {tmp_path}: use that one as it is" in second.stderr
