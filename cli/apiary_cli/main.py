@@ -46,7 +46,7 @@ COMMANDS: Final = {
 
 _EPILOG: Final = """examples:
   apiary demo                                      a federation of five nodes on this machine
-  apiary broker                                    three terminals: the broker,
+  apiary broker                                    a terminal each: the broker,
   apiary coordinator --test-data held-out          the coordinator,
   apiary edge --node-id pi-1 --data pictures       and a node
 
