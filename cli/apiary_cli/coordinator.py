@@ -20,7 +20,7 @@ from apiary.bus.allocator import tune
 from apiary.bus.client_id import passing_id
 from apiary.bus.deathsig import die_with_parent
 from apiary.bus.mqtt import MqttBus
-from apiary.errors import DataError, RunFailed, SettingsError, StoreError
+from apiary.errors import DataError, RunFailed, SettingsError, StoreError, TopicError
 from apiary.identity.gate import OPEN, load_gate
 from apiary.identity.roles import Role
 from apiary.notify import Notifier
@@ -117,7 +117,10 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
     if args.stay and args.run is not None:
         raise SettingsError("--run names one run; with --stay, apiary run start --name does")
     if args.run is not None:
-        check_name(args.run, "--run")
+        try:
+            check_name(args.run, "--run")
+        except TopicError as e:
+            raise SettingsError(str(e)) from None
         known = journal.run(args.run)
         if known is not None and known.state == "finished":
             log.info("run=%s is finished", known.id)

@@ -125,10 +125,21 @@ def _parse(argv: list[str]) -> tuple[Command, argparse.Namespace]:
             _common(sub)
             module.add_arguments(sub)
             _common_below(sub)
-    args = parser.parse_args(argv)
+    args, left = parser.parse_known_args(argv)
+    if left and not _takes(args, left):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
     args.overrides = _overrides(args.set)
     assert module is not None  # noqa: S101 - argparse has refused anything else
     return module, args
+
+
+def _takes(args: argparse.Namespace, words: list[str]) -> bool:
+    """Whether these go to the command's list of files: argparse ends one at the first option behind it."""
+    name = getattr(args, "files_in", None)
+    if name is None or any(word.startswith("-") for word in words):
+        return False
+    getattr(args, name).extend(map(Path, words))
+    return True
 
 
 def _common(parser: argparse.ArgumentParser, *, below: bool = False) -> None:

@@ -109,6 +109,23 @@ def test_a_json_log_may_be_asked_for_behind_a_command_below(capsys: pytest.Captu
     assert json.loads(capsys.readouterr().err)["level"] == "ERROR"
 
 
+def test_pictures_may_stand_behind_the_options() -> None:
+    args = cli._parse(["predict", "latest", "--int8", "a.jpg", "--top", "2", "b.jpg"])[1]
+    assert [str(path) for path in args.images] == ["a.jpg", "b.jpg"]
+    assert (args.run, args.int8, args.top) == ("latest", True, 2)
+
+
+@pytest.mark.parametrize("argv", [["predict", "latest", "--int8", "a.jpg", "--nix"], ["run", "list", "nix"]])
+def test_what_is_no_option_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = left(argv, capsys)
+    assert code == 2 and "unrecognized arguments: " in err and err.endswith(f"{argv[-1]}\n")
+
+
+def test_a_run_whose_name_fits_no_topic_is_a_wrong_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["coordinator", "--run", "a/b"]) == 2
+    assert "--run 'a/b' cannot stand in a topic: use 1 to 64 letters" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wait", ["0", "-1", "nan", "soon"])
 def test_a_wait_of_nothing_is_refused(wait: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = left(["run", "list", "--timeout", wait], capsys)
