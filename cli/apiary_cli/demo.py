@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from apiary import plugins
 from apiary.bus.broker import BrokerProcess, start_broker
 from apiary.errors import ApiaryError, DataError, RunFailed
 from apiary.learn.manifest import read_input
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
             raise DataError(f"{flag} {value}: expected 1 or more")
     if args.dataset == "hardhat" and args.data is None:
         raise DataError("--dataset hardhat needs --data DIR, the folder that holds dataset_client1 ...")
+    plugins.load("apiary_coordinator.strategies", args.strategy)
     preset = PRESETS[args.dataset]
     began = time.monotonic()
     folder = fresh_folder(args.runs_dir, "demo")

@@ -126,6 +126,16 @@ def test_a_run_whose_name_fits_no_topic_is_a_wrong_setting(capsys: pytest.Captur
     assert "--run 'a/b' cannot stand in a topic: use 1 to 64 letters" in capsys.readouterr().err
 
 
+def test_a_demo_with_an_unknown_strategy_ends_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--strategy", "fedprx"]) == 2
+    assert capsys.readouterr().err == (
+        "apiary: strategies: no 'fedprx'; did you mean 'fedprox'? There are: fedavg, fedprox\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("wait", ["0", "-1", "nan", "soon"])
 def test_a_wait_of_nothing_is_refused(wait: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = left(["run", "list", "--timeout", wait], capsys)
