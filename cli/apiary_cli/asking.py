@@ -24,7 +24,7 @@ from apiary.wire import NodeId
 from apiary.wire.messages import CoordinatorStatus, OperatorReply, OperatorRequest
 from apiary.wire.topics import Kind
 from apiary_cli.once import FirstConnection
-from apiary_cli.stopping import stop_on_signals
+from apiary_cli.stopping import Interrupted, stop_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def ask(
     """Have the coordinator carry out `op`, and return its result.
 
     `timeout_s`: wait so long (operator.timeout_s where None). Raises NoAnswer where no coordinator is online
-    or it does not answer in time, RequestRefused with its reason, BusError, KeyboardInterrupt on Ctrl-C.
+    or it does not answer in time, RequestRefused with its reason, BusError, Interrupted on a signal.
     """
     asking = _Asking(settings, OperatorRequest(id=secrets.token_hex(8), op=op, args=dict(args)), on_progress)
     try:
@@ -93,7 +93,7 @@ class _Asking:
                     return answer.result
                 if answer is not None and answer.state == "refused":
                     raise RequestRefused(f"refused: {answer.why or 'the coordinator gave no reason'}")
-        raise KeyboardInterrupt
+        raise Interrupted(stop.signal)
 
     def close(self) -> None:
         self._bus.close()
@@ -133,7 +133,8 @@ class _Asking:
         """Say at once that nobody is there to answer; one that goes while it works may come back."""
         if self._answer is not None:
             return
-        here = f"the federation {self._settings.federation!r} on {self._settings.broker.host}"
+        broker = self._settings.broker
+        here = f"the federation {self._settings.federation!r} on {broker.host}:{broker.port}"
         if self._online is False:
             raise NoAnswer(f"the coordinator of {here} is offline: start it (apiary coordinator --stay)")
         if self._online is None and waited_s >= _PRESENCE_S:

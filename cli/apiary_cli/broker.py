@@ -10,15 +10,18 @@ from pathlib import Path
 
 from apiary.bus.broker import BrokerProcess, start_broker
 from apiary.errors import ApiaryError, BusError
+from apiary.folder_lock import hold_folder
 from apiary.settings import Settings, load_settings
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_OWN_FOLDER = "use that one as it is, stop it, or give this one its own --state-dir and --port"
 _EXAMPLES = """examples:
   apiary broker                              for this machine alone
-  apiary broker --port 1884                  where another broker has 1883
+  apiary broker --port 1884                  where another program has 1883
   apiary broker --host 0.0.0.0               for everybody in the network, without a password: to try out
 
-exit codes: 0 ended by Ctrl-C or SIGTERM, 4 it does not start, or ended by itself
+exit codes: 0 ended by Ctrl-C or SIGTERM, 4 it does not start, or ended by itself,
+            8 its folder cannot be used, or another broker uses it
 """
 
 
@@ -38,20 +41,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run until Ctrl-C or SIGTERM; 0 then, 4 where the broker does not start or ends by itself."""
+    """Run until Ctrl-C or SIGTERM; the exit code, as the help says."""
     settings = load_settings(args.config, args.overrides).settings
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     port = settings.broker.port if args.port is None else args.port
     try:
-        with start_broker(
-            port,
-            host=args.host,
-            state_dir=args.state_dir,
-            prefer="amqtt" if args.amqtt else "auto",
-            say=lambda text: print(text, file=sys.stderr),
-        ) as broker:
+        with (
+            hold_folder(args.state_dir, "broker", _OWN_FOLDER),
+            start_broker(
+                port,
+                host=args.host,
+                state_dir=args.state_dir,
+                prefer="amqtt" if args.amqtt else "auto",
+                say=lambda text: print(text, file=sys.stderr),
+            ) as broker,
+        ):
             _announce(broker, settings)
             while not stop.wait(0.2):
                 if not broker.running:

@@ -47,6 +47,10 @@ class DataSet(_Part):
     archives: list[Archive] = Field(default_factory=list)
     manual: str | None = None
 
+    def by_hand(self, folder: Path) -> str:
+        """How to put it into `folder` oneself; empty where `apiary data fetch` does."""
+        return (self.manual or "").strip().format(folder=folder, source=self.source)
+
 
 def folder() -> Path:
     """Where the TOML files are: beside this package in a wheel, `datasets/` of a checkout otherwise."""

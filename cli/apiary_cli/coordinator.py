@@ -20,7 +20,7 @@ from apiary.bus.allocator import tune
 from apiary.bus.client_id import passing_id
 from apiary.bus.deathsig import die_with_parent
 from apiary.bus.mqtt import MqttBus
-from apiary.errors import DataError, RunFailed, SettingsError, StoreError
+from apiary.errors import DataError, RunFailed, SettingsError, StoreError, TopicError
 from apiary.identity.gate import OPEN, load_gate
 from apiary.identity.roles import Role
 from apiary.notify import Notifier
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-data", type=Path, metavar="DIR", help="held-out pictures, LABEL/*.jpg|png")
     parser.add_argument("--rounds", type=int, help="at most this many rounds")
     parser.add_argument("--min-nodes", type=int, metavar="N", help="wait for this many nodes")
-    parser.add_argument("--recipe", help="model recipe: edge_cnn, mobilenet_v2")
+    parser.add_argument("--recipe", help="model recipe: edge_cnn, mobilenet_v2, char_rnn")
     parser.add_argument("--strategy", help="fedavg, fedprox")
     parser.add_argument("--target-accuracy", type=float, metavar="A", help="stop once this good, e.g. 0.95")
     parser.add_argument("--seed", type=int, help="of everything random")
@@ -118,7 +118,10 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
     if args.stay and args.run is not None:
         raise SettingsError("--run names one run; with --stay, apiary run start --name does")
     if args.run is not None:
-        check_name(args.run, "--run")
+        try:
+            check_name(args.run, "--run")
+        except TopicError as e:
+            raise SettingsError(str(e)) from None
         known = journal.run(args.run)
         if known is not None and known.state == "finished":
             log.info("run=%s is finished", known.id)

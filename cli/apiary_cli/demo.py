@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from apiary import plugins
 from apiary.bus.broker import BrokerProcess, start_broker
 from apiary.errors import ApiaryError, DataError, RunFailed
 from apiary.learn.manifest import read_input
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
             raise DataError(f"{flag} {value}: expected 1 or more")
     if args.dataset == "hardhat" and args.data is None:
         raise DataError("--dataset hardhat needs --data DIR, the folder that holds dataset_client1 ...")
+    plugins.load("apiary_coordinator.strategies", args.strategy)
     preset = PRESETS[args.dataset]
     began = time.monotonic()
     folder = fresh_folder(args.runs_dir, "demo")
@@ -141,7 +143,7 @@ def _federate(
     load_settings(args.config, args.overrides)
     federation = LocalFederation(folder, settings)
     flags = [flag for pair in args.set for flag in ("--set", pair)]
-    watcher = Watcher(BrokerSettings(host=broker.host, port=broker.port), Topics())
+    watcher = Watcher(BrokerSettings(**_reach(broker)), Topics())
     try:
         live.say("exporting the model for the nodes (TensorFlow, once)")
         federation.start_coordinator("--new", *flags)
@@ -180,7 +182,7 @@ def _settings(
 ) -> dict[str, dict[str, Any]]:
     return {
         **(settings_for(folder) if args.release else {}),
-        "broker": {"host": broker.host, "port": broker.port},
+        "broker": _reach(broker),
         "run": {
             "rounds": args.rounds or preset.rounds,
             "target_accuracy": preset.target,
@@ -200,6 +202,12 @@ def _settings(
         },
         "edge": {"upload_idle_s": 5.0, "want_idle_s": 3.0},
     }
+
+
+def _reach(broker: BrokerProcess) -> dict[str, Any]:
+    """`[broker]` for it. What amqtt speaks was said when it started: not once more at every connect."""
+    protocol = "3.1.1" if broker.kind == "amqtt" else "auto"
+    return {"host": broker.host, "port": broker.port, "protocol": protocol}
 
 
 def _names(layout: Layout) -> list[str]:

@@ -10,16 +10,17 @@ from typing import Final
 
 from apiary.bus.allocator import tune
 from apiary.errors import SettingsError
+from apiary.folder_lock import hold_folder
 from apiary.notify import Notifier
 from apiary_cli.edge_status import show
 from apiary_cli.flags import add_broker, settings_of
 from apiary_cli.once import FirstConnection
 from apiary_cli.stopping import stop_on_signals
 from apiary_edge.appliance import build
-from apiary_edge.twin import hold_folder
 
 _START_S: Final = 600.0
 """A million pictures on a slow card are compared with their index in less."""
+_OWN_FOLDER: Final = "stop it, or give this one its own --state-dir (edge.state_dir)"
 _EXAMPLES = """examples:
   apiary edge --node-id pi-1 --data /srv/pictures
   apiary edge --data pictures --host broker.local
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     tune(small=True)
     notifier = Notifier.from_environment(os.environ, time.monotonic)
     notifier.extend(_START_S)
-    with hold_folder(settings.edge.state_dir):
+    with hold_folder(settings.edge.state_dir, "node", _OWN_FOLDER):
         bus, service, board = build(settings)
         with stop_on_signals(bus.wake) as stop:
             limits = FirstConnection(bus).wait(settings.broker.connect_timeout_s, stop) if args.once else None

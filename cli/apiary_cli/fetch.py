@@ -51,7 +51,7 @@ def fetch(
 ) -> list[Fetched]:
     """Bring all archives of `dataset` into `folder`. Raises DataError, StoreError."""
     if dataset.manual and not dataset.archives:
-        raise DataError(f"{dataset.name}: {dataset.manual.strip().format(folder=folder)}")
+        raise DataError(f"{dataset.name}: {dataset.by_hand(folder)}")
     record = _read_record(folder / RECORD)
     results = []
     for archive in dataset.archives:

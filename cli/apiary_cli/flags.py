@@ -14,6 +14,17 @@ def add_broker(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help="its port")
 
 
+def seconds(text: str) -> float:
+    """A `--timeout`: more than 0, at most a day. Raises ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, more than 0 and at most 86400")
+    return value
+
+
 def settings_of(args: argparse.Namespace, **flags: Any) -> Settings:
     """The settings under `--config`, `--set`, the broker's flags, and others: `edge__node_id=args.node_id`.
 

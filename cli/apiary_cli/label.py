@@ -81,5 +81,6 @@ def _labels(args: argparse.Namespace) -> list[str]:
         try:
             texts += args.labels_file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as e:
-            raise DataError(f"labels file {args.labels_file} cannot be read: {e}") from e
+            why = e.strerror if isinstance(e, OSError) else "it is not UTF-8, a label on each line"
+            raise DataError(f"labels file {args.labels_file} cannot be read: {why}") from e
     return list(dict.fromkeys(t.strip() for t in texts if t.strip()))

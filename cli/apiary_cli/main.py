@@ -16,6 +16,7 @@ from apiary import __version__
 from apiary.errors import ApiaryError, SettingsError, StoreError
 from apiary.files import advice
 from apiary_cli import logs
+from apiary_cli.stopping import Interrupted
 
 COMMANDS: Final = {
     "demo": "a whole federation on this machine: broker, coordinator, nodes, result",
@@ -45,7 +46,7 @@ COMMANDS: Final = {
 
 _EPILOG: Final = """examples:
   apiary demo                                      a federation of five nodes on this machine
-  apiary broker                                    three terminals: the broker,
+  apiary broker                                    a terminal each: the broker,
   apiary coordinator --test-data held-out          the coordinator,
   apiary edge --node-id pi-1 --data pictures       and a node
 
@@ -80,6 +81,9 @@ def main(argv: list[str] | None = None) -> int:
             logging.getLogger("apiary_cli").error("%s", e)
         else:
             _complain(str(e))
+        return e.exit_code
+    except Interrupted as e:
+        _complain("interrupted")
         return e.exit_code
     except KeyboardInterrupt:
         _complain("interrupted")
@@ -121,41 +125,60 @@ def _parse(argv: list[str]) -> tuple[Command, argparse.Namespace]:
             _common(sub)
             module.add_arguments(sub)
             _common_below(sub)
-    args = parser.parse_args(argv)
+    args, left = parser.parse_known_args(argv)
+    if left and not _takes(args, left):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
     args.overrides = _overrides(args.set)
     assert module is not None  # noqa: S101 - argparse has refused anything else
     return module, args
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _takes(args: argparse.Namespace, words: list[str]) -> bool:
+    """Whether these go to the command's list of files: argparse ends one at the first option behind it."""
+    name = getattr(args, "files_in", None)
+    if name is None or any(word.startswith("-") for word in words):
+        return False
+    getattr(args, name).extend(map(Path, words))
+    return True
+
+
+def _common(parser: argparse.ArgumentParser, *, below: bool = False) -> None:
+    """The flags that every command takes; `below` another one, those not given change nothing."""
+
+    def default(value: Any) -> Any:
+        return argparse.SUPPRESS if below else value
+
     group = parser.add_argument_group("settings")
     group.add_argument(
-        "--config", type=Path, metavar="FILE", help="settings file (default: apiary.toml, if there)"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=default(None),
+        help="settings file (default: apiary.toml, if there)",
     )
     group.add_argument(
         "--set",
         action="append",
-        default=[],
+        default=default([]),
         metavar="KEY=VALUE",
         help="override a setting, e.g. run.rounds=12",
     )
-    group.add_argument("-v", "--verbose", action="store_true", help="log more")
+    group.add_argument("-v", "--verbose", action="store_true", default=default(False), help="log more")
     group.add_argument(
-        "--log-format", choices=logs.FORMATS, default="text", help="json: one object a line (default: text)"
+        "--log-format",
+        choices=logs.FORMATS,
+        default=default("text"),
+        help="json: one object a line (default: text)",
     )
 
 
 def _common_below(parser: argparse.ArgumentParser) -> None:
-    """The same flags after a command below, where one writes them; those not given change nothing."""
+    """The same flags after a command below, where one writes them."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for below in set(action.choices.values()):
-                if "--config" not in below._option_string_actions:
-                    group = below.add_argument_group("settings")
-                    quiet: Any = argparse.SUPPRESS
-                    group.add_argument("--config", type=Path, metavar="FILE", default=quiet, help=quiet)
-                    group.add_argument("--set", action="append", default=quiet, help=quiet)
-                    group.add_argument("-v", "--verbose", action="store_true", default=quiet, help=quiet)
+            for sub in set(action.choices.values()):
+                if "--config" not in sub._option_string_actions:
+                    _common(sub, below=True)
 
 
 def _overrides(pairs: list[str]) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from apiary.errors import ApiaryError, SettingsError
 from apiary.settings import Settings
 from apiary.tags import matches, parse_rule, told
-from apiary.wire.messages import CoordinatorStatus
+from apiary.wire.messages import CoordinatorStatus, NodeState
 from apiary_cli.asking import ask
 from apiary_cli.columns import columns, duration
 from apiary_cli.flags import add_broker, settings_of
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_broker(parser)
     parser.add_argument("--sort", choices=_SORTS, default="id", help="default: id; the largest first")
     parser.add_argument("--tag", action="append", default=[], metavar="TAG=VALUE", help="these alone")
-    parser.add_argument("--state", help="these alone: init, ready, training, sending, paused, lost")
+    parser.add_argument("--state", choices=get_args(NodeState), help="these alone")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument("run", metavar="RUN", help="a run's folder, its name under runs_dir, or `latest`")
     parser.add_argument("images", metavar="IMAGE", nargs="*", type=Path, help="picture files or folders")
+    parser.set_defaults(files_in="images")
     parser.add_argument("--text", action="append", default=[], metavar="TEXT", help="a text; may be repeated")
     parser.add_argument(
         "--symbols", action="store_true", help="find separate symbols on each picture and classify each"

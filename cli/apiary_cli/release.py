@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from apiary.errors import NoAnswer, PublishError
 from apiary_cli.asking import ask
-from apiary_cli.flags import add_broker, settings_of
+from apiary_cli.flags import add_broker, seconds, settings_of
 
 _EXAMPLES = """examples:
   apiary release create latest                         the newest run: its .eim if there is one
@@ -25,7 +25,8 @@ _EXAMPLES = """examples:
 
 A release goes to a few nodes first. Each tests it on its own held-out pictures before it predicts with it;
 too many failures halt it and take it back by themselves. docs/releases.md has the whole story.
-exit codes: 0 done, 9 with --wait: halted or aborted, 10 refused by the coordinator
+exit codes: 0 done, 4 no broker or no coordinator, 9 with --wait: halted or aborted,
+            10 refused by the coordinator
 """
 _LOOK_S: Final = 1.0
 _AWAY_S: Final = 5.0
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         add_broker(sub)
-        sub.add_argument("--timeout", type=float, metavar="S", help="wait so long for the coordinator")
+        sub.add_argument("--timeout", type=seconds, metavar="S", help="wait so long for the coordinator")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         return sub
 
@@ -59,11 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     back = add("rollback", "give the whole fleet an earlier release at once")
     back.add_argument("release", nargs="?", metavar="NAME", help="unset: the one before")
     pin = add("pin", "give a node, or the nodes with a tag, this release whatever the roll-out says")
-    pin.add_argument("release", metavar="NAME")
+    pin.add_argument("release", metavar="NAME", help="a release, see `apiary release list`")
     for sub in (pin, add("unpin", "take a pin away")):
         whom = sub.add_mutually_exclusive_group(required=True)
-        whom.add_argument("--node", metavar="ID")
-        whom.add_argument("--tag", metavar="TAG=VALUE", help="such as site=north")
+        whom.add_argument("--node", metavar="ID", help="this node")
+        whom.add_argument("--tag", metavar="TAG=VALUE", help="every node with this tag, such as site=north")
     add("key", "the public key that releases are signed with, for edge.slots.release_key")
 
 

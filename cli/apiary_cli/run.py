@@ -10,7 +10,7 @@ from typing import Any, Final
 from apiary.errors import SettingsError
 from apiary_cli.asking import ask
 from apiary_cli.columns import columns, duration, share
-from apiary_cli.flags import add_broker, settings_of
+from apiary_cli.flags import add_broker, seconds, settings_of
 
 _EXAMPLES = """examples:
   apiary run start                                     with the coordinator's own [run] settings
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         add_broker(sub)
-        sub.add_argument("--timeout", type=float, metavar="S", help="wait so long for the coordinator")
+        sub.add_argument("--timeout", type=seconds, metavar="S", help="wait so long for the coordinator")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         return sub
 
@@ -50,9 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--min-nodes", type=int, metavar="N", help="wait for this many nodes (run.min_nodes)")
     start.add_argument("--target-accuracy", type=float, metavar="A", help="stop once this good")
     start.add_argument("--seed", type=int, help="of everything random")
-    add("list", "runs, the newest first").add_argument("--limit", type=int, default=20, metavar="N")
-    add("show", "a run's state, settings and rounds").add_argument("name", nargs="?", metavar="NAME")
-    add("stop", "end a run with the best model it has").add_argument("name", nargs="?", metavar="NAME")
+    listing = add("list", "runs, the newest first")
+    listing.add_argument("--limit", type=int, default=20, metavar="N", help="show so many (default: 20)")
+    for name, text, unset in (
+        ("show", "a run's state, settings and rounds", "the one under way, or else the newest"),
+        ("stop", "end a run with the best model it has", "the one under way"),
+    ):
+        add(name, text).add_argument("name", nargs="?", metavar="NAME", help=f"unset: {unset}")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -117,9 +117,12 @@ def open_source(source: str | Path, data_dir: Path | None = None) -> Source:
     if path.is_dir():
         lines = _line_files(path) and not _label_folders(path)
         return _open_splits(path) or (open_lines(path) if lines else _open_folder(path))
-    if path.suffix == ".npz" or path.parent != Path():
-        raise DataError(f"{path} is not there: expected a folder LABEL/*.jpg|png or an .npz file")
-    catalogue.get(str(source))
+    if path.suffix == ".npz" or "/" in str(source):
+        raise DataError(f"{source} is not there: expected a folder LABEL/*.jpg|png or an .npz file")
+    try:
+        catalogue.get(str(source))
+    except DataError as e:
+        raise DataError(f"{source} is no folder here, and {e}") from None
     raise AssertionError  # get() raises for an unknown name
 
 
@@ -131,7 +134,7 @@ def locate(name: str, data_dir: Path | None = None) -> Path:
     where = data_dir or DEFAULT_DIR / name
     dataset = catalogue.get(name)
     if dataset.manual:
-        raise DataError(f"{name}: no folder {where}. {dataset.manual.strip().format(folder=where)}")
+        raise DataError(f"{name}: no folder {where}. {dataset.by_hand(where)}")
     raise DataError(f"{name}: no folder {where}; `apiary data fetch {name}` brings it, --data names another")
 
 
@@ -208,7 +211,7 @@ def _open_dataset(dataset: catalogue.DataSet, data_dir: Path | None) -> Source:
             raise DataError(f"{folder} holds no .npz: `apiary data fetch {dataset.name}` brings it")
     if split := _open_splits(folder):
         return split
-    hint = (dataset.manual or "").strip().format(folder=folder)
+    hint = dataset.by_hand(folder)
     raise DataError(f"{folder} holds neither train/ and test/ folders nor an .npz. {hint}")
 
 

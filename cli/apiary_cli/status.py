@@ -14,6 +14,8 @@ from apiary_cli.watching import Watcher, reading_gate
 _EXAMPLES = """examples:
   apiary status --host broker.local
   apiary status --json | jq '.nodes | to_entries[] | select(.value.state == "lost") | .key'
+
+exit codes: 0 a coordinator is online, 1 none is, 4 no broker
 """
 
 

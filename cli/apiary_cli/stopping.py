@@ -8,6 +8,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended what was waited for: 130 for Ctrl-C, 143 for SIGTERM."""
+
+    def __init__(self, number: int | None):
+        super().__init__()
+        self.exit_code = 128 + (number or signal.SIGINT)
+
+
 class Stop:
     """Calling it says whether a signal came."""
 
@@ -31,7 +39,7 @@ def stop_on_signals(wake: Callable[[], None] = lambda: None) -> Iterator[Stop]:
 
     def handler(number: int, frame: FrameType | None) -> None:
         if stop():
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         stop.signal = number
         wake()
 

@@ -205,7 +205,8 @@ def choose(roster: Roster, wanted: list[str]) -> list[NodeId]:
             some = {NodeId(word)} & set(roster.nodes)
         if not some:
             known = ", ".join(sorted(roster.nodes)[:20]) or "none"
-            raise RequestRefused(f"no node {word[:80]!r}; nodes heard of: {known}")
+            missed = f"no node has the tag {word[:140]}" if "=" in word else f"no node {word[:80]!r}"
+            raise RequestRefused(f"{missed}; nodes heard of: {known}")
         found |= some
     if len(found) > MAX_NODES:
         raise RequestRefused(f"{len(found)} nodes at once, at most {MAX_NODES}: pick by a tag")

@@ -127,6 +127,6 @@ def advice(e: OSError) -> str:
 
     return {
         errno.ENOSPC: ": the disk is full; free some space, nothing was lost",
-        errno.EACCES: ": this user may not write there",
+        errno.EACCES: ": this user has no right there",
         errno.EROFS: ": the file system is read-only (a worn SD card does that)",
     }.get(e.errno or 0, "")

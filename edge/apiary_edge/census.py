@@ -44,7 +44,7 @@ def _of_folder(folder: Path | None) -> dict[str, int]:
         # Texts only where there is no picture at all: a note in a folder of pictures is no sample.
         labels = _with(folder, PICTURES) or _with(folder, TEXTS)
     except OSError as e:
-        raise DataError(f"data folder {folder}: {e.strerror}; {LAYOUT}") from None
+        raise DataError(f"data folder {e.filename or folder}: {e.strerror}; {LAYOUT}") from None
     if not labels:
         raise DataError(f"data folder {folder} holds no pictures; {LAYOUT}")
     if len(labels) > MAX_LABELS:

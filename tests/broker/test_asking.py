@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from apiary.errors import BusError, NoAnswer, RequestRefused
 from apiary.settings import Settings
 from apiary.wire.topics import Kind
 from apiary_cli.asking import ask
+from apiary_cli.stopping import Interrupted
 from apiary_coordinator.announcements import status
 from apiary_coordinator.operators import Arguments, Call, Operators
 
@@ -123,15 +126,30 @@ def test_a_coordinator_that_does_not_answer_is_given_up(
         ask(settings, "greet", {"name": "bee"}, timeout_s=1)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_asking_with_its_exit_code(
+    settings: Settings, office: Callable[..., Office], number: signal.Signals, code: int
+) -> None:
+    office(deaf=1000)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
+    timer.start()
+    try:
+        with pytest.raises(Interrupted) as caught:
+            ask(settings, "greet", {"name": "bee"}, timeout_s=30)
+    finally:
+        timer.join()
+    assert caught.value.exit_code == code
+
+
 def test_where_no_coordinator_is_that_is_said_at_once(
     settings: Settings, office: Callable[..., Office]
 ) -> None:
-    with pytest.raises(NoAnswer, match=r"'f' on 127\.0\.0\.1 has never had a coordinator"):
+    with pytest.raises(NoAnswer, match=r"'f' on 127\.0\.0\.1:\d+ has never had a coordinator"):
         ask(settings, "greet", {}, timeout_s=60)
     gone = office()
     gone.ended.set()
     gone.join(10)
-    with pytest.raises(NoAnswer, match=r"the coordinator of the federation 'f' on 127\.0\.0\.1 is offline"):
+    with pytest.raises(NoAnswer, match=r"the federation 'f' on 127\.0\.0\.1:\d+ is offline"):
         ask(settings, "greet", {}, timeout_s=60)
 
 

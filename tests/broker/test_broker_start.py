@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -14,7 +15,10 @@ import pytest
 
 from apiary.bus import broker as starter
 from apiary.bus.broker import default_conf, find_mosquitto, mosquitto_conf, speaks_mqtt, start_broker
+from apiary.bus.mqtt import MqttBus
 from apiary.errors import BusError
+from apiary.settings import BrokerSettings
+from apiary_cli.demo import _reach
 
 pytestmark = pytest.mark.broker
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
@@ -183,3 +187,35 @@ def test_command_ends_with_4_where_the_port_is_taken(tmp_path: Path) -> None:
     assert done.returncode == 4
     assert "is taken: another program has it" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@needs_mosquitto
+def test_a_second_command_on_the_same_folder_leaves_the_first_its_files(tmp_path: Path) -> None:
+    words = ["--port", "0", "--state-dir", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *words], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline().startswith("mosquitto listens on")
+        log_before = (tmp_path / "mosquitto.log").stat().st_ino
+        second = subprocess.run(
+            [sys.executable, "-c", COMMAND, *words], capture_output=True, text=True, timeout=30, check=False
+        )
+        assert (tmp_path / "mosquitto.log").stat().st_ino == log_before
+        first.send_signal(signal.SIGINT)
+        assert first.wait(10) == 0
+    assert second.returncode == 8
+    assert f"another broker is using {tmp_path}: use that one as it is" in second.stderr
+
+
+def test_the_demo_says_what_amqtt_speaks_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("amqtt")
+    with start_broker(0, prefer="amqtt", state_dir=tmp_path, say=lambda _: None) as broker:
+        for client in ("one", "two"):
+            bus = MqttBus(BrokerSettings(**_reach(broker)), client_id=client, will=None)
+            end = time.monotonic() + 10
+            while not bus.connected:
+                assert time.monotonic() < end, "not connected in time"
+                bus.poll(0.05)
+            bus.close()
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]

@@ -261,6 +261,13 @@ def test_an_unknown_data_set_is_named_with_its_neighbours() -> None:
         open_source("digit")
 
 
+def test_a_folder_that_is_not_there_is_not_called_a_data_set() -> None:
+    with pytest.raises(DataError, match=r"photos/ is not there: expected a folder LABEL/\*"):
+        open_source("photos/")
+    with pytest.raises(DataError, match=r"photos is no folder here, and no data set 'photos'\. There are"):
+        open_source("photos")
+
+
 def pictures(folder: Path, counts: dict[str, int]) -> Path:
     for label, n in counts.items():
         (folder / label).mkdir(parents=True)
@@ -360,7 +367,7 @@ def test_other_sources_that_cannot_be_used(tmp_path: Path) -> None:
         open_source(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"mnist: no folder .*apiary data fetch mnist"):
         open_source("mnist", tmp_path / "gone")
-    with pytest.raises(DataError, match=r"Kaggle asks for a login"):
+    with pytest.raises(DataError, match=r"Kaggle asks for a login.*\nhttps://www\.kaggle\.com/"):
         open_source("fer2013", tmp_path / "gone")
     with pytest.raises(DataError, match=r"has no dataset_client1"):
         hardhat_layout(tmp_path, tmp_path / "out")

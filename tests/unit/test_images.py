@@ -109,7 +109,9 @@ def test_unreadable_pictures_are_skipped_with_the_reason(tmp_path: Path) -> None
     assert len(data) == 1
     assert data.x.shape == (1, 8, 12, 3)
     assert {s.path.name for s in data.skipped} == {"empty.jpg", "torn.jpg", "gif.png"}
-    assert all("not a readable JPEG or PNG" in s.why for s in data.skipped)
+    whys = {s.path.name: s.why for s in data.skipped}
+    assert whys["gif.png"] == "not a readable JPEG or PNG: it does not begin like one"
+    assert whys["torn.jpg"].startswith("not a readable JPEG or PNG: image file is truncated")
 
 
 def test_only_unreadable_pictures_are_an_error(tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import json
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +67,79 @@ def test_every_command_has_help_with_the_common_flags(
     assert f"apiary {command}" in out
     assert "--set KEY=VALUE" in out and "--config FILE" in out
     assert f"  apiary {command}" in out, "examples"
+
+
+def words(name: str) -> argparse.ArgumentParser:
+    """The parser of a command, without the flags that all have."""
+    parser = argparse.ArgumentParser(prog=name)
+    importlib.import_module(f"apiary_cli.{name}").add_arguments(parser)
+    return parser
+
+
+def below(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield sub
+                yield from below(sub)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_option_is_described(command: str) -> None:
+    parser = words(command)
+    for one in (parser, *below(parser)):
+        for action in one._actions:
+            if not isinstance(action, argparse._SubParsersAction):
+                assert action.help, f"{one.prog}: {action.option_strings or action.dest}"
+
+
+@pytest.mark.parametrize(
+    "argv", [["run", "start"], ["samples", "import"], ["node", "pause"], ["pki", "init"]]
+)
+def test_a_command_below_another_shows_and_takes_the_common_flags(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = left([*argv, "--help"], capsys)[1]
+    for flag in ("--config FILE", "--set KEY=VALUE", "--verbose", "--log-format {text,json}"):
+        assert flag in out
+
+
+def test_a_json_log_may_be_asked_for_behind_a_command_below(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["samples", "stats", "--log-format", "json"]) == 3
+    assert json.loads(capsys.readouterr().err)["level"] == "ERROR"
+
+
+def test_pictures_may_stand_behind_the_options() -> None:
+    args = cli._parse(["predict", "latest", "--int8", "a.jpg", "--top", "2", "b.jpg"])[1]
+    assert [str(path) for path in args.images] == ["a.jpg", "b.jpg"]
+    assert (args.run, args.int8, args.top) == ("latest", True, 2)
+
+
+@pytest.mark.parametrize("argv", [["predict", "latest", "--int8", "a.jpg", "--nix"], ["run", "list", "nix"]])
+def test_what_is_no_option_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = left(argv, capsys)
+    assert code == 2 and "unrecognized arguments: " in err and err.endswith(f"{argv[-1]}\n")
+
+
+def test_a_run_whose_name_fits_no_topic_is_a_wrong_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["coordinator", "--run", "a/b"]) == 2
+    assert "--run 'a/b' cannot stand in a topic: use 1 to 64 letters" in capsys.readouterr().err
+
+
+def test_a_demo_with_an_unknown_strategy_ends_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--strategy", "fedprx"]) == 2
+    assert capsys.readouterr().err == (
+        "apiary: strategies: no 'fedprx'; did you mean 'fedprox'? There are: fedavg, fedprox\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wait", ["0", "-1", "nan", "soon"])
+def test_a_wait_of_nothing_is_refused(wait: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = left(["run", "list", "--timeout", wait], capsys)
+    assert code == 2 and f"{wait!r}: expected seconds, more than 0" in err
 
 
 @pytest.mark.parametrize("argv", [[], ["fly"], ["edge", "--no-such-flag"], ["coordinator", "--rounds", "x"]])

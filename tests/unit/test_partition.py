@@ -57,7 +57,8 @@ def test_seed_decides() -> None:
     ("options", "message"),
     [
         ({"nodes": 1001}, r"1000 samples cannot give 1001 nodes at least 1 each: take fewer"),
-        ({"nodes": 0}, r"0 nodes"),
+        ({"nodes": 0}, r"nodes: 0, expected 1 or more"),
+        ({"nodes": 2, "seed": -1}, r"seed: -1, expected 0 or more"),
         ({"nodes": 2, "by": "random"}, r"no partition 'random'. There are: iid, shards, dirichlet, quantity"),
         ({"nodes": 2, "by": "dirichlet", "alpha": 0.0}, r"alpha is 0.0, expected a number above 0"),
         ({"nodes": 2, "by": "dirichlet", "alpha": float("nan")}, r"alpha is nan"),
@@ -87,6 +88,11 @@ def test_hold_out_takes_its_share_of_every_class() -> None:
 def test_hold_out_refuses_a_share_of_one() -> None:
     with pytest.raises(DataError, match=r"test share is 1.0"):
         hold_out(LABELS, 1.0)
+
+
+def test_hold_out_refuses_a_negative_seed() -> None:
+    with pytest.raises(DataError, match=r"seed is -1, expected 0 or more"):
+        hold_out(LABELS, 0.2, seed=-1)
 
 
 def test_table_has_a_row_a_node_and_bars_by_size() -> None:

@@ -93,7 +93,10 @@ def test_the_file_may_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatc
         ("[run]\nrounds = 'many'\n", "apiary.toml: run.rounds is 'many': Input should be a valid integer"),
         ("run = 3\n", "apiary.toml: run is 3: "),
         ("[broker]\nport = 65536\n", "apiary.toml: broker.port is 65536: "),
-        ("[edge]\nnode_id = 'a/b'\n", "apiary.toml: edge.node_id is 'a/b': "),
+        (
+            "[edge]\nnode_id = 'a/b'\n",
+            "apiary.toml: edge.node_id is 'a/b': node_id 'a/b' cannot stand in a topic: ",
+        ),
         ("federation = '#'\n", "apiary.toml: federation is '#': "),
         ("[run\n", "settings file apiary.toml is not TOML: "),
     ],

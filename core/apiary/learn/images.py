@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from apiary.learn import text
 from apiary.learn.cache import ArrayCache
 from apiary.learn.manifest import PictureInput
 from apiary.learn.suffixes import PICTURES, TEXTS
+from apiary.learn.unreadable import unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -343,5 +343,4 @@ def _opened(data: bytes, channels: int, side: int | None) -> Image:
     except MemoryError:
         raise DataError("there is not enough memory to decode it") from None
     except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
-        why = re.sub(r" ?<[^>]* at 0x\w+>", "", str(e))  # Pillow names the file object, which says nothing
-        raise DataError(f"not a readable JPEG or PNG: {type(e).__name__}: {why[:100]}") from None
+        raise unreadable(e) from None

@@ -69,6 +69,8 @@ def hold_out(labels: NDArray[Any], share: float, *, seed: int = 0) -> tuple[Indi
     """Split into (train, test) with `share` of every class in test, at least one where a class has two."""
     if not 0 < share < 1:
         raise DataError(f"test share is {share}, expected more than 0 and less than 1")
+    if seed < 0:
+        raise DataError(f"seed is {seed}, expected 0 or more")
     y = np.asarray(labels, dtype=np.int64)
     rng = np.random.default_rng([seed, 1])
     test: list[Indices] = []
@@ -111,10 +113,9 @@ def _check(
         raise DataError(f"labels are {y.dtype}{list(y.shape)}, expected one row of integers")
     if by not in KINDS:
         raise DataError(f"no partition {by!r}. There are: {', '.join(KINDS)}")
-    if nodes < 1 or min_samples < 1 or seed < 0:
-        raise DataError(
-            f"{nodes} nodes, min_samples {min_samples}, seed {seed}: expected 1 or more, 1 or more, 0 or more"
-        )
+    for told, number, least in (("nodes", nodes, 1), ("samples a node", min_samples, 1), ("seed", seed, 0)):
+        if number < least:
+            raise DataError(f"{told}: {number}, expected {least} or more")
     for name, value, used in (("alpha", alpha, by == "dirichlet"), ("sigma", sigma, by == "quantity")):
         if used and not (np.isfinite(value) and value > 0):
             raise DataError(f"{name} is {value}, expected a number above 0")

@@ -149,7 +149,9 @@ def _explain(e: ValidationError, origin: Mapping[str, str]) -> str:
         if error["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown setting {key!r}{_near(key, set(flatten(Settings())))}")
         else:
-            lines.append(f"{where}: {key} is {error.get('input')!r}: {error['msg']}")
+            lines.append(
+                f"{where}: {key} is {error.get('input')!r}: {error['msg'].removeprefix('Value error, ')}"
+            )
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apiary.errors import DataError
+from apiary.learn.unreadable import unreadable
 from apiary_edge.samples import MAX_FILE_BYTES, MAX_PIXELS
 from apiary_edge.samples.clean import fit_in_memory
 
@@ -41,7 +42,7 @@ def read_still(path: Path) -> Frame:
     except MemoryError:
         raise DataError("this node has not enough memory to decode it") from None
     except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
-        raise DataError(f"not a readable JPEG or PNG: {type(e).__name__}: {str(e)[:100]}") from None
+        raise unreadable(e) from None
 
 
 def read_file(path: Path) -> bytes:

@@ -103,6 +103,8 @@ def _files(folder: Path, done: Imported) -> Iterator[tuple[Path, str | None]]:
         raise DataError(
             f"{folder}: no folder; expected one with a folder for each label, such as FOLDER/cat/1.jpg"
         )
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"{folder}: this user may not read it")
     for entry in _entries(folder, done):
         if not entry.is_dir(follow_symlinks=False):
             if _is_picture(entry):

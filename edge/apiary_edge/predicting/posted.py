@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from apiary.errors import DataError
 from apiary.learn import images
 from apiary.learn.manifest import PictureInput
+from apiary.learn.unreadable import unreadable
 
 MAX_BYTES: Final = 12 * 2**20
 MAX_PIXELS: Final = 16_000_000
@@ -56,7 +57,7 @@ def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     except Image.DecompressionBombError:
         raise DataError(f"far too many pixels, at most {max_pixels // 10**6} million fit") from None
     except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
-        raise DataError(f"not a JPEG or PNG picture: {type(e).__name__}: {str(e)[:100]}") from None
+        raise unreadable(e) from None
     if width * height > max_pixels:
         raise DataError(f"{width}x{height} pixels, at most {max_pixels // 10**6} million fit")
     return width, height

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from apiary.errors import DataError
+from apiary.learn.unreadable import unreadable
 from apiary_edge.samples import MAX_DECODED_PIXELS, MAX_FILE_BYTES, MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def clean(data: bytes) -> CleanPicture:
     except MemoryError:
         raise DataError("this node has not enough memory to decode it") from None
     except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
-        raise DataError(f"not a readable JPEG or PNG: {type(e).__name__}: {str(e)[:100]}") from None
+        raise unreadable(e) from None
     return CleanPicture(stripped, suffix, width, height)
 
 

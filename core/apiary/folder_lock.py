@@ -1,4 +1,5 @@
-"""One process a state folder: two nodes that share an outbox would lose each other's updates."""
+"""One process a state folder: two nodes that share an outbox would lose each other's updates, two brokers
+each other's database and log."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from apiary.errors import StoreError
 
 
 @contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process. Raises StoreError where another one has it."""
+def hold_folder(folder: Path, who: str, instead: str) -> Iterator[None]:
+    """Hold the folder for this process. Raises StoreError where another `who` has it: do `instead`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -23,9 +24,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(fd)
-        raise StoreError(
-            f"another node is using {folder}: stop it, or give this one its own --state-dir (edge.state_dir)"
-        ) from None
+        raise StoreError(f"another {who} is using {folder}: {instead}") from None
     try:
         yield
     finally:

@@ -1,0 +1,15 @@
+"""What Pillow says of a file that it cannot read, for the file's owner. Imports Pillow when it is called."""
+
+from __future__ import annotations
+
+from apiary.errors import DataError
+
+
+def unreadable(e: Exception) -> DataError:
+    """What to raise in place of Pillow's own error: anything from SyntaxError to struct.error."""
+    from PIL import UnidentifiedImageError
+
+    # Of a file of another kind Pillow names our object in memory, with its address.
+    foreign = isinstance(e, UnidentifiedImageError)
+    why = "it does not begin like one" if foreign else str(e)[:100] or type(e).__name__
+    return DataError(f"not a readable JPEG or PNG: {why}")
