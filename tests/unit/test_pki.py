@@ -29,6 +29,7 @@ from apiary_cli.pki.serve import Service, make_service, show_certificate
 from apiary_cli.pki.tokens import MAX_USES, Tokens, seconds
 
 Pki = Callable[..., Any]
+PI = Identity("pi", Role.NODE)
 
 
 @pytest.fixture
@@ -105,6 +106,35 @@ def test_what_cannot_be_is_refused_with_what_to_do(pki: Pki, tmp_path: Path) -> 
     assert "made for another device" in pki("install", "a.pem", "--dir", "d", code=2)
     assert "has the fingerprint" in pki("install", "a.pem", "--dir", "f", "--ca-sha256", "ab" * 32, code=2)
     assert not (tmp_path / "f/tls/cert.pem").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list",),
+        ("acl",),
+        ("apply",),
+        ("serve",),
+        ("revoke", "pi-07"),
+        ("renew", "pi-07", "--dir", "d"),
+        ("token", "pi-07"),
+        ("token", "pi-07", "--cancel"),
+    ],
+    ids=" ".join,
+)
+def test_before_there_is_an_authority_each_says_how_to_found_one(pki: Pki, words: tuple[str, ...]) -> None:
+    assert "no authority in pki: `apiary pki init` founds one" in pki(*words, code=2)
+
+
+@pytest.mark.parametrize("role", ["node", "viewer", "operator", "coordinator"])
+def test_the_line_that_a_token_comes_with_joins(
+    pki: Pki, service: str, role: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pki", "token", "ann", "--role", role]) == 0
+    apiary, *words = capsys.readouterr().out.splitlines()[-1].split()
+    assert apiary == "apiary"
+    words = [service if word.startswith("https://HOST:") else word for word in words[1:]]
+    assert pki(*words, "--dir", "d")["name"] == "ann"
 
 
 def test_a_locked_authority_wants_its_passphrase(pki: Pki, tmp_path: Path) -> None:
@@ -217,19 +247,21 @@ def test_tokens_are_for_one_name_one_role_and_a_time(pki: Pki, service: str, tmp
     )
     wrong = ("join", service, "--name", "pi-08", "--role", "operator", "--dir", "b", *ca)
     assert "no such token for operator" in pki(*wrong, code=5)
+    # What was mistaken used nothing up: the token is not bound to who asked with it.
+    assert pki("join", service, "--name", "pi-08", "--dir", "a8", *ca)["name"] == "pi-08"
     pki("token", "pi-08", "--cancel")
     assert "no such token" in pki("join", service, "--name", "pi-08", "--dir", "a", *ca, code=5)
     now = [0.0]
     tokens = Tokens(tmp_path, lambda: now[0])
-    token = tokens.make(Identity("pi", Role.NODE), seconds("30m"))
+    token = tokens.make(PI, seconds("30m"))
     now[0] = 1801
-    assert tokens.take(token, "pi", "k") is None
+    assert tokens.take(token, PI, "k") is None
 
 
 def test_a_token_that_is_asked_too_often_is_used_up(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path)
-    token = tokens.make(Identity("pi", Role.NODE), 60)
-    assert [tokens.take(token, "pi", "k") is not None for _ in range(MAX_USES + 1)] == [True] * MAX_USES + [
+    token = tokens.make(PI, 60)
+    assert [tokens.take(token, PI, "k") is not None for _ in range(MAX_USES + 1)] == [True] * MAX_USES + [
         False
     ]
     for bad in ("0h", "5", "h", "91d", "1w", ""):

@@ -158,6 +158,7 @@ def apply_again(args: argparse.Namespace, settings: Settings) -> int:
 def token(args: argparse.Namespace, settings: Settings) -> int:
     """A token for somebody who joins by the service."""
     ca = CaFolder(settings.pki.state_dir)
+    sha256 = ca.sha256
     tokens = Tokens(ca.folder)
     if args.cancel:
         count = tokens.cancel(args.name)
@@ -167,13 +168,12 @@ def token(args: argparse.Namespace, settings: Settings) -> int:
     ca.check_free(whom, again=args.again)
     made = tokens.make(whom, seconds(args.ttl), again=args.again)
     if args.json:
-        print(
-            json.dumps({"name": whom.name, "token": made, "ca_sha256": ca.sha256, "ttl_s": seconds(args.ttl)})
-        )
+        print(json.dumps({"name": whom.name, "token": made, "ca_sha256": sha256, "ttl_s": seconds(args.ttl)}))
     else:
         print(f"token for {whom}, once, within {args.ttl}: {made}")
-        print(f"apiary pki join https://HOST:{settings.pki.port} --name {whom.name} --token {made} "
-              f"--ca-sha256 {ca.sha256}")  # fmt: skip
+        role = "" if whom.role is Role.NODE else f" --role {whom.role}"
+        print(f"apiary pki join https://HOST:{settings.pki.port} --name {whom.name}{role} --token {made} "
+              f"--ca-sha256 {sha256}")  # fmt: skip
     return 0
 
 

@@ -233,6 +233,7 @@ class CaFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder against other processes. Raises StoreError where one holds it too long."""
+        self._read("ca.pem")  # without an authority, say so
         fd = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             end = time.monotonic() + _LOCK_S
