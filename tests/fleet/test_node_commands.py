@@ -154,6 +154,41 @@ def test_a_node_that_gave_up_a_round_trains_it_after_retrain(commanded: Callable
     assert sorted(result["contributors"]) == ["pi-00", "pi-01", "pi-02"]
 
 
+def test_retrain_says_where_there_is_nothing_to_train_again(commanded: Callable[..., Fleet]) -> None:
+    """`done` is what an operator waits for: it is said only where the round is trained once more."""
+    fleet = commanded(rounds=1)
+    found = answers(fleet, "retrain", "pi-00")["pi-00"]
+    assert found == {
+        "state": "refused",
+        "why": "it has answered or given up no round that it could train again",
+    }
+    fleet.trainings["pi-01"].seconds = 60
+    run = fleet.ask("run.start", settings={"rounds": 1}).result["run"]  # type: ignore[index,call-overload]
+    until(fleet, lambda: fleet.nodes["pi-00"].session.done == (run, 1))
+    found = answers(fleet, "retrain", "pi-00")["pi-00"]
+    assert (found["state"], found["why"]) == ("refused", "its update of round 1 was counted already")
+    until(fleet, lambda: _rounds(fleet))
+    until(fleet, lambda: fleet.coordinator is not None and fleet.coordinator.course is None)
+    for node in ("pi-01", "pi-02"):
+        found = answers(fleet, "retrain", node)[node]
+        why = f"round 1 of run {run} is over: nothing to train again"
+        assert found == {"state": "refused", "why": why}
+        assert fleet.nodes[node].session.done == (run, 1)
+
+
+def test_a_node_that_has_not_heard_of_the_rounds_end_is_told_right(commanded: Callable[..., Fleet]) -> None:
+    fleet = commanded(rounds=1)
+    fleet.trainings["pi-01"].seconds = 60
+    run = fleet.ask("run.start", settings={"rounds": 1}).result["run"]  # type: ignore[index,call-overload]
+    until(fleet, lambda: fleet.nodes["pi-00"].session.done == (run, 1))
+    fleet.broker.script(Fault("drop", "apiary/+/node/pi-00/notice", times=1000))
+    fleet.broker.script(Fault("drop", "apiary/+/round/current", times=1000))
+    until(fleet, lambda: _rounds(fleet))
+    found = answers(fleet, "retrain", "pi-00")["pi-00"]
+    assert found["state"] == "refused"
+    assert found["why"] == f"round 1 of run {run} is over: nothing to train again"
+
+
 def test_logs(commanded: Callable[..., Fleet]) -> None:
     found = answers(commanded(), "logs", "pi-00", "pi-02", lines=1)
     assert [one["result"]["lines"][0][20:] for one in found.values()] == [
