@@ -195,7 +195,8 @@ def test_a_stopped_run_ends_with_its_best_model_and_the_next_one_begins(
     fleet.ask("run.start", name="long")
     fleet.ask("run.start", name="next", settings={"rounds": 1})
     until(fleet, lambda: fleet.coordinator.course.record.next_number == 3)  # type: ignore[union-attr]
-    assert fleet.ask("run.stop").result == {"run": "long", "state": "stopping"}
+    best = fleet.coordinator.course.record.best.round  # type: ignore[union-attr]
+    assert fleet.ask("run.stop").result == {"run": "long", "state": "stopping", "best": best}
     until(fleet, lambda: state_of(fleet) == {"long": "stopped", "next": "finished"})
     summary = (fleet.folder / "runs" / "long" / "summary.json").read_text()
     assert '"stop": "stopped by operator anna"' in summary and '"best_round": ' in summary
@@ -209,10 +210,13 @@ def test_a_run_stopped_before_its_first_model_just_ends(staying: Callable[..., F
     fleet.ask("run.start", name="early")
     if when != "building":
         until(fleet, lambda: stage(fleet) == when)
-    fleet.ask("run.stop")
+    assert fleet.ask("run.stop").result["best"] is None  # type: ignore[index,call-overload]
     until(fleet, lambda: state_of(fleet) == {"early": "stopped"} and stage(fleet) is None)
     assert fleet.ask("run.stop").why == "no run is under way"
-    assert fleet.ask("run.stop", name="early").why == "no run 'early' is under way or waits"
+    assert fleet.ask("run.stop", name="early").why == (
+        "run 'early' is over already: stopped, stopped by operator anna"
+    )
+    assert fleet.ask("run.stop", name="other").why == "no run 'other'; there are: apiary run list"
 
 
 def test_a_stop_survives_the_coordinators_death(staying: Callable[..., Fleet]) -> None:

@@ -13,7 +13,7 @@ from apiary.errors import DataError, SettingsError
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeHealth, NodeRelease, NodeStatus
 from apiary.wire.topics import Kind
-from apiary_cli import main, node, nodes, rounds, run
+from apiary_cli import main, node, nodes, rounds, run, status
 from apiary_cli.columns import columns, duration, share
 from apiary_cli.view import RunView
 
@@ -107,6 +107,77 @@ def test_answers_of_nodes() -> None:
     assert node.render("logs", logs) == "x\ny"
     logs["nodes"]["c"] = told["nodes"]["c"]
     assert node.render("logs", logs) == "a: x\na: y\nc: silent: no answer within 15 s"
+
+
+RUN: dict[str, Any] = {
+    "run": "r", "created": 0, "ended": 60, "rounds": 0, "accuracy": None, "why": "by hand", "stop": None
+}  # fmt: skip
+
+
+def test_a_run_that_never_began_took_no_time() -> None:
+    runs = [{**RUN, "state": state} for state in ("waiting", "withdrawn", "stopped")]
+    told = run.render("list", {"runs": runs, "next": None, "wanted_samples": None}).splitlines()
+    assert [" ".join(line.split()) for line in (told[0], told[1], told[2])] == [
+        "RUN STATE BEGAN TOOK ROUNDS ASKED FOR",
+        "r waiting 0 by hand",
+        "r withdrawn 0 by hand",
+    ]
+    assert "1970-01-01" in told[3] and "60 s" in told[3]
+    more = {"stage": None, "folder": "runs/r", "settings": {}, "results": []}
+    for state, word in (("withdrawn", "queued   "), ("stopped", "began    ")):
+        assert run.render("show", {**RUN, **more, "state": state}).splitlines()[1].startswith(word)
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({"state": "withdrawn"}, "run r will not begin"),
+        ({"state": "stopping", "best": 3}, "run r is being finished with its best model, of round 3"),
+        (
+            {"state": "stopping", "best": None},
+            "run r comes to its end; it has no model unless a round closes yet",
+        ),
+        ({"state": "stopped", "best": None}, "run r has ended, without a model"),
+    ],
+)
+def test_what_becomes_of_a_stopped_run_is_not_promised(told: dict[str, Any], line: str) -> None:
+    assert run.render("stop", {"run": "r", **told}) == line
+
+
+NOW = {"run": "b", "round": 2, "rounds": 5, "state": "open"}
+LAST = {"run": "a", "round": 7, "state": "failed", "why": "stopped by operator ann"}
+
+
+@pytest.mark.parametrize(
+    ("now", "last", "lines"),
+    [
+        (NOW, None, ["round        2 of 5 of run b, open"]),
+        (
+            NOW,
+            LAST,
+            [
+                "round        2 of 5 of run b, open",
+                "last round   7 of run a failed: stopped by operator ann",
+            ],
+        ),
+        (
+            {**NOW, "state": "evaluating"},
+            {**LAST, "run": "b", "round": 2, "state": "closed", "accuracy": 0.5, "loss": 1.0,
+             "n_contributors": 2, "seconds": 3.0},
+            [
+                "round        2 of 5 of run b, closed; the next one has not begun",
+                "last round   2 of run b: accuracy 50.0%, loss 1.000, 2 updates, 3.0 s",
+            ],
+        ),
+        ({**NOW, "state": "finished"}, None, ["round        none: run b is over after 2 of 5"]),
+    ],
+)  # fmt: skip
+def test_status_says_of_which_run_a_round_is(
+    now: dict[str, Any], last: dict[str, Any] | None, lines: list[str]
+) -> None:
+    coordinator = {"state": "online"}
+    told = {"federation": "f", "coordinator": coordinator, "round": now, "last": last, "nodes": {}}
+    assert status.render(told).splitlines()[2:-1] == lines
 
 
 ROUND = {
