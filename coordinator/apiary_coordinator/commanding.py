@@ -59,10 +59,11 @@ class _One:
     state: State = "sent"
     why: str | None = None
     result: JsonValue = None
+    late: bool = False
 
     @property
     def open(self) -> bool:
-        return self.state in ("sent", "working")
+        return self.state in ("sent", "working") and not self.late
 
     def told(self) -> dict[str, Any]:
         found = {"state": self.state, "why": self.why, "result": self.result}
@@ -122,8 +123,11 @@ class Commanding(Feature):
             if now >= order.until:
                 for one in order.nodes.values():
                     if one.open:
-                        what = "no answer" if one.state == "sent" else "not finished"
-                        one.state, one.why = "silent", f"{what} within {order.timeout_s:g} s"
+                        one.late = True
+                        if one.state == "sent":
+                            one.state, one.why = "silent", f"no answer within {order.timeout_s:g} s"
+                        else:
+                            one.why = f"not finished within {order.timeout_s:g} s; it goes on"
             elif now >= order.repeat_at:
                 self._send(order, now)
             self._advance(order, now)
