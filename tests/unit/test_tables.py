@@ -47,7 +47,11 @@ def test_shares() -> None:
 def fleet() -> list[dict[str, Any]]:
     view = RunView()
     said: list[tuple[Kind, str, Any]] = [
-        (Kind.NODE_STATUS, "b", NodeStatus(state="ready", samples=50, tags={"site": "north"})),
+        (
+            Kind.NODE_STATUS,
+            "b",
+            NodeStatus(state="ready", samples=50, tags={"site": "north"}, model="round 3"),
+        ),
         (Kind.NODE_HEALTH, "b", NodeHealth(temperature_c=71.4)),
         (Kind.NODE_RELEASE, "b", NodeRelease(state="healthy", current="hats-2")),
         (Kind.NODE_STATUS, "a", NodeStatus(state="paused", why="too hot", samples=7)),
@@ -77,11 +81,11 @@ def test_nodes_are_sorted_with_what_is_not_known_last(by: str, order: str) -> No
 def test_a_table_of_nodes() -> None:
     told = nodes.render(nodes.sort(fleet(), "id"), 4).splitlines()
     assert told == [
-        "NODE  STATE    SAMPLES  TAGS        RELEASE  TEMP   SEEN  WHY",
-        "a     paused         7                                    too hot",
-        "b     ready         50  site=north  hats-2   71 °C  3 s",
-        "c     lost                                                connection lost",
-        "d     unknown                                80 °C",
+        "NODE  STATE    SAMPLES  TAGS        MODEL    RELEASE  TEMP   SEEN  WHY",
+        "a     paused         7                                             too hot",
+        "b     ready         50  site=north  round 3  hats-2   71 °C  3 s",
+        "c     lost                                                         connection lost",
+        "d     unknown                                         80 °C",
         "",
         "4 nodes: 1 lost, 1 paused, 1 ready, 1 unknown",
     ]
