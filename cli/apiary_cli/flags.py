@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from apiary.settings import Settings, load_settings
@@ -12,6 +13,14 @@ def add_broker(parser: argparse.ArgumentParser) -> None:
     """`--host` and `--port`."""
     parser.add_argument("--host", help="the broker")
     parser.add_argument("--port", type=int, help="its port")
+
+
+def seconds(text: str) -> float:
+    """The value of a flag such as `--timeout`: more than nothing, and an end to it."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time to wait: expected seconds, more than 0")
+    return value
 
 
 def settings_of(args: argparse.Namespace, **flags: Any) -> Settings:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from apiary.errors import RequestRefused
 from apiary_cli.asking import ask
 from apiary_cli.columns import columns
-from apiary_cli.flags import add_broker, settings_of
+from apiary_cli.flags import add_broker, seconds, settings_of
 
 _EXAMPLES = """examples:
   apiary node pause pi-7                     it leaves the round and begins none; stays so after a restart
@@ -49,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_broker(sub)
         wait = _SLOW_S.get(name, _WAIT_S)
         sub.add_argument(
-            "--timeout", type=float, default=wait, metavar="S", help=f"give each so long (default: {wait:g})"
+            "--timeout",
+            type=seconds,
+            default=wait,
+            metavar="S",
+            help=f"give each so long (default: {wait:g})",
         )
         if name == "logs":
             sub.add_argument("--lines", type=int, default=50, metavar="N", help="of each (default: 50)")

@@ -10,7 +10,7 @@ from typing import Any
 from apiary.errors import DataError
 from apiary.settings import Settings
 from apiary_cli.asking import ask
-from apiary_cli.flags import add_broker, settings_of
+from apiary_cli.flags import add_broker, seconds, settings_of
 from apiary_cli.run import rounds as table
 from apiary_coordinator.history_file import NAME, read_history
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument("run", nargs="?", metavar="RUN", help="name or folder; unset: the present one")
     add_broker(parser)
-    parser.add_argument("--timeout", type=float, metavar="S", help="wait so long for the coordinator")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="wait so long for the coordinator")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from apiary.errors import SettingsError
 from apiary_cli.asking import ask
 from apiary_cli.columns import columns, duration, share
-from apiary_cli.flags import add_broker, settings_of
+from apiary_cli.flags import add_broker, seconds, settings_of
 
 _EXAMPLES = """examples:
   apiary run start                                     with the coordinator's own [run] settings
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         add_broker(sub)
-        sub.add_argument("--timeout", type=float, metavar="S", help="wait so long for the coordinator")
+        sub.add_argument("--timeout", type=seconds, metavar="S", help="wait so long for the coordinator")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         return sub
 

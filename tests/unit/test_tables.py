@@ -184,6 +184,18 @@ def test_status_says_of_which_run_a_round_is(
     assert status.render(told).splitlines()[2:-1] == lines
 
 
+@pytest.mark.parametrize(
+    "command", [["run", "list"], ["rounds"], ["node", "pause", "all"], ["release", "status"]]
+)
+@pytest.mark.parametrize("wait", ["0", "-1", "nan", "inf", "soon"])
+def test_a_time_to_wait_has_an_end_and_is_more_than_nothing(
+    command: list[str], wait: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main.main([*command, "--timeout", wait])
+    assert refused.value.code == 2 and "argument --timeout" in capsys.readouterr().err
+
+
 ROUND = {
     "round": 1,
     "state": "closed",
