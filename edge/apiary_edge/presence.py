@@ -143,6 +143,8 @@ class Presence:
         if status.state == "lost":
             self._outlet.restore()
         ours = status.session == self._instance or (event.retained and first_connect)
+        # `apiary pki revoke` says lost for whom it shut out, without a session: no other process lives.
+        ours = ours or (status.state == "lost" and status.session is None)
         if not ours and now - self._twin_said_at >= _TWIN_EVERY_S:
             self._twin_said_at = now
             log.error(
