@@ -10,11 +10,13 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
 from apiary.errors import SettingsError
 from apiary.files import stamp
@@ -192,6 +194,29 @@ def test_revoking_and_the_broker_files(pki: Pki, tmp_path: Path) -> None:
     assert (tmp_path / "reloaded").exists()
     pki("enrol", "pi-07", "--dir", "d2", sets=told)
     assert "user pi-07" not in (tmp_path / "mosquitto/acl.conf").read_text()
+
+
+def test_one_certificate_is_revoked_by_its_serial_and_no_other(pki: Pki) -> None:
+    pki("init")
+    pki("enrol", "pi-07", "--dir", "d")
+    wrong = pki("revoke", "pi-07", "--serial", "abc", code=2)
+    assert "'pi-07' has no certificate with the serial abc: `apiary pki list`" in wrong
+    client, signing = (c["serial"] for c in pki("list", "--name", "pi-07")["certificates"])
+    assert pki("revoke", "pi-07", "--serial", client)["revoked"] == [client]
+    assert pki("revoke", "pi-07", "--serial", client)["revoked"] == []
+    states = {c["serial"]: c["state"] for c in pki("list", "--name", "pi-07")["certificates"]}
+    assert states == {client: "revoked", signing: "valid"}
+
+
+@pytest.mark.parametrize("year", [2000, 2100])
+def test_a_clock_in_the_wrong_year_issues_nothing(pki: Pki, tmp_path: Path, year: int) -> None:
+    """It would be a certificate that is over at once, or that outlives its authority."""
+    pki("init")
+    wrong = datetime(year, 1, 1, tzinfo=UTC).timestamp()
+    ca = CaFolder(tmp_path / "pki", wall=lambda: wrong)
+    with pytest.raises(SettingsError, match=f"clock says {year}-01-01 00:00, and the authority holds from"):
+        ca.issue(PI, [(Use.CLIENT, generate_private_key(SECP256R1()).public_key())], 365)
+    assert [i.name for i in ca.issued()] == ["pki"]
 
 
 def test_a_broker_that_is_not_told_is_said_and_the_revocation_stands(pki: Pki, tmp_path: Path) -> None:

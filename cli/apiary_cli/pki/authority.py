@@ -105,14 +105,19 @@ def revoke(args: argparse.Namespace, settings: Settings) -> int:
     """Shut somebody out, and tell the broker."""
     ca = open_folder(settings)
     gone = ca.revoke(args.name, args.serial)
-    if not gone and not any(i.name == args.name for i in ca.issued()):
-        raise SettingsError(f"{args.name!r} has no certificate: `apiary pki list` shows who has")
+    known = [i for i in ca.issued() if i.name == args.name and args.serial in (None, i.serial)]
+    if not known:
+        which = f" with the serial {args.serial}" if args.serial is not None else ""
+        raise SettingsError(f"{args.name!r} has no certificate{which}: `apiary pki list` shows who has")
     Tokens(ca.folder).cancel(args.name)
     trouble = broker_files.apply(ca, settings, revoked=[args.name])
     if args.json:
         print(json.dumps({"revoked": [i.serial for i in gone], "trouble": trouble}))
     elif gone:
         print(f"revoked: {len(gone)} certificates of {gone[0].identity}")
+    elif args.serial is not None:
+        state = known[0].state(time.time())
+        print(f"certificate {args.serial} of {args.name!r} is {state} already; the broker was told once more")
     else:
         print(f"{args.name!r} had no valid certificate left; the broker was told once more")
     if settings.pki.broker_dir is None and not args.json:
