@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from apiary.wire.messages import Announcement
 from apiary.wire.topics import Kind
 from apiary_coordinator.runbook import MAX_WAITING
 from apiary_coordinator.store import Journal
+from apiary_edge.session import State
 
 
 def until(fleet: Fleet, done: Callable[[], Any], seconds: float = 600) -> Any:
@@ -217,6 +219,24 @@ def test_a_run_stopped_before_its_first_model_just_ends(staying: Callable[..., F
         "run 'early' is over already: stopped, stopped by operator anna"
     )
     assert fleet.ask("run.stop", name="other").why == "no run 'other'; there are: apiary run list"
+
+
+def test_nodes_say_that_their_training_was_ended_and_train_the_next_run(
+    staying: Callable[..., Fleet], caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = staying(rounds=5)
+    for training in fleet.trainings.values():
+        training.seconds = 500
+    fleet.ask("run.start", name="long")
+    fleet.ask("run.start", name="next", settings={"rounds": 1})
+    until(fleet, lambda: all(node.session.state is State.TRAINING for node in fleet.nodes.values()))
+    with caplog.at_level(logging.INFO, logger="apiary_edge"):
+        fleet.ask("run.stop", name="long")
+        for training in fleet.trainings.values():
+            training.seconds = 1
+        until(fleet, lambda: state_of(fleet) == {"long": "stopped", "next": "finished"})
+    ended = [line for line in caplog.messages if line.endswith("round=1 training ended before it was done")]
+    assert sorted(ended) == sorted(f"node={n} round=1 training ended before it was done" for n in fleet.nodes)
 
 
 def test_a_stop_survives_the_coordinators_death(staying: Callable[..., Fleet]) -> None:
