@@ -219,6 +219,18 @@ def test_a_clock_in_the_wrong_year_issues_nothing(pki: Pki, tmp_path: Path, year
     assert [i.name for i in ca.issued()] == ["pki"]
 
 
+def test_apply_says_what_it_did(pki: Pki, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pki("init")
+    assert main(["pki", "apply"]) == 0
+    told = capsys.readouterr().out
+    assert told == "nothing was done: neither pki.broker_dir nor pki.reload is set\n"
+    (tmp_path / "broker").mkdir()
+    flags = ["--set", "pki.broker_dir=broker", "--set", "pki.reload=['touch', 'reloaded']"]
+    assert main(["pki", "apply", *flags]) == 0
+    assert capsys.readouterr().out == "ca.pem, crl.pem and acl.conf are in broker; ran: touch reloaded\n"
+    assert (tmp_path / "reloaded").exists()
+
+
 def test_a_broker_that_is_not_told_is_said_and_the_revocation_stands(pki: Pki, tmp_path: Path) -> None:
     pki("init")
     pki("enrol", "pi-07", "--dir", "d")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable
@@ -157,6 +158,11 @@ def apply_again(args: argparse.Namespace, settings: Settings) -> int:
     trouble = broker_files.apply(ca, settings, revoked=ca.revoked_names())
     if args.json:
         print(json.dumps({"trouble": trouble}))
+    elif not trouble:
+        pki = settings.pki
+        told = [f"ca.pem, crl.pem and acl.conf are in {pki.broker_dir}"] if pki.broker_dir is not None else []
+        told += [f"ran: {shlex.join(pki.reload)}"] if pki.reload else []
+        print("; ".join(told) or "nothing was done: neither pki.broker_dir nor pki.reload is set")
     return _tell(trouble)
 
 
