@@ -96,7 +96,11 @@ class Commands(Feature):
 
     def unfit(self, told: Announcement) -> str | None:
         """While it drains no round begins."""
-        return f"{self._why}: it finishes what it has in hand" if self._mode == "draining" else None
+        return self._draining
+
+    def status(self) -> Mapping[str, Any]:
+        """Whoever looks at a node that drains should know that it will be paused."""
+        return {"why": self._draining} if self._mode == "draining" else {}
 
     def tick(self, now: float) -> None:
         """Pause once everything in hand was answered."""
@@ -159,6 +163,10 @@ class Commands(Feature):
     @property
     def _why(self) -> str:
         return f"{'paused' if self._mode == 'paused' else 'drained'} by operator {self._by}"
+
+    @property
+    def _draining(self) -> str | None:
+        return f"{self._why}: it finishes what it has in hand" if self._mode == "draining" else None
 
     @property
     def _sending(self) -> bool:

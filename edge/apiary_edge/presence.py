@@ -109,7 +109,9 @@ class Presence:
         if self.declined is not None:
             run, number, declined_why = self.declined
             why = why or declined_why
-        more = self._more()
+        more = dict(self._more())
+        note = more.pop("why", None)
+        why = why or note
         state = _STATES[session.state]
         says = (state, why, run, number, self._labels, self.declined, held, more)
         if says == self._said:

@@ -135,9 +135,21 @@ def test_a_drain_survives_the_nodes_restart(commanded: Callable[..., Fleet]) -> 
     until(fleet, lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
     late = answers(fleet, "drain", "pi-01", timeout_s=1)["pi-01"]
     assert (late["state"], late["why"]) == ("working", "not finished within 1 s; it goes on")
+    draining = ("training", "drained by operator anna: it finishes what it has in hand")
+    until(fleet, lambda: states(fleet)["pi-01"] == draining)
     fleet.kill_node("pi-01")
     fleet.start_node("pi-01")
     until(fleet, lambda: states(fleet)["pi-01"][0] == "paused")
+
+
+def test_what_holds_a_node_is_said_before_that_it_drains(commanded: Callable[..., Fleet]) -> None:
+    fleet = commanded()
+    fleet.trainings["pi-01"].seconds = 20
+    fleet.ask("run.start", settings={"rounds": 1})
+    until(fleet, lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
+    answers(fleet, "drain", "pi-01", timeout_s=1)
+    fleet.nodes["pi-01"]._hold("heat", "81 degrees")
+    until(fleet, lambda: states(fleet)["pi-01"] == ("paused", "81 degrees"))
 
 
 def test_a_node_that_gave_up_a_round_trains_it_after_retrain(commanded: Callable[..., Fleet]) -> None:
