@@ -74,7 +74,9 @@ def render(told: dict[str, Any]) -> str:
     for name, node in told["nodes"].items():
         why = f"  {node['why']}" if node.get("why") else ""
         why += "".join(f"  {flag}" for flag in node.get("health", {}).get("throttled", []))
-        lines.append(f"  {name:<{width}}  {node['state']:<9} {node.get('samples') or 0:>6} pictures{why}")
+        # Who is lost does not say how many it has, which is not the same as none.
+        pictures = f"{node['samples']:>6} pictures" if node.get("samples") is not None else " " * 15
+        lines.append(f"  {name:<{width}}  {node['state']:<9} {pictures}{why}".rstrip())
     return "\n".join(lines)
 
 
