@@ -292,6 +292,9 @@ class Course:
             journal.close_round(self.run, result.round, entry, opening.model, opening.state)
         # Up to here a full disk changes nothing, and all of it is tried again.
         self.live = None
+        if result.state == "failed":
+            # Who still trains for it learns so: finishing and publishing may take hours.
+            self._bulletin.announce(live)
         self._bulletin.forget()
         live.collection.close(remove=True)
         self.record.add(entry)

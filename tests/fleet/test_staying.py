@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.fleet.conftest import MakeFleet
-from tests.fleet.harness import TICK_S, Fleet
+from tests.fleet.harness import TICK_S, FakeWorkshop, Fleet
 
 from apiary.bus.bus import Received
 from apiary.errors import SettingsError, StoreError
@@ -237,6 +237,32 @@ def test_nodes_say_that_their_training_was_ended_and_train_the_next_run(
         until(fleet, lambda: state_of(fleet) == {"long": "stopped", "next": "finished"})
     ended = [line for line in caplog.messages if line.endswith("round=1 training ended before it was done")]
     assert sorted(ended) == sorted(f"node={n} round=1 training ended before it was done" for n in fleet.nodes)
+
+
+def test_a_stopped_round_frees_its_nodes_before_the_run_is_finished(
+    staying: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finishing takes as long as its publishers do; nobody shall train for nothing so long."""
+    fleet = staying(rounds=5)
+    fleet.ask("run.start", name="long")
+    until(fleet, lambda: fleet.coordinator.course and fleet.coordinator.course.record.next_number == 2)  # type: ignore[union-attr]
+    for training in fleet.trainings.values():
+        training.seconds = 5000
+    until(fleet, lambda: all(node.session.state is State.TRAINING for node in fleet.nodes.values()))
+    freed: list[bool] = []
+
+    def finish(self: FakeWorkshop, *args: Any) -> dict[str, Any]:
+        for _ in range(20):
+            fleet.broker.now += TICK_S
+            for node in fleet.nodes.values():
+                node.step(0)
+        freed.append(all(node.session.state is State.IDLE for node in fleet.nodes.values()))
+        return {}
+
+    monkeypatch.setattr(FakeWorkshop, "finish", finish)
+    fleet.ask("run.stop", name="long")
+    until(fleet, lambda: state_of(fleet) == {"long": "stopped"})
+    assert freed == [True]
 
 
 def test_a_stop_survives_the_coordinators_death(staying: Callable[..., Fleet]) -> None:
