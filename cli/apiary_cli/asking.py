@@ -70,6 +70,7 @@ class _Asking:
         self._inlet = Inlet(gate, Complaints(log))
         self._outlet = Outlet(self._bus, self._topics, gate=gate)
         self._online: bool | None = None
+        self._asked = False
         self._answer: OperatorReply | None = None
 
     def run(self, timeout_s: float) -> JsonValue:
@@ -86,7 +87,7 @@ class _Asking:
                     raise NoAnswer(self._late(timeout_s))
                 if self._online and now - asked_at >= _REPEAT_S:
                     self._outlet.send(self._request, self._name)
-                    asked_at = now
+                    asked_at, self._asked = now, True
                 for event in self._bus.poll(0.2):
                     self._take(event)
                 if (answer := self._answer) is not None and answer.state == "done":
@@ -135,6 +136,11 @@ class _Asking:
             return
         broker = self._settings.broker
         here = f"the federation {self._settings.federation!r} on {broker.host}:{broker.port}"
+        if self._online is False and self._asked:
+            raise NoAnswer(
+                f"the coordinator of {here} went offline before it answered {self._request.op}: it may have "
+                "carried that out; look once it is back"
+            )
         if self._online is False:
             raise NoAnswer(f"the coordinator of {here} is offline: start it (apiary coordinator --stay)")
         if self._online is None and waited_s >= _PRESENCE_S:

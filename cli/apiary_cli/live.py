@@ -67,6 +67,8 @@ class Live:
 
         view, told, best = self.view, self.view.round, self.view.best
         state = "waiting for nodes" if told is None else f"round {told.round}/{told.rounds} {told.state}"
+        if view.coordinator == "offline":
+            state = f"{state}, coordinator offline"
         top = (
             f"   best {best.accuracy:.1%} (round {best.round})" if best and best.accuracy is not None else ""
         )

@@ -26,7 +26,7 @@ COMMANDS: Final = {
     "watch": "watch a federation as it goes",
     "status": "what a federation is at, in one look",
     "run": "begin, stop, list and show the runs of a coordinator that stays up",
-    "nodes": "every node in a table: state, samples, tags, release, temperature",
+    "nodes": "every node in a table: state, samples, tags, model, release, temperature",
     "rounds": "the rounds of a run: accuracy, loss, updates, time",
     "node": "have nodes pause, resume, drain, retrain, or tell their log",
     "samples": "this node's pictures: import, list, label, delete, count",

@@ -22,7 +22,7 @@ _EXAMPLES = """examples:
   apiary node pause all --json | jq '.nodes | map_values(.state)'
 
 exit codes: 0 every node did it, 4 no broker or no coordinator,
-            10 a node refused, was not there, or did not answer in time
+            10 a node refused, was not there, did not answer, or was not finished in time
 """
 _COMMANDS: Final = {
     "pause": "leave the round, and begin none until resumed",

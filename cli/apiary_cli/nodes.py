@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
-        "Every node: what it is at and why, its pictures, tags, release and temperature. When it was last "
-        "seen is asked of the coordinator, and left out where none answers."
+        "Every node: what it is at and why, its pictures, tags, the model it predicts with, release and "
+        "temperature. When it was last seen is asked of the coordinator, and left out where none answers."
     )
     parser.epilog = _EXAMPLES
     add_broker(parser)
@@ -91,6 +91,7 @@ def describe(node: str, view: NodeView, seen_s: float | None) -> dict[str, Any]:
         "run": status.run if status else None,
         "round": status.round if status else None,
         "version": status.version if status else None,
+        "model": status.model if status else None,
         "release": release.current if release else None,
         "temperature_c": health.temperature_c if health else None,
         "memory_available_mb": health.memory_available_mb if health else None,
@@ -122,6 +123,7 @@ def render(nodes: list[dict[str, Any]], of: int) -> str:
             node["state"],
             "" if node["samples"] is None else str(node["samples"]),
             told(node["tags"]),
+            node["model"] or "",
             node["release"] or "",
             "" if node["temperature_c"] is None else f"{node['temperature_c']:.0f} °C",
             duration(node["seen_s"]),
@@ -131,7 +133,7 @@ def render(nodes: list[dict[str, Any]], of: int) -> str:
     ]
     counts = sorted(Counter(node["state"] for node in nodes).items())
     states = ", ".join(f"{count} {state}" for state, count in counts)
-    header = ["NODE", "STATE", "SAMPLES", "TAGS", "RELEASE", "TEMP", "SEEN", "WHY"]
+    header = ["NODE", "STATE", "SAMPLES", "TAGS", "MODEL", "RELEASE", "TEMP", "SEEN", "WHY"]
     return f"{columns(header, rows)}\n\n{len(nodes)} nodes: {states}"
 
 

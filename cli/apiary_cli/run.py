@@ -26,6 +26,8 @@ The coordinator must stay up (apiary coordinator --stay) for runs to be started.
 exit codes: 0 done, 4 no broker or no coordinator, 10 refused by the coordinator
 """
 _PREFIX: Final = "run."
+_NEVER_BEGAN: Final = ("waiting", "withdrawn")
+"""States of runs whose time is that when they were asked for."""
 _OURS: Final = ("broker.", "operator.", "security.", "federation", "root", "blob_root")
 """Settings of whoever asks."""
 
@@ -85,12 +87,22 @@ def render(what: str, told: dict[str, Any]) -> str:
             when = f"begins after {ahead} more" if ahead else "begins"
             return f"run {told['run']} {when}; watch it with: apiary watch"
         case "stop":
-            end = {"stopping": "is being finished with its best model", "withdrawn": "will not begin"}
-            return f"run {told['run']} {end.get(told['state'], 'has ended')}"
+            return f"run {told['run']} {_stopped(told)}"
         case "list":
             return _list(told)
         case _:
             return _show(told)
+
+
+def _stopped(told: dict[str, Any]) -> str:
+    """What becomes of a run that was told to stop; a coordinator of before did not say which model it has."""
+    if told["state"] == "withdrawn":
+        return "will not begin"
+    if told.get("best") is not None:
+        return f"is being finished with its best model, of round {told['best']}"
+    if told["state"] == "stopped":
+        return "has ended, without a model"
+    return "comes to its end; it has no model unless a round closes yet"
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, Any]:
@@ -111,8 +123,8 @@ def _list(told: dict[str, Any]) -> str:
         [
             run["run"],
             run["state"],
-            _clock(run["created"]),
-            duration((run["ended"] or now) - run["created"]) if run["state"] != "waiting" else "",
+            _clock(run["created"]) if run["state"] not in _NEVER_BEGAN else "",
+            duration((run["ended"] or now) - run["created"]) if run["state"] not in _NEVER_BEGAN else "",
             str(run["rounds"]),
             share(run["accuracy"]),
             run["why"] or "",
@@ -131,7 +143,8 @@ def _list(told: dict[str, Any]) -> str:
 
 def _show(told: dict[str, Any]) -> str:
     stage = f", {told['stage']}" if told["stage"] else ""
-    lines = [f"run      {told['run']}: {told['state']}{stage}", f"began    {_clock(told['created'])}"]
+    when = "queued" if told["state"] in _NEVER_BEGAN else "began"
+    lines = [f"run      {told['run']}: {told['state']}{stage}", f"{when:<8} {_clock(told['created'])}"]
     if told["ended"]:
         lines.append(f"ended    {_clock(told['ended'])}")
     lines += [f"{name:<8} {told[key]}" for name, key in (("asked", "why"), ("stop", "stop")) if told[key]]

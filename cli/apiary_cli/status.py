@@ -68,21 +68,36 @@ def render(told: dict[str, Any]) -> str:
     run = f", run {coordinator['run']}" if coordinator.get("run") else ""
     lines.append(f"coordinator  {coordinator['state']}{run}")
     if now is not None:
-        lines.append(f"round        {now['round']} of {now['rounds']}, {now['state']}")
-    if last is not None and last["state"] == "closed":
-        lines.append(
-            f"last round   {last['round']}: accuracy {last['accuracy']:.1%}, loss {last['loss']:.3f}, "
-            f"{last['n_contributors']} updates, {last['seconds']:.1f} s"
-        )
-    elif last is not None:
-        lines.append(f"last round   {last['round']} failed: {last.get('why', '')}")
+        lines.append(f"round        {_round(now, last)}")
+    if last is not None:
+        lines.append(f"last round   {last['round']} of run {last['run']}{_ended(last)}")
     lines.append(f"nodes        {len(told['nodes'])}")
     width = max((len(name) for name in told["nodes"]), default=0)
     for name, node in told["nodes"].items():
         why = f"  {node['why']}" if node.get("why") else ""
         why += "".join(f"  {flag}" for flag in node.get("health", {}).get("throttled", []))
-        lines.append(f"  {name:<{width}}  {node['state']:<9} {node.get('samples') or 0:>6} pictures{why}")
+        # Who is lost does not say how many it has, which is not the same as none.
+        pictures = f"{node['samples']:>6} pictures" if node.get("samples") is not None else " " * 15
+        lines.append(f"  {name:<{width}}  {node['state']:<9} {pictures}{why}".rstrip())
     return "\n".join(lines)
+
+
+def _round(now: dict[str, Any], last: dict[str, Any] | None) -> str:
+    """The announced round; between two rounds the announcement is still that of the one before."""
+    if now["state"] == "finished":
+        return f"none: run {now['run']} is over after {now['round']} of {now['rounds']}"
+    over = last is not None and (last["run"], last["round"]) == (now["run"], now["round"])
+    state = f"{last['state']}; the next one has not begun" if last is not None and over else now["state"]
+    return f"{now['round']} of {now['rounds']} of run {now['run']}, {state}"
+
+
+def _ended(last: dict[str, Any]) -> str:
+    if last["state"] != "closed":
+        return f" failed: {last.get('why', '')}"
+    return (
+        f": accuracy {last['accuracy']:.1%}, loss {last['loss']:.3f}, "
+        f"{last['n_contributors']} updates, {last['seconds']:.1f} s"
+    )
 
 
 def _node(node: NodeView) -> dict[str, Any]:

@@ -43,8 +43,14 @@ class NodeView:
 
 @dataclass(slots=True)
 class RunView:
-    """Fed with every control message in the order seen; `take` gives the lines that are new."""
+    """Fed with every control message in the order seen; `take` gives the lines that are new.
 
+    `alone`: nobody else tells whether the coordinator is there and when a run is over.
+    """
+
+    alone: bool = False
+    coordinator: str | None = None
+    """Its state, once heard."""
     run: str | None = None
     round: Announcement | None = None
     results: list[RoundResult] = field(default_factory=list)
@@ -72,8 +78,7 @@ class RunView:
             case RoundResult():
                 return self._result(message)
             case CoordinatorStatus():
-                self.run = message.run or self.run
-                return []
+                return self._coordinator(message)
             case _:
                 return []
 
@@ -97,13 +102,20 @@ class RunView:
             return [f"{node} {status.state}" + (f": {status.why}" if status.why else "")]
         return []
 
+    def _coordinator(self, status: CoordinatorStatus) -> list[str]:
+        before, self.coordinator = self.coordinator, status.state
+        self.run = status.run or self.run
+        news = status.state != before and (before is not None or status.state == "offline")
+        return [f"the coordinator is {status.state}"] if news and self.alone else []
+
     def _announced(self, told: Announcement) -> list[str]:
         before = self.round
         self.run, self.round = told.run, told
-        self.finished = False
-        if told.state == "finished":
-            self.finished = True
-            return []
+        was_finished = self.finished and before is not None and before.run == told.run
+        self.finished = told.state == "finished"
+        if self.finished:
+            over = f"run {told.run} is over after round {told.round}/{told.rounds}"
+            return [over] if self.alone and not was_finished else []
         if before is None or (before.run, before.round) != (told.run, told.round):
             return [f"round {told.round}/{told.rounds} opened for {told.cohort_size} nodes"]
         return []

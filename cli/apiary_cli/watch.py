@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     watcher = Watcher(settings.broker, settings.topics, reading_gate(settings))
     title = f"{settings.federation}   "
     try:
-        with Live(RunView(), title=title, quiet=args.json) as live, stop_on_signals() as stop:
+        with Live(RunView(alone=True), title=title, quiet=args.json) as live, stop_on_signals() as stop:
             watcher.follow(_print_json if args.json else live.tap, stop)
     finally:
         watcher.close()

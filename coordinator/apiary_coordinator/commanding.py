@@ -59,10 +59,11 @@ class _One:
     state: State = "sent"
     why: str | None = None
     result: JsonValue = None
+    late: bool = False
 
     @property
     def open(self) -> bool:
-        return self.state in ("sent", "working")
+        return self.state in ("sent", "working") and not self.late
 
     def told(self) -> dict[str, Any]:
         found = {"state": self.state, "why": self.why, "result": self.result}
@@ -111,8 +112,9 @@ class Commanding(Feature):
         if (unfit := _unfit(topic.node, reply, _ANSWER_BYTES // len(order.nodes))) is not None:
             one.why, one.result = f"{reply.why or reply.state}; {unfit}"[:500], None
         order.news = True
-        if order.command.op == "retrain" and reply.state == "done":
-            self._invite_again(topic.node, reply.result)
+        retrained = order.command.op == "retrain" and reply.state == "done"
+        if retrained and (why := self._invite_again(topic.node, reply.result)) is not None:
+            one.state, one.why = "refused", why
         self._advance(order, self._desk.clock())
 
     def tick(self, now: float) -> None:
@@ -121,8 +123,11 @@ class Commanding(Feature):
             if now >= order.until:
                 for one in order.nodes.values():
                     if one.open:
-                        what = "no answer" if one.state == "sent" else "not finished"
-                        one.state, one.why = "silent", f"{what} within {order.timeout_s:g} s"
+                        one.late = True
+                        if one.state == "sent":
+                            one.state, one.why = "silent", f"no answer within {order.timeout_s:g} s"
+                        else:
+                            one.why = f"not finished within {order.timeout_s:g} s; it goes on"
             elif now >= order.repeat_at:
                 self._send(order, now)
             self._advance(order, now)
@@ -170,13 +175,24 @@ class Commanding(Feature):
             order.news, order.told_at = False, now
             order.call.working(order.told())
 
-    def _invite_again(self, node: NodeId, result: JsonValue) -> None:
+    def _invite_again(self, node: NodeId, result: JsonValue) -> str | None:
+        """Invite a node that has forgotten its answer to the open round; why it trains nothing, or None.
+
+        The node does not know what became of its answer, and may not have heard that the round is over.
+        """
+        run, number = (result.get("run"), result.get("round")) if isinstance(result, dict) else (None, None)
+        if run is None:
+            return "it has answered or given up no round that it could train again"
         course = self._desk.course()
         live = course.live if course is not None else None
-        if live is None or not isinstance(result, dict):
-            return
-        if (result.get("run"), result.get("round")) == (live.parts.run, live.round.number):
-            live.ask_again(node)
+        if live is None or not live.round.collecting or (run, number) != (live.parts.run, live.round.number):
+            return f"round {number} of run {run} is over: nothing to train again"
+        if node in live.round.accepted:
+            return f"its update of round {number} was counted already"
+        if node in live.round.rejected:
+            return f"its update of round {number} was refused: {live.round.rejected[node]}"
+        live.ask_again(node)
+        return None if live.round.welcomes(node) else f"it was not drawn for round {number}"
 
 
 def _unfit(node: NodeId, reply: NodeReply, room: int) -> str | None:

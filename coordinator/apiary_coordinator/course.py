@@ -268,6 +268,9 @@ class Course:
         # Up to here a full disk changes nothing, and all of it is tried again. What follows waits for a tick.
         self.live = None
         self.stage, self._undecided = "waiting", True
+        if result.state == "failed":
+            # Who still trains for it learns so: finishing and publishing may take hours.
+            self._bulletin.announce(live)
         self._bulletin.forget()
         live.collection.close(remove=True)
         self.record.add(entry)

@@ -153,12 +153,12 @@ class Runs(Feature):
             self._book.withdraw(args.name, why, self._desk.wall())
             call.done({"run": args.name, "state": "withdrawn"})
         elif course is None or args.name not in (None, course.run):
-            raise RequestRefused(
-                f"no run {args.name!r} is under way or waits" if args.name else "no run is under way"
-            )
+            raise RequestRefused(self._why_none(args.name))
         else:
             course.stop(why)
-            call.done({"run": course.run, "state": "stopping" if course.stage != "done" else "stopped"})
+            best = course.record.best
+            state = "stopping" if course.stage != "done" else "stopped"
+            call.done({"run": course.run, "state": state, "best": best.round if best is not None else None})
 
     def _list(self, call: Call, args: Listing) -> None:
         wall = self._desk.wall()
@@ -194,6 +194,15 @@ class Runs(Feature):
         )
 
     # -- small parts -----------------------------------------------------------------------------------
+
+    def _why_none(self, name: str | None) -> str:
+        """Why there is nothing to stop."""
+        found = self._book.one(name) if name is not None else None
+        if name is None:
+            return "no run is under way"
+        if found is None:
+            return f"no run {name!r}; there are: apiary run list"
+        return f"run {name!r} is over already: {found.state}" + (f", {found.stop}" if found.stop else "")
 
     def _course(self) -> Course | None:
         course = self._desk.course()

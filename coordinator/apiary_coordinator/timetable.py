@@ -69,7 +69,8 @@ def due(table: Timetable, past: Past, now: float, samples: int) -> str | None:
 def upcoming(table: Timetable, past: Past, now: float) -> float | None:
     """When the clock begins the next run, seconds since 1970; None where it does not."""
     past = past.as_of(now)
-    moments = [moment for moment, _ in times(table, now, now + 8 * 86400)][:1]
+    # One that passed and is still to be made up for comes before the next.
+    moments = [moment for moment, _ in times(table, max(past.since, now - LATE_S), now + 8 * 86400)][:1]
     if table.every_s is not None:
         moments.append(now if past.began is None else past.began + table.every_s)
     if not moments:

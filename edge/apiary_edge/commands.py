@@ -4,7 +4,8 @@
     pause     leave the round, begin none until resumed                      at once
     resume    take part again                                                at once
     drain     begin no round; once what is in hand was answered, pause       when it is paused
-    retrain   forget that the present round was answered or declined         at once
+    retrain   forget that the present round was answered or declined;        at once
+              refused where there is nothing to forget, or the round is over
     logs      the last lines of the node's log                               at once
 
 A pause, and who asked for it, is on disk before it is answered, so it survives a restart.
@@ -95,7 +96,11 @@ class Commands(Feature):
 
     def unfit(self, told: Announcement) -> str | None:
         """While it drains no round begins."""
-        return f"{self._why}: it finishes what it has in hand" if self._mode == "draining" else None
+        return self._draining
+
+    def status(self) -> Mapping[str, Any]:
+        """Whoever looks at a node that drains should know that it will be paused."""
+        return {"why": self._draining} if self._mode == "draining" else {}
 
     def tick(self, now: float) -> None:
         """Pause once everything in hand was answered."""
@@ -136,8 +141,13 @@ class Commands(Feature):
         if session.state is not State.IDLE:
             number = f" round {session.round.round}" if session.round is not None else ""
             raise RequestRefused(f"it is {session.state.value}{number} at the moment")
-        forgot = self._link.forget()
-        return {"run": forgot[0], "round": forgot[1]} if forgot is not None else {"run": None, "round": None}
+        if session.done is None:
+            raise RequestRefused("it has answered or given up no round that it could train again")
+        run, last = session.done
+        if self._link.over(run, last):
+            raise RequestRefused(f"round {last} of run {run} is over: nothing to train again")
+        self._link.forget()
+        return {"run": run, "round": last}
 
     def _logs(self, command: NodeCommand) -> JsonValue:
         if self._tail is None:
@@ -153,6 +163,10 @@ class Commands(Feature):
     @property
     def _why(self) -> str:
         return f"{'paused' if self._mode == 'paused' else 'drained'} by operator {self._by}"
+
+    @property
+    def _draining(self) -> str | None:
+        return f"{self._why}: it finishes what it has in hand" if self._mode == "draining" else None
 
     @property
     def _sending(self) -> bool:

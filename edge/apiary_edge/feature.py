@@ -23,7 +23,8 @@ class Link:
 
     `hold(who, why)` keeps the node from beginning to train until the same `who` says `hold(who, None)`;
     `training` is what it trains already. `samples` are the pictures that it may train on. `leave` leaves the
-    round in hand as if it had not been announced; `forget` lets the last answered round be trained again.
+    round in hand as if it had not been announced; `over` says whether a round takes no update any more, by
+    what this node has heard; `forget` lets the last answered round be trained again.
     `make_room` evicts blobs that no part of the node keeps, before something is fetched.
     """
 
@@ -41,7 +42,8 @@ class Link:
     samples: Callable[[], int]
     session: Callable[[], Session]
     leave: Callable[[], None]
-    forget: Callable[[], tuple[str, int] | None]
+    over: Callable[[str, int], bool]
+    forget: Callable[[], None]
 
 
 class Feature:

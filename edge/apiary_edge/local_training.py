@@ -99,6 +99,8 @@ class LocalTraining:
 
     def stop(self) -> None:
         """End it; nothing of it is told any more."""
+        if self._job is not None:
+            log.info("node=%s round=%d training ended before it was done", self._node, self._job.round)
         self._job = self._start_at = self._left_s = None
         self._training.stop()
 

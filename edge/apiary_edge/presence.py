@@ -109,7 +109,9 @@ class Presence:
         if self.declined is not None:
             run, number, declined_why = self.declined
             why = why or declined_why
-        more = self._more()
+        more = dict(self._more())
+        note = more.pop("why", None)
+        why = why or note
         state = _STATES[session.state]
         says = (state, why, run, number, self._labels, self.declined, held, more)
         if says == self._said:
@@ -143,6 +145,8 @@ class Presence:
         if status.state == "lost":
             self._outlet.restore()
         ours = status.session == self._instance or (event.retained and first_connect)
+        # `apiary pki revoke` says lost for whom it shut out, without a session: no other process lives.
+        ours = ours or (status.state == "lost" and status.session is None)
         if not ours and now - self._twin_said_at >= _TWIN_EVERY_S:
             self._twin_said_at = now
             log.error(

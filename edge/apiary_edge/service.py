@@ -141,6 +141,7 @@ class Edge:
             lambda: self._presence.samples,
             lambda: self.session,
             lambda: self._handle(table.NothingOpen()),
+            self._newest.over,
             self._forget,
         )
         self._features = features(link)
@@ -236,6 +237,7 @@ class Edge:
                 notice = Notice.decode(event.payload, who=who)
                 self._tap(topic.kind, self.node, notice)
                 if notice.announcement is None:
+                    self._newest.nothing_open()
                     self._handle(table.NothingOpen())
                 else:
                     self._announced(notice.announcement, notice.invited, again=bool(notice.again))
@@ -373,14 +375,13 @@ class Edge:
             if held and self._presence.holds.why is None:
                 self._ask()
 
-    def _forget(self) -> tuple[str, int] | None:
+    def _forget(self) -> None:
         """Let the round that was answered or declined last be trained again; asks what is current."""
-        forgot, self.session = self.session.done, replace(self.session, done=None)
+        self.session = replace(self.session, done=None)
         self._outbox.forget_done()
         self._presence.declined = None
         self._say()
         self._ask()
-        return forgot
 
     def _refresh(self, now: float) -> None:
         """A broker whose queue overflows loses messages in silence: nothing is said only once."""

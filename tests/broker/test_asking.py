@@ -153,6 +153,15 @@ def test_where_no_coordinator_is_that_is_said_at_once(
         ask(settings, "greet", {}, timeout_s=60)
 
 
+def test_a_coordinator_that_goes_before_it_answers_may_have_done_it(
+    settings: Settings, office: Callable[..., Office]
+) -> None:
+    deaf = office(deaf=1000)
+    threading.Timer(1.5, deaf.ended.set).start()
+    with pytest.raises(NoAnswer, match="went offline before it answered greet: it may have carried that out"):
+        ask(settings, "greet", {"name": "bee"}, timeout_s=60)
+
+
 def test_without_a_broker(settings: Settings, free_port: int) -> None:
     broker = settings.broker.model_copy(update={"port": free_port})
     with pytest.raises(BusError, match="refused"):

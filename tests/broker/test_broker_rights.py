@@ -124,6 +124,8 @@ def test_device_without_a_certificate_does_not_get_in(
 ) -> None:
     event = poll_until(lost, party("watcher", tls_cert=None, tls_key=None))[-1]
     assert isinstance(event, Disconnected)
+    # TLS it has: what it lacks is said, not what it has.
+    assert "certificate (broker.tls_cert and broker.tls_key)" in str(event.error)
     assert not party(PI, tls_cert=None, tls_key=None).connected
 
 

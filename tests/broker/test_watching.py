@@ -57,9 +57,9 @@ def test_status_tells_people(broker: BrokerProcess, tmp_path: Path) -> None:
     done = apiary(broker, tmp_path, "status")
     assert done.returncode == 0, done.stderr
     assert "coordinator  online, run autumn" in done.stdout
-    assert "last round   3: accuracy 90.0%, loss 0.250, 0 updates, 4.0 s" in done.stdout
+    assert "last round   3 of run autumn: accuracy 90.0%, loss 0.250, 0 updates, 4.0 s" in done.stdout
     assert "  pi-1  ready         12 pictures  under-voltage" in done.stdout
-    assert "  pi-2  lost           0 pictures  connection lost" in done.stdout
+    assert "  pi-2  lost                       connection lost" in done.stdout
 
 
 def test_status_tells_scripts(broker: BrokerProcess, tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ import apiary_edge.presence as presence_module
 from apiary import __version__
 from apiary.blobs import BlobStore
 from apiary.errors import StoreError
+from apiary.wire import NodeId
+from apiary.wire.messages import NodeStatus
+from apiary.wire.topics import Kind
 from apiary_coordinator.assignment import Assignment
 from apiary_coordinator.service import Coordinator, will
 from apiary_coordinator.store import Journal
@@ -105,6 +108,24 @@ def test_two_processes_with_one_node_id_are_said(
         first.step(0)
         fleet.turn()
     assert said(caplog, "node=pi-00 another process uses this node id")
+
+
+def test_a_node_that_was_revoked_and_joined_anew_sees_no_twin(
+    make_fleet: MakeFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`apiary pki revoke` leaves `lost` at the broker in the node's place."""
+    fleet = make_fleet(2, rounds=1, min_nodes=3)
+    for _ in range(10):
+        fleet.turn()
+    topic = fleet.settings().topics.build(Kind.NODE_STATUS, node=NodeId("pi-00"))
+    warden = fleet.broker.bus("pki", None)
+    warden.poll(0)
+    assert warden.publish(topic, NodeStatus(state="lost", why="revoked").encode(), retain=True)
+    for _ in range(60):
+        fleet.turn()
+    assert not said(caplog, "another process uses this node id")
+    assert fleet.coordinator is not None
+    assert fleet.coordinator.roster[NodeId("pi-00")].status.state == "ready"
 
 
 def test_a_late_joiner_takes_the_place_of_one_that_declined(make_fleet: MakeFleet) -> None:

@@ -102,6 +102,28 @@ def test_every_query_of_the_dashboard_names_metrics_that_are_there(measured: Cal
                 query
             )
     assert len({p["id"] for p in board["panels"]}) == len(board["panels"])
+    squares = [
+        (x, y)
+        for at in (panel["gridPos"] for panel in board["panels"])
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(set(squares)) == len(squares) and max(x for x, _ in squares) < 24
+
+
+def test_every_metric_has_help_and_a_type_is_documented_and_on_the_dashboard(
+    measured: Callable[..., Fleet],
+) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{feature_of(measured()).port}/metrics", timeout=10) as got:
+        families = list(text_string_to_metric_families(got.read().decode()))
+    ours = [f for f in families if f.name.startswith("apiary_") and not f.name.endswith("_created")]
+    assert len(ours) > 20 and all(f.documentation and f.type != "unknown" for f in ours)
+    manual = (DASHBOARD.parents[2] / "docs" / "commands.md").read_text()
+    queries = " ".join(t["expr"] for p in json.loads(DASHBOARD.read_text())["panels"] for t in p["targets"])
+    for family in ours:
+        name = family.name + ("_total" if family.type == "counter" else "")
+        assert f"`{name}" in manual, name
+        assert name in queries or name == "apiary_build_info", name
 
 
 def test_an_endpoint_that_is_taken_is_told(measured: Callable[..., Fleet], make_fleet: MakeFleet) -> None:

@@ -125,10 +125,23 @@ def test_a_drain_survives_the_nodes_restart(commanded: Callable[..., Fleet]) -> 
     fleet.trainings["pi-01"].seconds = 20
     fleet.ask("run.start", settings={"rounds": 2})
     fleet.until(lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
-    assert answers(fleet, "drain", "pi-01", timeout_s=1)["pi-01"]["why"] == "not finished within 1 s"
+    late = answers(fleet, "drain", "pi-01", timeout_s=1)["pi-01"]
+    assert (late["state"], late["why"]) == ("working", "not finished within 1 s; it goes on")
+    draining = ("training", "drained by operator anna: it finishes what it has in hand")
+    fleet.until(lambda: states(fleet)["pi-01"] == draining)
     fleet.kill_node("pi-01")
     fleet.start_node("pi-01")
     fleet.until(lambda: states(fleet)["pi-01"][0] == "paused")
+
+
+def test_what_holds_a_node_is_said_before_that_it_drains(commanded: Callable[..., Fleet]) -> None:
+    fleet = commanded()
+    fleet.trainings["pi-01"].seconds = 20
+    fleet.ask("run.start", settings={"rounds": 1})
+    fleet.until(lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
+    answers(fleet, "drain", "pi-01", timeout_s=1)
+    fleet.nodes["pi-01"]._hold("heat", "81 degrees")
+    fleet.until(lambda: states(fleet)["pi-01"] == ("paused", "81 degrees"))
 
 
 def test_a_node_that_gave_up_a_round_trains_it_after_retrain(commanded: Callable[..., Fleet]) -> None:
@@ -144,6 +157,41 @@ def test_a_node_that_gave_up_a_round_trains_it_after_retrain(commanded: Callable
     assert answers(fleet, "retrain", "pi-01")["pi-01"]["result"]["round"] == 1
     (result,) = fleet.until(lambda: _rounds(fleet))
     assert sorted(result["contributors"]) == ["pi-00", "pi-01", "pi-02"]
+
+
+def test_retrain_says_where_there_is_nothing_to_train_again(commanded: Callable[..., Fleet]) -> None:
+    """`done` is what an operator waits for: it is said only where the round is trained once more."""
+    fleet = commanded(rounds=1)
+    found = answers(fleet, "retrain", "pi-00")["pi-00"]
+    assert found == {
+        "state": "refused",
+        "why": "it has answered or given up no round that it could train again",
+    }
+    fleet.trainings["pi-01"].seconds = 60
+    run = fleet.ask("run.start", settings={"rounds": 1}).result["run"]  # type: ignore[index,call-overload]
+    fleet.until(lambda: fleet.nodes["pi-00"].session.done == (run, 1))
+    found = answers(fleet, "retrain", "pi-00")["pi-00"]
+    assert (found["state"], found["why"]) == ("refused", "its update of round 1 was counted already")
+    fleet.until(lambda: _rounds(fleet))
+    fleet.until(lambda: fleet.coordinator is not None and fleet.coordinator.course is None)
+    for node in ("pi-01", "pi-02"):
+        found = answers(fleet, "retrain", node)[node]
+        why = f"round 1 of run {run} is over: nothing to train again"
+        assert found == {"state": "refused", "why": why}
+        assert fleet.nodes[node].session.done == (run, 1)
+
+
+def test_a_node_that_has_not_heard_of_the_rounds_end_is_told_right(commanded: Callable[..., Fleet]) -> None:
+    fleet = commanded(rounds=1)
+    fleet.trainings["pi-01"].seconds = 60
+    run = fleet.ask("run.start", settings={"rounds": 1}).result["run"]  # type: ignore[index,call-overload]
+    fleet.until(lambda: fleet.nodes["pi-00"].session.done == (run, 1))
+    fleet.broker.script(Fault("drop", "apiary/+/node/pi-00/notice", times=1000))
+    fleet.broker.script(Fault("drop", "apiary/+/round/current", times=1000))
+    fleet.until(lambda: _rounds(fleet))
+    found = answers(fleet, "retrain", "pi-00")["pi-00"]
+    assert found["state"] == "refused"
+    assert found["why"] == f"round 1 of run {run} is over: nothing to train again"
 
 
 def test_logs(commanded: Callable[..., Fleet]) -> None:

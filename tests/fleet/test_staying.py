@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from tests.fleet.conftest import MakeFleet
-from tests.fleet.harness import Fleet
+from tests.fleet.harness import TICK_S, FakeWorkshop, Fleet
 
 from apiary.bus.bus import Received
 from apiary.errors import SettingsError, StoreError
@@ -17,6 +18,7 @@ from apiary.wire.messages import Announcement
 from apiary.wire.topics import Kind
 from apiary_coordinator.runbook import MAX_WAITING
 from apiary_coordinator.store import Journal
+from apiary_edge.session import State
 
 
 def listed(fleet: Fleet) -> list[dict[str, Any]]:
@@ -187,7 +189,8 @@ def test_a_stopped_run_ends_with_its_best_model_and_the_next_one_begins(
     fleet.ask("run.start", name="long")
     fleet.ask("run.start", name="next", settings={"rounds": 1})
     fleet.until(lambda: fleet.coordinator.course.record.next_number == 3)  # type: ignore[union-attr]
-    assert fleet.ask("run.stop").result == {"run": "long", "state": "stopping"}
+    best = fleet.coordinator.course.record.best.round  # type: ignore[union-attr]
+    assert fleet.ask("run.stop").result == {"run": "long", "state": "stopping", "best": best}
     fleet.until(lambda: state_of(fleet) == {"long": "stopped", "next": "finished"})
     summary = (fleet.folder / "runs" / "long" / "summary.json").read_text()
     assert '"stop": "stopped by operator anna"' in summary and '"best_round": ' in summary
@@ -201,10 +204,57 @@ def test_a_run_stopped_before_its_first_model_just_ends(staying: Callable[..., F
     fleet.ask("run.start", name="early")
     if when != "building":
         fleet.until(lambda: stage(fleet) == when)
-    fleet.ask("run.stop")
+    assert fleet.ask("run.stop").result["best"] is None  # type: ignore[index,call-overload]
     fleet.until(lambda: state_of(fleet) == {"early": "stopped"} and stage(fleet) is None)
     assert fleet.ask("run.stop").why == "no run is under way"
-    assert fleet.ask("run.stop", name="early").why == "no run 'early' is under way or waits"
+    assert fleet.ask("run.stop", name="early").why == (
+        "run 'early' is over already: stopped, stopped by operator anna"
+    )
+    assert fleet.ask("run.stop", name="other").why == "no run 'other'; there are: apiary run list"
+
+
+def test_nodes_say_that_their_training_was_ended_and_train_the_next_run(
+    staying: Callable[..., Fleet], caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = staying(rounds=5)
+    for training in fleet.trainings.values():
+        training.seconds = 500
+    fleet.ask("run.start", name="long")
+    fleet.ask("run.start", name="next", settings={"rounds": 1})
+    fleet.until(lambda: all(node.session.state is State.TRAINING for node in fleet.nodes.values()))
+    with caplog.at_level(logging.INFO, logger="apiary_edge"):
+        fleet.ask("run.stop", name="long")
+        for training in fleet.trainings.values():
+            training.seconds = 1
+        fleet.until(lambda: state_of(fleet) == {"long": "stopped", "next": "finished"})
+    ended = [line for line in caplog.messages if line.endswith("round=1 training ended before it was done")]
+    assert sorted(ended) == sorted(f"node={n} round=1 training ended before it was done" for n in fleet.nodes)
+
+
+def test_a_stopped_round_frees_its_nodes_before_the_run_is_finished(
+    staying: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finishing takes as long as its publishers do; nobody shall train for nothing so long."""
+    fleet = staying(rounds=5)
+    fleet.ask("run.start", name="long")
+    fleet.until(lambda: fleet.coordinator.course and fleet.coordinator.course.record.next_number == 2)  # type: ignore[union-attr]
+    for training in fleet.trainings.values():
+        training.seconds = 5000
+    fleet.until(lambda: all(node.session.state is State.TRAINING for node in fleet.nodes.values()))
+    freed: list[bool] = []
+
+    def finish(self: FakeWorkshop, *args: Any) -> dict[str, Any]:
+        for _ in range(20):
+            fleet.broker.now += TICK_S
+            for node in fleet.nodes.values():
+                node.step(0)
+        freed.append(all(node.session.state is State.IDLE for node in fleet.nodes.values()))
+        return {}
+
+    monkeypatch.setattr(FakeWorkshop, "finish", finish)
+    fleet.ask("run.stop", name="long")
+    fleet.until(lambda: state_of(fleet) == {"long": "stopped"})
+    assert freed == [True]
 
 
 def test_a_stop_survives_the_coordinators_death(staying: Callable[..., Fleet]) -> None:

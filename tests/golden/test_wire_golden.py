@@ -124,6 +124,7 @@ MESSAGES: list[m.Message] = [
         session="s1",
         accuracy_global=0.9,
         accuracy_personal=0.95,
+        model="round 3 of run autumn (tuned)",
     ),
     m.Prediction(
         label="hardhat",

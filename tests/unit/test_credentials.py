@@ -104,7 +104,10 @@ def test_files_that_cannot_be_used_are_named(files: Files) -> None:
         files.gate(Role.NODE, "pi-07", ca=Path("/nowhere"))
     with pytest.raises(SettingsError, match=r"security.crl .*cert.pem: not a usable PEM file"):
         files.gate(Role.NODE, "pi-07", crl=files.folder / "cert.pem")
-    with pytest.raises(SettingsError, match=r"but not security.cert and security.key: what a node says"):
+    with pytest.raises(
+        SettingsError,
+        match=r"but not security.cert and security.key: the messages of a party with the role node",
+    ):
         files.gate(Role.NODE, "pi-07", cert=None, key=None)
     mine = (files.folder / "cert.pem").read_bytes()
     files.party("pi-07", Role.NODE)

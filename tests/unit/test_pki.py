@@ -10,11 +10,13 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
 from apiary.errors import SettingsError
 from apiary.files import stamp
@@ -29,6 +31,7 @@ from apiary_cli.pki.serve import Service, make_service, show_certificate
 from apiary_cli.pki.tokens import MAX_USES, Tokens, seconds
 
 Pki = Callable[..., Any]
+PI = Identity("pi", Role.NODE)
 
 
 @pytest.fixture
@@ -107,6 +110,35 @@ def test_what_cannot_be_is_refused_with_what_to_do(pki: Pki, tmp_path: Path) -> 
     assert not (tmp_path / "f/tls/cert.pem").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list",),
+        ("acl",),
+        ("apply",),
+        ("serve",),
+        ("revoke", "pi-07"),
+        ("renew", "pi-07", "--dir", "d"),
+        ("token", "pi-07"),
+        ("token", "pi-07", "--cancel"),
+    ],
+    ids=" ".join,
+)
+def test_before_there_is_an_authority_each_says_how_to_found_one(pki: Pki, words: tuple[str, ...]) -> None:
+    assert "no authority in pki: `apiary pki init` founds one" in pki(*words, code=2)
+
+
+@pytest.mark.parametrize("role", ["node", "viewer", "operator", "coordinator"])
+def test_the_line_that_a_token_comes_with_joins(
+    pki: Pki, service: str, role: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pki", "token", "ann", "--role", role]) == 0
+    apiary, *words = capsys.readouterr().out.splitlines()[-1].split()
+    assert apiary == "apiary"
+    words = [service if word.startswith("https://HOST:") else word for word in words[1:]]
+    assert pki(*words, "--dir", "d")["name"] == "ann"
+
+
 def test_a_locked_authority_wants_its_passphrase(pki: Pki, tmp_path: Path) -> None:
     (tmp_path / "right").write_text("correct horse\n")
     (tmp_path / "wrong").write_text("battery\n")
@@ -164,6 +196,41 @@ def test_revoking_and_the_broker_files(pki: Pki, tmp_path: Path) -> None:
     assert "user pi-07" not in (tmp_path / "mosquitto/acl.conf").read_text()
 
 
+def test_one_certificate_is_revoked_by_its_serial_and_no_other(pki: Pki) -> None:
+    pki("init")
+    pki("enrol", "pi-07", "--dir", "d")
+    wrong = pki("revoke", "pi-07", "--serial", "abc", code=2)
+    assert "'pi-07' has no certificate with the serial abc: `apiary pki list`" in wrong
+    client, signing = (c["serial"] for c in pki("list", "--name", "pi-07")["certificates"])
+    assert pki("revoke", "pi-07", "--serial", client)["revoked"] == [client]
+    assert pki("revoke", "pi-07", "--serial", client)["revoked"] == []
+    states = {c["serial"]: c["state"] for c in pki("list", "--name", "pi-07")["certificates"]}
+    assert states == {client: "revoked", signing: "valid"}
+
+
+@pytest.mark.parametrize("year", [2000, 2100])
+def test_a_clock_in_the_wrong_year_issues_nothing(pki: Pki, tmp_path: Path, year: int) -> None:
+    """It would be a certificate that is over at once, or that outlives its authority."""
+    pki("init")
+    wrong = datetime(year, 1, 1, tzinfo=UTC).timestamp()
+    ca = CaFolder(tmp_path / "pki", wall=lambda: wrong)
+    with pytest.raises(SettingsError, match=f"clock says {year}-01-01 00:00, and the authority holds from"):
+        ca.issue(PI, [(Use.CLIENT, generate_private_key(SECP256R1()).public_key())], 365)
+    assert [i.name for i in ca.issued()] == ["pki"]
+
+
+def test_apply_says_what_it_did(pki: Pki, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pki("init")
+    assert main(["pki", "apply"]) == 0
+    told = capsys.readouterr().out
+    assert told == "nothing was done: neither pki.broker_dir nor pki.reload is set\n"
+    (tmp_path / "broker").mkdir()
+    flags = ["--set", "pki.broker_dir=broker", "--set", "pki.reload=['touch', 'reloaded']"]
+    assert main(["pki", "apply", *flags]) == 0
+    assert capsys.readouterr().out == "ca.pem, crl.pem and acl.conf are in broker; ran: touch reloaded\n"
+    assert (tmp_path / "reloaded").exists()
+
+
 def test_a_broker_that_is_not_told_is_said_and_the_revocation_stands(pki: Pki, tmp_path: Path) -> None:
     pki("init")
     pki("enrol", "pi-07", "--dir", "d")
@@ -217,19 +284,21 @@ def test_tokens_are_for_one_name_one_role_and_a_time(pki: Pki, service: str, tmp
     )
     wrong = ("join", service, "--name", "pi-08", "--role", "operator", "--dir", "b", *ca)
     assert "no such token for operator" in pki(*wrong, code=5)
+    # What was mistaken used nothing up: the token is not bound to who asked with it.
+    assert pki("join", service, "--name", "pi-08", "--dir", "a8", *ca)["name"] == "pi-08"
     pki("token", "pi-08", "--cancel")
     assert "no such token" in pki("join", service, "--name", "pi-08", "--dir", "a", *ca, code=5)
     now = [0.0]
     tokens = Tokens(tmp_path, lambda: now[0])
-    token = tokens.make(Identity("pi", Role.NODE), seconds("30m"))
+    token = tokens.make(PI, seconds("30m"))
     now[0] = 1801
-    assert tokens.take(token, "pi", "k") is None
+    assert tokens.take(token, PI, "k") is None
 
 
 def test_a_token_that_is_asked_too_often_is_used_up(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path)
-    token = tokens.make(Identity("pi", Role.NODE), 60)
-    assert [tokens.take(token, "pi", "k") is not None for _ in range(MAX_USES + 1)] == [True] * MAX_USES + [
+    token = tokens.make(PI, 60)
+    assert [tokens.take(token, PI, "k") is not None for _ in range(MAX_USES + 1)] == [True] * MAX_USES + [
         False
     ]
     for bad in ("0h", "5", "h", "91d", "1w", ""):

@@ -6,6 +6,8 @@ import hashlib
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +17,14 @@ from apiary.learn.manifest import PictureInput
 from apiary.wire import NodeId
 from apiary.wire.messages import Prediction
 from apiary.wire.topics import Topics
+from apiary_edge.capture_job import CaptureTold
 from apiary_edge.predicting import described, home_assistant
 from apiary_edge.predicting.changes import Changes
 from apiary_edge.predicting.child import Predicting
 from apiary_edge.predicting.described import ModelFile, Personal
-from apiary_edge.predicting.feature import prediction_of
-from apiary_edge.predicting.job import PredictTold, parse
+from apiary_edge.predicting.feature import Predicting as Feature
+from apiary_edge.predicting.feature import PredictionSays, prediction_of
+from apiary_edge.predicting.job import Line, PredictTold, parse
 from apiary_edge.predicting.live import AGAIN_S, LOOK_EVERY_S, SHOWN, Bytes, Live
 from apiary_edge.predicting.models import Answered, Model
 
@@ -240,6 +244,44 @@ def test_a_message_says_words_and_numbers_and_survives_the_way(scene: Scene) -> 
     rounded = told.model_copy(update={"probability": 1.0000001, "top": [("cat", 1.0000001)]})
     assert prediction_of(rounded).probability == 1.0
     assert parse(b"INFO: Created TensorFlow Lite XNNPACK delegate\n") is None
+
+
+class Child:
+    """The predicting process, as far as it is heard: what it says is laid into `lines`."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+    def tick(self, now: float) -> None:
+        pass
+
+    def collect(self) -> list[Line]:
+        said, self.lines = self.lines, []
+        return said
+
+    def is_over(self, told: Line) -> bool:
+        return told.kind == "failed"
+
+
+def test_the_status_names_the_model_that_answers_and_no_other() -> None:
+    child = Child()
+    link: Any = SimpleNamespace(node="pi")
+    process: Any = child
+    part = Feature(link, process, camera=None, says=PredictionSays(), publish=False)
+
+    def after(*lines: Line) -> object:
+        child.lines += lines
+        part.tick(0.0)
+        return part.status().get("model")
+
+    assert after() is None
+    assert after(PredictTold(kind="model", text="round 3 of run r", model=digest("a"))) == "round 3 of run r"
+    tuned = PredictTold(kind="model", text="round 4 of run r", model=digest("b"), personal=True)
+    assert after(tuned) == "round 4 of run r (tuned)"
+    assert after(PredictTold(kind="refused", text="damaged", model=digest("c"))) == "round 4 of run r (tuned)"
+    assert after(CaptureTold(kind="gone", text="no camera")) == "round 4 of run r (tuned)"
+    assert after(PredictTold(kind="model", text="x" * 900)) == "x" * 500
+    assert after(CaptureTold(kind="failed", text="no such setting")) is None
 
 
 # -- which model -----------------------------------------------------------------------------------------

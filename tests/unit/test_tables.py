@@ -13,7 +13,7 @@ from apiary.errors import DataError, SettingsError
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeHealth, NodeRelease, NodeStatus
 from apiary.wire.topics import Kind
-from apiary_cli import main, node, nodes, rounds, run
+from apiary_cli import main, node, nodes, rounds, run, status
 from apiary_cli.columns import columns, duration, share
 from apiary_cli.view import RunView
 
@@ -47,7 +47,11 @@ def test_shares() -> None:
 def fleet() -> list[dict[str, Any]]:
     view = RunView()
     said: list[tuple[Kind, str, Any]] = [
-        (Kind.NODE_STATUS, "b", NodeStatus(state="ready", samples=50, tags={"site": "north"})),
+        (
+            Kind.NODE_STATUS,
+            "b",
+            NodeStatus(state="ready", samples=50, tags={"site": "north"}, model="round 3"),
+        ),
         (Kind.NODE_HEALTH, "b", NodeHealth(temperature_c=71.4)),
         (Kind.NODE_RELEASE, "b", NodeRelease(state="healthy", current="hats-2")),
         (Kind.NODE_STATUS, "a", NodeStatus(state="paused", why="too hot", samples=7)),
@@ -77,11 +81,11 @@ def test_nodes_are_sorted_with_what_is_not_known_last(by: str, order: str) -> No
 def test_a_table_of_nodes() -> None:
     told = nodes.render(nodes.sort(fleet(), "id"), 4).splitlines()
     assert told == [
-        "NODE  STATE    SAMPLES  TAGS        RELEASE  TEMP   SEEN  WHY",
-        "a     paused         7                                    too hot",
-        "b     ready         50  site=north  hats-2   71 °C  3 s",
-        "c     lost                                                connection lost",
-        "d     unknown                                80 °C",
+        "NODE  STATE    SAMPLES  TAGS        MODEL    RELEASE  TEMP   SEEN  WHY",
+        "a     paused         7                                             too hot",
+        "b     ready         50  site=north  round 3  hats-2   71 °C  3 s",
+        "c     lost                                                         connection lost",
+        "d     unknown                                         80 °C",
         "",
         "4 nodes: 1 lost, 1 paused, 1 ready, 1 unknown",
     ]
@@ -107,6 +111,89 @@ def test_answers_of_nodes() -> None:
     assert node.render("logs", logs) == "x\ny"
     logs["nodes"]["c"] = told["nodes"]["c"]
     assert node.render("logs", logs) == "a: x\na: y\nc: silent: no answer within 15 s"
+
+
+RUN: dict[str, Any] = {
+    "run": "r", "created": 0, "ended": 60, "rounds": 0, "accuracy": None, "why": "by hand", "stop": None
+}  # fmt: skip
+
+
+def test_a_run_that_never_began_took_no_time() -> None:
+    runs = [{**RUN, "state": state} for state in ("waiting", "withdrawn", "stopped")]
+    told = run.render("list", {"runs": runs, "next": None, "wanted_samples": None}).splitlines()
+    assert [" ".join(line.split()) for line in (told[0], told[1], told[2])] == [
+        "RUN STATE BEGAN TOOK ROUNDS ASKED FOR",
+        "r waiting 0 by hand",
+        "r withdrawn 0 by hand",
+    ]
+    assert "1970-01-01" in told[3] and "60 s" in told[3]
+    more = {"stage": None, "folder": "runs/r", "settings": {}, "results": []}
+    for state, word in (("withdrawn", "queued   "), ("stopped", "began    ")):
+        assert run.render("show", {**RUN, **more, "state": state}).splitlines()[1].startswith(word)
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({"state": "withdrawn"}, "run r will not begin"),
+        ({"state": "stopping", "best": 3}, "run r is being finished with its best model, of round 3"),
+        (
+            {"state": "stopping", "best": None},
+            "run r comes to its end; it has no model unless a round closes yet",
+        ),
+        ({"state": "stopped", "best": None}, "run r has ended, without a model"),
+    ],
+)
+def test_what_becomes_of_a_stopped_run_is_not_promised(told: dict[str, Any], line: str) -> None:
+    assert run.render("stop", {"run": "r", **told}) == line
+
+
+NOW = {"run": "b", "round": 2, "rounds": 5, "state": "open"}
+LAST = {"run": "a", "round": 7, "state": "failed", "why": "stopped by operator ann"}
+
+
+@pytest.mark.parametrize(
+    ("now", "last", "lines"),
+    [
+        (NOW, None, ["round        2 of 5 of run b, open"]),
+        (
+            NOW,
+            LAST,
+            [
+                "round        2 of 5 of run b, open",
+                "last round   7 of run a failed: stopped by operator ann",
+            ],
+        ),
+        (
+            {**NOW, "state": "evaluating"},
+            {**LAST, "run": "b", "round": 2, "state": "closed", "accuracy": 0.5, "loss": 1.0,
+             "n_contributors": 2, "seconds": 3.0},
+            [
+                "round        2 of 5 of run b, closed; the next one has not begun",
+                "last round   2 of run b: accuracy 50.0%, loss 1.000, 2 updates, 3.0 s",
+            ],
+        ),
+        ({**NOW, "state": "finished"}, None, ["round        none: run b is over after 2 of 5"]),
+    ],
+)  # fmt: skip
+def test_status_says_of_which_run_a_round_is(
+    now: dict[str, Any], last: dict[str, Any] | None, lines: list[str]
+) -> None:
+    coordinator = {"state": "online"}
+    told = {"federation": "f", "coordinator": coordinator, "round": now, "last": last, "nodes": {}}
+    assert status.render(told).splitlines()[2:-1] == lines
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "list"], ["rounds"], ["node", "pause", "all"], ["release", "status"]]
+)
+@pytest.mark.parametrize("wait", ["0", "-1", "nan", "inf", "soon"])
+def test_a_time_to_wait_has_an_end_and_is_more_than_nothing(
+    command: list[str], wait: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main.main([*command, "--timeout", wait])
+    assert refused.value.code == 2 and "argument --timeout" in capsys.readouterr().err
 
 
 ROUND = {

@@ -62,6 +62,17 @@ def test_a_time_that_was_dealt_with_is_not_due_again() -> None:
     assert upcoming(NIGHTLY, Past(TWO + 3), TWO + 60) == TWO + 24 * 3600
 
 
+def test_what_is_made_up_for_is_told_as_the_next() -> None:
+    """It passed in a run, or in the pause after it: the next run is not tomorrow's."""
+    table = Timetable(at=("02:00",), zone=BERLIN, min_pause_s=600.0)
+    ended = TWO + 120
+    past = Past(TWO - 300, TWO - 300, ended)
+    assert due(table, past, ended + 30, 0) is None
+    assert upcoming(table, past, ended + 30) == ended + 600
+    assert due(table, past, ended + 600, 0) == "at 02:00"
+    assert upcoming(table, past, TWO + LATE_S) == TWO + 24 * 3600
+
+
 def test_days() -> None:
     # 2026-11-20 is a Friday.
     table = Timetable(at=("02:00", "14:30"), days=("sat", "mon"), zone=BERLIN)

@@ -125,6 +125,20 @@ def test_what_a_node_is_at() -> None:
     assert view.nodes[NODE].doing == "training"
 
 
+def test_whoever_watches_alone_hears_of_the_coordinator_and_of_a_runs_end() -> None:
+    online, offline = (CoordinatorStatus(state=state, epoch="e") for state in ("online", "offline"))
+    view = RunView(alone=True)
+    assert take(view, online) == []
+    assert take(view, offline) == ["the coordinator is offline"]
+    assert take(view, offline) == []
+    assert take(view, online) == ["the coordinator is online"]
+    assert take(RunView(alone=True), offline) == ["the coordinator is offline"]
+    assert take(view, announcement(2, state="finished")) == ["run r is over after round 2/5"]
+    assert take(view, announcement(2, state="finished")) == []
+    assert take(view, announcement(run="s")) == ["round 1/5 opened for 3 nodes"]
+    assert take(view, announcement(run="s", state="finished")) == ["run s is over after round 1/5"]
+
+
 def test_other_messages_say_nothing() -> None:
     view = RunView()
     assert take(view, CoordinatorStatus(state="online", epoch="e", run="r9")) == []

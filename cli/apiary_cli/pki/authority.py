@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable
@@ -105,14 +106,19 @@ def revoke(args: argparse.Namespace, settings: Settings) -> int:
     """Shut somebody out, and tell the broker."""
     ca = open_folder(settings)
     gone = ca.revoke(args.name, args.serial)
-    if not gone and not any(i.name == args.name for i in ca.issued()):
-        raise SettingsError(f"{args.name!r} has no certificate: `apiary pki list` shows who has")
+    known = [i for i in ca.issued() if i.name == args.name and args.serial in (None, i.serial)]
+    if not known:
+        which = f" with the serial {args.serial}" if args.serial is not None else ""
+        raise SettingsError(f"{args.name!r} has no certificate{which}: `apiary pki list` shows who has")
     Tokens(ca.folder).cancel(args.name)
     trouble = broker_files.apply(ca, settings, revoked=[args.name])
     if args.json:
         print(json.dumps({"revoked": [i.serial for i in gone], "trouble": trouble}))
     elif gone:
         print(f"revoked: {len(gone)} certificates of {gone[0].identity}")
+    elif args.serial is not None:
+        state = known[0].state(time.time())
+        print(f"certificate {args.serial} of {args.name!r} is {state} already; the broker was told once more")
     else:
         print(f"{args.name!r} had no valid certificate left; the broker was told once more")
     if settings.pki.broker_dir is None and not args.json:
@@ -152,12 +158,18 @@ def apply_again(args: argparse.Namespace, settings: Settings) -> int:
     trouble = broker_files.apply(ca, settings, revoked=ca.revoked_names())
     if args.json:
         print(json.dumps({"trouble": trouble}))
+    elif not trouble:
+        pki = settings.pki
+        told = [f"ca.pem, crl.pem and acl.conf are in {pki.broker_dir}"] if pki.broker_dir is not None else []
+        told += [f"ran: {shlex.join(pki.reload)}"] if pki.reload else []
+        print("; ".join(told) or "nothing was done: neither pki.broker_dir nor pki.reload is set")
     return _tell(trouble)
 
 
 def token(args: argparse.Namespace, settings: Settings) -> int:
     """A token for somebody who joins by the service."""
     ca = CaFolder(settings.pki.state_dir)
+    sha256 = ca.sha256
     tokens = Tokens(ca.folder)
     if args.cancel:
         count = tokens.cancel(args.name)
@@ -167,13 +179,12 @@ def token(args: argparse.Namespace, settings: Settings) -> int:
     ca.check_free(whom, again=args.again)
     made = tokens.make(whom, seconds(args.ttl), again=args.again)
     if args.json:
-        print(
-            json.dumps({"name": whom.name, "token": made, "ca_sha256": ca.sha256, "ttl_s": seconds(args.ttl)})
-        )
+        print(json.dumps({"name": whom.name, "token": made, "ca_sha256": sha256, "ttl_s": seconds(args.ttl)}))
     else:
         print(f"token for {whom}, once, within {args.ttl}: {made}")
-        print(f"apiary pki join https://HOST:{settings.pki.port} --name {whom.name} --token {made} "
-              f"--ca-sha256 {ca.sha256}")  # fmt: skip
+        role = "" if whom.role is Role.NODE else f" --role {whom.role}"
+        print(f"apiary pki join https://HOST:{settings.pki.port} --name {whom.name}{role} --token {made} "
+              f"--ca-sha256 {sha256}")  # fmt: skip
     return 0
 
 

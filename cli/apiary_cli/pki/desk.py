@@ -87,14 +87,12 @@ class Desk:
     def join(self, body: dict[str, Any]) -> Answer:
         """Certificates for a device that shows a token. Raises Refusal."""
         name, token = _text(body, "name", 64), _text(body, "token", 100)
-        role = _role(body)
-        keys = self._keys(body, name, role)
+        whom = Identity(name, _role(body))
+        keys = self._keys(body, name, whom.role)
         der = b"".join(_der(key) for _, key in keys)
-        grant = self._tokens.take(token, name, hashlib.sha256(der).hexdigest())
-        if grant is None or grant.whom.role is not role:
-            raise Refusal(
-                HTTPStatus.FORBIDDEN, f"no such token for {Identity(name, role)}, or it was used, or is over"
-            )
+        grant = self._tokens.take(token, whom, hashlib.sha256(der).hexdigest())
+        if grant is None:
+            raise Refusal(HTTPStatus.FORBIDDEN, f"no such token for {whom}, or it was used, or is over")
         return self._issue(grant, keys)
 
     def renew(self, body: dict[str, Any], serial: str | None) -> Answer:

@@ -99,7 +99,8 @@ def renew(args: argparse.Namespace, settings: Settings) -> int:
     if not args.force and not _due(old):
         # The list of revoked certificates may be newer all the same.
         device.store_lists(read_answer(service.authority(), args.url))
-        return _report(args, device, whom.name, said="not due yet; the list of revoked certificates is fresh")
+        said = "the list of revoked certificates is new; its own are not due yet and hold"
+        return _report(args, device, whom.name, said=said)
     pem = device.request(whom.name, renew=True)
     body: dict[str, Any] = {"request": pem.decode(), "force": args.force}
     if pair is None:
@@ -173,7 +174,10 @@ class _Service:
             response = connection.getresponse()
             said = response.read(MAX_PEM_BYTES)
         except ssl.SSLCertVerificationError as e:
-            raise WireError(f"{self._url}: its certificate does not hold: {e.verify_message}") from None
+            raise WireError(
+                f"{self._url}: its certificate does not hold: {e.verify_message}; check this machine's "
+                "clock, and that one's"
+            ) from None
         except ssl.SSLError as e:
             raise WireError(
                 f"{self._url}: no TLS session: {e.reason or e}; is this device's own expired?"

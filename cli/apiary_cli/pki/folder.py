@@ -194,8 +194,9 @@ class CaFolder:
     ) -> list[x509.Certificate]:
         """Certificates of `whom` for `keys`, in the index when this returns; `replace_old` revokes others."""
         authority = self.authority
+        now = datetime.fromtimestamp(self._wall(), UTC)
+        self._check_clock(now)
         with self._changing() as index:
-            now = datetime.fromtimestamp(self._wall(), UTC)
             if replace_old:
                 self._revoke(index, lambda i: i.name == whom.name, now)
             made = []
@@ -233,6 +234,7 @@ class CaFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder against other processes. Raises StoreError where one holds it too long."""
+        self._read("ca.pem")  # without an authority, say so
         fd = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             end = time.monotonic() + _LOCK_S
@@ -246,6 +248,15 @@ class CaFolder:
             yield
         finally:
             os.close(fd)
+
+    def _check_clock(self, now: datetime) -> None:
+        """Raises SettingsError where the clock is outside the authority's own term."""
+        begin, end = self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
+        if not begin <= now <= end:
+            raise SettingsError(
+                f"this machine's clock says {now:%Y-%m-%d %H:%M}, and the authority holds from "
+                f"{begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d}: set the clock; nothing was issued"
+            )
 
     def _revoke(self, index: dict[str, Any], which: Callable[[Issued], bool], now: datetime) -> list[Issued]:
         gone = []

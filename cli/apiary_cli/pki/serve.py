@@ -182,9 +182,9 @@ def serve(ca: CaFolder, settings: Settings, *, as_json: bool = False) -> int:
     if as_json:
         print(json.dumps({"port": port, "ca_sha256": ca.sha256}), flush=True)
     else:
-        print(
-            f"devices join at https://{socket.gethostname()}:{port} with --ca-sha256 {ca.sha256}", flush=True
-        )
+        host = settings.pki.listen or socket.gethostname()
+        host = f"[{host}]" if ":" in host else host
+        print(f"devices join at https://{host}:{port} with --ca-sha256 {ca.sha256}", flush=True)
     with stop_on_signals() as stop:
         thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
         thread.start()

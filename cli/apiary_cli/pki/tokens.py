@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from apiary.errors import SettingsError, StoreError
 from apiary.files import write_json
-from apiary.identity.roles import Identity, Role
+from apiary.identity.roles import Identity
 
 MAX_TOKENS: Final = 10_000
 MAX_USES: Final = 5
@@ -59,17 +59,22 @@ class Tokens:
             }  # fmt: skip
         return token
 
-    def take(self, token: str, name: str, keys: str) -> Grant | None:
-        """Use a token of `name` for a device with `keys`, a digest of them; None: not allowed."""
+    def take(self, token: str, whom: Identity, keys: str) -> Grant | None:
+        """Use a token of `whom` for a device with `keys`, a digest of them; None: not allowed.
+
+        What is refused uses nothing up: whoever mistook the name or the role may say it again, right.
+        """
         with self._changing() as held:
             found = held.get(_hash(token))
-            if found is None or found["name"] != name or found.get("keys", keys) != keys:
+            if found is None or (found["name"], found["role"]) != (whom.name, whom.role):
+                return None
+            if found.get("keys", keys) != keys:
                 return None
             uses = found.get("uses", 0) + 1
             if uses > MAX_USES:
                 return None
             held[_hash(token)] = {**found, "keys": keys, "uses": uses}
-        return Grant(Identity(name, Role(found["role"])), bool(found["again"]) or uses > 1)
+        return Grant(whom, bool(found["again"]) or uses > 1)
 
     def cancel(self, name: str) -> int:
         """Take back all tokens of `name`; how many."""

@@ -175,7 +175,7 @@ class _PahoLink:
         self._notes = hooks.notes
         self._where = where
         self._window = 0
-        self._shows_certificate = False
+        self._tls = self._shows_certificate = False
         self._outgoing: dict[int, str] = {}
         self._subscribing: dict[int, Sequence[str]] = {}
         self._stream = Stream(sock)
@@ -191,6 +191,7 @@ class _PahoLink:
     ) -> None:
         """Send CONNECT."""
         client, self._window = self._client, window
+        self._tls = broker.tls
         self._shows_certificate = broker.tls and broker.tls_cert is not None
         client.max_inflight_messages_set(window)
         client.max_queued_messages_set(0)
@@ -334,6 +335,11 @@ class _PahoLink:
             return BrokerUnreachable(
                 f"{self._where}: it closed the connection after the TLS handshake: is this party's "
                 "certificate expired, revoked, or of another authority? `apiary doctor` looks at it"
+            )
+        if self._tls:
+            return BrokerUnreachable(
+                f"{self._where}: it closed the connection after the TLS handshake: does it ask for a "
+                "certificate (broker.tls_cert and broker.tls_key), which this party does not show?"
             )
         return BrokerUnreachable(
             f"{self._where}: it closed the connection instead of answering MQTT's CONNECT; does it "

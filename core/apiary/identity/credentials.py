@@ -112,8 +112,8 @@ def load_signer(
     if security.cert is None or security.key is None:
         if role in _SIGNING:
             raise SettingsError(
-                f"security.ca is set, but not security.cert and security.key: what a {role} says must be "
-                "signed; `apiary pki` makes them"
+                "security.ca is set, but not security.cert and security.key: the messages of a party with "
+                f"the role {role} must be signed; `apiary pki` makes them"
             )
         return None
     certificate = _read("cert", security.cert, x509.load_pem_x509_certificate)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from apiary.settings import Settings
 from apiary.wire.messages import Likely, Prediction
@@ -53,6 +54,11 @@ class Predicting(Feature):
         self._process = process
         self._publish = publish
         self._refused = refused
+        self._serves: str | None = None
+
+    def status(self) -> Mapping[str, Any]:
+        """The model that answers for this node, once the child has opened one."""
+        return {"model": self._serves[:500]} if self._serves is not None else {}
 
     def tick(self, now: float) -> None:
         """Keep the child going; say on the bus what it predicts."""
@@ -60,7 +66,10 @@ class Predicting(Feature):
         for told in self._process.collect():
             if isinstance(told, PredictTold):
                 self._told(told)
-            elif self._camera is not None:
+                continue
+            if self._process.is_over(told):
+                self._serves = None
+            if self._camera is not None:
                 self._camera(told)
             elif told.kind in ("gone", "failed"):
                 log.warning("node=%s predictions: %s", self._link.node, told.text)
@@ -77,7 +86,8 @@ class Predicting(Feature):
                     self._link.outlet.send(prediction_of(told), node)
             case "model":
                 self._says.model, self._says.trouble = told.text, ""
-                log.info("node=%s predicts with %s%s", node, told.text, " (tuned)" if told.personal else "")
+                self._serves = told.text + (" (tuned)" if told.personal else "")
+                log.info("node=%s predicts with %s", node, self._serves)
             case "refused" | "closed":
                 self._says.trouble = told.text
                 log.warning("node=%s predictions: %s", node, told.text)

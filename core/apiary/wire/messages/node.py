@@ -43,6 +43,8 @@ class NodeStatus(Message):
     accuracy_global: Unit | None = None
     accuracy_personal: Unit | None = None
     """Of the newest global model and of the one tuned to this node, on the same held-out pictures of it."""
+    model: Text | None = None
+    """The model that it predicts with, in words; None where it predicts with none."""
 
 
 class Progress(Message):
