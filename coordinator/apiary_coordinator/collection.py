@@ -137,7 +137,7 @@ class Collection:
         self.bytes_up += len(payload)
         if upload.assembly.complete:
             self._worker.submit(partial(self._screen, upload), partial(self._on_screened, upload))
-            self._perform(self._uploads.freed(now))
+            self._perform(self._uploads.arrived(upload, now))
 
     def tick(self, now: float) -> None:
         """Ask again for what stalled, and grant what has room."""

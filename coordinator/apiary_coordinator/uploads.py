@@ -40,11 +40,6 @@ class Upload:
         """The update's name."""
         return self.assembly.digest
 
-    @property
-    def coming(self) -> bool:
-        """Whether chunks of it may be on their way."""
-        return not self.assembly.complete
-
 
 @dataclass(frozen=True, slots=True)
 class GrantNow:
@@ -65,6 +60,10 @@ class Uploads:
         self._idle_s = idle_s
         self._waiting: OrderedDict[NodeId, Upload] = OrderedDict()
         self._active: dict[NodeId, Upload] = {}
+        self._coming: set[NodeId] = set()
+        """Of the active ones those with chunks on their way."""
+        self._look_at = 0.0
+        """No upload can have stalled before that."""
 
     @property
     def active(self) -> int:
@@ -80,7 +79,7 @@ class Uploads:
         """An offer came. A repeated one means that the node lost our grant: it gets one again."""
         known = self._active.get(node) or self._waiting.get(node)
         if known is not None and known.digest == offer.update.digest:
-            if node in self._active and known.coming:
+            if node in self._coming:
                 known.heard_at = now
                 return [GrantNow(known, known.assembly.missing())]
             return self._grant(now)
@@ -104,7 +103,13 @@ class Uploads:
 
     def drop(self, node: NodeId) -> Upload | None:
         """Forget a node's upload: it is finished, refused, or the node left for good."""
+        self._coming.discard(node)
         return self._active.pop(node, None) or self._waiting.pop(node, None)
+
+    def arrived(self, upload: Upload, now: float) -> list[GrantNow]:
+        """All of a granted upload has come: its place is another's."""
+        self._coming.discard(upload.node)
+        return self._grant(now)
 
     def freed(self, now: float) -> list[GrantNow]:
         """Grant what the free places allow."""
@@ -121,33 +126,39 @@ class Uploads:
         if not chunks:
             upload.assembly.forget()
         if self._active.get(upload.node) is upload:
-            del self._active[upload.node]
+            self.drop(upload.node)
             self._waiting[upload.node] = upload
             self._waiting.move_to_end(upload.node, last=False)
         return self._grant(now)
 
     def tick(self, now: float) -> list[GrantNow]:
         """Ask stalled uploads for what is missing; after `MAX_STALLS` others go first."""
+        if now < self._look_at:
+            return self._grant(now)
         again: list[GrantNow] = []
-        for node, upload in list(self._active.items()):
-            if not upload.coming or now - upload.heard_at < self._idle_s:
+        for node in [n for n in self._active if n in self._coming]:
+            upload = self._active[node]
+            if now - upload.heard_at < self._idle_s:
                 continue
             upload.stalls += 1
             upload.heard_at = now
             if upload.stalls >= MAX_STALLS and self._waiting:
                 upload.stalls = 0
-                self._waiting[node] = self._active.pop(node)
+                self.drop(node)
+                self._waiting[node] = upload
             else:
                 again.append(GrantNow(upload, upload.assembly.missing()))
+        # Who is granted later, or heard of, cannot have stalled before.
+        self._look_at = min((self._active[n].heard_at for n in self._coming), default=now) + self._idle_s
         return again + self._grant(now)
 
     def _grant(self, now: float) -> list[GrantNow]:
         grants: list[GrantNow] = []
-        coming = sum(upload.coming for upload in self._active.values())
-        while self._waiting and coming < self._max_active and len(self._active) < 2 * self._max_active:
+        most = self._max_active
+        while self._waiting and len(self._coming) < most and len(self._active) < 2 * most:
             node, upload = self._waiting.popitem(last=False)
             upload.heard_at = now
             self._active[node] = upload
-            coming += 1
+            self._coming.add(node)
             grants.append(GrantNow(upload, upload.assembly.missing()))
         return grants

@@ -5,7 +5,7 @@ from __future__ import annotations
 from apiary.wire import NodeId
 from apiary.wire.chunks import CHUNK_BYTES, Digest, digest_of, encode, span
 from apiary.wire.messages import BlobRef, Offer, TrainMetrics
-from apiary_coordinator.uploads import MAX_STALLS, GrantNow, Uploads
+from apiary_coordinator.uploads import MAX_STALLS, GrantNow, Upload, Uploads
 
 SIZE = 2 * CHUNK_BYTES + 5
 
@@ -19,18 +19,20 @@ def offer(node: str, version: int = 0) -> Offer:
     return Offer(run="r", round=1, update=ref, codec="raw_f32", samples=5, metrics=TrainMetrics(loss=1.0))
 
 
-def give(uploads: Uploads, node: str, index: int, now: float = 0.0) -> None:
+def give(uploads: Uploads, node: str, index: int, now: float = 0.0) -> Upload:
     told = offer(node)
     digest = Digest(told.update.digest)
     start, end = span(index, SIZE)
     upload = uploads.receiving(NodeId(node), digest, now)
     assert upload is not None
     upload.assembly.accept(index, encode(digest, index, document(node)[start:end]))
+    return upload
 
 
-def complete(uploads: Uploads, node: str) -> None:
+def complete(uploads: Uploads, node: str) -> list[GrantNow]:
     for index in range(3):
-        give(uploads, node, index)
+        upload = give(uploads, node, index)
+    return uploads.arrived(upload, 0.0)
 
 
 def nodes(grants: list[GrantNow]) -> list[str]:
@@ -84,12 +86,10 @@ def test_what_has_come_whole_gives_its_place_on_the_wire_to_the_next() -> None:
     uploads = Uploads(max_active=2, idle_s=10)
     for node in "abcdef":
         offered(uploads, node)
-    complete(uploads, "a")
-    assert nodes(uploads.freed(0.0)) == ["c"]
-    for node in "bc":
-        complete(uploads, node)
-    # Three have come, and are not finished: one more is all that may be here.
-    assert nodes(uploads.freed(0.0)) == ["d"]
+    assert nodes(complete(uploads, "a")) == ["c"]
+    assert nodes(complete(uploads, "b")) == ["d"]
+    # Two have come and are not finished: with those on their way as many as may be here.
+    assert complete(uploads, "c") == []
     assert (uploads.active, uploads.waiting) == (4, 2)
     uploads.drop(NodeId("b"))
     assert nodes(uploads.freed(0.0)) == ["e"]
@@ -100,11 +100,9 @@ def test_what_came_damaged_is_next_and_takes_nobodys_place() -> None:
     (first,) = offered(uploads, "a")
     offered(uploads, "b")
     offered(uploads, "c")
-    complete(uploads, "a")
-    assert nodes(uploads.freed(0.0)) == ["b"]
+    assert nodes(complete(uploads, "a")) == ["b"]
     assert uploads.again(first.upload, (), 0.0) == []
-    complete(uploads, "b")
-    (again,) = uploads.freed(0.0)
+    (again,) = complete(uploads, "b")
     assert (again.upload, again.missing) == (first.upload, [(0, 3)])
 
 

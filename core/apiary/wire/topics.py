@@ -140,11 +140,11 @@ class Topics:
         for root, kinds in ((self.blob_root, _CHUNKS), (self.root, _CONTROL)):
             prefix = f"{root}/{self.federation}/"
             if topic.startswith(prefix):
-                levels = topic[len(prefix) :].split("/")
-                shape = (len(levels), levels[-1])
-                for kind, pattern in (*kinds.get(shape, ()), *kinds.get((len(levels), ""), ())):
-                    if (found := _match(kind, pattern, levels)) is not None:
-                        return found
+                levels = topic[len(prefix) :]
+                count, last = levels.count("/"), levels[levels.rfind("/") + 1 :]
+                for kind, pattern in (*kinds.get((count, last), ()), *kinds.get((count, ""), ())):
+                    if (found := pattern.fullmatch(levels)) is not None:
+                        return _topic(kind, found.groupdict())
         raise TopicError(f"{topic[:200]!r} is not a topic of the federation {self.federation!r}")
 
     def _prefix(self, kind: Kind) -> str:
@@ -154,33 +154,28 @@ class Topics:
 _FITS = {"n": _NAME, "d": _DIGEST, "i": _INDEX, "m": _NAME}
 
 
-_Shapes = dict[tuple[int, str], list[tuple[Kind, list[str]]]]
+_Shapes = dict[tuple[int, str], list[tuple[Kind, re.Pattern[str]]]]
 
 
 def _shapes(*, blobs: bool) -> _Shapes:
-    """Kinds by how many levels they have and by the last; "" where that is a part of the topic."""
+    """Kinds by how many levels follow the first, and by the last; "" where that is a part of the topic."""
     found: _Shapes = {}
     for kind in Kind:
         if kind.is_blob == blobs:
             levels = kind.pattern.split("/")
             last = "" if levels[-1].startswith("{") else levels[-1]
-            found.setdefault((len(levels), last), []).append((kind, levels))
+            fits = [
+                f"(?P<{level[1]}>{_FITS[level[1]].pattern})" if level.startswith("{") else re.escape(level)
+                for level in levels
+            ]
+            found.setdefault((len(levels) - 1, last), []).append((kind, re.compile("/".join(fits))))
     return found
 
 
 _CHUNKS, _CONTROL = _shapes(blobs=True), _shapes(blobs=False)
 
 
-def _match(kind: Kind, pattern: list[str], levels: list[str]) -> Topic | None:
-    parts: dict[str, str] = {}
-    for got, want in zip(levels, pattern, strict=True):
-        if not want.startswith("{"):
-            if got != want:
-                return None
-        elif _FITS[want[1]].fullmatch(got):
-            parts[want[1]] = got
-        else:
-            return None
+def _topic(kind: Kind, parts: dict[str, str]) -> Topic:
     return Topic(
         kind,
         node=NodeId(parts["n"]) if "n" in parts else None,
