@@ -20,13 +20,12 @@ from apiary.bus.allocator import tune
 from apiary.bus.client_id import passing_id
 from apiary.bus.deathsig import die_with_parent
 from apiary.bus.mqtt import MqttBus
-from apiary.errors import DataError, RunFailed, SettingsError, StoreError, TopicError
+from apiary.errors import DataError, RunFailed, SettingsError, StoreError
 from apiary.identity.gate import OPEN, load_gate
 from apiary.identity.roles import Role
 from apiary.notify import Notifier
 from apiary.settings import RunSettings, Settings
-from apiary.wire.topics import check_name
-from apiary_cli.flags import add_broker, settings_of
+from apiary_cli import flags
 from apiary_cli.live import Live, log_through
 from apiary_cli.once import FirstConnection
 from apiary_cli.stopping import stop_on_signals
@@ -74,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of everything random")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="journal, spool, models")
     parser.add_argument("--runs-dir", type=Path, metavar="DIR", help="where results go")
-    add_broker(parser)
+    flags.add_broker(parser)
     parser.add_argument(
         "--run", metavar="NAME", help="name of the run; one that is finished is told again, not run again"
     )
@@ -92,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the coordinator until the run is over or a signal comes."""
-    settings = settings_of(
+    settings = flags.settings_of(
         args,
         coordinator__test_data=args.test_data,
         coordinator__state_dir=args.state_dir,
@@ -118,10 +117,7 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
     if args.stay and args.run is not None:
         raise SettingsError("--run names one run; with --stay, apiary run start --name does")
     if args.run is not None:
-        try:
-            check_name(args.run, "--run")
-        except TopicError as e:
-            raise SettingsError(str(e)) from None
+        flags.name(args.run, "--run")
         known = journal.run(args.run)
         if known is not None and known.state == "finished":
             log.info("run=%s is finished", known.id)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from apiary.errors import SettingsError, TopicError
 from apiary.settings import Settings, load_settings
+from apiary.wire.topics import check_name
 
 
 def add_broker(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +25,14 @@ def seconds(text: str) -> float:
     if not 0 < value <= 86_400:
         raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, more than 0 and at most 86400")
     return value
+
+
+def name(value: str, what: str) -> str:
+    """`value` where it may stand in a topic. Raises SettingsError: it was typed, and not received."""
+    try:
+        return check_name(value, what)
+    except TopicError as e:
+        raise SettingsError(str(e)) from None
 
 
 def settings_of(args: argparse.Namespace, **flags: Any) -> Settings:

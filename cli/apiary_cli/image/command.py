@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from apiary.errors import DataError, SettingsError, StoreError
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings, load_settings
-from apiary.wire.topics import check_name
+from apiary_cli import flags
 from apiary_cli.image import first_boot, formats
 from apiary_cli.image.plan import Package, Plan, Wifi
 from apiary_cli.pki.device import plain_sha256
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, settings: Settings, package: Package) -> Plan:
-    name = check_name(args.name, "--name")
+    name = flags.name(args.name, "--name")
     if not _HOST.fullmatch(name):
         raise SettingsError(f"--name {name!r} is no host name: letters, digits and '-', at most 63")
     if not _USER.fullmatch(args.user):

@@ -36,7 +36,7 @@ from apiary.errors import SettingsError, StoreError, WireError
 from apiary.files import sync_folder, write_atomic
 from apiary.identity.authority import PublicKey, Use, requested_key
 from apiary.identity.certificates import Trust, identity_of
-from apiary.wire.topics import check_name
+from apiary_cli import flags
 
 MAX_PEM_BYTES: Final = 2**20
 """Of a request or an answer; a list of 10,000 revoked certificates has about 500 kB."""
@@ -97,7 +97,7 @@ class Device:
 
     def request(self, name: str, *, renew: bool = False) -> bytes:
         """Keys, where there are none yet, and a request for their certificates; `renew`: new keys."""
-        check_name(name, "the name")
+        flags.name(name, "the name")
         self.settle()
         return b"".join(self._csr(name, use, renew=renew) for use in self.uses)
 

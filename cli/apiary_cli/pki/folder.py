@@ -38,7 +38,7 @@ from apiary.errors import SettingsError, StoreError
 from apiary.files import write_atomic, write_json
 from apiary.identity.authority import Authority, PublicKey, Term, Use, found
 from apiary.identity.roles import Identity, Role
-from apiary.wire.topics import check_name
+from apiary_cli import flags
 
 WARDEN: Final = "pki"
 """The name under which `apiary pki` itself connects to the broker, to end connections."""
@@ -96,7 +96,7 @@ class CaFolder:
     @classmethod
     def create(cls, folder: Path, name: str, passphrase: bytes | None = None) -> CaFolder:
         """Found an authority in `folder`. Raises SettingsError where there is one already."""
-        check_name(name, "the fleet's name")
+        flags.name(name, "the fleet's name")
         if (folder / "ca.key").exists():
             raise SettingsError(f"{folder} holds an authority already: nothing was changed")
         try:
@@ -169,7 +169,7 @@ class CaFolder:
 
     def check_free(self, whom: Identity, *, again: bool) -> None:
         """Raises SettingsError where `whom` cannot be enrolled: the name is another's, or in use."""
-        check_name(whom.name, "the name")
+        flags.name(whom.name, "the name")
         if whom.name in (WARDEN, ENROLMENT):
             raise SettingsError(f"the name {whom.name!r} is that of `apiary pki` itself: choose another")
         now = self._wall()
