@@ -21,6 +21,7 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 LINTER = PLAYBOOK.with_name("ansible-lint")
 PLAYS = ["site.yml", "verify.yml", "revoke.yml", "decommission.yml", "backup.yml", "restore.yml"]
+ROLES = tuple(f"{folder.name}_" for folder in DEPLOY.glob("roles/*"))
 SECRET_LOOKING = 'a "quoted" \\ word, ä'
 
 pytestmark = pytest.mark.skipif(not PLAYBOOK.exists(), reason="ansible-core is not installed")
@@ -44,7 +45,7 @@ def test_the_example_names_no_setting_that_is_not_there() -> None:
     known = "".join(f.read_text() for f in DEPLOY.glob("roles/*/defaults/main.yml"))
     given = "".join(f.read_text() for f in (DEPLOY / "inventory.example").rglob("*.yml"))
     names = {line.strip().split(":")[0] for line in given.splitlines() if ":" in line and "#" not in line}
-    for name in sorted(n for n in names if n.startswith(("common_", "broker_", "coordinator_", "edge_"))):
+    for name in sorted(n for n in names if n.startswith(ROLES)):
         assert f"\n{name}:" in known, name
 
 
@@ -129,6 +130,9 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         play("server", "coordinator",
              task("coordinator", "apiary-coordinator.service.j2", "apiary-coordinator.service",
                   common_service="apiary-coordinator"),
+             task("coordinator", "apiary-coordinator.service.j2", "elsewhere.service",
+                  common_service="apiary-coordinator", common_state_dir="/srv/apiary",
+                  coordinator_environment={"PROXY": SECRET_LOOKING, "SHARE": "10%h"}),
              task("common", "apiary.toml.j2", "coordinator.toml", common_settings=settings("coordinator"))),
         play("server", "authority",
              task("authority", "apiary-enrolment.service.j2", "apiary-enrolment.service",
@@ -164,6 +168,22 @@ def test_systemd_takes_the_units_and_finds_them_guarded(rendered: Path, unit: st
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert guarded.returncode == 0, guarded.stdout[-600:] + guarded.stderr
+
+
+def test_a_service_may_write_its_places_wherever_they_are(rendered: Path) -> None:
+    """systemd makes StateDirectory= below /var/lib and nowhere else; what is not named is read-only."""
+    usual = (rendered / "apiary-coordinator.service").read_text().splitlines()
+    assert "StateDirectory=apiary" in usual
+    elsewhere = (rendered / "elsewhere.service").read_text().splitlines()
+    assert "ReadWritePaths=/srv/apiary" in elsewhere
+    assert not [line for line in elsewhere if line.startswith("StateDirectory=")]
+
+
+def test_variables_of_the_environment_reach_the_coordinator_as_they_were_given(rendered: Path) -> None:
+    """Quoted, as systemd.syntax(7) has it, and with no specifier for systemd to replace."""
+    lines = (rendered / "elsewhere.service").read_text().splitlines()
+    assert r'''Environment="PROXY=a \"quoted\" \\ word, \u00e4"''' in lines
+    assert 'Environment="SHARE=10%%h"' in lines
 
 
 def test_the_settings_are_toml_that_apiary_takes(rendered: Path) -> None:
