@@ -47,6 +47,31 @@ RUN_ONCE: Final = (
     "systemd.unit=kernel-command-line.target"
 )
 
+HARDENING: Final = """NoNewPrivileges=yes
+AmbientCapabilities=
+ProtectSystem=strict
+ProtectHome=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+LockPersonality=yes
+RemoveIPC=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+UMask=0077
+PrivateTmp=yes
+"""
+"""What no unit on a node needs: as deploy/roles/common/templates/hardening.j2, a test says so."""
+
 _SCRIPT: Final = """#!/bin/sh
 # Made by `apiary image`. Installs Apiary, joins the fleet, starts the node; then goes, token and all.
 set -eu
@@ -64,7 +89,7 @@ say() { echo "apiary first boot: $*"; }
 say "user and folders"
 id apiary >/dev/null 2>&1 || useradd --system --home-dir /var/lib/apiary --shell /usr/sbin/nologin apiary
 usermod --append --groups video apiary
-install -d -m 0755 "$ROOT/etc/apiary" "$ROOT/opt/apiary/venvs"
+install -d -m 0755 "$ROOT/etc/apiary" "$ROOT/opt/apiary/venvs" "$ROOT/usr/local/bin"
 install -d -m 0750 -o apiary -g apiary "$ROOT/var/lib/apiary"
 cp "$BOOT/apiary.toml" "$ROOT/etc/apiary/apiary.toml"
 
@@ -83,6 +108,13 @@ if [ ! -x "$VENV/bin/apiary" ]; then
     "$VENV/bin/pip" install --quiet --only-binary :all: @PIP@ "$FILE[edge]"
 fi
 ln -sfn venvs/card "$ROOT/opt/apiary/venv"
+cat > "$ROOT/usr/local/bin/apiary" <<'COMMAND'
+#!/bin/sh
+# The command with this node's settings: `sudo -u apiary apiary edge status`.
+export APIARY_CONFIG="${APIARY_CONFIG:-/etc/apiary/apiary.toml}"
+exec /opt/apiary/venv/bin/apiary "$@"
+COMMAND
+chmod 0755 "$ROOT/usr/local/bin/apiary"
 
 if [ ! -f "$ROOT/etc/apiary/signing/cert.pem" ]; then
     say "joining as $NAME"
@@ -112,11 +144,9 @@ RestartPreventExitStatus=2
 WatchdogSec=120
 Nice=10
 OOMPolicy=continue
-ProtectSystem=strict
 ReadWritePaths=/var/lib/apiary
-PrivateTmp=true
-NoNewPrivileges=true
-
+CapabilityBoundingSet=
+@HARDENING@
 [Install]
 WantedBy=multi-user.target
 UNIT
@@ -133,12 +163,11 @@ Type=oneshot
 ExecStart=/opt/apiary/venv/bin/apiary pki renew --url $ENROLMENT --dir /etc/apiary --owner apiary
 Restart=on-failure
 RestartSec=15min
-CapabilityBoundingSet=CAP_CHOWN CAP_DAC_READ_SEARCH
-ProtectSystem=strict
+TimeoutStartSec=120
 ReadWritePaths=/etc/apiary
-PrivateTmp=true
-NoNewPrivileges=true
-UNIT
+PrivateDevices=yes
+CapabilityBoundingSet=CAP_CHOWN CAP_DAC_READ_SEARCH
+@HARDENING@UNIT
 cat > "$ROOT/etc/systemd/system/apiary-renew.timer" <<'UNIT'
 [Unit]
 Description=Apiary: renew certificates where they are due
@@ -171,6 +200,7 @@ def script(plan: Plan) -> str:
         "SHA256": shlex.quote(plan.package.sha256 or ""),
         "ENROLMENT": shlex.quote(plan.enrolment_url),
         "CA_SHA256": shlex.quote(plan.ca_sha256),
+        "HARDENING": HARDENING,
         "PIP": '--no-index --find-links "$BOOT"' if plan.package.offline else "",
     }
     text = _SCRIPT
