@@ -27,7 +27,6 @@ from kernel_figures import Memory, children, memory
 
 from apiary.bus.broker import start_broker
 
-HERE = Path(__file__).resolve().parent
 SERVICE_MB, CHILD_MB = 60.0, 140.0
 GROWTH_MB = 1.0
 """Of the service and of its children, over all rounds: a page here and there is the allocator's."""
@@ -45,8 +44,9 @@ def main() -> int:
     parser.add_argument(
         "--data",
         type=Path,
-        default=Path(default) / "hardhat" if default else HERE.parent.parent / "shared" / "data" / "hardhat",
-        help="the hard-hat pictures: dataset_client1/train, dataset_server/test",
+        default=Path(default) / "hardhat" if default else None,
+        required=default is None,
+        help="the hard-hat pictures, dataset_client1/train and dataset_server/test ($APIARY_DATA/hardhat)",
     )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=8)
