@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ending import end
 from kernel_figures import cpu_seconds
 
 from apiary.bus.broker import find_mosquitto, speaks_mqtt
@@ -67,13 +68,12 @@ def measure(size: int, count: int, *, denials: bool) -> tuple[float, float, floa
             return cpu_seconds(broker.pid) - before[0], cpu_seconds(log.pid) - before[1], took_s
         finally:
             # The log's side ends with its input.
-            broker.terminate()
-            for process in (broker, log):
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            end(broker)
+            try:
+                log.wait(10)
+            except subprocess.TimeoutExpired:
+                log.kill()
+                log.wait()
 
 
 def pump(size: int, count: int) -> None:
@@ -108,9 +108,9 @@ def pump(size: int, count: int) -> None:
 
 def until(what: str, done: Callable[[], bool], pause_s: float = 0.0) -> None:
     """Ask again and again."""
-    end = time.monotonic() + LATEST_S
+    latest = time.monotonic() + LATEST_S
     while not done():
-        if time.monotonic() > end:
+        if time.monotonic() > latest:
             raise SystemExit(f"not within {LATEST_S:.0f} s: {what}")
         time.sleep(pause_s)
 
