@@ -136,7 +136,7 @@ class BrokerLog:
 
 
 def passed_on(log: BrokerLog, raw: bytes, now: float) -> list[str]:
-    """`log.line(raw, now)`; a line that it stumbles over comes as it was, so that nobody silences the broker."""
+    """`log.line(raw, now)`; a line that it stumbles over comes as it was, and the broker is not silenced."""
     try:
         return log.line(raw, now)
     except Exception as e:
