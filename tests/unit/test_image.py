@@ -238,7 +238,11 @@ def test_the_script_on_the_card_joins_and_cleans_up(
     assert os.access(root / "usr/local/bin/apiary", os.X_OK)
     assert not boot.exists()
     calls = (tmp_path / "calls").read_text()
-    for call in ("systemctl enable --now apiary-edge.service", "systemctl disable apiary-first-boot.service"):
+    for call in (
+        "systemctl enable systemd-time-wait-sync.service",
+        "systemctl enable --now apiary-edge.service",
+        "systemctl disable apiary-first-boot.service",
+    ):
         assert call in calls
     assert "--only-binary :all:" in calls and "[edge]" in calls
     play = (ROOT / "deploy/roles/common/templates/hardening.j2").read_text().splitlines()

@@ -134,6 +134,10 @@ StartLimitIntervalSec=0
 Type=notify
 User=apiary
 SupplementaryGroups=video
+RuntimeDirectory=apiary-edge
+RuntimeDirectoryMode=0750
+Environment=HOME=/var/lib/apiary
+Environment=PYTHONUNBUFFERED=1
 Environment=APIARY_CONFIG=/etc/apiary/apiary.toml
 WorkingDirectory=/var/lib/apiary
 ExecStart=/opt/apiary/venv/bin/apiary edge
@@ -182,6 +186,8 @@ Persistent=true
 WantedBy=timers.target
 UNIT
 systemctl daemon-reload
+# At later boots too, time-sync.target is to mean that the clock is set.
+systemctl enable systemd-time-wait-sync.service || say "the node does not wait for the clock"
 systemctl enable --now apiary-renew.timer
 systemctl enable --now apiary-edge.service
 systemctl disable apiary-first-boot.service
