@@ -27,13 +27,14 @@ SECRET_LOOKING = 'a "quoted" \\ word, ä'
 pytestmark = pytest.mark.skipif(not PLAYBOOK.exists(), reason="ansible-core is not installed")
 
 
-def ansible(*words: str | Path, **more: str) -> str:
+def ansible(*words: str | Path, code: int = 0, **more: str) -> str:
+    """Run a playbook, which must end with `code`; what it said, its lines joined."""
     environment = os.environ | {"ANSIBLE_CONFIG": str(DEPLOY / "ansible.cfg"), "LC_ALL": "C.UTF-8"} | more
     done = subprocess.run(
         [PLAYBOOK, *words], capture_output=True, text=True, env=environment, timeout=120, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
+    return " ".join((done.stdout + done.stderr).split())
 
 
 def test_the_plays_are_well_formed() -> None:
@@ -74,6 +75,31 @@ def test_no_variable_of_a_role_is_without_effect(role: str) -> None:
     used = "".join(f.read_text() for f in files if f.name != "argument_specs.yml")
     for name in yaml.safe_load((DEPLOY / "roles" / role / "defaults/main.yml").read_text()):
         assert re.search(rf"\b{name}\b", used), name
+
+
+def fleet_of(folder: Path, **groups: list[str]) -> Path:
+    """Hosts of which none must be reached."""
+    children = {group: {"hosts": dict.fromkeys(hosts)} for group, hosts in groups.items()}
+    file = folder / "fleet.yml"
+    file.write_text(json.dumps({"all": {"children": children}}))
+    return file
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"authority": []}, {"coordinator": ["a", "b"]}, {"coordinator": []}, {"broker": []}]
+)
+def test_an_inventory_that_is_no_fleet_is_refused_before_any_host_is_reached(
+    wrong: dict[str, list[str]], tmp_path: Path
+) -> None:
+    good = {"authority": ["a"], "broker": ["a"], "coordinator": ["a"], "edge": ["pi-1"]}
+    said = ansible("-i", fleet_of(tmp_path, **good | wrong), DEPLOY / "restore.yml", code=2)
+    assert "expected one host in each of these groups" in said
+
+
+def test_revoking_without_the_authority_fails(tmp_path: Path) -> None:
+    fleet = fleet_of(tmp_path, authority=["a"], broker=["a"], coordinator=["a"], edge=["pi-1"])
+    said = ansible("-i", fleet, DEPLOY / "revoke.yml", "-e", "party=pi-1", "--limit", "pi-1", code=2)
+    assert "a must be reached" in said
 
 
 @pytest.fixture(scope="module")
