@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from ending import end
 from kernel_figures import children, memory
 from PIL import Image
 
@@ -132,8 +133,8 @@ def idle(scratch: Path, seconds: float) -> tuple[float, float]:
         )
         try:
             service, camera = 0.0, 0.0
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
                 if node.poll() is not None:
                     raise SystemExit(f"the node ended with code {node.returncode}")
                 if (own := memory(node.pid)) is not None:
@@ -144,12 +145,7 @@ def idle(scratch: Path, seconds: float) -> tuple[float, float]:
                 time.sleep(0.5)
             return service, camera
         finally:
-            node.terminate()
-            try:
-                node.wait(20)
-            except subprocess.TimeoutExpired:
-                node.kill()
-                node.wait()
+            end(node)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,10 @@ def connect(port: int, name: str) -> paho.Client:
     client.max_inflight_messages_set(20)
     client.max_queued_messages_set(0)
     client.connect("127.0.0.1", port, KEEPALIVE_S)
+    end = time.monotonic() + LATEST_S
     while not client.is_connected():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{name}: no connection to port {port} within {LATEST_S:.0f} s")
         client.loop(0.1)
     return client
 

@@ -9,12 +9,15 @@ messages (200 bytes) and for chunks (120,000 bytes), QoS 1, one publisher and on
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from ending import end
+from kernel_figures import cpu_seconds
 
 from apiary.bus.broker import find_mosquitto, speaks_mqtt
 from apiary.bus.bus import Connected, Received
@@ -24,6 +27,7 @@ from apiary.settings import BrokerSettings
 PORT = 21_884
 LOADS = ((200, 20_000), (120_000, 2_000))
 """Bytes of a message, and how many."""
+LATEST_S = 120.0
 
 
 def main() -> None:
@@ -56,42 +60,59 @@ def measure(size: int, count: int, *, denials: bool) -> tuple[float, float, floa
         os.close(read)
         os.close(write)
         try:
-            while not speaks_mqtt("127.0.0.1", PORT):
-                time.sleep(0.05)
-            before, began = (cpu_s(broker.pid), cpu_s(log.pid)), time.monotonic()
+            until("the broker answers", lambda: speaks_mqtt("127.0.0.1", PORT), 0.05)
+            before, began = (cpu_seconds(broker.pid), cpu_seconds(log.pid)), time.monotonic()
             pump(size, count)
             time.sleep(0.3)
             took_s = time.monotonic() - began - 0.3
-            return cpu_s(broker.pid) - before[0], cpu_s(log.pid) - before[1], took_s
+            return cpu_seconds(broker.pid) - before[0], cpu_seconds(log.pid) - before[1], took_s
         finally:
-            broker.send_signal(signal.SIGTERM)
-            broker.wait(10)
-            log.wait(10)
+            # The log's side ends with its input.
+            end(broker)
+            try:
+                log.wait(10)
+            except subprocess.TimeoutExpired:
+                log.kill()
+                log.wait()
 
 
 def pump(size: int, count: int) -> None:
     """`count` messages through the broker, all of them received."""
     here, there = (MqttBus(BrokerSettings(port=PORT), f"bench-{n}") for n in range(2))
     there.subscribe("bench")
-    connected = 0
-    while connected < 2:
+    connected = sent = got = 0
+    payload = b"x" * size
+
+    def both_there() -> bool:
+        nonlocal connected
         connected += sum(isinstance(e, Connected) for bus in (here, there) for e in bus.poll(0.05))
-    there.poll(0.3)
-    payload, sent, got = b"x" * size, 0, 0
-    while got < count:
+        return connected >= 2
+
+    def all_through() -> bool:
+        nonlocal sent, got
         while sent < count and sent - got < 200:
             here.publish("bench", payload)
             sent += 1
         here.poll(0.001)
         got += sum(isinstance(e, Received) for e in there.poll(0.001))
-    for bus in (here, there):
-        bus.close()
+        return got >= count
+
+    try:
+        until("both clients are connected", both_there)
+        there.poll(0.3)
+        until("all messages have come", all_through)
+    finally:
+        for bus in (here, there):
+            bus.close()
 
 
-def cpu_s(pid: int) -> float:
-    """User and system time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def until(what: str, done: Callable[[], bool], pause_s: float = 0.0) -> None:
+    """Ask again and again."""
+    latest = time.monotonic() + LATEST_S
+    while not done():
+        if time.monotonic() > latest:
+            raise SystemExit(f"not within {LATEST_S:.0f} s: {what}")
+        time.sleep(pause_s)
 
 
 if __name__ == "__main__":

@@ -291,10 +291,17 @@ def _until(watch: Stopwatch, number: int, state: str) -> float:
 def node(args: argparse.Namespace) -> None:
     """One node, until it is told to stop."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    settings = settings_of(args)
     tune(small=True)
-    instance, name = str(os.getpid()), NodeId(args.node_id)
-    edge = settings.edge
+    _, service = started_node(args, str(os.getpid()))
+    service.run(lambda: False)
+
+
+def started_node(
+    args: argparse.Namespace, instance: str, blob_bytes: int | None = None
+) -> tuple[MqttBus, Edge]:
+    """The node `args.node_id`; its bus connects by itself when it is turned."""
+    settings = settings_of(args)
+    edge, name = settings.edge, NodeId(args.node_id)
     bus = MqttBus(
         settings.broker,
         f"bench-{name}",
@@ -304,7 +311,7 @@ def node(args: argparse.Namespace) -> None:
     service = Edge(
         settings,
         bus=bus,
-        blobs=BlobStore(edge.state_dir / "blobs", edge.blob_mb * 2**20),
+        blobs=BlobStore(edge.state_dir / "blobs", blob_bytes or edge.blob_mb * 2**20),
         outbox=Outbox(edge.state_dir / "outbox"),
         training=NoTraining(),
         clock=time.monotonic,
@@ -313,7 +320,7 @@ def node(args: argparse.Namespace) -> None:
         runtimes=["litert"],
     )
     service.start()
-    service.run(lambda: False)
+    return bus, service
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from ending import end
+from hardhat_pictures import add_data_flag
 from kernel_figures import cpu_seconds, waited_cpu_seconds
 
 from apiary.bus.broker import start_broker
@@ -47,13 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = os.environ.get("APIARY_DATA")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(default) / "hardhat" if default else HERE.parent.parent / "shared" / "data" / "hardhat",
-        help="the hard-hat pictures: dataset_client1/train, dataset_client2/train, dataset_server/test",
-    )
+    add_data_flag(parser)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--base-weights", type=Path, help="ImageNet weights of MobileNetV2 without top (.h5)")
@@ -122,22 +118,16 @@ def apiary(args: argparse.Namespace, pictures: list[Path], test: Path, scratch: 
             env=environment,
         )  # fmt: skip
         try:
-            end = time.monotonic() + LATEST_S
+            until = time.monotonic() + LATEST_S
             while coordinator.poll() is None:
-                if time.monotonic() > end or any(n.poll() is not None for n in nodes):
+                if time.monotonic() > until or any(n.poll() is not None for n in nodes):
                     raise SystemExit(f"the rounds were not over after {LATEST_S:.0f} s, or a node ended")
                 time.sleep(0.1)
             if coordinator.returncode != 0:
                 raise SystemExit(f"the run failed: code {coordinator.returncode}")
             return [Spent(waited_cpu_seconds(n.pid), cpu_seconds(n.pid)) for n in nodes]
         finally:
-            for process in (coordinator, *nodes):
-                process.terminate()
-                try:
-                    process.wait(20)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            end(coordinator, *nodes)
 
 
 def keras(args: argparse.Namespace, pictures: list[Path]) -> list[dict[str, float]]:

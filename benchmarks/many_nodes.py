@@ -18,16 +18,12 @@ from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from typing import NoReturn, Protocol
 
-from fleet import NoTraining, settings_of
+from fleet import started_node
 
-from apiary.blobs import BlobStore
 from apiary.bus.allocator import tune
 from apiary.bus.deathsig import die_with_parent
 from apiary.bus.mqtt import MqttBus
-from apiary.wire import NodeId
-from apiary_edge.outbox import Outbox
-from apiary_edge.service import RECEIVE_MAXIMUM, Edge
-from apiary_edge.service import will as edge_will
+from apiary_edge.service import Edge
 
 QUIET_S = 2.0
 """A node that hears nothing is turned this often, for its timers and its signs of life."""
@@ -67,30 +63,9 @@ def parser(about: str | None) -> argparse.ArgumentParser:
 
 def node(args: argparse.Namespace, number: int) -> tuple[MqttBus, Edge]:
     """One node, started; its bus connects by itself when it is turned."""
-    name = NodeId(f"pi-{number:04d}")
-    args.host, args.node_id, args.nodes, args.rounds, args.sync = "127.0.0.1", name, 1, 1, False
-    settings = settings_of(args)
-    edge, instance = settings.edge, f"s-{number}"
-    bus = MqttBus(
-        settings.broker,
-        f"bench-{name}",
-        edge_will(settings.topics, name, instance),
-        receive_maximum=RECEIVE_MAXIMUM,
-    )
-    service = Edge(
-        settings,
-        bus=bus,
-        # Two models and what they were trained by: this machine keeps the folders of all.
-        blobs=BlobStore(edge.state_dir / "blobs", 2 * 2**20),
-        outbox=Outbox(edge.state_dir / "outbox"),
-        training=NoTraining(),
-        clock=time.monotonic,
-        wall=time.time,
-        instance=instance,
-        runtimes=["litert"],
-    )
-    service.start()
-    return bus, service
+    args.host, args.node_id, args.nodes, args.rounds, args.sync = "127.0.0.1", f"pi-{number:04d}", 1, 1, False
+    # Two models and what they were trained by: this machine keeps the folders of all.
+    return started_node(args, f"s-{number}", 2 * 2**20)
 
 
 def serve(nodes: Sequence[tuple[MqttBus, Node]], profile: Path | None = None) -> None:

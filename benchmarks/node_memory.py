@@ -23,11 +23,12 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from ending import end
+from hardhat_pictures import add_data_flag
 from kernel_figures import Memory, children, memory
 
 from apiary.bus.broker import start_broker
 
-HERE = Path(__file__).resolve().parent
 SERVICE_MB, CHILD_MB = 60.0, 140.0
 GROWTH_MB = 1.0
 """Of the service and of its children, over all rounds: a page here and there is the allocator's."""
@@ -41,13 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = os.environ.get("APIARY_DATA")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(default) / "hardhat" if default else HERE.parent.parent / "shared" / "data" / "hardhat",
-        help="the hard-hat pictures: dataset_client1/train, dataset_server/test",
-    )
+    add_data_flag(parser)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--runtime", default="auto", help="litert, keras or auto")
@@ -115,13 +110,7 @@ def measure(args: argparse.Namespace, train: Path, test: Path, scratch: Path) ->
         try:
             return watch(node, coordinator, args.rounds)
         finally:
-            for process in (coordinator, node):
-                process.terminate()
-                try:
-                    process.wait(20)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            end(coordinator, node)
 
 
 def watch(node: subprocess.Popen[bytes], coordinator: subprocess.Popen[bytes], rounds: int) -> Seen:
@@ -129,9 +118,9 @@ def watch(node: subprocess.Popen[bytes], coordinator: subprocess.Popen[bytes], r
     peaks: dict[int, Memory] = {}
     beside: dict[int, float] = {}
     latest_s = LATEST_S + PER_ROUND_S * rounds
-    end = time.monotonic() + latest_s
+    until = time.monotonic() + latest_s
     while coordinator.poll() is None:
-        if time.monotonic() > end or node.poll() is not None:
+        if time.monotonic() > until or node.poll() is not None:
             raise SystemExit(f"{rounds} rounds were not over after {latest_s:.0f} s, or the node ended")
         service = memory(node.pid) or service
         for pid in children(node.pid):

@@ -27,6 +27,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+from ending import end
 from kernel_figures import Memory, cpu_seconds, memory
 from PIL import Image
 
@@ -109,8 +110,7 @@ def measure(args: argparse.Namespace, state: Path, built: Built, address: str) -
         assert found is not None, "the child has ended"
         return found, seen, cpu
     finally:
-        child.terminate()
-        child.wait(20)
+        end(child)
 
 
 def describe(state: Path, built: Built, by: float) -> None:

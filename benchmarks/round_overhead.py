@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ending import end
 from kernel_figures import memory
 
 from apiary.bus.broker import BrokerProcess, start_broker
@@ -147,9 +148,9 @@ def apiary(args: argparse.Namespace, size: str, what: str, where: Path, *, sync:
             )
         )  # fmt: skip
         peaks = {"coordinator": 0.0}
-        end = time.monotonic() + LATEST_S
+        until = time.monotonic() + LATEST_S
         while coordinator.poll() is None:
-            if any(p.poll() is not None for p in nodes) or time.monotonic() > end:
+            if any(p.poll() is not None for p in nodes) or time.monotonic() > until:
                 raise SystemExit("a node has ended, or the rounds took too long: see what was said above")
             found = memory(coordinator.pid)
             peaks["coordinator"] = max(peaks["coordinator"], found.peak if found else 0.0)
@@ -286,12 +287,7 @@ def child(
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, within_s=5)
 
 
 if __name__ == "__main__":

@@ -184,8 +184,14 @@ def peak_of(command: list[str]) -> Peak:
         if len(marks) == len(_MARKS):
             peak = Peak(marks["VmHWM"], marks["VmPeak"])
         time.sleep(0.01)
-    if child.wait(10) != 0:
-        raise SystemExit(f"the child ended with {child.returncode}: {command}")
+    try:
+        code = child.wait(10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+        raise SystemExit(f"the child was not done after {LATEST_S:.0f} s: {command}") from None
+    if code != 0:
+        raise SystemExit(f"the child ended with {code}: {command}")
     return peak
 
 

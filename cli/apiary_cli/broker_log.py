@@ -130,9 +130,17 @@ class BrokerLog:
             stamp = (told.st_mtime_ns, told.st_ino)
             if stamp != self._acl_stamp:
                 self._acl, self._acl_stamp = AccessList(self._acl_file.read_text()), stamp
-        except OSError:
+        except (OSError, ValueError):
             pass
         return self._acl
+
+
+def passed_on(log: BrokerLog, raw: bytes, now: float) -> list[str]:
+    """`log.line(raw, now)`; a line that it stumbles over comes as it was, and the broker is not silenced."""
+    try:
+        return log.line(raw, now)
+    except Exception as e:
+        return [raw.decode(errors="replace"), f"Error: the filter of this log failed on that line: {e!r}"]
 
 
 def main(acl_file: Path) -> None:
@@ -155,7 +163,7 @@ def main(acl_file: Path) -> None:
                 rest = rest[-MAX_LINE:]
                 now = time.monotonic()
                 for raw in lines:
-                    out += log.line(raw, now)
+                    out += passed_on(log, raw, now)
                 # Lines of packets alone would not end a window.
                 out += log.tick(now)
             if out:

@@ -21,18 +21,20 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 LINTER = PLAYBOOK.with_name("ansible-lint")
 PLAYS = ["site.yml", "verify.yml", "revoke.yml", "decommission.yml", "backup.yml", "restore.yml"]
+ROLES = tuple(f"{folder.name}_" for folder in DEPLOY.glob("roles/*"))
 SECRET_LOOKING = 'a "quoted" \\ word, ä'
 
 pytestmark = pytest.mark.skipif(not PLAYBOOK.exists(), reason="ansible-core is not installed")
 
 
-def ansible(*words: str | Path, **more: str) -> str:
+def ansible(*words: str | Path, code: int = 0, **more: str) -> str:
+    """Run a playbook, which must end with `code`; what it said, its lines joined."""
     environment = os.environ | {"ANSIBLE_CONFIG": str(DEPLOY / "ansible.cfg"), "LC_ALL": "C.UTF-8"} | more
     done = subprocess.run(
         [PLAYBOOK, *words], capture_output=True, text=True, env=environment, timeout=120, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
+    return " ".join((done.stdout + done.stderr).split())
 
 
 def test_the_plays_are_well_formed() -> None:
@@ -44,7 +46,7 @@ def test_the_example_names_no_setting_that_is_not_there() -> None:
     known = "".join(f.read_text() for f in DEPLOY.glob("roles/*/defaults/main.yml"))
     given = "".join(f.read_text() for f in (DEPLOY / "inventory.example").rglob("*.yml"))
     names = {line.strip().split(":")[0] for line in given.splitlines() if ":" in line and "#" not in line}
-    for name in sorted(n for n in names if n.startswith(("common_", "broker_", "coordinator_", "edge_"))):
+    for name in sorted(n for n in names if n.startswith(ROLES)):
         assert f"\n{name}:" in known, name
 
 
@@ -73,6 +75,31 @@ def test_no_variable_of_a_role_is_without_effect(role: str) -> None:
     used = "".join(f.read_text() for f in files if f.name != "argument_specs.yml")
     for name in yaml.safe_load((DEPLOY / "roles" / role / "defaults/main.yml").read_text()):
         assert re.search(rf"\b{name}\b", used), name
+
+
+def fleet_of(folder: Path, **groups: list[str]) -> Path:
+    """Hosts of which none must be reached."""
+    children = {group: {"hosts": dict.fromkeys(hosts)} for group, hosts in groups.items()}
+    file = folder / "fleet.yml"
+    file.write_text(json.dumps({"all": {"children": children}}))
+    return file
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"authority": []}, {"coordinator": ["a", "b"]}, {"coordinator": []}, {"broker": []}]
+)
+def test_an_inventory_that_is_no_fleet_is_refused_before_any_host_is_reached(
+    wrong: dict[str, list[str]], tmp_path: Path
+) -> None:
+    good = {"authority": ["a"], "broker": ["a"], "coordinator": ["a"], "edge": ["pi-1"]}
+    said = ansible("-i", fleet_of(tmp_path, **good | wrong), DEPLOY / "restore.yml", code=2)
+    assert "expected one host in each of these groups" in said
+
+
+def test_revoking_without_the_authority_fails(tmp_path: Path) -> None:
+    fleet = fleet_of(tmp_path, authority=["a"], broker=["a"], coordinator=["a"], edge=["pi-1"])
+    said = ansible("-i", fleet, DEPLOY / "revoke.yml", "-e", "party=pi-1", "--limit", "pi-1", code=2)
+    assert "a must be reached" in said
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +156,9 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         play("server", "coordinator",
              task("coordinator", "apiary-coordinator.service.j2", "apiary-coordinator.service",
                   common_service="apiary-coordinator"),
+             task("coordinator", "apiary-coordinator.service.j2", "elsewhere.service",
+                  common_service="apiary-coordinator", common_state_dir="/srv/apiary",
+                  coordinator_environment={"PROXY": SECRET_LOOKING, "SHARE": "10%h"}),
              task("common", "apiary.toml.j2", "coordinator.toml", common_settings=settings("coordinator"))),
         play("server", "authority",
              task("authority", "apiary-enrolment.service.j2", "apiary-enrolment.service",
@@ -164,6 +194,22 @@ def test_systemd_takes_the_units_and_finds_them_guarded(rendered: Path, unit: st
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert guarded.returncode == 0, guarded.stdout[-600:] + guarded.stderr
+
+
+def test_a_service_may_write_its_places_wherever_they_are(rendered: Path) -> None:
+    """systemd makes StateDirectory= below /var/lib and nowhere else; what is not named is read-only."""
+    usual = (rendered / "apiary-coordinator.service").read_text().splitlines()
+    assert "StateDirectory=apiary" in usual
+    elsewhere = (rendered / "elsewhere.service").read_text().splitlines()
+    assert "ReadWritePaths=/srv/apiary" in elsewhere
+    assert not [line for line in elsewhere if line.startswith("StateDirectory=")]
+
+
+def test_variables_of_the_environment_reach_the_coordinator_as_they_were_given(rendered: Path) -> None:
+    """Quoted, as systemd.syntax(7) has it, and with no specifier for systemd to replace."""
+    lines = (rendered / "elsewhere.service").read_text().splitlines()
+    assert r'''Environment="PROXY=a \"quoted\" \\ word, \u00e4"''' in lines
+    assert 'Environment="SHARE=10%%h"' in lines
 
 
 def test_the_settings_are_toml_that_apiary_takes(rendered: Path) -> None:

@@ -27,15 +27,16 @@ def card(fleet: Fleet) -> str:
         f"--wheel /root/{built.name} --settings /root/node.toml"
     )
     written = WORK / "server" / "root" / CARD.removeprefix("/")
+    # The card goes into the new host, with pictures that lie on it already.
     boot = WORK / NEW / "upper/boot/firmware"
     boot.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(written, boot, dirs_exist_ok=True)
-    # What the kernel's command line would name for the first boot; and pictures that lie there.
     shutil.copytree(BUILD / "shares/node-3", WORK / NEW / "upper/var/lib/apiary/pictures", dirs_exist_ok=True)
     conf = WORK / NEW / "upper/etc/pip.conf"
     conf.parent.mkdir(parents=True, exist_ok=True)
     conf.write_text("[global]\nno-index = true\nfind-links = /srv/wheelhouse\n")
     pi.boot()
+    # What the kernel's command line would name for the first boot.
     pi.ssh("sh /boot/firmware/apiary/first-run.sh && systemctl start --no-block apiary-first-boot")
     took_s = until(f"{NEW} is ready", lambda: fleet.node(NEW).get("state") == "ready", 400, 3)
     assert not pi.ssh("ls -d /boot/firmware/apiary 2>/dev/null", check=False).stdout, (

@@ -141,10 +141,6 @@ class Machine:
         sh("umount", self.root)
         shutil.rmtree(self.folder)
 
-    def plug(self, *, in_: bool) -> None:
-        """Put its network cable in or pull it."""
-        sh("ip", "link", "set", f"vb-{self.name}", "up" if in_ else "down")
-
     def _mount(self) -> None:
         upper, scratch = self.folder / "upper", self.folder / "scratch"
         for folder in (upper, scratch, self.root):

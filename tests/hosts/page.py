@@ -38,6 +38,7 @@ unit, so that there the service and who asks about it seem to be of different bo
 NODE: Final = (
     "systemctl status apiary-edge",
     "systemctl list-timers 'apiary-*'",
+    "sudo systemctl reset-failed apiary-renew",
     "sudo systemctl start apiary-renew",
     "sudo journalctl -u apiary-renew -n 20",
     "sudo journalctl -u apiary-edge -n 50",

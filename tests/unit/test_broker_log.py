@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apiary_cli.broker_log import MAX_CLIENTS, PER_WINDOW, WINDOW_S, BrokerLog
+from apiary_cli.broker_log import MAX_CLIENTS, PER_WINDOW, WINDOW_S, BrokerLog, passed_on
 
 
 @pytest.fixture
@@ -96,3 +96,27 @@ def test_what_it_remembers_is_bounded(log: BrokerLog) -> None:
     for n in range(MAX_CLIENTS):
         log.line(connected(f"c{n}", "pi-3"), n * WINDOW_S)
     assert log.line(at("Denied PUBLISH from thief (d0, q1, r0, m1, 't'"), 0)[-1].endswith("user '?'")
+
+
+def test_no_subscription_silences_the_log(log: BrokerLog) -> None:
+    """mosquitto 2.0.11 grants each of these, and prints it."""
+    for name in ("$share/g", "$share/", "$share/g/", "$share/g/b/pi-1/x", "/", "$"):
+        log.line(at("Received SUBSCRIBE from thief"), 1.0)
+        (said,) = log.line(at(f"\t{name} (QoS 0)"), 1.0)
+        assert f"Denied SUBSCRIBE from thief ('{name}') of user 'pi-2'" in said
+
+
+def test_an_access_list_that_is_no_text_leaves_the_one_before(log: BrokerLog, tmp_path: Path) -> None:
+    log.line(at("Received SUBSCRIBE from thief"), 1.0)
+    assert log.line(at("\tb/pi-2/x (QoS 0)"), 1.0) == []
+    (tmp_path / "acl").write_bytes(b"topic read \xff\xfe\n")
+    assert log.line(at("\tb/pi-2/x (QoS 0)"), 1.0) == []
+
+
+def test_a_line_that_the_filter_stumbles_over_is_passed_on(tmp_path: Path) -> None:
+    class Stumbles(BrokerLog):
+        def line(self, raw: bytes, now: float) -> list[str]:
+            raise IndexError(raw)
+
+    said = passed_on(Stumbles(tmp_path / "acl"), b"a line \xff", 1.0)
+    assert said[0] == "a line \ufffd" and "IndexError" in said[1]

@@ -150,6 +150,10 @@ def test_what_was_not_counted_as_undisturbed_is_said(storm: Record, seen: str) -
 def test_memory_far_above_the_undisturbed_one_is_said() -> None:
     storm = Record({}, [], {"node": 200.0})
     assert not invariants.memory_bounded(record(), storm).holds
+    # A child's bound is its own: the undisturbed run may have ended before one was seen.
+    for mb, holds in ((invariants.CHILD_MB, True), (invariants.CHILD_MB + 1, False)):
+        storm = Record({}, [], {invariants.CHILD: mb})
+        assert invariants.memory_bounded(record(), storm).holds is holds
 
 
 def test_leftovers_and_outboxes_are_found(tmp_path: Path) -> None:

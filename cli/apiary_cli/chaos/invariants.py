@@ -171,7 +171,7 @@ def memory_bounded(calm: Record, storm: Record) -> Verdict:
         before = calm.peaks_mb.get(role, 0.0)
         seen.append(f"{role} {peak:.0f} MB ({before:.0f})")
         bound = CHILD_MB if role == CHILD else MEMORY_FACTOR * before + MEMORY_SPARE_MB
-        if before and peak > bound:
+        if peak > bound and (before or role == CHILD):
             over.append(role)
     return Verdict("memory is bounded (undisturbed)", not over, ", ".join(seen))
 

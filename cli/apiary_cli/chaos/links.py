@@ -63,11 +63,10 @@ class Links:
         self._stopping = threading.Event()
         self._links: dict[str, _Link] = {}
         self._ports: dict[str, int] = {}
-        self.resets = 0
         self.lost = 0
+        """Messages that a leaky link took, acknowledged all the same."""
         self.damaged = 0
-        self.refusals = 0
-        self.bytes = 0
+        """Chunks that it damaged."""
         for name in names:
             listener = socket.socket()
             listener.bind(("127.0.0.1", 0))
@@ -94,7 +93,6 @@ class Links:
             count = len(link.pairs)
             for pair in list(link.pairs):
                 self._drop(link, pair)
-            self.resets += count
             return count
 
     def swallow(self, name: str, seconds: float) -> None:
@@ -234,7 +232,6 @@ class Links:
     def _weather(self, packet: bytes, link: _Link, now: float) -> tuple[bytes, bytes]:
         """What passes of a packet, and what its sender is answered in the receiver's name."""
         if now < link.refused_until and (answer := refusal(packet)) is not None:
-            self.refusals += 1
             return b"", answer
         if now >= link.leaky_until or (told := published(packet)) is None:
             return packet, b""
@@ -257,7 +254,6 @@ class Links:
                 sent = way.sink.send(part)
             except BlockingIOError:
                 return
-            self.bytes += sent
             way.held -= sent
             if slow:
                 link.allowance -= sent

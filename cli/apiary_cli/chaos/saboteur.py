@@ -6,7 +6,7 @@ import random
 from collections import deque
 from typing import Final
 
-from apiary.bus.bus import Connected, Received
+from apiary.bus.bus import Received
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import WireError
 from apiary.settings import BrokerSettings
@@ -33,8 +33,7 @@ class Saboteur:
         """Updates of the present round that were accepted, as the receipts say."""
         self.round = 0
         self.finishing = False
-        self.finished = False
-        self.said = 0
+        """The last round is being judged: faults that are left are dealt now."""
         self._damaged_lately: deque[tuple[str, bytes]] = deque(maxlen=4 * AT_ONCE)
         self._topics = topics
         self._kept: dict[Kind, deque[tuple[str, bytes]]] = {k: deque(maxlen=KEPT) for k in _REPEATED}
@@ -53,13 +52,8 @@ class Saboteur:
         """Take what came; how many messages of others that were."""
         seen = 0
         for event in self._bus.poll(timeout_s):
-            match event:
-                case Received():
-                    seen += self._note(event)
-                case Connected():
-                    pass
-                case _:
-                    pass
+            if isinstance(event, Received):
+                seen += self._note(event)
         return seen
 
     def close(self) -> None:
@@ -88,7 +82,6 @@ class Saboteur:
         for topic, payload in messages:
             # Not retained: what the broker keeps is the parties' own business.
             count += self._bus.publish(topic, payload, qos=1, retain=False)
-        self.said += count
         return f"{count} messages" if count else None
 
     def _damaged(self, chance: random.Random, topic: str, payload: bytes) -> tuple[str, bytes]:
@@ -133,9 +126,7 @@ class Saboteur:
             told = Announcement.decode(payload, who="the coordinator")
         except WireError:
             return
-        if told.state == "finished":
-            self.finished = True
-        elif told.round > self.round:
+        if told.state != "finished" and told.round > self.round:
             self.round, self.messages, self.receipts = told.round, 0, 0
         if told.round == told.rounds and told.round == self.round and told.state == "evaluating":
             self.finishing = True

@@ -146,7 +146,8 @@ def _node_settings(args: argparse.Namespace, name: str) -> dict[str, Any]:
         },
         "edge": {"node_id": name},
     }  # fmt: skip
-    told.setdefault("edge", {}).setdefault("state_dir", "/var/lib/apiary")
+    # Where the play has it too, so that what the node keeps stays its own when the play takes the host over.
+    told.setdefault("edge", {}).setdefault("state_dir", "/var/lib/apiary/edge")
     for section, values in fixed.items():
         told.setdefault(section, {}).update(values)
     try:

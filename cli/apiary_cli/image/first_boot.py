@@ -47,6 +47,31 @@ RUN_ONCE: Final = (
     "systemd.unit=kernel-command-line.target"
 )
 
+HARDENING: Final = """NoNewPrivileges=yes
+AmbientCapabilities=
+ProtectSystem=strict
+ProtectHome=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+LockPersonality=yes
+RemoveIPC=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+UMask=0077
+PrivateTmp=yes
+"""
+"""What no unit on a node needs: as deploy/roles/common/templates/hardening.j2, a test says so."""
+
 _SCRIPT: Final = """#!/bin/sh
 # Made by `apiary image`. Installs Apiary, joins the fleet, starts the node; then goes, token and all.
 set -eu
@@ -64,7 +89,7 @@ say() { echo "apiary first boot: $*"; }
 say "user and folders"
 id apiary >/dev/null 2>&1 || useradd --system --home-dir /var/lib/apiary --shell /usr/sbin/nologin apiary
 usermod --append --groups video apiary
-install -d -m 0755 "$ROOT/etc/apiary" "$ROOT/opt/apiary/venvs"
+install -d -m 0755 "$ROOT/etc/apiary" "$ROOT/opt/apiary/venvs" "$ROOT/usr/local/bin"
 install -d -m 0750 -o apiary -g apiary "$ROOT/var/lib/apiary"
 cp "$BOOT/apiary.toml" "$ROOT/etc/apiary/apiary.toml"
 
@@ -83,6 +108,13 @@ if [ ! -x "$VENV/bin/apiary" ]; then
     "$VENV/bin/pip" install --quiet --only-binary :all: @PIP@ "$FILE[edge]"
 fi
 ln -sfn venvs/card "$ROOT/opt/apiary/venv"
+cat > "$ROOT/usr/local/bin/apiary" <<'COMMAND'
+#!/bin/sh
+# The command with this node's settings: `sudo -u apiary apiary edge status`.
+export APIARY_CONFIG="${APIARY_CONFIG:-/etc/apiary/apiary.toml}"
+exec /opt/apiary/venv/bin/apiary "$@"
+COMMAND
+chmod 0755 "$ROOT/usr/local/bin/apiary"
 
 if [ ! -f "$ROOT/etc/apiary/signing/cert.pem" ]; then
     say "joining as $NAME"
@@ -102,6 +134,10 @@ StartLimitIntervalSec=0
 Type=notify
 User=apiary
 SupplementaryGroups=video
+RuntimeDirectory=apiary-edge
+RuntimeDirectoryMode=0750
+Environment=HOME=/var/lib/apiary
+Environment=PYTHONUNBUFFERED=1
 Environment=APIARY_CONFIG=/etc/apiary/apiary.toml
 WorkingDirectory=/var/lib/apiary
 ExecStart=/opt/apiary/venv/bin/apiary edge
@@ -112,11 +148,9 @@ RestartPreventExitStatus=2
 WatchdogSec=120
 Nice=10
 OOMPolicy=continue
-ProtectSystem=strict
 ReadWritePaths=/var/lib/apiary
-PrivateTmp=true
-NoNewPrivileges=true
-
+CapabilityBoundingSet=
+@HARDENING@
 [Install]
 WantedBy=multi-user.target
 UNIT
@@ -133,12 +167,11 @@ Type=oneshot
 ExecStart=/opt/apiary/venv/bin/apiary pki renew --url $ENROLMENT --dir /etc/apiary --owner apiary
 Restart=on-failure
 RestartSec=15min
-CapabilityBoundingSet=CAP_CHOWN CAP_DAC_READ_SEARCH
-ProtectSystem=strict
+TimeoutStartSec=120
 ReadWritePaths=/etc/apiary
-PrivateTmp=true
-NoNewPrivileges=true
-UNIT
+PrivateDevices=yes
+CapabilityBoundingSet=CAP_CHOWN CAP_DAC_READ_SEARCH
+@HARDENING@UNIT
 cat > "$ROOT/etc/systemd/system/apiary-renew.timer" <<'UNIT'
 [Unit]
 Description=Apiary: renew certificates where they are due
@@ -153,6 +186,8 @@ Persistent=true
 WantedBy=timers.target
 UNIT
 systemctl daemon-reload
+# At later boots too, time-sync.target is to mean that the clock is set.
+systemctl enable systemd-time-wait-sync.service || say "the node does not wait for the clock"
 systemctl enable --now apiary-renew.timer
 systemctl enable --now apiary-edge.service
 systemctl disable apiary-first-boot.service
@@ -171,6 +206,7 @@ def script(plan: Plan) -> str:
         "SHA256": shlex.quote(plan.package.sha256 or ""),
         "ENROLMENT": shlex.quote(plan.enrolment_url),
         "CA_SHA256": shlex.quote(plan.ca_sha256),
+        "HARDENING": HARDENING,
         "PIP": '--no-index --find-links "$BOOT"' if plan.package.offline else "",
     }
     text = _SCRIPT

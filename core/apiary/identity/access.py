@@ -67,7 +67,8 @@ def _read_lines(text: str) -> list[_Entry]:
 
 def _levels(topic_filter: str) -> list[str]:
     levels = topic_filter.split("/")
-    return levels[2:] if levels[0] == "$share" else levels
+    # mosquitto grants `$share/g` too, which names no topic at all.
+    return levels[2:] if levels[0] == "$share" and len(levels) > 2 else levels
 
 
 def _covers(wide: Sequence[str], narrow: Sequence[str]) -> bool:
