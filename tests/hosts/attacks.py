@@ -140,7 +140,7 @@ class Attacker:
         with contextlib.suppress(OSError):
             socket.create_connection((self.server.address, 1883), 2).close()
             raise AssertionError("port 1883 is open")
-        return "no TLS", "closed; there is no port 1883", self._log(since, "failed")
+        return "no TLS", "closed; there is no port 1883", self._log(since, "wrong version")
 
     def _write(self, what: str, topic: str, payload: bytes) -> Row:
         since = self._now()
