@@ -68,6 +68,8 @@ class Course:
         self._said = (-_SAY_EVERY_S, "")
         self._newcomer_at = means.clock()
         self._count_at = 0.0
+        self._taking_up = False
+        """A round is open, and is not under way yet: its model is judged, its updates are read."""
         self._undecided = False
         """What follows the last round could not be settled yet: the disk refused it."""
         self._part_at = 0.0
@@ -76,6 +78,8 @@ class Course:
     def start(self) -> None:
         """Begin to build, or with what was built before."""
         artefacts, stop = self._assignment.artefacts, self.record.told_to_stop
+        rows = self._means.journal.rounds(self.run)
+        self._taking_up = bool(rows) and rows[-1].result is None
         if artefacts is None and stop is not None:
             self._give_up("stopped", stop)
         elif artefacts is not None and self._models.whole(artefacts):
@@ -106,10 +110,12 @@ class Course:
         """A node has just come: the first round waits a moment for others."""
         self._newcomer_at = now
 
-    def notice(self, node: NodeId) -> Notice:
-        """What is current, for one node."""
+    def notice(self, node: NodeId) -> Notice | None:
+        """What is current, for one node; None while a round is being taken up: it may be training for it."""
         if self.live is not None:
             return self._bulletin.notice(self.live, node)
+        if self._taking_up:
+            return None
         # An owner who has labelled nothing yet should know what there is to choose from.
         return Notice(labels=list(self.artefacts.labels) if self.artefacts is not None else None)
 
@@ -228,7 +234,7 @@ class Course:
 
     def _begin(self, live: LiveRound) -> None:
         self.live = live
-        self.stage = "round"
+        self.stage, self._taking_up = "round", False
         told, size = self._bulletin.announcement(live), len(live.round.cohort)
         refs = (told.model, told.manifest, told.trainer, told.base)
         self._means.down.serve([ref for ref in refs if ref is not None], size)
@@ -368,7 +374,7 @@ class Course:
     def _give_up(self, state: str, why: str) -> None:
         """End at once and without a model; what the worker still makes is nobody's."""
         self._means.journal.end_run(self.run, state, why)
-        self.lane.left = True
+        self.lane.left, self._taking_up = True, False
         self.record.stop = why
         if self.record.rounds:
             with suppress(StoreError):

@@ -137,7 +137,9 @@ class Reception:
                 f"node {node}: its clock is {off / 86400:.1f} days off; rounds do not mind, but TLS and logs "
                 "do: check its time synchronisation (timedatectl)",
             )
-        self._desk.outlet.send(course.notice(node) if course is not None else Notice(), node)
+        notice = course.notice(node) if course is not None else Notice()
+        if notice is not None:  # else the announcement that follows is the answer
+            self._desk.outlet.send(notice, node)
 
     def _other_coordinator(self, event: Received) -> None:
         other = CoordinatorStatus.decode(event.payload, who="another coordinator")

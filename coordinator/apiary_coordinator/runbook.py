@@ -150,7 +150,7 @@ class RunBook:
         """
         found: list[str] = []
         for states in ("('finished', 'stopped')", "('failed', 'withdrawn', 'abandoned')"):
-            query = f"SELECT id FROM run WHERE state IN {states} ORDER BY rowid DESC"  # noqa: S608 - ours
+            query = f"SELECT id FROM run WHERE state IN {states} ORDER BY rowid DESC"  # noqa: S608 - fixed words
             found += [str(row[0]) for row in reversed(self._journal.select(query)[keep:])]
         return found
 

@@ -216,7 +216,7 @@ class Journal:
         """Of a run that is over keep what lists of runs and rounds show; `history.jsonl` has the rest."""
         self.commit(
             [
-                (f"UPDATE round SET opened = '{{}}', result = {_SLIM} WHERE run = ?", (run,)),  # noqa: S608 - ours
+                (f"UPDATE round SET opened = '{{}}', result = {_SLIM} WHERE run = ?", (run,)),  # noqa: S608 - fixed names
                 ("DELETE FROM accepted WHERE run = ?", (run,)),
                 ("DELETE FROM rejected WHERE run = ?", (run,)),
             ]

@@ -179,6 +179,28 @@ def test_who_was_lost_while_the_coordinator_was_down_is_not_waited_for(
     assert (result["n_contributors"], result["missing"]) == (2, {"pi-02": "connection lost"})
 
 
+def test_nobody_gives_up_its_training_while_a_round_is_being_taken_up(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its updates are read and its model judged, for minutes perhaps: until then no word is the right one."""
+    fleet = make_fleet(3, rounds=1)
+    for training in fleet.trainings.values():
+        training.seconds = 60
+    fleet.until(lambda: all(training.started for training in fleet.trainings.values()))
+    fleet.kill_coordinator()
+    slow = fleet.broker.now + 20
+    real = InlineWorker.collect
+
+    def collect(worker: InlineWorker) -> list[Done]:
+        return real(worker) if fleet.broker.now >= slow else []
+
+    monkeypatch.setattr(InlineWorker, "collect", collect)
+    fleet.start_coordinator()
+    fleet.run()
+    assert fleet.results()[0]["n_contributors"] == 3
+    assert [training.started for training in fleet.trainings.values()] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("stay", [False, True])
 def test_what_follows_a_run_does_not_fail_it(
     make_fleet: MakeFleet, stay: bool, caplog: pytest.LogCaptureFixture
