@@ -18,6 +18,7 @@ from tests.stand_ins.disk_trace import unsynced
 from apiary.errors import DataError
 from apiary.learn import images
 from apiary.learn.manifest import PictureInput
+from apiary.wire import blob
 from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
@@ -134,21 +135,26 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     )
 
 
+def files_of(tmp_path: Path, built: Built) -> dict[str, Path]:
+    """What a node has fetched for a round."""
+    (tmp_path / "manifest").write_bytes(built.manifest.encode())
+    (tmp_path / "model").write_bytes(blob.encode(built.initial))
+    return {
+        "manifest": tmp_path / "manifest",
+        "model": tmp_path / "model",
+        "trainer": built.folder / "trainer.tflite",
+    }
+
+
 @pytest.mark.tensorflow
 def test_an_update_that_a_child_tells_of_survives_the_power(
     tmp_path: Path, store: SampleStore, built: Built
 ) -> None:
     """The outbox takes it over by its name, and offers it."""
-    from apiary.wire import blob
-
     fill(store, 20)
-    (tmp_path / "manifest").write_bytes(built.manifest.encode())
-    (tmp_path / "model").write_bytes(blob.encode(built.initial))
     todo = job(
         tmp_path,
-        manifest=tmp_path / "manifest",
-        model=tmp_path / "model",
-        trainer=built.folder / "trainer.tflite",
+        **files_of(tmp_path, built),
         plan=Plan(epochs=1, batch_size=8),
     )
     told: list[Told] = []
@@ -162,15 +168,7 @@ def test_a_child_trains_from_the_store(tmp_path: Path, store: SampleStore, built
     fill(store, 60)
     store.add(Incoming(shade("dark", 900), "camera"))
     trained = len(store.training())
-    from apiary.wire import blob
-
-    (tmp_path / "manifest").write_bytes(built.manifest.encode())
-    (tmp_path / "model").write_bytes(blob.encode(built.initial))
-    files = {
-        "manifest": tmp_path / "manifest",
-        "model": tmp_path / "model",
-        "trainer": built.folder / "trainer.tflite",
-    }
+    files = files_of(tmp_path, built)
     told: list[Told] = []
     train(job(tmp_path, **files), told.append)
     done = told[-1]
@@ -192,15 +190,9 @@ def test_under_any_limit_of_its_address_space_a_child_trains_or_says_why(
     tmp_path: Path, store: SampleStore, built: Built
 ) -> None:
     fill(store, 20)
-    from apiary.wire import blob
-
-    (tmp_path / "manifest").write_bytes(built.manifest.encode())
-    (tmp_path / "model").write_bytes(blob.encode(built.initial))
     asked = job(
         tmp_path,
-        manifest=tmp_path / "manifest",
-        model=tmp_path / "model",
-        trainer=built.folder / "trainer.tflite",
+        **files_of(tmp_path, built),
     )
     (tmp_path / "job.json").write_text(asked.model_dump_json())
     words: list[str] = []
