@@ -30,7 +30,7 @@ from apiary.wire.chunks import digest_of
 from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
-from apiary_edge.job import TrainJob
+from apiary_edge.training.job import TrainJob
 
 CHILD_MB, IDLE_MB = 130.0, 80.0
 LABELS = ["hardhat", "head"]
@@ -98,7 +98,7 @@ def train(built: Built, scratch: Path) -> float:
     )  # fmt: skip
     (out / "job.json").write_text(job.model_dump_json())
     child = subprocess.Popen(
-        [sys.executable, "-m", "apiary_edge.trainer", str(out / "job.json")], stdout=subprocess.PIPE
+        [sys.executable, "-m", "apiary_edge.training.worker", str(out / "job.json")], stdout=subprocess.PIPE
     )
     assert child.stdout is not None
     last = child.stdout.read().splitlines()[-1]

@@ -27,8 +27,8 @@ from kernel_figures import children, cpu_of, per_round
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from apiary.bus.allocator import tune
-from apiary.bus.deathsig import die_with_parent
+from apiary.process.allocator import tune
+from apiary.process.deathsig import die_with_parent
 
 GRANTS = 10
 LATEST_S = 300.0

@@ -25,26 +25,26 @@ import numpy as np
 from kernel_figures import children, cpu_of, per_round
 
 from apiary.blobs import BlobStore
-from apiary.bus.allocator import tune
-from apiary.bus.deathsig import die_with_parent
 from apiary.bus.mqtt import MqttBus
 from apiary.files import write_atomic
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.process.allocator import tune
+from apiary.process.deathsig import die_with_parent
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
 from apiary.wire.messages import Announcement, BlobRef, Message, RoundResult, TrainMetrics
 from apiary.wire.topics import Kind
-from apiary_coordinator.assignment import Assignment
+from apiary_coordinator.journal import Journal
+from apiary_coordinator.model.builder import Artefacts, Judgement
+from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
-from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import ThreadWorker
-from apiary_coordinator.workshop import Artefacts, Judgement
-from apiary_edge.job import Told, TrainJob
-from apiary_edge.outbox import Outbox
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge
 from apiary_edge.service import will as edge_will
+from apiary_edge.training.job import Told, TrainJob
+from apiary_edge.transfer.outbox import Outbox
 
 SAMPLES = 20
 HEADER_BYTES = 65_536

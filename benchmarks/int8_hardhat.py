@@ -19,7 +19,7 @@ from typing import Any
 from apiary.learn import images
 from apiary.learn.classifier import Classifier, evaluate
 from apiary.learn.metrics import Evaluation
-from apiary_cli.datasets import hardhat_layout
+from apiary_cli.datasets.partition import hardhat_layout
 
 ALLOWED = 0.02
 FILES = {"float32": "model.tflite", "int8": "model_int8.tflite"}

@@ -21,11 +21,11 @@ from fleet import SAMPLES, settings_of, update_of
 from many_nodes import parser, serve
 
 from apiary import __version__
-from apiary.bus.allocator import tune
 from apiary.bus.bus import Connected, Disconnected, Received
-from apiary.bus.deathsig import die_with_parent
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.mqtt import MqttBus
+from apiary.process.allocator import tune
+from apiary.process.deathsig import die_with_parent
 from apiary.settings import Settings
 from apiary.wire import Digest, NodeId
 from apiary.wire.chunks import Assembly

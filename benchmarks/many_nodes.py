@@ -20,9 +20,9 @@ from typing import NoReturn, Protocol
 
 from fleet import started_node
 
-from apiary.bus.allocator import tune
-from apiary.bus.deathsig import die_with_parent
 from apiary.bus.mqtt import MqttBus
+from apiary.process.allocator import tune
+from apiary.process.deathsig import die_with_parent
 from apiary_edge.service import Edge
 
 QUIET_S = 2.0

@@ -36,10 +36,10 @@ from apiary.wire import blob
 from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
-from apiary_edge.capture_job import job_of
-from apiary_edge.predicting import described
-from apiary_edge.predicting.described import ModelFile
+from apiary_edge.capture.job import job_of
+from apiary_edge.predicting import model_files
 from apiary_edge.predicting.job import PredictJob, PredictTold, parse
+from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.web.token import load_or_make
 
 BOUND_MB = 120.0
@@ -135,10 +135,10 @@ def describe(state: Path, built: Built, by: float) -> None:
         trainer=keep(built.trainer.read_bytes()),
         base=keep(built.base.read_bytes()) if built.base else None,
     )
-    described.folder(state).mkdir(parents=True, exist_ok=True)
-    fresh = described.newest_file(state).with_suffix(".part")
+    model_files.folder(state).mkdir(parents=True, exist_ok=True)
+    fresh = model_files.newest_file(state).with_suffix(".part")
     fresh.write_text(found.model_dump_json())
-    fresh.replace(described.newest_file(state))
+    fresh.replace(model_files.newest_file(state))
 
 
 def look(

@@ -25,10 +25,10 @@ from PIL import Image
 
 from apiary.learn.manifest import Manifest
 from apiary.wire.messages import Announcement, BlobRef, Bounds, Plan
-from apiary_coordinator.announcements import needs
 from apiary_coordinator.export.job import DONE, BuildJob
+from apiary_coordinator.run.messages import needs
 from apiary_edge.guest.room import room_for
-from apiary_edge.job import TrainJob
+from apiary_edge.training.job import TrainJob
 
 LABELS = ["cat", "dog"]
 LATEST_S = 600.0
@@ -132,7 +132,7 @@ def measured(case: Case, build: Path, scratch: Path) -> dict[str, Any]:
         threads=1,
     )
     (folder / "job.json").write_text(job.model_dump_json())
-    peak = peak_of([sys.executable, "-m", "apiary_edge.trainer", str(folder / "job.json")])
+    peak = peak_of([sys.executable, "-m", "apiary_edge.training.worker", str(folder / "job.json")])
     expected = room_for(announcement(case, build), samples=case.pictures, runtime="litert", missing=0)
     return {
         "case": f"{case.name}, {case.pictures} pictures",

@@ -35,11 +35,11 @@ from apiary.identity.release_key import seal
 from apiary.settings import Settings, load_settings
 from apiary.wire.messages import Prediction, ReleaseCurrent
 from apiary.wire.topics import Kind
-from apiary_cli.datasets import Layout, materialise
-from apiary_cli.federation import LocalFederation
-from apiary_cli.presets import PRESETS
-from apiary_cli.rolling import Rolling, settings_for, table_of
-from apiary_edge import slots
+from apiary_cli.datasets.partition import Layout, materialise
+from apiary_cli.demo.federation import LocalFederation
+from apiary_cli.demo.presets import PRESETS
+from apiary_cli.demo.release import Rolling, settings_for, table_of
+from apiary_edge.releases.store import current
 
 NODES = 5
 
@@ -63,7 +63,7 @@ class Stage:
         """The release that each node predicts with, from its own disk."""
         found = {}
         for node in self.layout.nodes:
-            slot = slots.current(self.folder / "state" / node.name)
+            slot = current(self.folder / "state" / node.name)
             found[node.name] = slot.release if slot is not None else "none"
         return found
 

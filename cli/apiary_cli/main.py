@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol, cast
 from apiary import __version__
 from apiary.errors import ApiaryError, SettingsError, StoreError
 from apiary.files import advice
-from apiary_cli import logs
-from apiary_cli.stopping import Interrupted
+from apiary_cli.terminal import logs
+from apiary_cli.terminal.stopping import Interrupted
 
 COMMANDS: Final = {
     "demo": "a whole federation on this machine: broker, coordinator, nodes, result",
@@ -56,7 +56,7 @@ exit codes: 0 done, 1 checks failed, 2 settings, 3 data, 4 broker, 5 protocol, 6
 
 
 class Command(Protocol):
-    """A module of `apiary_cli` that is a sub-command."""
+    """A module of `apiary_cli.commands`: one sub-command."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its flags."""
@@ -121,7 +121,7 @@ def _parse(argv: list[str]) -> tuple[Command, argparse.Namespace]:
         sub = commands.add_parser(name, help=text, description=text)
         if name == chosen:
             # Only the chosen one is imported: a node's memory should not hold the others.
-            module = cast("Command", importlib.import_module(f"apiary_cli.{name}"))
+            module = cast("Command", importlib.import_module(f"apiary_cli.commands.{name}"))
             _common(sub)
             module.add_arguments(sub)
             _common_below(sub)

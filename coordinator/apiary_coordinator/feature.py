@@ -11,11 +11,11 @@ from apiary.bus.bus import Bus, Received
 from apiary.bus.outlet import Outlet
 from apiary.settings import Settings
 from apiary.wire.topics import Kind, Topic, Topics
-from apiary_coordinator.assignment import Assignment
-from apiary_coordinator.course import Course
-from apiary_coordinator.downlink import Downlink
-from apiary_coordinator.roster import Roster
-from apiary_coordinator.store import Journal
+from apiary_coordinator.fleet.roster import Roster
+from apiary_coordinator.journal import Journal
+from apiary_coordinator.run.assignment import Assignment
+from apiary_coordinator.run.run import Course
+from apiary_coordinator.updates.model_server import Downlink
 from apiary_coordinator.worker import Worker
 
 

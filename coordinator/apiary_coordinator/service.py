@@ -20,14 +20,14 @@ from apiary.identity.gate import OPEN, Gate
 from apiary.settings import Settings
 from apiary.wire.chunks import CHUNK_BYTES, ENVELOPE_BYTES
 from apiary.wire.topics import Kind, Topic, Topics
-from apiary_coordinator.announcements import status
-from apiary_coordinator.assignment import Assignment, Means
-from apiary_coordinator.course import Course
-from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.feature import Desk, Features, no_features
-from apiary_coordinator.reception import TAKEN, Reception
-from apiary_coordinator.roster import Roster
-from apiary_coordinator.store import Journal
+from apiary_coordinator.fleet.roster import Roster
+from apiary_coordinator.inbox import TAKEN, Reception
+from apiary_coordinator.journal import Journal
+from apiary_coordinator.run.assignment import Assignment, Means
+from apiary_coordinator.run.messages import status
+from apiary_coordinator.run.run import Course
+from apiary_coordinator.updates.model_server import Downlink
 from apiary_coordinator.worker import Done, Lane, Worker
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from apiary.bus.outlet import Outlet
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Announcement
 from apiary.wire.topics import Kind, Topic, Topics
-from apiary_edge.downloads import Downloads
-from apiary_edge.local_training import LocalTraining
-from apiary_edge.session import Session
+from apiary_edge.training.session import Session
+from apiary_edge.training.supervisor import LocalTraining
+from apiary_edge.transfer.downloads import Downloads
 
 
 @dataclass(frozen=True, slots=True)

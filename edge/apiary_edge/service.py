@@ -28,17 +28,17 @@ from apiary.wire.messages import (
     Receipt,
 )
 from apiary.wire.topics import Kind, Topic, Topics
-from apiary_edge import session as table
-from apiary_edge.downloads import Downloads
 from apiary_edge.feature import Features, Link, no_features
-from apiary_edge.local_training import LocalTraining
-from apiary_edge.newest import Newest
-from apiary_edge.outbox import Outbox
-from apiary_edge.presence import Presence, lost, will
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.sending import Sending
-from apiary_edge.session import Session, State
-from apiary_edge.training import Training
+from apiary_edge.status.presence import Presence, lost, will
+from apiary_edge.training import session as table
+from apiary_edge.training.newest import Newest
+from apiary_edge.training.process import Training
+from apiary_edge.training.session import Session, State
+from apiary_edge.training.supervisor import LocalTraining
+from apiary_edge.transfer.downloads import Downloads
+from apiary_edge.transfer.outbox import Outbox
+from apiary_edge.transfer.uploads import Sending
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from apiary.wire.messages import Plan
 from apiary_coordinator.export import parity as gate
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
-from apiary_edge.job import Told, TrainJob, parse
+from apiary_edge.training.job import Told, TrainJob, parse
 
 LABELS: Final = ["dark", "light"]
 PLAN: Final = Plan(epochs=2, batch_size=8, learning_rate=0.001, seed=3, validation_share=0.2)
@@ -146,7 +146,7 @@ def _train(job: TrainJob, out: Path, tree: Tree | None) -> tuple[Told, bytes]:
     out.mkdir()
     own = job.model_copy(update={"out": out, "cache_dir": out / "cache"})
     (out / "job.json").write_text(own.model_dump_json())
-    arguments: list[str | Path] = ["-m", "apiary_edge.trainer", out / "job.json"]
+    arguments: list[str | Path] = ["-m", "apiary_edge.training.worker", out / "job.json"]
     if tree is not None:
         said = tree.run(arguments)
     else:

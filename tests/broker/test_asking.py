@@ -17,10 +17,10 @@ from apiary.bus.outlet import Outlet
 from apiary.errors import BusError, NoAnswer, RequestRefused
 from apiary.settings import Settings
 from apiary.wire.topics import Kind
-from apiary_cli.asking import ask
-from apiary_cli.stopping import Interrupted
-from apiary_coordinator.announcements import status
-from apiary_coordinator.operators import Arguments, Call, Operators
+from apiary_cli.client.asking import ask
+from apiary_cli.terminal.stopping import Interrupted
+from apiary_coordinator.operators.requests import Arguments, Call, Operators
+from apiary_coordinator.run.messages import status
 
 pytestmark = pytest.mark.broker
 CONF = "listener {port} 127.0.0.1\nallow_anonymous true\n"
@@ -113,7 +113,7 @@ def test_an_answer_a_refusal_and_progress(settings: Settings, office: Callable[.
 def test_a_lost_request_is_asked_again(
     settings: Settings, office: Callable[..., Office], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apiary_cli.asking._REPEAT_S", 0.3)
+    monkeypatch.setattr("apiary_cli.client.asking._REPEAT_S", 0.3)
     office(deaf=2)
     assert ask(settings, "greet", {"name": "bee"}) == "hello bee, says anna asked"
 

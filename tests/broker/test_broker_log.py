@@ -15,7 +15,7 @@ from tests.broker.secured import Secured, connect, poll
 
 from apiary.bus.broker import find_mosquitto
 from apiary.bus.bus import Refused
-from apiary_cli.broker_log import WINDOW_S
+from apiary_cli.commands.broker_log import WINDOW_S
 
 pytestmark = [
     pytest.mark.broker,
@@ -30,7 +30,7 @@ class Filtered(Secured):
         super().__init__(folder, "certificates", extra="log_type debug")
         self._journal = (folder / "journal").open("wb")
         follow = subprocess.Popen(["tail", "-n", "+1", "-F", self.log_file], stdout=subprocess.PIPE)
-        words = [sys.executable, "-I", "-m", "apiary_cli.broker_log", folder / "apiary" / "acl.conf"]
+        words = [sys.executable, "-I", "-m", "apiary_cli.commands.broker_log", folder / "apiary" / "acl.conf"]
         self._children = [follow, subprocess.Popen(words, stdin=follow.stdout, stdout=self._journal)]
 
     def said(self, text: str, within_s: float = 15) -> str:

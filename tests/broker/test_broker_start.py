@@ -18,7 +18,7 @@ from apiary.bus.broker import default_conf, find_mosquitto, mosquitto_conf, spea
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import BusError
 from apiary.settings import BrokerSettings
-from apiary_cli.demo import _reach
+from apiary_cli.commands.demo import _reach
 
 pytestmark = pytest.mark.broker
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")

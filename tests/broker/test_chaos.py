@@ -22,12 +22,12 @@ from apiary.bus.bus import Disconnected, Event, Received
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import BrokerRefused
 from apiary.settings import BrokerSettings
-from apiary_cli.chaos import command
 from apiary_cli.chaos.invariants import Verdict
 from apiary_cli.chaos.links import Links
 from apiary_cli.chaos.processes import ports_in_use
 from apiary_cli.chaos.schedule import KINDS
-from apiary_cli.datasets import materialise
+from apiary_cli.commands import chaos
+from apiary_cli.datasets.partition import materialise
 from apiary_cli.main import main
 
 pytestmark = pytest.mark.broker
@@ -117,7 +117,7 @@ def test_a_broken_invariant_is_said_and_is_exit_code_1(
         broken = Verdict("the model is bit-identical", False, "b, undisturbed a")
         return [broken], Counter({"torn": 2}), {"undisturbed": 1.0, "disturbed": 2.0}
 
-    monkeypatch.setattr(command, "_both", outcome)
+    monkeypatch.setattr(chaos, "_both", outcome)
     assert main(["chaos", "--runs-dir", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert "BROKEN  the model is bit-identical: b, undisturbed a" in shown

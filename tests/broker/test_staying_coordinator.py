@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tests.fleet.harness import Fleet
 
-from apiary_cli.federation import toml
+from apiary_cli.demo.federation import toml
 from apiary_cli.main import main
 
 pytestmark = pytest.mark.broker

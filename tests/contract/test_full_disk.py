@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 from apiary.settings import CameraSettings, CaptureSettings, StoreSettings
 from apiary.wire.messages import Plan
-from apiary_edge.capture_job import CaptureJob
-from apiary_edge.job import TrainJob
+from apiary_edge.capture.job import CaptureJob
+from apiary_edge.training.job import TrainJob
 from apiary_edge.samples.model import Bounds
 from apiary_edge.samples.store import SampleStore
 
@@ -35,7 +35,8 @@ capture = CaptureJob(
     cache_dir=disk / "cache",
 )
 child = subprocess.Popen(
-    [sys.executable, "-m", "apiary_edge.capture"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    [sys.executable, "-m", "apiary_edge.capture.worker"],
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
 )
 child.stdin.write(capture.model_dump_json())
 child.stdin.close()
@@ -65,7 +66,7 @@ fill()
 store = SampleStore(disk / "samples", disk / "cache", Bounds(min_free_bytes=0), time.time)
 ids = [s.id for s in store.page(limit=100).samples]
 assert len(ids) == kept
-from apiary_edge.web.app import App
+from apiary_edge.labelling.app import App
 from apiary_edge.web.gate import Gate
 app = App(lambda: store, Gate("t" * 32, 80, time.monotonic, time.sleep), Bounds())
 
@@ -106,7 +107,8 @@ def train(out):
     )
     file = Path(sys.argv[2]) / "job.json"
     file.write_text(job.model_dump_json())
-    done = subprocess.run([sys.executable, "-m", "apiary_edge.trainer", file], capture_output=True, text=True)
+    command = [sys.executable, "-m", "apiary_edge.training.worker", file]
+    done = subprocess.run(command, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1]), done
 
 out = disk / "training"

@@ -25,14 +25,14 @@ from apiary.wire.chunks import digest_of
 from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
-from apiary_edge.job import Told, parse
-from apiary_edge.predicting import described, models, personal, suggesting
-from apiary_edge.predicting.chores_job import ChoresJob, chores_job
-from apiary_edge.predicting.described import ModelFile
+from apiary_edge.predicting import model_files, models, personal, suggesting
+from apiary_edge.predicting.background_job import ChoresJob, chores_job
 from apiary_edge.predicting.live import Bytes
+from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import Bounds
 from apiary_edge.samples.store import SampleStore
+from apiary_edge.training.job import Told, parse
 
 pytestmark = pytest.mark.tensorflow
 LABELS = ("dark", "light")
@@ -102,8 +102,8 @@ class Node:
             base=base,
             base_digest=base.name if base else None,
         )
-        described.folder(self.folder).mkdir(exist_ok=True)
-        described.newest_file(self.folder).write_text(found.model_dump_json())
+        model_files.folder(self.folder).mkdir(exist_ok=True)
+        model_files.newest_file(self.folder).write_text(found.model_dump_json())
         return found
 
     def fill(self, count: int, labelled: bool = True) -> None:
@@ -183,7 +183,7 @@ def test_only_the_head_is_tuned_and_it_is_used_where_it_is_better(node: Node) ->
         assert changed == {"classes/kernel", "classes/bias"} == personal.last_layer(node.built.manifest)
     else:
         assert changed == set(tuned), "behind a frozen base all of the trainer is the head"
-    chosen = described.chosen(node.folder)
+    chosen = model_files.chosen(node.folder)
     assert chosen is not None and chosen.personal == result.better
     if node.built.base is None:  # a base of random weights tells nothing apart
         assert result.accuracy_personal > 0.9 > result.accuracy_global
@@ -192,7 +192,7 @@ def test_only_the_head_is_tuned_and_it_is_used_where_it_is_better(node: Node) ->
         assert [model.predict(shade(label, 500)).label for label in LABELS] == list(LABELS)
     again = personal.tune(node.job, found, said.append)
     assert again == result, "the same pictures give the same head"
-    assert [p.name for p in described.folder(node.folder).glob("*.blob")] == [result.file.name]
+    assert [p.name for p in model_files.folder(node.folder).glob("*.blob")] == [result.file.name]
 
 
 def test_too_few_pictures_are_said_and_the_federations_model_stays(node: Node) -> None:
@@ -200,7 +200,7 @@ def test_too_few_pictures_are_said_and_the_federations_model_stays(node: Node) -
     node.fill(10)
     result = personal.tune(node.job, found, lambda text: None)
     assert "edge.personal.min_samples" in result.why and not result.better
-    assert described.chosen(node.folder) == found
+    assert model_files.chosen(node.folder) == found
 
 
 def test_suggestions_come_for_all_that_wait_and_once(node: Node) -> None:
@@ -230,7 +230,7 @@ def test_the_chores_child_tunes_and_suggests_and_ends(node: Node) -> None:
     file.write_text(node.job.model_dump_json())
 
     def chores() -> list[Told]:
-        command = [sys.executable, "-m", "apiary_edge.predicting.chores", str(file)]
+        command = [sys.executable, "-m", "apiary_edge.predicting.background_worker", str(file)]
         done = subprocess.run(command, check=True, capture_output=True, timeout=120)
         return [t for line in done.stdout.splitlines() if (t := parse(line)) is not None]
 
@@ -241,7 +241,7 @@ def test_the_chores_child_tunes_and_suggests_and_ends(node: Node) -> None:
     if node.built.base is None:
         assert node.store.counts().suggested == {"light": 5}
     assert [t.kind for t in chores()] == ["done"]
-    assert json.loads(described.personal_file(node.folder).read_text())["samples"] > 20
+    assert json.loads(model_files.personal_file(node.folder).read_text())["samples"] > 20
 
 
 def test_an_eim_program_predicts_and_is_ended(tmp_path: Path) -> None:

@@ -22,14 +22,13 @@ from apiary.wire import blob
 from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
-from apiary_edge import pictures
-from apiary_edge.job import Told, TrainJob, parse
-from apiary_edge.local_training import OUT_OF_ADDRESSES
 from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import Bounds
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.trainer import train
-from apiary_edge.training import scratch
+from apiary_edge.training.job import Told, TrainJob, parse
+from apiary_edge.training.process import pictures, scratch
+from apiary_edge.training.supervisor import OUT_OF_ADDRESSES
+from apiary_edge.training.worker import train
 
 LABELS = ["dark", "light"]
 TO = PictureInput(height=16, width=16, channels=3)
@@ -214,7 +213,14 @@ def test_under_any_limit_of_its_address_space_a_child_trains_or_says_why(
 def under(limit_mb: int, file: Path) -> tuple[int, Told | None]:
     """A child's exit code under a limit of its address space, and its last word."""
     done = subprocess.run(
-        ["prlimit", f"--as={limit_mb * 10**6}", sys.executable, "-m", "apiary_edge.trainer", str(file)],
+        [
+            "prlimit",
+            f"--as={limit_mb * 10**6}",
+            sys.executable,
+            "-m",
+            "apiary_edge.training.worker",
+            str(file),
+        ],
         env={**os.environ, "MALLOC_ARENA_MAX": "1"},
         capture_output=True,
         timeout=120,

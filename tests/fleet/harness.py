@@ -26,18 +26,18 @@ from apiary.wire import NodeId, blob
 from apiary.wire.chunks import digest_of
 from apiary.wire.messages import BlobRef, OperatorReply, OperatorRequest, TrainMetrics
 from apiary.wire.topics import Kind
-from apiary_coordinator import parts
-from apiary_coordinator.assignment import Assignment
+from apiary_coordinator import app
+from apiary_coordinator.journal import Journal
+from apiary_coordinator.model.builder import Artefacts, Judgement
+from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
-from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import InlineWorker
-from apiary_coordinator.workshop import Artefacts, Judgement
 from apiary_edge.feature import Features, no_features
-from apiary_edge.job import Told, TrainJob
-from apiary_edge.outbox import Outbox
 from apiary_edge.service import Edge, will
-from apiary_edge.update import encode_update
+from apiary_edge.training.job import Told, TrainJob
+from apiary_edge.training.update import encode_update
+from apiary_edge.transfer.outbox import Outbox
 
 TICK_S = 0.1
 SHAPES = {"a/kernel": (300, 200), "a/bias": (200,)}
@@ -249,7 +249,7 @@ class Fleet:
             wall=lambda: self.broker.now,
             epoch=epoch,
             stay=self.stay,
-            features=partial(parts.features, workshops=(lambda _, b: FakeWorkshop(b)) if self.stay else None),
+            features=partial(app.features, workshops=(lambda _, b: FakeWorkshop(b)) if self.stay else None),
             gate=self.gates(Role.COORDINATOR, "hive", settings.coordinator.state_dir),
         )
         self.coordinator.start()

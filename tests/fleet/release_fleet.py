@@ -25,23 +25,23 @@ from apiary.settings import Settings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import BlobRef, NodeStatus, PictureShape, Release, Want
 from apiary.wire.topics import Kind, Topics
-from apiary_coordinator.downlink import Downlink
 from apiary_coordinator.feature import Desk
+from apiary_coordinator.fleet.roster import Roster
+from apiary_coordinator.releases.build import Made
 from apiary_coordinator.releases.ledger import Ledger
-from apiary_coordinator.releases.making import Made
 from apiary_coordinator.releases.service import Releasing, policy_of
-from apiary_coordinator.releases.voice import Certified, Sealer
-from apiary_coordinator.roster import Roster
+from apiary_coordinator.releases.signer import Certified, Sealer
+from apiary_coordinator.updates.model_server import Downlink
 from apiary_coordinator.worker import InlineWorker
-from apiary_edge.downloads import Downloads
 from apiary_edge.feature import Link
-from apiary_edge.releases import Releases
-from apiary_edge.slots.fitness import Host
-from apiary_edge.slots.job import TrialJob
-from apiary_edge.slots.seals import opened_before, trusting
-from apiary_edge.slots.shelf import Shelf, folder_of
-from apiary_edge.slots.slot import Findings
-from apiary_edge.slots.table import TrialCrashed, TrialDone
+from apiary_edge.releases.agent import Releases
+from apiary_edge.releases.compatibility import Host
+from apiary_edge.releases.job import TrialJob
+from apiary_edge.releases.slot import Findings
+from apiary_edge.releases.state import TrialCrashed, TrialDone
+from apiary_edge.releases.store import Shelf, folder_of
+from apiary_edge.releases.trust import opened_before, trusting
+from apiary_edge.transfer.downloads import Downloads
 
 TICK_S = 0.5
 TOPICS = Topics()

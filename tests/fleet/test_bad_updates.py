@@ -23,7 +23,7 @@ from apiary.wire import Digest, NodeId, blob
 from apiary.wire.chunks import CHUNK_BYTES, digest_of, encode, span
 from apiary.wire.messages import BlobRef, NodeStatus, Offer, TrainMetrics
 from apiary.wire.topics import Kind, Topics
-from apiary_edge.job import Told
+from apiary_edge.training.job import Told
 
 MakeFleet = Callable[..., Fleet]
 BAD = "pi-01"

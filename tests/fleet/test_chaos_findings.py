@@ -10,8 +10,8 @@ from tests.fleet.harness import Fleet
 
 from apiary.bus.memory import Fault
 from apiary.wire.messages import Announcement
-from apiary_coordinator.collection import spool_path
-from apiary_edge.newest import Newest
+from apiary_coordinator.round.collector import spool_path
+from apiary_edge.training.newest import Newest
 
 MakeFleet = Callable[..., Fleet]
 

@@ -14,10 +14,10 @@ from apiary.blobs import BlobStore
 from apiary.errors import RunFailed, StoreError
 from apiary.wire import Digest
 from apiary.wire.messages import BlobRef
-from apiary_coordinator.course import Course
-from apiary_coordinator.opening import Opening
-from apiary_coordinator.spool import Spool
-from apiary_coordinator.store import Journal
+from apiary_coordinator.journal import Journal
+from apiary_coordinator.round.start import Opening
+from apiary_coordinator.run.run import Course
+from apiary_coordinator.updates.spool import Spool
 from apiary_coordinator.worker import Done, InlineWorker
 
 FULL = "the journal refused a commit: database or disk is full"

@@ -9,8 +9,8 @@ import pytest
 from tests.fleet.harness import Fleet
 
 from apiary_edge.feature import Feature, Features, Link
-from apiary_edge.predicting import described
-from apiary_edge.predicting.following import Following
+from apiary_edge.predicting import model_files
+from apiary_edge.predicting.follower import Following
 
 MakeFleet = Callable[..., Fleet]
 
@@ -42,11 +42,11 @@ def test_every_follower_has_the_newest_model_when_the_run_is_over(tmp_path: Path
         last = fleet.results()[-1]
         assert "pi-04" not in last["contributors"] and len(last["contributors"]) == 4
         for name in names:
-            found = described.newest(tmp_path / "follow" / name)
+            found = model_files.newest(tmp_path / "follow" / name)
             assert found is not None and found.digest == last["model"], name
             assert found.name == f"round {rounds} of run run" and found.file.is_file()
             assert found.manifest is not None and found.trainer is not None and found.trainer.is_file()
-            assert described.known_labels(tmp_path / "follow" / name) == found.labels
+            assert model_files.known_labels(tmp_path / "follow" / name) == found.labels
     finally:
         fleet.close()
 
@@ -60,6 +60,6 @@ def test_a_node_learns_the_labels_of_a_run_that_waits_for_nodes(tmp_path: Path) 
         assert fleet.results() == []
         assert fleet.coordinator is not None and fleet.coordinator.course.artefacts is not None
         labels = tuple(fleet.coordinator.course.artefacts.labels)
-        assert described.known_labels(tmp_path / "follow" / "pi-00") == labels
+        assert model_files.known_labels(tmp_path / "follow" / "pi-00") == labels
     finally:
         fleet.close()

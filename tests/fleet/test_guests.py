@@ -19,7 +19,7 @@ from apiary.wire.messages import NodeHealth, NodeStatus
 from apiary_edge.feature import Feature, Link
 from apiary_edge.guest.stay import Guest
 from apiary_edge.health.readings import MB, Heat, Readings
-from apiary_edge.job import Told
+from apiary_edge.training.job import Told
 
 WELL = Readings(heat=Heat("cpu-thermal", 60.0), throttled=0, memory_available=4000 * MB, disk_free=4000 * MB)
 HOT = replace(WELL, heat=Heat("cpu-thermal", 85.0))

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from tests.fleet.harness import FakeWorkshop, Fleet
 
-import apiary_edge.presence as presence_module
+import apiary_edge.status.presence as presence_module
 from apiary import __version__
 from apiary.blobs import BlobStore
 from apiary.errors import StoreError
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus
 from apiary.wire.topics import Kind
-from apiary_coordinator.assignment import Assignment
+from apiary_coordinator.journal import Journal
+from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.service import Coordinator, will
-from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import InlineWorker
-from apiary_edge.job import Told
+from apiary_edge.training.job import Told
 
 MakeFleet = Callable[..., Fleet]
 

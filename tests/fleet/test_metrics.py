@@ -14,7 +14,7 @@ from tests.fleet.conftest import MakeFleet
 from tests.fleet.harness import Fleet
 
 from apiary.errors import SettingsError
-from apiary_coordinator.metrics import Metrics, reason_of
+from apiary_coordinator.monitoring.prometheus import Metrics, reason_of
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "apiary.json"
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]

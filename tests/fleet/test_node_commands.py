@@ -16,11 +16,11 @@ from apiary.bus.memory import Fault
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeReply
 from apiary.wire.topics import Kind
-from apiary_coordinator.commanding import MAX_OPEN
-from apiary_edge.commands import MAX_REMEMBERED, Commands
+from apiary_coordinator.operators.node_commands import MAX_OPEN
 from apiary_edge.feature import Feature, Link
-from apiary_edge.log_tail import LogTail
-from apiary_edge.session import State
+from apiary_edge.operators.commands import MAX_REMEMBERED, Commands
+from apiary_edge.operators.log_tail import LogTail
+from apiary_edge.training.session import State
 
 SITES = {"pi-00": "north", "pi-01": "north", "pi-02": "south"}
 
@@ -254,7 +254,7 @@ def test_what_is_lost_on_the_way_is_said_again_and_done_once(
 ) -> None:
     fleet = commanded()
     fleet.broker.script(Fault("drop", f"apiary/+/node/+/{lost}", times=4))
-    with caplog.at_level(logging.INFO, logger="apiary_edge.commands"):
+    with caplog.at_level(logging.INFO, logger="apiary_edge.operators.commands"):
         assert {one["state"] for one in answers(fleet, "pause", "all").values()} == {"done"}
     assert sum("command=pause" in line for line in caplog.messages) == 3
 
@@ -281,8 +281,8 @@ def test_orders_are_bounded_and_a_place_is_free_again(commanded: Callable[..., F
     fleet = commanded()
     fleet.broker.script(Fault("drop", "apiary/+/node/+/reply", times=10_000))
     assert fleet.coordinator is not None
-    from apiary_coordinator.commanding import Commanding, Whom
-    from apiary_coordinator.operators import Call
+    from apiary_coordinator.operators.node_commands import Commanding, Whom
+    from apiary_coordinator.operators.requests import Call
 
     (office,) = [f for f in fleet.coordinator._features if isinstance(f, Commanding)]
     from apiary.wire import NodeId

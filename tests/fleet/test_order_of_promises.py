@@ -11,9 +11,9 @@ from tests.fleet.harness import Fleet
 from apiary.bus.memory import Fault
 from apiary.bus.outlet import Outlet
 from apiary.wire.messages import Announcement, Receipt
-from apiary_coordinator.spool import Spool
-from apiary_coordinator.store import AcceptedRow, Journal
-from apiary_edge.outbox import Outbox
+from apiary_coordinator.journal import AcceptedRow, Journal
+from apiary_coordinator.updates.spool import Spool
+from apiary_edge.transfer.outbox import Outbox
 
 MakeFleet = Callable[..., Fleet]
 Step = tuple[str, Any]

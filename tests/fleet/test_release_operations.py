@@ -14,7 +14,7 @@ from apiary.bus.outlet import Outlet
 from apiary.wire import NodeId
 from apiary.wire.messages import OperatorReply, OperatorRequest
 from apiary.wire.topics import Kind, Topic
-from apiary_coordinator.operators import Operators
+from apiary_coordinator.operators.requests import Operators
 from apiary_coordinator.releases import operations
 
 ANNA = NodeId("anna")

@@ -23,7 +23,7 @@ from apiary.wire.messages import ReleaseCurrent
 from apiary.wire.topics import Kind
 from apiary_coordinator.publishers._record import Record
 from apiary_coordinator.releases.ledger import current
-from apiary_edge.slots.table import TrialDone
+from apiary_edge.releases.state import TrialDone
 
 COLOURS = Path(__file__).parents[1] / "stand_ins" / "colours"
 CURRENT = TOPICS.build(Kind.RELEASE_CURRENT)

@@ -9,7 +9,7 @@ from tests.fleet.harness import Fleet
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus
 from apiary.wire.topics import Kind
-from apiary_coordinator.roster import Roster
+from apiary_coordinator.fleet.roster import Roster
 
 
 def roster_of(fleet: Fleet) -> Roster:

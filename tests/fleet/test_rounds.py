@@ -181,7 +181,7 @@ def test_the_same_seed_draws_the_same_cohorts(make_fleet: MakeFleet) -> None:
 def test_more_nodes_than_a_readable_announcement_holds_are_invited_one_by_one(
     make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apiary_coordinator.announcements.READABLE_BYTES", 100)
+    monkeypatch.setattr("apiary_coordinator.run.messages.READABLE_BYTES", 100)
     fleet = make_fleet(5, rounds=1)
     fleet.run()
     assert len(fleet.results()[0]["contributors"]) == 5

@@ -16,9 +16,9 @@ from apiary.bus.bus import Received
 from apiary.errors import SettingsError, StoreError
 from apiary.wire.messages import Announcement
 from apiary.wire.topics import Kind
-from apiary_coordinator.runbook import MAX_WAITING
-from apiary_coordinator.store import Journal
-from apiary_edge.session import State
+from apiary_coordinator.journal import Journal
+from apiary_coordinator.schedule.runbook import MAX_WAITING
+from apiary_edge.training.session import State
 
 
 def listed(fleet: Fleet) -> list[dict[str, Any]]:

@@ -9,10 +9,10 @@ import pytest
 from tests.fleet.conftest import MakeFleet
 
 from apiary.errors import StoreError
-from apiary_coordinator.collection import Collection
-from apiary_coordinator.live_round import LiveRound
-from apiary_coordinator.spool import Spool
-from apiary_coordinator.store import AcceptedRow, Journal
+from apiary_coordinator.journal import AcceptedRow, Journal
+from apiary_coordinator.round.collector import Collection
+from apiary_coordinator.round.runner import LiveRound
+from apiary_coordinator.updates.spool import Spool
 
 FULL = "the journal refused a commit: database or disk is full"
 

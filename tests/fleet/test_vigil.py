@@ -7,15 +7,15 @@ from tests.fleet.conftest import MakeFleet
 from tests.fleet.harness import Fleet
 
 from apiary.errors import ApiaryError
-from apiary_coordinator import vigil
-from apiary_coordinator.vigil import GIVE_UP_S, SAY_S, Vigil
+from apiary_coordinator.monitoring import watchdog
+from apiary_coordinator.monitoring.watchdog import GIVE_UP_S, SAY_S, Vigil
 from apiary_coordinator.worker import Done, InlineWorker
 
 
 def vigil_of(fleet: Fleet) -> Vigil:
     assert fleet.coordinator is not None
-    (vigil,) = [f for f in fleet.coordinator._features if isinstance(f, Vigil)]
-    return vigil
+    (watchdog,) = [f for f in fleet.coordinator._features if isinstance(f, Vigil)]
+    return watchdog
 
 
 def pass_(fleet: Fleet, seconds: float) -> None:
@@ -32,7 +32,7 @@ def test_a_job_that_does_not_end(
     fleet = make_fleet(2, stay=True, more={"publish": {"after_run": ["directory"], "timeout_s": 1000}})
     pass_(fleet, SAY_S + 60)
     assert vigil_of(fleet).busy_s == 0
-    assert not [r for r in caplog.records if r.name == vigil.__name__]
+    assert not [r for r in caplog.records if r.name == watchdog.__name__]
 
     def hangs(worker: InlineWorker) -> list[Done]:
         return []

@@ -15,7 +15,7 @@ from apiary.wire import NodeId
 from apiary.wire.chunks import count
 from apiary.wire.messages import ModelManifest, Want
 from apiary.wire.topics import Kind
-from apiary_coordinator.store import Journal
+from apiary_coordinator.journal import Journal
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ with atheris.instrument_imports():
     from apiary.tensors import Weights
     from apiary.wire import Digest, NodeId, blob, chunks, messages
     from apiary.wire.topics import Topics
-    from apiary_coordinator.screen import screen_update
+    from apiary_coordinator.updates.screening import screen_update
 
 _MESSAGES = sorted(messages.Message.__subclasses__(), key=lambda c: c.__name__)
 _TOPICS = Topics()

@@ -37,7 +37,7 @@ def wheel(version: str, *, breaks: bool = False) -> Path:
     about = tree / "core/apiary/__init__.py"
     about.write_text(re.sub(r'__version__ = "[^"]+"', f'__version__ = "{version}"', about.read_text()))
     if breaks:
-        edge = tree / "cli/apiary_cli/edge.py"
+        edge = tree / "cli/apiary_cli/commands/edge.py"
         edge.write_text(edge.read_text() + "\n\ndef run(args):  # type: ignore\n    raise SystemExit(7)\n")
     pip(["wheel", "--no-deps", "--wheel-dir", str(out), str(tree)])
     return made

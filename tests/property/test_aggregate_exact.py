@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from apiary.tensors import Weights
 from apiary.wire.messages import Bounds
-from apiary_coordinator.aggregate import ExactSum, grid_bits
+from apiary_coordinator.updates.exact_sum import ExactSum, grid_bits
 
 SHAPES = {"a": (2, 2), "b": (3,)}
 NUMBERS = 7

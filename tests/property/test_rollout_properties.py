@@ -6,10 +6,10 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.test_rollout import ONE, POLICY, fleet, holders, known, release, report
+from tests.unit.coordinator.releases.test_rollout import ONE, POLICY, fleet, holders, known, release, report
 
-from apiary_coordinator import rollout as table
-from apiary_coordinator import rollout_words as words
+from apiary_coordinator.releases import rollout as table
+from apiary_coordinator.releases import rollout_events as words
 
 NODES = [f"n{i}" for i in range(12)]
 SETTINGS = settings(max_examples=150)

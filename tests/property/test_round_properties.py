@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from apiary.wire import NodeId
 from apiary.wire.messages import Contributor
-from apiary_coordinator.round import (
+from apiary_coordinator.round.state import (
     Abandoned,
     Accepted,
     Aggregate,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Announcement, BlobRef, Bounds, Offer, Plan, TrainMetrics
-from apiary_edge.session import (
+from apiary_edge.training.session import (
     OPEN_STATES,
     Announced,
     AskCurrent,

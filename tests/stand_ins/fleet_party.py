@@ -21,15 +21,15 @@ from apiary.blobs import BlobStore
 from apiary.bus.mqtt import MqttBus
 from apiary.settings import Settings, load_settings
 from apiary.wire import NodeId
-from apiary_cli import logs
-from apiary_coordinator import parts
+from apiary_cli.terminal import logs
+from apiary_coordinator import app
+from apiary_coordinator.journal import Journal
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
-from apiary_coordinator.store import Journal
 from apiary_coordinator.worker import ThreadWorker
-from apiary_edge.commands import Commands
-from apiary_edge.outbox import Outbox
+from apiary_edge.operators.commands import Commands
 from apiary_edge.service import Edge, will
+from apiary_edge.transfer.outbox import Outbox
 
 TRAINING_S = 0.4
 
@@ -57,7 +57,7 @@ def coordinator(settings: Settings) -> Coordinator:
         wall=time.time,
         epoch=epoch,
         stay=True,
-        features=partial(parts.features, workshops=lambda _, blobs: FakeWorkshop(blobs)),
+        features=partial(app.features, workshops=lambda _, blobs: FakeWorkshop(blobs)),
     )
 
 

@@ -20,9 +20,9 @@ READ = (
         # 33 MB: pydantic, and every message.
         ("apiary.wire.messages", 41),
         # 34 MB: what training needs beyond that is imported when it begins.
-        ("apiary_edge.trainer", 42),
+        ("apiary_edge.training.worker", 42),
         # 48 MB: the service with all its parts.
-        ("apiary_edge.appliance", 56),
+        ("apiary_edge.app", 56),
     ],
 )
 def test_what_an_import_takes(module: str, megabytes: int) -> None:

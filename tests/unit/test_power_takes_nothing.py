@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 from tests.stand_ins.disk_trace import unsynced
-from tests.unit.samples.parts import fill, opened, picture
-from tests.unit.test_power_cuts import DATA, DIGEST, download_all, offer
-from tests.unit.test_slots_shelf import GOOD, blob, installed, release
+from tests.unit.edge.releases.test_store import GOOD, blob, installed, release
+from tests.unit.edge.samples.parts import fill, opened, picture
+from tests.unit.edge.transfer.test_power_cuts import DATA, DIGEST, download_all, offer
 
 from apiary.blobs import BlobStore
 from apiary.files import write_atomic
-from apiary_coordinator.spool import Spool
-from apiary_coordinator.store import Journal
-from apiary_edge.outbox import Outbox
+from apiary_coordinator.journal import Journal
+from apiary_coordinator.updates.spool import Spool
+from apiary_edge.releases.store import Shelf, folder_of
 from apiary_edge.samples.incoming import Incoming
-from apiary_edge.slots.shelf import Shelf, folder_of
-from apiary_edge.training import scratch
+from apiary_edge.training.process import scratch
+from apiary_edge.transfer.outbox import Outbox
 
 
 def test_the_disk_of_these_tests_sees_what_is_missing(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from apiary_cli.chaos.processes import (
     processes_of,
     send,
 )
-from apiary_cli.datasets import Layout
-from apiary_cli.federation import LocalFederation, Party
+from apiary_cli.datasets.partition import Layout
+from apiary_cli.demo.federation import LocalFederation, Party
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from apiary.files import sha256_of
 from apiary_cli.chaos.fleet import COORDINATOR, RUN, Fleet
 from apiary_cli.chaos.processes import ports_in_use
-from apiary_coordinator.history_file import read_history
+from apiary_coordinator.report.history_file import read_history
 
 TRACEBACK: Final = "Traceback (most recent call last)"
 MEMORY_FACTOR: Final = 1.3

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from apiary_cli.federation import MARK
+from apiary_cli.demo.federation import MARK
 
 
 def ports_in_use(ports: list[int]) -> list[int]:

@@ -36,7 +36,7 @@ from apiary.errors import SettingsError, StoreError, WireError
 from apiary.files import sync_folder, write_atomic
 from apiary.identity.authority import PublicKey, Use, requested_key
 from apiary.identity.certificates import Trust, identity_of
-from apiary_cli import flags
+from apiary_cli.terminal import flags
 
 MAX_PEM_BYTES: Final = 2**20
 """Of a request or an answer; a list of 10,000 revoked certificates has about 500 kB."""

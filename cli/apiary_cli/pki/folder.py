@@ -38,7 +38,7 @@ from apiary.errors import SettingsError, StoreError
 from apiary.files import write_atomic, write_json
 from apiary.identity.authority import Authority, PublicKey, Term, Use, found
 from apiary.identity.roles import Identity, Role
-from apiary_cli import flags
+from apiary_cli.terminal import flags
 
 WARDEN: Final = "pki"
 """The name under which `apiary pki` itself connects to the broker, to end connections."""

@@ -34,7 +34,7 @@ from apiary.settings import Settings
 from apiary_cli.pki.authority import make_here
 from apiary_cli.pki.desk import MAX_BODY, Desk, Guard, Refusal
 from apiary_cli.pki.folder import ENROLMENT, CaFolder
-from apiary_cli.stopping import stop_on_signals
+from apiary_cli.terminal.stopping import stop_on_signals
 
 MAX_AT_ONCE: Final = 16
 SILENCE_S: Final = 10.0

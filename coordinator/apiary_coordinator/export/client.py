@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from apiary.bus.deathsig import die_with_parent
 from apiary.errors import ApiaryError, DataError, ExportError, ModelError, SettingsError
 from apiary.files import write_atomic
 from apiary.learn.manifest import Manifest
+from apiary.process.deathsig import die_with_parent
 from apiary.tensors import Weights
 from apiary.wire.blob import decode
 from apiary_coordinator.export.job import REVISION, BuildJob, FinishJob, sealed

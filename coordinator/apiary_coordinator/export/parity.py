@@ -14,11 +14,11 @@ from typing import Final
 
 import numpy as np
 
-from apiary.bus.deathsig import die_with_parent
 from apiary.errors import ApiaryError, ExportError
 from apiary.learn.manifest import Manifest
 from apiary.learn.runtimes import choose
 from apiary.learn.runtimes.base import Trainer
+from apiary.process.deathsig import die_with_parent
 from apiary.tensors import Array, Weights
 from apiary.wire.blob import decode
 

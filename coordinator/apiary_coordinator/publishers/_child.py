@@ -14,8 +14,8 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from apiary.bus.deathsig import die_with_parent
 from apiary.errors import PublishError
+from apiary.process.deathsig import die_with_parent
 from apiary_coordinator.publishers._job import EVENT, Event, Failed, Job, Reached
 from apiary_coordinator.publishers.base import Watch
 

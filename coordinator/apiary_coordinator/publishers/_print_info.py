@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from apiary.bus.deathsig import die_with_parent
 from apiary.eim import elf, protocol
 from apiary.eim.protocol import EimModel
 from apiary.errors import EimError
+from apiary.process.deathsig import die_with_parent
 
 TIMEOUT_S: Final = 20.0
 _PRINTED_BYTES: Final = 2**20

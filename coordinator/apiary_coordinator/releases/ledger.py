@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from apiary.errors import StoreError
 from apiary.files import write_json
 from apiary.wire.messages import Release, ReleaseCurrent
-from apiary_coordinator.rollout import Rollout
-from apiary_coordinator.rollout_words import Pins, Policy
+from apiary_coordinator.releases.rollout import Rollout
+from apiary_coordinator.releases.rollout_events import Pins, Policy
 
 NAME: Final = "releases.json"
 MAX_HISTORY: Final = 200

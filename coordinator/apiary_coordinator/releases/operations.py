@@ -14,12 +14,12 @@ from apiary.tags import parse_rule
 from apiary.wire.messages import MAX_LABELS, Label, Name, Release
 from apiary.wire.messages.releases import ReleaseKind
 from apiary_coordinator.feature import Desk
-from apiary_coordinator.operators import Arguments, Call, Operators
+from apiary_coordinator.operators.requests import Arguments, Call, Operators
 from apiary_coordinator.publishers.base import Kind
-from apiary_coordinator.releases import making
-from apiary_coordinator.releases.making import Made, Wish
+from apiary_coordinator.releases import build
+from apiary_coordinator.releases.build import Made, Wish
+from apiary_coordinator.releases.rollout import Rollout
 from apiary_coordinator.releases.service import Releasing
-from apiary_coordinator.rollout import Rollout
 
 MAX_TOLD: Final = 500
 """Nodes named in one answer, those that failed first; the counts are of all."""
@@ -155,10 +155,10 @@ def _create(call: Call, told: Create, releasing: Releasing, desk: Desk) -> None:
     def make() -> Made | ApiaryError:
         try:
             if told.file is not None:
-                made = making.from_file(told.file, wish, settings, desk.wall())
+                made = build.from_file(told.file, wish, settings, desk.wall())
             else:
-                folder = making.find_run(told.run or "latest", settings.coordinator.runs_dir)
-                made = making.from_run(folder, wish, settings, desk.wall())
+                folder = build.find_run(told.run or "latest", settings.coordinator.runs_dir)
+                made = build.from_run(folder, wish, settings, desk.wall())
             return releasing.keep(made)
         except ApiaryError as e:
             return e

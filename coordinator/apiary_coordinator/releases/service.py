@@ -15,15 +15,15 @@ from apiary.wire import Digest
 from apiary.wire.messages import MAX_BYTES, NodeRelease, Release
 from apiary.wire.messages.releases import MAX_PINNED, MAX_PINS
 from apiary.wire.topics import Kind, Topic
-from apiary_coordinator import rollout as table
-from apiary_coordinator import rollout_words as words
 from apiary_coordinator.feature import Desk, Feature
-from apiary_coordinator.releases import making
+from apiary_coordinator.releases import build
+from apiary_coordinator.releases import rollout as table
+from apiary_coordinator.releases import rollout_events as words
+from apiary_coordinator.releases.build import Made, Wish
 from apiary_coordinator.releases.ledger import Book, Ledger, Noted, current
-from apiary_coordinator.releases.making import Made, Wish
-from apiary_coordinator.releases.voice import Voice
-from apiary_coordinator.rollout import Rollout
-from apiary_coordinator.rollout_words import Member, Pins, Policy, Publish
+from apiary_coordinator.releases.rollout import Rollout
+from apiary_coordinator.releases.rollout_events import Member, Pins, Policy, Publish
+from apiary_coordinator.releases.signer import Voice
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Releasing(Feature):
             return
         try:
             wish = Wish(kind="tflite" if kind == "tflite" else None)
-            made = self.keep(making.from_run(folder, wish, self._desk.settings, self._desk.wall()))
+            made = self.keep(build.from_run(folder, wish, self._desk.settings, self._desk.wall()))
         except ApiaryError as e:
             log.warning(
                 "run=%s is not released: %s; `apiary release create %s` tries again",

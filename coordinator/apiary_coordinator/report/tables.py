@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apiary.errors import DataError
-from apiary_coordinator.history_file import NAME, read_history
+from apiary_coordinator.report.history_file import NAME, read_history
 
 COLUMNS = (
     "round", "state", "accuracy", "loss", "node_accuracy", "contributors", "samples", "rejected", "missing",

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from apiary.bus.deathsig import die_with_parent
 from apiary.errors import BusError
+from apiary.process.deathsig import die_with_parent
 
 Kind = Literal["mosquitto", "amqtt"]
 START_S: Final = 15.0

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from apiary.bus.deathsig import die_with_parent
 from apiary.eim.protocol import Answers, SharedMemory, accept
 from apiary.errors import EimError
+from apiary.process.deathsig import die_with_parent
 from apiary_edge.eim.shared_memory import Mapped
 
 _SAID_BYTES: Final = 2048

@@ -9,7 +9,7 @@ from typing import Final
 
 from apiary.settings import GuestSettings
 from apiary_edge.health.readings import MB, Readings
-from apiary_edge.schedule import Hours
+from apiary_edge.hours import Hours
 
 _MORE: Final = 1.25
 """Memory and disk must have so many times the bound again before training goes on."""

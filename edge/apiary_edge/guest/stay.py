@@ -12,7 +12,7 @@ from typing import Protocol
 from apiary.settings import EdgeSettings
 from apiary.wire import Digest
 from apiary.wire.messages import Announcement, NodeHealth
-from apiary_edge import schedule
+from apiary_edge import hours
 from apiary_edge.feature import Feature, Link
 from apiary_edge.guest import rules
 from apiary_edge.guest.room import Room, room_for, too_small
@@ -62,7 +62,7 @@ class Guest(Feature):
         self._machine = machine
         self._runtime = runtime
         self._minute = minute
-        self._hours = schedule.parse(settings.guest.hours, "edge.guest.hours")
+        self._hours = hours.parse(settings.guest.hours, "edge.guest.hours")
         self._looked_at = -math.inf
         self._published: tuple[NodeHealth, float] | None = None
         self._heard: tuple[str, int, float] | None = None

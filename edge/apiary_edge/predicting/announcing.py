@@ -9,7 +9,7 @@ from pathlib import Path
 from apiary.files import remove, write_json
 from apiary.settings import PredictSettings
 from apiary_edge.feature import Feature, Link
-from apiary_edge.predicting import described, home_assistant
+from apiary_edge.predicting import home_assistant, model_files
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class HomeAssistant(Feature):
         self._configs = (
             home_assistant.configs(settings.home_assistant_prefix, link.topics, link.node) if wanted else {}
         )
-        self._file = described.folder(state_dir) / "home_assistant.json"
+        self._file = model_files.folder(state_dir) / "home_assistant.json"
         self._leaving: list[str] = []
 
     def connected(self) -> None:

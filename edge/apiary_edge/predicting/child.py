@@ -12,16 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from apiary.bus.allocator import tune
 from apiary.errors import ApiaryError
+from apiary.process.allocator import tune
 
 # First: it sets how many threads numpy may have, and tunes memory.
-from apiary_edge import capture
-from apiary_edge.capture import ALIVE_S
-from apiary_edge.capture_job import CaptureTold
+from apiary_edge.capture import worker
+from apiary_edge.capture.job import CaptureTold
+from apiary_edge.capture.worker import ALIVE_S
+from apiary_edge.labelling.server import give_memory_back
 from apiary_edge.predicting.changes import Changes
 from apiary_edge.predicting.job import Line, PredictJob, PredictTold
-from apiary_edge.web.serve import give_memory_back
 
 _JOIN_S: Final = 6.0
 """Longer than a program may take for one picture."""
@@ -111,7 +111,7 @@ def run(job: PredictJob, tell: Callable[[Line], None], stop: threading.Event) ->
 
     try:
         if job.capture is not None:
-            capture.run(job.capture, told, stop, watch=live.offer, watch_fps=wants.fps)
+            worker.run(job.capture, told, stop, watch=live.offer, watch_fps=wants.fps)
         # A file that was read to its end stays to be looked at, until the service ends us.
         while not stop.wait(ALIVE_S):
             tell(CaptureTold(kind="alive"))
@@ -149,10 +149,10 @@ class Predicting:
 
 def _serve(job: PredictJob, live: Any, camera: Camera, tell: Callable[[Line], None]) -> Any | None:
     """The page in a thread of its own; predictions go on without it where its port is taken."""
+    from apiary_edge.labelling.server import check_host, listen, run_until_closed
+    from apiary_edge.predicting.http_upload import MAX_BYTES
     from apiary_edge.predicting.pages import site
-    from apiary_edge.predicting.posted import MAX_BYTES
     from apiary_edge.web.gate import Gate
-    from apiary_edge.web.serve import check_host, listen, run_until_closed
     from apiary_edge.web.token import load_or_make
 
     try:

@@ -9,10 +9,10 @@ from typing import Any
 
 from apiary.settings import Settings
 from apiary.wire.messages import Likely, Prediction
-from apiary_edge.capture_job import CaptureTold, job_of
-from apiary_edge.capturing import CameraSays, silent_s
+from apiary_edge.capture.job import CaptureTold, job_of
+from apiary_edge.capture.process import CameraSays, silent_s
+from apiary_edge.child.lasting_child import LastingChild
 from apiary_edge.feature import Feature, Link
-from apiary_edge.lasting_child import LastingChild
 from apiary_edge.predicting.job import Line, PredictJob, PredictTold, parse
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from apiary.settings import PredictSettings
-from apiary_edge.capture_job import CaptureJob, CaptureTold
+from apiary_edge.capture.job import CaptureJob, CaptureTold
 
 
 class _Part(BaseModel):

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from apiary.errors import ApiaryError, ModelError
 from apiary.learn.manifest import PictureInput
-from apiary_edge.predicting import described, models
+from apiary_edge.predicting import model_files, models
 from apiary_edge.predicting.changes import Changes
-from apiary_edge.predicting.described import ModelFile
 from apiary_edge.predicting.job import PredictTold
+from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.predicting.models import Answered, Model
 
 Bytes = NDArray[np.uint8]
@@ -173,11 +173,11 @@ class Live:
     # -- inside ----------------------------------------------------------------------------------------
 
     def _look(self, now: float) -> None:
-        stamp = described.stamp(self._state_dir)
+        stamp = model_files.stamp(self._state_dir)
         if stamp == self._stamp and now < self._again_at:
             return
         self._stamp, self._again_at = stamp, float("inf")
-        found = described.chosen(self._state_dir)
+        found = model_files.chosen(self._state_dir)
         if found is None or (found == self._found and self._failing is None):
             self._refused = None  # what could not be used is no longer asked for
             return

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from apiary.errors import DataError, ModelError
 from apiary.learn.manifest import Manifest, PictureInput
-from apiary_edge.predicting.described import ModelFile
+from apiary_edge.predicting.model_files import ModelFile
 
 if TYPE_CHECKING:
     from apiary.learn.classifier import Classifier

@@ -8,9 +8,9 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from apiary.errors import ModelError
-from apiary_edge.predicting import posted
-from apiary_edge.predicting.described import ModelFile
+from apiary_edge.predicting import http_upload
 from apiary_edge.predicting.live import NO_MODEL, Live, Shown
+from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.web.gate import Gate
 from apiary_edge.web.site import Answer, Environ, Problem, Site, as_json, body_of, not_found
 
@@ -62,10 +62,12 @@ class Predictions:
             raise not_found()
         # One at a time: a large picture takes its memory while it is decoded.
         with self._posting:
-            data = posted.picture_of(body_of(environ, posted.MAX_BYTES), environ.get("CONTENT_TYPE", ""))
-            width, height = posted.size_of(data)
+            data = http_upload.picture_of(
+                body_of(environ, http_upload.MAX_BYTES), environ.get("CONTENT_TYPE", "")
+            )
+            width, height = http_upload.size_of(data)
             answered, found = self._live.classify(
-                lambda model: posted.frame_of(data, model.input, whole=not model.squashes)
+                lambda model: http_upload.frame_of(data, model.input, whole=not model.squashes)
             )
         side = self._live.input
         label = self._live.label_of(answered)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from apiary.settings import Settings
-from apiary_edge.capturing import CameraSays
+from apiary_edge.capture.process import CameraSays
 from apiary_edge.feature import Feature, Link
 from apiary_edge.predicting.announcing import HomeAssistant
-from apiary_edge.predicting.chores_job import chores_job
+from apiary_edge.predicting.background import SpareTime
+from apiary_edge.predicting.background_job import chores_job
 from apiary_edge.predicting.feature import Predicting, PredictionSays, PredictProcess, predict_job
-from apiary_edge.predicting.following import Following
-from apiary_edge.predicting.sparetime import SpareTime
+from apiary_edge.predicting.follower import Following
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.training import TrainingProcess
+from apiary_edge.training.process import TrainingProcess
 
 
 def predictions(
@@ -43,7 +43,7 @@ def predictions(
         publish = edge.predict.publish
         found.append(Predicting(link, process, camera=camera, says=says, publish=publish, refused=refused))
     if spare:
-        child = TrainingProcess(wake, edge.guest, module="apiary_edge.predicting.chores")
+        child = TrainingProcess(wake, edge.guest, module="apiary_edge.predicting.background_worker")
         limit_s = edge.train_timeout_s
         found.append(
             SpareTime(job, child, store, link.node, busy=busy, samples=link.samples, limit_s=limit_s)

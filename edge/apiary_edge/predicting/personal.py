@@ -27,10 +27,10 @@ from apiary.settings import PersonalSettings
 from apiary.tensors import Array, Weights
 from apiary.wire import blob
 from apiary.wire.messages import Plan
-from apiary_edge import pictures
-from apiary_edge.predicting import described
-from apiary_edge.predicting.chores_job import ChoresJob
-from apiary_edge.predicting.described import ModelFile, Personal
+from apiary_edge.predicting import model_files
+from apiary_edge.predicting.background_job import ChoresJob
+from apiary_edge.predicting.model_files import ModelFile, Personal
+from apiary_edge.training import pictures
 
 VALIDATION_SHARE: Final = 0.2
 """Of a folder's pictures, where no sample store holds any out."""
@@ -69,7 +69,7 @@ def tune(job: ChoresJob, found: ModelFile, say: Callable[[str], None]) -> Person
     document = blob.encode(tuned)
     digest = hashlib.sha256(document).hexdigest()
     # A name of its own: who reads the old description meanwhile finds the old file.
-    file = described.folder(job.state_dir) / f"personal-{digest[:16]}.blob"
+    file = model_files.folder(job.state_dir) / f"personal-{digest[:16]}.blob"
     write_atomic(file, document)
     result = _write(
         job,
@@ -174,7 +174,7 @@ def _too_few(settings: PersonalSettings, samples: int, held_out: int) -> str | N
 
 def _write(job: ChoresJob, personal: Personal) -> Personal:
     personal = personal.model_copy(update={"counted": job.counted})
-    file: Path = described.personal_file(job.state_dir)
+    file: Path = model_files.personal_file(job.state_dir)
     write_atomic(file, personal.model_dump_json(indent=2).encode())
     return personal
 

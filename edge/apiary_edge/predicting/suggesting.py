@@ -9,8 +9,8 @@ from typing import Final
 
 from apiary.errors import DataError
 from apiary.learn import images
-from apiary_edge.predicting import models, posted
-from apiary_edge.predicting.described import ModelFile
+from apiary_edge.predicting import http_upload, models
+from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.samples.model import Bounds, SampleId
 from apiary_edge.samples.store import SampleStore
 
@@ -41,7 +41,7 @@ def suggest(folder: Path, found: ModelFile, say: Callable[[str], None]) -> tuple
                         raise DataError("it has just been deleted")
                     data = images.read(path)
                     answered = model.predict(
-                        posted.frame_of(
+                        http_upload.frame_of(
                             data, model.input, whole=not model.squashes, max_pixels=images.MAX_PIXELS
                         )
                     )

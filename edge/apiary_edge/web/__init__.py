@@ -1,1 +1,1 @@
-"""The labelling page: a process of its own, for one owner with a token. `serve.serve` is the way in."""
+"""What the node's pages share: the site, the owner's sign-in and token."""

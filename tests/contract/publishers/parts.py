@@ -15,10 +15,9 @@ from apiary.settings import Settings, load_settings
 from apiary_coordinator.publishers._job import (
     Job,
 )
+from apiary_coordinator.publishers.after_run import Outcome
 from apiary_coordinator.publishers.base import Watch
-from apiary_coordinator.publishing import Outcome
 
-COLOURS = Path(__file__).parents[2] / "stand_ins" / "colours"
 LABELS = {"red": (250, 20, 10), "green": (0, 220, 30), "blue": (10, 20, 240)}
 HERE = "runner-linux-x86_64"
 QUIET = Watch(lambda _: None)

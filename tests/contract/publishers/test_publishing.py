@@ -24,8 +24,8 @@ from apiary.errors import DataError, PublishError, SettingsError, StoreError
 from apiary.settings import load_settings
 from apiary_coordinator.publishers import edge_impulse
 from apiary_coordinator.publishers._record import Record, alone, read
+from apiary_coordinator.publishers.after_run import publish
 from apiary_coordinator.publishers.base import PACKAGE, candidate
-from apiary_coordinator.publishing import publish
 
 
 @pytest.mark.parametrize("name", plugins.names(PACKAGE))

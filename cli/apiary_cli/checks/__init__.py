@@ -1,0 +1,1 @@
+"""What `apiary doctor` checks."""

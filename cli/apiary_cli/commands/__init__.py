@@ -1,0 +1,1 @@
+"""The sub-commands of `apiary`, one module each."""

@@ -1,0 +1,175 @@
+"""Filter mosquitto's log on its way to the journal: ACL_FILE as the argument, stdin to stdout.
+
+mosquitto 2.0 says who was denied what at `log_type debug` only, in a line for every packet; and of a
+subscription that reads what is another's it says nothing, because it grants it and delivers nothing. This
+drops the lines of packets, adds the certificate's name to those of denials, judges subscriptions by the
+access list, and counts what comes in floods instead of passing it on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import selectors
+import signal
+import sys
+import time
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from apiary.identity.access import AccessList, Reach
+
+WINDOW_S: Final = 10.0
+PER_WINDOW: Final = 20
+"""Lines of one kind about one peer in a window; the rest is counted."""
+MAX_CLIENTS: Final = 20_000
+MAX_LINE: Final = 65_536
+MAX_BYTES: Final = 2**20
+"""The pipe's, where the kernel gives so much: what mosquitto may say before it waits for us."""
+GATHER_S: Final = 0.01
+_PACKET: Final = (b"Sending ", b"Received ", b"No will ", b"Will message ", b"\t", b"Warning: ACL pattern ")
+"""Of every packet; and of patterns for all nodes alike, which need no %u."""
+_SUBSCRIBE: Final = b"Received SUBSCRIBE from "
+_CONNECTED: Final = re.compile(r"New client connected from \S+ as (.*) \(p\d, c\d, k\d+(?:, u'(.*)')?\)\.$")
+_DENIED: Final = re.compile(r"Denied (?:PUBLISH|SUBSCRIBE) from (.*) \(d\d, ")
+_FILTER: Final = re.compile(r"\t(.*) \(QoS \d\)$")
+_STRANGER: Final = re.compile(
+    r"(?:New|Client) connection from (\S+?)(?::\d+ on port| failed)|OpenSSL Error"
+    r"|Client <unknown>|Socket error"
+)
+
+
+@dataclass
+class _Window:
+    """What came since `began`, by kind and peer."""
+
+    began: float
+    lines: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+class BrokerLog:
+    """The filter: lines in, lines out. `now` is monotonic, in seconds."""
+
+    def __init__(self, acl_file: Path):
+        self._acl_file = acl_file
+        self._acl = AccessList("")
+        self._acl_stamp = (0, 0)
+        self._users: OrderedDict[str, str] = OrderedDict()
+        self._subscriber: str | None = None
+        self._window = _Window(0.0)
+
+    def line(self, raw: bytes, now: float) -> list[str]:
+        """What is to be written for one line of mosquitto's, without its end."""
+        at = raw.find(b": ") + 2 if raw[:4].isdigit() else 0
+        if raw.startswith(_PACKET, at):
+            return self._packet(raw, at, now)
+        self._subscriber = None
+        text = raw.decode(errors="replace")
+        if found := _CONNECTED.search(text):
+            user = self._users[found[1]] = found[2] or ""
+            self._users.move_to_end(found[1])
+            if len(self._users) > MAX_CLIENTS:
+                self._users.popitem(last=False)
+            return self._bounded("connects", user, text, now)
+        if found := _DENIED.search(text):
+            user = self._users.get(found[1], "?")
+            return self._bounded("denied messages", user, f"{text} of user '{user}'", now)
+        if found := _STRANGER.search(text):
+            return self._bounded("lines about strangers", found[1] or "", text, now)
+        return [*self.tick(now), text]
+
+    def tick(self, now: float) -> list[str]:
+        """What is to be said of a window that is over."""
+        if now - self._window.began < WINDOW_S:
+            return []
+        over = [
+            f"Flood: {count - PER_WINDOW} more {kind}{f' of {peer!r}' if peer else ''} "
+            f"within {WINDOW_S:.0f} s, not written one by one"
+            for (kind, peer), count in self._window.lines.most_common()
+            if count > PER_WINDOW
+        ]
+        self._window = _Window(now)
+        return over[:PER_WINDOW]
+
+    def _packet(self, raw: bytes, at: int, now: float) -> list[str]:
+        if raw.startswith(_SUBSCRIBE, at):
+            self._subscriber = raw[at + len(_SUBSCRIBE) :].decode(errors="replace")
+        elif self._subscriber is not None and raw.startswith(b"\t", at):
+            return self._subscription(self._subscriber, raw[at:].decode(errors="replace"), now)
+        else:
+            self._subscriber = None
+        return []
+
+    def _subscription(self, client: str, text: str, now: float) -> list[str]:
+        found, user = _FILTER.match(text), self._users.get(client)
+        if found is None or user is None:
+            return []
+        match self._rights().reach(user, found[1]):
+            case Reach.ALL:
+                return []
+            case Reach.SOME:
+                said, why = "Narrowed", "it gets what it may read there"
+            case Reach.NONE:
+                said, why = "Denied", "nothing there is for it to read"
+        text = f"{said} SUBSCRIBE from {client} ('{found[1]}') of user '{user}': {why}"
+        return self._bounded("denied subscriptions", user, text, now)
+
+    def _bounded(self, kind: str, peer: str, text: str, now: float) -> list[str]:
+        before = self.tick(now)
+        self._window.lines[kind, peer] += 1
+        return [*before, text] if self._window.lines[kind, peer] <= PER_WINDOW else before
+
+    def _rights(self) -> AccessList:
+        """The list as it is now; where it cannot be read, as it was."""
+        try:
+            told = self._acl_file.stat()
+            stamp = (told.st_mtime_ns, told.st_ino)
+            if stamp != self._acl_stamp:
+                self._acl, self._acl_stamp = AccessList(self._acl_file.read_text()), stamp
+        except (OSError, ValueError):
+            pass
+        return self._acl
+
+
+def passed_on(log: BrokerLog, raw: bytes, now: float) -> list[str]:
+    """`log.line(raw, now)`; a line that it stumbles over comes as it was, and the broker is not silenced."""
+    try:
+        return log.line(raw, now)
+    except Exception as e:
+        return [raw.decode(errors="replace"), f"Error: the filter of this log failed on that line: {e!r}"]
+
+
+def main(acl_file: Path) -> None:
+    """Until mosquitto closes its end; a SIGTERM for the whole service does not cut its last words."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, MAX_BYTES)
+    log, rest = BrokerLog(acl_file), b""
+    with selectors.DefaultSelector() as ready:
+        ready.register(0, selectors.EVENT_READ)
+        while True:
+            out = [] if ready.select(WINDOW_S) else log.tick(time.monotonic())
+            if not out:
+                # mosquitto writes each line by itself: read by many at once, they cost half.
+                time.sleep(GATHER_S)
+                data = os.read(0, MAX_BYTES)
+                if not data:
+                    break
+                *lines, rest = (rest + data).split(b"\n")
+                rest = rest[-MAX_LINE:]
+                now = time.monotonic()
+                for raw in lines:
+                    out += passed_on(log, raw, now)
+                # Lines of packets alone would not end a window.
+                out += log.tick(now)
+            if out:
+                with contextlib.suppress(OSError):  # the journal is away: the broker is not to feel it
+                    os.write(1, ("\n".join(out) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

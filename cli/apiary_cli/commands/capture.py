@@ -1,0 +1,87 @@
+"""`apiary capture`: frames of this node's camera into its sample store, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from pathlib import Path
+
+from apiary.errors import CameraError, SettingsError
+from apiary.settings import load_settings
+from apiary_cli.terminal.stopping import stop_on_signals
+from apiary_edge.cameras.base import kinds
+from apiary_edge.capture.job import CaptureTold, job_of
+
+_EXAMPLES = """examples:
+  apiary capture --camera picamera2 --count 20
+  apiary capture --camera usb --source /dev/video0 --interval 5
+  apiary capture --camera stream --source rtsp://camera.local/live
+  apiary capture --camera folder --source /srv/dropbox
+
+Blurred, dark and burnt-out frames and those like a late one are dropped; [edge.capture] sets what counts as
+that. The service captures by itself where edge.camera.kind is set: stop it first, a camera serves one.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Keep frames of a camera for labelling, until interrupted."
+    parser.epilog = _EXAMPLES
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="the node's folder (edge.state_dir)")
+    parser.add_argument("--camera", choices=kinds(), help="kind of camera (edge.camera.kind)")
+    parser.add_argument("--source", help="device, address, file or folder (edge.camera.source)")
+    parser.add_argument("--interval", type=float, metavar="S", help="seconds (edge.capture.interval_s)")
+    parser.add_argument("--count", type=int, metavar="N", help="stop after so many pictures")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Capture until a signal, `--count` or the end of a file. Raises ApiaryError."""
+    from apiary_edge.capture import worker
+
+    flags = {
+        "edge.state_dir": args.state_dir,
+        "edge.camera.kind": args.camera,
+        "edge.camera.source": args.source,
+        "edge.capture.interval_s": args.interval,
+    }
+    overrides = {**args.overrides, **{k: v for k, v in flags.items() if v is not None}}
+    edge = load_settings(args.config, overrides).settings.edge
+    if edge.camera.kind is None:
+        there = ", ".join(kinds())
+        raise SettingsError(f"no camera is set: --camera KIND (edge.camera.kind); there are {there}")
+    if args.count is not None and args.count < 1:
+        raise SettingsError(f"--count {args.count}: expected 1 or more")
+    stop = threading.Event()
+    kept: list[str] = []
+    opened: list[str] = []
+    never: list[str] = []
+
+    def tell(told: CaptureTold) -> None:
+        match told.kind:
+            case "kept":
+                kept.append(told.id)
+                print(f"kept {told.id[:12]}", flush=True)
+                if args.count is not None and len(kept) >= args.count:
+                    stop.set()
+            case "back":
+                opened.append(told.text)
+                print(f"{told.text}: open", flush=True)
+            case "gone":
+                if opened:
+                    print(f"{told.text}; tried again in {told.retry_s:.0f} s", flush=True)
+                else:
+                    # Somebody is watching: what never was there is an error, not a reason to wait.
+                    never.append(told.text)
+                    stop.set()
+            case "trouble" | "ended" | "failed":
+                print(told.text, flush=True)
+            case "alive":
+                dropped = ", ".join(f"{n} {why}" for why, n in told.dropped.items())
+                print(f"kept {told.kept}{f'; dropped {dropped}' if dropped else ''}", flush=True)
+
+    with stop_on_signals(stop.set) as signals:
+        worker.run(job_of(edge), tell, stop)
+    if never:
+        raise CameraError(never[0])
+    return signals.exit_code

@@ -1,0 +1,86 @@
+"""`apiary label`: the labelling page of this node, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+
+from apiary.errors import DataError, SettingsError
+from apiary.settings import load_settings
+
+_EXAMPLES = """examples:
+  apiary label                                 on this machine: open the address that is printed
+  apiary label --host 192.168.1.20             for a phone in the same network
+  apiary label --labels helmet,head            these labels and no others
+
+The address holds the owner's token: whoever has it sees the pictures. Pictures stay on this machine.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EXAMPLES
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="the node's folder (edge.state_dir)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1)"
+    )
+    parser.add_argument("--port", type=int, default=4911, help="port to listen on (4911)")
+    parser.add_argument("--labels", metavar="A,B", help="the labels to choose from")
+    parser.add_argument("--labels-file", type=Path, metavar="FILE", help="the same, one a line")
+    parser.add_argument(
+        "--new-labels", action="store_true", help="with --labels or --labels-file: others may be added"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until interrupted. Raises ApiaryError."""
+    from apiary_edge.capture.job import bounds_of, store_dir
+    from apiary_edge.labelling.server import give_memory_back, make_server
+    from apiary_edge.predicting.model_files import known_labels
+    from apiary_edge.web.token import load_or_make
+
+    overrides = {**args.overrides, **({"edge.state_dir": args.state_dir} if args.state_dir else {})}
+    edge = load_settings(args.config, overrides).settings.edge
+    if not 0 <= args.port <= 65535:
+        raise SettingsError(f"--port {args.port}: expected 0 to 65535 (0 takes a free one)")
+    labels = _labels(args)
+    give_memory_back()
+    token = load_or_make(edge.state_dir)
+    server = make_server(
+        store_dir(edge),
+        edge.state_dir / "cache",
+        bounds_of(edge.store),
+        token,
+        host=args.host,
+        port=args.port,
+        labels=labels,
+        may_add=not labels or args.new_labels,
+        # Looked up each time: the node may hear of the federation's labels while the page is open.
+        modelled=lambda: known_labels(edge.state_dir),
+    )
+    name = f"[{server.effective_host}]" if ":" in str(server.effective_host) else server.effective_host
+    print(f"labelling page: http://{name}:{server.effective_port}/?token={token}", flush=True)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        server.run()  # ends by itself on an interrupt
+    finally:
+        server.close()
+    return 0
+
+
+def _stop(*_: object) -> None:
+    # Not by way of SIGINT, which a shell has programs in its background ignore.
+    raise KeyboardInterrupt
+
+
+def _labels(args: argparse.Namespace) -> list[str]:
+    texts = args.labels.split(",") if args.labels else []
+    if args.labels_file is not None:
+        try:
+            texts += args.labels_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            why = e.strerror if isinstance(e, OSError) else "it is not UTF-8, a label on each line"
+            raise DataError(f"labels file {args.labels_file} cannot be read: {why}") from e
+    return list(dict.fromkeys(t.strip() for t in texts if t.strip()))

@@ -1,0 +1,216 @@
+"""`apiary release`: roll a model out to the fleet, watch it, stop it, go back. Asks the coordinator."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from apiary.errors import NoAnswer, PublishError
+from apiary_cli.client.asking import ask
+from apiary_cli.terminal.flags import add_broker, seconds, settings_of
+
+_EXAMPLES = """examples:
+  apiary release create latest                         the newest run: its .eim if there is one
+  apiary release create 20261120-125636-3e53 --kind tflite --int8 --wait
+  apiary release create --file /srv/model.eim --name hats-3
+  apiary release status
+  apiary release pause                                 open no further wave; resume goes on
+  apiary release abort                                 everyone back to the release before
+  apiary release rollback                              the same when it is out; or: rollback NAME
+  apiary release pin hats-2 --node pi-7                or --tag site=north; unpin takes it away
+
+A release goes to a few nodes first. Each tests it on its own held-out pictures before it predicts with it;
+too many failures halt it and take it back by themselves. docs/releases.md has the whole story.
+exit codes: 0 done, 4 no broker or no coordinator, 9 with --wait: halted or aborted,
+            10 refused by the coordinator
+"""
+_LOOK_S: Final = 1.0
+_AWAY_S: Final = 5.0
+"""A coordinator that is started again goes on with the roll-out; so does who waits for it."""
+_SLOW_S: Final = 120.0
+"""A program is asked for its labels, a model is loaded: on the coordinator's machine, in its turn."""
+_OVER: Final = ("done", "halted", "aborted")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Roll a model out to the fleet in waves, watch it, stop it, go back."
+    parser.epilog = _EXAMPLES
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        add_broker(sub)
+        sub.add_argument("--timeout", type=seconds, metavar="S", help="wait so long for the coordinator")
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        return sub
+
+    add("list", "every release, the newest last")
+    status = add("status", "the roll-out, and how each node stands")
+    status.add_argument("--wait", action="store_true", help="stay until it is out, or halted")
+    _create_flags(add("create", "begin to roll out a run's model, or a file"))
+    add("pause", "open no further wave")
+    add("resume", "go on; after a halt or an abort, begin again")
+    add("abort", "give it up: everyone goes back to the release before")
+    back = add("rollback", "give the whole fleet an earlier release at once")
+    back.add_argument("release", nargs="?", metavar="NAME", help="unset: the one before")
+    pin = add("pin", "give a node, or the nodes with a tag, this release whatever the roll-out says")
+    pin.add_argument("release", metavar="NAME", help="a release, see `apiary release list`")
+    for sub in (pin, add("unpin", "take a pin away")):
+        whom = sub.add_mutually_exclusive_group(required=True)
+        whom.add_argument("--node", metavar="ID", help="this node")
+        whom.add_argument("--tag", metavar="TAG=VALUE", help="every node with this tag, such as site=north")
+    add("key", "the public key that releases are signed with, for edge.slots.release_key")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0; 9 where it was waited for and halted. Raises ApiaryError."""
+    settings = settings_of(args)
+
+    def request(op: str, timeout_s: float | None = None, **told: Any) -> Any:
+        given = {key: value for key, value in told.items() if value is not None}
+        return ask(settings, f"release.{op}", given, args.timeout or timeout_s)
+
+    told: dict[str, Any]
+    match args.what:
+        case "create":
+            told = request("create", max(_SLOW_S, settings.operator.timeout_s), **_wish(args))
+            if args.wait:
+                return _follow(request, as_json=args.json)
+        case "status" if args.wait:
+            return _follow(request, as_json=args.json)
+        case "rollback":
+            told = request("rollback", release=args.release)
+        case "pin":
+            told = request("pin", release=args.release, node=args.node, tag=args.tag)
+        case "unpin":
+            told = request("pin", node=args.node, tag=args.tag)
+        case _:
+            told = request(args.what)
+    print(json.dumps(told) if args.json else render(args.what, told))
+    return 0
+
+
+def render(what: str, told: dict[str, Any]) -> str:
+    """An answer for people."""
+    match what:
+        case "list":
+            return "\n".join(map(_listed, told["releases"])) or "nothing was released yet"
+        case "status":
+            return _status(told)
+        case "pin" | "unpin":
+            pins = {**told["nodes"], **told["tags"]}
+            return "\n".join(f"{key}: {name}" for key, name in sorted(pins.items())) or "nothing is pinned"
+        case "key":
+            return str(told["key"])
+        case _:
+            return _rollout(told)
+
+
+def _create_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run in coordinator.runs_dir, or `latest`")
+    parser.add_argument(
+        "--file", type=Path, metavar="PATH", help=".tflite or .eim on the coordinator's machine, instead"
+    )
+    parser.add_argument("--name", help="name of the release")
+    parser.add_argument("--kind", choices=("eim", "tflite"), help="unset: eim where there is one")
+    parser.add_argument("--int8", action="store_true", help="the 8 bit model")
+    parser.add_argument("--labels", metavar="A,B,...", help="of a .tflite file, in the model's order")
+    parser.add_argument("--new-labels", action="store_true", help="it has other labels, and that is meant")
+    parser.add_argument("--min-version", metavar="V", help="nodes with an older Apiary keep what they have")
+    parser.add_argument("--expires-days", type=float, metavar="D", help="install it no later than this")
+    parser.add_argument("--wait", action="store_true", help="stay until it is out, or halted")
+
+
+def _wish(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "run": args.run if args.file is None else None,
+        "file": str(args.file.absolute()) if args.file is not None else None,
+        "name": args.name,
+        "kind": args.kind,
+        "numbers": "int8" if args.int8 else None,
+        "labels": args.labels.split(",") if args.labels else None,
+        "min_version": args.min_version,
+        "expires_days": args.expires_days,
+        "relabels": args.new_labels or None,
+    }
+
+
+def _follow(request: Any, *, as_json: bool) -> int:
+    """Print what happens until the roll-out is over."""
+    said: set[tuple[float, str]] = set()
+    first = True
+    while True:
+        try:
+            told = request("status")
+        except NoAnswer as e:
+            if first:
+                raise
+            print(f"apiary: {e}; waiting for it", file=sys.stderr)
+            time.sleep(_AWAY_S)
+            continue
+        lines = [(n["at"], n["text"]) for n in told["history"]]
+        if first and told["rollout"] is None and not as_json:
+            print("nothing was released yet; waiting for a roll-out to begin (Ctrl-C ends this)", flush=True)
+        if first:
+            said.update(lines[:-1])
+            first = False
+        for line in lines:
+            if line not in said and not as_json:
+                print(f"{time.strftime('%H:%M:%S', time.localtime(line[0]))}  {line[1]}", flush=True)
+        said.update(lines)
+        rollout = told["rollout"]
+        if rollout is not None and rollout["state"] in _OVER:
+            if as_json:
+                print(json.dumps(told))
+            return PublishError.exit_code if rollout["state"] != "done" else 0
+        time.sleep(_LOOK_S)
+
+
+def _listed(release: dict[str, Any]) -> str:
+    mark = "*" if release["current"] else " "
+    accuracy = release.get("accuracy")
+    return (
+        f"{mark} {release['name']:40} {release['kind']:6} {release['outcome']:8} "
+        f"{'' if accuracy is None else f'{accuracy:.1%}':>6} "
+        f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(release['created']))}  "
+        f"{release['file']['digest'][:12]}"
+    )
+
+
+def _rollout(told: dict[str, Any]) -> str:
+    release = told["release"]
+    line = (
+        f"{release['name']} ({release['kind']}): {told['state']}, wave {told['wave']} of {told['waves']}, "
+        f"{told['healthy']} of {told['members']} nodes of it healthy"
+    )
+    if told["stable"] is not None and told["state"] != "done":
+        line += f"; the rest has {told['stable']}"
+    return f"{line}\n  {told['why']}" if told["why"] else line
+
+
+def _status(told: dict[str, Any]) -> str:
+    if told["rollout"] is None:
+        return "nothing was released yet"
+    lines = [_rollout(told["rollout"]), ""]
+    for node, one in told["nodes"].items():
+        accuracy, before = one.get("accuracy"), one.get("accuracy_before")
+        figures = "" if accuracy is None else f"{accuracy:.1%} on {one['pictures']} pictures"
+        if before is not None:
+            figures += f" (before {before:.1%})"
+        if one.get("inference_ms") is not None:
+            figures += f", {one['inference_ms']:.1f} ms"
+        extra = ["" if one["here"] else "not here", "pinned" if one["pinned"] else "", one.get("why") or ""]
+        rest = "; ".join(part for part in (figures.strip(", "), *extra) if part)
+        lines.append(f"  {node:20} {one['verdict']:8} has {one.get('current') or 'none':30} {rest}".rstrip())
+    pins = {**told["pins"]["nodes"], **told["pins"]["tags"]}
+    lines += [f"  pinned: {key} to {name}" for key, name in sorted(pins.items())]
+    lines.append("")
+    for noted in told["history"][-8:]:
+        lines.append(f"{time.strftime('%H:%M:%S', time.localtime(noted['at']))}  {noted['text']}")
+    return "\n".join(lines)

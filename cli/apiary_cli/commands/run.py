@@ -1,0 +1,184 @@
+"""`apiary run`: have the coordinator begin a run, stop it, list runs, show one. Asks the coordinator."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any, Final
+
+from apiary.errors import SettingsError
+from apiary_cli.client.asking import ask
+from apiary_cli.terminal.columns import columns, duration, share
+from apiary_cli.terminal.flags import add_broker, seconds, settings_of
+
+_EXAMPLES = """examples:
+  apiary run start                                     with the coordinator's own [run] settings
+  apiary run start --name autumn --rounds 20 --set run.plan.epochs=4
+  apiary run start --set 'run.only=["site=north"]'     on the nodes with this tag alone
+  apiary run list
+  apiary run show                                      the run under way, or else the newest
+  apiary run stop                                      end it with the best model so far
+  apiary run stop autumn                               the same, or take it out of the queue
+  apiary run show autumn --json | jq '.results[].accuracy'
+
+The coordinator must stay up (apiary coordinator --stay) for runs to be started.
+exit codes: 0 done, 4 no broker or no coordinator, 10 refused by the coordinator
+"""
+_PREFIX: Final = "run."
+_NEVER_BEGAN: Final = ("waiting", "withdrawn")
+"""States of runs whose time is that when they were asked for."""
+_OURS: Final = ("broker.", "operator.", "security.", "federation", "root", "blob_root")
+"""Settings of whoever asks."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Begin, stop, list and show the runs of a coordinator that stays up."
+    parser.epilog = _EXAMPLES
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        add_broker(sub)
+        sub.add_argument("--timeout", type=seconds, metavar="S", help="wait so long for the coordinator")
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        return sub
+
+    start = add("start", "ask for a run; it begins when the one before is over")
+    start.add_argument("--name", help="unset: made of date and time")
+    start.add_argument("--rounds", type=int, metavar="N", help="at most this many rounds (run.rounds)")
+    start.add_argument("--min-nodes", type=int, metavar="N", help="wait for this many nodes (run.min_nodes)")
+    start.add_argument("--target-accuracy", type=float, metavar="A", help="stop once this good")
+    start.add_argument("--seed", type=int, help="of everything random")
+    listing = add("list", "runs, the newest first")
+    listing.add_argument("--limit", type=int, default=20, metavar="N", help="show so many (default: 20)")
+    for name, text, unset in (
+        ("show", "a run's state, settings and rounds", "the one under way, or else the newest"),
+        ("stop", "end a run with the best model it has", "the one under way"),
+    ):
+        add(name, text).add_argument("name", nargs="?", metavar="NAME", help=f"unset: {unset}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 where the coordinator did it. Raises ApiaryError."""
+    settings = settings_of(args)
+
+    def request(op: str, **told: Any) -> Any:
+        return ask(settings, f"run.{op}", {k: v for k, v in told.items() if v is not None}, args.timeout)
+
+    match args.what:
+        case "start":
+            told = request("start", name=args.name, settings=_wanted(args))
+        case "list":
+            told = request("list", limit=args.limit)
+        case _:
+            told = request(args.what, name=args.name)
+    print(json.dumps(told) if args.json else render(args.what, told))
+    return 0
+
+
+def render(what: str, told: dict[str, Any]) -> str:
+    """An answer for people."""
+    match what:
+        case "start":
+            ahead = told["ahead"]
+            when = f"begins after {ahead} more" if ahead else "begins"
+            return f"run {told['run']} {when}; watch it with: apiary watch"
+        case "stop":
+            return f"run {told['run']} {_stopped(told)}"
+        case "list":
+            return _list(told)
+        case _:
+            return _show(told)
+
+
+def _stopped(told: dict[str, Any]) -> str:
+    """What becomes of a run that was told to stop; a coordinator of before did not say which model it has."""
+    if told["state"] == "withdrawn":
+        return "will not begin"
+    if told.get("best") is not None:
+        return f"is being finished with its best model, of round {told['best']}"
+    if told["state"] == "stopped":
+        return "has ended, without a model"
+    return "comes to its end; it has no model unless a round closes yet"
+
+
+def _wanted(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of `[run]` that this run shall have, without the section's name."""
+    others = [key for key in args.overrides if not key.startswith((_PREFIX, *_OURS))]
+    if others:
+        raise SettingsError(
+            f"--set {others[0]}: a run takes settings of [run] only; the coordinator has its own for the rest"
+        )
+    wanted = {key.removeprefix(_PREFIX): v for key, v in args.overrides.items() if key.startswith(_PREFIX)}
+    flags = {name: getattr(args, name) for name in ("rounds", "min_nodes", "target_accuracy", "seed")}
+    return {**wanted, **{name: value for name, value in flags.items() if value is not None}}
+
+
+def _list(told: dict[str, Any]) -> str:
+    now = time.time()
+    rows = [
+        [
+            run["run"],
+            run["state"],
+            _clock(run["created"]) if run["state"] not in _NEVER_BEGAN else "",
+            duration((run["ended"] or now) - run["created"]) if run["state"] not in _NEVER_BEGAN else "",
+            str(run["rounds"]),
+            share(run["accuracy"]),
+            run["why"] or "",
+            run["stop"] or "",
+        ]
+        for run in told["runs"]
+    ]
+    header = ["RUN", "STATE", "BEGAN", "TOOK", "ROUNDS", "BEST", "ASKED FOR", "ENDED BECAUSE"]
+    lines = [columns(header, rows) if rows else "no run yet: apiary run start"]
+    if told["next"] is not None:
+        lines.append(f"next by the schedule: {_clock(told['next'])}")
+    if told["wanted_samples"] is not None:
+        lines.append(f"new samples: {told['new_samples']} of {told['wanted_samples']} that begin a run")
+    return "\n".join(lines)
+
+
+def _show(told: dict[str, Any]) -> str:
+    stage = f", {told['stage']}" if told["stage"] else ""
+    when = "queued" if told["state"] in _NEVER_BEGAN else "began"
+    lines = [f"run      {told['run']}: {told['state']}{stage}", f"{when:<8} {_clock(told['created'])}"]
+    if told["ended"]:
+        lines.append(f"ended    {_clock(told['ended'])}")
+    lines += [f"{name:<8} {told[key]}" for name, key in (("asked", "why"), ("stop", "stop")) if told[key]]
+    lines.append(f"folder   {told['folder']}")
+    settings = told["settings"]
+    shown = [str(settings.get(key)) for key in ("recipe", "strategy") if key in settings]
+    shown += [
+        f"{key} {settings[key]}" for key in ("rounds", "min_nodes", "only", "seed") if settings.get(key)
+    ]
+    lines.append(f"settings {', '.join(shown)}")
+    return "\n".join([*lines, "", rounds(told["results"])]) if told["results"] else "\n".join(lines)
+
+
+def rounds(results: list[dict[str, Any]]) -> str:
+    """A table of rounds; `contributors`, `rejected` and `missing` are counts."""
+    rows = [
+        [
+            str(r["round"]),
+            r["state"],
+            share(r["accuracy"]),
+            "" if r["loss"] is None else f"{r['loss']:.3f}",
+            str(r["contributors"]),
+            str(r["rejected"] or ""),
+            str(r["missing"] or ""),
+            f"{r['seconds']:.1f} s",
+            f"{r['bytes_up'] / 1e6:.1f} MB",
+            f"{r['bytes_down'] / 1e6:.1f} MB",
+            r["why"] or "",
+        ]
+        for r in results
+    ]
+    figures = ["ACCURACY", "LOSS", "UPDATES", "REJECTED", "MISSING", "TOOK", "UP", "DOWN"]
+    return columns(["ROUND", "STATE", *figures, "WHY"], rows)
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -1,0 +1,232 @@
+"""`apiary samples`: the pictures of this node: import, list, label, delete, count."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from apiary.errors import DataError, StoreError
+from apiary.settings import Settings, load_settings
+from apiary_edge.capture.job import bounds_of, store_dir
+from apiary_edge.samples.model import MAX_PAGE, Filter, Order, Sample, SampleId, State
+from apiary_edge.samples.store import SampleStore
+
+_EXAMPLES = """examples:
+  apiary samples import photos                 photos/cat/1.jpg gets the label cat, photos/2.jpg none
+  apiary samples import today --label cat      pictures right in today/ get the label cat
+  apiary samples label                         one after the other, in this terminal
+  apiary samples label 3fa9c1 77b0e2 --as cat
+  apiary samples list --state suggested --order uncertain
+  apiary samples undo
+  apiary samples delete 3fa9c1                 for good: the file and all that was computed from it
+  apiary samples stats --json
+
+An id may be shortened while it stays unique. Pictures stay on this machine.
+exit codes: 0 done, 3 nothing to import or no such picture, 8 the store or the disk is full: do it again later
+"""
+
+
+_SAY_EVERY_S = 10.0
+"""How often an import that nobody watches says in its log how far it is."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags and sub-commands."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "The pictures of this node: import, list, label, delete, count."
+    parser.epilog = _EXAMPLES
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="import|list|label|undo|delete|stats"
+    )
+    taking = actions.add_parser("import", help="copy a folder's pictures into the store")
+    taking.add_argument("folder", type=Path, help="LABEL/*.jpg|png, or pictures")
+    taking.add_argument("--label", help="label of the pictures right in the folder")
+    taking.add_argument("--json", action="store_true", help="end with one JSON line")
+    listing = actions.add_parser("list", help="pictures, newest first")
+    listing.add_argument("--state", choices=[s.value for s in State], help="only these")
+    listing.add_argument("--label", help="only with this label, given or suggested")
+    listing.add_argument("--held-out", action="store_true", help="only those that are never trained")
+    listing.add_argument("--order", choices=[o.value for o in Order], default="newest", help="newest")
+    listing.add_argument("--limit", type=int, default=20, metavar="N", help=f"at most {MAX_PAGE} (20)")
+    listing.add_argument("--offset", type=int, default=0, metavar="N", help="leave out the first")
+    listing.add_argument("--json", action="store_true", help="a JSON line each")
+    giving = actions.add_parser("label", help="give labels; without ids in the terminal, one after the other")
+    giving.add_argument("ids", nargs="*", metavar="ID", help="samples")
+    giving.add_argument("--as", dest="label", metavar="LABEL", help="their label; '' takes it away")
+    actions.add_parser("undo", help="take the latest labelling back")
+    removing = actions.add_parser("delete", help="remove pictures for good")
+    removing.add_argument("ids", nargs="+", metavar="ID", help="samples")
+    counting = actions.add_parser("stats", help="how many of what")
+    counting.add_argument("--json", action="store_true", help="as one JSON line")
+    for action in actions.choices.values():
+        action.add_argument(
+            "--state-dir", type=Path, metavar="DIR", help="the node's folder (edge.state_dir)"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what `action` says. Raises ApiaryError."""
+    overrides = {**args.overrides, **({"edge.state_dir": args.state_dir} if args.state_dir else {})}
+    settings = load_settings(args.config, overrides).settings
+    folder = store_dir(settings.edge)
+    if args.action != "import" and not folder.is_dir():
+        raise DataError(
+            f"there is no sample store in {folder}: apiary samples import makes one, a node with a camera "
+            "does, too; or say where it is: --state-dir (edge.state_dir)"
+        )
+    store = open_store(settings)
+    try:
+        match args.action:
+            case "import":
+                return _import(store, args)
+            case "list":
+                return _list(store, args)
+            case "label":
+                return _label(store, args)
+            case "undo":
+                undone = store.undo()
+                print("nothing to undo" if undone is None else f"undone: {len(undone.ids)} of {undone.who}")
+            case "delete":
+                print(f"deleted: {store.delete(resolve(store, args.ids))}")
+            case _:
+                _stats(store, args.json)
+    finally:
+        store.close()
+    return 0
+
+
+def open_store(settings: Settings) -> SampleStore:
+    """This node's sample store. Raises StoreError."""
+    edge = settings.edge
+    return SampleStore(store_dir(edge), edge.state_dir / "cache", bounds_of(edge.store), time.time)
+
+
+def resolve(store: SampleStore, texts: Sequence[str]) -> list[SampleId]:
+    """Samples by the beginnings of their ids. Raises DataError for none and for several."""
+    ids = []
+    for text in texts:
+        found = store.find(text)
+        if len(found) != 1:
+            what = "no sample's id begins" if not found else "several samples' ids begin"
+            raise DataError(f"{what} with {text!r}; see apiary samples list")
+        ids += found
+    return ids
+
+
+def _import(store: SampleStore, args: argparse.Namespace) -> int:
+    from apiary_edge.labelling import folder
+
+    total = folder.count(args.folder)
+    if total == 0:
+        raise DataError(f"{args.folder} holds no pictures (.jpg, .jpeg, .png), also not in folders by label")
+
+    said_at = time.monotonic()
+
+    def progress(done: folder.Imported) -> None:
+        nonlocal said_at
+        if sys.stderr.isatty():
+            print(f"\r{done.seen} of {total}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - said_at >= _SAY_EVERY_S:
+            said_at = time.monotonic()
+            print(f"{done.seen} of {total}", file=sys.stderr, flush=True)
+
+    done = folder.import_folder(store, args.folder, label=args.label, progress=progress)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    for line in done.refused:
+        print(f"left out: {line}", file=sys.stderr)
+    if done.refused_count > len(done.refused):
+        print(f"left out: {done.refused_count - len(done.refused)} more", file=sys.stderr)
+    if args.json:
+        numbers = {k: getattr(done, k) for k in ("added", "relabelled", "duplicates", "evicted")}
+        print(json.dumps({**numbers, "refused": done.refused_count, "stopped": done.stopped}))
+    else:
+        print(
+            f"added {done.added}, labelled {done.relabelled} that were there, {done.duplicates} were there "
+            f"already, left out {done.refused_count}"
+        )
+    if done.stopped is not None:
+        print(f"stopped: {done.stopped}", file=sys.stderr)
+        return StoreError.exit_code
+    return 0 if done.added or done.duplicates or done.relabelled else DataError.exit_code
+
+
+def _list(store: SampleStore, args: argparse.Namespace) -> int:
+    which = Filter(
+        state=State(args.state) if args.state else None,
+        label=args.label,
+        held_out=True if args.held_out else None,
+    )
+    page = store.page(which, Order(args.order), limit=args.limit, offset=args.offset)
+    for sample in page.samples:
+        print(json.dumps(_as_json(store, sample)) if args.json else _as_line(sample))
+    if not args.json:
+        print(f"{len(page.samples)} of {page.total}")
+    return 0
+
+
+def _label(store: SampleStore, args: argparse.Namespace) -> int:
+    who = getpass.getuser()
+    if args.ids:
+        if args.label is None:
+            raise DataError("which label? apiary samples label ID... --as LABEL")
+        print(f"changed: {store.label(resolve(store, args.ids), args.label or None, who)}")
+        return 0
+    from apiary_edge.labelling import terminal
+
+    if not sys.stdin.isatty():
+        raise DataError("labelling one after the other needs a terminal; or name ids, and --as LABEL")
+    print(f"labelled: {terminal.label_all(store, who, input, print)}")
+    return 0
+
+
+def _stats(store: SampleStore, as_json: bool) -> None:
+    counts = store.counts()
+    waiting = counts.unlabelled + sum(counts.suggested.values())
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "labelled": dict(counts.labelled),
+                    "held_out": dict(counts.held_out),
+                    "suggested": dict(counts.suggested),
+                    "unlabelled": counts.unlabelled,
+                    "total": counts.total,
+                    "bytes": counts.bytes,
+                }
+            )
+        )
+        return
+    for label, n in counts.labelled.items():
+        print(f"{n:7}  {label}  ({counts.held_out.get(label, 0)} of them held out)")
+    print(f"{waiting:7}  wait for a label ({sum(counts.suggested.values())} with a suggestion)")
+    print(f"{counts.total:7}  in all, {counts.bytes / 2**20:.1f} MB")
+
+
+def _as_line(sample: Sample) -> str:
+    label = sample.label or ""
+    if not label and sample.suggestion:
+        label = f"{sample.suggestion.label}? {sample.suggestion.probability:.0%}"
+    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(sample.captured_at))
+    out = " held out" if sample.held_out else ""
+    return f"{sample.id[:12]}  {at}  {label:20}  {sample.width}x{sample.height}  {sample.source}{out}"
+
+
+def _as_json(store: SampleStore, sample: Sample) -> dict[str, object]:
+    suggestion = sample.suggestion
+    return {
+        "id": sample.id,
+        "file": str(store.path(sample.id)),
+        "state": sample.state.value,
+        "label": sample.label,
+        "suggestion": [suggestion.label, suggestion.probability] if suggestion else None,
+        "held_out": sample.held_out,
+        "captured_at": sample.captured_at,
+        "source": sample.source,
+        "bytes": sample.bytes,
+    }

@@ -1,0 +1,109 @@
+"""`apiary status`: what a federation is at, in one look, from what the broker holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from apiary.wire.messages import CoordinatorStatus, Message, ModelManifest
+from apiary_cli.client.watching import Watcher, reading_gate
+from apiary_cli.terminal.flags import add_broker, settings_of
+from apiary_cli.terminal.view import NodeView, RunView
+
+_EXAMPLES = """examples:
+  apiary status --host broker.local
+  apiary status --json | jq '.nodes | to_entries[] | select(.value.state == "lost") | .key'
+
+exit codes: 0 a coordinator is online, 1 none is, 4 no broker
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "The coordinator, the round, the last result, and every node, at this moment."
+    parser.epilog = _EXAMPLES
+    add_broker(parser)
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it; 0 where a coordinator is online, 1 where none is."""
+    settings = settings_of(args)
+    watcher = Watcher(settings.broker, settings.topics, reading_gate(settings))
+    view, rest = RunView(), dict[type[Message], Message]()
+    try:
+        for kind, node, message in watcher.retained():
+            view.take(kind, node, message)
+            rest[type(message)] = message
+    finally:
+        watcher.close()
+    told = describe(settings.federation, view, rest)
+    print(json.dumps(told) if args.json else render(told))
+    return 0 if told["coordinator"]["state"] == "online" else 1
+
+
+def describe(federation: str, view: RunView, rest: dict[type[Message], Message]) -> dict[str, Any]:
+    """The federation as plain JSON values."""
+    coordinator, model = rest.get(CoordinatorStatus), rest.get(ModelManifest)
+    last = view.results[-1] if view.results else None
+    told = view.round
+    return {
+        "federation": federation,
+        "coordinator": _dump(coordinator) if coordinator else {"state": "unknown"},
+        "round": {"run": told.run, "round": told.round, "rounds": told.rounds, "state": told.state}
+        if told
+        else None,
+        "last": _dump(last) if last else None,
+        "model": _dump(model) if model else None,
+        "nodes": {name: _node(node) for name, node in sorted(view.nodes.items())},
+    }
+
+
+def render(told: dict[str, Any]) -> str:
+    """The same for people."""
+    coordinator, now, last = told["coordinator"], told["round"], told["last"]
+    lines = [f"federation   {told['federation']}"]
+    run = f", run {coordinator['run']}" if coordinator.get("run") else ""
+    lines.append(f"coordinator  {coordinator['state']}{run}")
+    if now is not None:
+        lines.append(f"round        {_round(now, last)}")
+    if last is not None:
+        lines.append(f"last round   {last['round']} of run {last['run']}{_ended(last)}")
+    lines.append(f"nodes        {len(told['nodes'])}")
+    width = max((len(name) for name in told["nodes"]), default=0)
+    for name, node in told["nodes"].items():
+        why = f"  {node['why']}" if node.get("why") else ""
+        why += "".join(f"  {flag}" for flag in node.get("health", {}).get("throttled", []))
+        # Who is lost does not say how many it has, which is not the same as none.
+        pictures = f"{node['samples']:>6} pictures" if node.get("samples") is not None else " " * 15
+        lines.append(f"  {name:<{width}}  {node['state']:<9} {pictures}{why}".rstrip())
+    return "\n".join(lines)
+
+
+def _round(now: dict[str, Any], last: dict[str, Any] | None) -> str:
+    """The announced round; between two rounds the announcement is still that of the one before."""
+    if now["state"] == "finished":
+        return f"none: run {now['run']} is over after {now['round']} of {now['rounds']}"
+    over = last is not None and (last["run"], last["round"]) == (now["run"], now["round"])
+    state = f"{last['state']}; the next one has not begun" if last is not None and over else now["state"]
+    return f"{now['round']} of {now['rounds']} of run {now['run']}, {state}"
+
+
+def _ended(last: dict[str, Any]) -> str:
+    if last["state"] != "closed":
+        return f" failed: {last.get('why', '')}"
+    return (
+        f": accuracy {last['accuracy']:.1%}, loss {last['loss']:.3f}, "
+        f"{last['n_contributors']} updates, {last['seconds']:.1f} s"
+    )
+
+
+def _node(node: NodeView) -> dict[str, Any]:
+    told = _dump(node.status) if node.status is not None else {"state": "unknown"}
+    return {**told, "health": _dump(node.health)} if node.health is not None else told
+
+
+def _dump(message: Message) -> dict[str, Any]:
+    return message.model_dump(mode="json", exclude_none=True, exclude={"v"})

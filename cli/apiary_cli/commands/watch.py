@@ -1,0 +1,50 @@
+"""`apiary watch`: a federation as it goes, from its retained and live messages."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from apiary.wire import NodeId
+from apiary.wire.messages import Message
+from apiary.wire.topics import Kind
+from apiary_cli.client.watching import Watcher, reading_gate
+from apiary_cli.terminal.flags import add_broker, settings_of
+from apiary_cli.terminal.live import Live
+from apiary_cli.terminal.stopping import stop_on_signals
+from apiary_cli.terminal.view import RunView
+
+_EXAMPLES = """examples:
+  apiary watch                          a table that redraws itself; plain lines where there is no terminal
+  apiary watch --host broker.local
+  apiary watch --json | jq .            every message as a line: topic kind, node, message
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Watch a federation: nodes, rounds, accuracy. Publishes nothing."
+    parser.epilog = _EXAMPLES
+    add_broker(parser)
+    parser.add_argument("--json", action="store_true", help="every message as one JSON line")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch until Ctrl-C."""
+    settings = settings_of(args)
+    watcher = Watcher(settings.broker, settings.topics, reading_gate(settings))
+    title = f"{settings.federation}   "
+    try:
+        with Live(RunView(alone=True), title=title, quiet=args.json) as live, stop_on_signals() as stop:
+            watcher.follow(_print_json if args.json else live.tap, stop)
+    finally:
+        watcher.close()
+    return 0
+
+
+def _print_json(kind: Kind, node: NodeId | None, message: Message) -> None:
+    told = message.model_dump(mode="json", exclude_none=True)
+    print(json.dumps({"kind": kind.name.lower(), "node": node, "message": told}), flush=True)
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""Data sets: the catalogue, fetching, reading, sharing out."""

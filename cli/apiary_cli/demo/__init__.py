@@ -1,0 +1,1 @@
+"""`apiary demo`: a federation on one machine."""

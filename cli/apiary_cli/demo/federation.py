@@ -1,0 +1,184 @@
+"""A federation on this machine: broker, coordinator and nodes as the separate processes that a fleet runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+from apiary.errors import ApiaryError, RunFailed, StoreError
+from apiary.files import advice, write_atomic
+from apiary.process.deathsig import die_with_parent
+
+MARK: Final = "FEDERATION_FOLDER"
+"""In the environment of every process of a federation on this machine, and of its children: whose it is."""
+
+
+_COPIED_S: Final = 2.0
+"""The last words of a party are in its log this soon after its end."""
+
+
+@dataclass(slots=True)
+class Party:
+    """One process and its log."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    _files: list[IO[bytes]] = field(default_factory=list)
+    _copying: threading.Thread | None = None
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, None while it runs."""
+        return self.process.poll()
+
+    def tail(self, lines: int = 8) -> str:
+        """The last lines of its log."""
+        if self._copying is not None and self.code is not None:
+            self._copying.join(_COPIED_S)
+        try:
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Ask it to end, then end it."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self._copying is not None:
+            self._copying.join(_COPIED_S)
+        for f in self._files:
+            f.close()
+
+
+class LocalFederation:
+    """Starts `apiary coordinator` and `apiary edge` with one settings file, their logs in `folder`."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Mapping[str, Any]]):
+        self.folder = folder
+        self.settings_file = folder / "apiary.toml"
+        write_atomic(self.settings_file, toml(settings).encode(), sync=False)
+        self.coordinator: Party | None = None
+        self.nodes: dict[str, Party] = {}
+
+    def start_coordinator(self, *flags: str) -> Party:
+        """Start it; its last line on standard output is the result as JSON."""
+        self.coordinator = self._start("coordinator", "coordinator", "--json", *flags)
+        return self.coordinator
+
+    def start_node(self, node: str, data: Path, *flags: str) -> Party:
+        """Start a node on its pictures, with a state folder of its own."""
+        state = self.folder / "state" / node
+        self.nodes[node] = self._start(
+            node, "edge", "--node-id", node, "--data", str(data), "--state-dir", str(state), *flags
+        )
+        return self.nodes[node]
+
+    def check(self) -> None:
+        """Raise RunFailed, with what it said last, where a party ended that should not have."""
+        for party in [*self.nodes.values(), *([self.coordinator] if self.coordinator else [])]:
+            if party.code not in (None, 0):
+                raise RunFailed(f"{party.name} ended with exit code {party.code}:\n{party.tail()}")
+
+    def result(self) -> str | None:
+        """The coordinator's last line once it has ended well."""
+        if self.coordinator is None or self.coordinator.code != 0:
+            return None
+        lines = (self.folder / "coordinator.out").read_text().splitlines()
+        return lines[-1] if lines else None
+
+    def stop(self) -> None:
+        """End everything that was started."""
+        parties = [*self.nodes.values(), *([self.coordinator] if self.coordinator else [])]
+        for party in parties:
+            if party.code is None:
+                party.process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 10
+        for party in parties:
+            party.stop(max(0.1, until - time.monotonic()))
+
+    def _start(self, name: str, command: str, *flags: str) -> Party:
+        log, out = self.folder / f"{name}.log", self.folder / f"{name}.out"
+        files: list[IO[bytes]] = [log.open("ab", buffering=0), out.open("wb")]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "apiary_cli", command, "--config", str(self.settings_file), *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=files[1],
+            # Through us: what a party says of a disk that it cannot write to is worth reading.
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls prctl only
+            env=_clean_environment() | {MARK: str(self.folder.resolve())},
+        )
+        copying = threading.Thread(target=_copy, args=(process, files[0]), name=f"{name}-log", daemon=True)
+        copying.start()
+        return Party(name, process, log, files, copying)
+
+
+def _copy(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    assert process.stderr is not None  # noqa: S101 - we asked for a pipe
+    with process.stderr as said:
+        while data := said.read1(65_536):  # type: ignore[attr-defined] # it is buffered
+            with contextlib.suppress(OSError):  # ours may be full as well
+                log.write(data)
+
+
+def fresh_folder(runs_dir: Path, kind: str) -> Path:
+    """A hidden folder of its own for what runs here, absolute. Raises StoreError."""
+    folder = runs_dir.absolute() / f".{kind}-{secrets.token_hex(3)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as e:
+        raise StoreError(f"cannot use the folder {runs_dir} (--runs-dir): {e.strerror}{advice(e)}") from None
+    return folder
+
+
+def toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """Sections of plain values as TOML; the values are those of JSON without null."""
+    lines: list[str] = []
+    for section, values in settings.items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {_value(value)}" for key, value in values.items() if value is not None]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case str() | Path():
+            return f'"{"".join(_escaped(c) for c in str(value))}"'
+        case list() | tuple():
+            return "[" + ", ".join(_value(v) for v in value) + "]"
+        case dict():
+            return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in value.items()) + " }"
+        case _:
+            raise ApiaryError(f"{value!r} cannot be written to a settings file")
+
+
+def _escaped(c: str) -> str:
+    return f"\\u{ord(c):04x}" if c in '\\"' or (not c.isprintable() and ord(c) < 0xA0) else c
+
+
+def _clean_environment() -> dict[str, str]:
+    """Ours without settings, which the file gives; the runtime's own chatter is turned down."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("APIARY_")}
+    return {**kept, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,155 @@
+"""`apiary edge status`: what the node of this machine is at, for its owner, without any network."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from apiary.settings import Settings
+from apiary_edge.owner import status_file
+from apiary_edge.owner.status_file import Found
+
+_MAX_ROUNDS = 5
+
+
+def show(settings: Settings, *, as_json: bool) -> int:
+    """Print it; 0 where the node runs, 1 where it does not, or hangs."""
+    now = time.monotonic()
+    found = status_file.find(settings, now)
+    slot = _slot(settings)
+    if as_json:
+        told = {**found.told, "slot": slot, "running": found.alive, "hangs": found.hangs} if found else None
+        print(json.dumps(told or {"running": False, "node": settings.edge.node_id}))
+    elif found is None:
+        places = " or ".join(str(p) for p in status_file.places(settings))
+        print(f"node {settings.edge.node_id} has not run here: there is no {places}")
+        print("start it with apiary edge, or say which one is meant: --node-id, --state-dir, --config")
+    else:
+        print(render(found, slot, now))
+    return 0 if found is not None and found.alive and not found.hangs else 1
+
+
+def render(found: Found, slot: dict[str, Any] | None, now: float) -> str:
+    """The same for people, a line a matter."""
+    told = found.told
+    lines = [("node", f"{told['node']}, version {told['version']}, {_service(found, now)}")]
+    lines.append(("state", _and(told.get("state", "unknown"), told.get("why"), ": ")))
+    if (now_on := told.get("round")) is not None:
+        lines.append(("round", _round(now_on) + _progress(told.get("progress"), found, now)))
+    labels = told.get("labels") or {}
+    each = ", ".join(f"{label} {n}" for label, n in labels.items())
+    lines.append(("pictures", _and(f"{told.get('samples') or 0}", each, ": ")))
+    if found.alive:
+        lines.append(("broker", f"{told['address']}, {_link(told.get('broker') or {}, now)}"))
+        coordinator = told.get("coordinator")
+        if coordinator is not None:
+            run = coordinator.get("run")
+            lines.append(("coordinator", _and(coordinator.get("state", ""), run and f"run {run}", ", ")))
+    if told.get("health"):
+        lines.append(("machine", _machine(told["health"])))
+    if slot is not None:
+        lines.append(("model", _model(slot)))
+    if told.get("camera"):
+        lines.append(("camera", _and(told["camera"]["kind"], told["camera"].get("text"), ": ")))
+    if told.get("predictions"):
+        lines.append(("predictions", str(told["predictions"])))
+    for i, last in enumerate(reversed((told.get("last") or [])[-_MAX_ROUNDS:])):
+        lines.append(("last rounds" if i == 0 else "", _last(last)))
+    return "\n".join(f"{name:<12} {text}" for name, text in lines)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `4 days`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    return f"{seconds / 86400:.0f} days"
+
+
+def _service(found: Found, now: float) -> str:
+    if found.hangs:
+        ago = duration(found.age_s or 0.0)
+        return f"process {found.told['pid']} HANGS: it has said nothing for {ago} (journalctl -u apiary-edge)"
+    if found.alive:
+        return f"running for {duration(now - float(found.told['started_s']))} (process {found.told['pid']})"
+    when = "before this machine was started" if found.age_s is None else f"{duration(found.age_s)} ago"
+    how = "stopped" if found.stopped else "NOT RUNNING: it ended without a word,"
+    return f"{how} {when} (systemctl status apiary-edge)"
+
+
+def _round(told: dict[str, Any]) -> str:
+    of = f" of {told['of']}" if told.get("of") else ""
+    return f"{told['number']}{of}, run {told['run']}"
+
+
+def _progress(progress: dict[str, Any] | None, found: Found, now: float) -> str:
+    if progress is None or not found.alive:
+        return ""
+    parts = [f": epoch {progress['epoch']} of {progress['epochs']}"]
+    if "loss" in progress:
+        parts.append(f"loss {progress['loss']:.3f}")
+    if "accuracy" in progress:
+        parts.append(f"accuracy {progress['accuracy']:.1%}")
+    if "left_s" in progress:
+        rests = found.told.get("state") == "paused"
+        gone = 0.0 if rests else now - float(progress["at_s"])
+        parts.append(f"about {duration(max(0.0, progress['left_s'] - gone))} left")
+    return ", ".join(parts)
+
+
+def _link(broker: dict[str, Any], now: float) -> str:
+    since = f" for {duration(now - float(broker['since_s']))}" if "since_s" in broker else ""
+    if broker.get("connected"):
+        return f"connected{since}"
+    return _and(f"not connected{since}", broker.get("why"), ": ")
+
+
+def _machine(health: dict[str, Any]) -> str:
+    parts = []
+    if "temperature_c" in health:
+        parts.append(f"{health['temperature_c']:.0f} °C")
+    if "memory_available_mb" in health:
+        parts.append(f"{health['memory_available_mb']} of {health.get('memory_mb', '?')} MB memory free")
+    if "disk_free_mb" in health:
+        parts.append(f"{health['disk_free_mb'] / 1000:.1f} GB disk free")
+    if "load" in health:
+        parts.append(f"load {health['load']:.2f}")
+    if "uptime_s" in health:
+        parts.append(f"up {duration(health['uptime_s'])}")
+    now, ever = health.get("throttled") or [], health.get("throttled_since_boot") or []
+    complaints = [f"NOW {word}" for word in now] + [f"{w} since the boot" for w in ever if w not in now]
+    return "; ".join([", ".join(parts), *complaints])
+
+
+def _model(slot: dict[str, Any]) -> str:
+    name = slot.get("release") or str(slot.get("digest", ""))[:12]
+    accuracy = slot.get("accuracy")
+    return _and(f"{name} ({slot.get('kind', '?')})", accuracy and f"accuracy {accuracy:.1%}", ", ")
+
+
+def _last(told: dict[str, Any]) -> str:
+    parts = [f"{told['round']} {told['outcome']}"]
+    if "samples" in told:
+        parts.append(f"{told['samples']} pictures")
+    if "seconds" in told:
+        parts.append(f"trained {duration(told['seconds'])}")
+    if "accuracy" in told:
+        parts.append(f"accuracy {told['accuracy']:.1%}")
+    return _and(", ".join(parts), told.get("why"), ": ")
+
+
+def _slot(settings: Settings) -> dict[str, Any] | None:
+    """The released model that this node predicts with, where it has one."""
+    try:
+        told = json.loads((settings.edge.state_dir / "slots" / "current.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _and(text: str, more: str | None, between: str) -> str:
+    return f"{text}{between}{more}" if more else text

@@ -1,0 +1,107 @@
+"""A view on the terminal: a table that redraws itself, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from apiary.wire import NodeId
+from apiary.wire.messages import Message
+from apiary.wire.topics import Kind
+from apiary_cli.terminal.view import RunView
+
+
+class Live:
+    """Shows a `RunView` on `stream`; feed it through `tap`. Use it as a context."""
+
+    def __init__(self, view: RunView, *, title: str = "", quiet: bool = False):
+        self.view = view
+        self._title = title
+        self._quiet = quiet
+        self._live: Any = None
+
+    def __enter__(self) -> Self:
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live as RichLive
+
+            console = Console(stderr=True)
+            self._live = RichLive(
+                get_renderable=self._table, console=console, refresh_per_second=4, transient=True
+            )
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, e, tb)
+
+    def tap(self, kind: Kind, node: NodeId | None, message: Message) -> None:
+        """Take a message in and show what is new."""
+        for line in self.view.take(kind, node, message):
+            self.say(line)
+
+    @property
+    def redraws(self) -> bool:
+        """Whether a table is on the screen."""
+        return self._live is not None
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self._quiet:
+            return
+        if self._live is not None:
+            self._live.console.print(line, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _table(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        view, told, best = self.view, self.view.round, self.view.best
+        state = "waiting for nodes" if told is None else f"round {told.round}/{told.rounds} {told.state}"
+        if view.coordinator == "offline":
+            state = f"{state}, coordinator offline"
+        top = (
+            f"   best {best.accuracy:.1%} (round {best.round})" if best and best.accuracy is not None else ""
+        )
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in ("node", "state", "pictures", "loss", "left"):
+            table.add_column(name, justify="left" if name in ("node", "state") else "right")
+        shown = sorted(view.nodes.items())[:30]
+        for node, at in shown:
+            p = at.progress
+            table.add_row(
+                node,
+                at.doing,
+                str(at.status.samples or 0) if at.status else "",
+                f"{p.loss:.3f}" if p and p.loss is not None else "",
+                f"{p.left_s:.0f} s" if p and p.left_s is not None else "",
+            )
+        if len(view.nodes) > len(shown):
+            table.add_row(f"... and {len(view.nodes) - len(shown)} more", "", "", "", "")
+        return Group(Text(f"{self._title}{state}{top}", style="bold"), table)
+
+
+class _Lines(logging.Handler):
+    def __init__(self, say: Callable[[str], None]):
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(self.format(record))
+
+
+def log_through(say: Callable[[str], None]) -> None:
+    """Print warnings above the table instead of through it."""
+    handler = _Lines(say)
+    root = logging.getLogger()
+    handler.setFormatter(root.handlers[0].formatter if root.handlers else None)
+    root.handlers[:] = [handler]

@@ -1,0 +1,47 @@
+"""The parts of a coordinator beside its runs, put together: who registers where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from apiary.plugins import load
+from apiary_coordinator.feature import Desk, Feature
+from apiary_coordinator.monitoring.watchdog import Vigil
+from apiary_coordinator.operators.node_commands import Commanding
+from apiary_coordinator.operators.requests import Operators
+from apiary_coordinator.publishers.base import PACKAGE as PUBLISHERS
+from apiary_coordinator.releases import operations
+from apiary_coordinator.releases.ledger import Ledger
+from apiary_coordinator.releases.service import Releasing, policy_of
+from apiary_coordinator.releases.signer import Certified, Sealer, Voice
+from apiary_coordinator.schedule.queue import Runs, Workshops
+from apiary_coordinator.schedule.runbook import RunBook
+
+
+def features(desk: Desk, workshops: Workshops | None = None) -> Sequence[Feature]:
+    """Every feature that the settings ask for; with `workshops` runs begin one after another.
+
+    Raises SettingsError.
+    """
+    for name in desk.settings.publish.after_run:
+        load(PUBLISHERS, name)  # a name that is none is said now, not after hours of training
+    operators = Operators(desk.outlet, desk.clock)
+    runs = Runs(desk, operators, RunBook(desk.journal), workshops)
+    vigil = Vigil(desk)
+    found: list[Feature] = [operators, runs, Commanding(desk, operators), _releasing(desk, operators), vigil]
+    if desk.settings.metrics.port is not None:
+        # Only here: its library is loaded where it is used.
+        from apiary_coordinator.monitoring.prometheus import Metrics
+
+        found.append(Metrics(desk, operators, vigil))
+    return found
+
+
+def _releasing(desk: Desk, operators: Operators) -> Releasing:
+    state, chosen = desk.settings.coordinator.state_dir, desk.settings.release
+    voice: Voice = Certified(desk)
+    if desk.settings.security.ca is None:
+        voice = Sealer(desk, state / "release-key.pem")
+    releasing = Releasing(chosen, desk, Ledger(state, policy_of(chosen)), voice)
+    operations.register(operators, releasing, desk)
+    return releasing

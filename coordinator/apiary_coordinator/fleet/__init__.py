@@ -1,0 +1,1 @@
+"""The nodes that the coordinator knows, and which of them a round draws."""

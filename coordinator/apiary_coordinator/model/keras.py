@@ -1,0 +1,197 @@
+"""The real workshop: recipes exported by a child with TensorFlow, judged here in the light runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apiary.blobs import BlobStore
+from apiary.errors import DataError, StoreError
+from apiary.files import advice, write_atomic
+from apiary.learn import features as frozen
+from apiary.learn import images
+from apiary.learn.cache import ArrayCache
+from apiary.learn.classifier import Classifier
+from apiary.learn.classifier import evaluate as judge
+from apiary.learn.images import Dataset
+from apiary.learn.manifest import INPUT, Manifest
+from apiary.learn.runtimes import choose
+from apiary.learn.runtimes.base import Trainer
+from apiary.settings import Settings
+from apiary.tensors import Weights
+from apiary.wire import Digest, blob
+from apiary.wire.messages import MAX_LABEL_CHARS, MAX_LABELS, BlobRef, fits_label
+from apiary_coordinator.export.client import Built, build_in_child, finish_in_child
+from apiary_coordinator.export.job import BuildJob, FinishJob
+from apiary_coordinator.model.builder import Artefacts, Judgement
+from apiary_coordinator.model.evaluate import evaluate
+from apiary_coordinator.round.start import strategy
+
+log = logging.getLogger(__name__)
+
+_CACHE_MB = 1024
+
+
+class KerasWorkshop:
+    """Builds, judges and finishes for one run's settings."""
+
+    def __init__(self, settings: Settings, blobs: BlobStore):
+        self._settings = settings
+        self._blobs = blobs
+        self._state = settings.coordinator.state_dir
+        self._held_out: Dataset | None = None
+        self._trainer: Trainer | None = None
+
+    def check(self) -> None:
+        """Refuse a run without labels. Raises DataError."""
+        held_out_labels(self._settings)
+
+    def build(self) -> Artefacts:
+        """Export the recipe in a child and put its files into the blob store."""
+        labels = held_out_labels(self._settings)
+        with _on_disk("the export"):
+            built = self._export(labels)
+            return Artefacts(
+                labels=tuple(labels),
+                manifest=self._keep(built.manifest_file.read_bytes()),
+                trainer=self._keep(built.trainer.read_bytes()),
+                base=self._keep(built.base.read_bytes()) if built.base else None,
+                initial=self._keep(blob.encode(built.initial)),
+            )
+
+    def manifest(self, artefacts: Artefacts) -> Manifest:
+        """The manifest of what was built."""
+        return Manifest.decode(self._blobs.read(Digest(artefacts.manifest.digest)))
+
+    def evaluate(self, artefacts: Artefacts, weights: Weights) -> Judgement:
+        """Judge weights on the held-out pictures."""
+        manifest = self.manifest(artefacts)
+        held_out = self._pictures(artefacts, manifest, features=True)
+        if self._trainer is None:
+            trainer = self._blobs.path(Digest(artefacts.trainer.digest)) if artefacts.trainer else None
+            self._trainer = choose("auto").open_trainer(manifest, trainer, threads=1)
+        found = evaluate(self._trainer, weights, held_out, manifest.labels)
+        told = found.to_json()
+        details = {"per_class": told["classes"], "confusion": told["confusion"]}
+        return Judgement(found.accuracy, found.loss, details)
+
+    def finish(self, artefacts: Artefacts, weights: Weights, folder: Path) -> dict[str, Any]:
+        """Write the final files; the int8 model's accuracy on the same pictures."""
+        with _on_disk("the final model"):
+            manifest = self.manifest(artefacts)
+            weights_file = self._state / "final.blob"
+            write_atomic(weights_file, blob.encode(weights))
+            pictures = self._pictures(artefacts, manifest, features=False)
+            representative = self._state / "representative.npy"
+            # At most 100, spread over the classes: Keras' converter wants a hundred or so to find the ranges.
+            np.save(representative, pictures.x[:: max(1, len(pictures) // 100)][:100], allow_pickle=False)
+            finished = finish_in_child(
+                FinishJob(
+                    build=self._export(list(manifest.labels)).folder,
+                    weights=weights_file,
+                    pictures=representative,
+                    out=self._state / "final",
+                ),
+                on_line=_debug,
+            )
+            for path in (finished.keras, finished.tflite, finished.int8, finished.labels):
+                write_atomic(folder / path.name, path.read_bytes())
+            write_atomic(folder / INPUT, manifest.input.model_dump_json().encode() + b"\n")
+            return {
+                "tflite_accuracy": judge(Classifier(finished.tflite), pictures).accuracy,
+                "int8_accuracy": judge(Classifier(finished.int8), pictures).accuracy,
+                # What was judged: a publisher refuses a file that was changed since.
+                "files": {
+                    path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                    for path in (finished.tflite, finished.int8)
+                },
+            }
+
+    def _export(self, labels: list[str]) -> Built:
+        run = self._settings.run
+        job = BuildJob(
+            recipe=run.recipe,
+            options=run.recipe_options,
+            labels=labels,
+            plan=strategy(self._settings).plan(run.plan, run.strategy_options),
+            base_weights=self._settings.coordinator.base_weights,
+            seed=run.seed,
+            out=self._state / "build",
+        )
+        cache = self._settings.coordinator.exports_dir or self._state / "exports"
+        return build_in_child(job, cache=cache, on_line=_debug)
+
+    def _pictures(self, artefacts: Artefacts, manifest: Manifest, *, features: bool) -> Dataset:
+        wants_features = features and artefacts.base is not None and manifest.features is not None
+        if self._held_out is not None and features:
+            return self._held_out
+        folder = self._settings.coordinator.test_data
+        if folder is None:
+            raise DataError("no held-out pictures are set (coordinator.test_data)")
+        cache = ArrayCache(self._state / "cache", _CACHE_MB)
+        found = images.scan(folder, manifest.labels, manifest.input)
+        if wants_features and artefacts.base is not None and manifest.features is not None:
+            base = self._blobs.path(Digest(artefacts.base.digest))
+            data = frozen.load(
+                found,
+                manifest.input,
+                lambda: choose("auto").open_base(base),
+                length=manifest.features,
+                base_digest=artefacts.base.digest,
+                cache=cache,
+            )
+        else:
+            data = images.load(found, manifest.input, cache=cache)
+        for message in [*found.messages(), *(f"{s.path}: left out: {s.why}" for s in data.skipped)]:
+            log.warning("held-out pictures: %s", message)
+        if features:
+            self._held_out = data
+        return data
+
+    def _keep(self, data: bytes) -> BlobRef:
+        return BlobRef(digest=self._blobs.put(data), bytes=len(data))
+
+
+@contextlib.contextmanager
+def _on_disk(what: str) -> Iterator[None]:
+    """A full disk is no bug of ours: said, and tried again, as wherever else the disk refuses."""
+    try:
+        yield
+    except OSError as e:
+        raise StoreError(f"cannot make {what}: {e.strerror or e}{advice(e)}") from e
+
+
+def held_out_labels(settings: Settings) -> list[str]:
+    """The labels of the run, from the settings or the held-out pictures' folders. Raises DataError."""
+    given = settings.coordinator
+    if given.test_data is None:
+        raise DataError(
+            "no held-out pictures: give --test-data DIR (coordinator.test_data), a folder "
+            "LABEL/*.jpg|png of pictures that no node trains on"
+        )
+    labels = given.labels or list(images.scan(given.test_data).known)
+    if len(labels) < 2:
+        raise DataError(
+            f"{given.test_data} holds one class only ({', '.join(labels)}); a classifier needs two or more"
+        )
+    if len(labels) > MAX_LABELS or len(set(labels)) < len(labels):
+        raise DataError(
+            f"{len(labels)} labels, {len(set(labels))} of them different; "
+            f"expected at most {MAX_LABELS}, each once (coordinator.labels, or the folders of test_data)"
+        )
+    if unfit := [label for label in labels if not fits_label(label)]:
+        raise DataError(
+            f"label {unfit[0][:80]!a} cannot be announced: "
+            f"expected 1 to {MAX_LABEL_CHARS} characters of UTF-8; rename it"
+        )
+    return labels
+
+
+def _debug(line: str) -> None:
+    log.debug("export: %s", line)

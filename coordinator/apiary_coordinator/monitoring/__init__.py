@@ -1,0 +1,1 @@
+"""Prometheus metrics, and a watchdog for the worker."""

@@ -1,0 +1,237 @@
+"""The coordinator's figures for Prometheus, at /metrics: written by the loop, served by a thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter as Count
+from collections.abc import Callable, Iterable
+from typing import Any, Final, get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    make_wsgi_app,
+)
+
+from apiary import __version__
+from apiary.errors import SettingsError
+from apiary.settings import MetricsSettings
+from apiary.wire.messages import NodeState
+from apiary_coordinator.feature import Desk, Feature
+from apiary_coordinator.monitoring.watchdog import Vigil
+from apiary_coordinator.operators.requests import Operators
+from apiary_coordinator.run.run import Course
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S: Final = 2.0
+_SECONDS: Final = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 14_400)
+_BYTES: Final = (10**4, 10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7, 3 * 10**7, 10**8, 3 * 10**8)
+# Words of a refusal, and what they are counted as: the whole text names nodes and figures.
+_REASONS: Final = (
+    ("not finite", "not_finite"),
+    ("norm is", "norm"),
+    ("samples, allowed", "samples"),
+    ("bytes, allowed", "size"),
+    ("the blob says", "about"),
+    ("codec", "codec"),
+    ("digest", "damaged"),
+    ("allowed are +-", "magnitude"),
+    ("tensor", "shape"),
+)
+_OTHER: Final = "other"
+
+
+class Figures:
+    """Every metric by its name; nothing is told before there is something to tell."""
+
+    def __init__(self, federation: str):
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"apiary_{name}", text, labels, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"apiary_{name}", text, labels, registry=registry)
+
+        gauge("build_info", "Version and federation", "version", "federation").labels(
+            __version__, federation
+        ).set(1)
+        self.connected = gauge("broker_connected", "Whether the broker is there")
+        self.backlog = gauge("broker_backlog", "Messages that the broker has not acknowledged")
+        self.run_active = gauge("run_active", "Whether a run is under way")
+        self.round = gauge("round", "Number of the newest round of the run")
+        self.accuracy = gauge(
+            "round_accuracy", "Of the newest closed round, 0 to 1, held-out pictures", "run"
+        )
+        self.loss = gauge("round_loss", "Of the newest closed round", "run")
+        self.best = gauge("best_accuracy", "Best of the run so far, 0 to 1", "run")
+        self.contributors = gauge("round_contributors", "Updates in the newest closed round")
+        self.rounds = counter("rounds", "Rounds that ended", "state")
+        self.seconds = Histogram(
+            "apiary_round_seconds", "Of rounds that ended", buckets=_SECONDS, registry=registry
+        )
+        self.update_bytes = Histogram(
+            "apiary_update_bytes", "Size of counted updates", buckets=_BYTES, registry=registry
+        )
+        self.traffic = counter("traffic_bytes", "Models down, updates up, of rounds that ended", "direction")
+        self.updates = counter("updates", "By what became of them", "result")
+        self.rejected = counter("updates_rejected", "By why they were refused", "reason")
+        self.nodes = gauge("nodes", "By what they are at", "state")
+        self.samples = gauge("samples", "Labelled pictures of all nodes that are here")
+        self.uploads = gauge("uploads", "Of the open round", "state")
+        self.jobs = gauge("worker_jobs", "Given to the worker and not yet done")
+        self.busy = gauge("worker_busy_seconds", "How long the worker has been at its job")
+        self.requests = gauge("operator_requests_open", "Requests of operators being worked on")
+        # Prometheus sees an increase between two scrapes: a counter that comes with its first event hides it.
+        known: tuple[tuple[Gauge | Counter, Iterable[str]], ...] = (
+            (self.nodes, get_args(NodeState)),
+            (self.rounds, ("closed", "failed")),
+            (self.uploads, ("granted", "waiting")),
+            (self.updates, ("accepted", "rejected", "missing")),
+            (self.traffic, ("up", "down")),
+            (self.rejected, (*(reason for _, reason in _REASONS), _OTHER)),
+        )
+        for metric, labels in known:
+            for label in labels:
+                metric.labels(label)
+
+    def round_over(self, entry: dict[str, Any]) -> None:
+        """A round ended; `entry` as the run's history has it."""
+        self.rounds.labels(entry["state"]).inc()
+        self.seconds.observe(entry["seconds"])
+        self.traffic.labels("up").inc(entry["bytes_up"])
+        self.traffic.labels("down").inc(entry["bytes_down"])
+        for result, field in (("accepted", "contributors"), ("rejected", "rejected"), ("missing", "missing")):
+            self.updates.labels(result).inc(len(entry[field]))
+        for contributor in entry["contributors"].values():
+            self.update_bytes.observe(contributor["bytes"])
+        for why in entry["rejected"].values():
+            self.rejected.labels(reason_of(why)).inc()
+        if entry["state"] != "closed":
+            return
+        self.contributors.set(len(entry["contributors"]))
+        for one, key in ((self.accuracy, "accuracy"), (self.loss, "loss")):
+            one.clear()  # one run at a time: those before are in the history of whoever scrapes
+            one.labels(entry["run"]).set(entry[key])
+
+
+class Metrics(Feature):
+    """Looks at the coordinator every other second; serves what it saw."""
+
+    def __init__(self, desk: Desk, operators: Operators, vigil: Vigil):
+        self._desk = desk
+        self._operators = operators
+        self._vigil = vigil
+        self._settings: MetricsSettings = desk.settings.metrics
+        self._look_at = 0.0
+        self._seen: tuple[str, int] | None = None
+        self._course: Course | None = None
+        self._server: Any = None
+        self.figures = Figures(desk.settings.federation)
+        self.port = 0
+        """Where it listens, once it does."""
+
+    def start(self, now: float) -> None:
+        """Listen. Raises SettingsError."""
+        self._server = _listen(make_wsgi_app(self.figures.registry), self._settings)
+        self.port = int(self._server.effective_port)
+        threading.Thread(target=_serve(self._server), name="metrics", daemon=True).start()
+        log.info("metrics at http://%s:%d/metrics", self._settings.host, self.port)
+
+    def tick(self, now: float) -> None:
+        """Count the rounds that ended; look at the rest from time to time."""
+        course = self._desk.course()
+        if self._course is not None and self._course is not course:
+            self._rounds(self._course)  # what it did in its last turn, a round that failed it perhaps
+        self._course = course
+        if course is not None:
+            self._rounds(course)
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY_S
+            self._look(course)
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+
+    def _rounds(self, course: Course) -> None:
+        """Count what is new. What was there when a run was taken up was counted before the restart."""
+        rounds = course.record.rounds
+        if self._seen is None or self._seen[0] != course.run:
+            if course.artefacts is None:
+                return  # its rounds are not read from the journal yet
+            self._seen = (course.run, len(rounds))
+            self.figures.best.clear()
+        if len(rounds) > self._seen[1] and course.record.newest is not None:
+            self.figures.round_over(course.record.newest)  # one a turn at most
+        self._seen = (course.run, len(rounds))
+        if (best := course.record.best) is not None:
+            self.figures.best.labels(course.run).set(best.accuracy)
+
+    def _look(self, course: Course | None) -> None:
+        desk, figures = self._desk, self.figures
+        figures.connected.set(desk.bus.connected)
+        figures.backlog.set(desk.bus.backlog)
+        figures.jobs.set(desk.worker.pending)
+        figures.busy.set(self._vigil.busy_s)
+        figures.requests.set(self._operators.open)
+        figures.run_active.set(course is not None and course.stage != "done")
+        nodes = desk.roster.nodes.values()
+        states = Count(node.status.state for node in nodes)
+        for state in get_args(NodeState):
+            figures.nodes.labels(state).set(states[state])
+        figures.samples.set(sum(n.status.samples or 0 for n in nodes if n.status.state != "lost"))
+        live = course.live if course is not None else None
+        granted, waiting = live.collection.uploading if live is not None else (0, 0)
+        figures.uploads.labels("granted").set(granted)
+        figures.uploads.labels("waiting").set(waiting)
+        if live is not None:
+            figures.round.set(live.round.number)
+
+
+def reason_of(why: str) -> str:
+    """What a refusal is counted as."""
+    return next((reason for words, reason in _REASONS if words in why), _OTHER)
+
+
+def _listen(app: Any, settings: MetricsSettings) -> Any:
+    from waitress import create_server
+
+    logging.getLogger("waitress").setLevel(logging.ERROR)
+    try:
+        return create_server(
+            app,
+            host=settings.host,
+            port=settings.port or 0,
+            threads=1,
+            connection_limit=16,
+            channel_timeout=20,
+            cleanup_interval=10,
+            max_request_header_size=8_192,
+            max_request_body_size=1_024,
+        )
+    except (OSError, ValueError) as e:
+        where = f"{settings.host}:{settings.port}"
+        raise SettingsError(f"metrics cannot listen on {where}: {e} (metrics.host, metrics.port)") from None
+
+
+def _serve(server: Any) -> Callable[[], None]:
+    def run() -> None:
+        try:
+            server.run()
+        except OSError as e:
+            # Closing it from the loop takes the sockets away from under it.
+            log.debug("metrics: %s", e)
+
+    return run

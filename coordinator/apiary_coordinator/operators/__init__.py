@@ -1,0 +1,1 @@
+"""Operators' requests, and the commands for nodes."""

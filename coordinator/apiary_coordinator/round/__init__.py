@@ -1,0 +1,1 @@
+"""One round: the state table and the shell that performs it."""

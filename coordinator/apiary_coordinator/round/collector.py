@@ -1,0 +1,333 @@
+"""The updates of one round on their way in: grants, chunks, spool, screening, journal, receipt, sum.
+
+Everything slow (hashing, decoding, syncing, adding) is done by the worker, in order; the journal's commit
+stands between an update's sync and its receipt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from apiary.bus.outlet import Outlet
+from apiary.errors import StoreError
+from apiary.tensors import Shapes
+from apiary.wire import Digest, NodeId, blob
+from apiary.wire.chunks import digest_of
+from apiary.wire.messages import Bounds, Grant, Offer, Receipt
+from apiary_coordinator.journal import AcceptedRow, Journal
+from apiary_coordinator.round.state import Round
+from apiary_coordinator.updates.exact_sum import ExactSum
+from apiary_coordinator.updates.screening import Rejected, screen_offer, screen_update
+from apiary_coordinator.updates.spool import Spool
+from apiary_coordinator.updates.uploads import GrantNow, Upload, Uploads
+from apiary_coordinator.worker import Worker
+
+log = logging.getLogger(__name__)
+
+MAX_DAMAGED = 2
+"""A complete upload of good chunks whose digest does not hold is asked for again this often, then refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the round's announcement promised."""
+
+    bounds: Bounds
+    codec: str
+    shapes: Shapes
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """An upload's bytes are not those it was named after; and the chunks to blame, where that can be told."""
+
+    chunks: tuple[int, ...]
+
+
+class Collection:
+    """Takes updates for one round. `on_accepted`, `on_rejected`: called on the loop, after the journal."""
+
+    def __init__(
+        self,
+        terms: Terms,
+        *,
+        spool: Spool,
+        uploads: Uploads,
+        journal: Journal,
+        worker: Worker,
+        outlet: Outlet,
+        current: Callable[[], Round],
+        on_accepted: Callable[[AcceptedRow], None],
+        on_rejected: Callable[[NodeId, str], None],
+        seconds: Callable[[], float],
+    ):
+        self._terms = terms
+        self._spool = spool
+        self._uploads = uploads
+        self._journal = journal
+        self._worker = worker
+        self._outlet = outlet
+        self._current = current
+        self._on_accepted = on_accepted
+        self._on_rejected = on_rejected
+        self._seconds = seconds
+        self._screened: list[AcceptedRow] = []
+        self._syncing: list[AcceptedRow] = []
+        self._counted: deque[AcceptedRow] = deque()
+        """Journaled, and not yet told of."""
+        self._damaged: dict[NodeId, int] = {}
+        self._digests: dict[NodeId, Digest] = {}
+        self.sum = ExactSum(terms.shapes, terms.bits)
+        self.bytes_up = 0
+        self._over = False
+
+    @property
+    def uploading(self) -> tuple[int, int]:
+        """Uploads granted, and those that wait for a grant."""
+        return self._uploads.active, self._uploads.waiting
+
+    def restore(self, rows: list[AcceptedRow]) -> None:
+        """Count journaled updates again after a restart; `intact` has looked at their bytes."""
+        for row in rows:
+            self._digests[row.node] = row.digest
+            self._worker.submit(partial(self._add, row), _nothing)
+
+    def offered(self, node: NodeId, offer: Offer, now: float) -> None:
+        """Answer an offer for this round: grant it, or say what became of it."""
+        round_ = self._current()
+        if node in round_.accepted:
+            again = None if self._digests.get(node) == offer.update.digest else "another update was counted"
+            self._receipt(node, offer, "duplicate", again)
+        elif node in round_.rejected:
+            self._receipt(node, offer, "rejected", round_.rejected[node])
+        elif not round_.collecting or node not in round_.cohort:
+            why = "the round is over" if node in round_.cohort else "not drawn for this round"
+            self._receipt(node, offer, "closed", why)
+        elif self._in_hand(node):
+            log.debug("node=%s offers again what is being screened", node)
+        elif (refused := screen_offer(offer, self._terms.bounds, self._terms.codec)) is not None:
+            self._reject(node, offer, refused.why)
+        else:
+            self._free(self._uploads.superseded(node, Digest(offer.update.digest)))
+            self._perform(self._uploads.offered(node, offer, now))
+
+    def chunk(self, node: NodeId, digest: Digest, index: int, payload: bytes, now: float) -> None:
+        """Take one chunk of a granted upload; others are dropped. Raises ChunkError and StoreError."""
+        if not self._current().collecting:
+            return
+        upload = self._uploads.receiving(node, digest, now)
+        if upload is None or upload.assembly.complete:
+            return
+        # A complete upload is hashed: to verify each of its chunks, too, would cost half as much again.
+        taken = upload.assembly.accept(index, payload, verify=upload.suspect)
+        if taken is None:
+            return
+        offset, data = taken
+        try:
+            self._spool.write(upload.slot, offset, data)
+        except StoreError:
+            upload.assembly.lost(index)  # it is asked for again, as a chunk that was lost is
+            raise
+        self.bytes_up += len(payload)
+        if upload.assembly.complete:
+            self._worker.submit(partial(self._screen, upload), partial(self._on_screened, upload))
+            self._perform(self._uploads.arrived(upload, now))
+
+    def tick(self, now: float) -> None:
+        """Ask again for what stalled, and grant what has room."""
+        if self._current().collecting:
+            self._perform(self._uploads.tick(now))
+
+    def left(self, node: NodeId, now: float) -> None:
+        """A node is out of this round: free its place."""
+        self._finished(node, now)
+
+    def close(self, *, remove: bool) -> None:
+        """The round is over. What the worker still has of it ends before the spool does."""
+        self._over = True
+        if remove:
+            # Freeing a gigabyte takes the disk a while, and the next round need not wait for it.
+            self._worker.submit(self._wind_up, _nothing)
+        else:
+            self._spool.close()
+        # Rounds are parts of cycles, and the collector of those does not see how large a sum is.
+        self.sum = ExactSum({}, self._terms.bits)
+
+    def _in_hand(self, node: NodeId) -> bool:
+        return any(row.node == node for row in (*self._screened, *self._syncing))
+
+    def _perform(self, grants: list[GrantNow]) -> None:
+        for grant in grants:
+            upload = grant.upload
+            if upload.slot < 0:
+                try:
+                    upload.slot = self._spool.allocate(upload.assembly.bytes)
+                except StoreError:
+                    # Nothing is lost: the node keeps its update and offers it again after its own pause.
+                    self._uploads.drop(upload.node)
+                    raise
+            self._outlet.send(Grant(digest=upload.digest, missing=grant.missing), upload.node)
+
+    def _screen(self, upload: Upload) -> Rejected | Damaged | None:
+        """Worker: None where the update is good."""
+        with self._spool.view(upload.slot, upload.assembly.bytes) as view:
+            if digest_of(view) != upload.digest:
+                return Damaged(tuple(upload.assembly.damaged(view)))
+            return screen_update(view, upload.offer, upload.node, self._terms.bounds, self._terms.shapes)
+
+    def _on_screened(self, upload: Upload, verdict: Rejected | Damaged | None) -> None:
+        now = upload.heard_at
+        if isinstance(verdict, Damaged):
+            whole = 0 if verdict.chunks else 1
+            self._damaged[upload.node] = self._damaged.get(upload.node, 0) + whole
+            if self._damaged[upload.node] <= MAX_DAMAGED:
+                what = f"{len(verdict.chunks)} chunks" if verdict.chunks else "all"
+                log.warning("node=%s %s of its update came damaged: asked for again", upload.node, what)
+                self._perform(self._uploads.again(upload, verdict.chunks, now))
+                return
+            verdict = Rejected(f"node {upload.node}: the update's bytes do not give the digest it offered")
+        if verdict is None and upload.node in self._current().rejected:
+            # It offered another update meanwhile, which was refused: one answer a round.
+            verdict = Rejected(self._current().rejected[upload.node])
+        self._finished(upload.node, now)
+        if isinstance(verdict, Rejected):
+            self._spool.release(upload.slot, upload.assembly.bytes)
+            self._reject(upload.node, upload.offer, verdict.why)
+            return
+        self._screened.append(
+            AcceptedRow(
+                node=upload.node,
+                digest=upload.digest,
+                slot=upload.slot,
+                bytes=upload.assembly.bytes,
+                samples=upload.offer.samples,
+                seconds=self._seconds(),
+                offer=upload.offer.model_dump_json(),
+            )
+        )
+        self._sync_next()
+
+    def _sync_next(self) -> None:
+        """One sync and one commit for all that were screened meanwhile."""
+        if not self._current().collecting:
+            self._turn_away(self._screened)
+            self._screened = []
+        elif self._screened and not self._syncing:
+            self._syncing, self._screened = self._screened, []
+            self._worker.submit(self._spool.sync, self._on_synced)
+
+    def _on_synced(self, _: None) -> None:
+        rows = self._syncing
+        round_ = self._current()
+        room = round_.goal - len(round_.accepted) if round_.collecting else 0
+        counted, late = rows[:room], rows[room:]
+        if counted:
+            self._journal.accept(round_.run, round_.number, counted)
+        # Only now: a commit that a full disk refused is tried again with the same rows.
+        self._syncing = []
+        for row in counted:
+            self._digests[row.node] = row.digest
+            self._worker.submit(partial(self._add, row), _nothing)
+        self._counted += counted
+        self._turn_away(late)
+        self._tell()
+        self._sync_next()
+
+    def _tell(self) -> None:
+        """Say of each row that it counts. What the disk refuses of what follows costs others nothing."""
+        while self._counted:
+            row = self._counted.popleft()
+            self._receipt(row.node, Offer.model_validate_json(row.offer), "accepted")
+            try:
+                self._on_accepted(row)
+            except StoreError as e:
+                log.error("%s; trying again", e)  # the round's steps stay first in line for its next tick
+
+    def _turn_away(self, rows: list[AcceptedRow]) -> None:
+        for row in rows:
+            self._receipt(row.node, Offer.model_validate_json(row.offer), "closed", "the round had enough")
+
+    def _wind_up(self) -> None:
+        """Worker: after its last look at the spool."""
+        self._spool.close()
+        self._spool.remove()
+
+    def _add(self, row: AcceptedRow) -> None:
+        """Worker: count one accepted update; none any more where the round failed meanwhile."""
+        total = self.sum
+        if self._over:
+            return
+        with self._spool.view(row.slot, row.bytes) as view:
+            total.add(blob.decode(view, who=f"node {row.node}").weights, row.samples)
+
+    def _reject(self, node: NodeId, offer: Offer, why: str) -> None:
+        self._journal.reject(offer.run, offer.round, node, why)
+        log.warning("round=%d node=%s update rejected: %s", offer.round, node, why)
+        self._receipt(node, offer, "rejected", why)
+        self._on_rejected(node, why)
+
+    def _receipt(self, node: NodeId, offer: Offer, state: str, why: str | None = None) -> None:
+        self._outlet.send(receipt(offer, state, why), node)
+
+    def _free(self, upload: Upload | None) -> None:
+        """Give back an unfinished upload's room; a complete one may lie under the worker's eyes."""
+        if upload is not None and upload.slot >= 0 and not upload.assembly.complete:
+            self._spool.release(upload.slot, upload.assembly.bytes)
+
+    def _finished(self, node: NodeId, now: float) -> None:
+        self._free(self._uploads.drop(node))
+        if self._current().collecting:
+            self._perform(self._uploads.freed(now))
+
+
+def receipt(offer: Offer, state: str, why: str | None = None) -> Receipt:
+    """The receipt for an offer."""
+    return Receipt.model_validate(
+        {
+            "digest": offer.update.digest,
+            "state": state,
+            "run": offer.run,
+            "round": offer.round,
+            "why": why[:500] if why else None,
+        }
+    )
+
+
+def spool_path(state_dir: Path, run: str, number: int) -> Path:
+    """Where a round's updates lie."""
+    return state_dir / "spool" / f"{run}-{number}.spool"
+
+
+def intact(path: Path, rows: list[AcceptedRow]) -> set[NodeId]:
+    """Whose journaled updates are whole in the spool at `path`. Reads all of them: of a fleet gigabytes."""
+    spool = Spool(path)
+    try:
+        return {row.node for row in rows if _holds(spool, row)}
+    finally:
+        spool.close()
+
+
+def _holds(spool: Spool, row: AcceptedRow) -> bool:
+    try:
+        with spool.view(row.slot, row.bytes) as view:
+            return digest_of(view) == row.digest
+    except (OSError, ValueError):
+        return False
+
+
+def clear_spools(state_dir: Path, keep: Path | None) -> None:
+    """Remove the spools of rounds that are over; one is left where power went before it was removed."""
+    for path in (state_dir / "spool").glob("*.spool"):
+        if path != keep:
+            log.info("removing the spool of a round that is over: %s", path.name)
+            path.unlink(missing_ok=True)
+
+
+def _nothing(_: object) -> None:
+    pass

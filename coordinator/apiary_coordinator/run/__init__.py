@@ -1,0 +1,1 @@
+"""A run: its rounds one after another, its history, its end."""

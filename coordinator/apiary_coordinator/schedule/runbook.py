@@ -1,0 +1,240 @@
+"""Runs as the journal knows them: asked for, waiting, under way, over; and what the schedule remembers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from apiary.errors import RequestRefused
+from apiary.wire import Digest
+from apiary_coordinator.journal import Journal, RunRow
+from apiary_coordinator.run import stopping
+
+MAX_WAITING: Final = 20
+"""Runs that wait for the one before; a run is hours of a fleet's work."""
+MAX_LISTED: Final = 100
+MAX_SHOWN_ROUNDS: Final = 200
+
+# Beside the tables of the journal, which older versions made.
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS occasion"
+    " (run TEXT PRIMARY KEY, why TEXT NOT NULL, request TEXT UNIQUE, ended REAL)",
+    "CREATE TABLE IF NOT EXISTS remembered (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+)
+_RUN: Final = "run.id, run.created, run.settings, run.artefacts, run.state, run.stop"
+_LISTED: Final = (
+    "SELECT run.id, run.created, run.state, run.stop, occasion.why, occasion.ended,"
+    " (SELECT count(*) FROM round WHERE round.run = run.id AND result IS NOT NULL),"
+    " (SELECT max(json_extract(result, '$.accuracy')) FROM round WHERE round.run = run.id)"
+    " FROM run LEFT JOIN occasion ON occasion.run = run.id"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One run in a list. Times are seconds since 1970; `created` is when it began, or was asked for."""
+
+    run: str
+    created: float
+    state: str
+    stop: str | None
+    why: str | None
+    ended: float | None
+    rounds: int
+    accuracy: float | None
+
+    def told(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class NewestModel:
+    """A closed round's result and model, and as JSON what its run trains; `best` of that run so far."""
+
+    run: str
+    result: dict[str, Any]
+    model: Digest
+    artefacts: str
+    best: bool
+
+
+class RunBook:
+    """Reads and writes runs; what waits is in the order it was asked for."""
+
+    def __init__(self, journal: Journal):
+        self._journal = journal
+
+    def open(self) -> None:
+        """Make the tables. Raises StoreError."""
+        self._journal.commit([(statement, ()) for statement in _SCHEMA])
+
+    def ask_for(self, run: str, now: float, settings: str, *, why: str, request: str | None) -> None:
+        """Put a run at the end of the queue. Raises RequestRefused where it is full or the name is taken."""
+        if len(self.waiting()) >= MAX_WAITING:
+            raise RequestRefused(f"{MAX_WAITING} runs are waiting; stop one of them first")
+        if self._journal.run(run) is not None:
+            raise RequestRefused(f"there is a run {run!r} already: give another name")
+        self._journal.commit(
+            [
+                (
+                    "INSERT INTO run (id, created, settings, state) VALUES (?, ?, ?, 'waiting')",
+                    (run, now, settings),
+                ),
+                ("INSERT INTO occasion (run, why, request) VALUES (?, ?, ?)", (run, why, request)),
+            ]
+        )
+
+    def asked_by(self, request: str) -> str | None:
+        """The run that this request asked for, before a restart perhaps."""
+        rows = self._journal.select("SELECT run FROM occasion WHERE request = ?", (request,))
+        return str(rows[0][0]) if rows else None
+
+    def waiting(self) -> list[RunRow]:
+        """Runs that wait, the next one first."""
+        query = f"SELECT {_RUN} FROM run WHERE state = 'waiting' ORDER BY rowid"  # noqa: S608 - no values
+        return [RunRow(*row) for row in self._journal.select(query)]
+
+    def begin(self, run: str, now: float) -> None:
+        """It is under way from now on."""
+        self._journal.commit(
+            [("UPDATE run SET state = 'active', created = ? WHERE id = ?", (now, run))],
+        )
+
+    def ended(self, run: str, now: float) -> None:
+        """Note when a run was over."""
+        self._journal.commit(
+            [
+                (
+                    "INSERT INTO occasion (run, why, ended) VALUES (?, '', ?)"
+                    " ON CONFLICT (run) DO UPDATE SET ended = excluded.ended",
+                    (run, now),
+                )
+            ]
+        )
+
+    def withdraw(self, run: str, why: str, now: float) -> None:
+        """Take a waiting run out of the queue."""
+        self._journal.end_run(run, "withdrawn", why)
+        self.ended(run, now)
+
+    def begun(self, limit: int) -> list[Listed]:
+        """The newest runs that are not waiting any more, newest first."""
+        # By row, not by time: runs begin in the order they are asked for, whatever the clock does.
+        query = f"{_LISTED} WHERE run.state NOT IN ('waiting', 'withdrawn') ORDER BY run.rowid DESC LIMIT ?"
+        return [Listed(*row) for row in self._journal.select(query, (limit,))]
+
+    def last(self) -> tuple[float, float | None] | None:
+        """When the newest run began that is not waiting, and when it was over; None where there was none."""
+        query = (
+            "SELECT run.created, occasion.ended FROM run LEFT JOIN occasion ON occasion.run = run.id"
+            " WHERE run.state NOT IN ('waiting', 'withdrawn') ORDER BY run.rowid DESC LIMIT 1"
+        )
+        found = self._journal.select(query)
+        return (found[0][0], found[0][1]) if found else None
+
+    def bulky(self, keep: int) -> list[str]:
+        """Runs that are over and still have all that grows with the fleet; not the `keep` newest."""
+        query = (
+            "SELECT id FROM run WHERE state NOT IN ('waiting', 'withdrawn', 'active') AND id NOT IN"
+            " (SELECT id FROM run WHERE state NOT IN ('waiting', 'withdrawn') ORDER BY rowid DESC LIMIT ?)"
+            " AND EXISTS (SELECT 1 FROM accepted WHERE accepted.run = run.id) ORDER BY rowid"
+        )
+        return [str(row[0]) for row in self._journal.select(query, (keep,))]
+
+    def old(self, keep: int) -> list[str]:
+        """Runs that are over, oldest first: not the `keep` newest with a model, nor the `keep` without one.
+
+        Apart, so that a night of runs that fail takes no good one with it.
+        """
+        found: list[str] = []
+        for states in ("('finished', 'stopped')", "('failed', 'withdrawn', 'abandoned')"):
+            query = f"SELECT id FROM run WHERE state IN {states} ORDER BY rowid DESC"  # noqa: S608 - fixed words
+            found += [str(row[0]) for row in reversed(self._journal.select(query)[keep:])]
+        return found
+
+    def strike(self, run: str) -> None:
+        """Forget a run that is over."""
+        tables = ("accepted", "rejected", "round")
+        self._journal.commit(
+            [
+                *((f"DELETE FROM {table} WHERE run = ?", (run,)) for table in tables),  # noqa: S608 - fixed names
+                ("DELETE FROM occasion WHERE run = ?", (run,)),
+                ("DELETE FROM run WHERE id = ?", (run,)),
+            ]
+        )
+
+    def listed(self, limit: int) -> list[Listed]:
+        """The newest runs, newest first."""
+        query = f"{_LISTED} ORDER BY run.rowid DESC LIMIT ?"
+        return [Listed(*row) for row in self._journal.select(query, (min(limit, MAX_LISTED),))]
+
+    def blobs(self, run: str) -> set[Digest]:
+        """Every blob that a run trains, or made."""
+        query = "SELECT model FROM round WHERE run = ?1 UNION SELECT state_digest FROM round WHERE run = ?1"
+        found = {Digest(row[0]) for row in self._journal.select(query, (run,)) if row[0]}
+        artefacts = self._journal.select("SELECT artefacts FROM run WHERE id = ?", (run,))
+        for told in json.loads(artefacts[0][0] or "{}").values() if artefacts else ():
+            if isinstance(told, dict) and "digest" in told:
+                found.add(Digest(told["digest"]))
+        return found
+
+    def newest_model(self) -> NewestModel | None:
+        """The model that `model/current` names: of the newest round that was closed, in whichever run."""
+        closed = "json_extract(result, '$.state') = 'closed'"
+        found = self._journal.select(
+            "SELECT id, artefacts FROM run WHERE artefacts IS NOT NULL AND EXISTS"  # noqa: S608 - fixed names
+            f" (SELECT 1 FROM round WHERE round.run = run.id AND {closed}) ORDER BY rowid DESC LIMIT 1"
+        )
+        if not found:
+            return None
+        run, artefacts = found[0]
+        loss = "json_extract(result, '$.loss')"
+        rounds = self._journal.select(
+            f"SELECT number, json_extract(result, '$.accuracy'), {loss} FROM round"  # noqa: S608 - fixed names
+            f" WHERE run = ? AND {closed} ORDER BY number",
+            (run,),
+        )
+        number = rounds[-1][0]
+        query = "SELECT result, model FROM round WHERE run = ? AND number = ?"
+        ((result, model),) = self._journal.select(query, (run, number))
+        best = stopping.best_of([(n, a, x) for n, a, x in rounds])
+        is_best = best is not None and best.round == number
+        return NewestModel(run, json.loads(result), Digest(model), artefacts, is_best)
+
+    def one(self, run: str) -> Listed | None:
+        """One of them."""
+        rows = self._journal.select(f"{_LISTED} WHERE run.id = ?", (run,))
+        return Listed(*rows[0]) if rows else None
+
+    def rounds(self, run: str) -> list[dict[str, Any]]:
+        """A run's newest rounds, oldest first, without who contributed what."""
+        counts = ("contributors", "rejected", "missing")
+        fields = ("state", "accuracy", "loss", "bytes_up", "bytes_down", "seconds", "why")
+        found = (*fields, *(f"n_{count}" for count in counts))
+        columns = ", ".join(f"json_extract(result, '$.{field}')" for field in found)
+        query = (
+            f"SELECT number, {columns} FROM round WHERE run = ?"  # noqa: S608 - fixed names
+            " AND result IS NOT NULL ORDER BY number DESC LIMIT ?"
+        )
+        names = ("round", *fields, *counts)
+        rows = self._journal.select(query, (run, MAX_SHOWN_ROUNDS))
+        return [dict(zip(names, row, strict=True)) for row in reversed(rows)]
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a JSON value under a name."""
+        self._journal.commit(
+            [
+                (
+                    "INSERT INTO remembered VALUES (?, ?)"
+                    " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                    (name, json.dumps(value)),
+                )
+            ]
+        )
+
+    def recall(self, name: str) -> Any:
+        """What was kept under a name, or None."""
+        rows = self._journal.select("SELECT value FROM remembered WHERE name = ?", (name,))
+        return json.loads(rows[0][0]) if rows else None

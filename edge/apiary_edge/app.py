@@ -1,0 +1,159 @@
+"""A node put together from its settings: the service, its stores, its children, its features."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from apiary import __version__
+from apiary import blobs as blob_store
+from apiary.bus.client_id import lasting_id
+from apiary.bus.mqtt import MqttBus
+from apiary.eim import elf
+from apiary.errors import RuntimeUnavailable
+from apiary.identity.gate import load_gate
+from apiary.identity.roles import Role
+from apiary.settings import Settings
+from apiary.wire import NodeId
+from apiary_edge.capture.job import bounds_of, job_of, store_dir
+from apiary_edge.capture.process import CameraSays, CaptureProcess, Capturing
+from apiary_edge.feature import Feature, Link
+from apiary_edge.guest.stay import Guest
+from apiary_edge.health.reader import Reader
+from apiary_edge.operators.commands import Commands
+from apiary_edge.operators.log_tail import LogTail
+from apiary_edge.owner.board import Board
+from apiary_edge.owner.status_file import StatusFile, runtime_folder
+from apiary_edge.predicting.feature import PredictionSays
+from apiary_edge.predicting.parts import predictions
+from apiary_edge.releases.agent import Releases
+from apiary_edge.releases.compatibility import Host
+from apiary_edge.releases.selftest_process import TrialProcess
+from apiary_edge.releases.store import Shelf, folder_of
+from apiary_edge.releases.trust import opened_before, trusting
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
+from apiary_edge.training.process import TrainingProcess
+from apiary_edge.transfer.outbox import Outbox
+
+_RUNTIMES: Final = (("litert", ("tflite_runtime", "ai_edge_litert")), ("keras", ("tensorflow",)))
+
+
+def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
+    """A node, its bus, and what there is to say of it; not yet started.
+
+    Raises RuntimeUnavailable where nothing here can train.
+    """
+    edge = settings.edge
+    node = NodeId(edge.node_id)
+    instance = f"{os.getpid()}-{int(time.time() * 1000) % 10**9}"
+    gate = load_gate(settings.security, Role.NODE, node, edge.state_dir / "marks.sqlite", time.time)
+    bus = MqttBus(
+        settings.broker,
+        client_id=lasting_id(f"{settings.federation}-node-{node}", edge.state_dir),
+        will=will(settings.topics, node, instance, edge.tags),
+        receive_maximum=RECEIVE_MAXIMUM,
+    )
+
+    runtimes = _runtimes(settings)
+    camera = CameraSays(node) if edge.camera.kind is not None else None
+    says = PredictionSays()
+    status = StatusFile(
+        settings,
+        clock=time.monotonic,
+        runtime_folder=runtime_folder(os.environ),
+        more=lambda: {
+            "camera": {"kind": edge.camera.kind, "text": camera.text} if camera else None,
+            "predictions": says.text if edge.predict.enabled else None,
+        },
+    )
+    store = _store(settings)
+    tail = LogTail([path for path in (edge.data_dir, store_dir(edge)) if path is not None])
+    logging.getLogger().addHandler(tail)
+
+    def features(link: Link) -> Sequence[Feature]:
+        releases = _releases(settings, link)
+        found: list[Feature] = [
+            Guest(link, edge, Reader(edge.state_dir, clock=time.monotonic), runtime=runtimes[0]),
+            releases,
+            Commands(link, edge.state_dir, tail),
+        ]
+        if camera is not None and not edge.predict.enabled:
+            found.append(Capturing(CaptureProcess(job_of(edge), bus.wake), camera))
+        # Late: the node is made after its features.
+        found += predictions(
+            settings,
+            link,
+            store,
+            bus.wake,
+            busy=lambda: service.busy,
+            camera=camera,
+            says=says,
+            refused=releases.complained,
+        )
+        return [*found, status]
+
+    service = Edge(
+        settings,
+        bus=bus,
+        blobs=blob_store.BlobStore(edge.state_dir / "blobs", edge.blob_mb * 2**20),
+        outbox=Outbox(edge.state_dir / "outbox"),
+        training=TrainingProcess(bus.wake, edge.guest),
+        clock=time.monotonic,
+        wall=time.time,
+        instance=instance,
+        runtimes=runtimes,
+        memory_mb=_memory_mb(),
+        store=store,
+        features=features,
+        tap=status.tap,
+        gate=gate,
+    )
+    return bus, service, status.board
+
+
+def _releases(settings: Settings, link: Link) -> Releases:
+    slots = settings.edge.slots
+    shelf = Shelf(folder_of(settings.edge.state_dir))
+    return Releases(
+        settings,
+        link,
+        shelf=shelf,
+        testing=TrialProcess(slots.test_s),
+        host=Host(elf.machine_of_host(platform.machine()), __version__, slots.max_mb * 2**20),
+        open_=trusting(shelf, slots.release_key) if settings.security.ca is None else opened_before,
+    )
+
+
+def _store(settings: Settings) -> SampleStore | None:
+    """The node's sample store, where it has a camera or somebody has put pictures into one."""
+    edge = settings.edge
+    if edge.camera.kind is None and not store_dir(edge).is_dir():
+        return None
+    return SampleStore(store_dir(edge), edge.state_dir / "cache", bounds_of(edge.store), time.time)
+
+
+def _runtimes(settings: Settings) -> list[str]:
+    """What can train here, found without loading it, which would cost the service its memory."""
+    from importlib.util import find_spec
+
+    found = [name for name, modules in _RUNTIMES if any(find_spec(m) is not None for m in modules)]
+    wanted = settings.edge.runtime
+    if wanted != "auto":
+        found = [name for name in found if name == wanted]
+    if not found:
+        raise RuntimeUnavailable(
+            f"nothing here can train (edge.runtime = {wanted!r}): install one with pip install 'apiary[edge]'"
+        )
+    return found
+
+
+def _memory_mb() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    except (ValueError, OSError):
+        return None

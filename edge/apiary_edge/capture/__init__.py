@@ -1,0 +1,1 @@
+"""Camera frames into the sample store."""

@@ -1,0 +1,135 @@
+"""Which frames are kept for labelling. Pure: what a frame looks like and the time come as arguments."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from apiary.errors import SettingsError
+from apiary.settings import CaptureSettings
+from apiary_edge import hours
+from apiary_edge.hours import ALWAYS, Hours
+
+if TYPE_CHECKING:
+    from apiary_edge.capture.perceptual import Looks
+
+
+class Verdict(StrEnum):
+    """What becomes of a frame; the words are what an owner reads."""
+
+    KEEP = "keep"
+    TOO_DARK = "too dark"
+    BURNT_OUT = "burnt out"
+    BLURRED = "blurred"
+    SEEN = "like a late one"
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A part of the frame in shares of its width and height."""
+
+    left: float = 0.0
+    top: float = 0.0
+    width: float = 1.0
+    height: float = 1.0
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom in pixels; never empty."""
+        left, top = min(int(self.left * width), width - 1), min(int(self.top * height), height - 1)
+        right = max(left + 1, min(width, round((self.left + self.width) * width)))
+        bottom = max(top + 1, min(height, round((self.top + self.height) * height)))
+        return left, top, right, bottom
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings of capture, understood."""
+
+    interval_s: float = 30.0
+    hours: Hours = ALWAYS
+    region: Region = Region()
+    near_duplicate_bits: int = 4
+    near_duplicate_window: int = 64
+    min_sharpness: float = 15.0
+    min_brightness: float = 16.0
+    max_white: float = 0.8
+
+
+def rules_of(settings: CaptureSettings) -> Rules:
+    """The rules that the settings mean. Raises SettingsError."""
+    region = Region(*settings.region) if settings.region is not None else Region()
+    if not (
+        0 <= region.left < 1
+        and 0 <= region.top < 1
+        and 0 < region.width <= 1 - region.left + 1e-9
+        and 0 < region.height <= 1 - region.top + 1e-9
+    ):
+        raise SettingsError(
+            f"edge.capture.region is {settings.region}: expected [left, top, width, height] as shares of the "
+            "frame, within it, such as [0.25, 0.0, 0.5, 1.0] for its middle"
+        )
+    return Rules(
+        interval_s=settings.interval_s,
+        hours=hours.parse(settings.hours, "edge.capture.hours"),
+        region=region,
+        near_duplicate_bits=settings.near_duplicate_bits,
+        near_duplicate_window=settings.near_duplicate_window,
+        min_sharpness=settings.min_sharpness,
+        min_brightness=settings.min_brightness,
+        max_white=settings.max_white,
+    )
+
+
+class Policy:
+    """Remembers when a frame was kept and what the late ones looked like; `late` is the newest first."""
+
+    def __init__(self, rules: Rules, late: Iterable[int] = ()):
+        self.rules = rules
+        self._kept_at: float | None = None
+        self._late: deque[int] = deque(
+            list(late)[: rules.near_duplicate_window][::-1], rules.near_duplicate_window
+        )
+
+    def due(self, now: float, minute_of_day: int) -> bool:
+        """Whether a frame is wanted now: the interval is over, and the hours are open."""
+        if not self.rules.hours.open_at(minute_of_day):
+            return False
+        return self._kept_at is None or now - self._kept_at >= self.rules.interval_s
+
+    def judge(self, looks: Looks) -> Verdict:
+        """What becomes of a frame that is wanted; the interval goes on only with a kept one."""
+        rules = self.rules
+        if looks.brightness < rules.min_brightness:
+            return Verdict.TOO_DARK
+        if looks.white > rules.max_white:
+            return Verdict.BURNT_OUT
+        if looks.sharpness < rules.min_sharpness:
+            return Verdict.BLURRED
+        if any((looks.likeness ^ late).bit_count() <= rules.near_duplicate_bits for late in self._late):
+            return Verdict.SEEN
+        return Verdict.KEEP
+
+    def kept(self, looks: Looks, now: float) -> None:
+        """A frame was stored."""
+        self._kept_at = now
+        self._late.append(looks.likeness)
+
+
+@dataclass(slots=True)
+class Backoff:
+    """Pauses that double up to `most_s`, from 1 s on."""
+
+    most_s: float
+    tries: int = 0
+
+    def pause(self) -> float:
+        """The next pause."""
+        self.tries += 1
+        return min(self.most_s, 2.0 ** min(self.tries - 1, 16))
+
+    def reset(self) -> None:
+        """What was tried has worked."""
+        self.tries = 0

@@ -1,0 +1,246 @@
+"""The capture child: `python -m apiary_edge.capture.worker < JOB.json`. Camera in, samples out.
+
+A process of its own, so that the service never holds OpenCV, Pillow and numpy, and a camera's driver that
+crashes or hangs takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+# Before numpy is imported: its pool of threads costs memory and is of no use here.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+from apiary.errors import ApiaryError, CameraError, StoreError  # noqa: E402
+from apiary.process.allocator import tune  # noqa: E402 - after the thread settings
+from apiary_edge.cameras import base  # noqa: E402
+from apiary_edge.cameras.base import Camera, EndOfFrames, PassedOver  # noqa: E402
+from apiary_edge.capture.job import CaptureJob, CaptureTold, bounds_of  # noqa: E402
+from apiary_edge.capture.policy import Backoff, Policy, Verdict, rules_of  # noqa: E402
+from apiary_edge.samples.incoming import Incoming  # noqa: E402
+from apiary_edge.samples.model import Added, Duplicate  # noqa: E402
+from apiary_edge.samples.store import SampleStore  # noqa: E402
+
+if TYPE_CHECKING:
+    from apiary_edge.cameras.base import Frame
+    from apiary_edge.capture.perceptual import Looks
+
+Tell = Callable[[CaptureTold], None]
+Watch = Callable[["Frame"], None]
+
+ALIVE_S: Final = 5.0
+"""The child says something at least this often, while its camera answers in time."""
+TROUBLE_PAUSE_S: Final = 60.0
+"""A store that took a picture not is tried again after this; a full disk does not mend itself faster."""
+
+
+class Capture:
+    """The loop: `step` takes one frame at most and returns how long to wait before the next.
+
+    `watch`, where given, sees every frame (live prediction), of which there are `watch_fps` a second then
+    where the settings of the camera ask for fewer; `minute` is the local time in minutes since
+    midnight, `clock` is monotonic.
+    """
+
+    def __init__(
+        self,
+        job: CaptureJob,
+        camera: Camera,
+        store: SampleStore,
+        tell: Tell,
+        *,
+        clock: Callable[[], float],
+        minute: Callable[[], int],
+        watch: Watch | None = None,
+        watch_fps: float = 0.0,
+    ):
+        rules = rules_of(job.capture)
+        self.kept = 0
+        self.dropped: Counter[str] = Counter()
+        self.ended = False
+        self._quality = job.capture.jpeg_quality
+        self._pause_s = 1 / max(job.camera.fps, watch_fps if watch else 0.0)
+        self._camera = camera
+        self._store = store
+        self._tell = tell
+        self._clock = clock
+        self._minute = minute
+        self._watch = watch
+        self._policy = Policy(rules, store.recent_likeness(rules.near_duplicate_window))
+        self._backoff = Backoff(job.camera.retry_max_s)
+        self._open = False
+        self._trouble_until: float | None = None
+        self._told_at = clock()
+
+    def step(self) -> float:
+        """One frame, judged and perhaps kept; seconds to wait. Camera and disk may fail, it goes on."""
+        began = self._clock()
+        self._alive(began)
+        try:
+            if not self._open:
+                self._camera.open()
+                self._open = True
+                self._backoff.reset()
+                self._tell(CaptureTold(kind="back", text=self._camera.name))
+            due = self._due(began)
+            if not (due or self._watch) or not (self._camera.live or due):
+                return self._pause_s
+            frame = self._camera.frame()
+        except EndOfFrames as e:
+            self.ended = True
+            self._tell(CaptureTold(kind="ended", text=str(e)))
+            return 0.0
+        except PassedOver:
+            self.dropped["no readable picture"] += 1
+            return 0.0
+        except CameraError as e:
+            self._open = False
+            self._camera.close()
+            pause = self._backoff.pause()
+            self._tell(CaptureTold(kind="gone", text=str(e)[:500], retry_s=pause))
+            return pause
+        if frame is None:
+            return self._pause_s
+        if self._watch is not None:
+            self._watch(frame)
+        if due:
+            self._judge(frame, began)
+        # Files wait for nobody: they are taken as fast as they come.
+        return max(0.0, self._pause_s - (self._clock() - began)) if self._camera.live else 0.0
+
+    def close(self) -> None:
+        """Let the camera go."""
+        self._camera.close()
+
+    def _due(self, now: float) -> bool:
+        if self._trouble_until is not None:
+            if now < self._trouble_until:
+                return False
+            self._trouble_until = None
+        if self._camera.live:
+            return self._policy.due(now, self._minute())
+        return self._policy.rules.hours.open_at(self._minute())
+
+    def _judge(self, frame: Frame, now: float) -> None:
+        from apiary_edge.capture.perceptual import looks
+
+        left, top, right, bottom = self._policy.rules.region.box(frame.shape[1], frame.shape[0])
+        part = frame[top:bottom, left:right]
+        seen = looks(part)
+        verdict = self._policy.judge(seen)
+        if verdict is not Verdict.KEEP:
+            self.dropped[verdict.value] += 1
+            return
+        self._keep(part, seen, now)
+
+    def _keep(self, part: Frame, seen: Looks, now: float) -> None:
+        picture = Incoming(
+            encode(part, self._quality), self._camera.name, automatic=True, likeness=seen.likeness
+        )
+        try:
+            outcome = self._store.add(picture)
+        except StoreError as e:
+            self._trouble(str(e), now)
+            return
+        match outcome:
+            case Added(sample, _):
+                self._policy.kept(seen, now)
+                self.kept += 1
+                self._tell(CaptureTold(kind="kept", id=sample))
+            case Duplicate():
+                self._policy.kept(seen, now)
+                self.dropped["in the store already"] += 1
+            case refused:
+                self.dropped["refused by the store"] += 1
+                if refused.full:
+                    self._trouble(refused.why, now)
+
+    def _trouble(self, why: str, now: float) -> None:
+        self._trouble_until = now + TROUBLE_PAUSE_S
+        self._tell(CaptureTold(kind="trouble", text=why[:500], retry_s=TROUBLE_PAUSE_S))
+
+    def _alive(self, now: float) -> None:
+        if now - self._told_at >= ALIVE_S:
+            self._told_at = now
+            self._tell(CaptureTold(kind="alive", kept=self.kept, dropped=dict(self.dropped)))
+
+
+def encode(frame: Frame, quality: int) -> bytes:
+    """A frame uint8[H, W, 3] as JPEG, without any metadata."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(frame).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def minute_of_day() -> int:
+    """The local time in minutes since midnight."""
+    now = time.localtime()
+    return now.tm_hour * 60 + now.tm_min
+
+
+def run(
+    job: CaptureJob,
+    tell: Tell,
+    stop: threading.Event,
+    *,
+    watch: Watch | None = None,
+    watch_fps: float = 0.0,
+) -> None:
+    """Capture until `stop` is set or a file has ended. Raises SettingsError, CameraError, StoreError."""
+    camera = base.make(job.camera.kind or "", base.options_of(job.camera))
+    store = SampleStore(job.store_dir, job.cache_dir, bounds_of(job.store), time.time)
+    capture = Capture(
+        job,
+        camera,
+        store,
+        tell,
+        clock=time.monotonic,
+        minute=minute_of_day,
+        watch=watch,
+        watch_fps=watch_fps,
+    )
+    try:
+        while not stop.is_set() and not capture.ended:
+            wait = capture.step()
+            while wait > 0 and not stop.wait(min(wait, ALIVE_S)):
+                wait -= ALIVE_S
+                if wait > 0:
+                    tell(CaptureTold(kind="alive", kept=capture.kept, dropped=dict(capture.dropped)))
+    finally:
+        capture.close()
+        store.close()
+
+
+def main() -> int:
+    """Run one job; what happens is on standard output as `CaptureTold` lines."""
+    tune(small=True)
+    job = CaptureJob.model_validate_json(sys.stdin.buffer.read())
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        run(job, _print, stop)
+    except ApiaryError as e:
+        _print(CaptureTold(kind="failed", text=str(e)[:500]))
+        return e.exit_code
+    return 0
+
+
+def _print(told: CaptureTold) -> None:
+    sys.stdout.write(told.model_dump_json(exclude_defaults=True) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,1 +1,0 @@
-"""Ways to give pictures their labels: one a file."""

@@ -1,0 +1,191 @@
+"""The labelling page as a WSGI application: what it shows, and what each change may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from apiary.errors import DataError
+from apiary_edge.labelling import need
+from apiary_edge.labelling.thumbnails import SIDES, Thumbnails
+from apiary_edge.samples.model import Bounds, Filter, Order, Sample, SampleId, State, check_id, check_label
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.web.gate import Gate
+from apiary_edge.web.site import (
+    Answer,
+    Environ,
+    Problem,
+    Site,
+    as_json,
+    json_body,
+    not_found,
+    text,
+)
+
+MAX_IDS: Final = 500
+"""In one request; 500 ids of 67 bytes fit the body."""
+WHO: Final = "page"
+_FILES: Final = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+
+class App:
+    """The WSGI application; `stores` gives the calling thread's store.
+
+    `labels` are offered whether or not a picture has them, and where there are none, what `modelled` names:
+    the labels of the federation's model. With `may_add` false there are no others.
+    """
+
+    def __init__(
+        self,
+        stores: Callable[[], SampleStore],
+        gate: Gate,
+        bounds: Bounds,
+        *,
+        labels: tuple[str, ...] = (),
+        may_add: bool = True,
+        modelled: Callable[[], tuple[str, ...]] = tuple,
+    ):
+        self.thumbnails = Thumbnails()
+        pages = Labelling(stores, bounds, self.thumbnails, labels=labels, may_add=may_add, modelled=modelled)
+        self._site = Site("labelling page", gate, pages, package="apiary_edge.labelling", files=_FILES)
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request."""
+        return self._site(environ, start_response)
+
+
+class Labelling:
+    """What the owner sees and changes."""
+
+    def __init__(
+        self,
+        stores: Callable[[], SampleStore],
+        bounds: Bounds,
+        thumbnails: Thumbnails,
+        *,
+        labels: tuple[str, ...],
+        may_add: bool,
+        modelled: Callable[[], tuple[str, ...]],
+    ):
+        self._stores = stores
+        self._bounds = bounds
+        self._thumbnails = thumbnails
+        self._labels = labels
+        self._may_add = may_add
+        self._modelled = modelled
+
+    # -- looking ---------------------------------------------------------------------------------------
+
+    def get(self, path: str, query: Mapping[str, str]) -> Answer:
+        """The counts, a part of the samples, a picture."""
+        match path.split("/"):
+            case ["", "api", "state"]:
+                return as_json(self._state())
+            case ["", "api", "page"]:
+                return as_json(self._page(query))
+            case ["", "picture", size, sample] if size in SIDES:
+                return self._picture(size, check_id(sample))
+            case _:
+                raise not_found()
+
+    def _state(self) -> dict[str, Any]:
+        counts = self._stores().counts()
+        labels = self._known(counts.labelled, counts.suggested)
+        return {
+            "labels": labels,
+            "may_add": self._may_add,
+            "labelled": dict(counts.labelled),
+            "held_out": sum(counts.held_out.values()),
+            "suggested": sum(counts.suggested.values()),
+            "unlabelled": counts.unlabelled,
+            "total": counts.total,
+            "needed": need.needed(counts.trainable, labels, self._bounds.held_out),
+            "rule": need.RULE,
+        }
+
+    def _known(self, *more: Iterable[str]) -> list[str]:
+        found = list(self._labels or self._modelled())
+        if self._may_add or not found:
+            found += sorted({label for one in more for label in one} - set(found))
+        return found
+
+    def _page(self, query: Mapping[str, str]) -> dict[str, Any]:
+        try:
+            state = query.get("state", "todo")
+            which = Filter(
+                state=None if state in ("todo", "all") else State(state),
+                labelled=False if state == "todo" else None,
+                label=query.get("label") or None,
+            )
+            order = Order(query.get("order", "uncertain"))
+            limit, offset = int(query.get("limit", "50")), int(query.get("offset", "0"))
+        except ValueError as e:
+            raise Problem(HTTPStatus.BAD_REQUEST, f"not a filter: {str(e)[:100]}") from None
+        page = self._stores().page(which, order, limit=limit, offset=offset)
+        return {"samples": [_sample(s) for s in page.samples], "total": page.total, "offset": page.offset}
+
+    def _picture(self, size: str, sample: SampleId) -> Answer:
+        path = self._stores().path(sample)
+        if path is None:
+            raise Problem(HTTPStatus.NOT_FOUND, "there is no such picture")
+        data = self._thumbnails.get(sample, path, size)
+        return Answer(HTTPStatus.OK, data, "image/jpeg", (("Cache-Control", "private, max-age=600"),))
+
+    # -- changing --------------------------------------------------------------------------------------
+
+    def post(self, path: str, environ: Environ) -> Answer:
+        """A labelling, its undoing, a deletion."""
+        body = json_body(environ)
+        store = self._stores()
+        match path:
+            case "/api/label":
+                label = None if body.get("label") is None else check_label(text(body, "label"))
+                if label is not None and not self._may_add and label not in self._known(store.labels()):
+                    raise DataError(f"{label!r} is none of this node's labels: {', '.join(self._labels)}")
+                return as_json({"changed": store.label(_ids(body), label, WHO)})
+            case "/api/undo":
+                undone = store.undo()
+                if undone is None:
+                    return as_json({"samples": [], "who": None})
+                found = (store.get(i) for i in undone.ids[:MAX_IDS])
+                samples = [_sample(s) for s in found if s is not None]
+                return as_json({"samples": samples, "who": undone.who})
+            case "/api/delete":
+                ids = _ids(body)
+                if body.get("confirm") != len(ids):
+                    raise DataError("confirm must be the number of pictures: deleting cannot be undone")
+                deleted = store.delete(ids)
+                for sample in ids:
+                    self._thumbnails.forget(sample)
+                return as_json({"deleted": deleted})
+            case _:
+                raise not_found()
+
+
+def _sample(s: Sample) -> dict[str, Any]:
+    suggestion = (
+        {"label": s.suggestion.label, "probability": s.suggestion.probability} if s.suggestion else None
+    )
+    return {
+        "id": s.id,
+        "label": s.label,
+        "suggestion": suggestion,
+        "held_out": s.held_out,
+        "captured_at": s.captured_at,
+        "source": s.source,
+        "width": s.width,
+        "height": s.height,
+    }
+
+
+def _ids(body: Mapping[str, Any]) -> list[SampleId]:
+    ids = body.get("ids")
+    if not isinstance(ids, list) or not 1 <= len(ids) <= MAX_IDS or not all(isinstance(i, str) for i in ids):
+        raise DataError(f"ids: expected a list of 1 to {MAX_IDS} sample ids")
+    return list(dict.fromkeys(check_id(i) for i in ids))

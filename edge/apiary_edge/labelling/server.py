@@ -1,0 +1,122 @@
+"""The page's process: the app behind waitress, bounded in threads, connections, bodies and idle time."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ipaddress
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from apiary.errors import SettingsError
+from apiary_edge.labelling.app import App
+from apiary_edge.samples.model import Bounds, check_label
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.web.gate import Gate
+from apiary_edge.web.site import MAX_BODY_BYTES
+
+THREADS: Final = 4
+"""Browsers ask for six pictures at once; more threads than the cores of a Pi gain nothing."""
+MAX_CONNECTIONS: Final = 50
+IDLE_S: Final = 30
+
+
+class Stores:
+    """A store for each thread: SQLite's connections stay with the thread that made them."""
+
+    def __init__(self, opening: Callable[[], SampleStore]):
+        self._opening = opening
+        self._own = threading.local()
+
+    def __call__(self) -> SampleStore:
+        """This thread's store."""
+        store: SampleStore | None = getattr(self._own, "store", None)
+        if store is None:
+            store = self._own.store = self._opening()
+        return store
+
+
+def check_host(host: str, setting: str = "--host") -> str:
+    """`host` where it is one address of this machine's own network. Raises SettingsError."""
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise SettingsError(f"{setting} {host!r}: expected an IP address, such as 192.168.1.20") from None
+    if address.is_unspecified or address.is_global or address.is_multicast:
+        raise SettingsError(
+            f"{setting} {host}: expected one address of the local network (or 127.0.0.1): pictures are shown "
+            "to their owner, not to the world"
+        )
+    return str(address)
+
+
+def give_memory_back() -> None:
+    """Have glibc return a scaled picture's pixels to the system, in this whole process.
+
+    By default each thread has a heap of its own that keeps them: 200 MB after twenty pictures of 12 million
+    pixels. Elsewhere than on glibc nothing changes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-8, 1)  # M_ARENA_MAX
+        mallopt(-3, 256 * 2**10)  # M_MMAP_THRESHOLD
+
+
+def make_server(
+    folder: Path,
+    cache: Path,
+    bounds: Bounds,
+    token: str,
+    *,
+    host: str,
+    port: int,
+    labels: Sequence[str] = (),
+    may_add: bool = True,
+    modelled: Callable[[], tuple[str, ...]] = tuple,
+) -> Any:
+    """The labelling page, listening; `.run()` serves, `.close()` ends. Raises SettingsError, StoreError."""
+    for label in labels:
+        check_label(label)
+    stores = Stores(lambda: SampleStore(folder, cache, bounds, time.time))
+    stores().labels()  # a store that cannot be used is told before the page is
+    app = App(
+        stores,
+        Gate(token, port, time.monotonic, time.sleep),
+        bounds,
+        labels=tuple(labels),
+        may_add=may_add,
+        modelled=modelled,
+    )
+    return listen(app, check_host(host), port, max_body_bytes=MAX_BODY_BYTES)
+
+
+def listen(app: Any, host: str, port: int, *, max_body_bytes: int, setting: str = "--port") -> Any:
+    """A waitress server on an address of ours, bounded in everything. Raises SettingsError."""
+    from waitress import create_server
+
+    logging.getLogger("waitress").setLevel(logging.ERROR)
+    try:
+        return create_server(
+            app,
+            host=host,
+            port=port,
+            threads=THREADS,
+            connection_limit=MAX_CONNECTIONS,
+            channel_timeout=IDLE_S,
+            max_request_body_size=max_body_bytes,
+            max_request_header_size=16 * 2**10,
+            ident="",
+            clear_untrusted_proxy_headers=True,
+        )
+    except OSError as e:
+        raise SettingsError(f"cannot listen on {host}:{port}: {e.strerror}; choose another {setting}") from e
+
+
+def run_until_closed(server: Any) -> None:
+    """Serve until another thread calls `server.close()`, whose sockets then go while they are waited for."""
+    with contextlib.suppress(OSError):
+        server.run()

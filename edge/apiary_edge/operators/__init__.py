@@ -1,0 +1,1 @@
+"""Commands of operators, carried out on the node."""

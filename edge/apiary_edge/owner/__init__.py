@@ -1,0 +1,1 @@
+"""The node's state for its owner at the machine."""

@@ -1,0 +1,142 @@
+"""The service's side of the chores: one child at a time, while the node has nothing better to do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from apiary_edge.feature import Feature
+from apiary_edge.predicting import model_files
+from apiary_edge.predicting.background_job import ChoresJob
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.training.job import Told
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S: Final = 10.0
+FAILED_PAUSE_S: Final = 600.0
+"""After a child that failed, or could note nothing."""
+
+
+class Child(Protocol):
+    """As `apiary_edge.training.process.TrainingProcess`."""
+
+    def start(self, job: ChoresJob) -> None:
+        """Begin. Raises StoreError."""
+        ...
+
+    def collect(self) -> list[Told]:
+        """What was told since the last call."""
+        ...
+
+    def stop(self) -> None:
+        """End it, if it runs."""
+        ...
+
+
+class SpareTime(Feature):
+    """Runs chores while `busy` says no; a round that begins ends the child, and what it noted stays.
+
+    So does one that takes longer than `limit_s`: it hangs, and without rounds nobody else would end it.
+    """
+
+    def __init__(
+        self,
+        job: ChoresJob,
+        child: Child,
+        store: SampleStore | None,
+        node: str,
+        *,
+        busy: Callable[[], bool],
+        samples: Callable[[], int],
+        limit_s: float,
+    ):
+        self._limit_s = limit_s
+        self._began_at = 0.0
+        self._samples = samples
+        self._job = job
+        self._child = child
+        self._store = store
+        self._node = node
+        self._busy = busy
+        self._running = False
+        self._look_at = 0.0
+        self._stamp: tuple[object, ...] | None = None
+        self._status: dict[str, Any] = {}
+        self._complained = ""
+
+    def tick(self, now: float) -> None:
+        """Begin where there is something to do; end where there is something better. Raises StoreError."""
+        for told in self._child.collect():
+            self._told(told, now)
+        if self._busy():
+            if self._running:
+                self._child.stop()
+                self._running = False
+            return
+        if self._running and now - self._began_at >= self._limit_s:
+            self._child.stop()
+            self._told(
+                Told(kind="failed", text=f"it took longer than {self._limit_s:g} s and was ended"), now
+            )
+        elif not self._running and now >= self._look_at:
+            self._look_at = now + LOOK_EVERY_S
+            self._tell_accuracies()
+            if self._has_work():
+                self._child.start(self._job.model_copy(update={"counted": self._samples()}))
+                self._running, self._began_at = True, now
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.stop()
+
+    def status(self) -> Mapping[str, Any]:
+        """Both accuracies, once they were compared."""
+        return self._status
+
+    def _has_work(self) -> bool:
+        newest = model_files.newest(self._job.state_dir)
+        if self._job.personal.enabled and newest is not None:
+            done = model_files.personal(self._job.state_dir)
+            if model_files.stale(done, newest, self._samples()):
+                return True
+        found = model_files.chosen(self._job.state_dir)
+        if not self._job.suggest or self._store is None or found is None:
+            return False
+        return bool(self._store.awaiting_suggestion(found.digest, 1))
+
+    def _told(self, told: Told, now: float) -> None:
+        match told.kind:
+            case "warning":
+                log.info("node=%s %s", self._node, told.text)
+            case "done":
+                self._running = False
+                self._tell_accuracies()
+                if self._has_work() and told.samples == 0:
+                    self._look_at = now + FAILED_PAUSE_S
+            case "failed" | "declined" | "crashed":
+                level = logging.DEBUG if told.text == self._complained else logging.WARNING
+                log.log(level, "node=%s spare time: %s", self._node, told.text)
+                self._complained = told.text
+                self._running = False
+                self._look_at = now + FAILED_PAUSE_S
+            case _:
+                pass
+
+    def _tell_accuracies(self) -> None:
+        """Read again where the files have changed."""
+        stamp = model_files.stamp(self._job.state_dir)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        newest, done = model_files.newest(self._job.state_dir), model_files.personal(self._job.state_dir)
+        self._status = {}
+        if (
+            self._job.personal.enabled
+            and newest is not None
+            and done is not None
+            and done.of == newest.digest
+        ):
+            pair = {"accuracy_global": done.accuracy_global, "accuracy_personal": done.accuracy_personal}
+            self._status = {name: value for name, value in pair.items() if value is not None}

@@ -1,0 +1,91 @@
+"""The background child: `python -m apiary_edge.predicting.background_worker JOB.json`, between rounds.
+
+It tunes the newest model's head to this node, where that is wanted and not done, and then notes suggestions.
+It tells lines as a training child does, and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Before numpy is imported: its pool of threads costs memory and is of no use to a one-thread runtime.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+from apiary.errors import ApiaryError, DataError, StoreError  # noqa: E402 - after the thread settings
+from apiary_edge.predicting import model_files  # noqa: E402
+from apiary_edge.predicting.background_job import ChoresJob  # noqa: E402
+from apiary_edge.training.job import Told  # noqa: E402
+from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits  # noqa: E402
+from apiary_edge.training.worker import give_up  # noqa: E402
+
+
+def main(argv: list[str]) -> int:
+    """Do one job; what happened is on standard output as `Told` lines."""
+    job = ChoresJob.model_validate_json(Path(argv[1]).read_bytes())
+    be_first_to_go()
+    guard = MemoryGuard(limits(job.reserve_mb, job.max_memory_mb), give_up)
+    guard.start()
+    try:
+        do(job, _print)
+    except ApiaryError as e:
+        _print(Told(kind="failed", text=str(e)[:500]))
+        return e.exit_code
+    except MemoryError:
+        _print(Told(kind="failed", text="this node has not enough memory for it"))
+        return 3
+    finally:
+        guard.stop()
+    return 0
+
+
+def do(job: ChoresJob, tell: Callable[[Told], None]) -> None:
+    """Tune, then suggest. Raises ModelError, StoreError."""
+
+    def say(text: str) -> None:
+        tell(Told(kind="warning", text=text[:500]))
+
+    newest = model_files.newest(job.state_dir)
+    if job.personal.enabled and newest is not None:
+        done = model_files.personal(job.state_dir)
+        if model_files.stale(done, newest, job.counted):
+            say(_tune(job, newest, say))
+    noted = 0
+    found = model_files.chosen(job.state_dir)
+    if job.suggest and job.store is not None and found is not None:
+        from apiary_edge.predicting.suggesting import suggest
+
+        noted, failed = suggest(job.store, found, say)
+        if noted or failed:
+            say(f"suggestions for {noted} pictures by {found.name}")
+    tell(Told(kind="done", samples=noted))
+
+
+def _tune(job: ChoresJob, newest: model_files.ModelFile, say: Callable[[str], None]) -> str:
+    from apiary_edge.predicting import personal
+
+    try:
+        result = personal.tune(job, newest, say)
+    except StoreError:
+        raise
+    except (DataError, ApiaryError, MemoryError) as e:
+        result = personal.not_now(job, newest, str(e) or "not enough memory")
+    if result.accuracy_global is None or result.accuracy_personal is None:
+        return f"no personal model: {result.why}"
+    return (
+        f"on {result.held_out} held-out pictures the federation's model is right in "
+        f"{result.accuracy_global:.1%}, the tuned one in {result.accuracy_personal:.1%}; "
+        f"predicting with the {'tuned' if result.better else 'federation’s'} one"
+    )
+
+
+def _print(told: Told) -> None:
+    sys.stdout.write(told.model_dump_json(exclude_none=True) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv))

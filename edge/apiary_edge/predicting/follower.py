@@ -1,0 +1,144 @@
+"""The node follows the federation's newest model: fetches its parts, and describes it once they are whole."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+
+from apiary.bus.bus import Received
+from apiary.files import write_atomic, write_json
+from apiary.wire import Digest
+from apiary.wire.messages import Announcement, BlobRef, ModelManifest, Notice
+from apiary.wire.topics import Kind, Topic
+from apiary_edge.feature import Feature, Link
+from apiary_edge.predicting import model_files
+from apiary_edge.predicting.model_files import ModelFile
+
+log = logging.getLogger(__name__)
+
+OWNER: Final = "prediction"
+AGAIN_S: Final = 30.0
+"""A part that is still missing is asked for again: another download may have been evicted, or given up."""
+
+
+class Following(Feature):
+    """Keeps `newest.json` and `labels.json`. With `fetch` false only the labels are kept."""
+
+    kinds = (Kind.MODEL_CURRENT, Kind.NODE_NOTICE)
+
+    def __init__(self, link: Link, state_dir: Path, *, fetch: bool):
+        self._link = link
+        self._state_dir = state_dir
+        self._fetch = fetch
+        self._wanted: ModelManifest | None = None
+        self._labels: list[str] | None = None
+        self._asked_at = 0.0
+        self._using: set[Digest] = set()
+
+    def start(self, now: float) -> None:
+        """What was described before is still in use."""
+        found = model_files.newest(self._state_dir)
+        if found is not None:
+            named = (found.file, found.manifest, found.trainer, found.base)
+            self._using = {Digest(path.name) for path in named if path is not None}
+
+    def received(self, topic: Topic, event: Received) -> None:
+        """A newer model, or the labels of a run that waits for nodes."""
+        if topic.kind is Kind.NODE_NOTICE:
+            notice = Notice.decode(event.payload, who="the coordinator")
+            if notice.labels:
+                self._know(notice.labels)
+            return
+        if not event.payload:
+            return
+        told = ModelManifest.decode(event.payload, who="the coordinator")
+        try:
+            self._follow(told)
+        finally:
+            # Last: a disk that refuses the labels must not keep the model away, which is told only once.
+            self._know(told.labels)
+
+    def _follow(self, told: ModelManifest) -> None:
+        if not self._fetch or (self._wanted is not None and self._wanted.model == told.model):
+            return
+        found = model_files.newest(self._state_dir)
+        if found is not None and found.digest == told.model.digest:
+            return
+        if told.manifest is None or told.trainer is None:
+            log.info("node=%s round=%d the model cannot be run here: no trainer", self._link.node, told.round)
+            return
+        self._link.downloads.abandon(OWNER)
+        self._wanted = told
+        self._go()
+
+    def announced(self, told: Announcement) -> None:
+        """The labels that the run trains."""
+        self._know(told.labels)
+
+    def fetched(self, digest: Digest) -> None:
+        """A part has come."""
+        if self._wanted is not None and digest in {ref.digest for ref in _parts(self._wanted)}:
+            self._go()
+
+    def connected(self) -> None:
+        """What was lost with the link is asked for by the downloads themselves."""
+
+    def tick(self, now: float) -> None:
+        """Ask again for what has not come."""
+        if self._wanted is not None and now - self._asked_at >= AGAIN_S:
+            self._go()
+
+    def keeps(self) -> set[Digest]:
+        """The parts of the model in use, and of the one on its way."""
+        wanted = _parts(self._wanted) if self._wanted is not None else []
+        return self._using | {Digest(ref.digest) for ref in wanted}
+
+    def _go(self) -> None:
+        """Fetch what is missing; describe the model where nothing is."""
+        told = self._wanted
+        if told is None:
+            return
+        now = self._asked_at = self._link.clock()
+        blobs = self._link.blobs
+        missing = [ref for ref in _parts(told) if not blobs.verify(Digest(ref.digest))]
+        if missing:
+            # A round makes room as well; a node that only predicts has none.
+            self._link.make_room()
+        for ref in missing:
+            self._link.downloads.fetch(ref, now, OWNER)
+        if missing:
+            return
+
+        def path(ref: BlobRef | None) -> Path | None:
+            return blobs.path(Digest(ref.digest)).absolute() if ref is not None else None
+
+        file = path(told.model)
+        assert file is not None  # noqa: S101 - every manifest names its model
+        found = ModelFile(
+            kind="trainer",
+            name=f"round {told.round} of run {told.run}",
+            digest=told.model.digest,
+            file=file,
+            labels=tuple(told.labels),
+            accuracy=told.accuracy,
+            manifest=path(told.manifest),
+            trainer=path(told.trainer),
+            base=path(told.base),
+            base_digest=told.base.digest if told.base is not None else None,
+        )
+        write_atomic(model_files.newest_file(self._state_dir), found.model_dump_json(indent=2).encode())
+        self._using = {Digest(ref.digest) for ref in _parts(told)}
+        self._wanted = None
+        log.info("node=%s round=%d the newest model is here", self._link.node, told.round)
+
+    def _know(self, labels: list[str]) -> None:
+        if labels == self._labels:
+            return
+        if tuple(labels) != model_files.told_labels(self._state_dir):
+            write_json(model_files.labels_file(self._state_dir), {"labels": labels})
+        self._labels = labels
+
+
+def _parts(told: ModelManifest) -> list[BlobRef]:
+    return [ref for ref in (told.manifest, told.trainer, told.base, told.model) if ref is not None]

@@ -1,0 +1,228 @@
+"""The slots on disk: `current.json` for whoever predicts, `ledger.json` for what must not be forgotten.
+
+A file is named by its digest and is never changed. At most three are kept: the current release, the one
+before it, and one that is being tested. The order of writes is such that after a power cut at any of them
+the node has the old release or the new one, whole, and still refuses what it refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from apiary.errors import StoreError
+from apiary.files import clear_partial, sha256_of, sync_folder, write_json
+from apiary.wire.messages import Release
+from apiary_edge.releases.slot import Findings, Slot, from_json, slot_of, to_json
+
+log = logging.getLogger(__name__)
+
+CURRENT: Final = "current.json"
+LEDGER: Final = "ledger.json"
+FILES: Final = "files"
+MAX_REFUSED: Final = 50
+"""Refusals remembered; a release that old is not offered any more."""
+
+
+def folder_of(state_dir: Path) -> Path:
+    """Where a node's slots lie."""
+    return state_dir / "slots"
+
+
+def current(state_dir: Path) -> Slot | None:
+    """The slot to predict with, for other processes than the service. None where there is none."""
+    return _read_current(folder_of(state_dir))
+
+
+class Shelf:
+    """The node's slots. One process at a time writes them (the node's state folder is held)."""
+
+    def __init__(self, folder: Path):
+        """Take up what is there: files that nothing names are removed, a damaged release is given up."""
+        self.folder = folder
+        try:
+            (folder / FILES).mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
+        clear_partial(folder)
+        ledger = _read(folder / LEDGER) or {}
+        self.serial = _whole(ledger.get("serial"))
+        self.key: str | None = ledger.get("key") if isinstance(ledger.get("key"), str) else None
+        told = ledger.get("refused")
+        self.refused: dict[str, str] = (
+            {str(k): str(v) for k, v in told.items()} if isinstance(told, dict) else {}
+        )
+        self.previous = _slot(ledger.get("previous"), folder)
+        self.current = _read_current(folder)
+        self._mend()
+        self._tidy()
+
+    def seen(self, serial: int) -> None:
+        """Remember the highest serial number; what is lower from now on is a replay."""
+        if serial > self.serial:
+            self._write(serial=serial)
+
+    def pin_key(self, key: str) -> None:
+        """Trust this release key from now on."""
+        self._write(key=key)
+
+    def path(self, release: Release) -> Path:
+        """Where the file of a release lies, whether or not it is there."""
+        return self.folder / FILES / f"{release.file.digest}.{release.kind}"
+
+    def take(self, blob: Path, release: Release) -> Path:
+        """Give a downloaded, verified file its place, executable where it is a program. Raises StoreError."""
+        path = self.path(release)
+        try:
+            if not path.is_file():
+                aside = path.with_name(f".{path.name}.part")
+                aside.unlink(missing_ok=True)
+                try:
+                    os.link(blob, aside)  # another name for the same bytes: no room is needed twice
+                except OSError:
+                    shutil.copyfile(blob, aside)
+                    with aside.open("rb") as f:
+                        os.fsync(f.fileno())
+                aside.chmod(0o755 if release.kind == "eim" else 0o644)
+                aside.replace(path)
+                sync_folder(path.parent)
+            whole = sha256_of(path) == release.file.digest
+            if not whole:
+                path.unlink(missing_ok=True)
+        except OSError as e:
+            raise StoreError(f"cannot keep release {release.name} in {self.folder}: {e.strerror}") from e
+        if not whole:
+            raise StoreError(f"release {release.name} was damaged on this node's disk and has been removed")
+        return path
+
+    def swap(self, release: Release, tested: Findings) -> Slot:
+        """From now on this one; the one before is kept. Raises StoreError."""
+        slot = slot_of(release, self.path(release), tested)
+        if self.current is not None and self.current.digest != slot.digest:
+            # First, so that no cut leaves the old one without a name.
+            self._write(previous=self.current)
+        self._set(slot)
+        self._tidy()
+        return slot
+
+    def restore(self, release: Release | None = None) -> Slot | None:
+        """Back to the release before, under the name and attempt of `release` where one is given."""
+        slot = self.previous
+        if slot is not None and release is not None:
+            slot = replace(slot, release=release.name, attempt=release.attempt)
+        self._set(slot)
+        self._write(previous=None)
+        self._tidy()
+        return slot
+
+    def clear(self) -> None:
+        """No release any more."""
+        self._set(None)
+        self._write(previous=None)
+        self._tidy()
+
+    def refuse(self, release: str, attempt: int, why: str) -> None:
+        """Never again this attempt at this release."""
+        kept = list(self.refused.items())[-(MAX_REFUSED - 1) :]
+        self._write(refused={**dict(kept), _key(release, attempt): why})
+
+    def why_refused(self, release: str, attempt: int) -> str | None:
+        """Why this attempt at this release is refused, None where it is not."""
+        return self.refused.get(_key(release, attempt))
+
+    def discard(self) -> None:
+        """Remove the file of a release that did not make it."""
+        self._tidy()
+
+    def _set(self, slot: Slot | None) -> None:
+        path = self.folder / CURRENT
+        if slot is None:
+            try:
+                path.unlink(missing_ok=True)
+                sync_folder(self.folder)
+            except OSError as e:
+                raise StoreError(f"cannot remove {path}: {e.strerror}") from e
+        else:
+            write_json(path, to_json(slot) | {"file": f"{FILES}/{slot.path.name}"})
+        self.current = slot
+
+    def _write(self, **changed: Any) -> None:
+        told = {name: getattr(self, name) for name in ("serial", "key", "refused", "previous")} | changed
+        slot = told["previous"]
+        write_json(
+            self.folder / LEDGER,
+            {"v": 1, **told, "previous": to_json(slot) if slot is not None else None},
+        )
+        for name, value in changed.items():
+            setattr(self, name, value)
+
+    def _mend(self) -> None:
+        """A release that was refused while it was current, or whose file is damaged, is not used."""
+        if self.previous is not None and not _whole_file(self.previous):
+            log.warning("slot release=%s (the one before) is damaged and given up", self.previous.release)
+            self._write(previous=None)
+        if self.current is None:
+            return
+        refused = self.why_refused(self.current.release, self.current.attempt)
+        if refused is None and _whole_file(self.current):
+            return
+        log.warning(
+            "slot release=%s %s; back to %s",
+            self.current.release,
+            "was refused" if refused else "is damaged",
+            self.previous.release if self.previous is not None else "none",
+        )
+        self.restore()
+
+    def _tidy(self) -> None:
+        named = {s.path.name for s in (self.current, self.previous) if s is not None}
+        with contextlib.suppress(OSError):
+            for path in (self.folder / FILES).iterdir():
+                if path.name not in named:
+                    path.unlink(missing_ok=True)
+
+
+def _key(release: str, attempt: int) -> str:
+    return f"{release}/{attempt}"
+
+
+def _read_current(folder: Path) -> Slot | None:
+    return _slot(_read(folder / CURRENT), folder)
+
+
+def _slot(told: Any, folder: Path) -> Slot | None:
+    if not isinstance(told, dict):
+        return None
+    try:
+        return from_json(told | {"file": str(told["file"]).removeprefix(f"{FILES}/")}, folder / FILES)
+    except (ValueError, KeyError, TypeError):
+        log.warning("%s: a slot that cannot be read is left out", folder)
+        return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        log.warning("%s cannot be read and is left out: %s", path, e)
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _whole_file(slot: Slot) -> bool:
+    try:
+        return slot.path.stat().st_size == slot.bytes and sha256_of(slot.path) == slot.digest
+    except OSError:
+        return False

@@ -1,0 +1,171 @@
+"""What a node says of itself: its status with labels and reasons, and a twin that speaks under its name."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from apiary import __version__
+from apiary.bus.bus import Received, Will
+from apiary.bus.outlet import Outlet
+from apiary.errors import DataError
+from apiary.settings import EdgeSettings
+from apiary.tags import Tags
+from apiary.wire import NodeId
+from apiary.wire.messages import NodeState, NodeStatus
+from apiary.wire.topics import Kind, Topics
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.status.pause_reasons import Holds
+from apiary_edge.training import census
+from apiary_edge.training.session import Session, State
+
+log = logging.getLogger(__name__)
+
+COUNT_EVERY_S: Final = 60.0
+LABELLED_S: Final = 2.0
+"""An owner who labels should see the node take notice: then it counts again, but not at each label."""
+_TWIN_EVERY_S: Final = 60.0
+_PICTURES: Final = "pictures"
+_STATES: Final[dict[State, NodeState]] = {
+    State.IDLE: "ready",
+    State.FETCHING: "training",
+    State.TRAINING: "training",
+    State.SENDING: "sending",
+}
+
+
+class Presence:
+    """Publishes the node's status whenever it says something new."""
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        outlet: Outlet,
+        *,
+        instance: str,
+        runtimes: list[str],
+        memory_mb: int | None,
+        store: SampleStore | None,
+        more: Callable[[], Mapping[str, Any]],
+    ):
+        self.holds = Holds()
+        self.declined: tuple[str, int, str] | None = None
+        """The run, round and reason of what was given up last; None once the node takes part again."""
+        self._node = NodeId(settings.node_id)
+        self._data_dir = settings.data_dir
+        self._tags = settings.tags
+        self._outlet = outlet
+        self._instance = instance
+        self._runtimes = runtimes
+        self._memory_mb = memory_mb
+        self._store = store
+        self._more = more
+        self._labels: dict[str, int] = {}
+        self._counted_at = -math.inf
+        self._version = 0
+        self._said: tuple[object, ...] | None = None
+        self._twin_said_at = -math.inf
+
+    @property
+    def samples(self) -> int:
+        """Pictures that may be trained, as counted last."""
+        return sum(self._labels.values())
+
+    def begin(self, now: float) -> None:
+        """Count the pictures. Raises DataError where there are none to come either."""
+        self._labels = census.count(self._data_dir, self._store)
+        self._counted_at = now
+        if len(self._labels) == 1:
+            log.warning(
+                "node=%s all pictures have the label %r: this node trains, but teaches one class only",
+                self._node,
+                next(iter(self._labels)),
+            )
+
+    def tick(self, now: float) -> bool:
+        """Count again from time to time; whether that was due. Without pictures the node pauses."""
+        past = now - self._counted_at
+        if past < LABELLED_S or (past < COUNT_EVERY_S and not self._store_changed()):
+            return False
+        self._counted_at = now
+        try:
+            self._labels = census.count(self._data_dir, self._store)
+            self.holds.set(_PICTURES, None)
+        except DataError as e:
+            self.holds.set(_PICTURES, str(e))
+        return True
+
+    def say(self, session: Session) -> None:
+        """Publish the status where it differs from what was said last. Called after every event."""
+        told = session.round
+        run, number = (told.run, told.round) if told is not None else (None, None)
+        if session.state is not State.IDLE:
+            # It takes part again: what it declined before is no longer news.
+            self.declined = None
+        held = self.holds.why
+        why = held
+        if self.declined is not None:
+            run, number, declined_why = self.declined
+            why = why or declined_why
+        more = dict(self._more())
+        note = more.pop("why", None)
+        why = why or note
+        state = _STATES[session.state]
+        says = (state, why, run, number, self._labels, self.declined, held, more)
+        if says == self._said:
+            return
+        self._said = says
+        status = NodeStatus(
+            # What is trained goes out whatever holds the next training: it costs next to nothing.
+            state="paused" if held and session.state is not State.SENDING else state,
+            why=why[:500] if why else None,
+            run=run,
+            round=number,
+            samples=self.samples,
+            labels=self._labels,
+            declined=True if self.declined is not None else None,
+            tags=self._tags,
+            runtimes=self._runtimes,
+            memory_mb=self._memory_mb,
+            version=__version__,
+            session=self._instance,
+            **more,
+        )
+        self._outlet.send(status, self._node)
+
+    def heard(self, event: Received, *, now: float, first_connect: bool) -> None:
+        """Our own status topic: what another process with our id said there, or our own will, too late.
+
+        At the first connect what is retained there may be ours from before a restart; later it is not.
+        Raises WireError.
+        """
+        status = NodeStatus.decode(event.payload, who=f"node {self._node}")
+        if status.state == "lost":
+            self._outlet.restore()
+        ours = status.session == self._instance or (event.retained and first_connect)
+        # `apiary pki revoke` says lost for whom it shut out, without a session: no other process lives.
+        ours = ours or (status.state == "lost" and status.session is None)
+        if not ours and now - self._twin_said_at >= _TWIN_EVERY_S:
+            self._twin_said_at = now
+            log.error(
+                "node=%s another process uses this node id: give one of them another edge.node_id", self._node
+            )
+
+    def _store_changed(self) -> bool:
+        if self._store is None:
+            return False
+        before, self._version = self._version, self._store.version()
+        return before != self._version
+
+
+def lost(instance: str, why: str, tags: Tags | None = None) -> NodeStatus:
+    """What a node's status says once it is gone."""
+    return NodeStatus(state="lost", why=why, version=__version__, session=instance, tags=dict(tags or {}))
+
+
+def will(topics: Topics, node: NodeId, instance: str, tags: Tags | None = None) -> Will:
+    """What the broker says when the node vanishes."""
+    said = lost(instance, "connection lost", tags)
+    return Will(topics.build(Kind.NODE_STATUS, node=node), said.encode())

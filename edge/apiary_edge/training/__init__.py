@@ -1,0 +1,1 @@
+"""Local training: the session's state table, the child process, the update."""

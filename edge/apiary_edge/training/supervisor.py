@@ -1,0 +1,264 @@
+"""A round's training on this node: the child's start, its crashes, its time, its progress, its update."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+from typing import Final, Literal, assert_never
+
+from apiary.blobs import BlobStore
+from apiary.bus.outlet import Outlet
+from apiary.errors import StoreError
+from apiary.settings import EdgeSettings
+from apiary.wire import Digest, NodeId
+from apiary.wire.messages import Announcement, BlobRef, Offer, Progress
+from apiary_edge.capture.job import store_dir
+from apiary_edge.health.memory import address_limit
+from apiary_edge.health.readings import MB
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.training import session as table
+from apiary_edge.training.job import Told, TrainJob
+from apiary_edge.training.process import Training, scratch
+from apiary_edge.transfer.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+MAX_CRASHES: Final = 3
+"""A training child that dies of itself is started again this often in a round.
+
+One that was killed from outside (an operator, the kernel short of memory) is started again for as long as
+the round lasts, after pauses that double up to `_CRASH_PAUSE_MAX_S`.
+"""
+_TRAIN_SHARE: Final = 0.7
+"""Of a round's time, where the plan takes partial work."""
+OUT_OF_ADDRESSES: Final = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGTRAP)
+"""What C++ ends with where an allocation fails; under RLIMIT_AS another try would end the same way."""
+_CRASH_PAUSE_S: Final = 1.0
+_CRASH_PAUSE_MAX_S: Final = 60.0
+_PROGRESS_EVERY_S: Final = 2.0
+
+
+class LocalTraining:
+    """At most one round at a time. `handle` takes what came of it: Trained or TrainingFailed."""
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        *,
+        training: Training,
+        outbox: Outbox,
+        blobs: BlobStore,
+        outlet: Outlet,
+        store: SampleStore | None,
+        handle: Callable[[table.Event], None],
+    ):
+        self._settings = settings
+        self._node = NodeId(settings.node_id)
+        self._training = training
+        self._outbox = outbox
+        self._blobs = blobs
+        self._outlet = outlet
+        self._store = store
+        self._handle = handle
+        self._job: Announcement | None = None
+        self._began_at = 0.0
+        self._start_at: float | None = None
+        self._progress_at = 0.0
+        self._crashes = 0
+        self._kills = 0
+        self._rest: Literal["none", "frozen", "freed"] = "none"
+        self._rests_at = 0.0
+        self._left_s: tuple[float, float] | None = None
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that the child holds."""
+        return self._training.resident()
+
+    @property
+    def job(self) -> Announcement | None:
+        """The round that is trained, or rests."""
+        return self._job
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds that training still needs, as it said last; None where it has not said."""
+        if self._left_s is None:
+            return None
+        left, said_at = self._left_s
+        return left if self._rest != "none" else max(0.0, left - (now - said_at))
+
+    def begin(self, told: Announcement, now: float) -> None:
+        """Train for this round."""
+        self._job, self._began_at = told, now
+        self._crashes = self._kills = 0
+        if self._rest == "none":
+            self._start(told)
+        else:
+            self._rest = "freed"
+
+    def stop(self) -> None:
+        """End it; nothing of it is told any more."""
+        if self._job is not None:
+            log.info("node=%s round=%d training ended before it was done", self._node, self._job.round)
+        self._job = self._start_at = self._left_s = None
+        self._training.stop()
+
+    def rest(self, now: float, *, free: bool) -> None:
+        """Pause: the child is frozen with its memory, or, to `free` that, ended to begin anew later."""
+        if self._rest == "none":
+            self._rests_at = now
+        if free and self._rest != "freed":
+            self._rest = "freed"
+            self._start_at = self._left_s = None
+            self._training.stop()
+        elif not free and self._rest == "none":
+            self._rest = "frozen"
+            self._training.freeze()
+
+    def go_on(self, now: float) -> None:
+        """The pause is over; it does not count as time that training took."""
+        before, self._rest = self._rest, "none"
+        self._began_at += now - max(self._rests_at, self._began_at)
+        if before == "frozen":
+            self._training.thaw()
+        elif before == "freed" and self._job is not None:
+            self._start(self._job)
+
+    def give_up(self, why: str) -> None:
+        """This node cannot finish the round."""
+        self._failed(why)
+
+    def tick(self, now: float) -> None:
+        """Take what the child told; start it again, or give up, where that is due. Raises StoreError."""
+        for told in self._training.collect():
+            if self._job is not None:
+                self._told(self._job, told, now)
+        if self._job is None:
+            return
+        limit = self._settings.train_timeout_s
+        if self._rest == "none" and now - self._began_at >= limit:
+            self._failed(f"training took longer than {limit:g} s (edge.train_timeout_s)")
+        elif self._start_at is not None and now >= self._start_at and self._rest == "none":
+            self._start(self._job)
+
+    def _told(self, job: Announcement, told: Told, now: float) -> None:
+        match told.kind:
+            case "progress":
+                self._progress(job, told, now)
+            case "warning":
+                log.warning("node=%s %s", self._node, told.text)
+            case "done":
+                self._trained(job, told)
+            case "declined" | "failed":
+                self._failed(told.text)
+            case "crashed":
+                self._crashed(job, told, now)
+            case _:
+                assert_never(told.kind)
+
+    def _trained(self, job: Announcement, told: Told) -> None:
+        offer = Offer.model_validate(
+            {
+                "run": job.run,
+                "round": job.round,
+                "update": BlobRef(digest=told.digest, bytes=told.bytes),
+                "codec": job.plan.codec,
+                "samples": told.samples,
+                "metrics": told.metrics,
+            }
+        )
+        try:
+            self._outbox.put(scratch(self._settings.state_dir) / "update.blob", offer)
+        except StoreError as e:
+            self._failed(str(e))
+            return
+        log.info(
+            "node=%s round=%d trained samples=%d loss=%.4f seconds=%.1f",
+            self._node,
+            job.round,
+            told.samples,
+            offer.metrics.loss,
+            offer.metrics.seconds,
+        )
+        if self._store is not None:
+            # What was deleted while it trained must not live on in the cache.
+            self._store.forget_cached()
+        self._job = None
+        self._handle(table.Trained(offer))
+
+    def _failed(self, why: str) -> None:
+        self._job = None
+        self._handle(table.TrainingFailed(why))
+
+    def _crashed(self, job: Announcement, told: Told, now: float) -> None:
+        self._left_s = None
+        limit = address_limit()
+        if limit is not None and told.signal in OUT_OF_ADDRESSES:
+            self._failed(
+                f"{told.text[:300]}; its address space is limited to {limit // MB} MB (RLIMIT_AS, ulimit -v)"
+            )
+            return
+        if told.signal == signal.SIGKILL:
+            self._kills += 1
+        else:
+            self._crashes += 1
+        if self._crashes > MAX_CRASHES:
+            self._failed(told.text)
+            return
+        tries = self._crashes + self._kills
+        pause = min(_CRASH_PAUSE_MAX_S, _CRASH_PAUSE_S * 2 ** min(tries - 1, 10))
+        log.warning(
+            "node=%s round=%d %s; starting it again in %.0f s", self._node, job.round, told.text, pause
+        )
+        self._start_at = now + pause
+
+    def _start(self, told: Announcement) -> None:
+        self._start_at = self._left_s = None
+        log.info("node=%s round=%d training epochs=%d", self._node, told.round, told.plan.epochs)
+        try:
+            self._training.start(self._job_of(told))
+        except StoreError as e:
+            self._failed(str(e))
+
+    def _job_of(self, told: Announcement) -> TrainJob:
+        settings, path = self._settings, self._blobs.path
+        return TrainJob(
+            run=told.run,
+            round=told.round,
+            node=self._node,
+            plan=told.plan,
+            manifest=path(Digest(told.manifest.digest)),
+            trainer=path(Digest(told.trainer.digest)) if told.trainer else None,
+            base=path(Digest(told.base.digest)) if told.base else None,
+            base_digest=told.base.digest if told.base else None,
+            model=path(Digest(told.model.digest)),
+            data_dir=settings.data_dir,
+            store=store_dir(settings) if self._store is not None else None,
+            cache_dir=settings.state_dir / "cache",
+            cache_mb=settings.cache_mb,
+            out=scratch(settings.state_dir),
+            runtime=settings.runtime,
+            threads=min(settings.threads, settings.guest.max_cores or settings.threads),
+            # The rest of the time is for the way back.
+            time_s=_TRAIN_SHARE * told.deadline_s if told.plan.partial else None,
+            # The service looks seldom and pauses; the child looks often, and gives up below half of that.
+            reserve_mb=settings.guest.min_memory_mb // 2,
+            max_memory_mb=settings.guest.max_memory_mb,
+        )
+
+    def _progress(self, job: Announcement, told: Told, now: float) -> None:
+        self._left_s = (told.left_s, now) if told.left_s is not None else None
+        if now - self._progress_at < _PROGRESS_EVERY_S:
+            return
+        self._progress_at = now
+        self._outlet.send(
+            Progress.model_validate(
+                {
+                    "run": job.run,
+                    "round": job.round,
+                    **told.model_dump(include={"epoch", "epochs", "loss", "accuracy", "left_s"}),
+                }
+            ),
+            self._node,
+        )

@@ -1,0 +1,166 @@
+"""The training child: `python -m apiary_edge.training.worker JOB.json`. Pictures in, one update file out.
+
+A process of its own, so that its memory goes back to the system after each round and a crash costs one
+round at most. One thread of arithmetic: the same job gives the same bits each time.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# Before numpy is imported: its pool of threads costs memory and is of no use to a one-thread runtime.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+# pydantic looks through every installed package for plug-ins; we have none.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+from apiary.errors import ApiaryError, DataError  # noqa: E402 - after the thread settings
+from apiary.files import write_atomic  # noqa: E402
+from apiary.wire.chunks import digest_of  # noqa: E402
+from apiary.wire.messages import TrainMetrics  # noqa: E402
+from apiary_edge.health.memory import address_limit  # noqa: E402
+from apiary_edge.health.readings import MB  # noqa: E402
+from apiary_edge.training.job import Told, TrainJob  # noqa: E402
+from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits  # noqa: E402
+
+Tell = Callable[[Told], None]
+
+
+def main(argv: list[str]) -> int:
+    """Run one job; 0 done, 3 declined, 6 failed. What happened is on standard output as `Told` lines."""
+    job = TrainJob.model_validate_json(Path(argv[1]).read_bytes())
+    be_first_to_go()
+    guard = MemoryGuard(limits(job.reserve_mb, job.max_memory_mb), give_up)
+    guard.start()
+    try:
+        train(job, _print, lambda: time.monotonic() - guard.frozen_s)
+    except DataError as e:
+        _print(Told(kind="declined", text=str(e)[:500]))
+        return e.exit_code
+    except ApiaryError as e:
+        _print(Told(kind="failed", text=str(e)[:500]))
+        return e.exit_code
+    except MemoryError:
+        _print(Told(kind="declined", text=f"this node has not enough memory for the round{_under()}"))
+        return 3
+    finally:
+        guard.stop()
+    return 0
+
+
+def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic) -> None:
+    """Load, train, and leave the update in `job.out`. Raises DataError, ModelError, StoreError.
+
+    `awake` are seconds that stand still while the process is frozen: what is left is told by them.
+    """
+    from apiary.learn import features, images
+    from apiary.learn.cache import ArrayCache
+    from apiary.learn.fit import FitProgress, fit, node_seed
+    from apiary.learn.manifest import Manifest
+    from apiary.learn.runtimes import choose
+    from apiary.wire import blob
+    from apiary_edge.training import pictures
+    from apiary_edge.training.update import encode_update
+
+    began = time.monotonic()
+    manifest = Manifest.decode(job.manifest.read_bytes())
+    runtime = choose(job.runtime)
+    cache = ArrayCache(job.cache_dir, job.cache_mb)
+    found = pictures.find(job, manifest.labels, manifest.input)
+    if manifest.features is None:
+        loaded = images.load(found, manifest.input, cache=cache)
+    elif job.base is None or job.base_digest is None:
+        raise DataError("the model needs a frozen base, and the announcement names none")
+    else:
+        base = job.base
+        loaded = features.load(
+            found,
+            manifest.input,
+            lambda: runtime.open_base(base),
+            length=manifest.features,
+            base_digest=job.base_digest,
+            cache=cache,
+        )
+    data = pictures.without_held_out(job, found, loaded)
+    for message in [
+        *found.messages(),
+        *(f"{s.path}: left out: {s.why}" for s in data.skipped[len(found.skipped) :]),
+    ]:
+        tell(Told(kind="warning", text=message[:500]))
+    before = blob.decode(job.model.read_bytes(), who="the announced model").weights
+    trainer = runtime.open_trainer(manifest, job.trainer, threads=job.threads)
+    # A step is a millisecond; going through all that was imported, again and again, would be a tenth of it.
+    gc.freeze()
+    fitting, fitting_awake = time.monotonic(), awake()
+
+    def progress(p: FitProgress) -> None:
+        done = (p.epoch - 1 + p.fraction) / p.epochs
+        left = round((awake() - fitting_awake) * (1 - done) / done, 1) if done > 0 else None
+        tell(
+            Told(
+                kind="progress", epoch=p.epoch, epochs=p.epochs, loss=p.loss, accuracy=p.accuracy, left_s=left
+            )
+        )
+
+    seed = node_seed(job.plan.seed, job.round, job.node)
+
+    def enough(epoch: int) -> bool:
+        """Whether another epoch would end after the time that the round leaves."""
+        per_epoch = (time.monotonic() - fitting) / epoch
+        return job.time_s is not None and time.monotonic() - began + per_epoch > job.time_s
+
+    result = fit(trainer, manifest, job.plan, data, before, seed=seed, progress=progress, enough=enough)
+    if result.epochs < job.plan.epochs:
+        tell(Told(kind="warning", text=f"out of time after {result.epochs} of {job.plan.epochs} epochs"))
+    for warning in result.warnings:
+        tell(Told(kind="warning", text=warning[:500]))
+    document = encode_update(
+        before,
+        result.weights,
+        codec=job.plan.codec,
+        run=job.run,
+        round_number=job.round,
+        node=job.node,
+        samples=result.samples,
+    )
+    write_atomic(job.out / "update.blob", document)
+    tell(
+        Told(
+            kind="done",
+            digest=digest_of(document),
+            bytes=len(document),
+            samples=result.samples,
+            metrics=TrainMetrics(
+                loss=result.loss,
+                accuracy=result.accuracy,
+                accuracy_before=result.accuracy_before,
+                seconds=round(time.monotonic() - began, 3),
+                epochs=result.epochs,
+            ),
+        )
+    )
+
+
+def give_up(why: str) -> None:
+    """End the process at once, from the guard's thread: a line this short goes into the pipe whole."""
+    os.write(1, (Told(kind="declined", text=why[:500]).model_dump_json(exclude_none=True) + "\n").encode())
+    os._exit(DataError.exit_code)
+
+
+def _under() -> str:
+    limit = address_limit()
+    return f": its address space is limited to {limit // MB} MB (RLIMIT_AS, ulimit -v)" if limit else ""
+
+
+def _print(told: Told) -> None:
+    sys.stdout.write(told.model_dump_json(exclude_none=True) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv))

@@ -1,0 +1,1 @@
+"""Blobs down, updates up, and the outbox between."""

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apiary.errors import SettingsError
+from apiary.settings import Settings, load_settings
+from apiary_cli.commands import config
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No apiary.toml and no APIARY_* of the developer's own."""
+    import os
+
+    monkeypatch.chdir(tmp_path)
+    for key in [k for k in os.environ if k.startswith("APIARY_")]:
+        monkeypatch.delenv(key)
+
+
+def command(
+    capsys: pytest.CaptureFixture[str], *argv: str, file: Path | None = None, **overrides: Any
+) -> str:
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser)
+    args = parser.parse_args(argv)
+    args.config, args.overrides = file, {k.replace("__", "."): v for k, v in overrides.items()}
+    assert config.run(args) == 0
+    return capsys.readouterr().out
+
+
+def test_each_value_says_where_it_came_from(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[run]\nrounds = 5\nseed = 4\nrecipe_options = {size = 64}\n[run.plan]\nepochs = 3\n")
+    monkeypatch.setenv("APIARY_RUN__SEED", "7")
+    rows = json.loads(command(capsys, "--json", file=file, broker__port=1999))
+    assert rows["run.rounds"] == {"value": 5, "origin": str(file)}
+    assert rows["run.plan.epochs"] == {"value": 3, "origin": str(file)}
+    assert rows["run.recipe_options"] == {"value": {"size": 64}, "origin": str(file)}
+    assert rows["run.seed"] == {"value": 7, "origin": "environment"}
+    assert rows["broker.port"] == {"value": 1999, "origin": "command line"}
+    assert rows["federation"] == {"value": "default", "origin": "default"}
+    changed = command(capsys, "--changed", file=file, broker__port=1999).splitlines()
+    assert "broker.port = 1999  # command line" in changed
+    assert len(changed) == 5
+
+
+def test_secrets_are_not_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APIARY_BROKER__PASSWORD", "sesame")
+    for argv in (["--json"], []):
+        out = command(capsys, *argv)
+        assert "sesame" not in out
+        assert "***" in out
+
+
+def test_nothing_changed_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(capsys, "--changed") == "every setting has its default\n"
+
+
+def test_the_defaults_file_loads_as_it_is_and_with_every_line_taken(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = command(capsys, "--defaults")
+    file = tmp_path / "apiary.toml"
+    file.write_text(text)
+    assert load_settings(file).settings == Settings()
+    taken = re.sub(r"^#(?=\w)", "", text, flags=re.MULTILINE)
+    file.write_text(taken)
+    loaded = load_settings(file)
+    assert loaded.settings == Settings()
+    assert len(loaded.origin) == len(re.findall(r"^#\w", text, flags=re.MULTILINE)) > 40
+    assert tomllib.loads(taken)["broker"]["port"] == 1883
+
+
+def test_the_defaults_file_names_and_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    text = command(capsys, "--defaults")
+    for key in config.effective(load_settings()):
+        name = key.rsplit(".", 1)[-1]
+        assert re.search(rf"^#{name} = |^# {name} \(unset\): \w", text, flags=re.MULTILINE), key
+    assert "name or address of the broker" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_an_unknown_setting_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SettingsError, match=r"unknown setting 'run.round'; did you mean 'run.rounds'\?"):
+        command(capsys, run__round=3)

@@ -1,0 +1,302 @@
+"""The roll-out's state table: waves, verdicts, halts, what operators may do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from apiary.wire.messages import BlobRef, NodeRelease, PictureShape, Release, ReleaseCurrent
+from apiary.wire.messages.releases import place
+from apiary_coordinator.releases import rollout as table
+from apiary_coordinator.releases import rollout_events as words
+from apiary_coordinator.releases.rollout import Rollout
+from apiary_coordinator.releases.rollout_events import Member, Pins, Policy
+
+NODES = [f"pi-{i}" for i in range(10)]
+POLICY = Policy(waves=(0.2, 0.5, 1.0), wave_s=100.0, soak_s=10.0)
+
+
+def release(name: str = "two", **more: Any) -> Release:
+    digest = ("2" if name == "two" else "1") * 64
+    shape = PictureShape(height=8, width=10, channels=3)
+    return Release(
+        name=name,
+        file=BlobRef(digest=digest, bytes=999),
+        kind="tflite",
+        labels=["a", "b"],
+        input=shape,
+        **more,
+    )
+
+
+ONE = release("one")
+
+
+def fleet(nodes: list[str] = NODES) -> dict[str, Member]:
+    return {n: Member(here=True) for n in nodes}
+
+
+def begun(policy: Policy = POLICY, nodes: list[str] = NODES, **more: Any) -> Rollout:
+    rollout, commands = table.begin(release(), ONE, policy, 0.0, fleet=fleet(nodes), **more)
+    assert len(commands) == 1
+    return rollout
+
+
+def report(rollout: Rollout, state: str = "healthy", **more: Any) -> NodeRelease:
+    told = rollout.release
+    return NodeRelease(
+        state=state,  # type: ignore[arg-type]
+        release=told.name,
+        digest=told.file.digest,
+        attempt=told.attempt,
+        current=told.name,
+        **more,
+    )
+
+
+def known(rollout: Rollout, node: str, **news: Any) -> words.Known:
+    """What was heard of one node."""
+    return words.Known({node: replace(rollout.fleet.get(node, Member()), **news)})
+
+
+def reported(rollout: Rollout, nodes: Any, state: str = "healthy", **more: Any) -> Rollout:
+    for node in nodes:
+        rollout, commands = table.handle(
+            rollout, known(rollout, node, report=report(rollout, state, **more)), 0.0
+        )
+        assert commands == []
+    return rollout
+
+
+def ticked(rollout: Rollout, now: float) -> tuple[Rollout, list[str]]:
+    rollout, commands = table.handle(rollout, words.Tick(), now)
+    return rollout, [c.note for c in commands]
+
+
+def holders(rollout: Rollout, nodes: list[str] = NODES) -> set[str]:
+    """Who is told to have the new release, by the message itself."""
+    told = ReleaseCurrent(
+        serial=1,
+        state=rollout.state,
+        release=rollout.release,
+        share=rollout.share,
+        canaries=list(rollout.canaries),
+        stable=rollout.stable,
+        pins=dict(rollout.pins.nodes),
+        tag_pins=dict(rollout.pins.tags),
+        pinned=list(rollout.pins.releases.values()),
+    )
+    return {n for n in nodes if told.wanted(n, {}) == rollout.release}
+
+
+def test_a_good_release_goes_out_wave_by_wave_and_every_wave_holds_the_one_before() -> None:
+    rollout = begun()
+    sizes, now = [], 0.0
+    before: set[str] = set()
+    for _ in range(3):
+        assert holders(rollout) == set(rollout.members) >= before
+        before = set(rollout.members)
+        sizes.append(len(before))
+        rollout = reported(rollout, rollout.members)
+        rollout, notes = ticked(rollout, now)
+        assert notes == [], "a wave soaks first"
+        now += 10.0
+        rollout, notes = ticked(rollout, now)
+        assert len(notes) == 1
+    assert sizes == [2, 5, 10]
+    assert (rollout.state, rollout.share) == ("done", 1.0)
+    assert holders(rollout, [*NODES, "pi-new"]) == {*NODES, "pi-new"}, "nodes that were off catch up"
+
+
+def test_the_first_of_the_order_are_the_canaries_and_another_release_has_others() -> None:
+    order = sorted(NODES, key=lambda n: place(n, release().file.digest))
+    assert begun().members == frozenset(order[:2])
+    other = sorted(NODES, key=lambda n: place(n, ONE.file.digest))
+    assert other != order
+
+
+def test_a_wave_has_one_node_at_least() -> None:
+    assert len(begun(nodes=["only"]).members) == 1
+    assert len(begun(replace(POLICY, waves=(0.01, 1.0))).members) == 1
+
+
+def test_a_failure_in_the_canary_takes_it_back_and_the_rest_never_has_it() -> None:
+    rollout = begun()
+    first = sorted(rollout.members)[0]
+    rollout = reported(rollout, [first], "failed", why="4 of 20 right")
+    rollout, notes = ticked(rollout, 1.0)
+    assert rollout.state == "halted"
+    assert notes == [f"two halted, back to one: 1 of 2 nodes failed; {first}: 4 of 20 right"]
+    assert holders(rollout) == set()
+    assert ticked(rollout, 1e6) == (rollout, [])
+
+
+def test_a_few_failures_in_a_large_wave_are_no_reason_to_stop() -> None:
+    nodes = [f"n{i}" for i in range(100)]
+    rollout = begun(replace(POLICY, waves=(1.0,)), nodes)
+    rollout = reported(rollout, nodes[:10], "failed")
+    assert ticked(rollout, 1.0)[0].state == "rolling"
+    rollout = reported(rollout, nodes[10:])
+    rollout, _ = ticked(rollout, 2.0)
+    assert ticked(rollout, 12.0)[0].state == "done"
+    rollout = reported(begun(replace(POLICY, waves=(1.0,)), nodes), nodes[:11], "failed")
+    assert ticked(rollout, 1.0)[0].state == "halted"
+
+
+def test_a_wave_that_says_nothing_is_halted_when_its_time_is_over() -> None:
+    rollout = begun()
+    rollout, notes = ticked(rollout, 99.9)
+    assert notes == []
+    rollout, notes = ticked(rollout, 100.0)
+    assert rollout.state == "halted"
+    assert "0 of 2 nodes of wave 1 reported healthy within 100 s (waiting: pi-" in notes[0]
+
+
+def test_a_node_that_turns_bad_while_the_wave_soaks_stops_it() -> None:
+    rollout = reported(begun(), begun().members)
+    rollout, _ = ticked(rollout, 0.0)
+    rollout = reported(rollout, sorted(rollout.members)[:1], "failed", why="crashed in use")
+    assert ticked(rollout, 9.0)[0].state == "halted"
+
+
+def test_soaking_begins_anew_when_a_node_is_missing_again() -> None:
+    rollout = reported(begun(), begun().members)
+    rollout, _ = ticked(rollout, 0.0)
+    rollout = reported(rollout, sorted(rollout.members)[:1], "testing")
+    rollout, _ = ticked(rollout, 5.0)
+    rollout = reported(rollout, rollout.members)
+    rollout, _ = ticked(rollout, 9.0)
+    assert ticked(rollout, 18.9)[1] == []
+    assert len(ticked(rollout, 19.0)[1]) == 1
+
+
+def test_reports_of_another_release_or_attempt_do_not_count() -> None:
+    rollout = begun()
+    other = replace(rollout, release=release(attempt=2))
+    for node in rollout.members:
+        rollout, _ = table.handle(rollout, known(rollout, node, report=report(other, "failed")), 0.0)
+    assert ticked(rollout, 1.0)[0].state == "rolling"
+    assert rollout.having("waiting") == NODES
+
+
+def test_the_fleets_pictures_together_judge_what_one_nodes_could_not() -> None:
+    policy = replace(POLICY, waves=(0.5, 1.0), max_accuracy_drop=0.05)
+    rollout = begun(policy)
+    rollout = reported(rollout, rollout.members, pictures=20, accuracy=0.90, accuracy_before=0.94)
+    assert ticked(rollout, 1.0)[0].state == "rolling"
+    rollout = reported(rollout, rollout.members, pictures=20, accuracy=0.88, accuracy_before=0.94)
+    rollout, notes = ticked(rollout, 1.0)
+    assert rollout.state == "halted"
+    assert "on 100 held-out pictures of 5 nodes it is 6.0 points worse" in notes[0]
+
+
+def test_a_node_that_is_too_slow_has_failed() -> None:
+    rollout = begun(replace(POLICY, max_inference_ms=50.0))
+    rollout = reported(rollout, rollout.members, inference_ms=50.1)
+    rollout, notes = ticked(rollout, 1.0)
+    assert rollout.state == "halted" and "too slow" in notes[0]
+
+
+def test_nodes_whom_it_is_not_for_count_in_no_wave() -> None:
+    rollout = begun()
+    unfit, *fit = sorted(rollout.members)
+    rollout = reported(rollout, [unfit], "unfit")
+    rollout = reported(rollout, fit)
+    rollout, _ = ticked(rollout, 1.0)
+    rollout, notes = ticked(rollout, 11.0)
+    assert notes == ["wave 1: 1 of 1 nodes healthy; wave 2 of 3 opens for 5 of 9 nodes"]
+    assert unfit not in rollout.members
+
+
+def test_named_canaries_are_the_first_wave_and_are_not_waited_for_without_end() -> None:
+    rollout = begun(replace(POLICY, canaries=("pi-7",)))
+    assert rollout.members == {"pi-7"} == holders(rollout)
+    rollout = reported(rollout, ["pi-7"])
+    rollout, _ = ticked(rollout, 0.0)
+    rollout, _ = ticked(rollout, 10.0)
+    assert "pi-7" in rollout.members and len(rollout.members) in (5, 6)
+    lonely = begun(replace(POLICY, canaries=("pi-absent",)))
+    for now in (0.0, 50.0, 99.0):
+        lonely, _ = ticked(lonely, now)
+        assert lonely.state == "rolling"
+    lonely, notes = ticked(lonely, 100.0)
+    assert lonely.state == "halted" and "no canary (pi-absent) was here within 100 s" in notes[0]
+
+
+def test_a_fleet_that_is_off_is_waited_for() -> None:
+    rollout, _ = table.begin(release(), None, POLICY, 0.0, fleet={})
+    rollout, notes = ticked(rollout, 1e6)
+    assert (rollout.state, notes) == ("rolling", [])
+    rollout, _ = table.handle(rollout, known(rollout, "late", here=True), 1e6)
+    rollout, _ = ticked(rollout, 1e6)
+    assert rollout.members == {"late"}
+
+
+def test_operators_pause_resume_and_abort() -> None:
+    rollout = begun()
+    rollout, commands = table.handle(rollout, words.Pause(), 0.0)
+    assert rollout.state == "paused" and len(commands) == 1
+    rollout = reported(rollout, rollout.members)
+    assert ticked(rollout, 500.0)[1] == [], "a paused wave neither goes on nor runs out of time"
+    assert table.handle(rollout, words.Pause(), 0.0) == (rollout, [])
+    rollout, _ = table.handle(rollout, words.Resume(), 500.0)
+    rollout, _ = ticked(rollout, 500.0)
+    rollout, notes = ticked(rollout, 510.0)
+    assert rollout.wave == 1 and len(notes) == 1
+    rollout, commands = table.handle(rollout, words.Abort(), 511.0)
+    assert rollout.state == "aborted" and holders(rollout) == set() and len(commands) == 1
+
+
+def test_failures_halt_a_paused_rollout_too() -> None:
+    rollout, _ = table.handle(begun(), words.Pause(), 0.0)
+    rollout = reported(rollout, rollout.members, "failed")
+    assert ticked(rollout, 1.0)[0].state == "halted"
+
+
+def test_a_halted_release_that_is_resumed_is_another_attempt_from_the_first_wave() -> None:
+    rollout = reported(begun(), begun().members, "failed")
+    rollout, _ = ticked(rollout, 1.0)
+    rollout, _ = table.handle(rollout, words.Resume(), 2.0)
+    assert (rollout.state, rollout.wave, rollout.release.attempt) == ("rolling", 0, 2)
+    assert ticked(rollout, 3.0)[0].state == "rolling", "what failed was the attempt before"
+
+
+@pytest.mark.parametrize("event", [words.Pause(), words.Resume(), words.Abort()])
+def test_what_is_out_is_out(event: words.Event) -> None:
+    done = replace(begun(), state="done", share=1.0)
+    assert table.handle(done, event, 0.0) == (done, [])
+
+
+def test_back_to_an_earlier_one_is_for_all_at_once() -> None:
+    rollout, commands = table.restore(ONE, POLICY, 0.0, fleet=fleet())
+    assert (rollout.state, len(commands)) == ("done", 1)
+    assert holders(rollout) == set(NODES)
+
+
+def test_pinned_nodes_keep_what_they_are_pinned_to_and_belong_to_no_wave() -> None:
+    pins = Pins({"pi-3": "one"}, {"site=north": "one"}, {"one": ONE})
+    rollout = begun()
+    rollout, _ = table.handle(rollout, known(rollout, "pi-4", here=True, tags={"site": "north"}), 0.0)
+    rollout, commands = table.handle(rollout, words.Pinned(pins), 0.0)
+    assert len(commands) == 1
+    rollout = replace(rollout, policy=replace(POLICY, waves=(1.0,)), members=frozenset(), share=0.0)
+    rollout, _ = ticked(rollout, 1.0)
+    assert rollout.members == set(NODES) - {"pi-3", "pi-4"}
+    assert "pi-3" not in holders(rollout)
+
+
+def test_after_a_restart_a_wave_has_its_full_time_again() -> None:
+    rollout = table.taken_up(begun(), 1000.0)
+    assert ticked(rollout, 1099.0)[1] == []
+    assert ticked(rollout, 1100.0)[0].state == "halted"
+
+
+def test_a_wave_that_would_add_nobody_is_left_out() -> None:
+    rollout = reported(begun(replace(POLICY, waves=(0.1, 0.3, 0.5, 1.0)), ["a", "b"]), ["a", "b"])
+    assert len(rollout.members) == 1
+    rollout, _ = ticked(rollout, 0.0)
+    rollout, notes = ticked(rollout, 10.0)
+    assert (rollout.wave, len(rollout.members)) == (3, 2)
+    assert notes == ["wave 1: 1 of 1 nodes healthy; wave 4 of 4 opens for 2 of 2 nodes"]

@@ -1,0 +1,55 @@
+"""Whom an announcement lists: everybody where a person can read that, and once only where it is long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from apiary.wire import Digest, NodeId
+from apiary.wire.messages import READABLE_BYTES, SEAL_BYTES, Announcement, BlobRef, Bounds, Needs, Plan
+from apiary_coordinator.model.builder import Artefacts
+from apiary_coordinator.round.state import Phase, Round
+from apiary_coordinator.run.messages import REPEATED_BYTES, opened
+
+REF = BlobRef(digest=Digest("ab" * 32), bytes=840_000)
+ARTEFACTS = Artefacts(labels=("a", "b"), manifest=REF, trainer=REF, base=None, initial=REF)
+
+
+def announced(nodes: int, phase: Phase) -> Announcement:
+    cohort = tuple(NodeId(f"pi-{i:05d}") for i in range(nodes))
+    round_ = Round("run", 3, cohort, (), nodes, nodes, deadline_at=60.0)
+    return opened(
+        replace(round_, phase=phase),
+        ARTEFACTS,
+        model=REF,
+        plan=Plan(),
+        bounds=Bounds(),
+        deadline_s=60.0,
+        rounds=10,
+        epoch="e",
+        needs=Needs(picture_bytes=27_648, activations=100_000),
+    )
+
+
+def most_listed(phase: Phase) -> int:
+    """The largest fleet that is listed."""
+    low, high = 1, 20_000
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if announced(middle, phase).cohort is not None else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize(
+    ("phase", "limit"),
+    [(Phase.OPEN, READABLE_BYTES), (Phase.COLLECTING, REPEATED_BYTES), (Phase.EVALUATING, REPEATED_BYTES)],
+)
+def test_cohort_is_listed_up_to_the_limit_of_its_state(phase: Phase, limit: int) -> None:
+    most = most_listed(phase)
+    # A signature and its certificate still fit.
+    assert limit - 30 < len(announced(most, phase).encode()) + SEAL_BYTES <= limit
+    over = announced(most + 1, phase)
+    assert over.cohort is None
+    assert over.cohort_size == most + 1
+    assert len(over.encode()) < 1_500

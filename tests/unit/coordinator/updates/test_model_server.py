@@ -1,0 +1,179 @@
+"""Both sides of `want`: nodes ask again with patience, the coordinator publishes once for all who ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from apiary.blobs import BlobStore
+from apiary.bus.bus import Event
+from apiary.bus.flow import ChunkFlow
+from apiary.bus.outlet import Outlet
+from apiary.wire import Digest, NodeId
+from apiary.wire.chunks import CHUNK_BYTES, digest_of, encode, span
+from apiary.wire.messages import BlobRef, Want
+from apiary.wire.topics import Topics
+from apiary_coordinator.updates.model_server import FEW, GATHER_AT_MOST, LULL, Downlink
+from apiary_edge.transfer.downloads import GAPS, MAX_PAUSE, Downloads
+
+TOPICS = Topics()
+NODE = NodeId("pi")
+IDLE_S = 10.0
+BLOB = bytes(range(256)) * (4 * CHUNK_BYTES // 256)
+DIGEST = digest_of(BLOB)
+
+
+class Recorder:
+    """A bus that is always connected and remembers what was published."""
+
+    connected = True
+    backlog = 0
+
+    def __init__(self) -> None:
+        self.topics: list[str] = []
+
+    def subscribe(self, pattern: str) -> None: ...
+
+    def unsubscribe(self, pattern: str) -> None: ...
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
+        self.topics.append(topic)
+        return True
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        return []
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def node(folder: Path) -> tuple[Downloads, Recorder]:
+    bus = Recorder()
+    downloads = Downloads(
+        NODE, bus=bus, topics=TOPICS, outlet=Outlet(bus, TOPICS), blobs=BlobStore(folder), idle_s=IDLE_S
+    )
+    downloads.fetch(BlobRef(digest=DIGEST, bytes=len(BLOB)), 0.0)
+    return downloads, bus
+
+
+def chunk(index: int) -> bytes:
+    start, end = span(index, len(BLOB))
+    return encode(DIGEST, index, BLOB[start:end])
+
+
+def asked_at(downloads: Downloads, bus: Recorder, begin: float, end: float) -> list[float]:
+    """When the node asked again between two moments, second by second."""
+    found = []
+    for second in range(int(begin), int(end)):
+        before = len(bus.topics)
+        downloads.tick(float(second))
+        found += [float(second)] * (len(bus.topics) - before)
+    return found
+
+
+def test_wish_without_an_answer_is_repeated_after_ever_longer_pauses(tmp_path: Path) -> None:
+    downloads, bus = node(tmp_path)
+    found = asked_at(downloads, bus, 1, 400)
+    pauses = [b - a for a, b in zip([0.0, *found], found, strict=False)]
+    assert pauses == [10, 20, 40, 80, 80, 80, 80]
+    assert max(pauses) == MAX_PAUSE * IDLE_S
+
+
+def test_new_link_is_asked_at_once_and_counts_from_the_shortest_pause(tmp_path: Path) -> None:
+    downloads, bus = node(tmp_path)
+    asked_at(downloads, bus, 1, 200)
+    before = len(bus.topics)
+    downloads.again(200.0)
+    assert len(bus.topics) == before + 1
+    assert asked_at(downloads, bus, 201, 225) == [210.0]
+
+
+def test_slow_link_is_not_asked_for_what_is_on_its_way(tmp_path: Path) -> None:
+    downloads, bus = node(tmp_path)
+    downloads.chunk(DIGEST, 0, chunk(0), 9.0)
+    downloads.chunk(DIGEST, 1, chunk(1), 18.0)
+    # Nine seconds between chunks: the next one may take a while, and is asked for in the end.
+    assert asked_at(downloads, bus, 19, 60) == [18 + GAPS * 9.0]
+    downloads.chunk(DIGEST, 2, chunk(2), 60.0)
+    assert downloads.chunk(DIGEST, 3, chunk(3), 61.0) == DIGEST
+
+
+def downlink(folder: Path, expected: int) -> tuple[Downlink, ChunkFlow]:
+    blobs, flow = BlobStore(folder), ChunkFlow()
+    blobs.put(BLOB)
+    down = Downlink(TOPICS, blobs, flow, gather_s=0.1)
+    down.serve([BlobRef(digest=DIGEST, bytes=len(BLOB))], expected)
+    return down, flow
+
+
+def want(down: Downlink, number: int, now: float) -> None:
+    down.want(NodeId(f"pi-{number}"), Want(digest=DIGEST, missing=[(0, 4)]), now)
+
+
+def test_wishes_that_keep_coming_are_answered_once(tmp_path: Path) -> None:
+    down, flow = downlink(tmp_path, expected=11)
+    sent = 0
+    for i in range(10):
+        want(down, i, now=0.09 * i)
+        down.due(0.09 * i)
+        sent += flow.pump(Recorder(), 1)
+    assert sent == 0
+    due = down.next_due()
+    assert due == pytest.approx(0.81 + LULL * 0.81)
+    down.due(due)
+    assert flow.pump(Recorder(), 1) == 4
+
+
+@pytest.mark.parametrize(("asked", "times"), [(1, FEW - 0.009), (999, 1.009)])
+def test_the_fewer_have_asked_the_longer_others_are_waited_for(
+    tmp_path: Path, asked: int, times: float
+) -> None:
+    down, _ = downlink(tmp_path, expected=1000)
+    for i in range(asked):
+        want(down, i, now=0.0)
+    assert down.next_due() == pytest.approx(0.1 * times)
+
+
+def test_wishes_are_put_off_for_so_long_and_no_longer(tmp_path: Path) -> None:
+    down, flow = downlink(tmp_path, expected=1000)
+    latest = GATHER_AT_MOST * 0.1
+    for i in range(500):
+        want(down, i, now=0.09 * i)
+        if 0.09 * i < latest:
+            assert down.next_due() is not None
+            down.due(0.09 * i)
+            assert flow.waiting(Digest(DIGEST)) == 0
+    down.due(latest)
+    assert flow.waiting(Digest(DIGEST)) == 4
+
+
+def test_one_node_that_asks_again_and_again_puts_nobody_off(tmp_path: Path) -> None:
+    down, flow = downlink(tmp_path, expected=1000)
+    want(down, 1, now=0.0)
+    due = down.next_due()
+    assert due is not None
+    for i in range(10):
+        want(down, 1, now=0.01 * i)
+    assert down.next_due() == due
+    down.due(due)
+    assert flow.waiting(Digest(DIGEST)) == 4
+
+
+def test_everyone_has_asked_so_nothing_is_waited_for(tmp_path: Path) -> None:
+    down, flow = downlink(tmp_path, expected=2)
+    want(down, 1, now=0.0)
+    want(down, 2, now=0.05)
+    down.due(0.05)
+    assert flow.waiting(Digest(DIGEST)) == 4
+
+
+def test_a_blob_that_two_want_is_abandoned_when_neither_does(tmp_path: Path) -> None:
+    downloads, _ = node(tmp_path)
+    downloads.fetch(BlobRef(digest=DIGEST, bytes=len(BLOB)), 0.0, owner="releases")
+    downloads.abandon("round")
+    assert downloads.chunk(DIGEST, 0, chunk(0), 0.0) is None
+    assert list(tmp_path.glob("*.download"))
+    downloads.abandon("releases")
+    assert not list(tmp_path.glob("*.download"))

@@ -1,0 +1,184 @@
+"""A bounded number of uploads at once, none forgotten."""
+
+from __future__ import annotations
+
+from apiary.wire import NodeId
+from apiary.wire.chunks import CHUNK_BYTES, Digest, digest_of, encode, span
+from apiary.wire.messages import BlobRef, Offer, TrainMetrics
+from apiary_coordinator.updates.uploads import MAX_STALLS, GrantNow, Upload, Uploads
+
+SIZE = 2 * CHUNK_BYTES + 5
+
+
+def document(node: str, version: int = 0) -> bytes:
+    return (f"{node}/{version}/".encode() * SIZE)[:SIZE]
+
+
+def offer(node: str, version: int = 0) -> Offer:
+    ref = BlobRef(digest=digest_of(document(node, version)), bytes=SIZE)
+    return Offer(run="r", round=1, update=ref, codec="raw_f32", samples=5, metrics=TrainMetrics(loss=1.0))
+
+
+def give(uploads: Uploads, node: str, index: int, now: float = 0.0) -> Upload:
+    told = offer(node)
+    digest = Digest(told.update.digest)
+    start, end = span(index, SIZE)
+    upload = uploads.receiving(NodeId(node), digest, now)
+    assert upload is not None
+    upload.assembly.accept(index, encode(digest, index, document(node)[start:end]))
+    return upload
+
+
+def complete(uploads: Uploads, node: str) -> list[GrantNow]:
+    for index in range(3):
+        upload = give(uploads, node, index)
+    return uploads.arrived(upload, 0.0)
+
+
+def nodes(grants: list[GrantNow]) -> list[str]:
+    return [g.upload.node for g in grants]
+
+
+def offered(uploads: Uploads, node: str, now: float = 0.0, version: int = 0) -> list[GrantNow]:
+    return uploads.offered(NodeId(node), offer(node, version), now)
+
+
+def test_as_many_as_allowed_are_granted_and_the_rest_wait_in_order() -> None:
+    uploads = Uploads(max_active=2, idle_s=10)
+    assert nodes(offered(uploads, "a")) == ["a"]
+    assert nodes(offered(uploads, "b")) == ["b"]
+    assert offered(uploads, "c") == []
+    assert offered(uploads, "d") == []
+    assert (uploads.active, uploads.waiting) == (2, 2)
+    uploads.drop(NodeId("a"))
+    assert nodes(uploads.freed(1.0)) == ["c"]
+    assert (uploads.active, uploads.waiting) == (2, 1)
+
+
+def test_a_grant_names_all_chunks_first_and_the_missing_ones_later() -> None:
+    uploads = Uploads(1, 10)
+    (grant,) = offered(uploads, "a")
+    assert grant.missing == [(0, 3)]
+    give(uploads, "a", 1)
+    (again,) = offered(uploads, "a")
+    assert again.missing == [(0, 1), (2, 3)]
+    assert again.upload is grant.upload
+
+
+def test_an_offer_repeated_while_it_waits_does_not_lose_its_place() -> None:
+    uploads = Uploads(1, 10)
+    for node in "abc":
+        offered(uploads, node)
+    assert offered(uploads, "b") == []
+    uploads.drop(NodeId("a"))
+    assert nodes(uploads.freed(0.0)) == ["b"]
+
+
+def test_a_complete_upload_is_not_granted_again() -> None:
+    uploads = Uploads(1, 10)
+    offered(uploads, "a")
+    complete(uploads, "a")
+    assert offered(uploads, "a") == []
+    assert uploads.tick(100.0) == []
+
+
+def test_what_has_come_whole_gives_its_place_on_the_wire_to_the_next() -> None:
+    uploads = Uploads(max_active=2, idle_s=10)
+    for node in "abcdef":
+        offered(uploads, node)
+    assert nodes(complete(uploads, "a")) == ["c"]
+    assert nodes(complete(uploads, "b")) == ["d"]
+    # Two have come and are not finished: with those on their way as many as may be here.
+    assert complete(uploads, "c") == []
+    assert (uploads.active, uploads.waiting) == (4, 2)
+    uploads.drop(NodeId("b"))
+    assert nodes(uploads.freed(0.0)) == ["e"]
+
+
+def test_what_came_damaged_is_next_and_takes_nobodys_place() -> None:
+    uploads = Uploads(1, 10)
+    (first,) = offered(uploads, "a")
+    offered(uploads, "b")
+    offered(uploads, "c")
+    assert nodes(complete(uploads, "a")) == ["b"]
+    assert uploads.again(first.upload, (), 0.0) == []
+    (again,) = complete(uploads, "b")
+    assert (again.upload, again.missing) == (first.upload, [(0, 3)])
+
+
+def test_what_came_damaged_is_left_where_its_node_has_another_by_now() -> None:
+    uploads = Uploads(1, 10)
+    (old,) = offered(uploads, "a")
+    complete(uploads, "a")
+    (new,) = offered(uploads, "a", version=1)
+    assert uploads.again(old.upload, (), 0.0) == []
+    assert uploads.receiving(NodeId("a"), new.upload.digest, 0.0) is new.upload
+
+
+def test_another_update_of_the_same_node_replaces_the_first() -> None:
+    uploads = Uploads(1, 10)
+    (old,) = offered(uploads, "a")
+    (new,) = offered(uploads, "a", version=1)
+    assert new.upload.digest != old.upload.digest
+    assert uploads.receiving(NodeId("a"), old.upload.digest, 0.0) is None
+    assert uploads.active == 1
+
+
+def test_superseded_gives_back_only_another_update() -> None:
+    uploads = Uploads(1, 10)
+    (grant,) = offered(uploads, "a")
+    assert uploads.superseded(NodeId("a"), grant.upload.digest) is None
+    assert uploads.superseded(NodeId("b"), grant.upload.digest) is None
+    assert uploads.superseded(NodeId("a"), Digest("0" * 64)) is grant.upload
+    assert uploads.active == 0
+
+
+def test_chunks_that_nobody_asked_for_have_no_upload() -> None:
+    uploads = Uploads(1, 10)
+    offered(uploads, "a")
+    offered(uploads, "b")
+    digest = Digest(offer("b").update.digest)
+    assert uploads.receiving(NodeId("b"), digest, 0.0) is None
+    assert uploads.receiving(NodeId("z"), digest, 0.0) is None
+
+
+def test_what_stalls_is_asked_for_again_after_the_idle_time_and_not_before() -> None:
+    uploads = Uploads(2, 10)
+    offered(uploads, "a", now=0.0)
+    assert uploads.tick(9.9) == []
+    (grant,) = uploads.tick(10.0)
+    assert grant.missing == [(0, 3)]
+    assert uploads.tick(19.9) == []
+    give(uploads, "a", 0, now=19.0)
+    assert uploads.tick(28.9) == []
+    assert [g.missing for g in uploads.tick(29.0)] == [[(1, 3)]]
+
+
+def test_after_several_stalls_others_go_first_and_it_is_not_forgotten() -> None:
+    uploads = Uploads(1, 10)
+    offered(uploads, "a")
+    offered(uploads, "b")
+    granted = [nodes(uploads.tick(10.0 * (i + 1))) for i in range(MAX_STALLS)]
+    assert granted == [["a"]] * (MAX_STALLS - 1) + [["b"]]
+    uploads.drop(NodeId("b"))
+    assert nodes(uploads.freed(99.0)) == ["a"]
+
+
+def test_who_stalls_alone_keeps_its_place() -> None:
+    uploads = Uploads(1, 10)
+    offered(uploads, "a")
+    assert [nodes(uploads.tick(10.0 * (i + 1))) for i in range(6)] == [["a"]] * 6
+
+
+def test_a_chunk_ends_the_count_of_stalls() -> None:
+    uploads = Uploads(1, 10)
+    offered(uploads, "a")
+    offered(uploads, "b")
+    for i in range(MAX_STALLS - 1):
+        uploads.tick(10.0 * (i + 1))
+    give(uploads, "a", 0, now=25.0)
+    assert nodes(uploads.tick(35.0)) == ["a"]
+
+
+def test_dropping_whom_nobody_knows_is_nothing() -> None:
+    assert Uploads(1, 10).drop(NodeId("z")) is None

@@ -1,0 +1,410 @@
+"""Live prediction with a stand-in model: what is looked at, told, swapped, refused and published."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apiary.errors import ModelError
+from apiary.learn.manifest import PictureInput
+from apiary.wire import NodeId
+from apiary.wire.messages import Prediction
+from apiary.wire.topics import Topics
+from apiary_edge.capture.job import CaptureTold
+from apiary_edge.predicting import home_assistant, model_files
+from apiary_edge.predicting.changes import Changes
+from apiary_edge.predicting.child import Predicting
+from apiary_edge.predicting.feature import Predicting as Feature
+from apiary_edge.predicting.feature import PredictionSays, prediction_of
+from apiary_edge.predicting.job import Line, PredictTold, parse
+from apiary_edge.predicting.live import AGAIN_S, LOOK_EVERY_S, SHOWN, Bytes, Live
+from apiary_edge.predicting.model_files import ModelFile, Personal
+from apiary_edge.predicting.models import Answered, Model
+
+LABELS = ("cat", "dog", "fox")
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_file(name: str, **more: object) -> ModelFile:
+    fields = {"kind": "trainer", "name": name, "digest": digest(name), "file": Path("x"), "labels": LABELS}
+    return ModelFile.model_validate({**fields, **more})
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class StandIn:
+    """A model whose answer is the frame's first pixels; `broken` raises."""
+
+    squashes = True
+
+    def __init__(self, found: ModelFile, renews: bool = False):
+        self.input = PictureInput(height=4, width=4, channels=3)
+        self.found = found
+        self.renews = renews
+        self.broken: str | None = None
+        self.closed = False
+
+    def predict(self, frame: Bytes) -> Answered:
+        if self.broken:
+            raise ModelError(self.broken)
+        values = frame.reshape(-1)[:3].astype(np.float64) + 1
+        values = values / values.sum()
+        return Answered(dict(zip(self.found.labels, map(float, values), strict=True)), 1.5, 2.5)
+
+    def renew(self, found: ModelFile) -> bool:
+        if self.renews:
+            self.found = found
+        return self.renews
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def frame(cat: int, dog: int, fox: int = 0) -> Bytes:
+    made = np.zeros((8, 8, 3), np.uint8)
+    made[0, 0] = (cat, dog, fox)
+    return made
+
+
+class Scene:
+    """A node's folder, a clock, what was told, and the models that were opened."""
+
+    def __init__(self, tmp_path: Path, **changes: float):
+        self.folder = tmp_path
+        self.clock = Clock()
+        self.told: list[PredictTold] = []
+        self.opened: list[StandIn] = []
+        self.refuses: set[str] = set()
+        self.renews = False
+        wishes = {"every_s": 0.0, "least": 0.0, "repeat_s": 1.0, **changes}
+        self.live = Live(
+            tmp_path,
+            self.told.append,
+            Changes(**wishes),
+            fps=5,
+            min_probability=0.5,
+            clock=self.clock,
+            wall=lambda: 1_700_000_000.0 + self.clock.now,
+            opening=self.open,
+        )
+
+    def open(self, found: ModelFile) -> Model:
+        if found.name in self.refuses:
+            raise ModelError("it is torn")
+        self.opened.append(StandIn(found, self.renews))
+        return self.opened[-1]
+
+    def publish(self, found: ModelFile) -> None:
+        file = model_files.newest_file(self.folder)
+        file.parent.mkdir(exist_ok=True)
+        fresh = file.with_suffix(".part")
+        fresh.write_text(found.model_dump_json())
+        fresh.replace(file)
+
+    def turn(self, pixels: Bytes | None = None, after_s: float = LOOK_EVERY_S) -> None:
+        self.clock.now += after_s
+        if pixels is not None:
+            self.live.offer(pixels)
+        self.live.turn()
+
+    def kinds(self) -> list[str]:
+        return [told.kind for told in self.told]
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_nothing_is_predicted_before_there_is_a_model_and_then_the_last_frame(scene: Scene) -> None:
+    scene.turn(frame(200, 10))
+    assert scene.live.newest is None and scene.told == []
+    with pytest.raises(ModelError, match="no model yet"):
+        scene.live.classify(lambda model: frame(1, 2))
+    scene.publish(model_file("round 1"))
+    scene.turn()
+    shown = scene.live.newest
+    assert shown is not None and shown.label == "cat" and shown.number == 1
+    assert scene.kinds() == ["model", "said"]
+    assert shown.jpeg()[:2] == b"\xff\xd8"
+
+
+def test_a_newer_model_is_swapped_in_and_looks_at_the_same_frame(scene: Scene) -> None:
+    scene.publish(model_file("round 1"))
+    scene.turn(frame(200, 10))
+    scene.publish(model_file("round 2"))
+    scene.turn()
+    assert [m.found.name for m in scene.opened] == ["round 1", "round 2"] and scene.opened[0].closed
+    assert scene.live.newest is not None and scene.live.newest.model.name == "round 2"
+    scene.turn()
+    assert scene.live.newest.number == 2, "the same frame and the same model are not looked at again"
+
+
+def test_weights_of_the_same_build_are_taken_without_opening_anything(scene: Scene) -> None:
+    scene.renews = True
+    scene.publish(model_file("round 1"))
+    scene.turn(frame(200, 10))
+    scene.publish(model_file("round 2"))
+    scene.turn()
+    assert len(scene.opened) == 1 and scene.live.model is not None and scene.live.model.name == "round 2"
+
+
+def test_a_model_that_does_not_load_is_told_once_and_the_last_good_one_stays(scene: Scene) -> None:
+    scene.publish(model_file("round 1"))
+    scene.turn(frame(200, 10))
+    scene.refuses = {"round 2"}
+    scene.publish(model_file("round 2"))
+    for i in range(5):
+        scene.turn(frame(i, 200))
+    assert scene.kinds().count("refused") == 1
+    assert scene.live.model is not None and scene.live.model.name == "round 1" and not scene.opened[0].closed
+    assert scene.live.newest is not None and scene.live.newest.label == "dog"
+    assert scene.live.trouble == "round 2 cannot be used: it is torn; going on with round 1"
+    scene.turn(after_s=AGAIN_S)
+    assert scene.kinds().count("refused") == 1, "tried again, and for the same reason not told again"
+    scene.refuses = set()
+    scene.turn(after_s=AGAIN_S)
+    assert scene.live.model.name == "round 2" and scene.live.trouble is None
+
+
+def test_a_bad_model_that_is_taken_back_is_no_trouble_any_more(scene: Scene) -> None:
+    good = model_file("round 1")
+    scene.publish(good)
+    scene.turn(frame(200, 10))
+    scene.refuses = {"round 2"}
+    scene.publish(model_file("round 2"))
+    scene.turn()
+    assert scene.live.trouble is not None
+    scene.publish(good)
+    scene.turn()
+    assert scene.live.trouble is None and len(scene.opened) == 1
+
+
+def test_a_model_that_stops_answering_is_told_once_and_opened_again(scene: Scene) -> None:
+    scene.publish(model_file("round 1"))
+    scene.turn(frame(200, 10))
+    scene.opened[0].broken = "the program crashed"
+    for i in range(5):
+        scene.turn(frame(200, i))
+    assert scene.kinds().count("refused") == 1 and scene.live.trouble == "the program crashed"
+    scene.turn(frame(200, 0), after_s=AGAIN_S)
+    assert len(scene.opened) == 2 and scene.live.trouble is None
+
+
+def test_frames_that_come_faster_are_passed_over_and_the_newest_counts(scene: Scene) -> None:
+    scene.publish(model_file("round 1"))
+    scene.turn(frame(200, 10))
+    for i in range(9):
+        scene.turn(frame(i, 200), after_s=0.02)
+    scene.turn(frame(7, 0), after_s=0.05)
+    assert scene.live.newest is not None and scene.live.newest.number == 2
+    assert int(scene.live.newest.frame[0, 0, 0]) == 7
+
+
+def test_only_the_last_few_frames_are_kept(scene: Scene) -> None:
+    scene.publish(model_file("round 1"))
+    for i in range(10):
+        scene.turn(frame(i, 200))
+    assert [n for n in range(11) if scene.live.shown(n)] == list(range(11 - SHOWN, 11))
+
+
+def test_an_improbable_label_is_none(scene: Scene) -> None:
+    scene.publish(model_file("round 1"))
+    scene.turn(frame(40, 41, 42))
+    said = scene.told[-1]
+    assert said.label is None and said.probability < 0.5 and said.top[0][0] == "fox"
+    assert prediction_of(said).label is None
+
+
+def test_a_message_says_words_and_numbers_and_survives_the_way(scene: Scene) -> None:
+    scene.publish(model_file("round 1"))
+    scene.turn(frame(200, 10))
+    line = scene.told[-1].model_dump_json(exclude_defaults=True).encode()
+    told = parse(line)
+    assert isinstance(told, PredictTold)
+    sent = Prediction.decode(prediction_of(told).encode(), who="test")
+    assert sent.label == "cat" and sent.model == digest("round 1") and sent.ms == 4.0
+    assert [t.label for t in sent.top] == ["cat", "dog", "fox"]
+    rounded = told.model_copy(update={"probability": 1.0000001, "top": [("cat", 1.0000001)]})
+    assert prediction_of(rounded).probability == 1.0
+    assert parse(b"INFO: Created TensorFlow Lite XNNPACK delegate\n") is None
+
+
+class Child:
+    """The predicting process, as far as it is heard: what it says is laid into `lines`."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+    def tick(self, now: float) -> None:
+        pass
+
+    def collect(self) -> list[Line]:
+        said, self.lines = self.lines, []
+        return said
+
+    def is_over(self, told: Line) -> bool:
+        return told.kind == "failed"
+
+
+def test_the_status_names_the_model_that_answers_and_no_other() -> None:
+    child = Child()
+    link: Any = SimpleNamespace(node="pi")
+    process: Any = child
+    part = Feature(link, process, camera=None, says=PredictionSays(), publish=False)
+
+    def after(*lines: Line) -> object:
+        child.lines += lines
+        part.tick(0.0)
+        return part.status().get("model")
+
+    assert after() is None
+    assert after(PredictTold(kind="model", text="round 3 of run r", model=digest("a"))) == "round 3 of run r"
+    tuned = PredictTold(kind="model", text="round 4 of run r", model=digest("b"), personal=True)
+    assert after(tuned) == "round 4 of run r (tuned)"
+    assert after(PredictTold(kind="refused", text="damaged", model=digest("c"))) == "round 4 of run r (tuned)"
+    assert after(CaptureTold(kind="gone", text="no camera")) == "round 4 of run r (tuned)"
+    assert after(PredictTold(kind="model", text="x" * 900)) == "x" * 500
+    assert after(CaptureTold(kind="failed", text="no such setting")) is None
+
+
+# -- which model -----------------------------------------------------------------------------------------
+
+
+def write(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def test_a_release_goes_before_the_personal_model_and_that_before_the_newest(tmp_path: Path) -> None:
+    assert model_files.chosen(tmp_path) is None
+    newest = model_file("round 3", accuracy=0.8)
+    write(model_files.newest_file(tmp_path), newest.model_dump_json())
+    assert model_files.chosen(tmp_path) == newest
+    tuned = Personal(
+        of=newest.digest, file=Path("/p"), digest=digest("p"), accuracy_global=0.7, accuracy_personal=0.9
+    )
+    write(model_files.personal_file(tmp_path), tuned.model_dump_json())
+    chosen = model_files.chosen(tmp_path)
+    assert chosen is not None and chosen.personal and chosen.digest == digest("p") and chosen.accuracy == 0.9
+    for worse in ({"accuracy_personal": 0.7}, {"of": digest("another")}, {"digest": None}):
+        write(model_files.personal_file(tmp_path), tuned.model_copy(update=worse).model_dump_json())
+        assert model_files.chosen(tmp_path) == newest
+    slot = {"v": 1, "kind": "tflite", "file": "abc", "labels": list(LABELS), "release": "june"}
+    write(model_files.slot_file(tmp_path), {**slot, "digest": digest("r"), "accuracy": None, "attempt": 1})
+    chosen = model_files.chosen(tmp_path)
+    assert chosen is not None and chosen.name == "release june"
+    assert chosen.file == tmp_path / "slots" / "abc"
+
+
+@pytest.mark.parametrize("torn", ["", "{", '{"kind":"pickle"}', "[]", '{"labels":[]}', "x" * 2**21])
+def test_a_description_that_does_not_hold_is_as_good_as_none(tmp_path: Path, torn: str) -> None:
+    write(model_files.newest_file(tmp_path), model_file("round 1").model_dump_json())
+    for file in (model_files.slot_file(tmp_path), model_files.personal_file(tmp_path)):
+        write(file, torn)
+    found = model_files.chosen(tmp_path)
+    assert found is not None and found.name == "round 1"
+    write(model_files.labels_file(tmp_path), torn)
+    assert model_files.known_labels(tmp_path) == LABELS
+
+
+# -- what is worth a message -----------------------------------------------------------------------------
+
+
+def test_news_is_another_label_or_a_move_and_never_too_often() -> None:
+    changes = Changes(every_s=2.0, least=0.1, repeat_s=60.0)
+    asked = [
+        (0.0, "cat", 0.90, True),  # the first
+        (1.0, "dog", 0.90, False),  # news, but too soon
+        (2.0, "dog", 0.90, True),
+        (9.0, "dog", 0.95, False),  # not moved enough
+        (10.0, "dog", 0.79, True),
+        (12.0, None, 0.79, True),  # not sure any more
+        (20.0, None, 0.79, False),
+        (72.0, None, 0.79, True),  # who came later has not heard it
+    ]
+    assert [changes.due("m", label, p, now) for now, label, p, _ in asked] == [due for *_, due in asked]
+    assert changes.due("another model", None, 0.79, 74.0)
+
+
+def test_a_label_that_flickers_is_said_at_the_given_rate() -> None:
+    changes = Changes(every_s=2.0, least=0.1, repeat_s=60.0)
+    said = sum(changes.due("m", "ab"[i % 2], 0.9, i / 5) for i in range(500))  # 100 s at 5 frames/s
+    assert 40 <= said <= 50
+
+
+# -- Home Assistant --------------------------------------------------------------------------------------
+
+# Keys of MQTT sensors and of discovery, as home-assistant.io/integrations/{sensor.mqtt,mqtt} name them.
+SENSOR_KEYS = {
+    "availability", "availability_mode", "availability_template", "availability_topic", "default_entity_id",
+    "device", "device_class", "enabled_by_default", "encoding", "entity_category", "entity_picture",
+    "expire_after", "force_update", "icon", "json_attributes_template", "json_attributes_topic",
+    "last_reset_value_template", "name", "object_id", "options", "origin", "payload_available",
+    "payload_not_available", "platform", "qos", "state_class", "state_topic",
+    "suggested_display_precision", "unique_id", "unit_of_measurement", "value_template",
+}  # fmt: skip
+DEVICE_KEYS = {
+    "configuration_url", "connections", "hw_version", "identifiers", "manufacturer", "model", "model_id",
+    "name", "serial_number", "suggested_area", "sw_version", "via_device",
+}  # fmt: skip
+AVAILABILITY_KEYS = {"payload_available", "payload_not_available", "topic", "value_template"}
+ORIGIN_KEYS = {"name", "sw_version", "support_url"}
+
+
+def test_the_discovery_payload_has_only_keys_that_home_assistant_knows() -> None:
+    topics = Topics("garden")
+    found = home_assistant.configs("homeassistant", topics, NodeId("pi.7"))
+    assert list(found) == [
+        "homeassistant/sensor/pi_7/garden_prediction/config",
+        "homeassistant/sensor/pi_7/garden_probability/config",
+    ]
+    assert len({c["unique_id"] for c in found.values()}) == 2
+    for config in found.values():
+        assert set(config) <= SENSOR_KEYS and {"state_topic", "unique_id", "device", "origin"} <= set(config)
+        assert set(config["device"]) <= DEVICE_KEYS and config["device"]["identifiers"]
+        assert set(config["origin"]) <= ORIGIN_KEYS and config["origin"]["name"]
+        assert not {"availability_topic", "availability"} <= set(config), "they exclude each other"
+        assert all(set(one) <= AVAILABILITY_KEYS for one in config["availability"])
+        assert config["state_topic"] == "apiary/garden/node/pi.7/prediction"
+        assert config["availability"][0]["topic"] == "apiary/garden/node/pi.7/status"
+        json.dumps(config)
+    label, probability = found.values()
+    assert "value_json.label" in label["value_template"] and "unit_of_measurement" not in label
+    assert probability["state_class"] == "measurement" and probability["unit_of_measurement"] == "%"
+
+
+def test_a_predicting_thread_that_fails_ends_its_child_with_the_reason() -> None:
+    """It died alone: the child went on to say that it is alive, and predicted nothing ever more."""
+    stop = threading.Event()
+
+    def fail(stop: threading.Event) -> None:
+        raise MemoryError("for a frame")
+
+    predicting = Predicting(fail, stop)
+    assert stop.wait(5)
+    with pytest.raises(MemoryError, match="for a frame"):
+        predicting.join()
+
+
+def test_a_predicting_thread_that_is_stopped_is_well() -> None:
+    stop = threading.Event()
+    predicting = Predicting(lambda stop: stop.wait(5) and None, stop)
+    stop.set()
+    predicting.join()

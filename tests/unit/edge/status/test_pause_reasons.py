@@ -1,0 +1,26 @@
+"""Reasons not to train: who gave them, what changes, what is said."""
+
+from __future__ import annotations
+
+from apiary_edge.status.pause_reasons import Holds
+
+
+def test_it_trains_while_nobody_holds_it() -> None:
+    assert Holds().why is None
+
+
+def test_all_reasons_are_said_and_each_is_taken_back_by_who_gave_it() -> None:
+    holds = Holds()
+    assert holds.set("heat", "84 degrees")
+    assert holds.set("operator", "paused by anna")
+    assert holds.why == "84 degrees; paused by anna"
+    assert holds.set("heat", None)
+    assert holds.why == "paused by anna"
+
+
+def test_saying_the_same_again_changes_nothing() -> None:
+    holds = Holds()
+    holds.set("heat", "84 degrees")
+    assert not holds.set("heat", "84 degrees")
+    assert holds.set("heat", "85 degrees")
+    assert not holds.set("operator", None)
