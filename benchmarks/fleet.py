@@ -34,16 +34,16 @@ from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
 from apiary.wire.messages import Announcement, BlobRef, Message, RoundResult, TrainMetrics
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_coordinator.journal import Journal
-from apiary_coordinator.model.builder import Artefacts, Judgement
+from apiary_coordinator.model.builder import Evaluation, ExportedModel
 from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.worker import ThreadWorker
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge
 from apiary_edge.service import will as edge_will
-from apiary_edge.training.job import Told, TrainJob
+from apiary_edge.training.job import TrainingEvent, TrainJob
 from apiary_edge.transfer.outbox import Outbox
 
 SAMPLES = 20
@@ -92,12 +92,12 @@ class Workshop:
     def check(self) -> None:
         """Nothing that could be refused."""
 
-    def build(self) -> Artefacts:
+    def build(self) -> ExportedModel:
         rng = np.random.default_rng(0)
         initial = Weights(
             {n: rng.normal(scale=SCALE, size=s).astype(np.float32) for n, s in self._shapes.items()}
         )
-        return Artefacts(
+        return ExportedModel(
             labels=("a", "b"),
             manifest=self._keep(self._manifest().encode()),
             trainer=self._keep(b"a trainer" * 1000),
@@ -105,13 +105,13 @@ class Workshop:
             initial=self._keep(blob.encode(initial)),
         )
 
-    def manifest(self, artefacts: Artefacts) -> Manifest:
+    def manifest(self, artefacts: ExportedModel) -> Manifest:
         return self._manifest()
 
-    def evaluate(self, artefacts: Artefacts, weights: Weights) -> Judgement:
-        return Judgement(0.5, 0.5, {})
+    def evaluate(self, artefacts: ExportedModel, weights: Weights) -> Evaluation:
+        return Evaluation(0.5, 0.5, {})
 
-    def finish(self, artefacts: Artefacts, weights: Weights, folder: Path) -> dict[str, Any]:
+    def finish(self, artefacts: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
         return {}
 
     def _manifest(self) -> Manifest:
@@ -144,7 +144,7 @@ class NoTraining:
     """
 
     def __init__(self) -> None:
-        self._told: list[Told] = []
+        self._told: list[TrainingEvent] = []
 
     def start(self, job: TrainJob) -> None:
         head, body = update_of(memoryview(job.model.read_bytes()), job.run, job.round, job.node)
@@ -152,7 +152,7 @@ class NoTraining:
         name.update(body)
         write_atomic(job.out / "update.blob", [head, body])
         self._told = [
-            Told(
+            TrainingEvent(
                 kind="done",
                 digest=name.hexdigest(),
                 bytes=len(head) + len(body),
@@ -161,7 +161,7 @@ class NoTraining:
             )
         ]
 
-    def collect(self) -> list[Told]:
+    def collect(self) -> list[TrainingEvent]:
         told, self._told = self._told, []
         return told
 
@@ -195,7 +195,7 @@ class Stopwatch:
     once_bytes: tuple[int, ...] = ()
     """Blobs that are the same in each round."""
 
-    def tap(self, kind: Kind, node: NodeId | None, message: Message) -> None:
+    def tap(self, kind: TopicKind, node: NodeId | None, message: Message) -> None:
         now = time.perf_counter()
         if isinstance(message, Announcement):
             self.phases.append((message.round, message.state, now))

@@ -42,7 +42,7 @@ from apiary.wire.messages import (
     TrainMetrics,
     Want,
 )
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_edge.service import RECEIVE_MAXIMUM
 from apiary_edge.service import will as edge_will
 
@@ -82,7 +82,12 @@ class LightNode:
         self._coming: Assembly | None = None
         self._update: tuple[bytes, memoryview] = (b"", memoryview(b""))
         self._offered: Digest | None = None
-        for kind in (Kind.NODE_NOTICE, Kind.NODE_GRANT, Kind.NODE_RECEIPT, Kind.ROUND_CURRENT):
+        for kind in (
+            TopicKind.NODE_NOTICE,
+            TopicKind.NODE_GRANT,
+            TopicKind.NODE_RECEIPT,
+            TopicKind.ROUND_CURRENT,
+        ):
             bus.subscribe(self._topics.pattern(kind, node=self.node))
 
     def step(self, timeout_s: float) -> None:
@@ -100,20 +105,20 @@ class LightNode:
     def _received(self, event: Received) -> None:
         topic = self._topics.parse(event.topic)
         match topic.kind:
-            case Kind.CHUNK_DOWN if self._coming is not None and topic.index is not None:
+            case TopicKind.CHUNK_DOWN if self._coming is not None and topic.index is not None:
                 if topic.digest == self._coming.digest and self._coming.accept(topic.index, event.payload):
                     self._models.keep(topic.index, event.payload)
                     if self._coming.complete:
                         self._trained()
-            case Kind.ROUND_CURRENT:
+            case TopicKind.ROUND_CURRENT:
                 told = _announcement(event.payload)
                 if told.cohort is not None and self.node in told.cohort:
                     self._announced(told)
-            case Kind.NODE_NOTICE:
+            case TopicKind.NODE_NOTICE:
                 notice = Notice.decode(event.payload, who="coordinator")
                 if notice.announcement is not None and notice.invited:
                     self._announced(notice.announcement)
-            case Kind.NODE_GRANT:
+            case TopicKind.NODE_GRANT:
                 grant = Grant.decode(event.payload, who="coordinator")
                 if grant.digest == self._offered:
                     head, body = self._update
@@ -122,12 +127,12 @@ class LightNode:
                         len(head) + len(body),
                         grant.missing,
                         topic=lambda i: self._topics.build(
-                            Kind.CHUNK_UP, node=self.node, digest=Digest(grant.digest), index=i
+                            TopicKind.CHUNK_UP, node=self.node, digest=Digest(grant.digest), index=i
                         ),
                         read=_reader(head, body),
                         patient=True,
                     )
-            case Kind.NODE_RECEIPT:
+            case TopicKind.NODE_RECEIPT:
                 receipt = Receipt.decode(event.payload, who="coordinator")
                 if receipt.digest == self._offered:
                     assert receipt.state in ("accepted", "duplicate"), receipt
@@ -145,7 +150,7 @@ class LightNode:
         self._status("training")
         self._models.begin(told.model)
         self._coming = Assembly(Digest(told.model.digest), told.model.bytes)
-        self._bus.subscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=self._coming.digest))
+        self._bus.subscribe(self._topics.pattern(TopicKind.CHUNK_DOWN, digest=self._coming.digest))
         self._say(Want(digest=told.model.digest, missing=self._coming.missing()))
 
     def _trained(self) -> None:
@@ -153,7 +158,7 @@ class LightNode:
         told, coming = self._told, self._coming
         assert told is not None
         assert coming is not None
-        self._bus.unsubscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=coming.digest))
+        self._bus.unsubscribe(self._topics.pattern(TopicKind.CHUNK_DOWN, digest=coming.digest))
         self._coming = None
         head, body = update_of(memoryview(self._models.data), told.run, told.round, self.node)
         name = hashlib.sha256(head)

@@ -34,11 +34,11 @@ from apiary.files import sha256_of
 from apiary.identity.release_key import seal
 from apiary.settings import Settings, load_settings
 from apiary.wire.messages import Prediction, ReleaseCurrent
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_cli.datasets.partition import Layout, materialise
 from apiary_cli.demo.federation import LocalFederation
 from apiary_cli.demo.presets import PRESETS
-from apiary_cli.demo.release import Rolling, settings_for, table_of
+from apiary_cli.demo.release import RolloutFollower, settings_for, table_of
 from apiary_edge.releases.store import current
 
 NODES = 5
@@ -56,7 +56,7 @@ class Stage:
     layout: Layout
     settings: Settings
     federation: LocalFederation
-    rolling: Rolling
+    rolling: RolloutFollower
     run: Path
 
     def has(self) -> dict[str, str]:
@@ -171,7 +171,7 @@ def predictions(on: Stage, digest: str) -> None:
     seen: dict[str, Prediction] = {}
     until = time.monotonic() + 90
     with somebody(on) as bus:
-        bus.subscribe(on.settings.topics.pattern(Kind.NODE_PREDICTION))
+        bus.subscribe(on.settings.topics.pattern(TopicKind.NODE_PREDICTION))
         while len(seen) < NODES:
             check(time.monotonic() < until, f"only {sorted(seen)} predict with the release")
             for node in on.layout.nodes:
@@ -237,7 +237,7 @@ def tampered(on: Stage) -> None:
 def forged(on: Stage) -> None:
     say("\n5. a release that somebody else signed, for the whole fleet at once")
     before = on.has()
-    topic = on.settings.topics.build(Kind.RELEASE_CURRENT)
+    topic = on.settings.topics.build(TopicKind.RELEASE_CURRENT)
     with somebody(on) as bus:
         bus.subscribe(topic)
         heard = wait_for(bus)
@@ -352,7 +352,7 @@ def _run(folder: Path, layout: Layout, federation: LocalFederation, api: EdgeImp
     say(f"Its model went to (a stand-in of) Edge Impulse; {program.name} came back, {size} bytes.")
     federation.start_coordinator("--stay")
     settings = load_settings(federation.settings_file).settings
-    return Stage(folder, layout, settings, federation, Rolling(settings, federation, say), run)
+    return Stage(folder, layout, settings, federation, RolloutFollower(settings, federation, say), run)
 
 
 if __name__ == "__main__":

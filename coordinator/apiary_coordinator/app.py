@@ -6,29 +6,35 @@ from collections.abc import Sequence
 
 from apiary.plugins import load
 from apiary_coordinator.feature import Desk, Feature
-from apiary_coordinator.monitoring.watchdog import Vigil
-from apiary_coordinator.operators.node_commands import Commanding
-from apiary_coordinator.operators.requests import Operators
+from apiary_coordinator.monitoring.watchdog import Watchdog
+from apiary_coordinator.operators.node_commands import NodeCommands
+from apiary_coordinator.operators.requests import OperatorRequests
 from apiary_coordinator.publishers.base import PACKAGE as PUBLISHERS
 from apiary_coordinator.releases import operations
 from apiary_coordinator.releases.ledger import Ledger
-from apiary_coordinator.releases.service import Releasing, policy_of
-from apiary_coordinator.releases.signer import Certified, Sealer, Voice
-from apiary_coordinator.schedule.queue import Runs, Workshops
+from apiary_coordinator.releases.service import ReleaseService, policy_of
+from apiary_coordinator.releases.signer import CertificateSigner, ReleaseKeySigner, ReleaseSigner
+from apiary_coordinator.schedule.queue import ModelBuilders, RunQueue
 from apiary_coordinator.schedule.runbook import RunBook
 
 
-def features(desk: Desk, workshops: Workshops | None = None) -> Sequence[Feature]:
+def features(desk: Desk, workshops: ModelBuilders | None = None) -> Sequence[Feature]:
     """Every feature that the settings ask for; with `workshops` runs begin one after another.
 
     Raises SettingsError.
     """
     for name in desk.settings.publish.after_run:
         load(PUBLISHERS, name)  # a name that is none is said now, not after hours of training
-    operators = Operators(desk.outlet, desk.clock)
-    runs = Runs(desk, operators, RunBook(desk.journal), workshops)
-    vigil = Vigil(desk)
-    found: list[Feature] = [operators, runs, Commanding(desk, operators), _releasing(desk, operators), vigil]
+    operators = OperatorRequests(desk.outlet, desk.clock)
+    runs = RunQueue(desk, operators, RunBook(desk.journal), workshops)
+    vigil = Watchdog(desk)
+    found: list[Feature] = [
+        operators,
+        runs,
+        NodeCommands(desk, operators),
+        _releasing(desk, operators),
+        vigil,
+    ]
     if desk.settings.metrics.port is not None:
         # Only here: its library is loaded where it is used.
         from apiary_coordinator.monitoring.prometheus import Metrics
@@ -37,11 +43,11 @@ def features(desk: Desk, workshops: Workshops | None = None) -> Sequence[Feature
     return found
 
 
-def _releasing(desk: Desk, operators: Operators) -> Releasing:
+def _releasing(desk: Desk, operators: OperatorRequests) -> ReleaseService:
     state, chosen = desk.settings.coordinator.state_dir, desk.settings.release
-    voice: Voice = Certified(desk)
+    voice: ReleaseSigner = CertificateSigner(desk)
     if desk.settings.security.ca is None:
-        voice = Sealer(desk, state / "release-key.pem")
-    releasing = Releasing(chosen, desk, Ledger(state, policy_of(chosen)), voice)
+        voice = ReleaseKeySigner(desk, state / "release-key.pem")
+    releasing = ReleaseService(chosen, desk, Ledger(state, policy_of(chosen)), voice)
     operations.register(operators, releasing, desk)
     return releasing

@@ -10,12 +10,12 @@ from apiary.blobs import BlobStore
 from apiary.bus.bus import Bus, Received
 from apiary.bus.outlet import Outlet
 from apiary.settings import Settings
-from apiary.wire.topics import Kind, Topic, Topics
+from apiary.wire.topics import Topic, TopicKind, Topics
 from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.run.assignment import Assignment
-from apiary_coordinator.run.run import Course
-from apiary_coordinator.updates.model_server import Downlink
+from apiary_coordinator.run.run import Run
+from apiary_coordinator.updates.model_server import ModelServer
 from apiary_coordinator.worker import Worker
 
 
@@ -29,13 +29,13 @@ class Desk:
     outlet: Outlet
     journal: Journal
     blobs: BlobStore
-    down: Downlink
+    down: ModelServer
     roster: Roster
     worker: Worker
     clock: Callable[[], float]
     wall: Callable[[], float]
     epoch: str
-    course: Callable[[], Course | None]
+    course: Callable[[], Run | None]
     """The run that is under way, if any."""
     begin: Callable[[Assignment], None]
     """Start a run where none is under way."""
@@ -47,7 +47,7 @@ class Feature:
     No call may block the loop: what takes longer than some milliseconds is given to the desk's worker.
     """
 
-    kinds: tuple[Kind, ...] = ()
+    kinds: tuple[TopicKind, ...] = ()
     """Topics that it takes, of all nodes or operators."""
 
     def start(self, now: float) -> None:

@@ -12,26 +12,26 @@ from apiary.bus.outlet import Tap
 from apiary.complaints import Complaints
 from apiary.wire import NodeId
 from apiary.wire.messages import Ask, CoordinatorStatus, NodeStatus, Notice, Offer, Progress, Want
-from apiary.wire.topics import Kind, Topic
+from apiary.wire.topics import Topic, TopicKind
 from apiary_coordinator.feature import Desk
 from apiary_coordinator.round.collector import receipt
-from apiary_coordinator.run.run import Course
+from apiary_coordinator.run.run import Run
 
 log = logging.getLogger(__name__)
 
 TAKEN: Final = (
-    Kind.NODE_STATUS,
-    Kind.NODE_ASK,
-    Kind.NODE_WANT,
-    Kind.NODE_OFFER,
-    Kind.NODE_PROGRESS,
-    Kind.CHUNK_UP,
-    Kind.COORDINATOR_STATUS,
+    TopicKind.NODE_STATUS,
+    TopicKind.NODE_ASK,
+    TopicKind.NODE_WANT,
+    TopicKind.NODE_OFFER,
+    TopicKind.NODE_PROGRESS,
+    TopicKind.CHUNK_UP,
+    TopicKind.COORDINATOR_STATUS,
 )
 _CLOCK_OFF_S: Final = 3600.0
 
 
-class Reception:
+class Inbox:
     """Called on the loop. `here` says again that this coordinator is online."""
 
     def __init__(self, desk: Desk, complaints: Complaints, *, tap: Tap, here: Callable[[], None]):
@@ -43,20 +43,20 @@ class Reception:
     def received(self, topic: Topic, event: Received) -> None:
         """Take a message. Raises WireError, StoreError."""
         now, node, course = self._desk.clock(), topic.node, self._desk.course()
-        if topic.kind is Kind.COORDINATOR_STATUS:
+        if topic.kind is TopicKind.COORDINATOR_STATUS:
             self._other_coordinator(event)
             return
         if node is None:
             return
-        if not event.retained and topic.kind not in (Kind.CHUNK_UP, Kind.NODE_STATUS):
+        if not event.retained and topic.kind not in (TopicKind.CHUNK_UP, TopicKind.NODE_STATUS):
             self._desk.roster.hear(node, self._desk.wall())
         who = f"node {node}"
         match topic.kind:
-            case Kind.CHUNK_UP:
+            case TopicKind.CHUNK_UP:
                 live = course.live if course is not None else None
                 if live is not None and topic.digest is not None and topic.index is not None:
                     live.collection.chunk(node, topic.digest, topic.index, event.payload, now)
-            case Kind.NODE_STATUS:
+            case TopicKind.NODE_STATUS:
                 if event.payload:
                     status = NodeStatus.decode(event.payload, who=who)
                     self._node_status(node, status, course, now)
@@ -64,19 +64,19 @@ class Reception:
                         self._desk.roster.hear(node, self._desk.wall())
                 else:
                     self._removed(node, course, now)
-            case Kind.NODE_OFFER:
+            case TopicKind.NODE_OFFER:
                 self._offer(node, Offer.decode(event.payload, who=who), course, now)
-            case Kind.NODE_WANT:
+            case TopicKind.NODE_WANT:
                 self._desk.down.want(node, Want.decode(event.payload, who=who), now)
-            case Kind.NODE_ASK:
+            case TopicKind.NODE_ASK:
                 self._asked(node, Ask.decode(event.payload, who=who), course)
-            case Kind.NODE_PROGRESS:
+            case TopicKind.NODE_PROGRESS:
                 self._tap(topic.kind, node, Progress.decode(event.payload, who=who))
             case _:
                 pass
 
-    def _node_status(self, node: NodeId, status: NodeStatus, course: Course | None, now: float) -> None:
-        self._tap(Kind.NODE_STATUS, node, status)
+    def _node_status(self, node: NodeId, status: NodeStatus, course: Run | None, now: float) -> None:
+        self._tap(TopicKind.NODE_STATUS, node, status)
         before = self._desk.roster.update(node, status, now)
         if node not in self._desk.roster:
             self._complaints.once(
@@ -102,7 +102,7 @@ class Reception:
         if course.live is not None:
             course.live.node_status(node, status, self._desk.roster, now)
 
-    def _removed(self, node: NodeId, course: Course | None, now: float) -> None:
+    def _removed(self, node: NodeId, course: Run | None, now: float) -> None:
         """Somebody took its status off the broker: it is gone for good, and no place is kept for it."""
         if node not in self._desk.roster:
             return
@@ -112,8 +112,8 @@ class Reception:
             lost = NodeStatus(state="lost", why="its status was removed from the broker")
             course.live.node_status(node, lost, self._desk.roster, now)
 
-    def _offer(self, node: NodeId, offer: Offer, course: Course | None, now: float) -> None:
-        self._tap(Kind.NODE_OFFER, node, offer)
+    def _offer(self, node: NodeId, offer: Offer, course: Run | None, now: float) -> None:
+        self._tap(TopicKind.NODE_OFFER, node, offer)
         if course is not None and course.stage == "building":
             return
         live = course.live if course is not None else None
@@ -127,8 +127,8 @@ class Reception:
             why = f"round {offer.round} of run {offer.run} is over"
             self._desk.outlet.send(receipt(offer, "closed", why), node)
 
-    def _asked(self, node: NodeId, ask: Ask, course: Course | None) -> None:
-        self._tap(Kind.NODE_ASK, node, ask)
+    def _asked(self, node: NodeId, ask: Ask, course: Run | None) -> None:
+        self._tap(TopicKind.NODE_ASK, node, ask)
         off = abs(ask.clock - self._desk.wall()) if ask.clock is not None else 0.0
         if off > _CLOCK_OFF_S:
             self._complaints.once(

@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import Any, Final
 
 from apiary.blobs import BlobStore
-from apiary.bus.bus import Bus, Connected, Disconnected, Limits, Received, Refused, Will
+from apiary.bus.bus import BrokerLimits, Bus, Connected, Disconnected, PublishRefused, Received, Will
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.inlet import Inlet
 from apiary.bus.outlet import Outlet, Tap, no_tap
 from apiary.complaints import Complaints
 from apiary.errors import ApiaryError, BusError, StoreError, WireError
 from apiary.files import clear_partial
-from apiary.identity.gate import OPEN, Gate
+from apiary.identity.gate import OPEN, MessageGate
 from apiary.settings import Settings
 from apiary.wire.chunks import CHUNK_BYTES, ENVELOPE_BYTES
-from apiary.wire.topics import Kind, Topic, Topics
+from apiary.wire.topics import Topic, TopicKind, Topics
 from apiary_coordinator.feature import Desk, Features, no_features
 from apiary_coordinator.fleet.roster import Roster
-from apiary_coordinator.inbox import TAKEN, Reception
+from apiary_coordinator.inbox import TAKEN, Inbox
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.run.assignment import Assignment, Means
 from apiary_coordinator.run.messages import status
-from apiary_coordinator.run.run import Course
-from apiary_coordinator.updates.model_server import Downlink
+from apiary_coordinator.run.run import Run
+from apiary_coordinator.updates.model_server import ModelServer
 from apiary_coordinator.worker import Done, Lane, Worker
 
 log = logging.getLogger(__name__)
@@ -57,11 +57,11 @@ class Coordinator:
         tap: Tap = no_tap,
         inspect: Callable[[Path], Any] = lambda folder: None,
         features: Features = no_features,
-        over: Callable[[Course], None] = lambda course: None,
-        gate: Gate = OPEN,
+        over: Callable[[Run], None] = lambda course: None,
+        gate: MessageGate = OPEN,
     ):
         self.settings = settings
-        self.course: Course | None = None
+        self.course: Run | None = None
         self.roster = Roster()
         self._topics: Topics = settings.topics
         self._bus = bus
@@ -72,7 +72,7 @@ class Coordinator:
         self._epoch = epoch
         self._outlet = Outlet(bus, self._topics, tap, gate)
         self._flow = ChunkFlow()
-        self._down = Downlink(self._topics, blobs, self._flow, settings.coordinator.gather_s)
+        self._down = ModelServer(self._topics, blobs, self._flow, settings.coordinator.gather_s)
         self._complaints = Complaints(log)
         self._inlet = Inlet(gate, self._complaints)
         self._window = settings.broker.inflight
@@ -109,7 +109,7 @@ class Coordinator:
             lambda: self.course,
             self.begin,
         )
-        self._reception = Reception(desk, self._complaints, tap=tap, here=self._here)
+        self._reception = Inbox(desk, self._complaints, tap=tap, here=self._here)
         self._features = features(desk)
 
     def start(self) -> None:
@@ -125,7 +125,7 @@ class Coordinator:
     def begin(self, assignment: Assignment) -> None:
         """Start a run, or take one up. Only where none is under way."""
         assert self.course is None or self.course.stage == "done"  # noqa: S101 - a feature's bug
-        self.course = Course(self._means, assignment, epoch=self._epoch)
+        self.course = Run(self._means, assignment, epoch=self._epoch)
         self._must(partial(self._begin, self.course), self.course.lane)
 
     def run(self, should_stop: Callable[[], bool], turned: Callable[[], None] = lambda: None) -> None:
@@ -167,7 +167,7 @@ class Coordinator:
                     self.connected(limits)
                 case Disconnected(error, retry_s):
                     log.warning("%s; next attempt in %.0f s", error, retry_s)
-                case Refused(topic, reason):
+                case PublishRefused(topic, reason):
                     log.warning("the broker refused topic=%s reason=%s", topic, reason)
         for done in self._worker.collect():
             self._take(done)
@@ -181,7 +181,7 @@ class Coordinator:
         self._down.due(now)
         self._guarded("", partial(self._flow.pump, self._bus, self._window))
 
-    def connected(self, limits: Limits) -> None:
+    def connected(self, limits: BrokerLimits) -> None:
         """The broker accepted us: keep to its limits, say again what it may have forgotten."""
         self._check_limits(limits.max_packet_bytes)
         if limits.receive_maximum:
@@ -191,13 +191,13 @@ class Coordinator:
         for feature in self._features:
             self._guarded("", feature.connected)
 
-    def _begin(self, course: Course) -> None:
+    def _begin(self, course: Run) -> None:
         """Raises StoreError, and is tried again then."""
         clear_partial(course.record.folder, below=True)
         self._here()
         course.start()
 
-    def _turn(self, course: Course) -> None:
+    def _turn(self, course: Run) -> None:
         try:
             self._guarded("", course.tick)
         except ApiaryError as e:
@@ -300,4 +300,4 @@ class Coordinator:
 
 def will(topics: Topics, epoch: str) -> Will:
     """What the broker says when the coordinator vanishes."""
-    return Will(topics.build(Kind.COORDINATOR_STATUS), status("offline", epoch, None).encode())
+    return Will(topics.build(TopicKind.COORDINATOR_STATUS), status("offline", epoch, None).encode())

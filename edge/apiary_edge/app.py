@@ -20,7 +20,7 @@ from apiary.identity.roles import Role
 from apiary.settings import Settings
 from apiary.wire import NodeId
 from apiary_edge.capture.job import bounds_of, job_of, store_dir
-from apiary_edge.capture.process import CameraSays, CaptureProcess, Capturing
+from apiary_edge.capture.process import CameraStatus, CaptureFeature, CaptureProcess
 from apiary_edge.feature import Feature, Link
 from apiary_edge.guest.stay import Guest
 from apiary_edge.health.reader import Reader
@@ -28,12 +28,12 @@ from apiary_edge.operators.commands import Commands
 from apiary_edge.operators.log_tail import LogTail
 from apiary_edge.owner.board import Board
 from apiary_edge.owner.status_file import StatusFile, runtime_folder
-from apiary_edge.predicting.feature import PredictionSays
+from apiary_edge.predicting.feature import PredictionStatus
 from apiary_edge.predicting.parts import predictions
-from apiary_edge.releases.agent import Releases
+from apiary_edge.releases.agent import ReleaseAgent
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.selftest_process import TrialProcess
-from apiary_edge.releases.store import Shelf, folder_of
+from apiary_edge.releases.store import ReleaseStore, folder_of
 from apiary_edge.releases.trust import opened_before, trusting
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
@@ -60,8 +60,8 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
     )
 
     runtimes = _runtimes(settings)
-    camera = CameraSays(node) if edge.camera.kind is not None else None
-    says = PredictionSays()
+    camera = CameraStatus(node) if edge.camera.kind is not None else None
+    says = PredictionStatus()
     status = StatusFile(
         settings,
         clock=time.monotonic,
@@ -83,7 +83,7 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
             Commands(link, edge.state_dir, tail),
         ]
         if camera is not None and not edge.predict.enabled:
-            found.append(Capturing(CaptureProcess(job_of(edge), bus.wake), camera))
+            found.append(CaptureFeature(CaptureProcess(job_of(edge), bus.wake), camera))
         # Late: the node is made after its features.
         found += predictions(
             settings,
@@ -116,10 +116,10 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
     return bus, service, status.board
 
 
-def _releases(settings: Settings, link: Link) -> Releases:
+def _releases(settings: Settings, link: Link) -> ReleaseAgent:
     slots = settings.edge.slots
-    shelf = Shelf(folder_of(settings.edge.state_dir))
-    return Releases(
+    shelf = ReleaseStore(folder_of(settings.edge.state_dir))
+    return ReleaseAgent(
         settings,
         link,
         shelf=shelf,

@@ -11,9 +11,9 @@ from apiary.bus.bus import Bus, Received
 from apiary.bus.outlet import Outlet
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Announcement
-from apiary.wire.topics import Kind, Topic, Topics
+from apiary.wire.topics import Topic, TopicKind, Topics
 from apiary_edge.training.session import Session
-from apiary_edge.training.supervisor import LocalTraining
+from apiary_edge.training.supervisor import TrainingSupervisor
 from apiary_edge.transfer.downloads import Downloads
 
 
@@ -38,7 +38,7 @@ class Link:
     clock: Callable[[], float]
     wall: Callable[[], float]
     hold: Callable[[str, str | None], None]
-    training: LocalTraining
+    training: TrainingSupervisor
     samples: Callable[[], int]
     session: Callable[[], Session]
     leave: Callable[[], None]
@@ -52,7 +52,7 @@ class Feature:
     No call may block the loop: what takes longer than some milliseconds belongs into a child process.
     """
 
-    kinds: tuple[Kind, ...] = ()
+    kinds: tuple[TopicKind, ...] = ()
     """Topics that it takes: those of this node, or those for all."""
 
     def start(self, now: float) -> None:

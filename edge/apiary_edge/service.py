@@ -9,13 +9,13 @@ from functools import partial
 from typing import Final, assert_never
 
 from apiary.blobs import BlobStore
-from apiary.bus.bus import Bus, Connected, Disconnected, Limits, Received, Refused
+from apiary.bus.bus import BrokerLimits, Bus, Connected, Disconnected, PublishRefused, Received
 from apiary.bus.inlet import Inlet
 from apiary.bus.outlet import Outlet, Tap, no_tap
 from apiary.complaints import Complaints
 from apiary.errors import StoreError, WireError
 from apiary.files import clear_partial
-from apiary.identity.gate import OPEN, Gate
+from apiary.identity.gate import OPEN, MessageGate
 from apiary.settings import Settings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import (
@@ -27,18 +27,18 @@ from apiary.wire.messages import (
     Notice,
     Receipt,
 )
-from apiary.wire.topics import Kind, Topic, Topics
+from apiary.wire.topics import Topic, TopicKind, Topics
 from apiary_edge.feature import Features, Link, no_features
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.status.presence import Presence, lost, will
 from apiary_edge.training import session as table
-from apiary_edge.training.newest import Newest
+from apiary_edge.training.newest import NewestRound
 from apiary_edge.training.process import Training
-from apiary_edge.training.session import Session, State
-from apiary_edge.training.supervisor import LocalTraining
+from apiary_edge.training.session import Session, SessionState
+from apiary_edge.training.supervisor import TrainingSupervisor
 from apiary_edge.transfer.downloads import Downloads
 from apiary_edge.transfer.outbox import Outbox
-from apiary_edge.transfer.uploads import Sending
+from apiary_edge.transfer.uploads import UpdateUpload
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +49,12 @@ RECEIVE_MAXIMUM: Final = 2
 limit of 100 the models of 1000 nodes that were slow to read took 475 MB of it (measured), with a model of
 14 MB it could be 12 GB. Two chunks in a round trip are 4.8 Mbit/s at 400 ms."""
 _TAKEN: Final = (
-    Kind.NODE_NOTICE,
-    Kind.NODE_GRANT,
-    Kind.NODE_RECEIPT,
-    Kind.NODE_STATUS,
-    Kind.ROUND_CURRENT,
-    Kind.COORDINATOR_STATUS,
+    TopicKind.NODE_NOTICE,
+    TopicKind.NODE_GRANT,
+    TopicKind.NODE_RECEIPT,
+    TopicKind.NODE_STATUS,
+    TopicKind.ROUND_CURRENT,
+    TopicKind.COORDINATOR_STATUS,
 )
 
 
@@ -77,7 +77,7 @@ class Edge:
         tap: Tap = no_tap,
         store: SampleStore | None = None,
         features: Features = no_features,
-        gate: Gate = OPEN,
+        gate: MessageGate = OPEN,
     ):
         edge = settings.edge
         self.node = NodeId(edge.node_id)
@@ -108,7 +108,7 @@ class Edge:
             store=store,
             more=lambda: {k: v for f in self._features for k, v in f.status().items()},
         )
-        self._local = LocalTraining(
+        self._local = TrainingSupervisor(
             edge,
             training=training,
             outbox=outbox,
@@ -120,8 +120,8 @@ class Edge:
         self._refreshed_at = clock()
         self._connects = 0
         self._coordinator = ""
-        self._newest = Newest()
-        self._sending = Sending(
+        self._newest = NewestRound()
+        self._sending = UpdateUpload(
             self.node, bus=bus, topics=self._topics, outbox=outbox, window=settings.broker.inflight
         )
         # Spread by name, so that a fleet that was started together does not speak together.
@@ -149,7 +149,7 @@ class Edge:
     @property
     def busy(self) -> bool:
         """Whether a round takes this node's time, or something holds it from training."""
-        return self.session.state is not State.IDLE or self._presence.holds.why is not None
+        return self.session.state is not SessionState.IDLE or self._presence.holds.why is not None
 
     def start(self) -> None:
         """Count the pictures, take up what the outbox holds, subscribe. Raises DataError without pictures."""
@@ -202,12 +202,12 @@ class Edge:
                     self._sending.clear()
                     for feature in self._features:
                         self._guarded(partial(feature.disconnected, str(error)))
-                case Refused(topic, reason):
+                case PublishRefused(topic, reason):
                     log.warning("the broker refused topic=%s reason=%s", topic, reason)
         now = self._clock()
         self._guarded(partial(self._local.tick, now))
         self._guarded(partial(self._downloads.tick, now))
-        self._guarded(partial(self._handle, table.Tick()))
+        self._guarded(partial(self._handle, table.SessionTick()))
         for feature in self._features:
             self._guarded(partial(feature.tick, now))
         self._guarded(partial(self._count, now))
@@ -227,13 +227,13 @@ class Edge:
         event = opened
         who = "the coordinator"
         match topic.kind:
-            case Kind.CHUNK_DOWN:
+            case TopicKind.CHUNK_DOWN:
                 self._chunk(topic, event.payload)
-            case Kind.ROUND_CURRENT:
+            case TopicKind.ROUND_CURRENT:
                 told = Announcement.decode(event.payload, who=who)
                 self._tap(topic.kind, None, told)
                 self._announced(told, None)
-            case Kind.NODE_NOTICE:
+            case TopicKind.NODE_NOTICE:
                 notice = Notice.decode(event.payload, who=who)
                 self._tap(topic.kind, self.node, notice)
                 if notice.announcement is None:
@@ -241,20 +241,20 @@ class Edge:
                     self._handle(table.NothingOpen())
                 else:
                     self._announced(notice.announcement, notice.invited, again=bool(notice.again))
-            case Kind.NODE_GRANT:
+            case TopicKind.NODE_GRANT:
                 grant = Grant.decode(event.payload, who=who)
                 self._handle(table.Granted(Digest(grant.digest), grant.missing))
-            case Kind.NODE_RECEIPT:
+            case TopicKind.NODE_RECEIPT:
                 receipt = Receipt.decode(event.payload, who=who)
                 self._tap(topic.kind, self.node, receipt)
                 self._handle(
                     table.Receipted(Digest(receipt.digest), receipt.state, receipt.why, receipt.missing or [])
                 )
-            case Kind.COORDINATOR_STATUS:
+            case TopicKind.COORDINATOR_STATUS:
                 coordinator = CoordinatorStatus.decode(event.payload, who=who)
                 self._tap(topic.kind, None, coordinator)
                 self._coordinator_status(coordinator)
-            case Kind.NODE_STATUS:
+            case TopicKind.NODE_STATUS:
                 self._presence.heard(event, now=self._clock(), first_connect=self._connects <= 1)
             case _:
                 pass
@@ -270,10 +270,10 @@ class Edge:
         self._coordinator = told.epoch
         for feature in self._features:
             self._guarded(partial(feature.announced, told))
-        if self._presence.holds.why is not None and self.session.state is State.IDLE:
+        if self._presence.holds.why is not None and self.session.state is SessionState.IDLE:
             return  # once it is no longer held it asks what is current
         refs = [ref for ref in (told.manifest, told.trainer, told.base, told.model) if ref is not None]
-        if told.state not in table.OPEN_STATES or self.session.state is State.SENDING:
+        if told.state not in table.OPEN_STATES or self.session.state is SessionState.SENDING:
             refs = []  # nothing begins with this one: the disk need not be asked
         has = frozenset(Digest(r.digest) for r in refs if self._blobs.verify(Digest(r.digest)))
         unfit = next((why for f in self._features if (why := f.unfit(told)) is not None), None)
@@ -284,7 +284,7 @@ class Edge:
             return
         whole = self._downloads.chunk(topic.digest, topic.index, payload, self._clock())
         if whole is not None:
-            self._handle(table.Fetched(whole))
+            self._handle(table.BlobFetched(whole))
             for feature in self._features:
                 self._guarded(partial(feature.fetched, whole))
 
@@ -303,7 +303,7 @@ class Edge:
     def _perform(self, commands: list[table.Command]) -> None:
         for command in commands:
             match command:
-                case table.Fetch(ref):
+                case table.FetchBlob(ref):
                     # One that failed for lack of room has ended the round, the others with it.
                     if Digest(ref.digest) in self.session.missing:
                         self._fetch(ref)
@@ -341,7 +341,7 @@ class Edge:
     def _make_room(self) -> None:
         self._blobs.evict(keep={digest for f in self._features for digest in f.keeps()})
 
-    def connected(self, limits: Limits) -> None:
+    def connected(self, limits: BrokerLimits) -> None:
         """The broker accepted us: keep to its limits, say who we are, ask what is current."""
         self._connects += 1
         if limits.receive_maximum:

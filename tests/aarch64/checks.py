@@ -26,7 +26,7 @@ from apiary.wire.messages import Plan
 from apiary_coordinator.export import parity as gate
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
-from apiary_edge.training.job import Told, TrainJob, parse
+from apiary_edge.training.job import TrainingEvent, TrainJob, parse
 
 LABELS: Final = ["dark", "light"]
 PLAN: Final = Plan(epochs=2, batch_size=8, learning_rate=0.001, seed=3, validation_share=0.2)
@@ -140,7 +140,7 @@ def _job(built: Built, state: Path, folder: Path) -> TrainJob:
     )
 
 
-def _train(job: TrainJob, out: Path, tree: Tree | None) -> tuple[Told, bytes]:
+def _train(job: TrainJob, out: Path, tree: Tree | None) -> tuple[TrainingEvent, bytes]:
     """The training child on that Pi, or here; its last word and its update."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()

@@ -16,10 +16,10 @@ from apiary.bus.mqtt import MqttBus
 from apiary.bus.outlet import Outlet
 from apiary.errors import BusError, NoAnswer, RequestRefused
 from apiary.settings import Settings
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_cli.client.asking import ask
 from apiary_cli.terminal.stopping import Interrupted
-from apiary_coordinator.operators.requests import Arguments, Call, Operators
+from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
 from apiary_coordinator.run.messages import status
 
 pytestmark = pytest.mark.broker
@@ -45,10 +45,10 @@ class Office(threading.Thread):
         topics = self._settings.topics
         bus = MqttBus(self._settings.broker, client_id="office", will=None)
         outlet = Outlet(bus, topics)
-        operators = Operators(outlet, time.monotonic)
+        operators = OperatorRequests(outlet, time.monotonic)
         operators.register("greet", Name, self._greet)
         operators.register("slow", Name, lambda call, args: self.calls.append(call))
-        bus.subscribe(topics.pattern(Kind.OPERATOR_REQUEST))
+        bus.subscribe(topics.pattern(TopicKind.OPERATOR_REQUEST))
         while not bus.connected:
             bus.poll(0.05)
         outlet.send(status("online", "e1", None))

@@ -18,15 +18,15 @@ import pytest
 from tests.broker.secured import PLUGIN, Secured, connect, poll
 
 from apiary.bus.broker import find_mosquitto
-from apiary.bus.bus import Connected, Disconnected, Event, Received, Refused
+from apiary.bus.bus import Connected, Disconnected, Event, PublishRefused, Received
 from apiary.bus.client_id import lasting_id
 from apiary.bus.inlet import Inlet
 from apiary.complaints import Complaints
-from apiary.identity.gate import Gate, load_gate
+from apiary.identity.gate import MessageGate, load_gate
 from apiary.identity.roles import Role
 from apiary.settings import SecuritySettings
 from apiary.wire import NodeId
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 pytestmark = [
     pytest.mark.broker,
@@ -34,8 +34,8 @@ pytestmark = [
 ]
 T = Topics()
 PI, OTHER = NodeId("pi-07"), NodeId("pi-08")
-ANNOUNCED = T.build(Kind.ROUND_CURRENT)
-OFFER = T.build(Kind.NODE_OFFER, node=PI)
+ANNOUNCED = T.build(TopicKind.ROUND_CURRENT)
+OFFER = T.build(TopicKind.NODE_OFFER, node=PI)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def unharmed(secured: Secured) -> Iterator[None]:
     honest.close()
 
 
-def gate(secured: Secured, role: Role, name: str, folder: Path, *, files: Path | None = None) -> Gate:
+def gate(secured: Secured, role: Role, name: str, folder: Path, *, files: Path | None = None) -> MessageGate:
     """The gate of a party whose files are as `apiary pki` put them."""
     own = files or secured.folder / name
     told = {
@@ -67,7 +67,7 @@ def gate(secured: Secured, role: Role, name: str, folder: Path, *, files: Path |
     return load_gate(SecuritySettings.model_validate(told), role, name, folder / f"{name}.sqlite", time.time)
 
 
-def sealed(by: Gate, kind: Kind, topic: str, **said: object) -> bytes:
+def sealed(by: MessageGate, kind: TopicKind, topic: str, **said: object) -> bytes:
     return by.seal(kind, topic, json.dumps({"v": 1, **said}).encode())
 
 
@@ -122,7 +122,7 @@ def test_a_name_in_connect_does_not_replace_the_certificates(secured: Secured) -
     witness.subscribe(ANNOUNCED)
     connect(witness, party)
     party.publish(ANNOUNCED, b"forged")
-    events = poll(lambda es: any(isinstance(e, Refused) for e in es), party, witness)
+    events = poll(lambda es: any(isinstance(e, PublishRefused) for e in es), party, witness)
     assert not any(isinstance(e, Received) for e in events)
     party.close()
     witness.close()
@@ -147,12 +147,14 @@ def test_writing_as_another_and_forging_by_right_of_nothing(secured: Secured) ->
     coordinator.subscribe("apiary-blob/#")
     connect(coordinator, thief)
     coordinator.poll(0.2)
-    topics = [OFFER, ANNOUNCED, T.build(Kind.RELEASE_CURRENT), T.build(Kind.NODE_RECEIPT, node=PI)]
-    topics += [f"apiary-blob/default/up/{PI}/{'ab' * 32}/0", T.build(Kind.NODE_STATUS, node=PI)]
+    topics = [OFFER, ANNOUNCED, T.build(TopicKind.RELEASE_CURRENT), T.build(TopicKind.NODE_RECEIPT, node=PI)]
+    topics += [f"apiary-blob/default/up/{PI}/{'ab' * 32}/0", T.build(TopicKind.NODE_STATUS, node=PI)]
     for topic in topics:
         thief.publish(topic, b"forged", retain=topic == ANNOUNCED)
-    events = poll(lambda es: sum(isinstance(e, Refused) for e in es) == len(topics), thief, coordinator)
-    assert {e.topic for e in events if isinstance(e, Refused)} == set(topics)
+    events = poll(
+        lambda es: sum(isinstance(e, PublishRefused) for e in es) == len(topics), thief, coordinator
+    )
+    assert {e.topic for e in events if isinstance(e, PublishRefused)} == set(topics)
     assert not [
         e for e in [*events, *coordinator.poll(0.2)] if isinstance(e, Received) and e.payload == b"forged"
     ]
@@ -168,15 +170,15 @@ def test_reading_anothers_update_and_grants(secured: Secured) -> None:
     thief.poll(0.3)
     victim.publish(f"apiary-blob/default/up/{PI}/{'ab' * 32}/0", b"weights")
     victim.publish(OFFER, b"{}")
-    coordinator.publish(T.build(Kind.NODE_GRANT, node=PI), b"{}")
-    coordinator.publish(T.build(Kind.NODE_GRANT, node=OTHER), b"its own")
+    coordinator.publish(T.build(TopicKind.NODE_GRANT, node=PI), b"{}")
+    coordinator.publish(T.build(TopicKind.NODE_GRANT, node=OTHER), b"its own")
     events = poll(
         lambda es: any(isinstance(e, Received) and e.payload == b"its own" for e in es),
         thief,
         victim,
         coordinator,
     )
-    assert {e.topic for e in events if isinstance(e, Received)} == {T.build(Kind.NODE_GRANT, node=OTHER)}
+    assert {e.topic for e in events if isinstance(e, Received)} == {T.build(TopicKind.NODE_GRANT, node=OTHER)}
     for bus in (thief, victim, coordinator):
         bus.close()
 
@@ -188,7 +190,7 @@ def test_a_last_will_in_anothers_name(secured: Secured) -> None:
     context = ssl.create_default_context(cafile=secured.folder / "pki" / "ca.pem")
     context.load_cert_chain(*(secured.folder / OTHER / "tls" / f for f in ("cert.pem", "key.pem")))
     for whose, arrives in ((PI, False), (OTHER, True)):
-        will = [b"flood", T.build(Kind.NODE_STATUS, node=whose).encode(), f"{whose} is dead".encode()]
+        will = [b"flood", T.build(TopicKind.NODE_STATUS, node=whose).encode(), f"{whose} is dead".encode()]
         words = b"".join(len(w).to_bytes(2, "big") + w for w in will)
         connect_packet = b"\x00\x04MQTT\x04\x0e\x00\x3c" + words
         with (
@@ -212,7 +214,7 @@ def test_a_packet_over_the_limit_costs_only_its_sender(secured: Secured) -> None
     limit = 1_000_000
     # Told at connect, our own parties keep to it; one that does not is thrown out.
     party.publish(OFFER, b"x" * (limit + 1))
-    refused = poll(lambda es: any(isinstance(e, Refused) for e in es), party)
+    refused = poll(lambda es: any(isinstance(e, PublishRefused) for e in es), party)
     assert f"at most {limit}" in str(refused)
     with socket.create_connection(("127.0.0.1", secured.open_port), 5) as s:
         s.sendall(b"\x10\x12\x00\x04MQTT\x04\x02\x00\x3c\x00\x06bigone")
@@ -242,7 +244,7 @@ def test_a_thousand_connects_keep_nobody_out(secured: Secured) -> None:
                 sockets.append(s)
         honest = secured.party(PI)
         connect(honest)
-        honest.publish(T.build(Kind.NODE_ASK, node=PI), b"{}")
+        honest.publish(T.build(TopicKind.NODE_ASK, node=PI), b"{}")
         honest.poll(0.1)
         assert honest.connected
         honest.close()
@@ -284,8 +286,8 @@ def test_forged_and_repeated_messages_through_the_broker_itself(
     node.subscribe(ANNOUNCED)
     connect(node, captured)
     node.poll(0.2)
-    yesterday = sealed(hive, Kind.ROUND_CURRENT, ANNOUNCED, round=1)
-    today = sealed(hive, Kind.ROUND_CURRENT, ANNOUNCED, round=2)
+    yesterday = sealed(hive, TopicKind.ROUND_CURRENT, ANNOUNCED, round=1)
+    today = sealed(hive, TopicKind.ROUND_CURRENT, ANNOUNCED, round=2)
     insider = gate(secured, Role.NODE, OTHER, tmp_path)
     forged = insider.signer.seal(ANNOUNCED, b'{"v":1,"round":9}')  # type: ignore[attr-defined]  # a FileGate
     lies = [b'{"v":1,"round":9}', forged, yesterday, today.replace(b'"round": 2', b'"round": 3')]
@@ -323,8 +325,8 @@ def test_revoked_is_out_within_five_seconds(secured: Secured, tmp_path: Path) ->
     log.addHandler(logging.StreamHandler(complained))
     inlet = Inlet(gate(secured, Role.COORDINATOR, "coordinator", tmp_path), Complaints(log))
     signed = gate(secured, Role.NODE, gone, tmp_path)
-    offer = T.build(Kind.NODE_OFFER, node=gone)
-    node.publish(offer, sealed(signed, Kind.NODE_OFFER, offer, round=1))
+    offer = T.build(TopicKind.NODE_OFFER, node=gone)
+    node.publish(offer, sealed(signed, TopicKind.NODE_OFFER, offer, round=1))
     heard = poll(lambda es: bool(offers(es, offer)), coordinator, node)
     assert inlet.open(T.parse(offer), offers(heard, offer)[0]) is not None
 
@@ -345,11 +347,11 @@ def test_revoked_is_out_within_five_seconds(secured: Secured, tmp_path: Path) ->
     if PLUGIN:
         assert f"u'{gone}'" in secured.log() and "disconnected by administrative action" in secured.log()
         said = [e for e in coordinator.poll(0.5) if isinstance(e, Received)]
-        last = [json.loads(e.payload) for e in said if e.topic == T.build(Kind.NODE_STATUS, node=gone)]
+        last = [json.loads(e.payload) for e in said if e.topic == T.build(TopicKind.NODE_STATUS, node=gone)]
         assert last and (last[-1]["state"], last[-1]["why"]) == ("lost", "revoked")
     # Had the broker let it through all the same, the coordinator would not take it.
     time.sleep(1.1)  # the list is looked at once a second
-    late = sealed(signed, Kind.NODE_OFFER, offer, round=1)
+    late = sealed(signed, TopicKind.NODE_OFFER, offer, round=1)
     assert inlet.open(T.parse(offer), Received(offer, late)) is None
     assert "node 'pi-gone', whose certificate is revoked" in complained.getvalue()
     for bus in (coordinator, node, watcher):
@@ -366,9 +368,9 @@ def test_without_the_plugin_revoked_is_mute_and_deaf_at_once(secured: Secured) -
     node.poll(0.2)
     watcher.poll(0.2)
     assert secured.pki("revoke", gone, sets=(f"pki.reload=['kill', '-HUP', '{secured.process.pid}']",)) == 0
-    offer = T.build(Kind.NODE_OFFER, node=gone)
+    offer = T.build(TopicKind.NODE_OFFER, node=gone)
     end, said = time.monotonic() + 5, list[Event]()
-    while not any(isinstance(e, Refused) for e in said):
+    while not any(isinstance(e, PublishRefused) for e in said):
         assert time.monotonic() < end
         watcher.poll(0.01)
         node.publish(offer, b"{}")

@@ -26,7 +26,7 @@ from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
 from apiary.wire.chunks import count, digest_of, encode, span
 from apiary.wire.messages import Announcement, BlobRef, Bounds, Message, NodeStatus, Notice, Plan, Want
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 pytestmark = [
     pytest.mark.broker,
@@ -309,7 +309,7 @@ class Server:
         self.statuses: list[NodeStatus] = []
 
     def until(self, found: Callable[[NodeStatus], bool], node: Command) -> NodeStatus:
-        for kind in (Kind.NODE_STATUS, Kind.NODE_WANT, Kind.NODE_ASK):
+        for kind in (TopicKind.NODE_STATUS, TopicKind.NODE_WANT, TopicKind.NODE_ASK):
             self._bus.subscribe(self.topics.pattern(kind, node=NodeId("pi-1")))
         end = time.monotonic() + WITHIN_S
         try:
@@ -324,17 +324,17 @@ class Server:
         finally:
             self._bus.close()
 
-    def _answer(self, kind: Kind, payload: bytes) -> None:
+    def _answer(self, kind: TopicKind, payload: bytes) -> None:
         match kind:
-            case Kind.NODE_STATUS:
+            case TopicKind.NODE_STATUS:
                 self.statuses.append(NodeStatus.decode(payload, who="pi-1"))
-            case Kind.NODE_ASK:
+            case TopicKind.NODE_ASK:
                 self._say(Notice(invited=True, announcement=self._announcement))
             case _:
                 digest = Digest(Want.decode(payload, who="pi-1").digest)
                 data = self._blobs[digest]
                 for i in range(count(len(data))):
-                    topic = self.topics.build(Kind.CHUNK_DOWN, digest=digest, index=i)
+                    topic = self.topics.build(TopicKind.CHUNK_DOWN, digest=digest, index=i)
                     self._bus.publish(topic, encode(digest, i, data[slice(*span(i, len(data)))]))
 
     def _say(self, message: Message) -> None:

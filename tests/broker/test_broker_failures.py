@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from apiary.bus.broker import find_mosquitto, start_broker
-from apiary.bus.bus import Connected, Disconnected, Event, Limits, Received, Refused, Will
+from apiary.bus.bus import BrokerLimits, Connected, Disconnected, Event, PublishRefused, Received, Will
 from apiary.bus.mqtt import MqttBus
 from apiary.bus.reconnecting import FIRST_RETRY_S
 from apiary.errors import BrokerRefused, BrokerUnreachable, SettingsError
@@ -135,8 +135,8 @@ def test_oversize_message_is_refused_and_the_link_stays(
     bus.subscribe("x")
     poll_until(has(Connected), bus)
     assert bus.publish("x", b"y" * 60_000)
-    refused = poll_until(has(Refused), bus)[-1]
-    assert isinstance(refused, Refused)
+    refused = poll_until(has(PublishRefused), bus)[-1]
+    assert isinstance(refused, PublishRefused)
     assert refused.topic == "x"
     assert refused.reason == "message of 60000 bytes, the broker takes packets of at most 50000"
     assert bus.backlog == 0
@@ -212,7 +212,7 @@ def test_mqtt_5_is_spoken_and_limits_are_known(poll_until: PollUntil) -> None:
     with start_broker(0, prefer="mosquitto") as broker:
         bus = MqttBus(BrokerSettings(port=broker.port), "a")
         connected = poll_until(has(Connected), bus)[-1]
-        assert connected == Connected(Limits("5.0", max_packet_bytes=1_000_000, receive_maximum=100))
+        assert connected == Connected(BrokerLimits("5.0", max_packet_bytes=1_000_000, receive_maximum=100))
         bus.close()
 
 
@@ -223,7 +223,7 @@ def test_window_shrinks_to_what_the_broker_allows(
     bus = MqttBus(BrokerSettings(port=port, inflight=50), "a")
     bus.subscribe("x")
     events = poll_until(has(Connected), bus)
-    assert events == [Connected(Limits("5.0", 0, 3))], "one event, though it connected twice"
+    assert events == [Connected(BrokerLimits("5.0", 0, 3))], "one event, though it connected twice"
     for i in range(200):
         assert bus.publish("x", str(i).encode())
     got = poll_until(lambda events: len(events) >= 200, bus)
@@ -234,7 +234,7 @@ def test_window_shrinks_to_what_the_broker_allows(
 def test_3_1_1_by_choice_has_no_warning(poll_until: PollUntil, caplog: pytest.LogCaptureFixture) -> None:
     with start_broker(0, prefer="mosquitto") as broker:
         bus = MqttBus(BrokerSettings(port=broker.port, protocol="3.1.1"), "a")
-        assert poll_until(has(Connected), bus) == [Connected(Limits("3.1.1"))]
+        assert poll_until(has(Connected), bus) == [Connected(BrokerLimits("3.1.1"))]
         assert not caplog.records
         bus.close()
 
@@ -246,7 +246,7 @@ def test_auto_falls_back_on_amqtt_with_one_warning(
     with start_broker(0, prefer="amqtt", say=lambda _: None) as broker:
         bus = MqttBus(BrokerSettings(port=broker.port, retry_max_s=0.3), "a", Will("w", b"gone"))
         began = time.monotonic()
-        assert poll_until(has(Connected), bus) == [Connected(Limits("3.1.1"))]
+        assert poll_until(has(Connected), bus) == [Connected(BrokerLimits("3.1.1"))]
         assert time.monotonic() - began < 2.0
     poll_until(has(Disconnected), bus)
     with start_broker(broker.port, prefer="amqtt", say=lambda _: None):

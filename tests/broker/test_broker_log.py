@@ -14,7 +14,7 @@ import pytest
 from tests.broker.secured import Secured, connect, poll
 
 from apiary.bus.broker import find_mosquitto
-from apiary.bus.bus import Refused
+from apiary.bus.bus import PublishRefused
 from apiary_cli.commands.broker_log import WINDOW_S
 
 pytestmark = [
@@ -62,7 +62,7 @@ def test_denials_are_logged_with_the_name_in_the_certificate(filtered: Filtered)
     thief = filtered.party("pi-08", client_id="somebody")
     connect(thief)
     thief.publish("apiary/default/node/pi-07/offer", b"{}")
-    poll(lambda es: any(isinstance(e, Refused) for e in es), thief)
+    poll(lambda es: any(isinstance(e, PublishRefused) for e in es), thief)
     line = filtered.said("Denied PUBLISH from somebody")
     assert "'apiary/default/node/pi-07/offer'" in line and line.endswith("of user 'pi-08'")
     thief.subscribe("apiary-blob/default/up/pi-07/#")
@@ -94,7 +94,7 @@ def test_a_flood_is_one_line_and_hides_no_denial(filtered: Filtered) -> None:
     thief = filtered.party("pi-08", client_id="behind")
     connect(thief)
     thief.publish("apiary/default/release/current", b"{}")
-    poll(lambda es: any(isinstance(e, Refused) for e in es), thief)
+    poll(lambda es: any(isinstance(e, PublishRefused) for e in es), thief)
     filtered.said("Denied PUBLISH from behind")
     # Nothing but packets comes from here on, and the window ends all the same.
     end = time.monotonic() + WINDOW_S + 2

@@ -15,7 +15,7 @@ from apiary.bus.mqtt import MqttBus
 from apiary.errors import BrokerRefused, SettingsError
 from apiary.settings import BrokerSettings
 from apiary.wire import Digest, NodeId
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 pytestmark = pytest.mark.broker
 PollUntil = Callable[..., list[Event]]
@@ -156,7 +156,7 @@ def test_many_chunks_pass_over_tls(party: Callable[..., MqttBus], poll_until: Po
     node.poll(0.1)
     bodies = [bytes([i]) * 120_000 for i in range(100)]
     for i, body in enumerate(bodies):
-        assert coordinator.publish(T.build(Kind.CHUNK_DOWN, digest=DIGEST, index=i), body)
+        assert coordinator.publish(T.build(TopicKind.CHUNK_DOWN, digest=DIGEST, index=i), body)
     events = poll_until(lambda es: len(es) >= 100, node, coordinator)
     assert [e.payload for e in events if isinstance(e, Received)] == bodies
 
@@ -189,13 +189,13 @@ def test_bridge_carries_both_ways(
     settings = {"port": central, "tls": True, "tls_ca": certificates / "fleet-ca.crt", **files}
     coordinator = MqttBus(BrokerSettings.model_validate(settings), "coordinator")
     node = MqttBus(BrokerSettings(port=site), PI)
-    down, up = T.build(Kind.CHUNK_DOWN, digest=DIGEST, index=3), T.build(Kind.NODE_OFFER, node=PI)
+    down, up = T.build(TopicKind.CHUNK_DOWN, digest=DIGEST, index=3), T.build(TopicKind.NODE_OFFER, node=PI)
     coordinator.subscribe("apiary/#")
     node.subscribe("apiary/+/round/current")
     node.subscribe("apiary-blob/+/down/#")
     poll_until(connected, coordinator)
     poll_until(connected, node)
-    coordinator.publish(T.build(Kind.ROUND_CURRENT), b"{}", retain=True)
+    coordinator.publish(T.build(TopicKind.ROUND_CURRENT), b"{}", retain=True)
     poll_until(lambda es: any(isinstance(e, Received) and "round" in e.topic for e in es), node, coordinator)
     coordinator.publish(down, b"chunk")
     poll_until(lambda es: Received(down, b"chunk") in es, node, coordinator)

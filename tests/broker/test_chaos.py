@@ -22,7 +22,7 @@ from apiary.bus.bus import Disconnected, Event, Received
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import BrokerRefused
 from apiary.settings import BrokerSettings
-from apiary_cli.chaos.invariants import Verdict
+from apiary_cli.chaos.invariants import InvariantResult
 from apiary_cli.chaos.links import Links
 from apiary_cli.chaos.processes import ports_in_use
 from apiary_cli.chaos.schedule import KINDS
@@ -114,7 +114,7 @@ def test_a_broken_invariant_is_said_and_is_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def outcome(*_: Any) -> Any:
-        broken = Verdict("the model is bit-identical", False, "b, undisturbed a")
+        broken = InvariantResult("the model is bit-identical", False, "b, undisturbed a")
         return [broken], Counter({"torn": 2}), {"undisturbed": 1.0, "disturbed": 2.0}
 
     monkeypatch.setattr(chaos, "_both", outcome)

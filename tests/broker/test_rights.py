@@ -13,12 +13,12 @@ import pytest
 from tests.broker.secured import BROKER, ROLES, Secured, connect, poll
 
 from apiary.bus.broker import find_mosquitto
-from apiary.bus.bus import Disconnected, Received, Refused
+from apiary.bus.bus import Disconnected, PublishRefused, Received
 from apiary.bus.mqtt import MqttBus
 from apiary.identity.rights import Access, access_list, right
 from apiary.identity.roles import Role
 from apiary.wire import Digest, NodeId
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 pytestmark = [
     pytest.mark.broker,
@@ -37,7 +37,7 @@ def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     made.close()
 
 
-def topics_of(kind: Kind, name: str) -> tuple[str, ...]:
+def topics_of(kind: TopicKind, name: str) -> tuple[str, ...]:
     """The topic of `kind` under `name`'s own name, and under another's; one only where names play no part."""
     names = (name, TRIED[name]) if "{n}" in kind.pattern else (name,)
     return tuple(T.build(kind, node=NodeId(n), digest=DIGEST, index=0, metric="loss") for n in names)
@@ -47,7 +47,7 @@ def allowed(name: str, verb: str) -> tuple[set[str], set[str]]:
     """The topics that the table lets `name` read or write, and those that it does not."""
     may: set[str] = set()
     all_of: set[str] = set()
-    for kind in Kind:
+    for kind in TopicKind:
         access = getattr(right(Role(ROLES[name]), kind), verb)
         own, *others = topics_of(kind, name)
         all_of.update((own, *others))
@@ -79,14 +79,14 @@ def test_what_is_allowed_is_written_and_nothing_else(secured: Secured, name: str
         return {e.topic for e in events if isinstance(e, Received) and e.payload == mark}
 
     events = poll(
-        lambda es: through(es) >= may and sum(isinstance(e, Refused) for e in es) >= len(may_not),
+        lambda es: through(es) >= may and sum(isinstance(e, PublishRefused) for e in es) >= len(may_not),
         party,
         witness,
         before=sent,
     )
     assert through(events) == may
-    assert {e.topic for e in events if isinstance(e, Refused)} == may_not
-    assert {e.reason for e in events if isinstance(e, Refused)} == {"Not authorized"}
+    assert {e.topic for e in events if isinstance(e, PublishRefused)} == may_not
+    assert {e.reason for e in events if isinstance(e, PublishRefused)} == {"Not authorized"}
     close(party, witness)
 
 
@@ -102,7 +102,7 @@ def test_what_is_allowed_is_read_and_nothing_else(secured: Secured, name: str) -
         assert sender.publish(topic, mark)
         sender.poll(0.005)
     # The last word comes after all that was sent before it.
-    last = topics_of(Kind.ROUND_CURRENT, name)[0]
+    last = topics_of(TopicKind.ROUND_CURRENT, name)[0]
     sender.publish(last, b"last")
     if last in may:
         events = poll(
@@ -149,7 +149,7 @@ def test_other_subtrees_and_the_brokers_own_are_closed(secured: Secured) -> None
     end = time.monotonic() + 10
     refused: set[str] = set()
     while refused != set(topics) and time.monotonic() < end:
-        refused |= {e.topic for e in party.poll(0.1) if isinstance(e, Refused)}
+        refused |= {e.topic for e in party.poll(0.1) if isinstance(e, PublishRefused)}
     assert refused == set(topics)
     assert not [e for e in witness.poll(0.3) if isinstance(e, Received) and e.payload == b"x"]
     close(party, witness)
@@ -191,13 +191,13 @@ def test_the_table_in_the_documentation_is_the_one_that_holds() -> None:
         cells = [c.strip() for c in line.strip("|").split("|")]
         if len(cells) == 6 and cells[0].startswith("`"):
             rows[cells[0].strip("`")] = cells[1:]
-    assert set(rows) == {kind.pattern for kind in Kind}
-    for kind in Kind:
+    assert set(rows) == {kind.pattern for kind in TopicKind}
+    for kind in TopicKind:
         said = [words(role, kind) for role in (Role.COORDINATOR, Role.NODE, Role.OPERATOR, Role.VIEWER)]
         assert rows[kind.pattern] == [*said, str(kind.signer or "-")], kind
 
 
-def words(role: Role, kind: Kind) -> str:
+def words(role: Role, kind: TopicKind) -> str:
     r = right(role, kind)
     parts = [
         f"{verb}{' own' if access is Access.OWN else ''}"

@@ -26,13 +26,13 @@ from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
 from apiary_edge.predicting import model_files, models, personal, suggesting
-from apiary_edge.predicting.background_job import ChoresJob, chores_job
+from apiary_edge.predicting.background_job import BackgroundJob, chores_job
 from apiary_edge.predicting.live import Bytes
 from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import Bounds
+from apiary_edge.samples.model import StoreBounds
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.training.job import Told, parse
+from apiary_edge.training.job import TrainingEvent, parse
 
 pytestmark = pytest.mark.tensorflow
 LABELS = ("dark", "light")
@@ -78,8 +78,8 @@ class Node:
         edge = EdgeSettings.model_validate(
             {"state_dir": folder, "personal": {"enabled": True, "epochs": 6, "learning_rate": 0.02}}
         )
-        self.job: ChoresJob = chores_job(edge, store=True)
-        bounds = Bounds(min_free_bytes=0, held_out=0.3)
+        self.job: BackgroundJob = chores_job(edge, store=True)
+        bounds = StoreBounds(min_free_bytes=0, held_out=0.3)
         self.store = SampleStore(folder / "samples", folder / "cache", bounds, time.time)
 
     def keep(self, data: bytes) -> Path:
@@ -229,7 +229,7 @@ def test_the_chores_child_tunes_and_suggests_and_ends(node: Node) -> None:
     file = node.job.out / "job.json"
     file.write_text(node.job.model_dump_json())
 
-    def chores() -> list[Told]:
+    def chores() -> list[TrainingEvent]:
         command = [sys.executable, "-m", "apiary_edge.predicting.background_worker", str(file)]
         done = subprocess.run(command, check=True, capture_output=True, timeout=120)
         return [t for line in done.stdout.splitlines() if (t := parse(line)) is not None]

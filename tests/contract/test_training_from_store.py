@@ -23,9 +23,9 @@ from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
 from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import Bounds
+from apiary_edge.samples.model import StoreBounds
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.training.job import Told, TrainJob, parse
+from apiary_edge.training.job import TrainingEvent, TrainJob, parse
 from apiary_edge.training.process import pictures, scratch
 from apiary_edge.training.supervisor import OUT_OF_ADDRESSES
 from apiary_edge.training.worker import train
@@ -45,7 +45,7 @@ def shade(label: str, seed: int) -> bytes:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SampleStore]:
     made = SampleStore(
-        tmp_path / "samples", tmp_path / "cache", Bounds(min_free_bytes=0, held_out=0.3), time.time
+        tmp_path / "samples", tmp_path / "cache", StoreBounds(min_free_bytes=0, held_out=0.3), time.time
     )
     yield made
     made.close()
@@ -156,7 +156,7 @@ def test_an_update_that_a_child_tells_of_survives_the_power(
         **files_of(tmp_path, built),
         plan=Plan(epochs=1, batch_size=8),
     )
-    told: list[Told] = []
+    told: list[TrainingEvent] = []
     scratch(tmp_path).mkdir()
     assert unsynced(scratch(tmp_path), lambda: train(todo, told.append)) == set()
     assert (scratch(tmp_path) / "update.blob").is_file()
@@ -168,7 +168,7 @@ def test_a_child_trains_from_the_store(tmp_path: Path, store: SampleStore, built
     store.add(Incoming(shade("dark", 900), "camera"))
     trained = len(store.training())
     files = files_of(tmp_path, built)
-    told: list[Told] = []
+    told: list[TrainingEvent] = []
     train(job(tmp_path, **files), told.append)
     done = told[-1]
     # What is held out and what validates are drawn apart, so such a node still has a validation split.
@@ -210,7 +210,7 @@ def test_under_any_limit_of_its_address_space_a_child_trains_or_says_why(
     assert words[-1] == "done" and "declined" in words, words
 
 
-def under(limit_mb: int, file: Path) -> tuple[int, Told | None]:
+def under(limit_mb: int, file: Path) -> tuple[int, TrainingEvent | None]:
     """A child's exit code under a limit of its address space, and its last word."""
     done = subprocess.run(
         [

@@ -17,7 +17,7 @@ import numpy as np
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Received
 from apiary.bus.memory import MemoryBroker, MemoryBus
-from apiary.identity.gate import OPEN, Gate
+from apiary.identity.gate import OPEN, MessageGate
 from apiary.identity.roles import Role
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
 from apiary.settings import Settings
@@ -25,17 +25,17 @@ from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
 from apiary.wire.chunks import digest_of
 from apiary.wire.messages import BlobRef, OperatorReply, OperatorRequest, TrainMetrics
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_coordinator import app
 from apiary_coordinator.journal import Journal
-from apiary_coordinator.model.builder import Artefacts, Judgement
+from apiary_coordinator.model.builder import Evaluation, ExportedModel
 from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.worker import InlineWorker
 from apiary_edge.feature import Features, no_features
 from apiary_edge.service import Edge, will
-from apiary_edge.training.job import Told, TrainJob
+from apiary_edge.training.job import TrainingEvent, TrainJob
 from apiary_edge.training.update import encode_update
 from apiary_edge.transfer.outbox import Outbox
 
@@ -53,10 +53,10 @@ class FakeWorkshop:
     def check(self) -> None:
         pass
 
-    def build(self) -> Artefacts:
+    def build(self) -> ExportedModel:
         rng = np.random.default_rng(7)
         initial = Weights({n: rng.normal(size=s).astype(np.float32) for n, s in SHAPES.items()})
-        return Artefacts(
+        return ExportedModel(
             labels=("a", "b"),
             manifest=self._keep(self._manifest().encode()),
             trainer=self._keep(b"a trainer" * 20_000),
@@ -64,14 +64,14 @@ class FakeWorkshop:
             initial=self._keep(blob.encode(initial)),
         )
 
-    def manifest(self, artefacts: Artefacts) -> Manifest:
+    def manifest(self, artefacts: ExportedModel) -> Manifest:
         return self._manifest()
 
-    def evaluate(self, artefacts: Artefacts, weights: Weights) -> Judgement:
+    def evaluate(self, artefacts: ExportedModel, weights: Weights) -> Evaluation:
         accuracy = 1 - 1 / (2 + abs(float(weights["a/bias"].sum(dtype=np.float64))))
-        return Judgement(accuracy, 1 - accuracy, {"per_class": {}, "confusion": [[1, 0], [0, 1]]})
+        return Evaluation(accuracy, 1 - accuracy, {"per_class": {}, "confusion": [[1, 0], [0, 1]]})
 
-    def finish(self, artefacts: Artefacts, weights: Weights, folder: Path) -> dict[str, Any]:
+    def finish(self, artefacts: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
         return {"int8_accuracy": 0.5}
 
     def _manifest(self) -> Manifest:
@@ -116,9 +116,9 @@ class FakeTraining:
         self.frozen_at: float | None = None
         self._job: TrainJob | None = None
         self._ends = 0.0
-        self._next: list[Told] = []
+        self._next: list[TrainingEvent] = []
 
-    def tells(self, told: Told) -> None:
+    def tells(self, told: TrainingEvent) -> None:
         """Say this before anything else, as a child might."""
         self._next.append(told)
 
@@ -126,7 +126,7 @@ class FakeTraining:
         self.started += 1
         self._job, self._ends = job, self._broker.now + self.seconds
 
-    def collect(self) -> list[Told]:
+    def collect(self) -> list[TrainingEvent]:
         if self._next:
             told, self._next = self._next, []
             return told
@@ -150,7 +150,9 @@ class FakeTraining:
         (job.out / "update.blob").write_bytes(document)
         metrics = TrainMetrics(loss=0.5, accuracy=0.9, accuracy_before=0.8, seconds=self.seconds)
         digest = digest_of(document)
-        return [Told(kind="done", digest=digest, bytes=len(document), samples=samples, metrics=metrics)]
+        return [
+            TrainingEvent(kind="done", digest=digest, bytes=len(document), samples=samples, metrics=metrics)
+        ]
 
     def stop(self) -> None:
         self._job = self.frozen_at = None
@@ -181,7 +183,7 @@ class Fleet:
         more: dict[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         at: Callable[[Path], None] = lambda folder: None,
-        gates: Callable[[Role, str, Path], Gate] = lambda role, name, folder: OPEN,
+        gates: Callable[[Role, str, Path], MessageGate] = lambda role, name, folder: OPEN,
         **run: Any,
     ):
         self.folder = folder
@@ -255,7 +257,7 @@ class Fleet:
         self.coordinator.start()
         if self.stay or row is None:
             return
-        artefacts = Artefacts.model_validate_json(row.artefacts) if row.artefacts is not None else None
+        artefacts = ExportedModel.model_validate_json(row.artefacts) if row.artefacts is not None else None
         self.coordinator.begin(Assignment(row.id, 0.0, settings, FakeWorkshop(blobs), artefacts, row.stop))
 
     def ask(self, op: str, /, *, id: str | None = None, **args: Any) -> OperatorReply:  # noqa: A002
@@ -263,8 +265,8 @@ class Fleet:
         request = OperatorRequest(id=id or f"ask-{self.broker.now:.1f}", op=op, args=args)
         topics = self.settings().topics
         bus = self.broker.bus("operator", None)
-        bus.subscribe(topics.pattern(Kind.OPERATOR_REPLY, node=NodeId("anna")))
-        topic = topics.build(Kind.OPERATOR_REQUEST, node=NodeId("anna"))
+        bus.subscribe(topics.pattern(TopicKind.OPERATOR_REPLY, node=NodeId("anna")))
+        topic = topics.build(TopicKind.OPERATOR_REQUEST, node=NodeId("anna"))
         for i in range(1200):
             if i % 20 == 1:
                 bus.publish(topic, request.encode())

@@ -19,27 +19,27 @@ from apiary.bus.flow import ChunkFlow
 from apiary.bus.memory import MemoryBroker
 from apiary.bus.outlet import Outlet
 from apiary.errors import StoreError, WireError
-from apiary.identity.gate import OPEN, Gate
+from apiary.identity.gate import OPEN, MessageGate
 from apiary.identity.roles import Role
 from apiary.settings import Settings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import BlobRef, NodeStatus, PictureShape, Release, Want
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 from apiary_coordinator.feature import Desk
 from apiary_coordinator.fleet.roster import Roster
-from apiary_coordinator.releases.build import Made
+from apiary_coordinator.releases.build import BuiltRelease
 from apiary_coordinator.releases.ledger import Ledger
-from apiary_coordinator.releases.service import Releasing, policy_of
-from apiary_coordinator.releases.signer import Certified, Sealer
-from apiary_coordinator.updates.model_server import Downlink
+from apiary_coordinator.releases.service import ReleaseService, policy_of
+from apiary_coordinator.releases.signer import CertificateSigner, ReleaseKeySigner
+from apiary_coordinator.updates.model_server import ModelServer
 from apiary_coordinator.worker import InlineWorker
 from apiary_edge.feature import Link
-from apiary_edge.releases.agent import Releases
+from apiary_edge.releases.agent import ReleaseAgent
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.job import TrialJob
 from apiary_edge.releases.slot import Findings
 from apiary_edge.releases.state import TrialCrashed, TrialDone
-from apiary_edge.releases.store import Shelf, folder_of
+from apiary_edge.releases.store import ReleaseStore, folder_of
 from apiary_edge.releases.trust import opened_before, trusting
 from apiary_edge.transfer.downloads import Downloads
 
@@ -93,7 +93,9 @@ class Node:
         self.seen: list[str | None] = []
         settings = fleet.settings(name)
         will = NodeStatus(state="lost", why="connection lost")
-        self.bus = fleet.broker.bus(name, Will(TOPICS.build(Kind.NODE_STATUS, node=self.name), will.encode()))
+        self.bus = fleet.broker.bus(
+            name, Will(TOPICS.build(TopicKind.NODE_STATUS, node=self.name), will.encode())
+        )
         state = settings.edge.state_dir
         self._gate = fleet.gate(Role.NODE, name, state)
         outlet = Outlet(self.bus, TOPICS, gate=self._gate)
@@ -101,7 +103,7 @@ class Node:
         self.downloads = Downloads(
             self.name, bus=self.bus, topics=TOPICS, outlet=outlet, blobs=self.blobs, idle_s=5.0
         )
-        shelf = Shelf(folder_of(state))
+        shelf = ReleaseStore(folder_of(state))
         self.testing = FakeTesting(fleet, name)
         link = _of(
             Link,
@@ -115,7 +117,7 @@ class Node:
             clock=lambda: fleet.broker.now,
             wall=lambda: fleet.broker.now,
         )
-        self.releases = Releases(
+        self.releases = ReleaseAgent(
             settings,
             link,
             shelf=shelf,
@@ -128,7 +130,7 @@ class Node:
         self._outlet = outlet
         self._fleet = fleet
         self.complaints: list[str] = []
-        self.bus.subscribe(TOPICS.pattern(Kind.RELEASE_CURRENT))
+        self.bus.subscribe(TOPICS.pattern(TopicKind.RELEASE_CURRENT))
         self.releases.start(fleet.broker.now)
         outlet.send(NodeStatus(state="ready", tags=fleet.tags.get(name, {})), self.name)
 
@@ -149,7 +151,7 @@ class Node:
     def _received(self, event: Received) -> None:
         topic = TOPICS.parse(event.topic)
         event = replace(event, payload=self._gate.open(topic, event.topic, event.payload))
-        if topic.kind is Kind.CHUNK_DOWN:
+        if topic.kind is TopicKind.CHUNK_DOWN:
             assert topic.digest is not None and topic.index is not None
             whole = self.downloads.chunk(topic.digest, topic.index, event.payload, self._fleet.broker.now)
             if whole is not None:
@@ -176,7 +178,7 @@ class Headquarters:
         self._flow = ChunkFlow()
         self._gate = fleet.gate(Role.COORDINATOR, "hq", state)
         self.outlet = Outlet(self.bus, TOPICS, gate=self._gate)
-        self._down = Downlink(TOPICS, self.blobs, self._flow, 0.1)
+        self._down = ModelServer(TOPICS, self.blobs, self._flow, 0.1)
         self._fleet = fleet
         desk = self.desk = _of(
             Desk,
@@ -191,13 +193,18 @@ class Headquarters:
             clock=lambda: fleet.broker.now,
             wall=lambda: fleet.broker.now,
         )
-        self.releasing = Releasing(
+        self.releasing = ReleaseService(
             settings.release,
             desk,
             Ledger(state, policy_of(settings.release)),
-            Certified(desk) if fleet.party else Sealer(desk, state / "release-key.pem"),
+            CertificateSigner(desk) if fleet.party else ReleaseKeySigner(desk, state / "release-key.pem"),
         )
-        for kind in (Kind.NODE_STATUS, Kind.NODE_RELEASE, Kind.NODE_WANT, Kind.RELEASE_CURRENT):
+        for kind in (
+            TopicKind.NODE_STATUS,
+            TopicKind.NODE_RELEASE,
+            TopicKind.NODE_WANT,
+            TopicKind.RELEASE_CURRENT,
+        ):
             self.bus.subscribe(TOPICS.pattern(kind))
         self.releasing.start(fleet.broker.now)
 
@@ -217,9 +224,9 @@ class Headquarters:
         topic = TOPICS.parse(event.topic)
         node = topic.node or NodeId("-")
         event = replace(event, payload=self._gate.open(topic, event.topic, event.payload))
-        if topic.kind is Kind.NODE_STATUS:
+        if topic.kind is TopicKind.NODE_STATUS:
             self.roster.update(node, NodeStatus.decode(event.payload, who=node), now)
-        if topic.kind is Kind.NODE_WANT:
+        if topic.kind is TopicKind.NODE_WANT:
             self._down.want(node, Want.decode(event.payload, who=node), now)
         else:
             self.releasing.received(topic, event)
@@ -257,7 +264,7 @@ class ReleaseFleet:
             }
         )  # fmt: skip
 
-    def gate(self, role: Role, name: str, folder: Path) -> Gate:
+    def gate(self, role: Role, name: str, folder: Path) -> MessageGate:
         return self.party.gate(role, name, folder) if self.party is not None else OPEN
 
     def start_node(self, name: str) -> Node:
@@ -289,7 +296,7 @@ class ReleaseFleet:
         }
         release = Release.model_validate(told)
         self.made[name] = release
-        self.hq.releasing.keep(Made(release, file))
+        self.hq.releasing.keep(BuiltRelease(release, file))
         return release
 
     def name_of(self, digest: str) -> str:

@@ -15,15 +15,15 @@ import pytest
 from tests.fleet.harness import SHAPES, FakeTraining, Fleet, samples_of
 
 from apiary.blobs import Download
-from apiary.bus.memory import Fault, MemoryBus
+from apiary.bus.memory import LinkFault, MemoryBus
 from apiary.errors import StoreError
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
 from apiary.wire.chunks import CHUNK_BYTES, digest_of, encode, span
 from apiary.wire.messages import BlobRef, NodeStatus, Offer, TrainMetrics
-from apiary.wire.topics import Kind, Topics
-from apiary_edge.training.job import Told
+from apiary.wire.topics import TopicKind, Topics
+from apiary_edge.training.job import TrainingEvent
 
 MakeFleet = Callable[..., Fleet]
 BAD = "pi-01"
@@ -142,7 +142,7 @@ class Claiming(FakeTraining):
 
     claim: dict[str, Any]
 
-    def collect(self) -> list[Told]:
+    def collect(self) -> list[TrainingEvent]:
         return [told.model_copy(update=self.claim) for told in super().collect()]
 
 
@@ -209,11 +209,11 @@ def test_bytes_that_never_give_the_digest_are_asked_for_twice_more_then_refused(
     without(fleet, BAD)
     until_round(fleet)
     bus, topics = talk(fleet)
-    bus.subscribe(topics.pattern(Kind.NODE_GRANT, node=NodeId(BAD)))
-    bus.subscribe(topics.pattern(Kind.NODE_RECEIPT, node=NodeId(BAD)))
+    bus.subscribe(topics.pattern(TopicKind.NODE_GRANT, node=NodeId(BAD)))
+    bus.subscribe(topics.pattern(TopicKind.NODE_RECEIPT, node=NodeId(BAD)))
     digest, size = Digest("ab" * 32), CHUNK_BYTES + 10
     offer = raw_offer(b"x", update={"digest": digest, "bytes": size})
-    bus.publish(topics.build(Kind.NODE_OFFER, node=NodeId(BAD)), json.dumps(offer).encode())
+    bus.publish(topics.build(TopicKind.NODE_OFFER, node=NodeId(BAD)), json.dumps(offer).encode())
     grants = 0
     receipts: list[dict[str, Any]] = []
 
@@ -228,7 +228,7 @@ def test_bytes_that_never_give_the_digest_are_asked_for_twice_more_then_refused(
             assert told["missing"] == [[0, 2]]
             for i in range(2):
                 start, end = span(i, size)
-                topic = topics.build(Kind.CHUNK_UP, node=NodeId(BAD), digest=digest, index=i)
+                topic = topics.build(TopicKind.CHUNK_UP, node=NodeId(BAD), digest=digest, index=i)
                 bus.publish(topic, encode(digest, i, bytes(end - start)))
 
     fleet.run(each=answer)
@@ -276,7 +276,7 @@ def test_an_offer_that_is_none_is_said_once_and_the_node_still_counts(
 
     def shout(turn: int) -> None:
         if turn < 20:
-            bus.publish(topics.build(Kind.NODE_OFFER, node=NodeId(BAD)), payload)
+            bus.publish(topics.build(TopicKind.NODE_OFFER, node=NodeId(BAD)), payload)
 
     fleet.run(each=shout)
     (result,) = fleet.results()
@@ -293,7 +293,7 @@ def test_another_version_is_told_apart_from_nonsense(
     bus, topics = talk(fleet)
     for v in (2, "x" * 100):
         offer = json.dumps(raw_offer(b"x", v=v)).encode()
-        bus.publish(topics.build(Kind.NODE_OFFER, node=NodeId("pi-01")), offer)
+        bus.publish(topics.build(TopicKind.NODE_OFFER, node=NodeId("pi-01")), offer)
     fleet.run()
     said = [r.getMessage() for r in caplog.records]
     assert "node pi-01: offer has protocol version 2, expected 1: upgrade the older party" in said
@@ -307,7 +307,7 @@ def test_chunks_that_nobody_asked_for_take_no_room(make_fleet: MakeFleet) -> Non
         data = bytes([i]) * 1000
         digest = digest_of(data)
         for node in ("pi-01", "stranger"):
-            topic = topics.build(Kind.CHUNK_UP, node=NodeId(node), digest=digest, index=0)
+            topic = topics.build(TopicKind.CHUNK_UP, node=NodeId(node), digest=digest, index=0)
             bus.publish(topic, encode(digest, 0, data))
     fleet.turn()
     fleet.turn()
@@ -324,9 +324,9 @@ def test_of_an_update_that_came_damaged_only_the_bad_chunks_are_asked_for_again(
     fleet = make_fleet(3, rounds=1)
     monkeypatch.setattr(fleet.broker, "_spoil", lambda payload: payload[:-1] + bytes([payload[-1] ^ 1]))
     bad = f"apiary-blob/+/up/{BAD}/+/1"
-    fleet.broker.script(Fault("corrupt", bad, times=2))
+    fleet.broker.script(LinkFault("corrupt", bad, times=2))
     bus, topics = talk(fleet)
-    bus.subscribe(topics.pattern(Kind.NODE_GRANT, node=NodeId(BAD)))
+    bus.subscribe(topics.pattern(TopicKind.NODE_GRANT, node=NodeId(BAD)))
     grants: list[Any] = []
 
     def listen(_: int) -> None:
@@ -349,7 +349,7 @@ def test_a_node_that_changes_its_offer_again_and_again_takes_one_place_on_the_di
     bus, topics = talk(fleet)
     for i in range(200):
         offer = raw_offer(b"x", update={"digest": f"{i:064x}", "bytes": 1_000_000})
-        bus.publish(topics.build(Kind.NODE_OFFER, node=NodeId("pi-01")), json.dumps(offer).encode())
+        bus.publish(topics.build(TopicKind.NODE_OFFER, node=NodeId("pi-01")), json.dumps(offer).encode())
         fleet.turn()
     (spool,) = (fleet.folder / "coordinator" / "spool").iterdir()
     assert spool.stat().st_size < 3_000_000
@@ -359,9 +359,9 @@ def test_a_stranger_and_a_node_that_was_not_drawn_are_sent_away(make_fleet: Make
     fleet = make_fleet(4, rounds=1, cohort_size=2)
     until_round(fleet)
     bus, topics = talk(fleet)
-    bus.subscribe(topics.pattern(Kind.NODE_RECEIPT, node=NodeId("stranger")))
+    bus.subscribe(topics.pattern(TopicKind.NODE_RECEIPT, node=NodeId("stranger")))
     offer = json.dumps(raw_offer(b"x")).encode()
-    bus.publish(topics.build(Kind.NODE_OFFER, node=NodeId("stranger")), offer)
+    bus.publish(topics.build(TopicKind.NODE_OFFER, node=NodeId("stranger")), offer)
     for _ in range(3):
         fleet.turn()
     (event,) = bus.poll(0)
@@ -371,8 +371,10 @@ def test_a_stranger_and_a_node_that_was_not_drawn_are_sent_away(make_fleet: Make
     assert "stranger" not in fleet.results()[0]["contributors"]
 
 
-@pytest.mark.parametrize("kind", [Kind.ROUND_CURRENT, Kind.NODE_NOTICE, Kind.NODE_GRANT, Kind.NODE_RECEIPT])
-def test_nonsense_from_a_coordinator_does_not_end_a_node(make_fleet: MakeFleet, kind: Kind) -> None:
+@pytest.mark.parametrize(
+    "kind", [TopicKind.ROUND_CURRENT, TopicKind.NODE_NOTICE, TopicKind.NODE_GRANT, TopicKind.NODE_RECEIPT]
+)
+def test_nonsense_from_a_coordinator_does_not_end_a_node(make_fleet: MakeFleet, kind: TopicKind) -> None:
     fleet = make_fleet(3, rounds=1)
     until_round(fleet)
     bus, topics = talk(fleet)
@@ -391,7 +393,7 @@ def test_a_status_with_a_wrong_form_keeps_only_its_sender_out(
 ) -> None:
     fleet = make_fleet(3, rounds=1)
     bus, topics = talk(fleet)
-    topic = topics.build(Kind.NODE_STATUS, node=NodeId("odd"))
+    topic = topics.build(TopicKind.NODE_STATUS, node=NodeId("odd"))
     bus.publish(topic, b'{"v": 1, "state": "dancing"}', retain=True)
     assert len(fleet.run()["contributors"]["1"]) == 3
     assert "node odd: nodestatus: state is 'dancing'" in caplog.text
@@ -403,9 +405,9 @@ def test_a_node_that_declines_says_why_and_takes_part_in_the_next_round(make_fle
     declining = True
 
     class Declining(FakeTraining):
-        def collect(self) -> list[Told]:
+        def collect(self) -> list[TrainingEvent]:
             told = super().collect()
-            return [Told(kind="declined", text="too few pictures")] if told and declining else told
+            return [TrainingEvent(kind="declined", text="too few pictures")] if told and declining else told
 
     fleet.trainings[BAD] = Declining(fleet.broker, 2.0)
     fleet.kill_node(BAD)
@@ -414,7 +416,7 @@ def test_a_node_that_declines_says_why_and_takes_part_in_the_next_round(make_fle
     def watch(_: int) -> None:
         nonlocal declining
         declining = not fleet.results()
-        payload = fleet.broker.retained.get(Topics().build(Kind.NODE_STATUS, node=NodeId(BAD)))
+        payload = fleet.broker.retained.get(Topics().build(TopicKind.NODE_STATUS, node=NodeId(BAD)))
         if payload:
             statuses.append(NodeStatus.decode(payload, who="test"))
 
@@ -544,7 +546,7 @@ def test_no_room_for_one_blob_ends_the_other_downloads_of_the_round(
 def test_an_update_struck_out_of_the_journal_is_taken_when_it_comes_again(make_fleet: MakeFleet) -> None:
     """As above, and the node had not yet got its receipt: it offers the same update once more."""
     fleet = make_fleet(4, rounds=1, deadline_s=120)
-    fleet.broker.script(Fault("drop", "apiary/+/node/+/receipt", times=2))
+    fleet.broker.script(LinkFault("drop", "apiary/+/node/+/receipt", times=2))
     done = False
 
     def disturb(_: int) -> None:

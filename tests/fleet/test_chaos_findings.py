@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tests.fleet.harness import Fleet
 
-from apiary.bus.memory import Fault
+from apiary.bus.memory import LinkFault
 from apiary.wire.messages import Announcement
 from apiary_coordinator.round.collector import spool_path
-from apiary_edge.training.newest import Newest
+from apiary_edge.training.newest import NewestRound
 
 MakeFleet = Callable[..., Fleet]
 
@@ -89,7 +89,7 @@ def test_a_coordinator_without_a_broker_ends_all_the_same(make_fleet: MakeFleet)
 def test_an_update_whose_last_receipt_was_lost_does_not_wait_for_ever(make_fleet: MakeFleet) -> None:
     """The run ended, its coordinator with it: nobody is left to say `duplicate`."""
     fleet = make_fleet(2, rounds=1)
-    fleet.broker.script(Fault("drop", "apiary/+/node/pi-01/receipt"))
+    fleet.broker.script(LinkFault("drop", "apiary/+/node/pi-01/receipt"))
     fleet.run()
     outbox = fleet.nodes["pi-01"]._outbox
     fleet.until(lambda: outbox.waiting() == [], seconds=5)
@@ -149,7 +149,7 @@ def test_earlier_rounds_are_believed_again_after_a_while(make_fleet: MakeFleet) 
     earlier = told.model_copy(update={"round": 1})
 
     def follows(announcement: Announcement, later_s: float = 0.0) -> bool:
-        return Newest(node._newest.heard).take(announcement, fleet.broker.now + later_s)
+        return NewestRound(node._newest.heard).take(announcement, fleet.broker.now + later_s)
 
     assert not follows(earlier)
     assert follows(told)

@@ -15,15 +15,15 @@ from apiary.errors import RunFailed, StoreError
 from apiary.wire import Digest
 from apiary.wire.messages import BlobRef
 from apiary_coordinator.journal import Journal
-from apiary_coordinator.round.start import Opening
-from apiary_coordinator.run.run import Course
+from apiary_coordinator.round.start import ServerState
+from apiary_coordinator.run.run import Run
 from apiary_coordinator.updates.spool import Spool
 from apiary_coordinator.worker import Done, InlineWorker
 
 FULL = "the journal refused a commit: database or disk is full"
 
 
-def course_of(fleet: Fleet) -> Course:
+def course_of(fleet: Fleet) -> Run:
     assert fleet.coordinator is not None and fleet.coordinator.course is not None
     return fleet.coordinator.course
 
@@ -75,10 +75,8 @@ def test_a_round_is_taken_up_once_however_often_the_disk_refuses(
     fleet.until(lambda: fleet._journal and len(fleet._journal.accepted("run", 1)) == 3)
     fleet.kill_coordinator()
     made: list[int] = []
-    real = Course._begin
-    monkeypatch.setattr(
-        Course, "_begin", lambda self, live: (made.append(live.round.number), real(self, live))
-    )
+    real = Run._begin
+    monkeypatch.setattr(Run, "_begin", lambda self, live: (made.append(live.round.number), real(self, live)))
     disk.times = 1
     for training in fleet.trainings.values():
         training.seconds = 20  # the second round is still open when the first is tried again
@@ -115,15 +113,15 @@ def test_a_model_that_cannot_be_told_of_yet_does_not_end_its_run(
     fleet = make_fleet(3, rounds=3)
     fleet.until(lambda: len(fleet.results()) == 1)
     left = [FULL, FULL]
-    real = Opening.model_ref.fget
+    real = ServerState.model_ref.fget
 
-    def model_ref(opening: Opening) -> BlobRef:
+    def model_ref(opening: ServerState) -> BlobRef:
         if left:
             raise StoreError(left.pop())
         assert real is not None
         return cast("BlobRef", real(opening))
 
-    monkeypatch.setattr(Opening, "model_ref", property(model_ref))
+    monkeypatch.setattr(ServerState, "model_ref", property(model_ref))
     assert fleet.run()["rounds_closed"] == 3
     assert not left and any(FULL in message for message in caplog.messages)
 

@@ -10,7 +10,7 @@ from tests.fleet.harness import Fleet
 
 from apiary_edge.feature import Feature, Features, Link
 from apiary_edge.predicting import model_files
-from apiary_edge.predicting.follower import Following
+from apiary_edge.predicting.follower import ModelFollower
 
 MakeFleet = Callable[..., Fleet]
 
@@ -24,7 +24,7 @@ class Unwilling(Feature):
 
 def following(folder: Path, node: str, *more: Feature) -> Features:
     def features(link: Link) -> list[Feature]:
-        return [Following(link, folder / node, fetch=True), *more]
+        return [ModelFollower(link, folder / node, fetch=True), *more]
 
     return features
 

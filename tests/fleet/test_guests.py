@@ -19,7 +19,7 @@ from apiary.wire.messages import NodeHealth, NodeStatus
 from apiary_edge.feature import Feature, Link
 from apiary_edge.guest.stay import Guest
 from apiary_edge.health.readings import MB, Heat, Readings
-from apiary_edge.training.job import Told
+from apiary_edge.training.job import TrainingEvent
 
 WELL = Readings(heat=Heat("cpu-thermal", 60.0), throttled=0, memory_available=4000 * MB, disk_free=4000 * MB)
 HOT = replace(WELL, heat=Heat("cpu-thermal", 85.0))
@@ -310,7 +310,9 @@ def test_a_child_that_breaks_under_a_limit_is_not_tried_again(
 ) -> None:
     fleet = make_fleet(2, rounds=1)
     fleet.until(lambda: fleet.trainings["pi-00"].started == 1)
-    fleet.trainings["pi-00"].tells(Told(kind="crashed", text="the training child was ended", signal=number))
+    fleet.trainings["pi-00"].tells(
+        TrainingEvent(kind="crashed", text="the training child was ended", signal=number)
+    )
     fleet.run()
     why = fleet.results()[0]["missing"]["pi-00"]
     assert why.startswith("the training child was ended; its address space is limited to 35184372 MB")
@@ -320,7 +322,7 @@ def test_a_child_that_breaks_under_a_limit_is_not_tried_again(
 def test_without_a_limit_a_child_that_breaks_is_tried_again(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2, rounds=1)
     fleet.until(lambda: fleet.trainings["pi-00"].started == 1)
-    fleet.trainings["pi-00"].tells(Told(kind="crashed", text="ended", signal=signal.SIGSEGV))
+    fleet.trainings["pi-00"].tells(TrainingEvent(kind="crashed", text="ended", signal=signal.SIGSEGV))
     fleet.run()
     assert "pi-00" in fleet.results()[0]["contributors"]
     assert fleet.trainings["pi-00"].started == 2

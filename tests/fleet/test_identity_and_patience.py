@@ -18,12 +18,12 @@ from apiary.blobs import BlobStore
 from apiary.errors import StoreError
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.service import Coordinator, will
 from apiary_coordinator.worker import InlineWorker
-from apiary_edge.training.job import Told
+from apiary_edge.training.job import TrainingEvent
 
 MakeFleet = Callable[..., Fleet]
 
@@ -117,7 +117,7 @@ def test_a_node_that_was_revoked_and_joined_anew_sees_no_twin(
     fleet = make_fleet(2, rounds=1, min_nodes=3)
     for _ in range(10):
         fleet.turn()
-    topic = fleet.settings().topics.build(Kind.NODE_STATUS, node=NodeId("pi-00"))
+    topic = fleet.settings().topics.build(TopicKind.NODE_STATUS, node=NodeId("pi-00"))
     warden = fleet.broker.bus("pki", None)
     warden.poll(0)
     assert warden.publish(topic, NodeStatus(state="lost", why="revoked").encode(), retain=True)
@@ -138,7 +138,7 @@ def test_a_late_joiner_takes_the_place_of_one_that_declined(make_fleet: MakeFlee
         live = fleet.coordinator.course.live
         if live is not None and not joined and turn > 40:
             joined.append("pi-09")
-            fleet.trainings["pi-01"].tells(Told(kind="declined", text="this node is too hot"))
+            fleet.trainings["pi-01"].tells(TrainingEvent(kind="declined", text="this node is too hot"))
             fleet.start_node("pi-09")
 
     fleet.run(each=disturb)
@@ -177,7 +177,7 @@ def test_many_late_joiners_are_journaled_together_before_any_is_invited(
                 live.parts, invite=lambda node: (invited.append((node, journaled[-1])), invite(node))
             )
             for i in range(2, 8):
-                fleet.trainings[f"pi-{i:02d}"].tells(Told(kind="declined", text="too hot"))
+                fleet.trainings[f"pi-{i:02d}"].tells(TrainingEvent(kind="declined", text="too hot"))
             for name in sorted(newcomers):
                 fleet.start_node(name)
 

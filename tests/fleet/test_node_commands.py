@@ -12,15 +12,15 @@ from tests.fleet.conftest import MakeFleet
 from tests.fleet.harness import Fleet
 
 from apiary.bus.bus import Received
-from apiary.bus.memory import Fault
+from apiary.bus.memory import LinkFault
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeReply
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_coordinator.operators.node_commands import MAX_OPEN
 from apiary_edge.feature import Feature, Link
 from apiary_edge.operators.commands import MAX_REMEMBERED, Commands
 from apiary_edge.operators.log_tail import LogTail
-from apiary_edge.training.session import State
+from apiary_edge.training.session import SessionState
 
 SITES = {"pi-00": "north", "pi-01": "north", "pi-02": "south"}
 
@@ -97,9 +97,9 @@ def test_a_paused_node_leaves_its_round_and_comes_back_into_it(
     fleet = commanded(lost_grace_s=5)
     fleet.trainings["pi-01"].seconds = 60
     fleet.ask("run.start", settings={"rounds": 1})
-    fleet.until(lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
+    fleet.until(lambda: fleet.nodes["pi-01"].session.state is SessionState.TRAINING)
     answers(fleet, "pause", "pi-01")
-    assert fleet.nodes["pi-01"].session.state is State.IDLE
+    assert fleet.nodes["pi-01"].session.state is SessionState.IDLE
     fleet.trainings["pi-01"].seconds = 1
     answers(fleet, "resume", "pi-01")
     (result,) = fleet.until(lambda: _rounds(fleet))
@@ -110,7 +110,7 @@ def test_a_drained_node_finishes_what_it_has_in_hand(commanded: Callable[..., Fl
     fleet = commanded()
     fleet.trainings["pi-01"].seconds = 20
     fleet.ask("run.start", settings={"rounds": 2, "min_nodes": 2})
-    fleet.until(lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
+    fleet.until(lambda: fleet.nodes["pi-01"].session.state is SessionState.TRAINING)
     before = fleet.broker.now
     found = answers(fleet, "drain", "pi-01", timeout_s=100)
     assert found["pi-01"] == {"state": "done", "result": {"state": "paused"}}
@@ -124,7 +124,7 @@ def test_a_drain_survives_the_nodes_restart(commanded: Callable[..., Fleet]) -> 
     fleet = commanded()
     fleet.trainings["pi-01"].seconds = 20
     fleet.ask("run.start", settings={"rounds": 2})
-    fleet.until(lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
+    fleet.until(lambda: fleet.nodes["pi-01"].session.state is SessionState.TRAINING)
     late = answers(fleet, "drain", "pi-01", timeout_s=1)["pi-01"]
     assert (late["state"], late["why"]) == ("working", "not finished within 1 s; it goes on")
     draining = ("training", "drained by operator anna: it finishes what it has in hand")
@@ -138,7 +138,7 @@ def test_what_holds_a_node_is_said_before_that_it_drains(commanded: Callable[...
     fleet = commanded()
     fleet.trainings["pi-01"].seconds = 20
     fleet.ask("run.start", settings={"rounds": 1})
-    fleet.until(lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
+    fleet.until(lambda: fleet.nodes["pi-01"].session.state is SessionState.TRAINING)
     answers(fleet, "drain", "pi-01", timeout_s=1)
     fleet.nodes["pi-01"]._hold("heat", "81 degrees")
     fleet.until(lambda: states(fleet)["pi-01"] == ("paused", "81 degrees"))
@@ -149,7 +149,7 @@ def test_a_node_that_gave_up_a_round_trains_it_after_retrain(commanded: Callable
     fleet.trainings["pi-01"].seconds = 10_000
     fleet.trainings["pi-02"].seconds = 60
     fleet.ask("run.start", settings={"rounds": 1})
-    fleet.until(lambda: fleet.nodes["pi-01"].session.state is State.TRAINING)
+    fleet.until(lambda: fleet.nodes["pi-01"].session.state is SessionState.TRAINING)
     assert answers(fleet, "retrain", "pi-01")["pi-01"]["why"] == "it is training round 1 at the moment"
     fleet.nodes["pi-01"]._local.give_up("the cat sat on it")
     fleet.until(lambda: states(fleet)["pi-01"] == ("ready", "the cat sat on it"))
@@ -186,8 +186,8 @@ def test_a_node_that_has_not_heard_of_the_rounds_end_is_told_right(commanded: Ca
     fleet.trainings["pi-01"].seconds = 60
     run = fleet.ask("run.start", settings={"rounds": 1}).result["run"]  # type: ignore[index,call-overload]
     fleet.until(lambda: fleet.nodes["pi-00"].session.done == (run, 1))
-    fleet.broker.script(Fault("drop", "apiary/+/node/pi-00/notice", times=1000))
-    fleet.broker.script(Fault("drop", "apiary/+/round/current", times=1000))
+    fleet.broker.script(LinkFault("drop", "apiary/+/node/pi-00/notice", times=1000))
+    fleet.broker.script(LinkFault("drop", "apiary/+/round/current", times=1000))
     fleet.until(lambda: _rounds(fleet))
     found = answers(fleet, "retrain", "pi-00")["pi-00"]
     assert found["state"] == "refused"
@@ -220,9 +220,9 @@ def nested(depth: int) -> Any:
 def test_a_node_may_answer_what_it_likes(commanded: Callable[..., Fleet], result: Any, why: str) -> None:
     """It ends neither the coordinator nor what the others answer."""
     fleet = commanded()
-    topic = fleet.settings().topics.build(Kind.NODE_REPLY, node=NodeId("pi-00"))
+    topic = fleet.settings().topics.build(TopicKind.NODE_REPLY, node=NodeId("pi-00"))
     captured = fleet.broker.bus("captured", None)
-    captured.subscribe(fleet.settings().topics.pattern(Kind.NODE_COMMAND, node=NodeId("pi-00")))
+    captured.subscribe(fleet.settings().topics.pattern(TopicKind.NODE_COMMAND, node=NodeId("pi-00")))
 
     def answer_first() -> None:
         for event in captured.poll(0):
@@ -241,7 +241,7 @@ def test_who_is_not_there_and_who_does_not_answer_is_said(commanded: Callable[..
     fleet = commanded()
     fleet.kill_node("pi-00")
     fleet.until(lambda: states(fleet)["pi-00"][0] == "lost")
-    fleet.broker.script(Fault("drop", "apiary/+/node/pi-01/reply", times=1000))
+    fleet.broker.script(LinkFault("drop", "apiary/+/node/pi-01/reply", times=1000))
     found = answers(fleet, "pause", "all", timeout_s=8)
     assert found["pi-00"] == {"state": "absent", "why": "connection lost"}
     assert found["pi-01"] == {"state": "silent", "why": "no answer within 8 s"}
@@ -253,7 +253,7 @@ def test_what_is_lost_on_the_way_is_said_again_and_done_once(
     commanded: Callable[..., Fleet], lost: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     fleet = commanded()
-    fleet.broker.script(Fault("drop", f"apiary/+/node/+/{lost}", times=4))
+    fleet.broker.script(LinkFault("drop", f"apiary/+/node/+/{lost}", times=4))
     with caplog.at_level(logging.INFO, logger="apiary_edge.operators.commands"):
         assert {one["state"] for one in answers(fleet, "pause", "all").values()} == {"done"}
     assert sum("command=pause" in line for line in caplog.messages) == 3
@@ -279,16 +279,16 @@ def test_what_cannot_be_meant_is_refused(
 
 def test_orders_are_bounded_and_a_place_is_free_again(commanded: Callable[..., Fleet]) -> None:
     fleet = commanded()
-    fleet.broker.script(Fault("drop", "apiary/+/node/+/reply", times=10_000))
+    fleet.broker.script(LinkFault("drop", "apiary/+/node/+/reply", times=10_000))
     assert fleet.coordinator is not None
-    from apiary_coordinator.operators.node_commands import Commanding, Whom
+    from apiary_coordinator.operators.node_commands import NodeCommands, NodeSelector
     from apiary_coordinator.operators.requests import Call
 
-    (office,) = [f for f in fleet.coordinator._features if isinstance(f, Commanding)]
+    (office,) = [f for f in fleet.coordinator._features if isinstance(f, NodeCommands)]
     from apiary.wire import NodeId
 
     for i in range(MAX_OPEN):
-        office._order("pause", Call(NodeId("anna"), str(i), "node.pause", 0.0), Whom(nodes=["all"]))
+        office._order("pause", Call(NodeId("anna"), str(i), "node.pause", 0.0), NodeSelector(nodes=["all"]))
     assert (fleet.ask("node.pause", nodes=["all"]).why or "").startswith("8 commands are under way")
     fleet.until(lambda: not office._orders)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.fleet.harness import Fleet
 
-from apiary.bus.memory import Fault
+from apiary.bus.memory import LinkFault
 from apiary.bus.outlet import Outlet
 from apiary.wire.messages import Announcement, Receipt
 from apiary_coordinator.journal import AcceptedRow, Journal
@@ -121,7 +121,7 @@ def test_who_did_not_hear_a_receipt_is_told_at_its_next_offer_while_the_round_is
     """Not only once the round is over: until then the node holds its update, and can do nothing else."""
     fleet = make_fleet(2, rounds=1)
     fleet.trainings["pi-01"].seconds = 30.0
-    fleet.broker.script(Fault("drop", "apiary/+/node/pi-00/receipt", to="pi-00", times=1))
+    fleet.broker.script(LinkFault("drop", "apiary/+/node/pi-00/receipt", to="pi-00", times=1))
     fleet.run()
     told = [
         s[1][0].state for s in steps if s[0] == "said" and s[1][1] == "pi-00" and isinstance(s[1][0], Receipt)

@@ -13,8 +13,8 @@ from apiary.bus.bus import Received
 from apiary.bus.outlet import Outlet
 from apiary.wire import NodeId
 from apiary.wire.messages import OperatorReply, OperatorRequest
-from apiary.wire.topics import Kind, Topic
-from apiary_coordinator.operators.requests import Operators
+from apiary.wire.topics import Topic, TopicKind
+from apiary_coordinator.operators.requests import OperatorRequests
 from apiary_coordinator.releases import operations
 
 ANNA = NodeId("anna")
@@ -25,12 +25,12 @@ class Asking:
         self.fleet = fleet
         self.said: list[OperatorReply] = []
         outlet = Outlet(fleet.hq.bus, TOPICS, lambda kind, node, message: self.said.append(message))  # type: ignore[arg-type]
-        self.operators = Operators(outlet, lambda: fleet.broker.now)
+        self.operators = OperatorRequests(outlet, lambda: fleet.broker.now)
         operations.register(self.operators, fleet.hq.releasing, fleet.hq.desk)
 
     def __call__(self, op: str, **args: Any) -> Any:
         request = OperatorRequest(id=f"r{len(self.said)}", op=f"release.{op}", args=args)
-        self.operators.received(Topic(Kind.OPERATOR_REQUEST, node=ANNA), Received("", request.encode()))
+        self.operators.received(Topic(TopicKind.OPERATOR_REQUEST, node=ANNA), Received("", request.encode()))
         for done in self.fleet.hq.desk.worker.collect():
             done.then(done.value)
         last = self.said[-1]

@@ -15,18 +15,18 @@ from tests.fleet.release_fleet import BAD, CRASH, GOOD, HANG, TOPICS, ReleaseFle
 from tests.stand_ins.eim_program import write_program
 
 from apiary.bus.bus import Received
-from apiary.bus.memory import Fault
+from apiary.bus.memory import LinkFault
 from apiary.errors import RequestRefused, StoreError
 from apiary.identity.release_key import seal
 from apiary.identity.roles import Role
 from apiary.wire.messages import ReleaseCurrent
-from apiary.wire.topics import Kind
-from apiary_coordinator.publishers._record import Record
+from apiary.wire.topics import TopicKind
+from apiary_coordinator.publishers._record import PublishRecord
 from apiary_coordinator.releases.ledger import current
 from apiary_edge.releases.state import TrialDone
 
 COLOURS = Path(__file__).parents[1] / "stand_ins" / "colours"
-CURRENT = TOPICS.build(Kind.RELEASE_CURRENT)
+CURRENT = TOPICS.build(TopicKind.RELEASE_CURRENT)
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_files_of_old_releases_go_and_those_in_use_stay(tmp_path: Path) -> None:
 def test_killed_at_any_moment_over_a_bad_link_it_ends_on_the_good_release(tmp_path: Path, seed: int) -> None:
     fleet = ReleaseFleet(tmp_path, seed=seed, wave_s=600.0)
     for kind in ("drop", "duplicate", "reorder", "delay"):
-        fleet.broker.script(Fault(kind, probability=0.05, times=60, seconds=3.0))  # type: ignore[arg-type]
+        fleet.broker.script(LinkFault(kind, probability=0.05, times=60, seconds=3.0))  # type: ignore[arg-type]
     rng = random.Random(seed)
     fleet.verdicts["bad"] = BAD
     for name, ends in (("one", "done"), ("bad", "halted"), ("two", "done")):
@@ -376,7 +376,7 @@ def finished_run(folder: Path, *, program: bool) -> Path:
     shutil.copy(COLOURS / "model.tflite", run / "model.tflite")
     (run / "labels.txt").write_text("red\ngreen\nblue\n")
     (run / "summary.json").write_text('{"run": "autumn", "tflite_accuracy": 0.9, "contributors": {}}')
-    record = Record(run, "edge_impulse/runner-linux-aarch64/float32", {})
+    record = PublishRecord(run, "edge_impulse/runner-linux-aarch64/float32", {})
     if program:
         built = write_program(run / "model-runner-linux-aarch64.eim", machine="aarch64")
         record.done({"files": {built.name: hashlib.sha256(built.read_bytes()).hexdigest()}})

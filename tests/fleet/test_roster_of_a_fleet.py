@@ -8,7 +8,7 @@ from tests.fleet.harness import Fleet
 
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_coordinator.fleet.roster import Roster
 
 
@@ -34,7 +34,7 @@ def test_a_node_whose_status_was_removed_is_gone_for_good(make_fleet: MakeFleet)
     fleet.trainings["pi-02"].seconds = 1000
     fleet.until(lambda: fleet.coordinator and fleet.coordinator.course and fleet.coordinator.course.live)
     del fleet.nodes["pi-02"]  # it hangs: its link is up, and the broker says nothing of it
-    topic = fleet.settings().topics.build(Kind.NODE_STATUS, node=NodeId("pi-02"))
+    topic = fleet.settings().topics.build(TopicKind.NODE_STATUS, node=NodeId("pi-02"))
     operator = fleet.broker.bus("operator", None)
     operator.poll(0)
     operator.publish(topic, b"", retain=True)
@@ -49,7 +49,7 @@ def test_a_node_that_has_no_place_is_said(make_fleet: MakeFleet, caplog: pytest.
     roster_of(fleet)._max = 2
     fleet.until(lambda: len(roster_of(fleet)) == 2)
     for i in range(3):
-        topic = fleet.settings().topics.build(Kind.NODE_STATUS, node=NodeId(f"late-{i}"))
+        topic = fleet.settings().topics.build(TopicKind.NODE_STATUS, node=NodeId(f"late-{i}"))
         bus = fleet.broker.bus(f"late-{i}", None)
         bus.poll(0)
         bus.publish(topic, NodeStatus(state="ready", samples=9).encode(), retain=True)

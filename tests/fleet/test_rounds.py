@@ -12,7 +12,7 @@ import pytest
 from tests.fleet.harness import Fleet, samples_of, update_of
 
 from apiary.blobs import BlobStore
-from apiary.bus.memory import Fault, MemoryBroker
+from apiary.bus.memory import LinkFault, MemoryBroker
 from apiary.wire import Digest, blob
 
 NODES = 20
@@ -64,16 +64,16 @@ def test_an_undisturbed_run_counts_everyone_once(make_fleet: MakeFleet, undistur
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault("drop", probability=0.1),
-        Fault("duplicate", probability=0.3),
-        Fault("reorder", probability=0.5),
-        Fault("delay", probability=0.3, seconds=5),
-        Fault("corrupt", "apiary-blob/#", probability=0.1),
-        Fault("cut", probability=0.002, seconds=3),
+        LinkFault("drop", probability=0.1),
+        LinkFault("duplicate", probability=0.3),
+        LinkFault("reorder", probability=0.5),
+        LinkFault("delay", probability=0.3, seconds=5),
+        LinkFault("corrupt", "apiary-blob/#", probability=0.1),
+        LinkFault("cut", probability=0.002, seconds=3),
     ],
     ids=lambda fault: fault.kind,
 )
-def test_bad_links_change_nothing(make_fleet: MakeFleet, undisturbed: str, fault: Fault) -> None:
+def test_bad_links_change_nothing(make_fleet: MakeFleet, undisturbed: str, fault: LinkFault) -> None:
     broker = MemoryBroker(seed=3, latency_s=0.01, faults=[fault])
     fleet = make_fleet(NODES, broker=broker)
     assert fleet.run()["model_sha256"] == undisturbed
@@ -164,7 +164,7 @@ def test_a_round_without_its_quorum_fails_and_the_run_goes_on_from_the_last_mode
 
 def test_an_update_for_a_round_that_is_over_is_dropped_with_a_receipt(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(3, rounds=3, deadline_s=30, quorum=0.5)
-    fleet.broker.script(Fault("drop", "apiary/+/node/pi-01/offer", times=5))
+    fleet.broker.script(LinkFault("drop", "apiary/+/node/pi-01/offer", times=5))
     fleet.run()
     first, *_, last = fleet.results()
     assert first["missing"] == {"pi-01": "no update in time"}

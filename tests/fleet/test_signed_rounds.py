@@ -15,13 +15,13 @@ from tests.stand_ins.fleet_keys import Fleet as Keys
 
 from apiary.bus.bus import Received
 from apiary.bus.memory import MemoryBroker, MemoryBus
-from apiary.identity.gate import Gate, SigningGate
+from apiary.identity.gate import MessageGate, SigningGate
 from apiary.identity.marks import DiskMarks
 from apiary.identity.roles import Role
 from apiary.identity.signing import Signer, Verifier
 from apiary.wire import NodeId
 from apiary.wire.messages import Announcement, Grant, Offer, Receipt
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 NODES = 3
 T = Topics()
@@ -38,7 +38,7 @@ class Party:
         self.revoked: list[Signer] = []
         self.gates: list[SigningGate] = []
 
-    def gate(self, role: Role, name: str, folder: Path) -> Gate:
+    def gate(self, role: Role, name: str, folder: Path) -> MessageGate:
         marks = DiskMarks(folder / "marks.sqlite", lambda: self.broker.now)
         known = self.signers.get((role, name)) or self.keys.signer(name, role)
         signer = self.signers[role, name] = Signer(known._key, known.certificate, marks.issue)
@@ -82,19 +82,21 @@ def inner(payload: bytes) -> dict[str, object]:
 def unsigned(event: Received) -> list[tuple[str, bytes]]:
     """Rounds that end, receipts that make a node drop its update, grants, offers: without a signature."""
     at = T.parse(event.topic)
-    if at.kind is Kind.ROUND_CURRENT:
+    if at.kind is TopicKind.ROUND_CURRENT:
         told = Announcement.model_validate(inner(event.payload))
         return [
             (event.topic, told.model_copy(update=change).encode())
             for change in ({"state": "finished"}, {"round": told.round + 5}, {"run": "other"}, {"epoch": "x"})
         ]
-    if at.kind is Kind.NODE_OFFER:
+    if at.kind is TopicKind.NODE_OFFER:
         offer = Offer.model_validate(inner(event.payload))
         digest = offer.update.digest
         lied = [Receipt(digest=digest, state="accepted", run=offer.run, round=offer.round)]
         lied.append(Receipt(digest=digest, state="closed", run=offer.run, round=offer.round, why="no"))
-        said = [(T.build(Kind.NODE_RECEIPT, node=at.node), r.encode()) for r in lied]
-        said.append((T.build(Kind.NODE_GRANT, node=at.node), Grant(digest=digest, missing=[(0, 1)]).encode()))
+        said = [(T.build(TopicKind.NODE_RECEIPT, node=at.node), r.encode()) for r in lied]
+        said.append(
+            (T.build(TopicKind.NODE_GRANT, node=at.node), Grant(digest=digest, missing=[(0, 1)]).encode())
+        )
         more = offer.model_copy(update={"samples": offer.samples + 1})
         return [*said, (event.topic, more.encode())]
     return []
@@ -262,7 +264,7 @@ def fleet_verifier(party: Party) -> Verifier:
 def test_the_coordinators_last_will_counts_although_nobody_can_seal_it(broker: MemoryBroker) -> None:
     party = Party(broker)
     gate = SigningGate(Role.NODE, fleet_verifier(party), None)
-    topic = T.build(Kind.COORDINATOR_STATUS)
+    topic = T.build(TopicKind.COORDINATOR_STATUS)
     will = b'{"v":1,"state":"offline","epoch":"e","version":""}'
     assert gate.open(T.parse(topic), topic, will) == will
     from apiary.errors import SignatureRefused

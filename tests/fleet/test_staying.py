@@ -15,10 +15,10 @@ from tests.fleet.harness import TICK_S, FakeWorkshop, Fleet
 from apiary.bus.bus import Received
 from apiary.errors import SettingsError, StoreError
 from apiary.wire.messages import Announcement
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.schedule.runbook import MAX_WAITING
-from apiary_edge.training.session import State
+from apiary_edge.training.session import SessionState
 
 
 def listed(fleet: Fleet) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def test_between_runs_nodes_are_idle_and_the_last_word_of_the_last_run_stays(
     fleet = staying()
     fleet.ask("run.start", name="one")
     fleet.until(lambda: state_of(fleet) == {"one": "finished"} and stage(fleet) is None)
-    topic = fleet.settings().topics.build(Kind.ROUND_CURRENT)
+    topic = fleet.settings().topics.build(TopicKind.ROUND_CURRENT)
     for disturb in (lambda: None, fleet.broker.forget):
         disturb()
         for _ in range(50):
@@ -87,7 +87,7 @@ def test_between_runs_nodes_are_idle_and_the_last_word_of_the_last_run_stays(
         assert Announcement.decode(told.payload, who="test").state == "finished"
         bus.close()
     assert {n.session.state.value for n in fleet.nodes.values()} == {"idle"}
-    status = fleet.settings().topics.build(Kind.COORDINATOR_STATUS)
+    status = fleet.settings().topics.build(TopicKind.COORDINATOR_STATUS)
     assert "run" not in json.loads(fleet.broker.retained[status])
 
 
@@ -221,7 +221,7 @@ def test_nodes_say_that_their_training_was_ended_and_train_the_next_run(
         training.seconds = 500
     fleet.ask("run.start", name="long")
     fleet.ask("run.start", name="next", settings={"rounds": 1})
-    fleet.until(lambda: all(node.session.state is State.TRAINING for node in fleet.nodes.values()))
+    fleet.until(lambda: all(node.session.state is SessionState.TRAINING for node in fleet.nodes.values()))
     with caplog.at_level(logging.INFO, logger="apiary_edge"):
         fleet.ask("run.stop", name="long")
         for training in fleet.trainings.values():
@@ -240,7 +240,7 @@ def test_a_stopped_round_frees_its_nodes_before_the_run_is_finished(
     fleet.until(lambda: fleet.coordinator.course and fleet.coordinator.course.record.next_number == 2)  # type: ignore[union-attr]
     for training in fleet.trainings.values():
         training.seconds = 5000
-    fleet.until(lambda: all(node.session.state is State.TRAINING for node in fleet.nodes.values()))
+    fleet.until(lambda: all(node.session.state is SessionState.TRAINING for node in fleet.nodes.values()))
     freed: list[bool] = []
 
     def finish(self: FakeWorkshop, *args: Any) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def test_a_stopped_round_frees_its_nodes_before_the_run_is_finished(
             fleet.broker.now += TICK_S
             for node in fleet.nodes.values():
                 node.step(0)
-        freed.append(all(node.session.state is State.IDLE for node in fleet.nodes.values()))
+        freed.append(all(node.session.state is SessionState.IDLE for node in fleet.nodes.values()))
         return {}
 
     monkeypatch.setattr(FakeWorkshop, "finish", finish)

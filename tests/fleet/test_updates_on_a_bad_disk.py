@@ -10,8 +10,8 @@ from tests.fleet.conftest import MakeFleet
 
 from apiary.errors import StoreError
 from apiary_coordinator.journal import AcceptedRow, Journal
-from apiary_coordinator.round.collector import Collection
-from apiary_coordinator.round.runner import LiveRound
+from apiary_coordinator.round.collector import Collector
+from apiary_coordinator.round.runner import RoundRunner
 from apiary_coordinator.updates.spool import Spool
 
 FULL = "the journal refused a commit: database or disk is full"
@@ -27,20 +27,20 @@ def test_updates_of_one_commit_count_though_the_next_step_is_refused(
     """Three rows are journaled at once; what follows of the first is refused once."""
     undisturbed = make_fleet(3, rounds=1).run()["model_sha256"]
     fleet = make_fleet(3, rounds=1, deadline_s=200, quorum=0.3)
-    sync_next, accepted = Collection._sync_next, LiveRound._accepted
+    sync_next, accepted = Collector._sync_next, RoundRunner._accepted
     refusals = [StoreError(FULL)]
 
-    def all_at_once(collection: Collection) -> None:
+    def all_at_once(collection: Collector) -> None:
         if collection._syncing or len(collection._screened) >= 3 or not collection._screened:
             sync_next(collection)
 
-    def refused(live: LiveRound, row: AcceptedRow) -> None:
+    def refused(live: RoundRunner, row: AcceptedRow) -> None:
         accepted(live, row)
         if refusals:
             raise refusals.pop()
 
-    monkeypatch.setattr(Collection, "_sync_next", all_at_once)
-    monkeypatch.setattr(LiveRound, "_accepted", refused)
+    monkeypatch.setattr(Collector, "_sync_next", all_at_once)
+    monkeypatch.setattr(RoundRunner, "_accepted", refused)
     assert fleet.run(seconds=100)["model_sha256"] == undisturbed
     assert fleet.results()[0]["n_contributors"] == 3
 

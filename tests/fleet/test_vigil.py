@@ -8,13 +8,13 @@ from tests.fleet.harness import Fleet
 
 from apiary.errors import ApiaryError
 from apiary_coordinator.monitoring import watchdog
-from apiary_coordinator.monitoring.watchdog import GIVE_UP_S, SAY_S, Vigil
+from apiary_coordinator.monitoring.watchdog import GIVE_UP_S, SAY_S, Watchdog
 from apiary_coordinator.worker import Done, InlineWorker
 
 
-def vigil_of(fleet: Fleet) -> Vigil:
+def vigil_of(fleet: Fleet) -> Watchdog:
     assert fleet.coordinator is not None
-    (watchdog,) = [f for f in fleet.coordinator._features if isinstance(f, Vigil)]
+    (watchdog,) = [f for f in fleet.coordinator._features if isinstance(f, Watchdog)]
     return watchdog
 
 

@@ -14,7 +14,7 @@ from apiary.bus.bus import Received
 from apiary.wire import NodeId
 from apiary.wire.chunks import count
 from apiary.wire.messages import ModelManifest, Want
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_coordinator.journal import Journal
 
 
@@ -82,12 +82,12 @@ def wanted(fleet: Fleet, digest: str, size: int) -> int:
     """How many chunks come of a blob that a node wants."""
     topics = fleet.settings().topics
     bus = fleet.broker.bus("predicting", None)
-    bus.subscribe(topics.pattern(Kind.CHUNK_DOWN))
+    bus.subscribe(topics.pattern(TopicKind.CHUNK_DOWN))
     for _ in range(5):
         fleet.turn()
         bus.poll(0)
     want = Want(digest=digest, missing=[(0, count(size))])
-    bus.publish(topics.build(Kind.NODE_WANT, node=NodeId("pi-09")), want.encode())
+    bus.publish(topics.build(TopicKind.NODE_WANT, node=NodeId("pi-09")), want.encode())
     for _ in range(30):
         fleet.turn()
     found = [e for e in bus.poll(0) if isinstance(e, Received)]
@@ -100,7 +100,7 @@ def test_the_newest_model_is_said_and_lent(staying: Callable[..., Fleet], bad: i
     """Also where the broker forgot everything while the coordinator was down."""
     fleet = staying()
     do(fleet, "good")
-    topic = fleet.settings().topics.build(Kind.MODEL_CURRENT)
+    topic = fleet.settings().topics.build(TopicKind.MODEL_CURRENT)
     before = fleet.broker.retained[topic]
     for training in fleet.trainings.values():
         training.seconds = 1000
@@ -116,7 +116,7 @@ def test_the_newest_model_is_said_and_lent(staying: Callable[..., Fleet], bad: i
     assert model.trainer is not None
     for ref in (model.model, model.trainer):
         assert wanted(fleet, ref.digest, ref.bytes) == count(ref.bytes)
-    last = json.loads(fleet.broker.retained[fleet.settings().topics.build(Kind.ROUND_LAST)])
+    last = json.loads(fleet.broker.retained[fleet.settings().topics.build(TopicKind.ROUND_LAST)])
     assert (last["run"], last["n_contributors"]) == ("good", 2)
-    metric = fleet.settings().topics.build(Kind.METRIC, metric="contributors")
+    metric = fleet.settings().topics.build(TopicKind.METRIC, metric="contributors")
     assert fleet.broker.retained[metric] == b"2"

@@ -86,7 +86,7 @@ def _sealed(body: bytes) -> None:
 
 def _packets(body: bytes) -> None:
     """What a broker sends, in two parts; `Malformed` is its answer."""
-    reader, cut = packets.Packets(), int.from_bytes(body[:2], "big")
+    reader, cut = packets.PacketReader(), int.from_bytes(body[:2], "big")
     try:
         for part in (body[2 : 2 + cut], body[2 + cut :]):
             for first, rest in reader.feed(part) if part else []:

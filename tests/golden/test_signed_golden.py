@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from apiary.errors import SignatureRefused
-from apiary.identity.authority import Term, Use, found
+from apiary.identity.authority import KeyUse, Term, found
 from apiary.identity.certificates import Trust
 from apiary.identity.marks import DiskMarks
 from apiary.identity.roles import Identity, Role
@@ -66,7 +66,7 @@ if __name__ == "__main__":
     ca = found(generate_private_key(SECP256R1()), "golden", term, 1)
     public = Ed25519PrivateKey.from_private_bytes(SEED).public_key()
     whom = Identity("hive", Role.COORDINATOR)
-    made = ca.issue(public, whom, Use.SIGNING, term=term, serial=2)
+    made = ca.issue(public, whom, KeyUse.SIGNING, term=term, serial=2)
     (FOLDER / "ca.pem").write_bytes(ca.certificate.public_bytes(Encoding.PEM))
     (FOLDER / "cert.pem").write_bytes(made.public_bytes(Encoding.PEM))
     (FOLDER / "receipt.json").write_bytes(sealed())

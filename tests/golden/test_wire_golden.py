@@ -15,7 +15,7 @@ from apiary.plugins import names
 from apiary.tensors import Weights
 from apiary.wire import PROTOCOL, blob, chunks
 from apiary.wire import messages as m
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 FOLDER = Path(__file__).parent / f"v{PROTOCOL}"
 HEX, HEX2 = "0123456789abcdef" * 4, "fedcba9876543210" * 4
@@ -184,7 +184,7 @@ def golden() -> dict[str, bytes]:
         )
     files["chunk_0.bin"] = chunks.encode(DIGEST, 0, DATA)
     topic = {"node": "pi-07", "digest": HEX, "index": 12, "metric": "accuracy"}
-    lines = [f"{k.name} {k.qos} {k.retain} {Topics().build(k, **topic)}" for k in Kind]  # type: ignore[arg-type] # str for NewType
+    lines = [f"{k.name} {k.qos} {k.retain} {Topics().build(k, **topic)}" for k in TopicKind]  # type: ignore[arg-type] # str for NewType
     files["topics.txt"] = ("\n".join(lines) + "\n").encode()
     return files
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from machines import Machine, quoted
 
-from apiary.bus.bus import Connected, Event, Received, Refused
+from apiary.bus.bus import Connected, Event, PublishRefused, Received
 from apiary.bus.mqtt import MqttBus
 from apiary.settings import BrokerSettings
 
@@ -146,8 +146,8 @@ class Attacker:
         since = self._now()
         with self._bus() as bus:
             bus.publish(topic, payload)
-            refused = _poll(bus, lambda e: isinstance(e, Refused))
-        assert isinstance(refused, Refused), f"{what}: {refused}"
+            refused = _poll(bus, lambda e: isinstance(e, PublishRefused))
+        assert isinstance(refused, PublishRefused), f"{what}: {refused}"
         return what, refused.reason, self._log(since, "Denied PUBLISH")
 
     def _listen(self, what: str, topic: str, whose: str = "pi-1") -> Row:

@@ -36,13 +36,13 @@ def event_of(rollout: table.Rollout, step: tuple[str, Any, Any]) -> words.Event:
         case "seen":
             return known(rollout, which, here=how)
         case "pause":
-            return words.Pause()
+            return words.PauseRollout()
         case "resume":
-            return words.Resume()
+            return words.ResumeRollout()
         case "abort":
-            return words.Abort()
+            return words.AbortRollout()
         case _:
-            return words.Tick()
+            return words.RolloutTick()
 
 
 @SETTINGS
@@ -68,7 +68,7 @@ def test_a_rollout_keeps_to_its_rules(happenings: list[tuple[str, Any, Any]]) ->
             healthy = before.having("healthy", before.members)
             judged = [n for n in before.members if before.verdict(n) != "unfit"]
             assert len(healthy) >= POLICY.min_healthy * len(judged), "no wave goes on without enough healthy"
-        if rollout.state == "rolling" and isinstance(event_of(rollout, step), words.Tick):
+        if rollout.state == "rolling" and isinstance(event_of(rollout, step), words.RolloutTick):
             failed = rollout.having("failed")
             assert len(failed) <= POLICY.max_failed * max(1, len(before.members)), (
                 "too many failed, and it goes on"
@@ -84,11 +84,11 @@ def test_it_ends_once_every_node_answers_well(happenings: list[tuple[str, Any, A
         now += step[1] if step[0] == "pass" else 0.0
         rollout, _ = table.handle(rollout, event_of(rollout, step), now)
     for _ in range(2 + 3 * len(POLICY.waves)):
-        rollout, _ = table.handle(rollout, words.Resume(), now)
+        rollout, _ = table.handle(rollout, words.ResumeRollout(), now)
         for node in NODES:
             heard = known(rollout, node, here=True, report=report(rollout))
             rollout, _ = table.handle(rollout, heard, now)
-        rollout, _ = table.handle(rollout, words.Tick(), now)
+        rollout, _ = table.handle(rollout, words.RolloutTick(), now)
         now += POLICY.soak_s
-        rollout, _ = table.handle(rollout, words.Tick(), now)
+        rollout, _ = table.handle(rollout, words.RolloutTick(), now)
     assert rollout.state == "done" and holders(rollout, NODES) == set(NODES)

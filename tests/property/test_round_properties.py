@@ -11,7 +11,6 @@ from apiary.wire import NodeId
 from apiary.wire.messages import Contributor
 from apiary_coordinator.round.state import (
     Abandoned,
-    Accepted,
     Aggregate,
     Aggregated,
     Announce,
@@ -25,20 +24,21 @@ from apiary_coordinator.round.state import (
     Joined,
     Left,
     Phase,
-    Rejected,
     Round,
-    Tick,
+    RoundTick,
+    UpdateAccepted,
+    UpdateRejected,
     handle,
 )
 
 NODES = [NodeId(f"n{i}") for i in range(9)]
 NODE = st.sampled_from(NODES)
 EVENT = st.one_of(
-    st.builds(Accepted, NODE, st.builds(Contributor, samples=st.integers(1, 9), bytes=st.just(1))),
-    st.builds(Rejected, NODE, st.just("bad")),
+    st.builds(UpdateAccepted, NODE, st.builds(Contributor, samples=st.integers(1, 9), bytes=st.just(1))),
+    st.builds(UpdateRejected, NODE, st.just("bad")),
     st.builds(Left, NODE, st.just("left"), st.booleans()),
     st.builds(Joined, NODE),
-    st.just(Tick()),
+    st.just(RoundTick()),
     st.builds(AskedAgain, NODE),
     st.builds(Abandoned, st.just("stopped")),
     st.just(Aggregated()),
@@ -119,7 +119,7 @@ def test_no_round_lasts_past_its_deadline(round_: Round, steps: list[tuple[Event
     for event, passed in steps:
         now += passed
         round_, _ = handle(round_, event, now)
-    round_, _ = handle(round_, Tick(), max(now, round_.deadline_at))
+    round_, _ = handle(round_, RoundTick(), max(now, round_.deadline_at))
     assert not round_.collecting
 
 
@@ -130,5 +130,5 @@ def test_time_that_stands_still_says_nothing_twice(round_: Round, steps: list[tu
     for event, passed in steps:
         now += passed
         round_, _ = handle(round_, event, now)
-    round_, _ = handle(round_, Tick(), now)
-    assert handle(round_, Tick(), now) == (round_, [])
+    round_, _ = handle(round_, RoundTick(), now)
+    assert handle(round_, RoundTick(), now) == (round_, [])

@@ -11,12 +11,12 @@ from apiary_edge.training.session import (
     OPEN_STATES,
     Announced,
     AskCurrent,
+    BlobFetched,
     Command,
     Decline,
     Drop,
     Event,
-    Fetch,
-    Fetched,
+    FetchBlob,
     Granted,
     MakeOffer,
     NothingOpen,
@@ -24,9 +24,9 @@ from apiary_edge.training.session import (
     Reconnected,
     Send,
     Session,
-    State,
+    SessionState,
+    SessionTick,
     StopTraining,
-    Tick,
     Train,
     Trained,
     TrainingFailed,
@@ -66,13 +66,13 @@ OFFER = st.builds(
 EVENT = st.one_of(
     st.builds(Announced, ANNOUNCEMENT, st.sampled_from([None, True, False])),
     st.just(NothingOpen()),
-    st.builds(Fetched, DIGEST),
+    st.builds(BlobFetched, DIGEST),
     st.builds(Trained, OFFER),
     st.builds(TrainingFailed, st.just("why")),
     st.builds(Granted, DIGEST, st.just([(0, 1)])),
     st.builds(Receipted, DIGEST, st.sampled_from(["accepted", "duplicate", "rejected", "closed", "missing"])),
     st.just(Reconnected()),
-    st.just(Tick()),
+    st.just(SessionTick()),
 )
 STEPS = st.lists(
     st.tuples(EVENT, st.floats(0, 300), st.frozensets(DIGEST), st.booleans()), min_size=1, max_size=60
@@ -86,8 +86,8 @@ def fitting(event: Event, session: Session) -> Event:
             return Granted(Digest(session.offer.update.digest), missing)
         case Receipted(_, state) if session.offer is not None:
             return Receipted(Digest(session.offer.update.digest), state)
-        case Fetched() if session.missing:
-            return Fetched(min(session.missing))
+        case BlobFetched() if session.missing:
+            return BlobFetched(min(session.missing))
         case Trained(offer) if session.round is not None:
             told = session.round
             return Trained(offer.model_copy(update={"run": told.run, "round": told.round}))
@@ -96,17 +96,17 @@ def fitting(event: Event, session: Session) -> Event:
 
 
 def check(before: Session, event: Event, after: Session, commands: list[Command]) -> None:
-    assert (after.state is State.SENDING) == (after.offer is not None)
-    assert (after.state is State.FETCHING) == bool(after.missing)
-    if after.state in (State.FETCHING, State.TRAINING):
+    assert (after.state is SessionState.SENDING) == (after.offer is not None)
+    assert (after.state is SessionState.FETCHING) == bool(after.missing)
+    if after.state in (SessionState.FETCHING, SessionState.TRAINING):
         assert after.round is not None
         assert after.round.state in OPEN_STATES
         assert (after.round.run, after.round.round) != after.done, "an answered round is trained again"
     for command in commands:
         match command:
             case Train(told):
-                assert after.state is State.TRAINING and after.round == told
-            case Fetch(ref):
+                assert after.state is SessionState.TRAINING and after.round == told
+            case FetchBlob(ref):
                 assert ref.digest in after.missing
             case MakeOffer(offer):
                 assert offer == after.offer
@@ -116,7 +116,7 @@ def check(before: Session, event: Event, after: Session, commands: list[Command]
                 assert offer == before.offer and after.offer is None and state != "missing"
                 assert after.done == (offer.run, offer.round)
             case Decline(told, _):
-                assert after.done == (told.run, told.round) and after.state is State.IDLE
+                assert after.done == (told.run, told.round) and after.state is SessionState.IDLE
             case StopTraining() | AskCurrent():
                 pass
     # An update leaves by a receipt, or with its run, and nothing takes its place before.
@@ -126,10 +126,12 @@ def check(before: Session, event: Event, after: Session, commands: list[Command]
         assert isinstance(event, Receipted) or over
         assert any(isinstance(c, Drop) for c in commands)
     # A child that runs is told when its round is over, and never started over a running one.
-    if before.state is State.TRAINING and not isinstance(event, Trained):
-        started_or_left = after.state is not State.TRAINING or any(isinstance(c, Train) for c in commands)
+    if before.state is SessionState.TRAINING and not isinstance(event, Trained):
+        started_or_left = after.state is not SessionState.TRAINING or any(
+            isinstance(c, Train) for c in commands
+        )
         assert not started_or_left or commands[0] == StopTraining()
-    if before.state is State.FETCHING and after.round != before.round:
+    if before.state is SessionState.FETCHING and after.round != before.round:
         assert StopTraining() in commands
 
 
@@ -159,7 +161,7 @@ def test_an_update_is_offered_again_and_again_until_it_is_answered(
     offered = 0
     for _ in range(4):
         now += 8 * idle_s + 0.001  # sums of floats are a little off; a loop turns twice a second
-        session, commands = handle(session, Tick(), now)
+        session, commands = handle(session, SessionTick(), now)
         offered += MakeOffer(session.offer) in commands  # type: ignore[arg-type] # still there: asserted below
         assert session.offer is not None
     assert offered == 4

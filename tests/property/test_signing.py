@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.stand_ins.fleet_keys import NOW, Fleet, MemoryMarks, authority, signing_certificate
 
 from apiary.errors import SettingsError, SignatureRefused
-from apiary.identity.authority import Term, Use
+from apiary.identity.authority import KeyUse, Term
 from apiary.identity.certificates import Trust, identity_of
 from apiary.identity.roles import Identity, Role
 from apiary.identity.signing import MAX_SEAL_BYTES, Signer, Verifier
@@ -194,7 +194,7 @@ def test_what_is_refused_leaves_no_mark() -> None:
 
 def test_certificates_for_tls_do_not_sign_messages() -> None:
     key = Ed25519PrivateKey.generate()
-    tls = signing_certificate(FLEET.ca, key, "hive", Role.COORDINATOR, use=Use.CLIENT)
+    tls = signing_certificate(FLEET.ca, key, "hive", Role.COORDINATOR, use=KeyUse.CLIENT)
     with pytest.raises(SignatureRefused, match="not one for signing messages"):
         open_sealed(Signer(key, tls, lambda: 1).seal(TOPIC, PAYLOAD))
 
@@ -226,7 +226,7 @@ def test_the_subject_says_name_and_role_and_nothing_else_passes() -> None:
         identity_of(FLEET.ca.certificate)
     key = generate_private_key(SECP256R1())
     odd = FLEET.ca.issue(
-        key.public_key(), Identity("pi/07", Role.NODE), Use.CLIENT, term=Term(NOW, 1), serial=77
+        key.public_key(), Identity("pi/07", Role.NODE), KeyUse.CLIENT, term=Term(NOW, 1), serial=77
     )
     with pytest.raises(ValueError, match="common name 'pi/07' cannot stand in a topic"):
         identity_of(odd)

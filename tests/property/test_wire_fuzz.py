@@ -15,7 +15,7 @@ from apiary.plugins import names
 from apiary.tensors import Weights
 from apiary.wire import blob, chunks
 from apiary.wire import messages as m
-from apiary.wire.topics import Kind, Topic, Topics
+from apiary.wire.topics import Topic, TopicKind, Topics
 
 QUICK = settings(max_examples=200, deadline=10_000, suppress_health_check=[HealthCheck.too_slow])
 TOPICS = Topics()
@@ -48,7 +48,7 @@ def taken(decode: Any, *arguments: Any, **named: Any) -> Any:
 
 
 @QUICK
-@given(st.text() | st.sampled_from([k.pattern for k in Kind]).map(lambda p: f"apiary/default/{p}"))
+@given(st.text() | st.sampled_from([k.pattern for k in TopicKind]).map(lambda p: f"apiary/default/{p}"))
 def test_topics(topic: str) -> None:
     got = taken(TOPICS.parse, topic)
     assert got is None or isinstance(got, Topic)

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from apiary.identity.authority import Authority, Term, Use, found
+from apiary.identity.authority import Authority, KeyUse, Term, found
 from apiary.identity.certificates import Trust
 from apiary.identity.roles import Identity, Role
 from apiary.identity.signing import Signer, Verifier
@@ -24,7 +24,7 @@ def authority(name: str = "orchard") -> Authority:
 
 
 def signing_certificate(
-    ca: Authority, key: Ed25519PrivateKey, name: str, role: Role, *, use: Use = Use.SIGNING
+    ca: Authority, key: Ed25519PrivateKey, name: str, role: Role, *, use: KeyUse = KeyUse.SIGNING
 ) -> x509.Certificate:
     whom = Identity(name, role)
     return ca.issue(key.public_key(), whom, use, term=Term(NOW, 30), serial=next(_serials))

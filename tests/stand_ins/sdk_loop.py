@@ -6,7 +6,7 @@ import os
 import sys
 
 from apiary_coordinator.publishers import _transport
-from apiary_coordinator.publishers._job import Job
+from apiary_coordinator.publishers._job import PublishJob
 from apiary_coordinator.publishers._sdk import Reporter, serve
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     os.dup2(2, 1)
     report = Reporter(out, os.environ["EI_API_KEY"])
     for line in sys.stdin:
-        code = serve(Job.model_validate_json(line), report)
+        code = serve(PublishJob.model_validate_json(line), report)
         out.write(f'{{"end": {code}}}\n')
         out.flush()
 

@@ -21,7 +21,7 @@ from apiary.blobs import BlobStore
 from apiary.files import write_atomic
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.updates.spool import Spool
-from apiary_edge.releases.store import Shelf, folder_of
+from apiary_edge.releases.store import ReleaseStore, folder_of
 from apiary_edge.samples.incoming import Incoming
 from apiary_edge.training.process import scratch
 from apiary_edge.transfer.outbox import Outbox
@@ -80,7 +80,7 @@ def test_a_release_that_is_current_and_the_one_before_it(tmp_path: Path) -> None
         shelf.swap(release("two"), GOOD)
 
     assert unsynced(tmp_path, swap) == set()
-    assert unsynced(tmp_path, lambda: Shelf(folder_of(tmp_path)).restore()) <= {"slots/files"}
+    assert unsynced(tmp_path, lambda: ReleaseStore(folder_of(tmp_path)).restore()) <= {"slots/files"}
 
 
 def test_a_release_from_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ CHILD_MB: Final = 140.0
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class InvariantResult:
     """One invariant; `seen` says what was found, in either case."""
 
     name: str
@@ -35,7 +35,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class FinishedRun:
     """A finished run: its summary, its rounds, and the greatest memory of each role in MB."""
 
     summary: Mapping[str, Any]
@@ -48,39 +48,43 @@ class Record:
         return [{n: c["samples"] for n, c in r["contributors"].items()} for r in self.rounds]
 
 
-def read_record(folder: Path, summary: Mapping[str, Any], peaks_mb: Mapping[str, float]) -> Record:
+def read_record(folder: Path, summary: Mapping[str, Any], peaks_mb: Mapping[str, float]) -> FinishedRun:
     """The record of the run in a fleet's folder."""
     history = read_history(folder / "runs" / RUN)
-    return Record(summary, history["rounds"], dict(peaks_mb))
+    return FinishedRun(summary, history["rounds"], dict(peaks_mb))
 
 
-def same_model(calm: Record, storm: Record) -> Verdict:
+def same_model(calm: FinishedRun, storm: FinishedRun) -> InvariantResult:
     """The same final model and the same model after every round, bit by bit."""
     wanted, got = calm.summary["model_sha256"], storm.summary["model_sha256"]
     ways = [r["round"] for r, s in zip(calm.rounds, storm.rounds, strict=False) if r["model"] != s["model"]]
     if wanted == got and not ways:
-        return Verdict("the model is bit-identical", True, f"{got[:16]} after {len(storm.rounds)} rounds")
+        return InvariantResult(
+            "the model is bit-identical", True, f"{got[:16]} after {len(storm.rounds)} rounds"
+        )
     where = f"first in round {ways[0]}" if ways else "though each round's model is the same"
-    return Verdict("the model is bit-identical", False, f"{got[:16]}, undisturbed {wanted[:16]}; {where}")
+    return InvariantResult(
+        "the model is bit-identical", False, f"{got[:16]}, undisturbed {wanted[:16]}; {where}"
+    )
 
 
-def counted_once(calm: Record, storm: Record) -> Verdict:
+def counted_once(calm: FinishedRun, storm: FinishedRun) -> InvariantResult:
     """Per round: every node, once, with the samples of the undisturbed run; nobody rejected or missing."""
     name = "every node counted once a round"
     if len(calm.rounds) != len(storm.rounds):
-        return Verdict(name, False, f"{len(storm.rounds)} rounds, undisturbed {len(calm.rounds)}")
+        return InvariantResult(name, False, f"{len(storm.rounds)} rounds, undisturbed {len(calm.rounds)}")
     for r, wanted, got in zip(storm.rounds, calm.samples, storm.samples, strict=True):
         if r["state"] != "closed" or r["rejected"] or r["missing"]:
-            return Verdict(
+            return InvariantResult(
                 name, False, f"round {r['round']}: {r['state']}, {r['rejected']}, missing {r['missing']}"
             )
         if wanted != got:
-            return Verdict(name, False, f"round {r['round']}: samples {got}, undisturbed {wanted}")
+            return InvariantResult(name, False, f"round {r['round']}: samples {got}, undisturbed {wanted}")
     total = sum(sum(counted.values()) for counted in storm.samples)
-    return Verdict(name, True, f"{total} samples in {len(storm.rounds)} rounds, as undisturbed")
+    return InvariantResult(name, True, f"{total} samples in {len(storm.rounds)} rounds, as undisturbed")
 
 
-def journal_sound(fleet: Fleet, storm: Record) -> Verdict:
+def journal_sound(fleet: Fleet, storm: FinishedRun) -> InvariantResult:
     """SQLite finds nothing wrong, and holds exactly one accepted update a node and round."""
     name = "the journal is sound"
     db = sqlite3.connect(fleet.state(COORDINATOR) / "journal.sqlite")
@@ -88,32 +92,32 @@ def journal_sound(fleet: Fleet, storm: Record) -> Verdict:
         said = [row[0] for row in db.execute("PRAGMA integrity_check")]
         rows = db.execute("SELECT count(*) FROM accepted WHERE run = ?", (RUN,)).fetchone()[0]
     except sqlite3.Error as e:
-        return Verdict(name, False, str(e))
+        return InvariantResult(name, False, str(e))
     finally:
         db.close()
     expected = len(fleet.nodes) * len(storm.rounds)
     if said != ["ok"]:
-        return Verdict(name, False, "; ".join(said[:3]))
-    return Verdict(name, rows == expected, f"integrity ok, {rows} accepted updates of {expected}")
+        return InvariantResult(name, False, "; ".join(said[:3]))
+    return InvariantResult(name, rows == expected, f"integrity ok, {rows} accepted updates of {expected}")
 
 
-def nothing_waits(fleet: Fleet) -> Verdict:
+def nothing_waits(fleet: Fleet) -> InvariantResult:
     """Outboxes and spool are empty."""
     waiting = {node: names for node in fleet.nodes if (names := outbox(fleet.state(node)))}
     folder = fleet.state(COORDINATOR) / "spool"
     spooled = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     seen = f"outboxes {waiting or 'empty'}, spool {spooled or 'empty'}"
-    return Verdict("outboxes and spool are empty", not waiting and not spooled, seen)
+    return InvariantResult("outboxes and spool are empty", not waiting and not spooled, seen)
 
 
-def nothing_half_written(fleet: Fleet) -> Verdict:
+def nothing_half_written(fleet: Fleet) -> InvariantResult:
     """No temporary file is left behind by a write that was cut off."""
     found = leftovers(fleet.folder)
     shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-    return Verdict("no half-written file is left", not found, shown or "none")
+    return InvariantResult("no half-written file is left", not found, shown or "none")
 
 
-def stores_sound(fleet: Fleet, storm: Record) -> Verdict:
+def stores_sound(fleet: Fleet, storm: FinishedRun) -> InvariantResult:
     """Every blob of every party gives its name, and every node knows the last round as done."""
     wrong, seen = [], 0
     for party in fleet.parties:
@@ -129,12 +133,12 @@ def stores_sound(fleet: Fleet, storm: Record) -> Verdict:
             done = str(e)
         if done != last:
             wrong.append(f"{node} is done with {done}, expected {last}")
-    return Verdict(
+    return InvariantResult(
         "the other stores are sound", not wrong, "; ".join(wrong[:3]) or f"{seen} blobs give their names"
     )
 
 
-def result_whole(calm: Fleet, storm: Fleet) -> Verdict:
+def result_whole(calm: Fleet, storm: Fleet) -> InvariantResult:
     """The same files in the run's folder; those that hold no time and no seconds with the same bytes."""
     ours, theirs = (fleet.folder / "runs" / RUN for fleet in (calm, storm))
     wanted = {p.relative_to(ours) for p in ours.rglob("*") if p.is_file()}
@@ -144,27 +148,27 @@ def result_whole(calm: Fleet, storm: Fleet) -> Verdict:
     for name in (n for n in SAME if Path(n) in wanted & got):
         if sha256_of(ours / name) != sha256_of(theirs / name):
             wrong.append(f"{name} differs")
-    return Verdict(
+    return InvariantResult(
         "the result is whole", not wrong, "; ".join(wrong[:3]) or f"{len(got)} files as undisturbed"
     )
 
 
-def nothing_running(fleet: Fleet) -> Verdict:
+def nothing_running(fleet: Fleet) -> InvariantResult:
     """After the end: no process, no port."""
     processes, ports = fleet.left_running(), ports_in_use(fleet.ports)
     seen = "; ".join([*processes[:3], *(f"port {p}" for p in ports)]) or "no process, no port"
-    return Verdict("nothing is left running", not processes and not ports, seen)
+    return InvariantResult("nothing is left running", not processes and not ports, seen)
 
 
-def no_crash(fleet: Fleet) -> Verdict:
+def no_crash(fleet: Fleet) -> InvariantResult:
     """No party ended by itself, no child outlived its party, and no log holds a traceback."""
     traces = [name for name, text in fleet.logs().items() if TRACEBACK in text]
     seen = [*(f"{what[:300]}" for what in fleet.fell[:3]), *(f"a traceback in {name}" for name in traces)]
     seen += [f"{what} outlived it" for what in fleet.outlived[:3]]
-    return Verdict("no party fell by itself", not seen, "; ".join(seen) or "no crash, no traceback")
+    return InvariantResult("no party fell by itself", not seen, "; ".join(seen) or "no crash, no traceback")
 
 
-def memory_bounded(calm: Record, storm: Record) -> Verdict:
+def memory_bounded(calm: FinishedRun, storm: FinishedRun) -> InvariantResult:
     """Nobody took much more memory than in the undisturbed run."""
     over, seen = [], []
     for role, peak in sorted(storm.peaks_mb.items()):
@@ -173,12 +177,12 @@ def memory_bounded(calm: Record, storm: Record) -> Verdict:
         bound = CHILD_MB if role == CHILD else MEMORY_FACTOR * before + MEMORY_SPARE_MB
         if peak > bound and (before or role == CHILD):
             over.append(role)
-    return Verdict("memory is bounded (undisturbed)", not over, ", ".join(seen))
+    return InvariantResult("memory is bounded (undisturbed)", not over, ", ".join(seen))
 
 
-def all_dealt(dealt: int, wanted: int) -> Verdict:
+def all_dealt(dealt: int, wanted: int) -> InvariantResult:
     """The run lasted long enough for every fault."""
-    return Verdict("every fault was dealt", dealt == wanted, f"{dealt} of {wanted}")
+    return InvariantResult("every fault was dealt", dealt == wanted, f"{dealt} of {wanted}")
 
 
 def outbox(state: Path) -> list[str]:

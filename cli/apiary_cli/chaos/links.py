@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
-from apiary_cli.chaos.packets import Packets, published, refusal
+from apiary_cli.chaos.packets import PacketStream, published, refusal
 
 READ: Final = 16_384
 BUFFER: Final = 256 * 1024
@@ -30,7 +30,7 @@ class _Way:
     source: socket.socket
     sink: socket.socket
     waiting: deque[tuple[float, bytes]] = field(default_factory=deque)
-    packets: Packets = field(default_factory=Packets)
+    packets: PacketStream = field(default_factory=PacketStream)
     held: int = 0
     ended: bool = False
 

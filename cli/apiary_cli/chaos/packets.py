@@ -17,7 +17,7 @@ _NOT_AUTHORIZED: Final = {5: 0x87, 4: 0x05}
 """By the version of the protocol."""
 
 
-class Packets:
+class PacketStream:
     """Bytes of one direction in, whole packets out; what does not begin like MQTT is handed on."""
 
     def __init__(self) -> None:

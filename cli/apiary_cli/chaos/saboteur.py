@@ -11,16 +11,25 @@ from apiary.bus.mqtt import MqttBus
 from apiary.errors import WireError
 from apiary.settings import BrokerSettings
 from apiary.wire.messages import Announcement, Receipt
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 KEPT: Final = 24
 """Messages kept of each kind: those of the last rounds."""
 AT_ONCE: Final = 12
 """Messages that one fault says again."""
 _REPEATED: Final = (
-    Kind.ROUND_CURRENT, Kind.COORDINATOR_STATUS, Kind.NODE_STATUS, Kind.NODE_ASK, Kind.NODE_NOTICE,
-    Kind.NODE_WANT, Kind.NODE_OFFER, Kind.NODE_GRANT, Kind.NODE_RECEIPT, Kind.CHUNK_DOWN, Kind.CHUNK_UP,
-)  # fmt: skip
+    TopicKind.ROUND_CURRENT,
+    TopicKind.COORDINATOR_STATUS,
+    TopicKind.NODE_STATUS,
+    TopicKind.NODE_ASK,
+    TopicKind.NODE_NOTICE,
+    TopicKind.NODE_WANT,
+    TopicKind.NODE_OFFER,
+    TopicKind.NODE_GRANT,
+    TopicKind.NODE_RECEIPT,
+    TopicKind.CHUNK_DOWN,
+    TopicKind.CHUNK_UP,
+)
 
 
 class Saboteur:
@@ -36,7 +45,7 @@ class Saboteur:
         """The last round is being judged: faults that are left are dealt now."""
         self._damaged_lately: deque[tuple[str, bytes]] = deque(maxlen=4 * AT_ONCE)
         self._topics = topics
-        self._kept: dict[Kind, deque[tuple[str, bytes]]] = {k: deque(maxlen=KEPT) for k in _REPEATED}
+        self._kept: dict[TopicKind, deque[tuple[str, bytes]]] = {k: deque(maxlen=KEPT) for k in _REPEATED}
         self._bus = MqttBus(
             BrokerSettings(host="127.0.0.1", port=port, retry_max_s=0.5), client_id="chaos-saboteur"
         )
@@ -114,9 +123,9 @@ class Saboteur:
             return 0
         if topic.kind in self._kept and event.payload and not event.retained:
             self._kept[topic.kind].append((event.topic, event.payload))
-        if topic.kind is Kind.ROUND_CURRENT:
+        if topic.kind is TopicKind.ROUND_CURRENT:
             self._announced(event.payload)
-        elif topic.kind is Kind.NODE_RECEIPT:
+        elif topic.kind is TopicKind.NODE_RECEIPT:
             self._receipted(event.payload)
         self.messages += 1
         return 1

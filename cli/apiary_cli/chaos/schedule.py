@@ -20,7 +20,7 @@ Victim = Literal["coordinator", "broker", "node", "party", "wire"]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FaultKind:
     """A kind of fault; `weight` is how often it comes up against others, `longest_s` how long it lasts."""
 
     victim: Victim
@@ -29,26 +29,26 @@ class Kind:
     what: str
 
 
-KINDS: Final[dict[str, Kind]] = {
-    "coordinator-kill": Kind("coordinator", 2.0, 2.0, "kill -9, back after a pause"),
-    "coordinator-stop": Kind("coordinator", 1.0, 4.0, "SIGSTOP, SIGCONT seconds later"),
-    "node-kill": Kind("node", 3.0, 2.0, "kill -9 of a node's service"),
-    "node-stop": Kind("node", 1.0, 6.0, "SIGSTOP of a node's service, SIGCONT seconds later"),
-    "trainer-kill": Kind("node", 2.0, 0.0, "kill -9 of a node's training child"),
-    "torn": Kind("party", 2.0, 2.0, "power cut: kill -9, and what was not synced is torn"),
-    "broker-kill": Kind("broker", 1.5, 1.5, "kill -9, back with its database"),
-    "broker-forget": Kind("broker", 1.0, 1.5, "kill -9, back without its database"),
-    "broker-corrupt": Kind("broker", 0.7, 1.5, "kill -9, back with a corrupted database"),
-    "link-reset": Kind("party", 2.0, 0.0, "every connection of a party is reset"),
-    "link-dead": Kind("party", 1.0, 8.0, "a party's link swallows everything for seconds, then breaks"),
-    "link-slow": Kind("party", 1.0, 6.0, "a party's link is late and slow for seconds"),
-    "link-leaky": Kind(
+KINDS: Final[dict[str, FaultKind]] = {
+    "coordinator-kill": FaultKind("coordinator", 2.0, 2.0, "kill -9, back after a pause"),
+    "coordinator-stop": FaultKind("coordinator", 1.0, 4.0, "SIGSTOP, SIGCONT seconds later"),
+    "node-kill": FaultKind("node", 3.0, 2.0, "kill -9 of a node's service"),
+    "node-stop": FaultKind("node", 1.0, 6.0, "SIGSTOP of a node's service, SIGCONT seconds later"),
+    "trainer-kill": FaultKind("node", 2.0, 0.0, "kill -9 of a node's training child"),
+    "torn": FaultKind("party", 2.0, 2.0, "power cut: kill -9, and what was not synced is torn"),
+    "broker-kill": FaultKind("broker", 1.5, 1.5, "kill -9, back with its database"),
+    "broker-forget": FaultKind("broker", 1.0, 1.5, "kill -9, back without its database"),
+    "broker-corrupt": FaultKind("broker", 0.7, 1.5, "kill -9, back with a corrupted database"),
+    "link-reset": FaultKind("party", 2.0, 0.0, "every connection of a party is reset"),
+    "link-dead": FaultKind("party", 1.0, 8.0, "a party's link swallows everything for seconds, then breaks"),
+    "link-slow": FaultKind("party", 1.0, 6.0, "a party's link is late and slow for seconds"),
+    "link-leaky": FaultKind(
         "party", 1.5, 6.0, "messages of a party are acknowledged, and lost; chunks are damaged"
     ),
-    "link-refused": Kind("party", 1.0, 5.0, "the broker refuses a party's credentials for seconds"),
-    "disk-full": Kind("coordinator", 1.0, 5.0, "the coordinator's disk takes no byte for seconds"),
-    "repeat": Kind("wire", 2.0, 0.0, "recorded messages come again, late and out of order"),
-    "corrupt": Kind("wire", 2.0, 0.0, "damaged copies of recorded messages"),
+    "link-refused": FaultKind("party", 1.0, 5.0, "the broker refuses a party's credentials for seconds"),
+    "disk-full": FaultKind("coordinator", 1.0, 5.0, "the coordinator's disk takes no byte for seconds"),
+    "repeat": FaultKind("wire", 2.0, 0.0, "recorded messages come again, late and out of order"),
+    "corrupt": FaultKind("wire", 2.0, 0.0, "damaged copies of recorded messages"),
 }
 FINISHING: Final = ("coordinator-kill", "node-kill", "broker-kill", "link-reset")
 """Kinds that also happen while the model is exported or the result written; nothing trains then."""

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
 
-from apiary.bus.bus import Bus, Connected, Disconnected, Limits, Received, Refused
+from apiary.bus.bus import BrokerLimits, Bus, Connected, Disconnected, PublishRefused, Received
 from apiary.errors import ApiaryError, DataError, SettingsError
 from apiary.settings import Settings
 
@@ -84,7 +84,7 @@ def broker(settings: Settings, *, coordinator: bool = False) -> list[Check]:
     topic = f"{settings.root}/{settings.federation}/{place}/doctor"
     try:
         deadline = time.monotonic() + settings.broker.connect_timeout_s
-        limits: Limits | None = None
+        limits: BrokerLimits | None = None
         while limits is None:
             for event in bus.poll(0.2):
                 if isinstance(event, Connected):
@@ -219,7 +219,7 @@ def _mend_broker(where: str) -> str:
     return f"see that the broker runs at {where} and that broker.* of `apiary config` is right"
 
 
-def _limits(limits: Limits, where: str) -> Check:
+def _limits(limits: BrokerLimits, where: str) -> Check:
     said = [f"MQTT {limits.protocol} at {where}"]
     if limits.max_packet_bytes:
         said.append(f"packets up to {limits.max_packet_bytes} bytes")
@@ -250,7 +250,7 @@ def _roundtrip(bus: Bus, topic: str, name: str, size: int) -> Check:
                 case Received(payload=back) if back == payload:
                     took = (time.monotonic() - started) * 1000
                     return Check(name, "ok", f"{size} bytes there and back in {took:.0f} ms")
-                case Refused(reason=reason):
+                case PublishRefused(reason=reason):
                     return Check(name, "fail", f"the broker refused {size} bytes: {reason}", mend)
                 case Disconnected(error=error):
                     return Check(

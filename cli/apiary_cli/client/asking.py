@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
-from apiary.bus.bus import Disconnected, Received, Refused
+from apiary.bus.bus import Disconnected, PublishRefused, Received
 from apiary.bus.client_id import passing_id
 from apiary.bus.inlet import Inlet
 from apiary.bus.mqtt import MqttBus
@@ -22,7 +22,7 @@ from apiary.identity.roles import Role
 from apiary.settings import Settings
 from apiary.wire import NodeId
 from apiary.wire.messages import CoordinatorStatus, OperatorReply, OperatorRequest
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_cli.terminal.once import FirstConnection
 from apiary_cli.terminal.stopping import Interrupted, stop_on_signals
 
@@ -76,8 +76,8 @@ class _Asking:
     def run(self, timeout_s: float) -> JsonValue:
         with stop_on_signals(self._bus.wake) as stop:
             FirstConnection(self._bus).wait(self._settings.broker.connect_timeout_s, stop)
-            self._bus.subscribe(self._topics.pattern(Kind.OPERATOR_REPLY, node=self._name))
-            self._bus.subscribe(self._topics.pattern(Kind.COORDINATOR_STATUS))
+            self._bus.subscribe(self._topics.pattern(TopicKind.OPERATOR_REPLY, node=self._name))
+            self._bus.subscribe(self._topics.pattern(TopicKind.COORDINATOR_STATUS))
             began = time.monotonic()
             asked_at = -_REPEAT_S
             while not stop():
@@ -110,7 +110,7 @@ class _Asking:
                     log.warning("%s", e)
             case Disconnected(error, retry_s):
                 log.warning("%s; next attempt in %.0f s", error, retry_s)
-            case Refused(topic, reason):
+            case PublishRefused(topic, reason):
                 raise BrokerRefused(
                     f"the broker refused {topic} to operator {self._name}: {reason}; "
                     "check broker.username and operator.name against the broker's rights"
@@ -118,8 +118,8 @@ class _Asking:
             case _:
                 pass
 
-    def _received(self, kind: Kind, payload: bytes) -> None:
-        if kind is Kind.COORDINATOR_STATUS:
+    def _received(self, kind: TopicKind, payload: bytes) -> None:
+        if kind is TopicKind.COORDINATOR_STATUS:
             if payload:
                 self._online = CoordinatorStatus.decode(payload, who="the coordinator").state == "online"
             return

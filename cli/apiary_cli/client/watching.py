@@ -13,7 +13,7 @@ from apiary.bus.inlet import Inlet
 from apiary.bus.mqtt import MqttBus
 from apiary.complaints import Complaints
 from apiary.errors import BrokerUnreachable, WireError
-from apiary.identity.gate import OPEN, Gate, load_gate
+from apiary.identity.gate import OPEN, MessageGate, load_gate
 from apiary.identity.roles import Role
 from apiary.settings import BrokerSettings, Settings
 from apiary.wire import NodeId
@@ -29,25 +29,25 @@ from apiary.wire.messages import (
     ReleaseCurrent,
     RoundResult,
 )
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 log = logging.getLogger(__name__)
 
-WATCHED: Final[dict[Kind, type[Message]]] = {
-    Kind.ROUND_CURRENT: Announcement,
-    Kind.ROUND_LAST: RoundResult,
-    Kind.MODEL_CURRENT: ModelManifest,
-    Kind.COORDINATOR_STATUS: CoordinatorStatus,
-    Kind.NODE_STATUS: NodeStatus,
-    Kind.NODE_PROGRESS: Progress,
-    Kind.NODE_HEALTH: NodeHealth,
-    Kind.NODE_RELEASE: NodeRelease,
-    Kind.RELEASE_CURRENT: ReleaseCurrent,
+WATCHED: Final[dict[TopicKind, type[Message]]] = {
+    TopicKind.ROUND_CURRENT: Announcement,
+    TopicKind.ROUND_LAST: RoundResult,
+    TopicKind.MODEL_CURRENT: ModelManifest,
+    TopicKind.COORDINATOR_STATUS: CoordinatorStatus,
+    TopicKind.NODE_STATUS: NodeStatus,
+    TopicKind.NODE_PROGRESS: Progress,
+    TopicKind.NODE_HEALTH: NodeHealth,
+    TopicKind.NODE_RELEASE: NodeRelease,
+    TopicKind.RELEASE_CURRENT: ReleaseCurrent,
 }
-Seen = tuple[Kind, NodeId | None, Message]
+Seen = tuple[TopicKind, NodeId | None, Message]
 
 
-def reading_gate(settings: Settings) -> Gate:
+def reading_gate(settings: Settings) -> MessageGate:
     """What a party that only listens needs to tell a forged message from a true one."""
     only_read = settings.security.model_copy(update={"cert": None, "key": None})
     return load_gate(only_read, Role.VIEWER, None, None, time.time)
@@ -56,7 +56,7 @@ def reading_gate(settings: Settings) -> Gate:
 class Watcher:
     """Listens under a name of its own; publishes nothing."""
 
-    def __init__(self, broker: BrokerSettings, topics: Topics, gate: Gate = OPEN):
+    def __init__(self, broker: BrokerSettings, topics: Topics, gate: MessageGate = OPEN):
         self._topics = topics
         self._inlet = Inlet(gate, Complaints(log))
         self._timeout_s = broker.connect_timeout_s
@@ -102,7 +102,9 @@ class Watcher:
                 heard = time.monotonic()
                 yield seen
 
-    def follow(self, take: Callable[[Kind, NodeId | None, Message], None], stop: Callable[[], bool]) -> None:
+    def follow(
+        self, take: Callable[[TopicKind, NodeId | None, Message], None], stop: Callable[[], bool]
+    ) -> None:
         """Hand on everything until `stop`."""
         while not stop():
             for seen in self.poll(0.3):

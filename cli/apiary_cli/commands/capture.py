@@ -10,7 +10,7 @@ from apiary.errors import CameraError, SettingsError
 from apiary.settings import load_settings
 from apiary_cli.terminal.stopping import stop_on_signals
 from apiary_edge.cameras.base import kinds
-from apiary_edge.capture.job import CaptureTold, job_of
+from apiary_edge.capture.job import CaptureEvent, job_of
 
 _EXAMPLES = """examples:
   apiary capture --camera picamera2 --count 20
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     opened: list[str] = []
     never: list[str] = []
 
-    def tell(told: CaptureTold) -> None:
+    def tell(told: CaptureEvent) -> None:
         match told.kind:
             case "kept":
                 kept.append(told.id)

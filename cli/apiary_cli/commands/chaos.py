@@ -17,12 +17,12 @@ from apiary.wire.topics import Topics
 from apiary_cli.chaos import invariants, schedule
 from apiary_cli.chaos.dealing import Dealer, OnFault
 from apiary_cli.chaos.fleet import COORDINATOR, Fleet, remove
-from apiary_cli.chaos.invariants import Record, Verdict
+from apiary_cli.chaos.invariants import FinishedRun, InvariantResult
 from apiary_cli.chaos.saboteur import Saboteur
 from apiary_cli.chaos.schedule import Fault
 from apiary_cli.datasets.partition import Layout, materialise
 from apiary_cli.demo.federation import fresh_folder
-from apiary_cli.terminal.stopping import Stop, stop_on_signals
+from apiary_cli.terminal.stopping import StopSignal, stop_on_signals
 
 _EXAMPLES: Final = """examples:
   apiary chaos                                     60 faults, three nodes
@@ -105,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _both(
-    args: argparse.Namespace, rounds: int, folder: Path, fleets: list[Fleet], stop: Stop
-) -> tuple[list[Verdict], Counter[str], dict[str, float]] | None:
+    args: argparse.Namespace, rounds: int, folder: Path, fleets: list[Fleet], stop: StopSignal
+) -> tuple[list[InvariantResult], Counter[str], dict[str, float]] | None:
     layout = materialise(
         "digits", folder / "data", nodes=args.nodes, by="dirichlet", alpha=2.0, seed=0, limit=PICTURES
     )
@@ -151,7 +151,7 @@ def _both(
     return _judge(calm, storm, fleets, dealt.total(), len(plan)), dealt, seconds
 
 
-def _run(fleet: Fleet, plan: list[Fault], on_fault: OnFault, stop: Stop) -> Record | None:
+def _run(fleet: Fleet, plan: list[Fault], on_fault: OnFault, stop: StopSignal) -> FinishedRun | None:
     """One whole run; None where it was interrupted. Raises RunFailed where it does not end."""
     saboteur: Saboteur | None = None
     try:
@@ -181,7 +181,7 @@ def _run(fleet: Fleet, plan: list[Fault], on_fault: OnFault, stop: Stop) -> Reco
     return invariants.read_record(fleet.folder, told["summary"], fleet.peaks_mb)
 
 
-def _drain(fleet: Fleet, saboteur: Saboteur, stop: Stop) -> None:
+def _drain(fleet: Fleet, saboteur: Saboteur, stop: StopSignal) -> None:
     """Everybody is brought back, and has a moment to find out that the run is over."""
     fleet.settle()
     until = time.monotonic() + DRAIN_S
@@ -193,7 +193,9 @@ def _drain(fleet: Fleet, saboteur: Saboteur, stop: Stop) -> None:
             return
 
 
-def _judge(calm: Record, storm: Record, fleets: list[Fleet], dealt: int, wanted: int) -> list[Verdict]:
+def _judge(
+    calm: FinishedRun, storm: FinishedRun, fleets: list[Fleet], dealt: int, wanted: int
+) -> list[InvariantResult]:
     undisturbed, fleet = fleets
     return [
         invariants.same_model(calm, storm),
@@ -241,7 +243,7 @@ def _settings(
 
 def _tell(
     args: argparse.Namespace,
-    verdicts: list[Verdict],
+    verdicts: list[InvariantResult],
     dealt: Counter[str],
     seconds: dict[str, float],
     rounds: int,

@@ -26,18 +26,18 @@ from apiary.process.allocator import tune
 from apiary.process.deathsig import die_with_parent
 from apiary.settings import RunSettings, Settings
 from apiary_cli.terminal import flags
-from apiary_cli.terminal.live import Live, log_through
+from apiary_cli.terminal.live import LiveView, log_through
 from apiary_cli.terminal.once import FirstConnection
 from apiary_cli.terminal.stopping import stop_on_signals
 from apiary_cli.terminal.view import RunView
 from apiary_coordinator.app import features
 from apiary_coordinator.journal import Journal, RunRow
-from apiary_coordinator.model.builder import Artefacts
-from apiary_coordinator.model.keras import KerasWorkshop, held_out_labels
+from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.model.keras import KerasModelBuilder, held_out_labels
 from apiary_coordinator.publishers.after_run import publish_after_run
 from apiary_coordinator.round.start import strategy
 from apiary_coordinator.run.assignment import Assignment
-from apiary_coordinator.run.run import Course
+from apiary_coordinator.run.run import Run
 from apiary_coordinator.schedule.queue import fresh_name
 from apiary_coordinator.service import Coordinator, will
 from apiary_coordinator.worker import ThreadWorker
@@ -141,7 +141,7 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
     # Without a terminal the log tells all; with one the table does, and the log only what is wrong.
     quiet = not sys.stderr.isatty()
     title = f"{assignment.run if assignment else settings.federation}   "
-    with Live(RunView(), title=title, quiet=quiet) as live, stop_on_signals(bus.wake) as stop:
+    with LiveView(RunView(), title=title, quiet=quiet) as live, stop_on_signals(bus.wake) as stop:
         if live.redraws:
             log_through(live.say)
         coordinator = Coordinator(
@@ -155,7 +155,7 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
             epoch=epoch,
             stay=args.stay,
             tap=live.tap,
-            features=partial(features, workshops=KerasWorkshop if args.stay else None),
+            features=partial(features, workshops=KerasModelBuilder if args.stay else None),
             gate=gate,
             inspect=partial(_after, settings=settings, stop=stop),
             over=partial(_over, as_json=args.json),
@@ -201,15 +201,15 @@ def _one_run(args: argparse.Namespace, settings: Settings, journal: Journal, blo
     if row is not None:
         settings = settings.model_copy(update={"run": _settings_of(row, settings)})
     strategy(settings)
-    workshop = KerasWorkshop(settings, blobs)
+    workshop = KerasModelBuilder(settings, blobs)
     if row is None:
         held_out_labels(settings)
         row = _begin(journal, settings, args.run)
-    artefacts = Artefacts.model_validate_json(row.artefacts) if row.artefacts else None
+    artefacts = ExportedModel.model_validate_json(row.artefacts) if row.artefacts else None
     return Assignment(row.id, row.created, settings, workshop, artefacts, row.stop)
 
 
-def _over(course: Course, *, as_json: bool) -> None:
+def _over(course: Run, *, as_json: bool) -> None:
     if course.summary:
         _tell(course.record.folder, course.summary, as_json=as_json)
     else:

@@ -21,9 +21,9 @@ from apiary_cli.client.watching import Watcher
 from apiary_cli.datasets.partition import Layout, hardhat_layout, materialise
 from apiary_cli.demo.federation import LocalFederation, fresh_folder
 from apiary_cli.demo.presets import PRESETS, Preset
-from apiary_cli.demo.release import Rolling, settings_for, table_of
-from apiary_cli.terminal.live import Live
-from apiary_cli.terminal.stopping import Stop, stop_on_signals
+from apiary_cli.demo.release import RolloutFollower, settings_for, table_of
+from apiary_cli.terminal.live import LiveView
+from apiary_cli.terminal.stopping import StopSignal, stop_on_signals
 from apiary_cli.terminal.view import RunView
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,10 @@ def run(args: argparse.Namespace) -> int:
     folder = fresh_folder(args.runs_dir, "demo")
     failed = True
     try:
-        with Live(RunView(), quiet=args.json and not sys.stderr.isatty()) as live, stop_on_signals() as stop:
+        with (
+            LiveView(RunView(), quiet=args.json and not sys.stderr.isatty()) as live,
+            stop_on_signals() as stop,
+        ):
             layout = _layout(args, preset, folder, live)
             with start_broker(
                 0, state_dir=folder / "broker", prefer="amqtt" if args.amqtt else "auto", say=live.say
@@ -113,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _layout(args: argparse.Namespace, preset: Preset, folder: Path, live: Live) -> Layout:
+def _layout(args: argparse.Namespace, preset: Preset, folder: Path, live: LiveView) -> Layout:
     if args.dataset == "hardhat" and args.nodes is None:
         return hardhat_layout(args.data, folder / "data")
     live.say(f"sharing out {args.dataset} among {args.nodes or preset.nodes} nodes")
@@ -136,8 +139,8 @@ def _federate(
     *,
     settings: dict[str, dict[str, Any]],
     folder: Path,
-    live: Live,
-    stop: Stop,
+    live: LiveView,
+    stop: StopSignal,
 ) -> dict[str, Any] | None:
     # The user's own settings win over the demo's; unknown ones are refused here, not in a child's log.
     load_settings(args.config, args.overrides)
@@ -166,12 +169,14 @@ def _federate(
         federation.stop()
 
 
-def _release(federation: LocalFederation, flags: list[str], *, live: Live, stop: Stop) -> dict[str, Any]:
+def _release(
+    federation: LocalFederation, flags: list[str], *, live: LiveView, stop: StopSignal
+) -> dict[str, Any]:
     """The coordinator comes back to stay, and takes up the release that it journaled at its end."""
     live.say("the model goes to the nodes")
     federation.start_coordinator("--stay", *flags)
     settings = load_settings(federation.settings_file).settings
-    told = Rolling(settings, federation, live.say, stop).until_over()
+    told = RolloutFollower(settings, federation, live.say, stop).until_over()
     for line in table_of(told):
         live.say(line)
     return told

@@ -17,7 +17,7 @@ from apiary.errors import DataError, SettingsError, StoreError
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings, load_settings
 from apiary_cli.image import first_boot, formats
-from apiary_cli.image.plan import Package, Plan, Wifi
+from apiary_cli.image.plan import CardPlan, Package, Wifi
 from apiary_cli.pki.device import plain_sha256
 from apiary_cli.pki.folder import CaFolder
 from apiary_cli.pki.tokens import Tokens, seconds
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(args: argparse.Namespace, settings: Settings, package: Package) -> Plan:
+def _plan(args: argparse.Namespace, settings: Settings, package: Package) -> CardPlan:
     name = flags.name(args.name, "--name")
     if not _HOST.fullmatch(name):
         raise SettingsError(f"--name {name!r} is no host name: letters, digits and '-', at most 63")
@@ -121,7 +121,7 @@ def _plan(args: argparse.Namespace, settings: Settings, package: Package) -> Pla
         wifi = Wifi.of(args.wifi_ssid, passphrase, args.wifi_country)
     told = _node_settings(args, name)
     token, ca_sha256 = _token(args, settings, name)
-    return Plan(
+    return CardPlan(
         name, args.user, keys, args.timezone, wifi, package, args.enrolment, ca_sha256, token, told
     )  # fmt: skip
 
@@ -194,7 +194,7 @@ def _wheel_name(name: str) -> str:
     return name
 
 
-def _files(plan: Plan, system: str, folder: Path) -> dict[str, str]:
+def _files(plan: CardPlan, system: str, folder: Path) -> dict[str, str]:
     ours = first_boot.FOLDER
     files = {
         f"{ours}/first-boot.sh": first_boot.script(plan),

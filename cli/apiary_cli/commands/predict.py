@@ -34,7 +34,7 @@ _EXAMPLES = """examples:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class PredictInput:
     """A file, or a text, to classify; `truth` is its folder's name where the model knows such a label."""
 
     path: Path | None
@@ -48,10 +48,10 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class Classification:
     """The most probable labels of a sample, best first, or of one symbol on it."""
 
-    sample: Sample
+    sample: PredictInput
     top: list[tuple[str, float]]
     box: Box | None = None
 
@@ -93,14 +93,14 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(args.config, args.overrides).settings
     folder = find_run(args.run, settings.coordinator.runs_dir)
     labels = read_labels(folder)
-    samples = collect(args.images, labels) + [Sample(None, text=text) for text in args.text]
+    samples = collect(args.images, labels) + [PredictInput(None, text=text) for text in args.text]
     classifier = open_classifier(folder, labels, int8=args.int8)
     if classifier.input.letters and (args.symbols or args.negative):
         raise DataError(f"{folder.name} reads texts: --symbols and --negative are for pictures")
     if args.text and not classifier.input.letters:
         raise DataError(f"{folder.name} reads pictures: --text is for a run of the recipe char_rnn")
     look = Look(classifier, labels, args)
-    results: list[Prediction] = []
+    results: list[Classification] = []
     width = min(max(len(sample.name) for sample in samples), 60)
     for result in look.at(samples):
         results.append(result)
@@ -119,20 +119,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def collect(images: list[Path], labels: list[str]) -> list[Sample]:
+def collect(images: list[Path], labels: list[str]) -> list[PredictInput]:
     """The files named, those in folders named, and those in the folders' folders. Raises DataError."""
-    found: list[Sample] = []
+    found: list[PredictInput] = []
     for path in images:
         if path.is_dir():
-            inside = [Sample(p) for p in pictures_in(path)]
+            inside = [PredictInput(p) for p in pictures_in(path)]
             for sub in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
                 truth = sub.name if sub.name in labels else None
-                inside += [Sample(p, truth) for p in pictures_in(sub)]
+                inside += [PredictInput(p, truth) for p in pictures_in(sub)]
             if not inside:
                 raise DataError(f"{path} holds no pictures: expected *.jpg|jpeg|png, or folders of them")
             found += inside
         else:
-            found.append(Sample(path))
+            found.append(PredictInput(path))
     return found
 
 
@@ -148,7 +148,7 @@ class Look:
         self._negative: bool = args.negative
         self._margin: float | None = args.margin
 
-    def at(self, samples: list[Sample]) -> Iterator[Prediction]:
+    def at(self, samples: list[PredictInput]) -> Iterator[Classification]:
         """Predictions one by one."""
         for sample in samples:
             try:
@@ -157,11 +157,11 @@ class Look:
                     probabilities = self._classifier.predict(shown)
                     order = (-probabilities).argsort(kind="stable")[: self._top]
                     top = [(self._labels[int(i)], float(probabilities[i])) for i in order]
-                    yield Prediction(sample, top, box)
+                    yield Classification(sample, top, box)
             except DataError as e:
                 self.skipped.append((sample.name, str(e)))
 
-    def _values(self, sample: Sample) -> Iterator[tuple[Box | None, Bytes]]:
+    def _values(self, sample: PredictInput) -> Iterator[tuple[Box | None, Bytes]]:
         from apiary.learn import images, symbols
 
         to = self._classifier.input
@@ -178,20 +178,20 @@ class Look:
             yield box, images.squash(symbols.cut(picture, box, margin), to)
 
 
-def _line(result: Prediction, width: int) -> str:
+def _line(result: Classification, width: int) -> str:
     said = "   ".join(f"{label} {100 * p:.1f} %" for label, p in result.top)
     where = f"{f'at {result.box.left},{result.box.top}':<14}" if result.box else ""
     wrong = result.sample.truth not in (None, result.top[0][0])
     return f"{result.sample.name:<{width}}  {where}{said}" + (f"   ✗ {result.sample.truth}" if wrong else "")
 
 
-def _score(results: list[Prediction]) -> tuple[int, int]:
+def _score(results: list[Classification]) -> tuple[int, int]:
     """How many are right, of how many whose label is known."""
     known = [r for r in results if r.sample.truth is not None and r.box is None]
     return sum(r.top[0][0] == r.sample.truth for r in known), len(known)
 
 
-def _total(results: list[Prediction]) -> str:
+def _total(results: list[Classification]) -> str:
     if any(r.box for r in results):
         read: dict[str, list[str]] = {}
         for r in results:
@@ -205,7 +205,7 @@ def _total(results: list[Prediction]) -> str:
     return text + (f"; {right} of {known} right ({100 * right / known:.1f} %)" if known else "")
 
 
-def _as_json(folder: Path, results: list[Prediction], skipped: list[tuple[str, str]]) -> dict[str, Any]:
+def _as_json(folder: Path, results: list[Classification], skipped: list[tuple[str, str]]) -> dict[str, Any]:
     right, known = _score(results)
     return {
         "run": str(folder),
@@ -216,7 +216,7 @@ def _as_json(folder: Path, results: list[Prediction], skipped: list[tuple[str, s
     }
 
 
-def _entry(r: Prediction) -> dict[str, Any]:
+def _entry(r: Classification) -> dict[str, Any]:
     about: dict[str, Any] = {"path": str(r.sample.path)} if r.sample.path else {"text": r.sample.text}
     if r.box is not None:
         about["box"] = [r.box.left, r.box.top, r.box.width, r.box.height]

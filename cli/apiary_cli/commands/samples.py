@@ -13,7 +13,7 @@ from pathlib import Path
 from apiary.errors import DataError, StoreError
 from apiary.settings import Settings, load_settings
 from apiary_edge.capture.job import bounds_of, store_dir
-from apiary_edge.samples.model import MAX_PAGE, Filter, Order, Sample, SampleId, State
+from apiary_edge.samples.model import MAX_PAGE, Filter, Order, Sample, SampleId, SampleState
 from apiary_edge.samples.store import SampleStore
 
 _EXAMPLES = """examples:
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     taking.add_argument("--label", help="label of the pictures right in the folder")
     taking.add_argument("--json", action="store_true", help="end with one JSON line")
     listing = actions.add_parser("list", help="pictures, newest first")
-    listing.add_argument("--state", choices=[s.value for s in State], help="only these")
+    listing.add_argument("--state", choices=[s.value for s in SampleState], help="only these")
     listing.add_argument("--label", help="only with this label, given or suggested")
     listing.add_argument("--held-out", action="store_true", help="only those that are never trained")
     listing.add_argument("--order", choices=[o.value for o in Order], default="newest", help="newest")
@@ -158,7 +158,7 @@ def _import(store: SampleStore, args: argparse.Namespace) -> int:
 
 def _list(store: SampleStore, args: argparse.Namespace) -> int:
     which = Filter(
-        state=State(args.state) if args.state else None,
+        state=SampleState(args.state) if args.state else None,
         label=args.label,
         held_out=True if args.held_out else None,
     )

@@ -8,10 +8,10 @@ import sys
 
 from apiary.wire import NodeId
 from apiary.wire.messages import Message
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_cli.client.watching import Watcher, reading_gate
 from apiary_cli.terminal.flags import add_broker, settings_of
-from apiary_cli.terminal.live import Live
+from apiary_cli.terminal.live import LiveView
 from apiary_cli.terminal.stopping import stop_on_signals
 from apiary_cli.terminal.view import RunView
 
@@ -37,14 +37,14 @@ def run(args: argparse.Namespace) -> int:
     watcher = Watcher(settings.broker, settings.topics, reading_gate(settings))
     title = f"{settings.federation}   "
     try:
-        with Live(RunView(alone=True), title=title, quiet=args.json) as live, stop_on_signals() as stop:
+        with LiveView(RunView(alone=True), title=title, quiet=args.json) as live, stop_on_signals() as stop:
             watcher.follow(_print_json if args.json else live.tap, stop)
     finally:
         watcher.close()
     return 0
 
 
-def _print_json(kind: Kind, node: NodeId | None, message: Message) -> None:
+def _print_json(kind: TopicKind, node: NodeId | None, message: Message) -> None:
     told = message.model_dump(mode="json", exclude_none=True)
     print(json.dumps({"kind": kind.name.lower(), "node": node, "message": told}), flush=True)
     sys.stdout.flush()

@@ -31,7 +31,7 @@ OnProgress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchedArchive:
     """One archive as it is now. `trust` is `published` or `first use`: what its checksum was held against."""
 
     file: str
@@ -48,7 +48,7 @@ def fetch(
     *,
     on_progress: OnProgress | None = None,
     sleep: Callable[[float], None] = time.sleep,
-) -> list[Fetched]:
+) -> list[FetchedArchive]:
     """Bring all archives of `dataset` into `folder`. Raises DataError, StoreError."""
     if dataset.manual and not dataset.archives:
         raise DataError(f"{dataset.name}: {dataset.by_hand(folder)}")
@@ -57,7 +57,9 @@ def fetch(
     for archive in dataset.archives:
         known = record.get(archive.file)
         if known and _in_place(archive, folder, known):
-            results.append(Fetched(archive.file, known["sha256"], known["bytes"], known["trust"], False))
+            results.append(
+                FetchedArchive(archive.file, known["sha256"], known["bytes"], known["trust"], False)
+            )
             continue
         expected = archive.sha256 or (known or {}).get("sha256")
         try:
@@ -74,7 +76,7 @@ def fetch(
                 path.unlink()
         except OSError as e:
             raise StoreError(f"cannot write below {folder}: {e.strerror or e}") from e
-        results.append(Fetched(archive.file, digest, size, trust, True))
+        results.append(FetchedArchive(archive.file, digest, size, trust, True))
     return results
 
 

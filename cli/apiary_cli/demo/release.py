@@ -22,7 +22,7 @@ _LIMIT_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Rolling:
+class RolloutFollower:
     """Follows a federation's releases. `say` gets what happens, line by line."""
 
     settings: Settings

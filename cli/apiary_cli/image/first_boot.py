@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from typing import Final
 
-from apiary_cli.image.plan import Plan
+from apiary_cli.image.plan import CardPlan
 
 BOOT: Final = "/boot/firmware"
 FOLDER: Final = "apiary"
@@ -196,7 +196,7 @@ say "done"
 """
 
 
-def script(plan: Plan) -> str:
+def script(plan: CardPlan) -> str:
     """`first-boot.sh` for one card."""
     values = {
         "BOOT": f"{BOOT}/{FOLDER}",

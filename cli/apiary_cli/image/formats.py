@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from apiary_cli.image.first_boot import BOOT, FOLDER, RUN_ONCE
-from apiary_cli.image.plan import Plan
+from apiary_cli.image.plan import CardPlan
 
 
-def user_data(plan: Plan) -> str:
+def user_data(plan: CardPlan) -> str:
     """cloud-init's user-data: host name, a user with keys and no password, and the first-boot unit."""
     unit = f"{BOOT}/{FOLDER}/apiary-first-boot.service"
     told: dict[str, Any] = {
@@ -47,7 +47,7 @@ def user_data(plan: Plan) -> str:
     return "#cloud-config\n" + json.dumps(told, indent=2) + "\n"
 
 
-def network_config(plan: Plan) -> str:
+def network_config(plan: CardPlan) -> str:
     """cloud-init's network-config, version 2 (netplan's)."""
     told: dict[str, Any] = {
         "version": 2,
@@ -65,13 +65,13 @@ def network_config(plan: Plan) -> str:
     return json.dumps({"network": told}, indent=2) + "\n"
 
 
-def meta_data(plan: Plan) -> str:
+def meta_data(plan: CardPlan) -> str:
     """cloud-init's meta-data; another token is another instance, for which it does its work once more."""
     instance = hashlib.sha256(f"{plan.name}/{plan.token}".encode()).hexdigest()[:12]
     return json.dumps({"instance-id": f"apiary-{plan.name}-{instance}", "local-hostname": plan.name}) + "\n"
 
 
-def custom_toml(plan: Plan) -> str:
+def custom_toml(plan: CardPlan) -> str:
     """Bookworm's first-boot settings."""
     told: dict[str, Any] = {
         "config_version": 1,

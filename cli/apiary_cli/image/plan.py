@@ -48,7 +48,7 @@ class Package:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CardPlan:
     """One card."""
 
     name: str

@@ -18,20 +18,20 @@ from cryptography import x509
 
 from apiary.errors import DataError, SettingsError
 from apiary.files import write_atomic
-from apiary.identity.authority import Use
+from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.pki import broker_files
-from apiary_cli.pki.device import Answer, Device, read_request
+from apiary_cli.pki.device import Device, IssuedFiles, read_request
 from apiary_cli.pki.folder import AUTHORITY_DAYS, WARDEN, CaFolder, Issued
 from apiary_cli.pki.tokens import Tokens, seconds
 
 USES: Final = {
-    Role.NODE: (Use.CLIENT, Use.SIGNING),
-    Role.COORDINATOR: (Use.CLIENT, Use.SIGNING),
-    Role.OPERATOR: (Use.CLIENT, Use.SIGNING),
-    Role.VIEWER: (Use.CLIENT,),
-    Role.SERVER: (Use.SERVER,),
+    Role.NODE: (KeyUse.CLIENT, KeyUse.SIGNING),
+    Role.COORDINATOR: (KeyUse.CLIENT, KeyUse.SIGNING),
+    Role.OPERATOR: (KeyUse.CLIENT, KeyUse.SIGNING),
+    Role.VIEWER: (KeyUse.CLIENT,),
+    Role.SERVER: (KeyUse.SERVER,),
 }
 _BROKER_TROUBLE: Final = 4
 
@@ -56,7 +56,7 @@ def init(args: argparse.Namespace, settings: Settings) -> int:
         if not passphrase or passphrase != getpass.getpass("once more: ").encode():
             raise SettingsError("the two differ, or are empty: nothing was made")
     ca = CaFolder.create(settings.pki.state_dir, args.fleet, passphrase)
-    make_here(ca, Identity(WARDEN, Role.OPERATOR), (Use.CLIENT,), ca.folder / "warden", AUTHORITY_DAYS)
+    make_here(ca, Identity(WARDEN, Role.OPERATOR), (KeyUse.CLIENT,), ca.folder / "warden", AUTHORITY_DAYS)
     trouble = broker_files.apply(ca, settings)
     if args.json:
         print(json.dumps({"folder": str(ca.folder), "sha256": ca.sha256, "trouble": trouble}))
@@ -198,7 +198,7 @@ def serve(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def make_here(
-    ca: CaFolder, whom: Identity, uses: Iterable[Use], folder: Path, days: float, *,
+    ca: CaFolder, whom: Identity, uses: Iterable[KeyUse], folder: Path, days: float, *,
     names: Iterable[str] = (), new_keys: bool = False, replace_old: bool = False, owner: str | None = None,
 ) -> None:  # fmt: skip
     """Keys and certificates for a party of this very machine."""
@@ -208,9 +208,9 @@ def make_here(
     device.install(answer(ca, made))
 
 
-def answer(ca: CaFolder, made: Iterable[x509.Certificate]) -> Answer:
+def answer(ca: CaFolder, made: Iterable[x509.Certificate]) -> IssuedFiles:
     """What a device gets back."""
-    return Answer(tuple(made), ca.certificate, x509.load_pem_x509_crl(ca.crl))
+    return IssuedFiles(tuple(made), ca.certificate, x509.load_pem_x509_crl(ca.crl))
 
 
 def _give(

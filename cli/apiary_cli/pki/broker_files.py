@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from apiary.bus.bus import Connected, Disconnected, Received, Refused
+from apiary.bus.bus import Connected, Disconnected, PublishRefused, Received
 from apiary.errors import ApiaryError, BusError
 from apiary.files import write_atomic
 from apiary.identity.rights import access_list
@@ -23,7 +23,7 @@ from apiary.identity.roles import Role
 from apiary.settings import Settings
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_cli.pki.folder import WARDEN, CaFolder
 
 CONTROL: Final = "$CONTROL/dynamic-security/v1"
@@ -113,14 +113,14 @@ def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
                         # Its own last will is not allowed any more, and its last word would stay.
                         for name in sorted({i.name for i in ca.issued() if i.role is Role.NODE} & set(names)):
                             lost = NodeStatus(state="lost", why="revoked").encode()
-                            topic = settings.topics.build(Kind.NODE_STATUS, node=NodeId(name))
+                            topic = settings.topics.build(TopicKind.NODE_STATUS, node=NodeId(name))
                             bus.publish(topic, lost, retain=True)
                         if why := _refusal(payload):
                             end = 0.0
                             continue
                         log.info("pki: the broker ended the connections of %s", ", ".join(names))
                         return
-                    case Refused(reason=reason):
+                    case PublishRefused(reason=reason):
                         why = reason
                         end = 0.0
                     case Disconnected(error=error):

@@ -34,18 +34,18 @@ from cryptography.x509.oid import NameOID
 
 from apiary.errors import SettingsError, StoreError, WireError
 from apiary.files import sync_folder, write_atomic
-from apiary.identity.authority import PublicKey, Use, requested_key
+from apiary.identity.authority import KeyUse, PublicKey, requested_key
 from apiary.identity.certificates import Trust, identity_of
 from apiary_cli.terminal import flags
 
 MAX_PEM_BYTES: Final = 2**20
 """Of a request or an answer; a list of 10,000 revoked certificates has about 500 kB."""
-_FOLDERS: Final = {Use.CLIENT: "tls", Use.SERVER: "tls", Use.SIGNING: "signing"}
+_FOLDERS: Final = {KeyUse.CLIENT: "tls", KeyUse.SERVER: "tls", KeyUse.SIGNING: "signing"}
 PrivateKey = EllipticCurvePrivateKey | Ed25519PrivateKey
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class IssuedFiles:
     """What an authority gave: a device's certificates, its own, and its list of revoked ones."""
 
     certificates: tuple[x509.Certificate, ...]
@@ -58,7 +58,7 @@ class Answer:
         return certificates + self.crl.public_bytes(Encoding.PEM)
 
 
-def read_answer(pem: bytes, who: str) -> Answer:
+def read_answer(pem: bytes, who: str) -> IssuedFiles:
     """Read what an authority gave back. Raises WireError."""
     try:
         *mine, authority = x509.load_pem_x509_certificates(pem[:MAX_PEM_BYTES])
@@ -67,10 +67,10 @@ def read_answer(pem: bytes, who: str) -> Answer:
         raise WireError(
             f"{who}: not certificates as `apiary pki enrol` writes them: {str(e)[:100]}"
         ) from None
-    return Answer(tuple(mine), authority, crl)
+    return IssuedFiles(tuple(mine), authority, crl)
 
 
-def read_request(pem: bytes, who: str, uses: Sequence[Use]) -> list[tuple[Use, PublicKey]]:
+def read_request(pem: bytes, who: str, uses: Sequence[KeyUse]) -> list[tuple[KeyUse, PublicKey]]:
     """The keys that a request asks certificates for, one for each of `uses`. Raises WireError."""
     mark = b"-----BEGIN CERTIFICATE REQUEST-----"
     parts = [mark + p for p in pem[:MAX_PEM_BYTES].split(mark)[1:]]
@@ -89,7 +89,7 @@ class Device:
     """A folder such as /etc/apiary. `owner`: the user who shall be able to read the keys."""
 
     def __init__(
-        self, folder: Path, uses: Sequence[Use] = (Use.CLIENT, Use.SIGNING), owner: str | None = None
+        self, folder: Path, uses: Sequence[KeyUse] = (KeyUse.CLIENT, KeyUse.SIGNING), owner: str | None = None
     ):
         self.folder = folder
         self.uses = tuple(uses)
@@ -101,7 +101,7 @@ class Device:
         self.settle()
         return b"".join(self._csr(name, use, renew=renew) for use in self.uses)
 
-    def install(self, answer: Answer, *, ca_sha256: str | None = None) -> str:
+    def install(self, answer: IssuedFiles, *, ca_sha256: str | None = None) -> str:
         """Take certificates that fit this device's keys; the name in them.
 
         Raises SettingsError, and changes nothing, where one does not fit.
@@ -119,7 +119,7 @@ class Device:
         self.store_lists(answer)
         return identity_of(fitting[0][0]).name
 
-    def store_lists(self, answer: Answer) -> None:
+    def store_lists(self, answer: IssuedFiles) -> None:
         """The authority's certificate and its list of revoked ones, where they changed."""
         for name, made in (("ca.pem", answer.authority), ("crl.pem", answer.crl)):
             path, data = self.folder / "tls" / name, made.public_bytes(Encoding.PEM)
@@ -127,7 +127,7 @@ class Device:
             if not path.exists() or path.read_bytes() != data:
                 self._write(path, data)
 
-    def certificate(self, use: Use) -> x509.Certificate:
+    def certificate(self, use: KeyUse) -> x509.Certificate:
         """The one in use. Raises SettingsError."""
         path = self.folder / _FOLDERS[use] / "cert.pem"
         try:
@@ -137,18 +137,18 @@ class Device:
                 f"{path} cannot be read: {e}; `apiary pki join` or `install` writes it"
             ) from None
 
-    def proof(self, use: Use, request: bytes) -> bytes:
+    def proof(self, use: KeyUse, request: bytes) -> bytes:
         """A signature of the key in use under a request for another; ECDSA with SHA-256."""
         key = _load_key(self.folder / _FOLDERS[use] / "key.pem")
         assert isinstance(key, EllipticCurvePrivateKey)  # noqa: S101 - no signing certificate asks for this
         return key.sign(to_sign(request), ECDSA(hashes.SHA256()))
 
-    def _csr(self, name: str, use: Use, *, renew: bool) -> bytes:
+    def _csr(self, name: str, use: KeyUse, *, renew: bool) -> bytes:
         path = self.folder / _FOLDERS[use] / ("key.new.pem" if renew else "key.pem")
         if path.exists():
             key = _load_key(path)
         else:
-            key = Ed25519PrivateKey.generate() if use is Use.SIGNING else generate_private_key(SECP256R1())
+            key = Ed25519PrivateKey.generate() if use is KeyUse.SIGNING else generate_private_key(SECP256R1())
             pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
             self._write(path, pem, mode=0o600)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -156,7 +156,7 @@ class Device:
         csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, algorithm)
         return csr.public_bytes(Encoding.PEM)
 
-    def _fitting(self, use: Use, answer: Answer) -> tuple[x509.Certificate, Path]:
+    def _fitting(self, use: KeyUse, answer: IssuedFiles) -> tuple[x509.Certificate, Path]:
         for name in ("key.new.pem", "key.pem"):
             path = self.folder / _FOLDERS[use] / name
             if path.exists():

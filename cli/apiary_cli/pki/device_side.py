@@ -20,12 +20,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from apiary.errors import DataError, ServiceUnreachable, SettingsError, WireError
 from apiary.files import write_atomic
-from apiary.identity.authority import Use
+from apiary.identity.authority import KeyUse
 from apiary.identity.certificates import identity_of
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.pki.authority import USES
-from apiary_cli.pki.device import MAX_PEM_BYTES, Answer, Device, plain_sha256, read_answer
+from apiary_cli.pki.device import MAX_PEM_BYTES, Device, IssuedFiles, plain_sha256, read_answer
 from apiary_cli.pki.folder import ENROLMENT, RENEWABLE
 
 _TIMEOUT_S: Final = 20.0
@@ -88,7 +88,7 @@ def renew(args: argparse.Namespace, settings: Settings) -> int:
     """New keys here, certificates from the service, for the ones in use; nothing where they are not due."""
     del settings
     folder = args.dir or Path("/etc/apiary")
-    whom = identity_of(Device(folder, (Use.CLIENT,)).certificate(Use.CLIENT))
+    whom = identity_of(Device(folder, (KeyUse.CLIENT,)).certificate(KeyUse.CLIENT))
     device = Device(folder, USES[whom.role], args.owner)
     device.settle()
     old = device.certificate(device.uses[0])
@@ -105,7 +105,7 @@ def renew(args: argparse.Namespace, settings: Settings) -> int:
     body: dict[str, Any] = {"request": pem.decode(), "force": args.force}
     if pair is None:
         body["certificate"] = old.public_bytes(Encoding.PEM).decode()
-        body["proof"] = base64.b64encode(device.proof(Use.SERVER, pem)).decode()
+        body["proof"] = base64.b64encode(device.proof(KeyUse.SERVER, pem)).decode()
     device.install(service.post("/v1/renew", body))
     return _report(args, device, whom.name)
 
@@ -133,7 +133,7 @@ class _Service:
         """The authority's certificate and list, PEM."""
         return self._ask("GET", "/v1/ca", None, self._verified())
 
-    def post(self, path: str, body: dict[str, Any]) -> Answer:
+    def post(self, path: str, body: dict[str, Any]) -> IssuedFiles:
         """What the service gives for `body`. Raises WireError with its own words where it refuses."""
         return read_answer(self._ask("POST", path, json.dumps(body).encode(), self._verified()), self._url)
 

@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from apiary.errors import SettingsError, StoreError
 from apiary.files import write_atomic, write_json
-from apiary.identity.authority import Authority, PublicKey, Term, Use, found
+from apiary.identity.authority import Authority, KeyUse, PublicKey, Term, found
 from apiary.identity.roles import Identity, Role
 from apiary_cli.terminal import flags
 
@@ -186,7 +186,7 @@ class CaFolder:
     def issue(
         self,
         whom: Identity,
-        keys: Sequence[tuple[Use, PublicKey]],
+        keys: Sequence[tuple[KeyUse, PublicKey]],
         days: float,
         *,
         names: Sequence[str] = (),
@@ -203,10 +203,10 @@ class CaFolder:
             for use, key in keys:
                 certificate = authority.issue(
                     key, whom, use, term=Term(now, days), serial=x509.random_serial_number(),
-                    names=names if use is Use.SERVER else (),
+                    names=names if use is KeyUse.SERVER else (),
                 )  # fmt: skip
                 made.append(certificate)
-                index["issued"].append(_record(certificate, whom, use, names if use is Use.SERVER else ()))
+                index["issued"].append(_record(certificate, whom, use, names if use is KeyUse.SERVER else ()))
         return made
 
     def revoke(self, name: str, serial: str | None = None) -> list[Issued]:
@@ -310,7 +310,9 @@ class CaFolder:
             raise StoreError(f"cannot read {self.folder / name}: {e.strerror}") from None
 
 
-def _record(certificate: x509.Certificate, whom: Identity, use: Use, names: Sequence[str]) -> dict[str, Any]:
+def _record(
+    certificate: x509.Certificate, whom: Identity, use: KeyUse, names: Sequence[str]
+) -> dict[str, Any]:
     return asdict(
         Issued(
             serial=f"{certificate.serial_number:x}",

@@ -27,12 +27,12 @@ from typing import Any, Final
 
 from apiary import __version__
 from apiary.errors import ApiaryError, SettingsError
-from apiary.identity.authority import Use
+from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.notify import Notifier
 from apiary.settings import Settings
 from apiary_cli.pki.authority import make_here
-from apiary_cli.pki.desk import MAX_BODY, Desk, Guard, Refusal
+from apiary_cli.pki.enrolment import MAX_BODY, Enrolment, Guard, Refusal
 from apiary_cli.pki.folder import ENROLMENT, CaFolder
 from apiary_cli.terminal.stopping import stop_on_signals
 
@@ -51,8 +51,8 @@ class Service(ThreadingMixIn, TCPServer):
     allow_reuse_address = True
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], desk: Desk, context: ssl.SSLContext):
-        self.desk = desk
+    def __init__(self, address: tuple[str, int], enrolment: Enrolment, context: ssl.SSLContext):
+        self.enrolment = enrolment
         self.guard = Guard()
         self.context = context
         self._room = threading.BoundedSemaphore(MAX_AT_ONCE)
@@ -114,16 +114,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _get(self) -> bytes:
         if self.path != "/v1/ca":
             raise Refusal(HTTPStatus.NOT_FOUND, "GET /v1/ca, POST /v1/join, POST /v1/renew")
-        return self.server.desk.authority()
+        return self.server.enrolment.authority()
 
     def _post(self) -> bytes:
         if self.path not in ("/v1/join", "/v1/renew"):
             raise Refusal(HTTPStatus.NOT_FOUND, "GET /v1/ca, POST /v1/join, POST /v1/renew")
         body = self._body()
         if self.path == "/v1/join":
-            given = self.server.desk.join(body)
+            given = self.server.enrolment.join(body)
         else:
-            given = self.server.desk.renew(body, self._serial())
+            given = self.server.enrolment.renew(body, self._serial())
         log.info(
             "pki: %s: certificates for %r",
             self.client_address[0],
@@ -212,7 +212,7 @@ def make_service(ca: CaFolder, settings: Settings) -> Service:
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(ca.folder / "ca.pem")
     try:
-        return Service((settings.pki.listen, settings.pki.port), Desk(ca, settings), context)
+        return Service((settings.pki.listen, settings.pki.port), Enrolment(ca, settings), context)
     except OSError as e:
         raise SettingsError(
             f"cannot listen on {settings.pki.listen or '*'}:{settings.pki.port}: {e.strerror}; "
@@ -229,7 +229,7 @@ def show_certificate(
     if due:
         fresh = (own / "tls" / "cert.pem").exists()
         make_here(
-            ca, Identity(ENROLMENT, Role.SERVER), (Use.SERVER,), own, settings.pki.days,
+            ca, Identity(ENROLMENT, Role.SERVER), (KeyUse.SERVER,), own, settings.pki.days,
             names=[socket.gethostname()], new_keys=fresh,
         )  # fmt: skip
         log.info("pki: a new certificate for the service itself")

@@ -31,7 +31,7 @@ _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class TokenGrant:
     """What a token allows: to become `whom`; `again`: in the place of what has the name."""
 
     whom: Identity
@@ -59,7 +59,7 @@ class Tokens:
             }  # fmt: skip
         return token
 
-    def take(self, token: str, whom: Identity, keys: str) -> Grant | None:
+    def take(self, token: str, whom: Identity, keys: str) -> TokenGrant | None:
         """Use a token of `whom` for a device with `keys`, a digest of them; None: not allowed.
 
         What is refused uses nothing up: whoever mistook the name or the role may say it again, right.
@@ -74,7 +74,7 @@ class Tokens:
             if uses > MAX_USES:
                 return None
             held[_hash(token)] = {**found, "keys": keys, "uses": uses}
-        return Grant(whom, bool(found["again"]) or uses > 1)
+        return TokenGrant(whom, bool(found["again"]) or uses > 1)
 
     def cancel(self, name: str) -> int:
         """Take back all tokens of `name`; how many."""

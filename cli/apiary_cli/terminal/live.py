@@ -10,11 +10,11 @@ from typing import Any, Self
 
 from apiary.wire import NodeId
 from apiary.wire.messages import Message
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_cli.terminal.view import RunView
 
 
-class Live:
+class LiveView:
     """Shows a `RunView` on `stream`; feed it through `tap`. Use it as a context."""
 
     def __init__(self, view: RunView, *, title: str = "", quiet: bool = False):
@@ -41,7 +41,7 @@ class Live:
         if self._live is not None:
             self._live.__exit__(kind, e, tb)
 
-    def tap(self, kind: Kind, node: NodeId | None, message: Message) -> None:
+    def tap(self, kind: TopicKind, node: NodeId | None, message: Message) -> None:
         """Take a message in and show what is new."""
         for line in self.view.take(kind, node, message):
             self.say(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from apiary.bus.bus import Bus, Connected, Disconnected, Limits
+from apiary.bus.bus import BrokerLimits, Bus, Connected, Disconnected
 from apiary.errors import BrokerUnreachable
 
 
@@ -15,7 +15,7 @@ class FirstConnection:
     def __init__(self, bus: Bus):
         self._bus = bus
 
-    def wait(self, timeout_s: float, should_stop: Callable[[], bool]) -> Limits | None:
+    def wait(self, timeout_s: float, should_stop: Callable[[], bool]) -> BrokerLimits | None:
         """The broker's limits once connected, None where told to stop; raises the first attempt's BusError.
 
         To be called before anything is subscribed, so that no message can be lost to it.

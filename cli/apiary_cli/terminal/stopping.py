@@ -16,7 +16,7 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + (number or signal.SIGINT)
 
 
-class Stop:
+class StopSignal:
     """Calling it says whether a signal came."""
 
     def __init__(self) -> None:
@@ -33,9 +33,9 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals(wake: Callable[[], None] = lambda: None) -> Iterator[Stop]:
+def stop_on_signals(wake: Callable[[], None] = lambda: None) -> Iterator[StopSignal]:
     """Within the block, SIGINT and SIGTERM set the flag and wake the loop; afterwards all is as before."""
-    stop = Stop()
+    stop = StopSignal()
 
     def handler(number: int, frame: FrameType | None) -> None:
         if stop():

@@ -17,7 +17,7 @@ from apiary.wire.messages import (
     Progress,
     RoundResult,
 )
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 
 MAX_RESULTS: Final = 10_000
 
@@ -57,7 +57,7 @@ class RunView:
     nodes: dict[NodeId, NodeView] = field(default_factory=dict)
     finished: bool = False
 
-    def take(self, kind: Kind, node: NodeId | None, message: Message) -> list[str]:
+    def take(self, kind: TopicKind, node: NodeId | None, message: Message) -> list[str]:
         """Take a message in; what a person should read, a line each."""
         match message:
             case NodeStatus() if node is not None:

@@ -13,7 +13,7 @@ from apiary.tensors import Weights
 from apiary.wire.messages import BlobRef
 
 
-class Artefacts(BaseModel):
+class ExportedModel(BaseModel):
     """What a run announces besides its model: digests of blobs that the store holds."""
 
     model_config = ConfigDict(frozen=True)
@@ -26,7 +26,7 @@ class Artefacts(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Evaluation:
     """How good a model is on the server's held-out pictures; `details` are JSON for the history."""
 
     accuracy: float
@@ -34,25 +34,25 @@ class Judgement:
     details: dict[str, Any]
 
 
-class Workshop(Protocol):
+class ModelBuilder(Protocol):
     """Slow work, called on the worker's thread only but for `check`."""
 
     def check(self) -> None:
         """Refuse quickly what could not be built: called on the loop. Raises DataError."""
         ...
 
-    def build(self) -> Artefacts:
+    def build(self) -> ExportedModel:
         """Export the recipe and put its files into the blob store. Raises ModelError, DataError."""
         ...
 
-    def manifest(self, artefacts: Artefacts) -> Manifest:
+    def manifest(self, artefacts: ExportedModel) -> Manifest:
         """The manifest of what was built."""
         ...
 
-    def evaluate(self, artefacts: Artefacts, weights: Weights) -> Judgement:
+    def evaluate(self, artefacts: ExportedModel, weights: Weights) -> Evaluation:
         """Judge weights on held-out pictures, without TensorFlow."""
         ...
 
-    def finish(self, artefacts: Artefacts, weights: Weights, folder: Path) -> dict[str, Any]:
+    def finish(self, artefacts: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
         """Write the final model's files into `folder`; what the summary should say of them."""
         ...

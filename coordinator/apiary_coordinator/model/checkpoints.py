@@ -8,17 +8,17 @@ from apiary.blobs import BlobStore
 from apiary.errors import RunFailed
 from apiary.tensors import Weights
 from apiary.wire import Digest, blob
-from apiary_coordinator.model.builder import Artefacts
+from apiary_coordinator.model.builder import ExportedModel
 
 
-class Models:
+class Checkpoints:
     """What one run has there."""
 
     def __init__(self, run: str, blobs: BlobStore):
         self._run = run
         self._blobs = blobs
 
-    def whole(self, artefacts: Artefacts) -> bool:
+    def whole(self, artefacts: ExportedModel) -> bool:
         """Whether all that was built is there, and as it was. Raises StoreError."""
         refs = (artefacts.manifest, artefacts.trainer, artefacts.base, artefacts.initial)
         return all(self._blobs.verify(Digest(ref.digest)) for ref in refs if ref is not None)

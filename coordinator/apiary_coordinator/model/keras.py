@@ -29,7 +29,7 @@ from apiary.wire import Digest, blob
 from apiary.wire.messages import MAX_LABEL_CHARS, MAX_LABELS, BlobRef, fits_label
 from apiary_coordinator.export.client import Built, build_in_child, finish_in_child
 from apiary_coordinator.export.job import BuildJob, FinishJob
-from apiary_coordinator.model.builder import Artefacts, Judgement
+from apiary_coordinator.model.builder import Evaluation, ExportedModel
 from apiary_coordinator.model.evaluate import evaluate
 from apiary_coordinator.round.start import strategy
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _CACHE_MB = 1024
 
 
-class KerasWorkshop:
+class KerasModelBuilder:
     """Builds, judges and finishes for one run's settings."""
 
     def __init__(self, settings: Settings, blobs: BlobStore):
@@ -52,12 +52,12 @@ class KerasWorkshop:
         """Refuse a run without labels. Raises DataError."""
         held_out_labels(self._settings)
 
-    def build(self) -> Artefacts:
+    def build(self) -> ExportedModel:
         """Export the recipe in a child and put its files into the blob store."""
         labels = held_out_labels(self._settings)
         with _on_disk("the export"):
             built = self._export(labels)
-            return Artefacts(
+            return ExportedModel(
                 labels=tuple(labels),
                 manifest=self._keep(built.manifest_file.read_bytes()),
                 trainer=self._keep(built.trainer.read_bytes()),
@@ -65,11 +65,11 @@ class KerasWorkshop:
                 initial=self._keep(blob.encode(built.initial)),
             )
 
-    def manifest(self, artefacts: Artefacts) -> Manifest:
+    def manifest(self, artefacts: ExportedModel) -> Manifest:
         """The manifest of what was built."""
         return Manifest.decode(self._blobs.read(Digest(artefacts.manifest.digest)))
 
-    def evaluate(self, artefacts: Artefacts, weights: Weights) -> Judgement:
+    def evaluate(self, artefacts: ExportedModel, weights: Weights) -> Evaluation:
         """Judge weights on the held-out pictures."""
         manifest = self.manifest(artefacts)
         held_out = self._pictures(artefacts, manifest, features=True)
@@ -79,9 +79,9 @@ class KerasWorkshop:
         found = evaluate(self._trainer, weights, held_out, manifest.labels)
         told = found.to_json()
         details = {"per_class": told["classes"], "confusion": told["confusion"]}
-        return Judgement(found.accuracy, found.loss, details)
+        return Evaluation(found.accuracy, found.loss, details)
 
-    def finish(self, artefacts: Artefacts, weights: Weights, folder: Path) -> dict[str, Any]:
+    def finish(self, artefacts: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
         """Write the final files; the int8 model's accuracy on the same pictures."""
         with _on_disk("the final model"):
             manifest = self.manifest(artefacts)
@@ -127,7 +127,7 @@ class KerasWorkshop:
         cache = self._settings.coordinator.exports_dir or self._state / "exports"
         return build_in_child(job, cache=cache, on_line=_debug)
 
-    def _pictures(self, artefacts: Artefacts, manifest: Manifest, *, features: bool) -> Dataset:
+    def _pictures(self, artefacts: ExportedModel, manifest: Manifest, *, features: bool) -> Dataset:
         wants_features = features and artefacts.base is not None and manifest.features is not None
         if self._held_out is not None and features:
             return self._held_out

@@ -24,9 +24,9 @@ from apiary.errors import SettingsError
 from apiary.settings import MetricsSettings
 from apiary.wire.messages import NodeState
 from apiary_coordinator.feature import Desk, Feature
-from apiary_coordinator.monitoring.watchdog import Vigil
-from apiary_coordinator.operators.requests import Operators
-from apiary_coordinator.run.run import Course
+from apiary_coordinator.monitoring.watchdog import Watchdog
+from apiary_coordinator.operators.requests import OperatorRequests
+from apiary_coordinator.run.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -128,14 +128,14 @@ class Figures:
 class Metrics(Feature):
     """Looks at the coordinator every other second; serves what it saw."""
 
-    def __init__(self, desk: Desk, operators: Operators, vigil: Vigil):
+    def __init__(self, desk: Desk, operators: OperatorRequests, vigil: Watchdog):
         self._desk = desk
         self._operators = operators
         self._vigil = vigil
         self._settings: MetricsSettings = desk.settings.metrics
         self._look_at = 0.0
         self._seen: tuple[str, int] | None = None
-        self._course: Course | None = None
+        self._course: Run | None = None
         self._server: Any = None
         self.figures = Figures(desk.settings.federation)
         self.port = 0
@@ -165,7 +165,7 @@ class Metrics(Feature):
         if self._server is not None:
             self._server.close()
 
-    def _rounds(self, course: Course) -> None:
+    def _rounds(self, course: Run) -> None:
         """Count what is new. What was there when a run was taken up was counted before the restart."""
         rounds = course.record.rounds
         if self._seen is None or self._seen[0] != course.run:
@@ -179,7 +179,7 @@ class Metrics(Feature):
         if (best := course.record.best) is not None:
             self.figures.best.labels(course.run).set(best.accuracy)
 
-    def _look(self, course: Course | None) -> None:
+    def _look(self, course: Run | None) -> None:
         desk, figures = self._desk, self.figures
         figures.connected.set(desk.bus.connected)
         figures.backlog.set(desk.bus.backlog)

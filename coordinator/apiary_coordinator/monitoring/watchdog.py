@@ -17,7 +17,7 @@ GIVE_UP_S: Final = 2 * 3600.0
 """And this long, and what publishing may, before the coordinator ends, to be started again."""
 
 
-class Vigil(Feature):
+class Watchdog(Feature):
     """`busy_s` is how long the worker has been at the job that it is at, 0 where it is at none."""
 
     def __init__(self, desk: Desk):

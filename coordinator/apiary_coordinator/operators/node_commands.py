@@ -16,10 +16,10 @@ from apiary.errors import RequestRefused
 from apiary.tags import matches, parse_rule
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeCommand, NodeReply, OperatorReply
-from apiary.wire.topics import Kind, Topic
+from apiary.wire.topics import Topic, TopicKind
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.fleet.roster import Roster
-from apiary_coordinator.operators.requests import Arguments, Call, Operators
+from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +39,14 @@ ALL: Final = "all"
 State = Literal["sent", "working", "done", "refused", "silent", "absent"]
 
 
-class Whom(Arguments):
+class NodeSelector(Arguments):
     """Which nodes: ids, rules on tags such as `site=north`, or `all`; and how long they may take."""
 
     nodes: list[str] = Field(min_length=1, max_length=200)
     timeout_s: float = Field(15.0, gt=0, le=3600)
 
 
-class Logs(Whom):
+class LogsArguments(NodeSelector):
     """So many of the last lines, oldest first."""
 
     lines: int = Field(50, ge=1, le=500)
@@ -86,17 +86,17 @@ class _Order:
         return {"nodes": {node: one.told() for node, one in self.nodes.items()}}
 
 
-class Commanding(Feature):
+class NodeCommands(Feature):
     """The coordinator's side of `apiary node`."""
 
-    kinds = (Kind.NODE_REPLY,)
+    kinds = (TopicKind.NODE_REPLY,)
 
-    def __init__(self, desk: Desk, operators: Operators):
+    def __init__(self, desk: Desk, operators: OperatorRequests):
         self._desk = desk
         self._orders: dict[str, _Order] = {}
         for op in ("pause", "resume", "drain", "retrain"):
-            operators.register(f"node.{op}", Whom, partial(self._order, op))
-        operators.register("node.logs", Logs, self._logs)
+            operators.register(f"node.{op}", NodeSelector, partial(self._order, op))
+        operators.register("node.logs", LogsArguments, self._logs)
         operators.register("node.heard", Arguments, self._heard)
 
     def received(self, topic: Topic, event: Received) -> None:
@@ -132,7 +132,7 @@ class Commanding(Feature):
                 self._send(order, now)
             self._advance(order, now)
 
-    def _logs(self, call: Call, args: Logs) -> None:
+    def _logs(self, call: Call, args: LogsArguments) -> None:
         chosen = choose(self._desk.roster, args.nodes)
         self._order("logs", call, args, lines=args.lines, bytes=min(16_000, _LOG_BYTES // len(chosen)))
 
@@ -141,7 +141,7 @@ class Commanding(Feature):
         newest = sorted(self._desk.roster.heard.items(), key=lambda item: -item[1])[:MAX_NODES]
         call.done({"now": round(self._desk.wall(), 1), "heard": {n: round(at, 1) for n, at in newest}})
 
-    def _order(self, op: str, call: Call, args: Whom, **more: JsonValue) -> None:
+    def _order(self, op: str, call: Call, args: NodeSelector, **more: JsonValue) -> None:
         if len(self._orders) >= MAX_OPEN:
             raise RequestRefused(f"{MAX_OPEN} commands are under way; try again when they are answered")
         now = self._desk.clock()

@@ -19,7 +19,7 @@ from apiary.bus.outlet import Outlet
 from apiary.errors import ApiaryError
 from apiary.wire import NodeId
 from apiary.wire.messages import MAX_BYTES, AnswerState, OperatorReply, OperatorRequest
-from apiary.wire.topics import Kind, Topic
+from apiary.wire.topics import Topic, TopicKind
 from apiary_coordinator.feature import Feature
 
 log = logging.getLogger(__name__)
@@ -88,10 +88,10 @@ class Call:
 Handler = Callable[[Call, Any], None]
 
 
-class Operators(Feature):
+class OperatorRequests(Feature):
     """The registry of operations, and the requests that are open or were answered lately."""
 
-    kinds = (Kind.OPERATOR_REQUEST,)
+    kinds = (TopicKind.OPERATOR_REQUEST,)
 
     def __init__(self, outlet: Outlet, clock: Callable[[], float]):
         self._outlet = outlet

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from apiary.errors import PublishError
 from apiary.process.deathsig import die_with_parent
-from apiary_coordinator.publishers._job import EVENT, Event, Failed, Job, Reached
-from apiary_coordinator.publishers.base import Watch
+from apiary_coordinator.publishers._job import EVENT, Event, Failed, PublishJob, Reached
+from apiary_coordinator.publishers.base import PublishProgress
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,10 @@ _KEPT_BYTES: Final = 2000
 
 
 def run(
-    job: Job,
+    job: PublishJob,
     key: str,
     on_event: Callable[[Event], None],
-    watch: Watch,
+    watch: PublishProgress,
     *,
     reach_s: float,
     until: float,
@@ -77,7 +77,9 @@ class _Follower:
         self._rest = b""
         self._printed = b""
 
-    def follow(self, job: Job, watch: Watch, reach_until: float, reach_s: float, until: float) -> None:
+    def follow(
+        self, job: PublishJob, watch: PublishProgress, reach_until: float, reach_s: float, until: float
+    ) -> None:
         assert self._child.stdout and self._child.stderr  # noqa: S101
         with selectors.DefaultSelector() as waits:
             waits.register(self._child.stdout, selectors.EVENT_READ)

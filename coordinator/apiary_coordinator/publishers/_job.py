@@ -12,14 +12,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class Sample(_Part):
+class HeldOutPicture(_Part):
     """A held-out picture of the server's, and its label."""
 
     path: Path
     label: str
 
 
-class Job(_Part):
+class PublishJob(_Part):
     """The key is not here: it comes through the environment (EI_API_KEY).
 
     `done` are the steps to leave out; `representative` a `.npy` of float32[N, H, W, C] where Edge Impulse
@@ -34,7 +34,7 @@ class Job(_Part):
     engine: str
     model_type: Literal["float32", "int8"]
     representative: Path | None
-    samples: list[Sample]
+    samples: list[HeldOutPicture]
     out: Path
     max_bytes: int
     api_endpoint: str

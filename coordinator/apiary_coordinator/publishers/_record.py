@@ -17,7 +17,7 @@ from apiary.files import write_json
 NAME: Final = "publish.json"
 
 
-class Record:
+class PublishRecord:
     """One entry of the file. Steps done for something else than `wanted` are forgotten."""
 
     def __init__(self, folder: Path, entry: str, wanted: Mapping[str, Any], *, again: bool = False):

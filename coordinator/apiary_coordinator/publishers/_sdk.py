@@ -18,9 +18,9 @@ from apiary_coordinator.publishers._job import (
     Downloaded,
     Event,
     Failed,
-    Job,
     Profile,
     Profiled,
+    PublishJob,
     Reached,
     Said,
     Uploaded,
@@ -52,10 +52,10 @@ def main() -> int:
     key = os.environ["EI_API_KEY"]
     report = Reporter(out, key)
     _bound_memory()
-    return serve(Job.model_validate_json(sys.stdin.buffer.read()), report)
+    return serve(PublishJob.model_validate_json(sys.stdin.buffer.read()), report)
 
 
-def serve(job: Job, report: Reporter) -> int:
+def serve(job: PublishJob, report: Reporter) -> int:
     """Do one job; 0, or 1 after a `Failed`."""
     try:
         _do(job, _sdk(job), report)
@@ -72,7 +72,7 @@ def _bound_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
 
 
-def _sdk(job: Job) -> Any:
+def _sdk(job: PublishJob) -> Any:
     """The SDK on a bounded transport. Without TensorFlow, which it would load only to know Keras models."""
     for heavy in ("tensorflow", "keras", "pandas", "onnx"):
         sys.modules[heavy] = None  # type: ignore[assignment]  # the documented way to make an import fail
@@ -87,7 +87,7 @@ def _sdk(job: Job) -> Any:
     return edgeimpulse
 
 
-def _do(job: Job, ei: Any, report: Reporter) -> None:
+def _do(job: PublishJob, ei: Any, report: Reporter) -> None:
     data = job.model.read_bytes()
     if hashlib.sha256(data).hexdigest() != job.sha256:
         raise ValueError(f"{job.model} changed after it was verified: publish again")
@@ -108,7 +108,7 @@ def _do(job: Job, ei: Any, report: Reporter) -> None:
         report(Downloaded(bytes=_build(job, ei, model)))
 
 
-def _build(job: Job, ei: Any, model: Path) -> int:
+def _build(job: PublishJob, ei: Any, model: Path) -> int:
     # Pixels 0..255: our models scale inside the graph. Squashed, as in training.
     picture = ei.model.input_type.ImageInput(scaling_range="0..255")
     picture["resizeMode"] = "squash"
@@ -126,7 +126,7 @@ def _build(job: Job, ei: Any, model: Path) -> int:
     return len(built)
 
 
-def _upload(job: Job, ei: Any) -> Uploaded:
+def _upload(job: PublishJob, ei: Any) -> Uploaded:
     """Put the server's test images into the project's test set; what is there already is as good as taken."""
     from edgeimpulse.experimental.data import Sample, upload_samples
 

@@ -11,8 +11,15 @@ from typing import Any, Final, cast
 from apiary import plugins
 from apiary.errors import ApiaryError
 from apiary.settings import Settings
-from apiary_coordinator.publishers._record import Record, alone
-from apiary_coordinator.publishers.base import PACKAGE, Candidate, Publisher, Watch, candidate, file_sha256
+from apiary_coordinator.publishers._record import PublishRecord, alone
+from apiary_coordinator.publishers.base import (
+    PACKAGE,
+    Candidate,
+    Publisher,
+    PublishProgress,
+    candidate,
+    file_sha256,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +59,7 @@ def publish(
         # What needs no network goes out before anything waits for one.
         for name, publisher in sorted(found.items(), key=lambda item: item[1].REMOTE):
             tell = _teller(name, say)
-            outcomes.append(_one(name, publisher, chosen, settings, Watch(tell, stop), again=again))
+            outcomes.append(_one(name, publisher, chosen, settings, PublishProgress(tell, stop), again=again))
     return chosen, outcomes
 
 
@@ -87,11 +94,17 @@ def _report_accuracy(chosen: Candidate) -> None:
 
 
 def _one(
-    name: str, publisher: Publisher, chosen: Candidate, settings: Settings, watch: Watch, *, again: bool
+    name: str,
+    publisher: Publisher,
+    chosen: Candidate,
+    settings: Settings,
+    watch: PublishProgress,
+    *,
+    again: bool,
 ) -> Outcome:
     record = None
     try:
-        record = Record(
+        record = PublishRecord(
             chosen.folder, publisher.entry(chosen, settings), publisher.wanted(chosen, settings), again=again
         )
         if record.result is not None and _still_there(chosen.folder, record.result):

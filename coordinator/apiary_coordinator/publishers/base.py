@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, Protocol
 from apiary.errors import DataError, PublishError
 from apiary.learn.manifest import PictureInput, read_input
 from apiary.settings import Settings
-from apiary_coordinator.publishers._record import Record
+from apiary_coordinator.publishers._record import PublishRecord
 
 PACKAGE: Final = "apiary_coordinator.publishers"
 MODELS: Final = {"float32": "model.tflite", "int8": "model_int8.tflite"}
@@ -48,7 +48,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class PublishProgress:
     """Who is told what happens, and who may stop it."""
 
     say: Callable[[str], None]
@@ -75,7 +75,7 @@ class Publisher(Protocol):
         ...
 
     def publish(
-        self, candidate: Candidate, settings: Settings, record: Record, watch: Watch
+        self, candidate: Candidate, settings: Settings, record: PublishRecord, watch: PublishProgress
     ) -> dict[str, Any]:
         """Do what `record` has not done yet; the result as JSON.
 

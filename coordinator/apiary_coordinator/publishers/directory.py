@@ -11,8 +11,8 @@ from typing import Any, Final
 from apiary.errors import PublishError, StoreError
 from apiary.files import sync_folder, write_atomic, write_json
 from apiary.settings import Settings
-from apiary_coordinator.publishers._record import Record
-from apiary_coordinator.publishers.base import Candidate, Watch, file_sha256
+from apiary_coordinator.publishers._record import PublishRecord
+from apiary_coordinator.publishers.base import Candidate, PublishProgress, file_sha256
 
 REMOTE: Final = False
 LATEST: Final = "latest"
@@ -28,7 +28,9 @@ def wanted(candidate: Candidate, settings: Settings) -> dict[str, Any]:
     return {"folder": str(_folder(candidate, settings)), "digests": dict(candidate.digests)}
 
 
-def publish(candidate: Candidate, settings: Settings, record: Record, watch: Watch) -> dict[str, Any]:
+def publish(
+    candidate: Candidate, settings: Settings, record: PublishRecord, watch: PublishProgress
+) -> dict[str, Any]:
     """Fill the release's folder aside, move it into place, point `latest` at it. Raises StoreError."""
     target = _folder(candidate, settings)
     try:

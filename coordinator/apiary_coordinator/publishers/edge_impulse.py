@@ -20,16 +20,16 @@ from apiary_coordinator.publishers import _child
 from apiary_coordinator.publishers._job import (
     Downloaded,
     Event,
-    Job,
+    HeldOutPicture,
     Profiled,
+    PublishJob,
     Reached,
     Said,
-    Sample,
     Uploaded,
 )
 from apiary_coordinator.publishers._print_info import can_run, print_info
-from apiary_coordinator.publishers._record import Record
-from apiary_coordinator.publishers.base import MODELS, Candidate, Watch, file_sha256
+from apiary_coordinator.publishers._record import PublishRecord
+from apiary_coordinator.publishers.base import MODELS, Candidate, PublishProgress, file_sha256
 
 if TYPE_CHECKING:
     from apiary.learn.images import Scan
@@ -61,7 +61,9 @@ def wanted(candidate: Candidate, settings: Settings) -> dict[str, Any]:
     }
 
 
-def publish(candidate: Candidate, settings: Settings, record: Record, watch: Watch) -> dict[str, Any]:
+def publish(
+    candidate: Candidate, settings: Settings, record: PublishRecord, watch: PublishProgress
+) -> dict[str, Any]:
     """Profile, build, download, verify, store as RUN/model-TARGET[-int8].eim. Raises PublishError."""
     chosen = settings.publish
     if candidate.input.letters:
@@ -115,8 +117,8 @@ def api_key(chosen: PublishSettings) -> str:
 class _Steps:
     """Takes the child's events into the record."""
 
-    record: Record
-    watch: Watch
+    record: PublishRecord
+    watch: PublishProgress
     project: int | None = None
 
     def __call__(self, event: Event) -> None:
@@ -151,7 +153,13 @@ def shown(profile: dict[str, Any]) -> str:
 
 
 def _attempt(
-    candidate: Candidate, settings: Settings, key: str, record: Record, watch: Watch, *, until: float
+    candidate: Candidate,
+    settings: Settings,
+    key: str,
+    record: PublishRecord,
+    watch: PublishProgress,
+    *,
+    until: float,
 ) -> dict[str, Any]:
     chosen = settings.publish
     steps = _Steps(record, watch)
@@ -159,7 +167,7 @@ def _attempt(
         folder = Path(name)
         source = _source(candidate, chosen)
         there = chosen.model_type == "int8" and chosen.int8_by == "edge_impulse"
-        job = Job(
+        job = PublishJob(
             model=source.resolve(),
             sha256=candidate.digests[source.name],
             labels=list(candidate.labels),
@@ -281,14 +289,14 @@ def _representative(candidate: Candidate, settings: Settings, folder: Path) -> P
     return path
 
 
-def _samples(candidate: Candidate, settings: Settings) -> list[Sample]:
+def _samples(candidate: Candidate, settings: Settings) -> list[HeldOutPicture]:
     records = _held_out(candidate, settings).records
     if len(records) > _MAX_SAMPLES:
         raise DataError(f"{len(records)} test images, at most {_MAX_SAMPLES} are uploaded")
-    return [Sample(path=r.path.resolve(), label=r.label) for r in records]
+    return [HeldOutPicture(path=r.path.resolve(), label=r.label) for r in records]
 
 
-def _sleep(seconds: float, watch: Watch) -> None:
+def _sleep(seconds: float, watch: PublishProgress) -> None:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         watch.check()

@@ -26,7 +26,7 @@ _MODEL: Final = "model.tflite"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ReleaseRequest:
     """What an operator wants released. `kind` None: the program where one was built, else the .tflite."""
 
     name: str | None = None
@@ -39,14 +39,14 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class BuiltRelease:
     """A release and its file."""
 
     release: Release
     file: Path
 
 
-def from_run(folder: Path, wish: Wish, settings: Settings, wall: float) -> Made:
+def from_run(folder: Path, wish: ReleaseRequest, settings: Settings, wall: float) -> BuiltRelease:
     """Of a finished run: the evaluated `.tflite`, or the `.eim` that Edge Impulse made of it.
 
     Raises DataError, ModelError, PublishError.
@@ -97,7 +97,7 @@ def find_run(name: str, runs_dir: Path) -> Path:
     return folder
 
 
-def from_file(file: Path, wish: Wish, settings: Settings, wall: float) -> Made:
+def from_file(file: Path, wish: ReleaseRequest, settings: Settings, wall: float) -> BuiltRelease:
     """Of a `.tflite` with labels beside it (`labels.txt`) or in the wish, or of an `.eim` that runs here."""
     try:
         with file.open("rb") as f:
@@ -150,7 +150,7 @@ def from_file(file: Path, wish: Wish, settings: Settings, wall: float) -> Made:
 
 def _made(
     file: Path,
-    wish: Wish,
+    wish: ReleaseRequest,
     settings: Settings,
     wall: float,
     *,
@@ -162,7 +162,7 @@ def _made(
     accuracy: float | None = None,
     contributors: int = 0,
     run: str | None = None,
-) -> Made:
+) -> BuiltRelease:
     days = wish.expires_days if wish.expires_days is not None else settings.release.expires_days
     try:
         ref = BlobRef(digest=sha256_of(file), bytes=file.stat().st_size)
@@ -185,7 +185,7 @@ def _made(
         raise DataError(f"{file} cannot be read: {e.strerror}") from None
     except ValueError as e:
         raise SettingsError(f"release {wish.name or name!r} cannot be made of {file.name}: {e}") from None
-    return Made(release, file)
+    return BuiltRelease(release, file)
 
 
 def _program(folder: Path, numbers: Kind, settings: Settings) -> Path | None:

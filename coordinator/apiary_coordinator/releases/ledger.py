@@ -14,7 +14,7 @@ from apiary.errors import StoreError
 from apiary.files import write_json
 from apiary.wire.messages import Release, ReleaseCurrent
 from apiary_coordinator.releases.rollout import Rollout
-from apiary_coordinator.releases.rollout_events import Pins, Policy
+from apiary_coordinator.releases.rollout_events import Pins, RolloutPolicy
 
 NAME: Final = "releases.json"
 MAX_HISTORY: Final = 200
@@ -31,7 +31,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
+class HistoryLine:
     """A line of the history; `at` is seconds since 1970."""
 
     at: float
@@ -47,9 +47,9 @@ class Book:
     entries: Mapping[str, Entry] = field(default_factory=dict)
     rollout: Rollout | None = None
     pins: Pins = field(default_factory=Pins)
-    history: tuple[Noted, ...] = ()
+    history: tuple[HistoryLine, ...] = ()
 
-    def with_rollout(self, rollout: Rollout, note: Noted) -> Book:
+    def with_rollout(self, rollout: Rollout, note: HistoryLine) -> Book:
         """The roll-out as it stands now, and why."""
         entries = dict(self.entries)
         name = rollout.release.name
@@ -99,7 +99,7 @@ def current(rollout: Rollout, serial: int) -> ReleaseCurrent:
 class Ledger:
     """The book on disk."""
 
-    def __init__(self, folder: Path, policy: Policy):
+    def __init__(self, folder: Path, policy: RolloutPolicy):
         self._path = folder / NAME
         self.book = _read(self._path, policy)
 
@@ -135,7 +135,7 @@ def _to_json(book: Book) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, policy: Policy) -> Book:
+def _read(path: Path, policy: RolloutPolicy) -> Book:
     try:
         told = json.loads(path.read_bytes())
         return _from_json(told, policy)
@@ -150,7 +150,7 @@ def _read(path: Path, policy: Policy) -> Book:
         ) from None
 
 
-def _from_json(told: dict[str, Any], policy: Policy) -> Book:
+def _from_json(told: dict[str, Any], policy: RolloutPolicy) -> Book:
     if told["v"] != 1:
         raise ValueError(f"version {told['v']}")
     entries = {}
@@ -164,12 +164,12 @@ def _from_json(told: dict[str, Any], policy: Policy) -> Book:
         entries=entries,
         rollout=_rollout(told["rollout"], entries, pins, policy),
         pins=pins,
-        history=tuple(Noted(float(n["at"]), str(n["text"]), bool(n["bad"])) for n in told["history"]),
+        history=tuple(HistoryLine(float(n["at"]), str(n["text"]), bool(n["bad"])) for n in told["history"]),
     )
 
 
 def _rollout(
-    told: dict[str, Any] | None, entries: Mapping[str, Entry], pins: Pins, policy: Policy
+    told: dict[str, Any] | None, entries: Mapping[str, Entry], pins: Pins, policy: RolloutPolicy
 ) -> Rollout | None:
     if told is None:
         return None

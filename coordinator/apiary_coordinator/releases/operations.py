@@ -14,12 +14,12 @@ from apiary.tags import parse_rule
 from apiary.wire.messages import MAX_LABELS, Label, Name, Release
 from apiary.wire.messages.releases import ReleaseKind
 from apiary_coordinator.feature import Desk
-from apiary_coordinator.operators.requests import Arguments, Call, Operators
+from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
 from apiary_coordinator.publishers.base import Kind
 from apiary_coordinator.releases import build
-from apiary_coordinator.releases.build import Made, Wish
+from apiary_coordinator.releases.build import BuiltRelease, ReleaseRequest
 from apiary_coordinator.releases.rollout import Rollout
-from apiary_coordinator.releases.service import Releasing
+from apiary_coordinator.releases.service import ReleaseService
 
 MAX_TOLD: Final = 500
 """Nodes named in one answer, those that failed first; the counts are of all."""
@@ -29,7 +29,7 @@ class NoArguments(Arguments):
     """Nothing is asked for."""
 
 
-class Create(Arguments):
+class CreateRelease(Arguments):
     """Of a run (its name, or `latest`) or of a file on the coordinator's machine."""
 
     run: str | None = None
@@ -43,13 +43,13 @@ class Create(Arguments):
     relabels: bool = False
 
 
-class Rollback(Arguments):
+class RollbackRelease(Arguments):
     """To the release before, or to the one named."""
 
     release: Name | None = None
 
 
-class Pin(Arguments):
+class PinRelease(Arguments):
     """A node, or a rule on tags such as `site=north`; `release` None takes the pin away."""
 
     node: Name | None = None
@@ -57,24 +57,26 @@ class Pin(Arguments):
     release: Name | None = None
 
 
-def register(operators: Operators, releasing: Releasing, desk: Desk) -> None:
+def register(operators: OperatorRequests, releasing: ReleaseService, desk: Desk) -> None:
     """Let `apiary release` ask."""
     operators.register("release.list", NoArguments, lambda call, _: call.done(listed(releasing)))
     operators.register("release.status", NoArguments, lambda call, _: call.done(status(releasing)))
-    operators.register("release.create", Create, lambda call, told: _create(call, told, releasing, desk))
+    operators.register(
+        "release.create", CreateRelease, lambda call, told: _create(call, told, releasing, desk)
+    )
     for name in ("pause", "resume", "abort"):
         act: Callable[[], Rollout] = getattr(releasing, name)
         operators.register(f"release.{name}", NoArguments, _doing(act))
     operators.register(
         "release.rollback",
-        Rollback,
+        RollbackRelease,
         lambda call, told: call.done(told_of(releasing.rollback(told.release))),
     )
     operators.register("release.key", NoArguments, lambda call, _: call.done({"key": releasing.key()}))
-    operators.register("release.pin", Pin, lambda call, told: _pin(call, told, releasing))
+    operators.register("release.pin", PinRelease, lambda call, told: _pin(call, told, releasing))
 
 
-def listed(releasing: Releasing) -> dict[str, Any]:
+def listed(releasing: ReleaseService) -> dict[str, Any]:
     """All releases that are remembered, the newest last."""
     book = releasing.standing.book
     current = book.rollout.release.name if book.rollout is not None else None
@@ -86,7 +88,7 @@ def listed(releasing: Releasing) -> dict[str, Any]:
     }
 
 
-def status(releasing: Releasing) -> dict[str, Any]:
+def status(releasing: ReleaseService) -> dict[str, Any]:
     """The roll-out, each node's standing, the pins and what happened lately."""
     standing = releasing.standing
     rollout, book = standing.rollout, standing.book
@@ -138,10 +140,10 @@ def _doing(act: Callable[[], Rollout]) -> Callable[[Call, NoArguments], None]:
     return lambda call, _: call.done(told_of(act()))
 
 
-def _create(call: Call, told: Create, releasing: Releasing, desk: Desk) -> None:
+def _create(call: Call, told: CreateRelease, releasing: ReleaseService, desk: Desk) -> None:
     if (told.run is None) == (told.file is None):
         raise RequestRefused("release.create: give either a run or a file")
-    wish = Wish(
+    wish = ReleaseRequest(
         name=told.name,
         kind=told.kind,
         numbers=told.numbers,
@@ -152,7 +154,7 @@ def _create(call: Call, told: Create, releasing: Releasing, desk: Desk) -> None:
     )
     settings = desk.settings
 
-    def make() -> Made | ApiaryError:
+    def make() -> BuiltRelease | ApiaryError:
         try:
             if told.file is not None:
                 made = build.from_file(told.file, wish, settings, desk.wall())
@@ -163,7 +165,7 @@ def _create(call: Call, told: Create, releasing: Releasing, desk: Desk) -> None:
         except ApiaryError as e:
             return e
 
-    def then(made: Made | ApiaryError) -> None:
+    def then(made: BuiltRelease | ApiaryError) -> None:
         try:
             if isinstance(made, ApiaryError):
                 raise made
@@ -175,7 +177,7 @@ def _create(call: Call, told: Create, releasing: Releasing, desk: Desk) -> None:
     desk.worker.submit(make, then)
 
 
-def _pin(call: Call, told: Pin, releasing: Releasing) -> None:
+def _pin(call: Call, told: PinRelease, releasing: ReleaseService) -> None:
     if (told.node is None) == (told.tag is None):
         raise RequestRefused("release.pin: give either a node or a tag")
     if told.tag is not None:

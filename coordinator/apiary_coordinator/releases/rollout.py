@@ -30,17 +30,17 @@ from typing import assert_never
 from apiary.wire.messages import NodeRelease, Release, RolloutState
 from apiary.wire.messages.releases import pinned_to, place
 from apiary_coordinator.releases.rollout_events import (
-    Abort,
+    AbortRollout,
     Event,
     Known,
     Member,
-    Pause,
+    PauseRollout,
     Pinned,
     Pins,
-    Policy,
     Publish,
-    Resume,
-    Tick,
+    ResumeRollout,
+    RolloutPolicy,
+    RolloutTick,
 )
 
 Outcome = tuple["Rollout", list[Publish]]
@@ -52,7 +52,7 @@ class Rollout:
 
     release: Release
     stable: Release | None
-    policy: Policy
+    policy: RolloutPolicy
     state: RolloutState = "rolling"
     wave: int = 0
     share: float = 0.0
@@ -92,7 +92,7 @@ class Rollout:
 def begin(
     release: Release,
     stable: Release | None,
-    policy: Policy,
+    policy: RolloutPolicy,
     now: float,
     *,
     pins: Pins | None = None,
@@ -105,7 +105,7 @@ def begin(
 
 def restore(
     release: Release,
-    policy: Policy,
+    policy: RolloutPolicy,
     now: float,
     *,
     pins: Pins | None = None,
@@ -129,15 +129,15 @@ def handle(rollout: Rollout, event: Event, now: float) -> Outcome:
     match event:
         case Known(members):
             return replace(rollout, fleet={**rollout.fleet, **members}), []
-        case Tick():
+        case RolloutTick():
             return _settle(rollout, now)
-        case Pause():
+        case PauseRollout():
             if rollout.state != "rolling":
                 return rollout, []
             return replace(rollout, state="paused"), [Publish(f"{rollout.release.name} paused")]
-        case Resume():
+        case ResumeRollout():
             return _resume(rollout, now)
-        case Abort():
+        case AbortRollout():
             if rollout.state not in ("rolling", "paused"):
                 return rollout, []
             return _back(rollout, "aborted", "aborted by an operator")

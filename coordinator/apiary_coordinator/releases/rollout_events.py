@@ -9,7 +9,7 @@ from apiary.wire.messages import NodeRelease, Release
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class RolloutPolicy:
     """How careful a roll-out is; the fields are those of the settings section `release`."""
 
     waves: tuple[float, ...] = (0.1, 0.5, 1.0)
@@ -48,22 +48,22 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class RolloutTick:
     """Time has passed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class PauseRollout:
     """Open no further wave."""
 
 
 @dataclass(frozen=True, slots=True)
-class Resume:
+class ResumeRollout:
     """Go on; after a halt or an abort, begin again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Abort:
+class AbortRollout:
     """Give the release up: everyone goes back to the stable one."""
 
 
@@ -74,7 +74,7 @@ class Pinned:
     pins: Pins
 
 
-Event = Known | Tick | Pause | Resume | Abort | Pinned
+Event = Known | RolloutTick | PauseRollout | ResumeRollout | AbortRollout | Pinned
 
 
 @dataclass(frozen=True, slots=True)

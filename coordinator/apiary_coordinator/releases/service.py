@@ -14,16 +14,16 @@ from apiary.settings import ReleaseSettings
 from apiary.wire import Digest
 from apiary.wire.messages import MAX_BYTES, NodeRelease, Release
 from apiary.wire.messages.releases import MAX_PINNED, MAX_PINS
-from apiary.wire.topics import Kind, Topic
+from apiary.wire.topics import Topic, TopicKind
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.releases import build
 from apiary_coordinator.releases import rollout as table
 from apiary_coordinator.releases import rollout_events as words
-from apiary_coordinator.releases.build import Made, Wish
-from apiary_coordinator.releases.ledger import Book, Ledger, Noted, current
+from apiary_coordinator.releases.build import BuiltRelease, ReleaseRequest
+from apiary_coordinator.releases.ledger import Book, HistoryLine, Ledger, current
 from apiary_coordinator.releases.rollout import Rollout
-from apiary_coordinator.releases.rollout_events import Member, Pins, Policy, Publish
-from apiary_coordinator.releases.signer import Voice
+from apiary_coordinator.releases.rollout_events import Member, Pins, Publish, RolloutPolicy
+from apiary_coordinator.releases.signer import ReleaseSigner
 
 log = logging.getLogger(__name__)
 
@@ -40,19 +40,19 @@ _SEAL_ROOM: Final = 8_000
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ReleaseStatus:
     """What is known, for whoever asks."""
 
     book: Book
     rollout: Rollout | None
 
 
-class Releasing(Feature):
+class ReleaseService(Feature):
     """One roll-out at a time. Requests raise RequestRefused with what is in the way."""
 
-    kinds = (Kind.NODE_RELEASE, Kind.NODE_STATUS, Kind.RELEASE_CURRENT)
+    kinds = (TopicKind.NODE_RELEASE, TopicKind.NODE_STATUS, TopicKind.RELEASE_CURRENT)
 
-    def __init__(self, settings: ReleaseSettings, desk: Desk, ledger: Ledger, voice: Voice):
+    def __init__(self, settings: ReleaseSettings, desk: Desk, ledger: Ledger, voice: ReleaseSigner):
         self._settings = settings
         self._policy = policy_of(settings)
         self._desk = desk
@@ -68,10 +68,10 @@ class Releasing(Feature):
         """Made on the worker's thread, begun on the loop's."""
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> ReleaseStatus:
         """The book and the roll-out with what is known of the nodes."""
         self._catch_up()
-        return Standing(self._ledger.book, self._rollout)
+        return ReleaseStatus(self._ledger.book, self._rollout)
 
     def key(self) -> str:
         """The public key that nodes pin."""
@@ -93,13 +93,13 @@ class Releasing(Feature):
 
     def received(self, topic: Topic, event: Received) -> None:
         """A node says how it stands, or comes, or goes."""
-        if topic.kind is Kind.RELEASE_CURRENT:
+        if topic.kind is TopicKind.RELEASE_CURRENT:
             self._heard(event)
             return
         node = topic.node
         if node is None or not event.payload or (node not in self._fleet and len(self._fleet) >= MAX_FLEET):
             return
-        if topic.kind is Kind.NODE_RELEASE:
+        if topic.kind is TopicKind.NODE_RELEASE:
             report = NodeRelease.decode(event.payload, who=f"node {node}")
             before = self._fleet.get(node, Member())
             if before.report != report:
@@ -120,7 +120,7 @@ class Releasing(Feature):
         if kind is None:
             return
         try:
-            wish = Wish(kind="tflite" if kind == "tflite" else None)
+            wish = ReleaseRequest(kind="tflite" if kind == "tflite" else None)
             made = self.keep(build.from_run(folder, wish, self._desk.settings, self._desk.wall()))
         except ApiaryError as e:
             log.warning(
@@ -140,7 +140,7 @@ class Releasing(Feature):
             return
         self._ticked_at = now
         self._begin_ready()
-        self._take(words.Tick())
+        self._take(words.RolloutTick())
         if self._rollout is not None and now - self._said_at >= _REPEAT_S:
             self._say(now)
 
@@ -156,7 +156,7 @@ class Releasing(Feature):
                 self._rollout.release.name,
             )
 
-    def keep(self, made: Made) -> Made:
+    def keep(self, made: BuiltRelease) -> BuiltRelease:
         """Put a release's file where nodes can have it. For a worker's thread. Raises StoreError."""
         try:
             data = made.file.read_bytes()
@@ -199,15 +199,15 @@ class Releasing(Feature):
 
     def pause(self) -> Rollout:
         """Open no further wave."""
-        return self._asked(words.Pause(), "rolling")
+        return self._asked(words.PauseRollout(), "rolling")
 
     def resume(self) -> Rollout:
         """Go on; after a halt or an abort, begin again."""
-        return self._asked(words.Resume(), "paused, halted or aborted")
+        return self._asked(words.ResumeRollout(), "paused, halted or aborted")
 
     def abort(self) -> Rollout:
         """Give it up."""
-        return self._asked(words.Abort(), "rolling or paused")
+        return self._asked(words.AbortRollout(), "rolling or paused")
 
     def rollback(self, name: str | None) -> Rollout:
         """Give the whole fleet an earlier release at once: the one before, or the one named."""
@@ -303,7 +303,7 @@ class Releasing(Feature):
             return
         book, wall = self._ledger.book, self._desk.wall()
         for command in commands:
-            book = book.with_rollout(rollout, Noted(round(wall, 3), command.note, command.bad))
+            book = book.with_rollout(rollout, HistoryLine(round(wall, 3), command.note, command.bad))
         self._ledger.write(replace(book, serial=book.next_serial(wall)))
         self._rollout = rollout
         for command in commands:
@@ -359,9 +359,9 @@ class Releasing(Feature):
                 self._desk.blobs.remove(digest)
 
 
-def policy_of(settings: ReleaseSettings) -> Policy:
+def policy_of(settings: ReleaseSettings) -> RolloutPolicy:
     """How careful the settings are."""
-    return Policy(
+    return RolloutPolicy(
         waves=tuple(settings.waves),
         canaries=tuple(settings.canaries),
         wave_s=settings.wave_s,

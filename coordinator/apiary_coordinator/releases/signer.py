@@ -10,7 +10,7 @@ from apiary.wire.messages import ReleaseCurrent
 from apiary_coordinator.feature import Desk
 
 
-class Voice(Protocol):
+class ReleaseSigner(Protocol):
     """Says what is current to the fleet, sealed."""
 
     def key(self) -> str:
@@ -26,7 +26,7 @@ class Voice(Protocol):
         ...
 
 
-class Certified:
+class CertificateSigner:
     """Where the fleet has an authority the coordinator's certificate signs releases like all else."""
 
     def __init__(self, desk: Desk):
@@ -47,7 +47,7 @@ class Certified:
         return True
 
 
-class Sealer:
+class ReleaseKeySigner:
     """Seals with the release key, made where there is none yet."""
 
     def __init__(self, desk: Desk, key_file: Path):

@@ -9,7 +9,7 @@ from typing import Any, Final
 from apiary import __version__
 from apiary.errors import DataError
 from apiary_coordinator.report import plots
-from apiary_coordinator.report.tables import Record, files_in
+from apiary_coordinator.report.tables import ReportRun, files_in
 
 _CAPTIONS: Final = {
     "rounds": "Accuracy and loss after each round, on the server's held-out pictures",
@@ -19,7 +19,7 @@ _CAPTIONS: Final = {
 }
 
 
-def render(record: Record, run_dir: Path) -> bytes:
+def render(record: ReportRun, run_dir: Path) -> bytes:
     """The page, UTF-8. Raises DataError where jinja2 is not installed."""
     try:
         import jinja2

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from apiary_coordinator.report.tables import Record
+from apiary_coordinator.report.tables import ReportRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ INLINE: Final = Style("#010203", "none")
 Draw = Callable[[Style], "Figure"]
 
 
-def of(record: Record) -> dict[str, Draw]:
+def of(record: ReportRun) -> dict[str, Draw]:
     """Every plot for which the run has figures, by file name."""
     plots: dict[str, Draw] = {}
     if any(r.accuracy is not None for r in record.rounds):
@@ -62,7 +62,7 @@ def of(record: Record) -> dict[str, Draw]:
     return plots
 
 
-def accuracy_and_loss(record: Record, style: Style = PAPER) -> Figure:
+def accuracy_and_loss(record: ReportRun, style: Style = PAPER) -> Figure:
     """Accuracy above, loss below, by round; the best round is marked, failed ones leave a cross."""
     figure = _figure(4.4, style)
     top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 2], "hspace": 0.12})
@@ -172,7 +172,7 @@ def data_per_node(
     return figure
 
 
-def node_accuracy(record: Record, style: Style = PAPER) -> Figure:
+def node_accuracy(record: ReportRun, style: Style = PAPER) -> Figure:
     """Each node's accuracy on its own held-back pictures, before and after training, in its last round."""
     found = _accuracies(record)
     names = natural(found)[:_MOST_NODES]
@@ -226,7 +226,7 @@ def natural(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)])
 
 
-def _accuracies(record: Record) -> dict[str, tuple[float | None, float]]:
+def _accuracies(record: ReportRun) -> dict[str, tuple[float | None, float]]:
     found: dict[str, tuple[float | None, float]] = {}
     for r in record.rounds:
         for name, measured in r.node_metrics.items():

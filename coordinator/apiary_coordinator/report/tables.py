@@ -49,7 +49,7 @@ class ClassScore(_Part):
     count: int
 
 
-class Round(_Part):
+class ReportRound(_Part):
     """One closed or failed round."""
 
     round: int
@@ -70,7 +70,7 @@ class Round(_Part):
     confusion: list[list[int]] | None = None
 
 
-class Node(_Part):
+class ReportNode(_Part):
     """What a node said of itself."""
 
     samples: int | None = None
@@ -78,29 +78,29 @@ class Node(_Part):
     runtime: str | None = None
 
 
-class Start(_Part):
+class ReportStart(_Part):
     """The model before the first round."""
 
     accuracy: float | None = None
     loss: float | None = None
 
 
-class Record(_Part):
+class ReportRun(_Part):
     """A run."""
 
     run: str
     created: Annotated[float, Field(ge=0)] | str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     labels: list[str]
-    initial: Start = Field(default_factory=Start)
-    rounds: list[Round] = Field(default_factory=list)
-    nodes: dict[str, Node] = Field(default_factory=dict)
+    initial: ReportStart = Field(default_factory=ReportStart)
+    rounds: list[ReportRound] = Field(default_factory=list)
+    nodes: dict[str, ReportNode] = Field(default_factory=dict)
     best_round: int | None = None
     stop: str | None = None
     summary: dict[str, Any] = Field(default_factory=dict)
 
     @property
-    def best(self) -> Round | None:
+    def best(self) -> ReportRound | None:
         """The round whose model is the result."""
         return next((r for r in self.rounds if r.round == self.best_round and r.state == "closed"), None)
 
@@ -114,12 +114,12 @@ class File:
     sha256: str
 
 
-def read_record(run_dir: Path) -> Record:
+def read_record(run_dir: Path) -> ReportRun:
     """Read both files. Raises DataError naming the file and what is wrong in it."""
     history = read_history(run_dir)
     summary = _read_summary(run_dir / "summary.json")
     try:
-        record = Record.model_validate({**history, "summary": summary})
+        record = ReportRun.model_validate({**history, "summary": summary})
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"])
@@ -131,7 +131,7 @@ def read_record(run_dir: Path) -> Record:
     return record
 
 
-def csv_bytes(record: Record) -> bytes:
+def csv_bytes(record: ReportRun) -> bytes:
     """A row for the initial model and each round, UTF-8."""
     out = io.StringIO()
     rows = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")

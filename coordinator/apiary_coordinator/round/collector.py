@@ -22,7 +22,7 @@ from apiary.wire.messages import Bounds, Grant, Offer, Receipt
 from apiary_coordinator.journal import AcceptedRow, Journal
 from apiary_coordinator.round.state import Round
 from apiary_coordinator.updates.exact_sum import ExactSum
-from apiary_coordinator.updates.screening import Rejected, screen_offer, screen_update
+from apiary_coordinator.updates.screening import Rejection, screen_offer, screen_update
 from apiary_coordinator.updates.spool import Spool
 from apiary_coordinator.updates.uploads import GrantNow, Upload, Uploads
 from apiary_coordinator.worker import Worker
@@ -50,7 +50,7 @@ class Damaged:
     chunks: tuple[int, ...]
 
 
-class Collection:
+class Collector:
     """Takes updates for one round. `on_accepted`, `on_rejected`: called on the loop, after the journal."""
 
     def __init__(
@@ -174,14 +174,14 @@ class Collection:
                     raise
             self._outlet.send(Grant(digest=upload.digest, missing=grant.missing), upload.node)
 
-    def _screen(self, upload: Upload) -> Rejected | Damaged | None:
+    def _screen(self, upload: Upload) -> Rejection | Damaged | None:
         """Worker: None where the update is good."""
         with self._spool.view(upload.slot, upload.assembly.bytes) as view:
             if digest_of(view) != upload.digest:
                 return Damaged(tuple(upload.assembly.damaged(view)))
             return screen_update(view, upload.offer, upload.node, self._terms.bounds, self._terms.shapes)
 
-    def _on_screened(self, upload: Upload, verdict: Rejected | Damaged | None) -> None:
+    def _on_screened(self, upload: Upload, verdict: Rejection | Damaged | None) -> None:
         now = upload.heard_at
         if isinstance(verdict, Damaged):
             whole = 0 if verdict.chunks else 1
@@ -191,12 +191,12 @@ class Collection:
                 log.warning("node=%s %s of its update came damaged: asked for again", upload.node, what)
                 self._perform(self._uploads.again(upload, verdict.chunks, now))
                 return
-            verdict = Rejected(f"node {upload.node}: the update's bytes do not give the digest it offered")
+            verdict = Rejection(f"node {upload.node}: the update's bytes do not give the digest it offered")
         if verdict is None and upload.node in self._current().rejected:
             # It offered another update meanwhile, which was refused: one answer a round.
-            verdict = Rejected(self._current().rejected[upload.node])
+            verdict = Rejection(self._current().rejected[upload.node])
         self._finished(upload.node, now)
-        if isinstance(verdict, Rejected):
+        if isinstance(verdict, Rejection):
             self._spool.release(upload.slot, upload.assembly.bytes)
             self._reject(upload.node, upload.offer, verdict.why)
             return

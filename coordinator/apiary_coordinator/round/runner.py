@@ -17,11 +17,11 @@ from apiary.wire import Digest, NodeId, blob
 from apiary.wire.messages import BlobRef, Bounds, NodeStatus, Offer, Plan, RoundResult
 from apiary_coordinator.fleet.roster import Draw, Roster, draw
 from apiary_coordinator.journal import AcceptedRow, RoundRow
-from apiary_coordinator.model.builder import Judgement
+from apiary_coordinator.model.builder import Evaluation
 from apiary_coordinator.round import state as table
-from apiary_coordinator.round.collector import Collection, Terms, spool_path
+from apiary_coordinator.round.collector import Collector, Terms, spool_path
 from apiary_coordinator.round.deadline import deadline_s
-from apiary_coordinator.round.start import Closed, Parts, strategy
+from apiary_coordinator.round.start import ClosedRound, Parts, strategy
 from apiary_coordinator.round.state import Phase, Round
 from apiary_coordinator.updates.capacity import most_uploads
 from apiary_coordinator.updates.exact_sum import grid_bits
@@ -34,7 +34,7 @@ _LEFT: Final = {"lost": "lost the connection", "paused": "paused"}
 
 
 @dataclass(slots=True)
-class LiveRound:
+class RoundRunner:
     """The round's state, its collection of updates, and the shell around both."""
 
     parts: Parts
@@ -42,14 +42,14 @@ class LiveRound:
     plan: Plan
     bounds: Bounds
     deadline_s: float
-    collection: Collection = field(init=False)
+    collection: Collector = field(init=False)
     again: set[NodeId] = field(default_factory=set)
     """Nodes whose update had its receipt and was damaged since: they are asked to train once more."""
     _opened_at: float = 0.0
     _resumed: list[AcceptedRow] = field(default_factory=list)
     _shares: dict[str, Any] = field(default_factory=dict)
     _next: tuple[Weights, Digest, Digest | None] | None = None
-    _judgement: Judgement | None = None
+    _judgement: Evaluation | None = None
     _todo: deque[Callable[[], None]] = field(default_factory=deque)
     _unjournaled: bool = False
 
@@ -63,7 +63,7 @@ class LiveRound:
         recent: list[list[float]],
         roster: Roster,
         now: float,
-    ) -> LiveRound:
+    ) -> RoundRunner:
         """Draw a cohort, fix plan and bounds, and journal them."""
         run = parts.settings.run
         drawn = draw(
@@ -97,7 +97,7 @@ class LiveRound:
     @classmethod
     def resume(
         cls, parts: Parts, row: RoundRow, rows: list[AcceptedRow], whole: Container[NodeId], now: float
-    ) -> LiveRound:
+    ) -> RoundRunner:
         """Take up a round that the journal holds as open, with those accepted `rows` that are `whole`."""
         o = row.opened
         drawn = Draw(tuple(o["cohort"]), tuple(o["reserve"]), o["goal"])
@@ -176,7 +176,7 @@ class LiveRound:
     def tick(self, now: float) -> None:
         """Time has passed."""
         self._work_off()
-        self._handle(table.Tick())
+        self._handle(table.RoundTick())
         if self.round.collecting:
             self.collection.tick(now)
 
@@ -232,7 +232,7 @@ class LiveRound:
                 self._close()
             case table.Fail(why):
                 result = self._result("failed", why, self._node_metrics())
-                self.parts.closed(Closed(result, {"shares": self._shares}))
+                self.parts.closed(ClosedRound(result, {"shares": self._shares}))
             case _:
                 assert_never(command)
 
@@ -247,13 +247,13 @@ class LiveRound:
 
     def _accepted(self, row: AcceptedRow) -> None:
         self.again.discard(row.node)
-        self._handle(table.Accepted(row.node, row.contributor))
+        self._handle(table.UpdateAccepted(row.node, row.contributor))
 
     def _aggregated(self, made: tuple[Weights, Digest, Digest | None]) -> None:
         self._next = made
         self._handle(table.Aggregated())
 
-    def _evaluated(self, judgement: Judgement) -> None:
+    def _evaluated(self, judgement: Evaluation) -> None:
         self._judgement = judgement
         self._handle(table.Evaluated())
 
@@ -263,7 +263,7 @@ class LiveRound:
         metrics = self._node_metrics()
         details = {"shares": self._shares, "node_metrics": metrics, **self._judgement.details}
         result = self._result("closed", None, metrics)
-        self.parts.closed(Closed(result, details, weights, model, state))
+        self.parts.closed(ClosedRound(result, details, weights, model, state))
         # A round is part of cycles: the models would stay until their collector comes by.
         self._next = None
         self.parts = replace(self.parts, weights=Weights({}), state=Weights({}))
@@ -302,7 +302,7 @@ class LiveRound:
     def _collect(self, bits: int, now: float) -> None:
         parts, coordinator = self.parts, self.parts.settings.coordinator
         self._opened_at = now
-        self.collection = Collection(
+        self.collection = Collector(
             Terms(self.bounds, self.plan.codec, parts.manifest.shapes, bits),
             spool=Spool(
                 spool_path(coordinator.state_dir, parts.run, self.round.number), sync=coordinator.sync
@@ -313,7 +313,7 @@ class LiveRound:
             outlet=parts.outlet,
             current=lambda: self.round,
             on_accepted=self._accepted,
-            on_rejected=lambda node, why: self._handle(table.Rejected(node, why)),
+            on_rejected=lambda node, why: self._handle(table.UpdateRejected(node, why)),
             seconds=lambda: self.parts.clock() - self._opened_at,
         )
 

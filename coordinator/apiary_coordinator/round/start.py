@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from apiary.blobs import BlobStore
-from apiary.bus.bus import Limits
+from apiary.bus.bus import BrokerLimits
 from apiary.bus.outlet import Outlet
 from apiary.errors import StoreError
 from apiary.learn.manifest import Manifest
@@ -17,13 +17,13 @@ from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
 from apiary.wire.messages import BlobRef, RoundResult
 from apiary_coordinator.journal import Journal
-from apiary_coordinator.model.builder import Artefacts, Workshop
+from apiary_coordinator.model.builder import ExportedModel, ModelBuilder
 from apiary_coordinator.strategies.base import Strategy
 from apiary_coordinator.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class ClosedRound:
     """A round that is over; without weights where it failed."""
 
     result: RoundResult
@@ -38,7 +38,7 @@ class Parts:
     """What a round works with and whom it tells."""
 
     settings: Settings
-    artefacts: Artefacts
+    artefacts: ExportedModel
     manifest: Manifest
     weights: Weights
     model: BlobRef
@@ -48,20 +48,20 @@ class Parts:
     journal: Journal
     worker: Worker
     outlet: Outlet
-    workshop: Workshop
+    workshop: ModelBuilder
     clock: Callable[[], float]
-    limits: Callable[[], Limits]
+    limits: Callable[[], BrokerLimits]
     announce: Callable[[], None]
     invite: Callable[[NodeId], None]
-    closed: Callable[[Closed], None]
+    closed: Callable[[ClosedRound], None]
 
 
 @dataclass(slots=True)
-class Opening:
+class ServerState:
     """The model and strategy state that the next round starts from."""
 
     settings: Settings
-    artefacts: Artefacts
+    artefacts: ExportedModel
     manifest: Manifest
     weights: Weights
     model: Digest

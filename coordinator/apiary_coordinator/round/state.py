@@ -43,7 +43,7 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class UpdateAccepted:
     """An update was screened and journaled."""
 
     node: NodeId
@@ -51,7 +51,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class UpdateRejected:
     """An update was refused; its node is not asked again in this round."""
 
     node: NodeId
@@ -82,7 +82,7 @@ class AskedAgain:
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class RoundTick:
     """Time has passed."""
 
 
@@ -103,7 +103,17 @@ class Evaluated:
     """It was evaluated."""
 
 
-Event = Accepted | Rejected | Left | Joined | AskedAgain | Tick | Abandoned | Aggregated | Evaluated
+Event = (
+    UpdateAccepted
+    | UpdateRejected
+    | Left
+    | Joined
+    | AskedAgain
+    | RoundTick
+    | Abandoned
+    | Aggregated
+    | Evaluated
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +227,7 @@ def handle(round_: Round, event: Event, now: float) -> Outcome:
     if not round_.collecting:
         return _after(round_, event)
     match event:
-        case Accepted(node, contributor):
+        case UpdateAccepted(node, contributor):
             if node not in round_.cohort or node in round_.accepted or node in round_.rejected:
                 return round_, []
             first = round_.phase is Phase.OPEN
@@ -231,7 +241,7 @@ def handle(round_: Round, event: Event, now: float) -> Outcome:
                 away=round_.away - {node},
             )
             return _settle(round_, [Announce()] if first else [], now)
-        case Rejected(node, why):
+        case UpdateRejected(node, why):
             if not round_.awaits(node):
                 return round_, []
             rejected = {**round_.rejected, node: why}
@@ -252,7 +262,7 @@ def handle(round_: Round, event: Event, now: float) -> Outcome:
                 return round_, []
             gone, away = _without(round_.gone, node), round_.away - {node}
             return replace(round_, gone=gone, away=away), [Invite(node)]
-        case Tick():
+        case RoundTick():
             return _tick(round_, now)
         case Abandoned(why):
             return replace(round_, phase=Phase.FAILED), [Fail(why)]

@@ -9,8 +9,8 @@ from apiary.bus.outlet import Outlet
 from apiary.settings import RunSettings
 from apiary.wire import NodeId
 from apiary.wire.messages import Announcement, BlobRef, ModelManifest, Notice, RoundResult
-from apiary_coordinator.model.builder import Artefacts
-from apiary_coordinator.round.runner import LiveRound
+from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.round.runner import RoundRunner
 from apiary_coordinator.round.state import Phase
 from apiary_coordinator.run import messages
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _METRICS: Final = ("accuracy", "loss", "bytes_up", "bytes_down", "seconds")
 
 
-class Bulletin:
+class Announcer:
     """Of one run."""
 
     def __init__(self, run: str, settings: RunSettings, *, outlet: Outlet, epoch: str):
@@ -27,9 +27,9 @@ class Bulletin:
         self._settings = settings
         self._outlet = outlet
         self._epoch = epoch
-        self._told: tuple[tuple[LiveRound, Phase, tuple[NodeId, ...]], Announcement] | None = None
+        self._told: tuple[tuple[RoundRunner, Phase, tuple[NodeId, ...]], Announcement] | None = None
 
-    def announcement(self, live: LiveRound) -> Announcement:
+    def announcement(self, live: RoundRunner) -> Announcement:
         """As it stands; made once for all who ask meanwhile, because it names the whole cohort."""
         about = (live, live.round.phase, live.round.cohort)
         if self._told is None or any(a is not b for a, b in zip(self._told[0], about, strict=True)):
@@ -51,7 +51,7 @@ class Bulletin:
         """The round is over: let it go."""
         self._told = None
 
-    def announce(self, live: LiveRound) -> None:
+    def announce(self, live: RoundRunner) -> None:
         """Tell everyone; those one by one whom the announcement has no room for."""
         told = self.announcement(live)
         self._outlet.send(told)
@@ -59,11 +59,11 @@ class Bulletin:
             for node in live.round.awaited:
                 self.invite(live, node)
 
-    def invite(self, live: LiveRound, node: NodeId) -> None:
+    def invite(self, live: RoundRunner, node: NodeId) -> None:
         """Tell a node that it belongs to the cohort."""
         self._outlet.send(self._notice(live, node, invited=True), node)
 
-    def notice(self, live: LiveRound, node: NodeId) -> Notice:
+    def notice(self, live: RoundRunner, node: NodeId) -> Notice:
         """What is current, for one node."""
         return self._notice(live, node, invited=live.round.welcomes(node))
 
@@ -93,7 +93,7 @@ class Bulletin:
             self._outlet.metric("contributors", result.n_contributors)
             self._outlet.metric("round", result.round)
 
-    def model(self, result: RoundResult, model: BlobRef, artefacts: Artefacts, *, best: bool) -> None:
+    def model(self, result: RoundResult, model: BlobRef, artefacts: ExportedModel, *, best: bool) -> None:
         """The newest global model."""
         self._outlet.send(
             ModelManifest(
@@ -109,7 +109,7 @@ class Bulletin:
             )
         )
 
-    def finished(self, artefacts: Artefacts, model: BlobRef, number: int) -> None:
+    def finished(self, artefacts: ExportedModel, model: BlobRef, number: int) -> None:
         """The run is over after round `number`: nobody is drawn any more."""
         self._outlet.send(
             messages.finished(
@@ -124,10 +124,10 @@ class Bulletin:
             )
         )
 
-    def _notice(self, live: LiveRound, node: NodeId, *, invited: bool) -> Notice:
+    def _notice(self, live: RoundRunner, node: NodeId, *, invited: bool) -> Notice:
         again = True if invited and node in live.again else None
         return Notice(invited=invited, again=again, announcement=self._without_cohort(live))
 
-    def _without_cohort(self, live: LiveRound) -> Announcement:
+    def _without_cohort(self, live: RoundRunner) -> Announcement:
         """Who else was drawn is no node's concern: with a large fleet the list is most of the message."""
         return self.announcement(live).model_copy(update={"cohort": None})

@@ -14,8 +14,8 @@ from apiary.bus.outlet import Outlet
 from apiary.settings import Settings
 from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.journal import Journal
-from apiary_coordinator.model.builder import Artefacts, Workshop
-from apiary_coordinator.updates.model_server import Downlink
+from apiary_coordinator.model.builder import ExportedModel, ModelBuilder
+from apiary_coordinator.updates.model_server import ModelServer
 from apiary_coordinator.worker import Worker
 
 
@@ -26,8 +26,8 @@ class Assignment:
     run: str
     created: float
     settings: Settings
-    workshop: Workshop
-    artefacts: Artefacts | None = None
+    workshop: ModelBuilder
+    artefacts: ExportedModel | None = None
     """What was built before; used where it is still whole."""
     stop: str | None = None
     """Why it was told to end before it was interrupted."""
@@ -43,7 +43,7 @@ class Means:
     bus: Bus
     outlet: Outlet
     flow: ChunkFlow
-    down: Downlink
+    down: ModelServer
     roster: Roster
     clock: Callable[[], float]
     wall: Callable[[], float]

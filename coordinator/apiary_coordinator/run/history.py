@@ -28,7 +28,7 @@ _SHOWN: Final = ("federation", "run.", "coordinator.labels", "coordinator.test_d
 Entry = dict[str, Any]
 
 
-class Record:
+class RunHistory:
     """Everything that is told of a run. `told` gives the results of its rounds from the journal, in full."""
 
     def __init__(self, run: str, created: float, settings: Settings, told: Callable[[], Iterator[Entry]]):

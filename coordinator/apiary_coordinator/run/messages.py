@@ -17,7 +17,7 @@ from apiary.wire.messages import (
     Plan,
     RoundState,
 )
-from apiary_coordinator.model.builder import Artefacts
+from apiary_coordinator.model.builder import ExportedModel
 from apiary_coordinator.round.state import Phase, Round
 
 REPEATED_BYTES: Final = 4_000
@@ -27,7 +27,7 @@ the first only. Reading 1000 names takes a node 0.2 ms (measured), four more tim
 
 def opened(
     round_: Round,
-    artefacts: Artefacts,
+    artefacts: ExportedModel,
     *,
     model: BlobRef,
     plan: Plan,
@@ -57,7 +57,7 @@ def opened(
 
 
 def finished(
-    artefacts: Artefacts,
+    artefacts: ExportedModel,
     *,
     run: str,
     number: int,
@@ -99,7 +99,7 @@ def status(state: Literal["online", "offline"], epoch: str, run: str | None) -> 
 
 
 def _announcement(
-    artefacts: Artefacts,
+    artefacts: ExportedModel,
     *,
     run: str,
     number: int,

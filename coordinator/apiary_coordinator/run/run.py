@@ -15,14 +15,14 @@ from apiary.errors import RequestRefused, RunFailed, StoreError
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Notice, RoundResult
 from apiary_coordinator.journal import AcceptedRow, RoundRow
-from apiary_coordinator.model.builder import Artefacts, Judgement
-from apiary_coordinator.model.checkpoints import Models
+from apiary_coordinator.model.builder import Evaluation, ExportedModel
+from apiary_coordinator.model.checkpoints import Checkpoints
 from apiary_coordinator.round.collector import clear_spools, intact, spool_path
-from apiary_coordinator.round.runner import LiveRound
-from apiary_coordinator.round.start import Closed, Opening, Parts
-from apiary_coordinator.run.announcer import Bulletin
+from apiary_coordinator.round.runner import RoundRunner
+from apiary_coordinator.round.start import ClosedRound, Parts, ServerState
+from apiary_coordinator.run.announcer import Announcer
 from apiary_coordinator.run.assignment import Assignment, Means
-from apiary_coordinator.run.history import Record
+from apiary_coordinator.run.history import RunHistory
 from apiary_coordinator.worker import Lane, LaneWorker
 
 log = logging.getLogger(__name__)
@@ -39,16 +39,16 @@ _PARTING_S: Final = 60.0
 """The broker may take this long to hear that the run is over: longer than a dead link goes unnoticed."""
 
 
-class Course:
+class Run:
     """One run, from its first start to its last word. Called on the loop only."""
 
     def __init__(self, means: Means, assignment: Assignment, *, epoch: str):
         self.run = assignment.run
         self.lane = Lane()
         self.stage: Stage = "building"
-        self.live: LiveRound | None = None
-        self.artefacts: Artefacts | None = None
-        self.record = Record(
+        self.live: RoundRunner | None = None
+        self.artefacts: ExportedModel | None = None
+        self.record = RunHistory(
             assignment.run,
             assignment.created,
             assignment.settings,
@@ -61,10 +61,10 @@ class Course:
         self._assignment = assignment
         self._settings = assignment.settings
         self._workshop = assignment.workshop
-        self._models = Models(assignment.run, means.blobs)
+        self._models = Checkpoints(assignment.run, means.blobs)
         self._worker = LaneWorker(means.worker, self.lane)
-        self._bulletin = Bulletin(self.run, self._settings.run, outlet=means.outlet, epoch=epoch)
-        self._opening: Opening | None = None
+        self._bulletin = Announcer(self.run, self._settings.run, outlet=means.outlet, epoch=epoch)
+        self._opening: ServerState | None = None
         self._said = (-_SAY_EVERY_S, "")
         self._newcomer_at = means.clock()
         self._count_at = 0.0
@@ -144,7 +144,7 @@ class Course:
 
     # -- building --------------------------------------------------------------------------------------
 
-    def _built(self, artefacts: Artefacts) -> None:
+    def _built(self, artefacts: ExportedModel) -> None:
         means = self._means
         self.artefacts = artefacts
         self.record.labels = artefacts.labels
@@ -153,7 +153,7 @@ class Course:
         self.record.take_up()
         model = next((row.model for row in reversed(rows) if row.model), Digest(artefacts.initial.digest))
         state = next((row.state for row in reversed(rows) if row.state), None)
-        self._opening = Opening(
+        self._opening = ServerState(
             self._settings,
             artefacts,
             self._workshop.manifest(artefacts),
@@ -165,7 +165,7 @@ class Course:
         first = self._models.weights(Digest(artefacts.initial.digest))
         self._worker.submit(partial(self._workshop.evaluate, artefacts, first), self._judged)
 
-    def _judged(self, judgement: Judgement) -> None:
+    def _judged(self, judgement: Evaluation) -> None:
         if self.stage != "building":
             return  # a full disk came in between, and the round that was taken up is under way
         means = self._means
@@ -186,7 +186,7 @@ class Course:
             self._next()
 
     def _take_up(self, row: RoundRow, accepted: list[AcceptedRow], whole: set[NodeId]) -> None:
-        self._begin(LiveRound.resume(self._parts(), row, accepted, whole, self._means.clock()))
+        self._begin(RoundRunner.resume(self._parts(), row, accepted, whole, self._means.clock()))
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -215,7 +215,7 @@ class Course:
         if now - self._newcomer_at < run.settle_s and not self.record.rounds:
             return
         number, paces = self.record.next_number, list(self.record.paces)
-        self._begin(LiveRound.open(self._parts(), fit, number=number, recent=paces, roster=roster, now=now))
+        self._begin(RoundRunner.open(self._parts(), fit, number=number, recent=paces, roster=roster, now=now))
 
     def _parts(self) -> Parts:
         assert self._opening is not None  # noqa: S101 - the stage says so
@@ -232,7 +232,7 @@ class Course:
             closed=self._round_closed,
         )
 
-    def _begin(self, live: LiveRound) -> None:
+    def _begin(self, live: RoundRunner) -> None:
         self.live = live
         self.stage, self._taking_up = "round", False
         told, size = self._bulletin.announcement(live), len(live.round.cohort)
@@ -261,7 +261,7 @@ class Course:
         if self.live is not None:
             self._bulletin.invite(self.live, node)
 
-    def _round_closed(self, closed: Closed) -> None:
+    def _round_closed(self, closed: ClosedRound) -> None:
         live, opening, journal = self.live, self._opening, self._means.journal
         assert live is not None and opening is not None  # noqa: S101 - the stage says so
         result = closed.result.model_copy(update={"bytes_down": self._means.flow.bytes_sent})
@@ -286,19 +286,19 @@ class Course:
         except StoreError as e:
             log.error("%s; it is told of with the next round", e)
 
-    def _publish(self, result: RoundResult, opening: Opening, artefacts: Artefacts) -> None:
+    def _publish(self, result: RoundResult, opening: ServerState, artefacts: ExportedModel) -> None:
         self._bulletin.result(result)
         if result.state == "closed":
             best = self.record.best
             is_best = best is not None and best.round == result.round
             self._bulletin.model(result, opening.model_ref, artefacts, best=is_best)
 
-    def _lend(self, opening: Opening, artefacts: Artefacts, nodes: int) -> None:
+    def _lend(self, opening: ServerState, artefacts: ExportedModel, nodes: int) -> None:
         """Nodes that predict may ask for the newest model while no round is open, too."""
         refs = (opening.model_ref, artefacts.manifest, artefacts.trainer, artefacts.base)
         self._means.down.serve([ref for ref in refs if ref is not None], nodes, LENT)
 
-    def _prune(self, opening: Opening, artefacts: Artefacts) -> None:
+    def _prune(self, opening: ServerState, artefacts: ExportedModel) -> None:
         """Keep what something may still need: the first model, the best, the newest. Raises StoreError."""
         best = self.record.best
         keep = {opening.model, artefacts.initial.digest}

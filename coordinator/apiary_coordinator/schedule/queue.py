@@ -19,47 +19,49 @@ from apiary.settings import RunSettings, ScheduleSettings, Settings
 from apiary.wire.topics import check_name
 from apiary_coordinator.feature import Desk, Feature
 from apiary_coordinator.journal import RunRow
-from apiary_coordinator.model.builder import Artefacts, Workshop
-from apiary_coordinator.operators.requests import Arguments, Call, Operators
+from apiary_coordinator.model.builder import ExportedModel, ModelBuilder
+from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
 from apiary_coordinator.recipes.base import check_options
 from apiary_coordinator.round.start import strategy
 from apiary_coordinator.run.assignment import Assignment
-from apiary_coordinator.run.run import Course
+from apiary_coordinator.run.run import Run
 from apiary_coordinator.schedule import retention, timetable
 from apiary_coordinator.schedule.runbook import MAX_LISTED, RunBook
 from apiary_coordinator.schedule.timetable import NewSamples, Past, Timetable
 
 log = logging.getLogger(__name__)
 
-Workshops = Callable[[Settings, BlobStore], Workshop]
+ModelBuilders = Callable[[Settings, BlobStore], ModelBuilder]
 _LOOK_EVERY_S: Final = 5.0
 _SINCE: Final = "schedule.since"
 _SAMPLES: Final = "schedule.samples"
 
 
-class Start(Arguments):
+class StartRun(Arguments):
     """`run.start`: settings are those of `[run]`, dotted: `rounds`, `plan.epochs`."""
 
     name: str | None = None
     settings: dict[str, JsonValue] = Field(default_factory=dict, max_length=64)
 
 
-class Which(Arguments):
+class WhichRun(Arguments):
     """`run.stop`, `run.show`: unset, the run that is under way, or else the newest."""
 
     name: str | None = None
 
 
-class Listing(Arguments):
+class ListRuns(Arguments):
     """`run.list`."""
 
     limit: int = Field(20, ge=1, le=MAX_LISTED)
 
 
-class Runs(Feature):
+class RunQueue(Feature):
     """Zero or one run at a time. Without `workshops` there is one run only, which somebody else began."""
 
-    def __init__(self, desk: Desk, operators: Operators, book: RunBook, workshops: Workshops | None):
+    def __init__(
+        self, desk: Desk, operators: OperatorRequests, book: RunBook, workshops: ModelBuilders | None
+    ):
         self._desk = desk
         self._book = book
         self._workshops = workshops
@@ -68,10 +70,10 @@ class Runs(Feature):
         self._since = 0.0
         self._under_way: str | None = None
         self._look_at = 0.0
-        operators.register("run.start", Start, self._start)
-        operators.register("run.stop", Which, self._stop)
-        operators.register("run.list", Listing, self._list)
-        operators.register("run.show", Which, self._show)
+        operators.register("run.start", StartRun, self._start)
+        operators.register("run.stop", WhichRun, self._stop)
+        operators.register("run.list", ListRuns, self._list)
+        operators.register("run.show", WhichRun, self._show)
 
     def start(self, now: float) -> None:
         """Take up the run that was under way."""
@@ -118,7 +120,7 @@ class Runs(Feature):
 
     # -- operations ------------------------------------------------------------------------------------
 
-    def _start(self, call: Call, args: Start) -> None:
+    def _start(self, call: Call, args: StartRun) -> None:
         if self._workshops is None:
             raise RequestRefused(
                 "this coordinator was started for one run; with --stay it takes one after another"
@@ -145,7 +147,7 @@ class Runs(Feature):
         ahead = names.index(run) if run in names else 0
         call.done({"run": run, "ahead": ahead + (self._course() is not None and run in names)})
 
-    def _stop(self, call: Call, args: Which) -> None:
+    def _stop(self, call: Call, args: WhichRun) -> None:
         course = self._course()
         why = f"stopped by operator {call.operator}"
         waiting = [row.id for row in self._book.waiting()]
@@ -160,7 +162,7 @@ class Runs(Feature):
             state = "stopping" if course.stage != "done" else "stopped"
             call.done({"run": course.run, "state": state, "best": best.round if best is not None else None})
 
-    def _list(self, call: Call, args: Listing) -> None:
+    def _list(self, call: Call, args: ListRuns) -> None:
         wall = self._desk.wall()
         self._count()
         call.done(
@@ -172,7 +174,7 @@ class Runs(Feature):
             }
         )
 
-    def _show(self, call: Call, args: Which) -> None:
+    def _show(self, call: Call, args: WhichRun) -> None:
         course = self._course()
         name = args.name or (course.run if course is not None else None)
         if name is None:
@@ -204,7 +206,7 @@ class Runs(Feature):
             return f"no run {name!r}; there are: apiary run list"
         return f"run {name!r} is over already: {found.state}" + (f", {found.stop}" if found.stop else "")
 
-    def _course(self) -> Course | None:
+    def _course(self) -> Run | None:
         course = self._desk.course()
         return course if course is not None and course.stage != "done" else None
 
@@ -248,13 +250,13 @@ class Runs(Feature):
     def _assignment(self, row: RunRow) -> Assignment:
         try:
             run = RunSettings.model_validate_json(row.settings)
-            artefacts = Artefacts.model_validate_json(row.artefacts) if row.artefacts else None
+            artefacts = ExportedModel.model_validate_json(row.artefacts) if row.artefacts else None
         except ValidationError as e:
             raise SettingsError(f"run {row.id} was journaled by another version: {e}") from None
         settings = self._desk.settings.model_copy(update={"run": run})
         return Assignment(row.id, row.created, settings, self._workshop(run), artefacts, row.stop)
 
-    def _workshop(self, run: RunSettings) -> Workshop:
+    def _workshop(self, run: RunSettings) -> ModelBuilder:
         assert self._workshops is not None  # noqa: S101 - asked before
         return self._workshops(self._desk.settings.model_copy(update={"run": run}), self._desk.blobs)
 

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from apiary.wire.messages import BlobRef, RoundResult
 from apiary_coordinator.feature import Desk
-from apiary_coordinator.model.builder import Artefacts
-from apiary_coordinator.run.announcer import Bulletin
+from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.run.announcer import Announcer
 from apiary_coordinator.run.run import LENT
 from apiary_coordinator.schedule.runbook import RunBook
 
@@ -55,7 +55,7 @@ def remind(desk: Desk, book: RunBook) -> None:
     if lent is None or lent.model not in desk.blobs:
         return
     try:
-        artefacts = Artefacts.model_validate_json(lent.artefacts)
+        artefacts = ExportedModel.model_validate_json(lent.artefacts)
         result = RoundResult.model_validate(lent.result)
     except ValidationError as e:
         log.warning("run=%s was journaled by another version: its model is not lent: %s", lent.run, e)
@@ -63,6 +63,6 @@ def remind(desk: Desk, book: RunBook) -> None:
     model = BlobRef(digest=lent.model, bytes=desk.blobs.path(lent.model).stat().st_size)
     refs = (model, artefacts.manifest, artefacts.trainer, artefacts.base)
     desk.down.serve([ref for ref in refs if ref is not None], max(1, len(desk.roster)), LENT)
-    bulletin = Bulletin(lent.run, desk.settings.run, outlet=desk.outlet, epoch=desk.epoch)
+    bulletin = Announcer(lent.run, desk.settings.run, outlet=desk.outlet, epoch=desk.epoch)
     bulletin.remind(result)
     bulletin.model(result, model, artefacts, best=lent.best)

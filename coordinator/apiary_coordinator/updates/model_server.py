@@ -12,7 +12,7 @@ from apiary.bus.flow import ChunkFlow
 from apiary.wire import Digest, NodeId
 from apiary.wire.chunks import count, indices, ranges
 from apiary.wire.messages import BlobRef, Want
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class _Gathering:
         self.due = min(now + pause, self.first + GATHER_AT_MOST * gather_s)
 
 
-class Downlink:
+class ModelServer:
     """The coordinator's side of `want`. Only blobs that were announced are served."""
 
     def __init__(self, topics: Topics, blobs: BlobStore, flow: ChunkFlow, gather_s: float):
@@ -102,4 +102,4 @@ class Downlink:
         return next((owner for owner, served in self._served.items() if digest in served), None)
 
     def _topic(self, digest: Digest, index: int) -> str:
-        return self._topics.build(Kind.CHUNK_DOWN, digest=digest, index=index)
+        return self._topics.build(TopicKind.CHUNK_DOWN, digest=digest, index=index)

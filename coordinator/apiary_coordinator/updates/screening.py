@@ -1,4 +1,4 @@
-"""What an update must hold before it may be counted. A bad update is data: `Rejected` says why."""
+"""What an update must hold before it may be counted. A bad update is data: `Rejection` says why."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ _BLOCK: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejection:
     """An update that is not counted, and why."""
 
     why: str
 
 
-def screen_offer(offer: Offer, bounds: Bounds, expected_codec: str) -> Rejected | None:
+def screen_offer(offer: Offer, bounds: Bounds, expected_codec: str) -> Rejection | None:
     """Check what can be checked before a byte of the update is taken."""
     if offer.update.bytes > bounds.max_bytes:
-        return Rejected(f"the update has {offer.update.bytes} bytes, allowed are {bounds.max_bytes}")
+        return Rejection(f"the update has {offer.update.bytes} bytes, allowed are {bounds.max_bytes}")
     if offer.samples > bounds.max_samples:
-        return Rejected(f"the update counts {offer.samples} samples, allowed are {bounds.max_samples}")
+        return Rejection(f"the update counts {offer.samples} samples, allowed are {bounds.max_samples}")
     if offer.codec != expected_codec:
-        return Rejected(f"the update comes in the codec {offer.codec!r}, the plan says {expected_codec!r}")
+        return Rejection(f"the update comes in the codec {offer.codec!r}, the plan says {expected_codec!r}")
     return None
 
 
 def screen_update(
     document: bytes | memoryview, offer: Offer, node: NodeId, bounds: Bounds, shapes: Shapes
-) -> Rejected | None:
+) -> Rejection | None:
     """Why an update is refused: form, owner, shapes, finite numbers, magnitude, norm. Keeps no view of it."""
     try:
         found = blob.decode(document, who=f"node {node}")
     except BlobError as e:
-        return Rejected(str(e))
+        return Rejection(str(e))
     if found.codec != offer.codec:
-        return Rejected(f"node {node}: the blob's codec is {found.codec!r}, the offer said {offer.codec!r}")
+        return Rejection(f"node {node}: the blob's codec is {found.codec!r}, the offer said {offer.codec!r}")
     expected = {"run": offer.run, "round": offer.round, "node": str(node), "samples": offer.samples}
     for key, value in expected.items():
         if found.about.get(key) != value:
             said = str(found.about.get(key))[:70]
-            return Rejected(f"node {node}: the blob says {key} {said!r}, the offer said {value!r}")
+            return Rejection(f"node {node}: the blob says {key} {said!r}, the offer said {value!r}")
     if why := differs(found.weights.shapes, shapes):
-        return Rejected(f"node {node}: {why}")
+        return Rejection(f"node {node}: {why}")
     return _screen_numbers(found.weights, node, bounds)
 
 
-def _screen_numbers(update: Weights, node: NodeId, bounds: Bounds) -> Rejected | None:
+def _screen_numbers(update: Weights, node: NodeId, bounds: Bounds) -> Rejection | None:
     square = 0.0
     for name, tensor in update.items():
         flat = tensor.reshape(-1)
@@ -63,14 +63,14 @@ def _screen_numbers(update: Weights, node: NodeId, bounds: Bounds) -> Rejected |
             # max and min let NaN through, so one comparison catches what is not finite as well.
             largest = max(float(part.max()), -float(part.min()))
             if not math.isfinite(largest):
-                return Rejected(f"node {node}: tensor {name!r} holds a number that is not finite")
+                return Rejection(f"node {node}: tensor {name!r} holds a number that is not finite")
             if largest > bounds.max_abs:
-                return Rejected(
+                return Rejection(
                     f"node {node}: tensor {name!r} holds {largest:.4g}, allowed are +-{bounds.max_abs:g}"
                 )
             square += float(np.dot(part, part))
     if math.sqrt(square) > bounds.max_norm:
-        return Rejected(
+        return Rejection(
             f"node {node}: the update's norm is {math.sqrt(square):.4g}, allowed is {bounds.max_norm:g}"
         )
     return None

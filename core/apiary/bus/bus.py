@@ -12,7 +12,7 @@ from apiary.errors import BusError
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BrokerLimits:
     """What the broker said at connect. Zero means that it named no limit."""
 
     protocol: str
@@ -25,7 +25,7 @@ class Limits:
 class Connected:
     """The broker accepted us. The bus restores subscriptions; the caller publishes its retained state."""
 
-    limits: Limits
+    limits: BrokerLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,14 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class PublishRefused:
     """The broker said no to a publish or a subscription (MQTT 5: not authorized, packet too large, quota)."""
 
     topic: str
     reason: str
 
 
-Event = Connected | Disconnected | Received | Refused
+Event = Connected | Disconnected | Received | PublishRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Bus(Protocol):
         ...
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> BrokerLimits:
         """What the broker said at the latest connect."""
         ...
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 from apiary.bus.bus import Received
 from apiary.complaints import Complaints
 from apiary.errors import SignatureRefused
-from apiary.identity.gate import Gate
+from apiary.identity.gate import MessageGate
 from apiary.wire.topics import Topic
 
 
 class Inlet:
     """Lets in what its party signed; refusals are said once a topic and kind, then in whispers."""
 
-    def __init__(self, gate: Gate, complaints: Complaints):
+    def __init__(self, gate: MessageGate, complaints: Complaints):
         self._gate = gate
         self._complaints = complaints
 

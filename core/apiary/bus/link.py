@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from apiary.bus.bus import Event, Limits
+from apiary.bus.bus import BrokerLimits, Event
 from apiary.errors import BusError
 
 
@@ -32,7 +32,7 @@ class Hooks:
     """What a link asks of the bus, and whom it tells that the broker has accepted it."""
 
     notes: Notes
-    up: Callable[[Limits], None]
+    up: Callable[[BrokerLimits], None]
     subscribed: Callable[[str], bool]
     """Whether a topic belongs to a subscription."""
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from apiary.bus.bus import Connected, Disconnected, Event, Limits, Received, Refused, Will
+from apiary.bus.bus import BrokerLimits, Connected, Disconnected, Event, PublishRefused, Received, Will
 from apiary.bus.patterns import matches
 from apiary.errors import BrokerRefused, BrokerUnreachable, BusError
 
@@ -29,7 +29,7 @@ RETRY_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class LinkFault:
     """What goes wrong with deliveries on topics that `pattern` covers, to client `to` (None: anyone).
 
     drop: it never arrives, though its sender got an acknowledgement. duplicate: it arrives twice.
@@ -49,7 +49,7 @@ class Fault:
 
 
 @dataclass(slots=True)
-class Counts:
+class TrafficCounts:
     """What the broker did so far, in messages."""
 
     published: int = 0
@@ -68,21 +68,21 @@ class MemoryBroker:
     def __init__(
         self,
         seed: int = 0,
-        faults: Sequence[Fault] = (),
+        faults: Sequence[LinkFault] = (),
         *,
         latency_s: float = 0.0,
-        limits: Limits | None = None,
+        limits: BrokerLimits | None = None,
         queue_limit: int = QUEUE_LIMIT,
     ):
         self.now = 0.0
         self.latency_s = latency_s
-        self.limits = limits or Limits("5.0")
+        self.limits = limits or BrokerLimits("5.0")
         self.queue_limit = queue_limit
         self.retained: dict[str, bytes] = {}
-        self.counts = Counts()
+        self.counts = TrafficCounts()
         self.up = True
         self._random = random.Random(seed)  # noqa: S311 - faults to repeat, nothing to guess
-        self._faults: list[tuple[Fault, list[float]]] = []
+        self._faults: list[tuple[LinkFault, list[float]]] = []
         self._clients: dict[str, MemoryBus] = {}
         self._sequence = 0
         for fault in faults:
@@ -94,7 +94,7 @@ class MemoryBroker:
         """A party's bus; it connects at its first `poll`, and evicts another of the same id."""
         return MemoryBus(self, client_id, will)
 
-    def script(self, fault: Fault) -> None:
+    def script(self, fault: LinkFault) -> None:
         """From now on this goes wrong too."""
         self._faults.append((fault, [fault.skip, fault.times]))
 
@@ -180,7 +180,7 @@ class MemoryBroker:
             else:
                 self.counts.delivered += 1
 
-    def _struck(self, client_id: str, topic: str) -> list[Fault]:
+    def _struck(self, client_id: str, topic: str) -> list[LinkFault]:
         struck = []
         for fault, left in self._faults:
             if (fault.to is not None and fault.to != client_id) or not matches(fault.pattern, topic):
@@ -228,7 +228,7 @@ class MemoryBus:
         return self._connected
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> BrokerLimits:
         """What the broker says of itself."""
         return self._broker.limits
 
@@ -254,7 +254,7 @@ class MemoryBus:
             return False
         limit = self._broker.limits.max_packet_bytes
         if limit and len(payload) > limit:
-            self._events.append(Refused(topic, f"message of {len(payload)} bytes, at most {limit}"))
+            self._events.append(PublishRefused(topic, f"message of {len(payload)} bytes, at most {limit}"))
             return True
         if qos:
             self._unacknowledged.append(self._broker.now + self._broker.latency_s)

@@ -20,9 +20,9 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from apiary.bus.bus import Limits, Received, Refused, Will
+from apiary.bus.bus import BrokerLimits, PublishRefused, Received, Will
 from apiary.bus.link import Hooks, Link
-from apiary.bus.packets import MAX_PACKET_BYTES, Malformed, Packets, publish
+from apiary.bus.packets import MAX_PACKET_BYTES, Malformed, PacketReader, publish
 from apiary.bus.reconnecting import Protocol, ReconnectingBus
 from apiary.bus.refusals import GOING_AWAY, UNSPECIFIED, WindowRefused, refused, unreachable
 from apiary.bus.stream import Stream
@@ -84,7 +84,7 @@ class _Client(paho.Client):
             reconnect_on_failure=False,
         )
         self._stream = stream
-        self._packets = Packets()
+        self._packets = PacketReader()
         self._received = received
 
     def _create_socket(self) -> Any:
@@ -295,7 +295,7 @@ class _PahoLink:
         if reason.is_failure:
             self.failure = self._refused(reason)
             return
-        limits = Limits(
+        limits = BrokerLimits(
             "5.0" if self._protocol == "5" else "3.1.1",
             getattr(properties, "MaximumPacketSize", 0),
             getattr(properties, "ReceiveMaximum", 0),
@@ -369,7 +369,7 @@ class _PahoLink:
         self._notes.handled += 1
         topic = self._outgoing.pop(mid, None)
         if topic is not None and reason.is_failure:
-            self._notes.events.append(Refused(topic, str(reason)))
+            self._notes.events.append(PublishRefused(topic, str(reason)))
 
     def _on_subscribe(
         self, _client: paho.Client, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Any
@@ -377,7 +377,7 @@ class _PahoLink:
         self._notes.handled += 1
         for pattern, reason in zip(self._subscribing.pop(mid, ()), reasons, strict=False):
             if reason.is_failure:
-                self._notes.events.append(Refused(pattern, f"subscription: {reason}"))
+                self._notes.events.append(PublishRefused(pattern, f"subscription: {reason}"))
 
     def _refused(self, reason: ReasonCode) -> BusError:
         return refused(

@@ -24,7 +24,7 @@ class Malformed(BusError):  # noqa: N818
     """The broker sent what is no MQTT, or is too large: the link cannot go on."""
 
 
-class Packets:
+class PacketReader:
     """Holds at most one packet that has not come whole."""
 
     __slots__ = ("_need", "_rest")

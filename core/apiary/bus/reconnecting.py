@@ -13,7 +13,7 @@ from collections.abc import Callable
 from socket import socket
 from typing import Final, Literal
 
-from apiary.bus.bus import Connected, Disconnected, Event, Limits, Refused
+from apiary.bus.bus import BrokerLimits, Connected, Disconnected, Event, PublishRefused
 from apiary.bus.dial import Dial
 from apiary.bus.link import Hooks, Link, Notes
 from apiary.bus.patterns import matches
@@ -70,7 +70,7 @@ class ReconnectingBus:
 
         self._dial: Dial | None = None
         self._link: Link | None = None
-        self._limits = Limits("")
+        self._limits = BrokerLimits("")
         self._protocol: Protocol = "3.1.1" if broker.protocol == "3.1.1" else "5"
         self._warned = False
         self._window = broker.inflight
@@ -96,7 +96,7 @@ class ReconnectingBus:
         return self._link.backlog if self._link is not None else 0
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> BrokerLimits:
         """What the broker said at the latest connect."""
         return self._limits
 
@@ -118,7 +118,7 @@ class ReconnectingBus:
         """Hand a message over; False, and nothing kept, while there is no connection.
 
         A message over the broker's announced maximum is not sent, since the broker would cut the link:
-        True is returned and `Refused` comes with the next `poll`, as for any other refusal.
+        True is returned and `PublishRefused` comes with the next `poll`, as for any other refusal.
         """
         link = self._link
         if link is None or not link.connected:
@@ -126,7 +126,7 @@ class ReconnectingBus:
         limit = self._limits.max_packet_bytes
         if limit and len(payload) + len(topic) + _PACKET_OVERHEAD > limit:
             reason = f"message of {len(payload)} bytes, the broker takes packets of at most {limit}"
-            self._notes.events.append(Refused(topic, reason))
+            self._notes.events.append(PublishRefused(topic, reason))
             return True
         return link.publish(topic, payload, qos, retain)
 
@@ -223,7 +223,7 @@ class ReconnectingBus:
         self._watch.set(None)
         self._link = self._connect(sock, self._protocol, self._window, self._hooks)
 
-    def _up(self, limits: Limits) -> None:
+    def _up(self, limits: BrokerLimits) -> None:
         """The broker accepted a link."""
         self._limits = limits
         if limits.protocol == "3.1.1" and self._settings.protocol == "auto" and not self._warned:

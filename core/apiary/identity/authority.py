@@ -32,7 +32,7 @@ BACKDATED: Final = timedelta(hours=1)
 PublicKey = EllipticCurvePublicKey | Ed25519PublicKey
 
 
-class Use(Enum):
+class KeyUse(Enum):
     """What a certificate is for, as its extended key usage says."""
 
     CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
@@ -59,7 +59,7 @@ class Authority:
         self,
         key: PublicKey,
         whom: Identity,
-        use: Use,
+        use: KeyUse,
         *,
         term: Term,
         serial: int,
@@ -116,15 +116,15 @@ def found(key: EllipticCurvePrivateKey, name: str, term: Term, serial: int) -> A
     return Authority(key, certificate)
 
 
-def requested_key(csr: x509.CertificateSigningRequest, use: Use, who: str) -> PublicKey:
+def requested_key(csr: x509.CertificateSigningRequest, use: KeyUse, who: str) -> PublicKey:
     """The key that a request proves to hold. Raises WireError naming `who` and what is expected.
 
     Nothing else in a request counts: who it is for, and for what, the authority says.
     """
     key = csr.public_key()
-    fits = isinstance(key, Ed25519PublicKey) if use is Use.SIGNING else _on_p256(key)
+    fits = isinstance(key, Ed25519PublicKey) if use is KeyUse.SIGNING else _on_p256(key)
     if not fits or not isinstance(key, PublicKey):
-        kind = "Ed25519" if use is Use.SIGNING else "P-256"
+        kind = "Ed25519" if use is KeyUse.SIGNING else "P-256"
         raise WireError(
             f"{who}: the request for {use.name.lower()} has a {type(key).__name__}, expected {kind}"
         )

@@ -23,7 +23,7 @@ from apiary.identity.marks import DiskMarks
 from apiary.identity.roles import Identity, Role
 from apiary.identity.signing import Signer, Verifier
 from apiary.settings import SecuritySettings
-from apiary.wire.topics import Kind, Topic
+from apiary.wire.topics import Topic, TopicKind
 
 LOOK_S: Final = 1.0
 """How often the files are asked whether they changed."""
@@ -57,7 +57,7 @@ class FileGate(SigningGate):
             load_signer(security, role, name, self._marks.issue),
         )
 
-    def seal(self, kind: Kind, topic: str, payload: bytes) -> bytes:
+    def seal(self, kind: TopicKind, topic: str, payload: bytes) -> bytes:
         """Sign what this role signs, by the certificate that is on disk now."""
         self._look()
         return super().seal(kind, topic, payload)

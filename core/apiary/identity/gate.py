@@ -1,6 +1,6 @@
 """The one place where messages are sealed on their way out and opened on their way in.
 
-A service has one gate. Which kinds are signed, and by whom, stands with the topics (`Kind.signer`).
+A service has one gate. Which kinds are signed, and by whom, stands with the topics (`TopicKind.signer`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from apiary.errors import SignatureRefused
 from apiary.identity.roles import Role
-from apiary.wire.topics import Kind, Topic
+from apiary.wire.topics import Topic, TopicKind
 
 if TYPE_CHECKING:
     from apiary.settings import SecuritySettings
 
 
-class Gate(Protocol):
+class MessageGate(Protocol):
     """What a service asks before it sends, and before it decodes."""
 
     @property
@@ -26,7 +26,7 @@ class Gate(Protocol):
         """Another number once messages must be sealed anew: the certificate was renewed."""
         ...
 
-    def seal(self, kind: Kind, topic: str, payload: bytes) -> bytes:
+    def seal(self, kind: TopicKind, topic: str, payload: bytes) -> bytes:
         """`payload` as it is sent: signed, where this kind is signed by parties such as this one."""
         ...
 
@@ -40,14 +40,14 @@ class _Open:
 
     generation = 0
 
-    def seal(self, kind: Kind, topic: str, payload: bytes) -> bytes:
+    def seal(self, kind: TopicKind, topic: str, payload: bytes) -> bytes:
         return payload
 
     def open(self, at: Topic, topic: str, payload: bytes) -> bytes:
         return payload
 
 
-OPEN: Final[Gate] = _Open()
+OPEN: Final[MessageGate] = _Open()
 
 
 class Sealing(Protocol):
@@ -58,7 +58,7 @@ class Sealing(Protocol):
         ...
 
 
-class Opening(Protocol):
+class OpenedMessage(Protocol):
     """`signing.Verifier`."""
 
     def open(self, topic: str, payload: bytes, *, role: Role, name: str | None = None) -> bytes:
@@ -71,12 +71,12 @@ class SigningGate:
 
     generation = 0
 
-    def __init__(self, role: Role, verifier: Opening, signer: Sealing | None):
+    def __init__(self, role: Role, verifier: OpenedMessage, signer: Sealing | None):
         self._role = role
         self.verifier = verifier
         self.signer = signer
 
-    def seal(self, kind: Kind, topic: str, payload: bytes) -> bytes:
+    def seal(self, kind: TopicKind, topic: str, payload: bytes) -> bytes:
         """Sign what this role signs."""
         if self.signer is None or kind.signer is not self._role:
             return payload
@@ -97,7 +97,7 @@ def load_gate(
     name: str | None,
     marks: Path | None,
     wall: Callable[[], float],
-) -> Gate:
+) -> MessageGate:
     """The gate that the settings ask for; `OPEN` without security.ca. Raises SettingsError, StoreError.
 
     `name`: whom this party's certificate must name. `marks`: the file that guards against repetition;
@@ -110,9 +110,9 @@ def load_gate(
     return FileGate(security, role, name, marks, wall)
 
 
-def _is_last_will(kind: Kind, payload: bytes) -> bool:
+def _is_last_will(kind: TopicKind, payload: bytes) -> bool:
     """The broker says a coordinator's last will; it cannot be sealed, and only says that nobody is there."""
-    if kind is not Kind.COORDINATOR_STATUS or len(payload) > 1_000:
+    if kind is not TopicKind.COORDINATOR_STATUS or len(payload) > 1_000:
         return False
     try:
         said = json.loads(payload)
@@ -121,4 +121,4 @@ def _is_last_will(kind: Kind, payload: bytes) -> bool:
     return isinstance(said, dict) and said.get("state") == "offline" and "sig" not in said
 
 
-__all__ = ["OPEN", "Gate", "SignatureRefused", "SigningGate", "load_gate"]
+__all__ = ["OPEN", "MessageGate", "SignatureRefused", "SigningGate", "load_gate"]

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Final
 
 from apiary.identity.roles import Role
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 
 
 class Access(Enum):
@@ -46,38 +46,38 @@ _SAID_TO_ALL: Final = (_RW, _R, _R, _R)
 _SAID_TO_NODE: Final = (_RW, _OWN_R, _R, _R)
 _SAID_BY_NODE: Final = (_R, _OWN_W, _R, _R)
 
-_TABLE: Final[Mapping[Kind, tuple[Right, Right, Right, Right]]] = {
+_TABLE: Final[Mapping[TopicKind, tuple[Right, Right, Right, Right]]] = {
     #                         coordinator, node, operator, viewer
-    Kind.COORDINATOR_STATUS: _SAID_TO_ALL,
-    Kind.ROUND_CURRENT: _SAID_TO_ALL,
-    Kind.ROUND_LAST: _SAID_TO_ALL,
-    Kind.MODEL_CURRENT: _SAID_TO_ALL,
-    Kind.RELEASE_CURRENT: _SAID_TO_ALL,
-    Kind.METRIC: (_RW, _NO, _R, _R),
+    TopicKind.COORDINATOR_STATUS: _SAID_TO_ALL,
+    TopicKind.ROUND_CURRENT: _SAID_TO_ALL,
+    TopicKind.ROUND_LAST: _SAID_TO_ALL,
+    TopicKind.MODEL_CURRENT: _SAID_TO_ALL,
+    TopicKind.RELEASE_CURRENT: _SAID_TO_ALL,
+    TopicKind.METRIC: (_RW, _NO, _R, _R),
     # A node hears its own status: so it learns of another that has its id.
-    Kind.NODE_STATUS: (_R, _OWN_WR, _R, _R),
-    Kind.NODE_HEALTH: _SAID_BY_NODE,
-    Kind.NODE_PROGRESS: _SAID_BY_NODE,
-    Kind.NODE_PREDICTION: _SAID_BY_NODE,
-    Kind.NODE_RELEASE: _SAID_BY_NODE,
-    Kind.NODE_ASK: _SAID_BY_NODE,
-    Kind.NODE_WANT: _SAID_BY_NODE,
-    Kind.NODE_OFFER: _SAID_BY_NODE,
-    Kind.NODE_NOTICE: _SAID_TO_NODE,
-    Kind.NODE_GRANT: _SAID_TO_NODE,
-    Kind.NODE_RECEIPT: _SAID_TO_NODE,
+    TopicKind.NODE_STATUS: (_R, _OWN_WR, _R, _R),
+    TopicKind.NODE_HEALTH: _SAID_BY_NODE,
+    TopicKind.NODE_PROGRESS: _SAID_BY_NODE,
+    TopicKind.NODE_PREDICTION: _SAID_BY_NODE,
+    TopicKind.NODE_RELEASE: _SAID_BY_NODE,
+    TopicKind.NODE_ASK: _SAID_BY_NODE,
+    TopicKind.NODE_WANT: _SAID_BY_NODE,
+    TopicKind.NODE_OFFER: _SAID_BY_NODE,
+    TopicKind.NODE_NOTICE: _SAID_TO_NODE,
+    TopicKind.NODE_GRANT: _SAID_TO_NODE,
+    TopicKind.NODE_RECEIPT: _SAID_TO_NODE,
     # What was asked and answered is between the two: a node's log may stand in a reply.
-    Kind.NODE_COMMAND: (_RW, _OWN_R, _NO, _NO),
-    Kind.NODE_REPLY: (_R, _OWN_W, _NO, _NO),
-    Kind.OPERATOR_REQUEST: (_R, _NO, _OWN_W, _NO),
-    Kind.OPERATOR_REPLY: (_W, _NO, _OWN_R, _NO),
+    TopicKind.NODE_COMMAND: (_RW, _OWN_R, _NO, _NO),
+    TopicKind.NODE_REPLY: (_R, _OWN_W, _NO, _NO),
+    TopicKind.OPERATOR_REQUEST: (_R, _NO, _OWN_W, _NO),
+    TopicKind.OPERATOR_REPLY: (_W, _NO, _OWN_R, _NO),
     # Weights are for who trains and who aggregates; a node's update is read by the coordinator alone.
-    Kind.CHUNK_DOWN: (_RW, _R, _NO, _NO),
-    Kind.CHUNK_UP: (_R, _OWN_W, _NO, _NO),
+    TopicKind.CHUNK_DOWN: (_RW, _R, _NO, _NO),
+    TopicKind.CHUNK_UP: (_R, _OWN_W, _NO, _NO),
 }
 
 
-def right(role: Role, kind: Kind) -> Right:
+def right(role: Role, kind: TopicKind) -> Right:
     """What `role` may do with topics of `kind`."""
     return _TABLE[kind][PARTIES.index(role)] if role in PARTIES else _NO
 
@@ -134,8 +134,8 @@ def access_list(
     return "\n".join(lines) + "\n"
 
 
-def _rights(role: Role) -> Iterable[tuple[str, Kind, bool]]:
-    for kind in Kind:
+def _rights(role: Role) -> Iterable[tuple[str, TopicKind, bool]]:
+    for kind in TopicKind:
         r = right(role, kind)
         if r.write is r.read is Access.ALL:
             yield "readwrite", kind, False
@@ -146,7 +146,7 @@ def _rights(role: Role) -> Iterable[tuple[str, Kind, bool]]:
             yield "read", kind, r.read is Access.OWN
 
 
-def _topic(kind: Kind, name: str, root: str, blob_root: str, *, own: bool) -> str:
+def _topic(kind: TopicKind, name: str, root: str, blob_root: str, *, own: bool) -> str:
     levels = [
         name if own and level == "{n}" else "+" if level.startswith("{") else level
         for level in kind.pattern.split("/")
@@ -156,7 +156,7 @@ def _topic(kind: Kind, name: str, root: str, blob_root: str, *, own: bool) -> st
 
 def _not_for(role: Role, root: str, blob_root: str) -> Iterable[str]:
     """What the patterns give to every user, and the table not to this role."""
-    for kind in Kind:
+    for kind in TopicKind:
         if right(Role.NODE, kind).read is Access.ALL and right(role, kind) == _NO:
             yield _topic(kind, "", root, blob_root, own=False)
 

@@ -39,7 +39,7 @@ Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class PictureRecord:
     """A picture file, its label (the folder's name) and its size in bytes."""
 
     path: Path
@@ -63,7 +63,7 @@ class Scan:
     """
 
     folder: Path
-    records: tuple[Record, ...]
+    records: tuple[PictureRecord, ...]
     known: tuple[str, ...]
     unknown: Mapping[str, int]
     skipped: tuple[Skipped, ...]
@@ -273,9 +273,11 @@ def _nothing(folder: Path, result: Scan) -> str:
     return f"data folder {folder} holds no pictures; {_LAYOUT}"
 
 
-def _by_label(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, list[Record]], list[Skipped]]:
+def _by_label(
+    folder: Path, suffixes: tuple[str, ...]
+) -> tuple[dict[str, list[PictureRecord]], list[Skipped]]:
     root = folder.resolve()
-    found: dict[str, list[Record]] = {}
+    found: dict[str, list[PictureRecord]] = {}
     skipped: list[Skipped] = []
     for sub in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if not sub.resolve().is_relative_to(root):
@@ -285,7 +287,9 @@ def _by_label(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, list[R
     return found, skipped
 
 
-def _files(sub: Path, root: Path, suffixes: tuple[str, ...], skipped: list[Skipped]) -> Iterator[Record]:
+def _files(
+    sub: Path, root: Path, suffixes: tuple[str, ...], skipped: list[Skipped]
+) -> Iterator[PictureRecord]:
     for path in sorted(sub.iterdir()):
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
@@ -294,7 +298,7 @@ def _files(sub: Path, root: Path, suffixes: tuple[str, ...], skipped: list[Skipp
             if not real.is_relative_to(root):
                 skipped.append(Skipped(path, "a link that leads out of the data folder"))
             elif real.is_file():
-                yield Record(path, sub.name, real.stat().st_size)
+                yield PictureRecord(path, sub.name, real.stat().st_size)
         except (OSError, RuntimeError) as e:  # RuntimeError: a loop of links, before Python 3.13
             skipped.append(Skipped(path, f"cannot be read: {getattr(e, 'strerror', None) or e}"))
 

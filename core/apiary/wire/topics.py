@@ -20,7 +20,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _INDEX = re.compile(r"0|[1-9][0-9]{0,6}")
 
 
-class Kind(Enum):
+class TopicKind(Enum):
     """Pattern, QoS and retain flag. `{n}` node or operator, `{d}` digest, `{i}` chunk index, `{m}` metric."""
 
     COORDINATOR_STATUS = ("coordinator/status", 1, True)
@@ -60,27 +60,27 @@ class Kind(Enum):
     @property
     def is_blob(self) -> bool:
         """Whether this topic carries chunks rather than JSON."""
-        return self in (Kind.CHUNK_DOWN, Kind.CHUNK_UP)
+        return self in (TopicKind.CHUNK_DOWN, TopicKind.CHUNK_UP)
 
 
 _SIGNERS: Final = {
     **dict.fromkeys(
         (
-            Kind.COORDINATOR_STATUS,
-            Kind.ROUND_CURRENT,
-            Kind.ROUND_LAST,
-            Kind.MODEL_CURRENT,
-            Kind.RELEASE_CURRENT,
-            Kind.NODE_NOTICE,
-            Kind.NODE_GRANT,
-            Kind.NODE_RECEIPT,
-            Kind.NODE_COMMAND,
-            Kind.OPERATOR_REPLY,
+            TopicKind.COORDINATOR_STATUS,
+            TopicKind.ROUND_CURRENT,
+            TopicKind.ROUND_LAST,
+            TopicKind.MODEL_CURRENT,
+            TopicKind.RELEASE_CURRENT,
+            TopicKind.NODE_NOTICE,
+            TopicKind.NODE_GRANT,
+            TopicKind.NODE_RECEIPT,
+            TopicKind.NODE_COMMAND,
+            TopicKind.OPERATOR_REPLY,
         ),
         Role.COORDINATOR,
     ),
-    **dict.fromkeys((Kind.NODE_OFFER, Kind.NODE_RELEASE, Kind.NODE_REPLY), Role.NODE),
-    Kind.OPERATOR_REQUEST: Role.OPERATOR,
+    **dict.fromkeys((TopicKind.NODE_OFFER, TopicKind.NODE_RELEASE, TopicKind.NODE_REPLY), Role.NODE),
+    TopicKind.OPERATOR_REQUEST: Role.OPERATOR,
 }
 """What somebody acts on, or counts. Status, progress and metrics are for people, asks and wants cost a
 repetition; chunks are held to the digest in a signed message."""
@@ -90,7 +90,7 @@ repetition; chunks are held to the digest in a signed message."""
 class Topic:
     """A topic, read back into its parts; those that its kind has not are None."""
 
-    kind: Kind
+    kind: TopicKind
     node: NodeId | None = None
     digest: Digest | None = None
     index: int | None = None
@@ -107,7 +107,7 @@ class Topics:
 
     def build(
         self,
-        kind: Kind,
+        kind: TopicKind,
         *,
         node: NodeId | None = None,
         digest: Digest | None = None,
@@ -126,7 +126,7 @@ class Topics:
             levels.append(level)
         return "/".join(levels)
 
-    def pattern(self, kind: Kind, *, node: NodeId | None = None, digest: Digest | None = None) -> str:
+    def pattern(self, kind: TopicKind, *, node: NodeId | None = None, digest: Digest | None = None) -> str:
         """The subscription for every topic of `kind`, narrowed to a node or a digest where one is given."""
         parts = {"n": node, "d": digest}
         levels = [
@@ -147,20 +147,20 @@ class Topics:
                         return _topic(kind, found.groupdict())
         raise TopicError(f"{topic[:200]!r} is not a topic of the federation {self.federation!r}")
 
-    def _prefix(self, kind: Kind) -> str:
+    def _prefix(self, kind: TopicKind) -> str:
         return f"{self.blob_root if kind.is_blob else self.root}/{self.federation}"
 
 
 _FITS = {"n": _NAME, "d": _DIGEST, "i": _INDEX, "m": _NAME}
 
 
-_Shapes = dict[tuple[int, str], list[tuple[Kind, re.Pattern[str]]]]
+_Shapes = dict[tuple[int, str], list[tuple[TopicKind, re.Pattern[str]]]]
 
 
 def _shapes(*, blobs: bool) -> _Shapes:
     """Kinds by how many levels follow the first, and by the last; "" where that is a part of the topic."""
     found: _Shapes = {}
-    for kind in Kind:
+    for kind in TopicKind:
         if kind.is_blob == blobs:
             levels = kind.pattern.split("/")
             last = "" if levels[-1].startswith("{") else levels[-1]
@@ -175,7 +175,7 @@ def _shapes(*, blobs: bool) -> _Shapes:
 _CHUNKS, _CONTROL = _shapes(blobs=True), _shapes(blobs=False)
 
 
-def _topic(kind: Kind, parts: dict[str, str]) -> Topic:
+def _topic(kind: TopicKind, parts: dict[str, str]) -> Topic:
     return Topic(
         kind,
         node=NodeId(parts["n"]) if "n" in parts else None,

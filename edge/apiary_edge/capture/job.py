@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from apiary.settings import CameraSettings, CaptureSettings, EdgeSettings, StoreSettings
-from apiary_edge.samples.model import Bounds
+from apiary_edge.samples.model import StoreBounds
 
 
 class _Part(BaseModel):
@@ -25,7 +25,7 @@ class CaptureJob(_Part):
     cache_dir: Path
 
 
-class CaptureTold(_Part):
+class CaptureEvent(_Part):
     """One line of the child.
 
     `kept` a frame became sample `id`; `gone` the camera is not there, and tried again in `retry_s`; `back` it
@@ -58,9 +58,9 @@ def store_dir(edge: EdgeSettings) -> Path:
     return edge.state_dir / "samples"
 
 
-def bounds_of(settings: StoreSettings) -> Bounds:
+def bounds_of(settings: StoreSettings) -> StoreBounds:
     """The store's bounds as the settings have them."""
-    return Bounds(
+    return StoreBounds(
         max_count=settings.max_count,
         max_bytes=settings.max_mb * 2**20,
         max_per_label=settings.max_per_label,
@@ -69,9 +69,9 @@ def bounds_of(settings: StoreSettings) -> Bounds:
     )
 
 
-def parse(line: bytes) -> CaptureTold | None:
+def parse(line: bytes) -> CaptureEvent | None:
     """A line of the child, or None for anything that a library printed."""
     try:
-        return CaptureTold.model_validate_json(line)
+        return CaptureEvent.model_validate_json(line)
     except ValidationError:
         return None

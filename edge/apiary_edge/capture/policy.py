@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from apiary_edge.capture.perceptual import Looks
 
 
-class Verdict(StrEnum):
+class FrameVerdict(StrEnum):
     """What becomes of a frame; the words are what an owner reads."""
 
     KEEP = "keep"
@@ -45,7 +45,7 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class CaptureRules:
     """The settings of capture, understood."""
 
     interval_s: float = 30.0
@@ -58,7 +58,7 @@ class Rules:
     max_white: float = 0.8
 
 
-def rules_of(settings: CaptureSettings) -> Rules:
+def rules_of(settings: CaptureSettings) -> CaptureRules:
     """The rules that the settings mean. Raises SettingsError."""
     region = Region(*settings.region) if settings.region is not None else Region()
     if not (
@@ -71,7 +71,7 @@ def rules_of(settings: CaptureSettings) -> Rules:
             f"edge.capture.region is {settings.region}: expected [left, top, width, height] as shares of the "
             "frame, within it, such as [0.25, 0.0, 0.5, 1.0] for its middle"
         )
-    return Rules(
+    return CaptureRules(
         interval_s=settings.interval_s,
         hours=hours.parse(settings.hours, "edge.capture.hours"),
         region=region,
@@ -83,10 +83,10 @@ def rules_of(settings: CaptureSettings) -> Rules:
     )
 
 
-class Policy:
+class CapturePolicy:
     """Remembers when a frame was kept and what the late ones looked like; `late` is the newest first."""
 
-    def __init__(self, rules: Rules, late: Iterable[int] = ()):
+    def __init__(self, rules: CaptureRules, late: Iterable[int] = ()):
         self.rules = rules
         self._kept_at: float | None = None
         self._late: deque[int] = deque(
@@ -99,18 +99,18 @@ class Policy:
             return False
         return self._kept_at is None or now - self._kept_at >= self.rules.interval_s
 
-    def judge(self, looks: Looks) -> Verdict:
+    def judge(self, looks: Looks) -> FrameVerdict:
         """What becomes of a frame that is wanted; the interval goes on only with a kept one."""
         rules = self.rules
         if looks.brightness < rules.min_brightness:
-            return Verdict.TOO_DARK
+            return FrameVerdict.TOO_DARK
         if looks.white > rules.max_white:
-            return Verdict.BURNT_OUT
+            return FrameVerdict.BURNT_OUT
         if looks.sharpness < rules.min_sharpness:
-            return Verdict.BLURRED
+            return FrameVerdict.BLURRED
         if any((looks.likeness ^ late).bit_count() <= rules.near_duplicate_bits for late in self._late):
-            return Verdict.SEEN
-        return Verdict.KEEP
+            return FrameVerdict.SEEN
+        return FrameVerdict.KEEP
 
     def kept(self, looks: Looks, now: float) -> None:
         """A frame was stored."""

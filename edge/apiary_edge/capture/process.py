@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from apiary_edge.capture.job import CaptureJob, CaptureTold, parse
+from apiary_edge.capture.job import CaptureEvent, CaptureJob, parse
 from apiary_edge.child.lasting_child import LastingChild
 from apiary_edge.feature import Feature
 
@@ -16,14 +16,14 @@ SILENT_S: Final = 30.0
 """On top of two of the camera's own timeouts: a child that says nothing for so long hangs in a driver."""
 
 
-class CameraSays:
+class CameraStatus:
     """What the camera's child tells: into the log, and the last of it in `text`, for people."""
 
     def __init__(self, node: str):
         self.text = "starting"
         self._node = node
 
-    def __call__(self, told: CaptureTold) -> None:
+    def __call__(self, told: CaptureEvent) -> None:
         """One line of it."""
         match told.kind:
             case "gone" | "trouble" | "failed":
@@ -36,10 +36,10 @@ class CameraSays:
         self.text = "taking pictures" if working else told.text or told.kind
 
 
-class Capturing(Feature):
+class CaptureFeature(Feature):
     """The camera child as a part of the node."""
 
-    def __init__(self, process: CaptureProcess, says: CameraSays):
+    def __init__(self, process: CaptureProcess, says: CameraStatus):
         self._process = process
         self._says = says
 
@@ -54,7 +54,7 @@ class Capturing(Feature):
         self._process.stop()
 
 
-class CaptureProcess(LastingChild[CaptureTold]):
+class CaptureProcess(LastingChild[CaptureEvent]):
     """`apiary_edge.capture.worker` as a child."""
 
     name = "capture"
@@ -63,19 +63,19 @@ class CaptureProcess(LastingChild[CaptureTold]):
     def __init__(self, job: CaptureJob, wake: Callable[[], None], nice: int = 5):
         super().__init__(job.model_dump_json().encode(), silent_s(job), wake, nice)
 
-    def parse(self, line: bytes) -> CaptureTold | None:
+    def parse(self, line: bytes) -> CaptureEvent | None:
         """A line of the child."""
         return parse(line)
 
-    def broken(self, why: str, retry_s: float) -> CaptureTold:
+    def broken(self, why: str, retry_s: float) -> CaptureEvent:
         """As if the camera were gone."""
-        return CaptureTold(kind="gone", text=why, retry_s=retry_s)
+        return CaptureEvent(kind="gone", text=why, retry_s=retry_s)
 
-    def is_well(self, told: CaptureTold) -> bool:
+    def is_well(self, told: CaptureEvent) -> bool:
         """The camera is there."""
         return told.kind == "back"
 
-    def is_over(self, told: CaptureTold) -> bool:
+    def is_over(self, told: CaptureEvent) -> bool:
         """Settings do not mend themselves, and a file stays at its end."""
         return told.kind in ("ended", "failed")
 

@@ -24,8 +24,8 @@ from apiary.errors import ApiaryError, CameraError, StoreError  # noqa: E402
 from apiary.process.allocator import tune  # noqa: E402 - after the thread settings
 from apiary_edge.cameras import base  # noqa: E402
 from apiary_edge.cameras.base import Camera, EndOfFrames, PassedOver  # noqa: E402
-from apiary_edge.capture.job import CaptureJob, CaptureTold, bounds_of  # noqa: E402
-from apiary_edge.capture.policy import Backoff, Policy, Verdict, rules_of  # noqa: E402
+from apiary_edge.capture.job import CaptureEvent, CaptureJob, bounds_of  # noqa: E402
+from apiary_edge.capture.policy import Backoff, CapturePolicy, FrameVerdict, rules_of  # noqa: E402
 from apiary_edge.samples.incoming import Incoming  # noqa: E402
 from apiary_edge.samples.model import Added, Duplicate  # noqa: E402
 from apiary_edge.samples.store import SampleStore  # noqa: E402
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from apiary_edge.cameras.base import Frame
     from apiary_edge.capture.perceptual import Looks
 
-Tell = Callable[[CaptureTold], None]
+Tell = Callable[[CaptureEvent], None]
 Watch = Callable[["Frame"], None]
 
 ALIVE_S: Final = 5.0
@@ -43,7 +43,7 @@ TROUBLE_PAUSE_S: Final = 60.0
 """A store that took a picture not is tried again after this; a full disk does not mend itself faster."""
 
 
-class Capture:
+class CaptureLoop:
     """The loop: `step` takes one frame at most and returns how long to wait before the next.
 
     `watch`, where given, sees every frame (live prediction), of which there are `watch_fps` a second then
@@ -75,7 +75,7 @@ class Capture:
         self._clock = clock
         self._minute = minute
         self._watch = watch
-        self._policy = Policy(rules, store.recent_likeness(rules.near_duplicate_window))
+        self._policy = CapturePolicy(rules, store.recent_likeness(rules.near_duplicate_window))
         self._backoff = Backoff(job.camera.retry_max_s)
         self._open = False
         self._trouble_until: float | None = None
@@ -90,14 +90,14 @@ class Capture:
                 self._camera.open()
                 self._open = True
                 self._backoff.reset()
-                self._tell(CaptureTold(kind="back", text=self._camera.name))
+                self._tell(CaptureEvent(kind="back", text=self._camera.name))
             due = self._due(began)
             if not (due or self._watch) or not (self._camera.live or due):
                 return self._pause_s
             frame = self._camera.frame()
         except EndOfFrames as e:
             self.ended = True
-            self._tell(CaptureTold(kind="ended", text=str(e)))
+            self._tell(CaptureEvent(kind="ended", text=str(e)))
             return 0.0
         except PassedOver:
             self.dropped["no readable picture"] += 1
@@ -106,7 +106,7 @@ class Capture:
             self._open = False
             self._camera.close()
             pause = self._backoff.pause()
-            self._tell(CaptureTold(kind="gone", text=str(e)[:500], retry_s=pause))
+            self._tell(CaptureEvent(kind="gone", text=str(e)[:500], retry_s=pause))
             return pause
         if frame is None:
             return self._pause_s
@@ -137,7 +137,7 @@ class Capture:
         part = frame[top:bottom, left:right]
         seen = looks(part)
         verdict = self._policy.judge(seen)
-        if verdict is not Verdict.KEEP:
+        if verdict is not FrameVerdict.KEEP:
             self.dropped[verdict.value] += 1
             return
         self._keep(part, seen, now)
@@ -155,7 +155,7 @@ class Capture:
             case Added(sample, _):
                 self._policy.kept(seen, now)
                 self.kept += 1
-                self._tell(CaptureTold(kind="kept", id=sample))
+                self._tell(CaptureEvent(kind="kept", id=sample))
             case Duplicate():
                 self._policy.kept(seen, now)
                 self.dropped["in the store already"] += 1
@@ -166,12 +166,12 @@ class Capture:
 
     def _trouble(self, why: str, now: float) -> None:
         self._trouble_until = now + TROUBLE_PAUSE_S
-        self._tell(CaptureTold(kind="trouble", text=why[:500], retry_s=TROUBLE_PAUSE_S))
+        self._tell(CaptureEvent(kind="trouble", text=why[:500], retry_s=TROUBLE_PAUSE_S))
 
     def _alive(self, now: float) -> None:
         if now - self._told_at >= ALIVE_S:
             self._told_at = now
-            self._tell(CaptureTold(kind="alive", kept=self.kept, dropped=dict(self.dropped)))
+            self._tell(CaptureEvent(kind="alive", kept=self.kept, dropped=dict(self.dropped)))
 
 
 def encode(frame: Frame, quality: int) -> bytes:
@@ -200,7 +200,7 @@ def run(
     """Capture until `stop` is set or a file has ended. Raises SettingsError, CameraError, StoreError."""
     camera = base.make(job.camera.kind or "", base.options_of(job.camera))
     store = SampleStore(job.store_dir, job.cache_dir, bounds_of(job.store), time.time)
-    capture = Capture(
+    capture = CaptureLoop(
         job,
         camera,
         store,
@@ -216,14 +216,14 @@ def run(
             while wait > 0 and not stop.wait(min(wait, ALIVE_S)):
                 wait -= ALIVE_S
                 if wait > 0:
-                    tell(CaptureTold(kind="alive", kept=capture.kept, dropped=dict(capture.dropped)))
+                    tell(CaptureEvent(kind="alive", kept=capture.kept, dropped=dict(capture.dropped)))
     finally:
         capture.close()
         store.close()
 
 
 def main() -> int:
-    """Run one job; what happens is on standard output as `CaptureTold` lines."""
+    """Run one job; what happens is on standard output as `CaptureEvent` lines."""
     tune(small=True)
     job = CaptureJob.model_validate_json(sys.stdin.buffer.read())
     stop = threading.Event()
@@ -232,12 +232,12 @@ def main() -> int:
     try:
         run(job, _print, stop)
     except ApiaryError as e:
-        _print(CaptureTold(kind="failed", text=str(e)[:500]))
+        _print(CaptureEvent(kind="failed", text=str(e)[:500]))
         return e.exit_code
     return 0
 
 
-def _print(told: CaptureTold) -> None:
+def _print(told: CaptureEvent) -> None:
     sys.stdout.write(told.model_dump_json(exclude_defaults=True) + "\n")
     sys.stdout.flush()
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EimLimits:
     """Bounds of every wait, and of starting again: `restarts` in a row, each pause twice the last."""
 
     start_s: float = 20.0
@@ -48,12 +48,12 @@ class EimRunner:
         program: Path,
         *,
         labels: Sequence[str] | None = None,
-        limits: Limits | None = None,
+        limits: EimLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._program = program
         self._labels = labels
-        self._limits = limits or Limits()
+        self._limits = limits or EimLimits()
         self._clock = clock
         self._process: Process | None = None
         self._mapped: Mapped | None = None

@@ -39,7 +39,7 @@ _COSTS: Final = {"litert": Cost(80 * MB, 100 * MB), "keras": Cost(620 * MB, 2500
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class RoundNeeds:
     """Bytes that a round takes: resident memory, address space, disk."""
 
     memory: int
@@ -47,7 +47,7 @@ class Room:
     disk: int
 
 
-def room_for(told: Announcement, *, samples: int, runtime: str, missing: int) -> Room:
+def room_for(told: Announcement, *, samples: int, runtime: str, missing: int) -> RoundNeeds:
     """An upper estimate for a round on a node with so many pictures.
 
     `missing` are the bytes of blobs that are to be fetched. The caches of pictures and features do not count:
@@ -62,10 +62,10 @@ def room_for(told: Announcement, *, samples: int, runtime: str, missing: int) ->
         data = int(_PICTURE_COPIES * samples * each) + needs.picture_bytes
     base = told.base.bytes if told.base is not None else 0
     memory = cost.resident + int(cost.factor * (weights + steps + base)) + data
-    return Room(memory, memory + cost.address, missing + _UPDATE_COPIES * told.model.bytes)
+    return RoundNeeds(memory, memory + cost.address, missing + _UPDATE_COPIES * told.model.bytes)
 
 
-def too_small(room: Room, found: Readings, guest: GuestSettings) -> str | None:
+def too_small(room: RoundNeeds, found: Readings, guest: GuestSettings) -> str | None:
     """Why a machine cannot hold a round, or None; what it does not tell of itself counts as enough."""
     needs = f"the round needs about {room.memory // MB} MB of memory"
     if guest.max_memory_mb is not None and room.memory > guest.max_memory_mb * MB:

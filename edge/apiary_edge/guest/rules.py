@@ -32,7 +32,7 @@ class Reason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class TrainingPause:
     """A node at rest; empty `why`: it trains. `since` is monotonic, `well_since` from when none applied."""
 
     why: Mapping[Reason, str] = field(default_factory=dict)
@@ -96,19 +96,21 @@ def judge(
     return why
 
 
-def advance(pause: Pause, why: Mapping[Reason, str], now: float, *, settle_s: float) -> Pause:
+def advance(pause: TrainingPause, why: Mapping[Reason, str], now: float, *, settle_s: float) -> TrainingPause:
     """The pause after a look at the machine: begun, gone on with, or ended once all was well for a while.
 
     A reason keeps its first words: a status that named each degree would be news every few seconds.
     The hours are known to the minute: their end is not waited out.
     """
     if why:
-        return Pause({r: pause.why.get(r, text) for r, text in why.items()}, pause.since if pause else now)
+        return TrainingPause(
+            {r: pause.why.get(r, text) for r, text in why.items()}, pause.since if pause else now
+        )
     if not pause:
         return pause
     since = now if pause.well_since is None else pause.well_since
     if now - since >= settle_s or set(pause.why) == {Reason.HOURS}:
-        return Pause()
+        return TrainingPause()
     return replace(pause, well_since=since)
 
 
@@ -117,7 +119,9 @@ def opens_in_s(hours: Hours, minute: int) -> float:
     return 60.0 * next((ahead for ahead in range(_DAY_MIN) if hours.open_at((minute + ahead) % _DAY_MIN)), 0)
 
 
-def in_vain(pause: Pause, *, now: float, ends_at: float, left_s: float | None, opens_s: float) -> str | None:
+def in_vain(
+    pause: TrainingPause, *, now: float, ends_at: float, left_s: float | None, opens_s: float
+) -> str | None:
     """Why waiting is of no use: the rest of the training no longer fits before the round's deadline.
 
     `ends_at` is the deadline (monotonic), `left_s` what the training still needs where that is known,

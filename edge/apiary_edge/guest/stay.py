@@ -15,8 +15,8 @@ from apiary.wire.messages import Announcement, NodeHealth
 from apiary_edge import hours
 from apiary_edge.feature import Feature, Link
 from apiary_edge.guest import rules
-from apiary_edge.guest.room import Room, room_for, too_small
-from apiary_edge.guest.rules import Pause
+from apiary_edge.guest.room import RoundNeeds, room_for, too_small
+from apiary_edge.guest.rules import TrainingPause
 from apiary_edge.health.news import health, is_news
 from apiary_edge.health.readings import Readings
 
@@ -55,7 +55,7 @@ class Guest(Feature):
         runtime: str,
         minute: Callable[[float], int] = minute_of_day,
     ):
-        self.pause = Pause()
+        self.pause = TrainingPause()
         self._link = link
         self._settings = settings
         self._guest = settings.guest
@@ -141,7 +141,7 @@ class Guest(Feature):
             self._published = (news, now)
             self._link.outlet.send(news, self._link.node)
 
-    def _room(self, told: Announcement) -> Room:
+    def _room(self, told: Announcement) -> RoundNeeds:
         refs = {ref.digest: ref.bytes for ref in (told.manifest, told.trainer, told.base, told.model) if ref}
         missing = sum(size for digest, size in refs.items() if Digest(digest) not in self._link.blobs)
         return room_for(told, samples=self._link.samples(), runtime=self._runtime, missing=missing)

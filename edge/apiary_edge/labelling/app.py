@@ -9,13 +9,22 @@ from typing import Any, Final
 from apiary.errors import DataError
 from apiary_edge.labelling import need
 from apiary_edge.labelling.thumbnails import SIDES, Thumbnails
-from apiary_edge.samples.model import Bounds, Filter, Order, Sample, SampleId, State, check_id, check_label
+from apiary_edge.samples.model import (
+    Filter,
+    Order,
+    Sample,
+    SampleId,
+    SampleState,
+    StoreBounds,
+    check_id,
+    check_label,
+)
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.web.gate import Gate
+from apiary_edge.web.gate import OwnerGate
 from apiary_edge.web.site import (
-    Answer,
     Environ,
     Problem,
+    Response,
     Site,
     as_json,
     json_body,
@@ -44,8 +53,8 @@ class App:
     def __init__(
         self,
         stores: Callable[[], SampleStore],
-        gate: Gate,
-        bounds: Bounds,
+        gate: OwnerGate,
+        bounds: StoreBounds,
         *,
         labels: tuple[str, ...] = (),
         may_add: bool = True,
@@ -66,7 +75,7 @@ class Labelling:
     def __init__(
         self,
         stores: Callable[[], SampleStore],
-        bounds: Bounds,
+        bounds: StoreBounds,
         thumbnails: Thumbnails,
         *,
         labels: tuple[str, ...],
@@ -82,7 +91,7 @@ class Labelling:
 
     # -- looking ---------------------------------------------------------------------------------------
 
-    def get(self, path: str, query: Mapping[str, str]) -> Answer:
+    def get(self, path: str, query: Mapping[str, str]) -> Response:
         """The counts, a part of the samples, a picture."""
         match path.split("/"):
             case ["", "api", "state"]:
@@ -119,7 +128,7 @@ class Labelling:
         try:
             state = query.get("state", "todo")
             which = Filter(
-                state=None if state in ("todo", "all") else State(state),
+                state=None if state in ("todo", "all") else SampleState(state),
                 labelled=False if state == "todo" else None,
                 label=query.get("label") or None,
             )
@@ -130,16 +139,16 @@ class Labelling:
         page = self._stores().page(which, order, limit=limit, offset=offset)
         return {"samples": [_sample(s) for s in page.samples], "total": page.total, "offset": page.offset}
 
-    def _picture(self, size: str, sample: SampleId) -> Answer:
+    def _picture(self, size: str, sample: SampleId) -> Response:
         path = self._stores().path(sample)
         if path is None:
             raise Problem(HTTPStatus.NOT_FOUND, "there is no such picture")
         data = self._thumbnails.get(sample, path, size)
-        return Answer(HTTPStatus.OK, data, "image/jpeg", (("Cache-Control", "private, max-age=600"),))
+        return Response(HTTPStatus.OK, data, "image/jpeg", (("Cache-Control", "private, max-age=600"),))
 
     # -- changing --------------------------------------------------------------------------------------
 
-    def post(self, path: str, environ: Environ) -> Answer:
+    def post(self, path: str, environ: Environ) -> Response:
         """A labelling, its undoing, a deletion."""
         body = json_body(environ)
         store = self._stores()

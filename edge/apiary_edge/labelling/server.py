@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from apiary.errors import SettingsError
 from apiary_edge.labelling.app import App
-from apiary_edge.samples.model import Bounds, check_label
+from apiary_edge.samples.model import StoreBounds, check_label
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.web.gate import Gate
+from apiary_edge.web.gate import OwnerGate
 from apiary_edge.web.site import MAX_BODY_BYTES
 
 THREADS: Final = 4
@@ -69,7 +69,7 @@ def give_memory_back() -> None:
 def make_server(
     folder: Path,
     cache: Path,
-    bounds: Bounds,
+    bounds: StoreBounds,
     token: str,
     *,
     host: str,
@@ -85,7 +85,7 @@ def make_server(
     stores().labels()  # a store that cannot be used is told before the page is
     app = App(
         stores,
-        Gate(token, port, time.monotonic, time.sleep),
+        OwnerGate(token, port, time.monotonic, time.sleep),
         bounds,
         labels=tuple(labels),
         may_add=may_add,

@@ -26,10 +26,10 @@ from apiary.bus.bus import Received
 from apiary.errors import ApiaryError, RequestRefused
 from apiary.files import remove, write_json
 from apiary.wire.messages import Announcement, NodeCommand, NodeReply
-from apiary.wire.topics import Kind, Topic
+from apiary.wire.topics import Topic, TopicKind
 from apiary_edge.feature import Feature, Link
 from apiary_edge.operators.log_tail import MAX_BYTES, LogTail
-from apiary_edge.training.session import State
+from apiary_edge.training.session import SessionState
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ Mode = Literal["paused", "draining"]
 class Commands(Feature):
     """Carries out the coordinator's commands for this node, each once."""
 
-    kinds = (Kind.NODE_COMMAND,)
+    kinds = (TopicKind.NODE_COMMAND,)
 
     def __init__(self, link: Link, state_dir: Path, tail: LogTail | None):
         self._link = link
@@ -104,7 +104,7 @@ class Commands(Feature):
 
     def tick(self, now: float) -> None:
         """Pause once everything in hand was answered."""
-        if self._mode == "draining" and self._link.session().state is State.IDLE:
+        if self._mode == "draining" and self._link.session().state is SessionState.IDLE:
             self._set("paused", self._by)
             self._finish_draining("done", {"state": "paused"})
 
@@ -127,7 +127,7 @@ class Commands(Feature):
     def _drain(self, command: NodeCommand) -> JsonValue:
         if self._mode == "paused" and self._sending:
             raise RequestRefused(f"{self._why} already; the update that it has in hand is still sent")
-        if self._link.session().state is State.IDLE:
+        if self._link.session().state is SessionState.IDLE:
             self._set("paused", command.by)
             return {"state": "paused"}
         self._set("draining", command.by)
@@ -138,7 +138,7 @@ class Commands(Feature):
         if self._mode is not None:
             raise RequestRefused(f"{self._why}; resume it first")
         session = self._link.session()
-        if session.state is not State.IDLE:
+        if session.state is not SessionState.IDLE:
             number = f" round {session.round.round}" if session.round is not None else ""
             raise RequestRefused(f"it is {session.state.value}{number} at the moment")
         if session.done is None:
@@ -170,7 +170,7 @@ class Commands(Feature):
 
     @property
     def _sending(self) -> bool:
-        return self._link.session().state is State.SENDING
+        return self._link.session().state is SessionState.SENDING
 
     def _set(self, mode: Mode, by: str) -> None:
         write_json(self._file, {"mode": mode, "by": by}, indent=None)

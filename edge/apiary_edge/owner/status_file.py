@@ -21,7 +21,7 @@ from apiary.files import write_atomic
 from apiary.settings import Settings
 from apiary.wire import NodeId
 from apiary.wire.messages import Message
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_edge.feature import Feature
 from apiary_edge.owner.board import Board
 
@@ -34,15 +34,15 @@ _LATE: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class WriteIntervals:
     """Seconds between two writings of a figure that changed, and of nothing new."""
 
     news_s: float
     idle_s: float
 
 
-_ON_TMPFS: Final = Pace(1.0, 10.0)
-_ON_DISK: Final = Pace(10.0, 60.0)
+_ON_TMPFS: Final = WriteIntervals(1.0, 10.0)
+_ON_DISK: Final = WriteIntervals(10.0, 60.0)
 """An SD card wears; the file is not synced either."""
 
 
@@ -78,7 +78,7 @@ class StatusFile(Feature):
         }
         self._written: tuple[dict[str, Any], float] | None = None
 
-    def tap(self, kind: Kind, node: NodeId | None, message: Message) -> None:
+    def tap(self, kind: TopicKind, node: NodeId | None, message: Message) -> None:
         """A message that the node sent or took."""
         self.board.take(message, self._clock())
 

@@ -8,9 +8,9 @@ from typing import Any, Final, Protocol
 
 from apiary_edge.feature import Feature
 from apiary_edge.predicting import model_files
-from apiary_edge.predicting.background_job import ChoresJob
+from apiary_edge.predicting.background_job import BackgroundJob
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.training.job import Told
+from apiary_edge.training.job import TrainingEvent
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +22,11 @@ FAILED_PAUSE_S: Final = 600.0
 class Child(Protocol):
     """As `apiary_edge.training.process.TrainingProcess`."""
 
-    def start(self, job: ChoresJob) -> None:
+    def start(self, job: BackgroundJob) -> None:
         """Begin. Raises StoreError."""
         ...
 
-    def collect(self) -> list[Told]:
+    def collect(self) -> list[TrainingEvent]:
         """What was told since the last call."""
         ...
 
@@ -35,7 +35,7 @@ class Child(Protocol):
         ...
 
 
-class SpareTime(Feature):
+class BackgroundTasks(Feature):
     """Runs chores while `busy` says no; a round that begins ends the child, and what it noted stays.
 
     So does one that takes longer than `limit_s`: it hangs, and without rounds nobody else would end it.
@@ -43,7 +43,7 @@ class SpareTime(Feature):
 
     def __init__(
         self,
-        job: ChoresJob,
+        job: BackgroundJob,
         child: Child,
         store: SampleStore | None,
         node: str,
@@ -78,7 +78,8 @@ class SpareTime(Feature):
         if self._running and now - self._began_at >= self._limit_s:
             self._child.stop()
             self._told(
-                Told(kind="failed", text=f"it took longer than {self._limit_s:g} s and was ended"), now
+                TrainingEvent(kind="failed", text=f"it took longer than {self._limit_s:g} s and was ended"),
+                now,
             )
         elif not self._running and now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
@@ -106,7 +107,7 @@ class SpareTime(Feature):
             return False
         return bool(self._store.awaiting_suggestion(found.digest, 1))
 
-    def _told(self, told: Told, now: float) -> None:
+    def _told(self, told: TrainingEvent, now: float) -> None:
         match told.kind:
             case "warning":
                 log.info("node=%s %s", self._node, told.text)

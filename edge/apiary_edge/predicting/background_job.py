@@ -10,7 +10,7 @@ from apiary.settings import EdgeSettings, PersonalSettings
 from apiary_edge.capture.job import store_dir
 
 
-class ChoresJob(BaseModel):
+class BackgroundJob(BaseModel):
     """`out` is where it may write what is not kept; pictures come as for a round.
 
     It gives up where the machine has less than `reserve_mb` left, or it would take more than `max_memory_mb`.
@@ -34,9 +34,9 @@ class ChoresJob(BaseModel):
     max_memory_mb: int | None = None
 
 
-def chores_job(edge: EdgeSettings, *, store: bool) -> ChoresJob:
+def chores_job(edge: EdgeSettings, *, store: bool) -> BackgroundJob:
     """The job that the settings of a node ask for."""
-    return ChoresJob(
+    return BackgroundJob(
         state_dir=edge.state_dir,
         out=edge.state_dir / "chores",
         store=store_dir(edge) if store else None,

@@ -17,36 +17,36 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 from apiary.errors import ApiaryError, DataError, StoreError  # noqa: E402 - after the thread settings
 from apiary_edge.predicting import model_files  # noqa: E402
-from apiary_edge.predicting.background_job import ChoresJob  # noqa: E402
-from apiary_edge.training.job import Told  # noqa: E402
+from apiary_edge.predicting.background_job import BackgroundJob  # noqa: E402
+from apiary_edge.training.job import TrainingEvent  # noqa: E402
 from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits  # noqa: E402
 from apiary_edge.training.worker import give_up  # noqa: E402
 
 
 def main(argv: list[str]) -> int:
-    """Do one job; what happened is on standard output as `Told` lines."""
-    job = ChoresJob.model_validate_json(Path(argv[1]).read_bytes())
+    """Do one job; what happened is on standard output as `TrainingEvent` lines."""
+    job = BackgroundJob.model_validate_json(Path(argv[1]).read_bytes())
     be_first_to_go()
     guard = MemoryGuard(limits(job.reserve_mb, job.max_memory_mb), give_up)
     guard.start()
     try:
         do(job, _print)
     except ApiaryError as e:
-        _print(Told(kind="failed", text=str(e)[:500]))
+        _print(TrainingEvent(kind="failed", text=str(e)[:500]))
         return e.exit_code
     except MemoryError:
-        _print(Told(kind="failed", text="this node has not enough memory for it"))
+        _print(TrainingEvent(kind="failed", text="this node has not enough memory for it"))
         return 3
     finally:
         guard.stop()
     return 0
 
 
-def do(job: ChoresJob, tell: Callable[[Told], None]) -> None:
+def do(job: BackgroundJob, tell: Callable[[TrainingEvent], None]) -> None:
     """Tune, then suggest. Raises ModelError, StoreError."""
 
     def say(text: str) -> None:
-        tell(Told(kind="warning", text=text[:500]))
+        tell(TrainingEvent(kind="warning", text=text[:500]))
 
     newest = model_files.newest(job.state_dir)
     if job.personal.enabled and newest is not None:
@@ -61,10 +61,10 @@ def do(job: ChoresJob, tell: Callable[[Told], None]) -> None:
         noted, failed = suggest(job.store, found, say)
         if noted or failed:
             say(f"suggestions for {noted} pictures by {found.name}")
-    tell(Told(kind="done", samples=noted))
+    tell(TrainingEvent(kind="done", samples=noted))
 
 
-def _tune(job: ChoresJob, newest: model_files.ModelFile, say: Callable[[str], None]) -> str:
+def _tune(job: BackgroundJob, newest: model_files.ModelFile, say: Callable[[str], None]) -> str:
     from apiary_edge.predicting import personal
 
     try:
@@ -82,7 +82,7 @@ def _tune(job: ChoresJob, newest: model_files.ModelFile, say: Callable[[str], No
     )
 
 
-def _print(told: Told) -> None:
+def _print(told: TrainingEvent) -> None:
     sys.stdout.write(told.model_dump_json(exclude_none=True) + "\n")
     sys.stdout.flush()
 

@@ -17,17 +17,17 @@ from apiary.process.allocator import tune
 
 # First: it sets how many threads numpy may have, and tunes memory.
 from apiary_edge.capture import worker
-from apiary_edge.capture.job import CaptureTold
+from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.capture.worker import ALIVE_S
 from apiary_edge.labelling.server import give_memory_back
 from apiary_edge.predicting.changes import Changes
-from apiary_edge.predicting.job import Line, PredictJob, PredictTold
+from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob
 
 _JOIN_S: Final = 6.0
 """Longer than a program may take for one picture."""
 
 
-class Camera:
+class CameraView:
     """What is told of the camera, for people who look at the page while there is no picture."""
 
     def __init__(self, kind: str | None):
@@ -37,7 +37,7 @@ class Camera:
         """In a few words."""
         return self._says
 
-    def told(self, told: CaptureTold) -> None:
+    def told(self, told: CaptureEvent) -> None:
         """Something happened to it."""
         match told.kind:
             case "gone" | "failed":
@@ -67,7 +67,7 @@ def main() -> int:
     try:
         run(job, tell, stop)
     except ApiaryError as e:
-        tell(CaptureTold(kind="failed", text=str(e)[:500]))
+        tell(CaptureEvent(kind="failed", text=str(e)[:500]))
         return e.exit_code
     return 0
 
@@ -89,10 +89,10 @@ class Teller:
 
 def run(job: PredictJob, tell: Callable[[Line], None], stop: threading.Event) -> None:
     """Capture, predict and serve until `stop` is set. Raises SettingsError, CameraError, StoreError."""
-    from apiary_edge.predicting.live import Live
+    from apiary_edge.predicting.live import LivePredictor
 
     wants = job.predict
-    live = Live(
+    live = LivePredictor(
         job.state_dir,
         tell,
         Changes(wants.every_s, wants.min_change, wants.repeat_s),
@@ -101,11 +101,11 @@ def run(job: PredictJob, tell: Callable[[Line], None], stop: threading.Event) ->
         clock=time.monotonic,
         wall=time.time,
     )
-    camera = Camera(job.capture.camera.kind if job.capture else None)
+    camera = CameraView(job.capture.camera.kind if job.capture else None)
     server = _serve(job, live, camera, tell)
-    predicting = Predicting(live.run, stop)
+    predicting = PredictionThread(live.run, stop)
 
-    def told(line: CaptureTold) -> None:
+    def told(line: CaptureEvent) -> None:
         camera.told(line)
         tell(line)
 
@@ -114,7 +114,7 @@ def run(job: PredictJob, tell: Callable[[Line], None], stop: threading.Event) ->
             worker.run(job.capture, told, stop, watch=live.offer, watch_fps=wants.fps)
         # A file that was read to its end stays to be looked at, until the service ends us.
         while not stop.wait(ALIVE_S):
-            tell(CaptureTold(kind="alive"))
+            tell(CaptureEvent(kind="alive"))
     finally:
         stop.set()
         if server is not None:
@@ -122,7 +122,7 @@ def run(job: PredictJob, tell: Callable[[Line], None], stop: threading.Event) ->
         predicting.join()
 
 
-class Predicting:
+class PredictionThread:
     """The thread that predicts. Where it fails the child ends: one that only captured would look well."""
 
     def __init__(self, turn: Callable[[threading.Event], None], stop: threading.Event):
@@ -147,17 +147,17 @@ class Predicting:
             self._stop.set()
 
 
-def _serve(job: PredictJob, live: Any, camera: Camera, tell: Callable[[Line], None]) -> Any | None:
+def _serve(job: PredictJob, live: Any, camera: CameraView, tell: Callable[[Line], None]) -> Any | None:
     """The page in a thread of its own; predictions go on without it where its port is taken."""
     from apiary_edge.labelling.server import check_host, listen, run_until_closed
     from apiary_edge.predicting.http_upload import MAX_BYTES
     from apiary_edge.predicting.pages import site
-    from apiary_edge.web.gate import Gate
+    from apiary_edge.web.gate import OwnerGate
     from apiary_edge.web.token import load_or_make
 
     try:
         host = check_host(job.predict.host, "edge.predict.host")
-        gate = Gate(load_or_make(Path(job.state_dir)), job.predict.port, time.monotonic, time.sleep)
+        gate = OwnerGate(load_or_make(Path(job.state_dir)), job.predict.port, time.monotonic, time.sleep)
         server = listen(
             site(live, gate, job.node, job.federation, camera),
             host,
@@ -166,11 +166,11 @@ def _serve(job: PredictJob, live: Any, camera: Camera, tell: Callable[[Line], No
             setting="edge.predict.port",
         )
     except ApiaryError as e:
-        tell(PredictTold(kind="closed", text=str(e)[:500]))
+        tell(PredictionEvent(kind="closed", text=str(e)[:500]))
         return None
     threading.Thread(target=run_until_closed, args=(server,), name="page", daemon=True).start()
     shown = f"[{server.effective_host}]" if ":" in str(server.effective_host) else server.effective_host
-    tell(PredictTold(kind="page", text=f"http://{shown}:{server.effective_port}/"))
+    tell(PredictionEvent(kind="page", text=f"http://{shown}:{server.effective_port}/"))
     return server
 
 

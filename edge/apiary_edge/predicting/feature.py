@@ -9,17 +9,17 @@ from typing import Any
 
 from apiary.settings import Settings
 from apiary.wire.messages import Likely, Prediction
-from apiary_edge.capture.job import CaptureTold, job_of
-from apiary_edge.capture.process import CameraSays, silent_s
+from apiary_edge.capture.job import CaptureEvent, job_of
+from apiary_edge.capture.process import CameraStatus, silent_s
 from apiary_edge.child.lasting_child import LastingChild
 from apiary_edge.feature import Feature, Link
-from apiary_edge.predicting.job import Line, PredictJob, PredictTold, parse
+from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob, parse
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class PredictionSays:
+class PredictionStatus:
     """What the predicting child told last, for people."""
 
     model: str = "no model yet"
@@ -32,7 +32,7 @@ class PredictionSays:
         return ", ".join(part for part in (self.model, self.trouble, self.page) if part)
 
 
-class Predicting(Feature):
+class PredictionFeature(Feature):
     """The predicting child as a part of the node; it captures, too, where there is a camera.
 
     `refused` hears the digest of a model that cannot be used or does not answer, and why.
@@ -43,8 +43,8 @@ class Predicting(Feature):
         link: Link,
         process: PredictProcess,
         *,
-        camera: CameraSays | None,
-        says: PredictionSays,
+        camera: CameraStatus | None,
+        says: PredictionStatus,
         publish: bool,
         refused: Callable[[str, str], None] = lambda digest, why: None,
     ):
@@ -64,7 +64,7 @@ class Predicting(Feature):
         """Keep the child going; say on the bus what it predicts."""
         self._process.tick(now)
         for told in self._process.collect():
-            if isinstance(told, PredictTold):
+            if isinstance(told, PredictionEvent):
                 self._told(told)
                 continue
             if self._process.is_over(told):
@@ -78,7 +78,7 @@ class Predicting(Feature):
         """End the child."""
         self._process.stop()
 
-    def _told(self, told: PredictTold) -> None:
+    def _told(self, told: PredictionEvent) -> None:
         node = self._link.node
         match told.kind:
             case "said":
@@ -115,7 +115,7 @@ class PredictProcess(LastingChild[Line]):
 
     def broken(self, why: str, retry_s: float) -> Line:
         """As if the camera were gone."""
-        return CaptureTold(kind="gone", text=why, retry_s=retry_s)
+        return CaptureEvent(kind="gone", text=why, retry_s=retry_s)
 
     def is_well(self, told: Line) -> bool:
         """It sees, or it understands."""
@@ -138,7 +138,7 @@ def predict_job(settings: Settings) -> PredictJob:
     )
 
 
-def prediction_of(told: PredictTold) -> Prediction:
+def prediction_of(told: PredictionEvent) -> Prediction:
     """What goes on the bus of what the child said: words and numbers."""
     return Prediction(
         label=told.label,

@@ -10,7 +10,7 @@ from apiary.bus.bus import Received
 from apiary.files import write_atomic, write_json
 from apiary.wire import Digest
 from apiary.wire.messages import Announcement, BlobRef, ModelManifest, Notice
-from apiary.wire.topics import Kind, Topic
+from apiary.wire.topics import Topic, TopicKind
 from apiary_edge.feature import Feature, Link
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.model_files import ModelFile
@@ -22,10 +22,10 @@ AGAIN_S: Final = 30.0
 """A part that is still missing is asked for again: another download may have been evicted, or given up."""
 
 
-class Following(Feature):
+class ModelFollower(Feature):
     """Keeps `newest.json` and `labels.json`. With `fetch` false only the labels are kept."""
 
-    kinds = (Kind.MODEL_CURRENT, Kind.NODE_NOTICE)
+    kinds = (TopicKind.MODEL_CURRENT, TopicKind.NODE_NOTICE)
 
     def __init__(self, link: Link, state_dir: Path, *, fetch: bool):
         self._link = link
@@ -45,7 +45,7 @@ class Following(Feature):
 
     def received(self, topic: Topic, event: Received) -> None:
         """A newer model, or the labels of a run that waits for nodes."""
-        if topic.kind is Kind.NODE_NOTICE:
+        if topic.kind is TopicKind.NODE_NOTICE:
             notice = Notice.decode(event.payload, who="the coordinator")
             if notice.labels:
                 self._know(notice.labels)

@@ -11,7 +11,7 @@ from typing import Any
 
 from apiary import __version__
 from apiary.wire import NodeId
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 Configs = dict[str, dict[str, Any]]
 """Payload of each topic."""
@@ -21,10 +21,10 @@ def configs(prefix: str, topics: Topics, node: NodeId) -> Configs:
     """A sensor with the label, its details as attributes, and one with its probability."""
     own = f"apiary_{_plain(topics.federation)}_{_plain(node)}"
     shared = {
-        "state_topic": topics.build(Kind.NODE_PREDICTION, node=node),
+        "state_topic": topics.build(TopicKind.NODE_PREDICTION, node=node),
         "availability": [
             {
-                "topic": topics.build(Kind.NODE_STATUS, node=node),
+                "topic": topics.build(TopicKind.NODE_STATUS, node=node),
                 "value_template": "{{ 'offline' if value_json.state == 'lost' else 'online' }}",
                 "payload_available": "online",
                 "payload_not_available": "offline",

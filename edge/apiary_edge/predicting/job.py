@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from apiary.settings import PredictSettings
-from apiary_edge.capture.job import CaptureJob, CaptureTold
+from apiary_edge.capture.job import CaptureEvent, CaptureJob
 
 
 class _Part(BaseModel):
@@ -25,8 +25,8 @@ class PredictJob(_Part):
     capture: CaptureJob | None = None
 
 
-class PredictTold(_Part):
-    """One line of the child, beside those of `CaptureTold`.
+class PredictionEvent(_Part):
+    """One line of the child, beside those of `CaptureEvent`.
 
     `said` a prediction worth a message; `model` another model is in use; `refused` a model cannot be, and
     why; `page` where the page listens; `closed` why it does not.
@@ -43,12 +43,12 @@ class PredictTold(_Part):
     at: float = 0.0
 
 
-Line = CaptureTold | PredictTold
+Line = CaptureEvent | PredictionEvent
 
 
 def parse(line: bytes) -> Line | None:
     """A line of the child, or None for anything that a library printed."""
-    for model in (PredictTold, CaptureTold):
+    for model in (PredictionEvent, CaptureEvent):
         try:
             return model.model_validate_json(line)
         except ValidationError:

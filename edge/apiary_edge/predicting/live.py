@@ -17,9 +17,9 @@ from apiary.errors import ApiaryError, ModelError
 from apiary.learn.manifest import PictureInput
 from apiary_edge.predicting import model_files, models
 from apiary_edge.predicting.changes import Changes
-from apiary_edge.predicting.job import PredictTold
+from apiary_edge.predicting.job import PredictionEvent
 from apiary_edge.predicting.model_files import ModelFile
-from apiary_edge.predicting.models import Answered, Model
+from apiary_edge.predicting.models import Answered, OpenedModel
 
 Bytes = NDArray[np.uint8]
 
@@ -62,7 +62,7 @@ class Shown:
             return self._jpeg
 
 
-class Live:
+class LivePredictor:
     """Predictions on frames that `offer` brings. `turn` is a step of its thread, the rest is for any thread.
 
     `clock` is monotonic, `wall` seconds since 1970. What is worth telling goes to `tell`.
@@ -71,14 +71,14 @@ class Live:
     def __init__(
         self,
         state_dir: Path,
-        tell: Callable[[PredictTold], None],
+        tell: Callable[[PredictionEvent], None],
         changes: Changes,
         *,
         fps: float,
         min_probability: float,
         clock: Callable[[], float],
         wall: Callable[[], float],
-        opening: Callable[[ModelFile], Model] = models.open_model,
+        opening: Callable[[ModelFile], OpenedModel] = models.open_model,
     ):
         self._refused: str | None = None
         self._failing: str | None = None
@@ -91,7 +91,7 @@ class Live:
         self._wall = wall
         self._opening = opening
         self._using = threading.Lock()
-        self._model: Model | None = None
+        self._model: OpenedModel | None = None
         self._found: ModelFile | None = None
         self._stamp: tuple[object, ...] | None = None
         self._looked_at = float("-inf")
@@ -159,7 +159,7 @@ class Live:
         """One of the last few."""
         return next((s for s in self._shown.copy() if s.number == number), None)
 
-    def classify(self, reading: Callable[[Model], Bytes]) -> tuple[Answered, ModelFile]:
+    def classify(self, reading: Callable[[OpenedModel], Bytes]) -> tuple[Answered, ModelFile]:
         """Look at a picture that `reading` makes for the model. Raises ModelError, and as `reading`."""
         with self._using:
             if self._model is None or self._found is None:
@@ -190,11 +190,13 @@ class Live:
             keeps = f"; going on with {self._found.name}" if self._found else ""
             before, self._refused = self._refused, f"{found.name} cannot be used: {why}{keeps}"[:500]
             if self._refused != before:
-                self._tell(PredictTold(kind="refused", text=self._refused, model=found.digest))
+                self._tell(PredictionEvent(kind="refused", text=self._refused, model=found.digest))
             return
         self._refused = self._failing = None
         self._fresh = self._frame is not None
-        self._tell(PredictTold(kind="model", text=found.name, model=found.digest, personal=found.personal))
+        self._tell(
+            PredictionEvent(kind="model", text=found.name, model=found.digest, personal=found.personal)
+        )
 
     def _swap(self, found: ModelFile) -> None:
         if self._model is not None and self._model.renew(found):
@@ -221,7 +223,7 @@ class Live:
                 answered = self._model.predict(frame)
             except ApiaryError as e:
                 if self._failing is None:
-                    self._tell(PredictTold(kind="refused", text=str(e)[:500], model=found.digest))
+                    self._tell(PredictionEvent(kind="refused", text=str(e)[:500], model=found.digest))
                     self._again_at = min(self._again_at, self._clock() + AGAIN_S)
                 self._failing = str(e)[:500]
                 return
@@ -232,7 +234,7 @@ class Live:
         self._shown.append(Shown(self._number, at, frame, answered, found, label))
         if self._changes.due(found.digest, label, answered.probability, self._clock()):
             self._tell(
-                PredictTold(
+                PredictionEvent(
                     kind="said",
                     label=label,
                     probability=answered.probability,

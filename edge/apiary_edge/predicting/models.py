@@ -50,7 +50,7 @@ class Answered:
         return sorted(self.probabilities.items(), key=lambda kv: -kv[1])[:most]
 
 
-class Model(Protocol):
+class OpenedModel(Protocol):
     """An opened model; one thread at a time."""
 
     input: PictureInput
@@ -73,7 +73,7 @@ class Model(Protocol):
         ...
 
 
-def open_model(found: ModelFile) -> Model:
+def open_model(found: ModelFile) -> OpenedModel:
     """Load it, after its bytes were compared with its digest. Raises ModelError, DataError, BlobError."""
     match found.kind:
         case "tflite":
@@ -84,7 +84,7 @@ def open_model(found: ModelFile) -> Model:
             return _Trained(found)
 
 
-def check(model: Model, labels: tuple[str, ...]) -> None:
+def check(model: OpenedModel, labels: tuple[str, ...]) -> None:
     """Let it look at one grey picture. Raises ModelError where what comes is no distribution."""
     side = model.input
     answered = model.predict(np.full((side.height, side.width, 3), 127, np.uint8))
@@ -174,10 +174,10 @@ class _Eim:
     squashes = False
 
     def __init__(self, found: ModelFile):
-        from apiary_edge.eim.client import EimRunner, Limits
+        from apiary_edge.eim.client import EimLimits, EimRunner
 
         _must_be(found.file, found.digest)
-        limits = Limits(classify_s=EIM_CLASSIFY_S)
+        limits = EimLimits(classify_s=EIM_CLASSIFY_S)
         self._program: EimRunner = EimRunner(found.file, labels=found.labels, limits=limits)
         model = self._program.start()
         self.input = PictureInput(

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from apiary.errors import ModelError
 from apiary_edge.predicting import http_upload
-from apiary_edge.predicting.live import NO_MODEL, Live, Shown
+from apiary_edge.predicting.live import NO_MODEL, LivePredictor, Shown
 from apiary_edge.predicting.model_files import ModelFile
-from apiary_edge.web.gate import Gate
-from apiary_edge.web.site import Answer, Environ, Problem, Site, as_json, body_of, not_found
+from apiary_edge.web.gate import OwnerGate
+from apiary_edge.web.site import Environ, Problem, Response, Site, as_json, body_of, not_found
 
 MAX_BARS: Final = 10
 """Labels with their probabilities that the page is sent of each frame."""
@@ -25,7 +25,7 @@ _FILES: Final = {
 }
 
 
-def site(live: Live, gate: Gate, node: str, federation: str, camera: Callable[[], str]) -> Site:
+def site(live: LivePredictor, gate: OwnerGate, node: str, federation: str, camera: Callable[[], str]) -> Site:
     """The WSGI application. `camera` says in a few words where frames come from, or why none come."""
     pages = Predictions(live, node, federation, camera)
     return Site("predictions page", gate, pages, package="apiary_edge.predicting", files=_FILES, keyed=KEYED)
@@ -34,14 +34,14 @@ def site(live: Live, gate: Gate, node: str, federation: str, camera: Callable[[]
 class Predictions:
     """What the page asks for, again and again: each answer is small, and made once for all who look."""
 
-    def __init__(self, live: Live, node: str, federation: str, camera: Callable[[], str]):
+    def __init__(self, live: LivePredictor, node: str, federation: str, camera: Callable[[], str]):
         self._live = live
         self._node = node
         self._federation = federation
         self._camera = camera
         self._posting = threading.Lock()
 
-    def get(self, path: str, query: Mapping[str, str]) -> Answer:
+    def get(self, path: str, query: Mapping[str, str]) -> Response:
         """The model, the newest prediction, its frame."""
         match path.split("/"):
             case ["", "api", "info"]:
@@ -52,11 +52,11 @@ class Predictions:
                 shown = self._live.shown(int(number))
                 if shown is None:
                     raise Problem(HTTPStatus.NOT_FOUND, "this frame is no longer kept")
-                return Answer(HTTPStatus.OK, shown.jpeg(), "image/jpeg")
+                return Response(HTTPStatus.OK, shown.jpeg(), "image/jpeg")
             case _:
                 raise not_found()
 
-    def post(self, path: str, environ: Environ) -> Answer:
+    def post(self, path: str, environ: Environ) -> Response:
         """A picture to look at."""
         if path != "/api/image":
             raise not_found()

@@ -28,7 +28,7 @@ from apiary.tensors import Array, Weights
 from apiary.wire import blob
 from apiary.wire.messages import Plan
 from apiary_edge.predicting import model_files
-from apiary_edge.predicting.background_job import ChoresJob
+from apiary_edge.predicting.background_job import BackgroundJob
 from apiary_edge.predicting.model_files import ModelFile, Personal
 from apiary_edge.training import pictures
 
@@ -36,7 +36,7 @@ VALIDATION_SHARE: Final = 0.2
 """Of a folder's pictures, where no sample store holds any out."""
 
 
-def tune(job: ChoresJob, found: ModelFile, say: Callable[[str], None]) -> Personal:
+def tune(job: BackgroundJob, found: ModelFile, say: Callable[[str], None]) -> Personal:
     """Tune, compare, and write both down; what came of it. Raises DataError, ModelError, StoreError."""
     settings = job.personal
     if found.manifest is None:
@@ -132,7 +132,7 @@ class HeadOnly:
 
 
 def _pictures(
-    job: ChoresJob, manifest: Manifest, found: ModelFile, runtime: Runtime
+    job: BackgroundJob, manifest: Manifest, found: ModelFile, runtime: Runtime
 ) -> tuple[Dataset, Dataset]:
     """What trains the head, and what no round and no tuning ever trains."""
     cache = ArrayCache(job.cache_dir, job.cache_mb)
@@ -172,13 +172,13 @@ def _too_few(settings: PersonalSettings, samples: int, held_out: int) -> str | N
     return None
 
 
-def _write(job: ChoresJob, personal: Personal) -> Personal:
+def _write(job: BackgroundJob, personal: Personal) -> Personal:
     personal = personal.model_copy(update={"counted": job.counted})
     file: Path = model_files.personal_file(job.state_dir)
     write_atomic(file, personal.model_dump_json(indent=2).encode())
     return personal
 
 
-def not_now(job: ChoresJob, found: ModelFile, why: str) -> Personal:
+def not_now(job: BackgroundJob, found: ModelFile, why: str) -> Personal:
     """Write down that this model was not tuned, and why; the next one is tried again."""
     return _write(job, Personal(of=found.digest, why=why[:500]))

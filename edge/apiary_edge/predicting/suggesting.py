@@ -11,7 +11,7 @@ from apiary.errors import DataError
 from apiary.learn import images
 from apiary_edge.predicting import http_upload, models
 from apiary_edge.predicting.model_files import ModelFile
-from apiary_edge.samples.model import Bounds, SampleId
+from apiary_edge.samples.model import SampleId, StoreBounds
 from apiary_edge.samples.store import SampleStore
 
 BATCH: Final = 32
@@ -24,7 +24,7 @@ def suggest(folder: Path, found: ModelFile, say: Callable[[str], None]) -> tuple
     Raises ModelError, StoreError.
     """
     model = models.open_model(found)
-    store = SampleStore(folder, None, Bounds(), time.time)
+    store = SampleStore(folder, None, StoreBounds(), time.time)
     noted = 0
     failed: set[SampleId] = set()
     try:

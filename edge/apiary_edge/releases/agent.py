@@ -14,16 +14,16 @@ from apiary.errors import ModelError, StoreError
 from apiary.settings import Settings
 from apiary.wire import Digest
 from apiary.wire.messages import NodeRelease, Release, ReleaseCurrent
-from apiary.wire.topics import Kind, Topic
+from apiary.wire.topics import Topic, TopicKind
 from apiary_edge.capture.job import store_dir
 from apiary_edge.feature import Feature, Link
 from apiary_edge.releases import compatibility, state
 from apiary_edge.releases.compatibility import Host
-from apiary_edge.releases.job import Model, TrialJob
-from apiary_edge.releases.selftest_process import Testing
+from apiary_edge.releases.job import TrialJob, TrialModel
+from apiary_edge.releases.selftest_process import Trial
 from apiary_edge.releases.slot import Slot
-from apiary_edge.releases.state import Held, Limits, Standing
-from apiary_edge.releases.store import Shelf
+from apiary_edge.releases.state import Held, ReleaseLimits, ReleaseState
+from apiary_edge.releases.store import ReleaseStore
 from apiary_edge.releases.trust import Open
 
 log = logging.getLogger(__name__)
@@ -42,25 +42,25 @@ _Step = Literal["hear", "fetch", "test", "perform"]
 """What may be put off while the disk refuses it."""
 
 
-class Releases(Feature):
+class ReleaseAgent(Feature):
     """The node's standing to releases. `open_` judges the seal; `slots` is what the node predicts with."""
 
-    kinds = (Kind.RELEASE_CURRENT,)
+    kinds = (TopicKind.RELEASE_CURRENT,)
 
     def __init__(
         self,
         settings: Settings,
         link: Link,
         *,
-        shelf: Shelf,
-        testing: Testing,
+        shelf: ReleaseStore,
+        testing: Trial,
         host: Host,
         open_: Open,
         swapped: Callable[[Slot | None], None] = lambda slot: None,
     ):
-        self.standing = Standing(
-            limits=Limits(
-                **settings.edge.slots.model_dump(include=set(Limits.__dataclass_fields__)),
+        self.standing = ReleaseState(
+            limits=ReleaseLimits(
+                **settings.edge.slots.model_dump(include=set(ReleaseLimits.__dataclass_fields__)),
             )
         )
         self._settings = settings
@@ -79,7 +79,7 @@ class Releases(Feature):
     def start(self, now: float) -> None:
         """Take up what the shelf holds."""
         current = _held(self._shelf.current)
-        self.standing = Standing(
+        self.standing = ReleaseState(
             limits=self.standing.limits, current=current, previous=_held(self._shelf.previous)
         )
         if self._shelf.current is not None:
@@ -149,11 +149,11 @@ class Releases(Feature):
     def _follow(self, told: ReleaseCurrent) -> None:
         release = told.wanted(self._link.node, self._settings.edge.tags)
         if release is None:
-            self._handle(state.Told(None))
+            self._handle(state.ReleaseAssigned(None))
             return
         unfit = compatibility.why_unfit(release, self._host, self._link.wall())
         refused = self._shelf.why_refused(release.name, release.attempt) or self._other_labels(release)
-        self._handle(state.Told(release, unfit, refused))
+        self._handle(state.ReleaseAssigned(release, unfit, refused))
 
     def _other_labels(self, release: Release) -> str | None:
         """A model for something else is a mistake, unless it is said to be meant."""
@@ -192,11 +192,11 @@ class Releases(Feature):
     def _perform(self, command: state.Command) -> None:
         node = self._link.node
         match command:
-            case state.Fetch(release):
+            case state.FetchRelease(release):
                 self._fetch(release)
             case state.StartTest(release):
                 self._test(release)
-            case state.Stop():
+            case state.StopRelease():
                 self._testing.stop()
                 self._link.downloads.abandon(OWNER)
                 self._fetching = None
@@ -253,7 +253,7 @@ class Releases(Feature):
         except ModelError as e:
             self._handle(state.Spoiled(str(e)))
             return
-        self._handle(state.Fetched(digest))
+        self._handle(state.ReleaseFetched(digest))
 
     def _test(self, release: Release) -> None:
         edge, slots = self._settings.edge, self._settings.edge.slots
@@ -264,7 +264,7 @@ class Releases(Feature):
             scratch.mkdir(exist_ok=True)
             self._testing.start(
                 TrialJob(
-                    model=Model(
+                    model=TrialModel(
                         kind=release.kind,
                         file=self._shelf.path(release),
                         labels=release.labels,
@@ -318,8 +318,8 @@ def _held(slot: Slot | None) -> Held | None:
     return Held(slot.release, slot.digest, slot.attempt, slot.tested) if slot is not None else None
 
 
-def _model(slot: Slot) -> Model:
-    return Model(kind=slot.kind, file=Path(slot.path), labels=list(slot.labels), input=slot.input)
+def _model(slot: Slot) -> TrialModel:
+    return TrialModel(kind=slot.kind, file=Path(slot.path), labels=list(slot.labels), input=slot.input)
 
 
 def _share(value: float | None) -> str:

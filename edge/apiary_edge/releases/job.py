@@ -14,7 +14,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class Model(_Part):
+class TrialModel(_Part):
     """A file to run, and what it must say of itself."""
 
     kind: ReleaseKind
@@ -30,8 +30,8 @@ class TrialJob(_Part):
     validation.
     """
 
-    model: Model
-    before: Model | None
+    model: TrialModel
+    before: TrialModel | None
     store: Path | None
     data_dir: Path | None
     folder_share: float

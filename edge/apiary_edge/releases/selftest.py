@@ -21,12 +21,12 @@ import numpy as np  # noqa: E402 - after the thread settings
 
 from apiary.errors import ApiaryError, DataError, EimError, ModelError  # noqa: E402
 from apiary.files import write_atomic  # noqa: E402
-from apiary_edge.releases.job import Model, TrialJob, TrialResult  # noqa: E402
+from apiary_edge.releases.job import TrialJob, TrialModel, TrialResult  # noqa: E402
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from apiary.learn.images import Dataset, Record, Scan
+    from apiary.learn.images import Dataset, PictureRecord, Scan
     from apiary.learn.manifest import PictureInput
 
 _LOOKED_AT: Final = 20
@@ -67,7 +67,7 @@ def run(job: TrialJob) -> TrialResult:
     )
 
 
-def _before(job: TrialJob, before: Model, data: Dataset) -> int | None:
+def _before(job: TrialJob, before: TrialModel, data: Dataset) -> int | None:
     """How many of the same pictures the present release has right, None where it cannot be asked."""
     try:
         if before.input != job.model.input:
@@ -80,7 +80,7 @@ def _before(job: TrialJob, before: Model, data: Dataset) -> int | None:
     return int(np.sum(answers.argmax(axis=1) == order[data.y]))
 
 
-def _ask(model: Model, threads: int, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+def _ask(model: TrialModel, threads: int, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
     """Its probabilities float32[N, C] in the order of its labels, and the median time of one in ms."""
     answers = np.empty((len(pictures), len(model.labels)), np.float32)
     times: list[float] = []
@@ -97,7 +97,7 @@ def _ask(model: Model, threads: int, pictures: NDArray[np.uint8]) -> tuple[NDArr
     return answers, round(statistics.median(times), 3)
 
 
-def _open(model: Model, threads: int) -> tuple[Answer, Callable[[], None]]:
+def _open(model: TrialModel, threads: int) -> tuple[Answer, Callable[[], None]]:
     want = model.input
     if model.kind == "tflite":
         from apiary.learn.classifier import Classifier
@@ -127,14 +127,14 @@ def _open(model: Model, threads: int) -> tuple[Answer, Callable[[], None]]:
     return ask, runner.close
 
 
-def _other_input(took: tuple[int, int, int], model: Model) -> str:
+def _other_input(took: tuple[int, int, int], model: TrialModel) -> str:
     want = model.input
     return (
         f"it takes {'x'.join(map(str, took))}, its manifest says {want.width}x{want.height}x{want.channels}"
     )
 
 
-def _drawn(model: Model) -> NDArray[np.uint8]:
+def _drawn(model: TrialModel) -> NDArray[np.uint8]:
     """Black, white and noise: without pictures of its own a node still sees whether it answers."""
     shape = (model.input.height, model.input.width, model.input.channels)
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -152,13 +152,13 @@ def _pictures(job: TrialJob) -> Dataset | None:
         return None
 
 
-def _load(found: Scan, model: Model) -> Dataset:
+def _load(found: Scan, model: TrialModel) -> Dataset:
     from apiary.learn import images
 
     return images.load(found, _input(model))
 
 
-def _input(model: Model) -> PictureInput:
+def _input(model: TrialModel) -> PictureInput:
     from apiary.learn.manifest import PictureInput
 
     want = model.input
@@ -186,12 +186,12 @@ def _scan(job: TrialJob, labels: list[str]) -> Scan:
     return Scan(job.data_dir or job.store or Path(), tuple(records), known, {}, ())
 
 
-def _validating(folder: Scan, share: float, most: int) -> list[Record]:
+def _validating(folder: Scan, share: float, most: int) -> list[PictureRecord]:
     """Pictures of a data folder that no round trains: those whose digest lies in the validation share."""
     from apiary.learn import images
 
     order = sorted(folder.records, key=lambda r: hashlib.sha256(str(r.path).encode()).digest())
-    chosen: list[Record] = []
+    chosen: list[PictureRecord] = []
     for record in order[: _LOOKED_AT * most]:
         if len(chosen) == most:
             break

@@ -27,7 +27,7 @@ _FILE_BYTES: Final = 64 * 2**20
 _SAID_BYTES: Final = 300
 
 
-class Testing(Protocol):
+class Trial(Protocol):
     """At most one test at a time."""
 
     def start(self, job: TrialJob) -> None:

@@ -31,7 +31,7 @@ State = Literal["none", "fetching", "testing", "healthy", "failed", "unfit"]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ReleaseLimits:
     """What a release must hold; the fields are those of the settings section `edge.slots`."""
 
     max_accuracy_drop: float = 0.05
@@ -42,7 +42,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ReleaseAssigned:
     """What this node is to have. `unfit` says why it cannot, `refused` why it never will."""
 
     release: Release | None
@@ -51,7 +51,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class ReleaseFetched:
     """The file is here and whole."""
 
     digest: str
@@ -94,11 +94,11 @@ class InUse:
     why: str
 
 
-Event = Told | Fetched | FetchFailed | Spoiled | TrialDone | TrialCrashed | InUse
+Event = ReleaseAssigned | ReleaseFetched | FetchFailed | Spoiled | TrialDone | TrialCrashed | InUse
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
+class FetchRelease:
     """Get the file."""
 
     release: Release
@@ -112,7 +112,7 @@ class StartTest:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class StopRelease:
     """Fetch and test no longer."""
 
 
@@ -150,8 +150,8 @@ class Report:
     """Tell the coordinator."""
 
 
-Command = Fetch | StartTest | Stop | Swap | Refuse | Restore | Clear | Report
-Outcome = tuple["Standing", list[Command]]
+Command = FetchRelease | StartTest | StopRelease | Swap | Refuse | Restore | Clear | Report
+Outcome = tuple["ReleaseState", list[Command]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +169,10 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ReleaseState:
     """How this node stands. `current` and `previous` are what the shelf holds."""
 
-    limits: Limits = field(default_factory=Limits)
+    limits: ReleaseLimits = field(default_factory=ReleaseLimits)
     state: State = "none"
     wanted: Release | None = None
     current: Held | None = None
@@ -183,12 +183,12 @@ class Standing:
     why: str | None = None
 
 
-def handle(node: Standing, event: Event) -> Outcome:
+def handle(node: ReleaseState, event: Event) -> Outcome:
     """What an event makes of it. Events that do not fit the state change nothing."""
     match event:
-        case Told():
+        case ReleaseAssigned():
             return _told(node, event)
-        case Fetched(digest):
+        case ReleaseFetched(digest):
             if node.state != "fetching" or node.wanted is None or node.wanted.file.digest != digest:
                 return node, []
             return replace(node, state="testing", why=None), [StartTest(node.wanted), Report()]
@@ -210,7 +210,7 @@ def handle(node: Standing, event: Event) -> Outcome:
             assert_never(event)
 
 
-def judge(tested: Findings, limits: Limits) -> str | None:
+def judge(tested: Findings, limits: ReleaseLimits) -> str | None:
     """Why a tested release is not good enough, None where it is.
 
     With few pictures, one more that is wrong is no difference: a drop counts from the second picture on.
@@ -234,7 +234,7 @@ def judge(tested: Findings, limits: Limits) -> str | None:
     return None
 
 
-def _told(node: Standing, told: Told) -> Outcome:
+def _told(node: ReleaseState, told: ReleaseAssigned) -> Outcome:
     wanted = told.release
     if wanted is None:
         if node.state == "none" and node.current is None and node.wanted is None:
@@ -242,13 +242,13 @@ def _told(node: Standing, told: Told) -> Outcome:
         cleared = replace(
             node, state="none", wanted=None, current=None, previous=None, tested=None, crashes=0, why=None
         )
-        return cleared, [Stop(), Clear(), Report()]
+        return cleared, [StopRelease(), Clear(), Report()]
     same = node.wanted is not None and wanted.same(
         node.wanted.name, node.wanted.file.digest, node.wanted.attempt
     )
     if same and node.state in ("fetching", "testing", "healthy"):
         return node, []
-    stop: list[Command] = [Stop()] if node.state in ("fetching", "testing") else []
+    stop: list[Command] = [StopRelease()] if node.state in ("fetching", "testing") else []
     node = replace(node, wanted=wanted, tested=None, crashes=0, why=None)
     if told.refused is not None:
         return replace(node, state="failed", why=told.refused), [*stop, Report()]
@@ -262,10 +262,10 @@ def _told(node: Standing, told: Told) -> Outcome:
         return healthy, [*stop, Restore(wanted), Report()]
     if told.unfit is not None:
         return replace(node, state="unfit", why=told.unfit), [*stop, Report()]
-    return replace(node, state="fetching"), [*stop, Fetch(wanted), Report()]
+    return replace(node, state="fetching"), [*stop, FetchRelease(wanted), Report()]
 
 
-def _tested(node: Standing, tested: Findings | None, failed: str | None) -> Outcome:
+def _tested(node: ReleaseState, tested: Findings | None, failed: str | None) -> Outcome:
     wanted = node.wanted
     if node.state != "testing" or wanted is None:
         return node, []
@@ -280,7 +280,7 @@ def _tested(node: Standing, tested: Findings | None, failed: str | None) -> Outc
     return swapped, [Swap(wanted, tested), Report()]
 
 
-def _crashed(node: Standing, why: str) -> Outcome:
+def _crashed(node: ReleaseState, why: str) -> Outcome:
     wanted = node.wanted
     if node.state != "testing" or wanted is None:
         return node, []
@@ -290,12 +290,12 @@ def _crashed(node: Standing, why: str) -> Outcome:
     return _refuse(node, wanted, why)
 
 
-def _refuse(node: Standing, release: Release, why: str) -> Outcome:
+def _refuse(node: ReleaseState, release: Release, why: str) -> Outcome:
     failed = replace(node, state="failed", why=why)
     return failed, [Refuse(release.name, release.attempt, why), Report()]
 
 
-def _in_use(node: Standing, digest: str, why: str) -> Outcome:
+def _in_use(node: ReleaseState, digest: str, why: str) -> Outcome:
     if node.current is None or node.current.digest != digest:
         return node, []
     bad = node.current

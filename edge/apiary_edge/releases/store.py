@@ -40,7 +40,7 @@ def current(state_dir: Path) -> Slot | None:
     return _read_current(folder_of(state_dir))
 
 
-class Shelf:
+class ReleaseStore:
     """The node's slots. One process at a time writes them (the node's state folder is held)."""
 
     def __init__(self, folder: Path):

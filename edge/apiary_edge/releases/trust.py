@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from apiary_edge.releases.store import Shelf
+from apiary_edge.releases.store import ReleaseStore
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ def opened_before(topic: str, payload: bytes) -> bytes:
     return payload
 
 
-def trusting(shelf: Shelf, pinned: str | None) -> Open:
+def trusting(shelf: ReleaseStore, pinned: str | None) -> Open:
     """Opens what the release key sealed: the one given, else the one seen first, which the shelf keeps."""
 
     def open_(topic: str, payload: bytes) -> bytes:

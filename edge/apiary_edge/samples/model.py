@@ -19,7 +19,7 @@ MAX_PAGE: Final = 200
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 
 
-class State(StrEnum):
+class SampleState(StrEnum):
     """How far a sample is: only labelled ones are trained, and of those only what is not held out."""
 
     UNLABELLED = "unlabelled"
@@ -66,18 +66,18 @@ class Sample:
     labelled_at: float | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> SampleState:
         """Labelled, else suggested, else unlabelled."""
         if self.label is not None:
-            return State.LABELLED
-        return State.SUGGESTED if self.suggestion is not None else State.UNLABELLED
+            return SampleState.LABELLED
+        return SampleState.SUGGESTED if self.suggestion is not None else SampleState.UNLABELLED
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which samples: of a state, with a label or still without, of a label (or suggested one), held out."""
 
-    state: State | None = None
+    state: SampleState | None = None
     labelled: bool | None = None
     label: str | None = None
     held_out: bool | None = None
@@ -109,14 +109,14 @@ class Duplicate:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class SampleRefused:
     """The picture was not taken; `full`: for want of room, so that others will not fit either."""
 
     why: str
     full: bool = False
 
 
-Outcome = Added | Duplicate | Refused
+Outcome = Added | Duplicate | SampleRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class TrainingSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class SampleCounts:
     """How many samples there are; `held_out` are those of `labelled` that are never trained."""
 
     labelled: Mapping[str, int] = field(default_factory=dict)
@@ -156,7 +156,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class StoreBounds:
     """What a store may hold. `held_out` is the share of all pictures that is never trained."""
 
     max_count: int = 20_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from apiary_edge.samples.model import Filter, Order, Sample, SampleId, State, Suggestion
+from apiary_edge.samples.model import Filter, Order, Sample, SampleId, SampleState, Suggestion
 
 COLUMNS: Final = (
     "id, number, label, suggested, probability, model, held_out, captured_at, source, bytes, width, height,"
@@ -77,11 +77,11 @@ def where(which: Filter) -> tuple[str, tuple[Any, ...]]:
     parts: list[str] = []
     values: list[Any] = []
     match which.state:
-        case State.LABELLED:
+        case SampleState.LABELLED:
             parts.append("label IS NOT NULL")
-        case State.SUGGESTED:
+        case SampleState.SUGGESTED:
             parts.append("label IS NULL AND suggested IS NOT NULL")
-        case State.UNLABELLED:
+        case SampleState.UNLABELLED:
             parts.append("label IS NULL AND suggested IS NULL")
         case None:
             pass

@@ -12,11 +12,11 @@ from apiary_edge.samples import queries
 from apiary_edge.samples.layout import Pictures
 from apiary_edge.samples.model import (
     MAX_PAGE,
-    Counts,
     Filter,
     Order,
     Page,
     Sample,
+    SampleCounts,
     SampleId,
     TrainingSample,
     check_id,
@@ -76,7 +76,7 @@ class SampleReader:
         rows = self._select(queries.page(where, order), (*values, limit, offset))
         return Page(tuple(queries.sample(row) for row in rows), total, offset)
 
-    def counts(self) -> Counts:
+    def counts(self) -> SampleCounts:
         """How many samples there are, by label and state."""
         labelled: dict[str, int] = {}
         held_out: dict[str, int] = {}
@@ -87,7 +87,7 @@ class SampleReader:
         suggested = dict(self._select(queries.COUNT_SUGGESTED))
         unlabelled = suggested.pop(None, 0)
         total, size = self._select("SELECT count, bytes FROM total")[0]
-        return Counts(labelled, held_out, suggested, unlabelled, total, size)
+        return SampleCounts(labelled, held_out, suggested, unlabelled, total, size)
 
     def version(self) -> int:
         """Another number whenever another process has changed the index; costs no more than a look."""

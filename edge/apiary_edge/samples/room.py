@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import StoreError
-from apiary_edge.samples.model import Bounds, Refused, SampleId
+from apiary_edge.samples.model import SampleId, SampleRefused, StoreBounds
 
 _OPEN_OLDEST_FIRST: Final = """
 SELECT id, bytes FROM sample WHERE label IS NULL ORDER BY suggested IS NOT NULL, number"""
@@ -24,26 +24,26 @@ _LABEL_OLDEST_FIRST: Final = """
 SELECT id FROM sample WHERE label = ? AND NOT held_out ORDER BY labelled_at, number LIMIT ?"""
 
 
-class Room:
+class StoreRoom:
     """Decides, inside the store's write transaction, what has to leave; it changes nothing itself."""
 
-    def __init__(self, db: sqlite3.Connection, bounds: Bounds, folder: Path):
+    def __init__(self, db: sqlite3.Connection, bounds: StoreBounds, folder: Path):
         self._db = db
         self._bounds = bounds
         self._folder = folder
 
-    def for_newcomer(self, size: int, label: str | None) -> list[SampleId] | Refused:
+    def for_newcomer(self, size: int, label: str | None) -> list[SampleId] | SampleRefused:
         """Who leaves for a picture of `size` bytes; refused where nobody may."""
         bounds = self._bounds
         free = _free_bytes(self._folder)
         if free < bounds.min_free_bytes + size:
-            return Refused(
+            return SampleRefused(
                 f"the disk has {free // 2**20} MB free, and {bounds.min_free_bytes // 2**20} MB are to stay "
                 "free (edge.store.min_free_mb): delete something",
                 full=True,
             )
         if label is not None and self._of(label) >= bounds.max_per_label:
-            return Refused(
+            return SampleRefused(
                 f"label {label!r} has {bounds.max_per_label} pictures, all it may have "
                 "(edge.store.max_per_label): raise it, or delete some",
             )
@@ -57,7 +57,7 @@ class Room:
                 if over_count <= 0 and over_bytes <= 0:
                     break
         if over_count > 0 or over_bytes > 0:
-            return Refused(
+            return SampleRefused(
                 f"the store is full of labelled pictures: {count} of {bounds.max_count}, {used // 2**20} of "
                 f"{bounds.max_bytes // 2**20} MB; raise edge.store.max_count or edge.store.max_mb, "
                 "or delete some",

@@ -20,18 +20,18 @@ from apiary_edge.samples import queries, schema
 from apiary_edge.samples.layout import PREFIXES, Pictures, Reserve, forget_cached
 from apiary_edge.samples.model import (
     Added,
-    Bounds,
     Duplicate,
     Outcome,
-    Refused,
     SampleId,
+    SampleRefused,
+    StoreBounds,
     Undone,
     check_id,
     check_label,
     is_held_out,
 )
 from apiary_edge.samples.reader import SampleReader
-from apiary_edge.samples.room import Room
+from apiary_edge.samples.room import StoreRoom
 
 if TYPE_CHECKING:
     from apiary_edge.samples.clean import CleanPicture
@@ -57,7 +57,7 @@ class SampleStore(SampleReader):
     The metadata of a picture (EXIF with its place, comments, profiles' names) is not stored.
     """
 
-    def __init__(self, folder: Path, cache: Path | None, bounds: Bounds, wall: Callable[[], float]):
+    def __init__(self, folder: Path, cache: Path | None, bounds: StoreBounds, wall: Callable[[], float]):
         self.folder = folder
         self.bounds = bounds
         self._cache = cache
@@ -201,7 +201,7 @@ class SampleStore(SampleReader):
     def _add_batch(self, batch: list[Incoming]) -> list[Outcome]:
         from apiary_edge.samples.clean import clean
 
-        prepared: list[tuple[Incoming, str, CleanPicture | Duplicate | Refused]] = []
+        prepared: list[tuple[Incoming, str, CleanPicture | Duplicate | SampleRefused]] = []
         for one in batch:
             # Decoding is slow: it is done before the write lock is taken, and not for what is known.
             origin = hashlib.sha256(one.data).hexdigest()
@@ -209,7 +209,7 @@ class SampleStore(SampleReader):
             try:
                 prepared.append((one, origin, Duplicate(known) if known else clean(one.data)))
             except DataError as e:
-                prepared.append((one, origin, Refused(str(e))))
+                prepared.append((one, origin, SampleRefused(str(e))))
         outcomes: list[Outcome] = []
         evicted: list[tuple[SampleId, str]] = []
         written: list[tuple[SampleId, str]] = []
@@ -218,7 +218,7 @@ class SampleStore(SampleReader):
                 for one, origin, picture in prepared:
                     if isinstance(picture, Duplicate):
                         outcomes.append(self._again(one, picture.id))
-                    elif isinstance(picture, Refused):
+                    elif isinstance(picture, SampleRefused):
                         outcomes.append(picture)
                     else:
                         sync = len(batch) == 1
@@ -247,13 +247,13 @@ class SampleStore(SampleReader):
         if (known := self.knows(sample)) is not None:
             return self._again(one, known)
         if one.automatic and self._deleted_by_owner(sample, origin):
-            return Refused("its owner deleted this picture; import it to have it back")
+            return SampleRefused("its owner deleted this picture; import it to have it back")
         try:
             self._check_label(one.label)
         except DataError as e:
-            return Refused(str(e))
+            return SampleRefused(str(e))
         victims = self._room().for_newcomer(len(picture.data), one.label)
-        if isinstance(victims, Refused):
+        if isinstance(victims, SampleRefused):
             return victims
         dropped = self._drop(victims, by_owner=False)
         evicted += dropped
@@ -325,8 +325,8 @@ class SampleStore(SampleReader):
                 removed += 1
         return removed + len(self._drop(list(missing.values()), by_owner=False))
 
-    def _room(self) -> Room:
-        return Room(self._db, self.bounds, self.folder)
+    def _room(self) -> StoreRoom:
+        return StoreRoom(self._db, self.bounds, self.folder)
 
     def _deleted_by_owner(self, sample: SampleId, origin: str) -> bool:
         query = "SELECT 1 FROM gone WHERE by_owner AND (id = ? OR origin = ?) LIMIT 1"
@@ -337,7 +337,7 @@ class SampleStore(SampleReader):
         try:
             self._check_label(one.label)
         except DataError as e:
-            return Refused(str(e))
+            return SampleRefused(str(e))
         if one.label is None:
             return Duplicate(known)
         values = (one.label, one.who[:64], self._wall(), known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Holds:
+class PauseReasons:
     """Reasons by who gave them; the node trains while there is none."""
 
     def __init__(self) -> None:

@@ -15,11 +15,11 @@ from apiary.settings import EdgeSettings
 from apiary.tags import Tags
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeState, NodeStatus
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.status.pause_reasons import Holds
+from apiary_edge.status.pause_reasons import PauseReasons
 from apiary_edge.training import census
-from apiary_edge.training.session import Session, State
+from apiary_edge.training.session import Session, SessionState
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,11 @@ LABELLED_S: Final = 2.0
 """An owner who labels should see the node take notice: then it counts again, but not at each label."""
 _TWIN_EVERY_S: Final = 60.0
 _PICTURES: Final = "pictures"
-_STATES: Final[dict[State, NodeState]] = {
-    State.IDLE: "ready",
-    State.FETCHING: "training",
-    State.TRAINING: "training",
-    State.SENDING: "sending",
+_STATES: Final[dict[SessionState, NodeState]] = {
+    SessionState.IDLE: "ready",
+    SessionState.FETCHING: "training",
+    SessionState.TRAINING: "training",
+    SessionState.SENDING: "sending",
 }
 
 
@@ -50,7 +50,7 @@ class Presence:
         store: SampleStore | None,
         more: Callable[[], Mapping[str, Any]],
     ):
-        self.holds = Holds()
+        self.holds = PauseReasons()
         self.declined: tuple[str, int, str] | None = None
         """The run, round and reason of what was given up last; None once the node takes part again."""
         self._node = NodeId(settings.node_id)
@@ -101,7 +101,7 @@ class Presence:
         """Publish the status where it differs from what was said last. Called after every event."""
         told = session.round
         run, number = (told.run, told.round) if told is not None else (None, None)
-        if session.state is not State.IDLE:
+        if session.state is not SessionState.IDLE:
             # It takes part again: what it declined before is no longer news.
             self.declined = None
         held = self.holds.why
@@ -119,7 +119,7 @@ class Presence:
         self._said = says
         status = NodeStatus(
             # What is trained goes out whatever holds the next training: it costs next to nothing.
-            state="paused" if held and session.state is not State.SENDING else state,
+            state="paused" if held and session.state is not SessionState.SENDING else state,
             why=why[:500] if why else None,
             run=run,
             round=number,
@@ -168,4 +168,4 @@ def lost(instance: str, why: str, tags: Tags | None = None) -> NodeStatus:
 def will(topics: Topics, node: NodeId, instance: str, tags: Tags | None = None) -> Will:
     """What the broker says when the node vanishes."""
     said = lost(instance, "connection lost", tags)
-    return Will(topics.build(Kind.NODE_STATUS, node=node), said.encode())
+    return Will(topics.build(TopicKind.NODE_STATUS, node=node), said.encode())

@@ -43,7 +43,7 @@ class TrainJob(_Part):
     max_memory_mb: int | None = None
 
 
-class Told(_Part):
+class TrainingEvent(_Part):
     """One line of the child: progress, a warning, the end, or why there is none.
 
     `declined` is a reason of the node's own (too few pictures), `failed` one that the operator should see;
@@ -64,9 +64,9 @@ class Told(_Part):
     metrics: TrainMetrics | None = None
 
 
-def parse(line: bytes) -> Told | None:
+def parse(line: bytes) -> TrainingEvent | None:
     """A line of the child, or None for anything that a library printed."""
     try:
-        return Told.model_validate_json(line)
+        return TrainingEvent.model_validate_json(line)
     except ValidationError:
         return None

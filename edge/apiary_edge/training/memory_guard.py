@@ -28,7 +28,7 @@ _FROZEN_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class MemoryUse:
     """Bytes: resident, address space, and what the machine has left for anybody (None: it does not say)."""
 
     resident: int
@@ -37,14 +37,14 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class MemoryLimits:
     """Bytes; None: no limit. `reserve` is what the machine keeps."""
 
     reserve: int
     resident: int | None = None
     address: int | None = None
 
-    def broken(self, use: Use) -> str | None:
+    def broken(self, use: MemoryUse) -> str | None:
         """Why training must end now, or None."""
         took = f"training took {use.resident // MB} MB"
         if self.resident is not None and use.resident > self.resident:
@@ -60,19 +60,19 @@ class Limits:
         return None
 
 
-def limits(reserve_mb: int, max_memory_mb: int | None) -> Limits:
+def limits(reserve_mb: int, max_memory_mb: int | None) -> MemoryLimits:
     """The job's limits, and the one that this process was started under."""
     resident = max_memory_mb * MB if max_memory_mb is not None else None
-    return Limits(reserve_mb * MB, resident, address_limit())
+    return MemoryLimits(reserve_mb * MB, resident, address_limit())
 
 
-def usage() -> Callable[[], Use]:
+def usage() -> Callable[[], MemoryUse]:
     """Reads this process and its machine; a look takes a tenth of a millisecond."""
     room, size = MemoryRoom(), os.sysconf("SC_PAGE_SIZE")
 
-    def look() -> Use:
+    def look() -> MemoryUse:
         pages = Path("/proc/self/statm").read_text().split()
-        return Use(int(pages[1]) * size, int(pages[0]) * size, room.available())
+        return MemoryUse(int(pages[1]) * size, int(pages[0]) * size, room.available())
 
     return look
 
@@ -90,7 +90,11 @@ class MemoryGuard:
     """
 
     def __init__(
-        self, bounds: Limits, give_up: Callable[[str], None], *, look: Callable[[], Use] | None = None
+        self,
+        bounds: MemoryLimits,
+        give_up: Callable[[str], None],
+        *,
+        look: Callable[[], MemoryUse] | None = None,
     ):
         self.frozen_s = 0.0
         self._bounds = bounds

@@ -14,7 +14,7 @@ coordinator whose journal was restored from a backup begins at an earlier round.
 
 
 @dataclass(slots=True)
-class Newest:
+class NewestRound:
     """The newest round that was heard of. Epochs do not help here, they have no order."""
 
     heard: tuple[str, int, float] | None = None

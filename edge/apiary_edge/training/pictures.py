@@ -13,9 +13,9 @@ import numpy as np
 
 from apiary.errors import DataError
 from apiary.learn import images
-from apiary.learn.images import Dataset, Record, Scan
+from apiary.learn.images import Dataset, PictureRecord, Scan
 from apiary.learn.manifest import PictureInput
-from apiary_edge.samples.model import Bounds, TrainingSample
+from apiary_edge.samples.model import StoreBounds, TrainingSample
 from apiary_edge.samples.store import SampleStore
 
 
@@ -90,7 +90,7 @@ def without_held_out(job: Sources, found: Scan, data: Dataset) -> Dataset:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[SampleStore]:
-    store = SampleStore(folder, None, Bounds(), time.time)
+    store = SampleStore(folder, None, StoreBounds(), time.time)
     try:
         yield store
     finally:
@@ -99,7 +99,7 @@ def _opened(folder: Path) -> Iterator[SampleStore]:
 
 def _scan(folder: Path, samples: Sequence[TrainingSample], labels: Sequence[str]) -> Scan:
     known = tuple(labels)
-    records = tuple(Record(Path(s.file), s.label, s.bytes) for s in samples if s.label in known)
+    records = tuple(PictureRecord(Path(s.file), s.label, s.bytes) for s in samples if s.label in known)
     unknown = Counter(s.label for s in samples if s.label not in known)
     return Scan(folder, records, known, dict(unknown), ())
 

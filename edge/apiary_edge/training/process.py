@@ -20,12 +20,12 @@ from apiary.files import clear_partial, write_atomic
 from apiary.process.deathsig import die_with_parent
 from apiary.settings import GuestSettings
 from apiary_edge.health.memory import text_of
-from apiary_edge.training.job import Told, TrainJob, parse
+from apiary_edge.training.job import TrainingEvent, TrainJob, parse
 
 log = logging.getLogger(__name__)
 
 
-class Job(Protocol):
+class ChildJob(Protocol):
     """Something to do, as JSON; `out` is a folder of its own."""
 
     @property
@@ -45,7 +45,7 @@ class Training(Protocol):
         """Begin. Raises StoreError where the job cannot be written down."""
         ...
 
-    def collect(self) -> list[Told]:
+    def collect(self) -> list[TrainingEvent]:
         """What was told since the last call; the last line is `done`, `declined`, `failed` or `crashed`."""
         ...
 
@@ -77,9 +77,9 @@ class TrainingProcess:
         self._guest = guest
         self._child: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
-        self._told: deque[Told] = deque(maxlen=1000)
+        self._told: deque[TrainingEvent] = deque(maxlen=1000)
 
-    def start(self, job: Job) -> None:
+    def start(self, job: ChildJob) -> None:
         """Write the job down and start the child on it."""
         self.stop()
         clear_partial(job.out)
@@ -103,9 +103,9 @@ class TrainingProcess:
         self._reader = threading.Thread(target=self._read, args=(child,), name="trainer-lines", daemon=True)
         self._reader.start()
 
-    def collect(self) -> list[Told]:
+    def collect(self) -> list[TrainingEvent]:
         """Lines since the last call."""
-        told: list[Told] = []
+        told: list[TrainingEvent] = []
         while self._told:
             told.append(self._told.popleft())
         return told
@@ -173,7 +173,7 @@ class TrainingProcess:
             how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""
             text = f"the training child {how}{hint}: {' | '.join(noise)}"
-            self._told.append(Told(kind="crashed", text=text[:500], signal=max(0, -code)))
+            self._told.append(TrainingEvent(kind="crashed", text=text[:500], signal=max(0, -code)))
             self._wake()
 
 

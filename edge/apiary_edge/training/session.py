@@ -37,7 +37,7 @@ OFFER_MAX_PAUSE = 8
 """An unanswered offer is repeated after the idle time, twice that, and so on, up to this many times it."""
 
 
-class State(Enum):
+class SessionState(Enum):
     """What the node is at."""
 
     IDLE = "idle"
@@ -66,7 +66,7 @@ class NothingOpen:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class BlobFetched:
     """A blob is here, whole."""
 
     digest: Digest
@@ -117,26 +117,26 @@ class Reconnected:
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class SessionTick:
     """Time has passed."""
 
 
 Event = (
     Announced
     | NothingOpen
-    | Fetched
+    | BlobFetched
     | Trained
     | TrainingFailed
     | Granted
     | Receipted
     | Unreadable
     | Reconnected
-    | Tick
+    | SessionTick
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
+class FetchBlob:
     """Get this blob."""
 
     ref: BlobRef
@@ -198,7 +198,7 @@ class AskCurrent:
     """Ask what is current."""
 
 
-Command = Fetch | Train | StopTraining | MakeOffer | Send | Drop | Discard | Decline | AskCurrent
+Command = FetchBlob | Train | StopTraining | MakeOffer | Send | Drop | Discard | Decline | AskCurrent
 Outcome = tuple["Session", list[Command]]
 
 
@@ -208,7 +208,7 @@ class Session:
 
     node: NodeId
     offer_idle_s: float
-    state: State = State.IDLE
+    state: SessionState = SessionState.IDLE
     round: Announcement | None = None
     missing: frozenset[Digest] = frozenset()
     offer: Offer | None = None
@@ -223,13 +223,17 @@ def handle(session: Session, event: Event, now: float, *, has: frozenset[Digest]
         case Announced():
             return _announced(session, event, has)
         case NothingOpen():
-            return _leave(session) if session.state in (State.FETCHING, State.TRAINING) else (session, [])
-        case Fetched(digest):
+            return (
+                _leave(session)
+                if session.state in (SessionState.FETCHING, SessionState.TRAINING)
+                else (session, [])
+            )
+        case BlobFetched(digest):
             return _fetched(session, digest)
         case Trained(offer):
-            if session.state is not State.TRAINING:
+            if session.state is not SessionState.TRAINING:
                 return session, []
-            session = replace(session, state=State.SENDING, offer=offer, heard_at=now, unanswered=0)
+            session = replace(session, state=SessionState.SENDING, offer=offer, heard_at=now, unanswered=0)
             return session, [MakeOffer(offer)]
         case TrainingFailed(why):
             return _failed(session, why)
@@ -243,12 +247,12 @@ def handle(session: Session, event: Event, now: float, *, has: frozenset[Digest]
             if session.offer is None or session.offer.update.digest != digest:
                 return session, []
             # Whatever is open now is said again, and the round is trained once more where it still is.
-            idle = replace(session, state=State.IDLE, offer=None, round=None)
+            idle = replace(session, state=SessionState.IDLE, offer=None, round=None)
             return idle, [Discard(session.offer), AskCurrent()]
         case Reconnected():
             session = replace(session, heard_at=now, unanswered=0)
             return session, [AskCurrent(), *([MakeOffer(session.offer)] if session.offer else [])]
-        case Tick():
+        case SessionTick():
             return _tick(session, now)
         case _:
             assert_never(event)
@@ -256,31 +260,31 @@ def handle(session: Session, event: Event, now: float, *, has: frozenset[Digest]
 
 def resume(session: Session, offer: Offer, now: float) -> Outcome:
     """Take up an update that the outbox held when the node started."""
-    return replace(session, state=State.SENDING, offer=offer, heard_at=now), [MakeOffer(offer)]
+    return replace(session, state=SessionState.SENDING, offer=offer, heard_at=now), [MakeOffer(offer)]
 
 
 def _announced(session: Session, event: Announced, has: frozenset[Digest]) -> Outcome:
     told = event.announcement
     key = (told.run, told.round)
     same = _key(session.round) == key
-    if session.state is State.SENDING and (offer := session.offer) is not None:
+    if session.state is SessionState.SENDING and (offer := session.offer) is not None:
         # The outbox goes first; its receipt frees us, and then we ask what is current. Where the round
         # has moved on, the receipt may come at once. After the run's end nobody is there to give one.
         if told.state == "finished" and told.run == offer.run:
             done = (offer.run, offer.round)
-            idle = replace(session, state=State.IDLE, offer=None, round=None, done=done)
+            idle = replace(session, state=SessionState.IDLE, offer=None, round=None, done=done)
             return idle, [Drop(offer, "closed", "the run is over")]
         stale = key != (offer.run, offer.round) and key != _key(session.round)
         return replace(session, round=told), [MakeOffer(offer)] if stale else []
     if told.state not in OPEN_STATES:
-        return _leave(session) if session.state is not State.IDLE else (session, [])
+        return _leave(session) if session.state is not SessionState.IDLE else (session, [])
     listed = told.cohort is not None and session.node in told.cohort
     drawn = listed if event.invited is None else event.invited
-    if same and session.state is not State.IDLE:
+    if same and session.state is not SessionState.IDLE:
         # Published again as the round goes on: a list that leaves us out is no dismissal, a notice is.
         return _leave(session) if event.invited is False else (session, [])
     commands: list[Command] = []
-    if session.state is not State.IDLE:
+    if session.state is not SessionState.IDLE:
         session, commands = _leave(session)
     if not drawn or (session.done == key and not event.again):
         return session, commands
@@ -288,10 +292,10 @@ def _announced(session: Session, event: Announced, has: frozenset[Digest]) -> Ou
         return replace(session, done=key), [*commands, Decline(told, event.unfit)]
     refs = [ref for ref in (told.manifest, told.trainer, told.base, told.model) if ref is not None]
     missing = frozenset(Digest(ref.digest) for ref in refs) - has
-    session = replace(session, state=State.FETCHING, round=told, missing=missing)
+    session = replace(session, state=SessionState.FETCHING, round=told, missing=missing)
     if not missing:
-        return replace(session, state=State.TRAINING), [*commands, Train(told)]
-    fetches = {ref.digest: Fetch(ref) for ref in refs if ref.digest in missing}
+        return replace(session, state=SessionState.TRAINING), [*commands, Train(told)]
+    fetches = {ref.digest: FetchBlob(ref) for ref in refs if ref.digest in missing}
     return session, [*commands, *fetches.values()]
 
 
@@ -301,19 +305,21 @@ def _key(told: Announcement | None) -> tuple[str, int] | None:
 
 def _fetched(session: Session, digest: Digest) -> Outcome:
     told = session.round
-    if session.state is not State.FETCHING or told is None:
+    if session.state is not SessionState.FETCHING or told is None:
         return session, []
     session = replace(session, missing=session.missing - {digest})
     if session.missing:
         return session, []
-    return replace(session, state=State.TRAINING), [Train(told)]
+    return replace(session, state=SessionState.TRAINING), [Train(told)]
 
 
 def _failed(session: Session, why: str) -> Outcome:
     told = session.round
-    if session.state not in (State.FETCHING, State.TRAINING) or told is None:
+    if session.state not in (SessionState.FETCHING, SessionState.TRAINING) or told is None:
         return session, []
-    idle = replace(session, state=State.IDLE, round=None, missing=frozenset(), done=(told.run, told.round))
+    idle = replace(
+        session, state=SessionState.IDLE, round=None, missing=frozenset(), done=(told.run, told.round)
+    )
     return idle, [StopTraining(), Decline(told, why)]
 
 
@@ -324,14 +330,14 @@ def _receipted(session: Session, event: Receipted, now: float) -> Outcome:
     if event.state == "missing":
         return replace(session, heard_at=now, unanswered=0), [Send(offer, event.missing)]
     done = (offer.run, offer.round)
-    idle = replace(session, state=State.IDLE, offer=None, round=None, done=done)
+    idle = replace(session, state=SessionState.IDLE, offer=None, round=None, done=done)
     drop = Drop(offer, event.state, event.why)
     # While the round we know of is the one just answered, the next announcement comes by itself.
     return idle, [drop] if _key(session.round) == done and event.state != "closed" else [drop, AskCurrent()]
 
 
 def _tick(session: Session, now: float) -> Outcome:
-    if session.state is not State.SENDING or session.offer is None:
+    if session.state is not SessionState.SENDING or session.offer is None:
         return session, []
     pause = session.offer_idle_s * min(2**session.unanswered, OFFER_MAX_PAUSE)
     if now - session.heard_at < pause:
@@ -340,4 +346,4 @@ def _tick(session: Session, now: float) -> Outcome:
 
 
 def _leave(session: Session) -> Outcome:
-    return replace(session, state=State.IDLE, round=None, missing=frozenset()), [StopTraining()]
+    return replace(session, state=SessionState.IDLE, round=None, missing=frozenset()), [StopTraining()]

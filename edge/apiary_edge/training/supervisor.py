@@ -18,7 +18,7 @@ from apiary_edge.health.memory import address_limit
 from apiary_edge.health.readings import MB
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.training import session as table
-from apiary_edge.training.job import Told, TrainJob
+from apiary_edge.training.job import TrainingEvent, TrainJob
 from apiary_edge.training.process import Training, scratch
 from apiary_edge.transfer.outbox import Outbox
 
@@ -39,7 +39,7 @@ _CRASH_PAUSE_MAX_S: Final = 60.0
 _PROGRESS_EVERY_S: Final = 2.0
 
 
-class LocalTraining:
+class TrainingSupervisor:
     """At most one round at a time. `handle` takes what came of it: Trained or TrainingFailed."""
 
     def __init__(
@@ -142,7 +142,7 @@ class LocalTraining:
         elif self._start_at is not None and now >= self._start_at and self._rest == "none":
             self._start(self._job)
 
-    def _told(self, job: Announcement, told: Told, now: float) -> None:
+    def _told(self, job: Announcement, told: TrainingEvent, now: float) -> None:
         match told.kind:
             case "progress":
                 self._progress(job, told, now)
@@ -157,7 +157,7 @@ class LocalTraining:
             case _:
                 assert_never(told.kind)
 
-    def _trained(self, job: Announcement, told: Told) -> None:
+    def _trained(self, job: Announcement, told: TrainingEvent) -> None:
         offer = Offer.model_validate(
             {
                 "run": job.run,
@@ -191,7 +191,7 @@ class LocalTraining:
         self._job = None
         self._handle(table.TrainingFailed(why))
 
-    def _crashed(self, job: Announcement, told: Told, now: float) -> None:
+    def _crashed(self, job: Announcement, told: TrainingEvent, now: float) -> None:
         self._left_s = None
         limit = address_limit()
         if limit is not None and told.signal in OUT_OF_ADDRESSES:
@@ -247,7 +247,7 @@ class LocalTraining:
             max_memory_mb=settings.guest.max_memory_mb,
         )
 
-    def _progress(self, job: Announcement, told: Told, now: float) -> None:
+    def _progress(self, job: Announcement, told: TrainingEvent, now: float) -> None:
         self._left_s = (told.left_s, now) if told.left_s is not None else None
         if now - self._progress_at < _PROGRESS_EVERY_S:
             return

@@ -25,14 +25,14 @@ from apiary.wire.chunks import digest_of  # noqa: E402
 from apiary.wire.messages import TrainMetrics  # noqa: E402
 from apiary_edge.health.memory import address_limit  # noqa: E402
 from apiary_edge.health.readings import MB  # noqa: E402
-from apiary_edge.training.job import Told, TrainJob  # noqa: E402
+from apiary_edge.training.job import TrainingEvent, TrainJob  # noqa: E402
 from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits  # noqa: E402
 
-Tell = Callable[[Told], None]
+Tell = Callable[[TrainingEvent], None]
 
 
 def main(argv: list[str]) -> int:
-    """Run one job; 0 done, 3 declined, 6 failed. What happened is on standard output as `Told` lines."""
+    """Run one job; 0 done, 3 declined, 6 failed. Reports `TrainingEvent` lines on standard output."""
     job = TrainJob.model_validate_json(Path(argv[1]).read_bytes())
     be_first_to_go()
     guard = MemoryGuard(limits(job.reserve_mb, job.max_memory_mb), give_up)
@@ -40,13 +40,15 @@ def main(argv: list[str]) -> int:
     try:
         train(job, _print, lambda: time.monotonic() - guard.frozen_s)
     except DataError as e:
-        _print(Told(kind="declined", text=str(e)[:500]))
+        _print(TrainingEvent(kind="declined", text=str(e)[:500]))
         return e.exit_code
     except ApiaryError as e:
-        _print(Told(kind="failed", text=str(e)[:500]))
+        _print(TrainingEvent(kind="failed", text=str(e)[:500]))
         return e.exit_code
     except MemoryError:
-        _print(Told(kind="declined", text=f"this node has not enough memory for the round{_under()}"))
+        _print(
+            TrainingEvent(kind="declined", text=f"this node has not enough memory for the round{_under()}")
+        )
         return 3
     finally:
         guard.stop()
@@ -91,7 +93,7 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
         *found.messages(),
         *(f"{s.path}: left out: {s.why}" for s in data.skipped[len(found.skipped) :]),
     ]:
-        tell(Told(kind="warning", text=message[:500]))
+        tell(TrainingEvent(kind="warning", text=message[:500]))
     before = blob.decode(job.model.read_bytes(), who="the announced model").weights
     trainer = runtime.open_trainer(manifest, job.trainer, threads=job.threads)
     # A step is a millisecond; going through all that was imported, again and again, would be a tenth of it.
@@ -102,7 +104,7 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
         done = (p.epoch - 1 + p.fraction) / p.epochs
         left = round((awake() - fitting_awake) * (1 - done) / done, 1) if done > 0 else None
         tell(
-            Told(
+            TrainingEvent(
                 kind="progress", epoch=p.epoch, epochs=p.epochs, loss=p.loss, accuracy=p.accuracy, left_s=left
             )
         )
@@ -116,9 +118,13 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
 
     result = fit(trainer, manifest, job.plan, data, before, seed=seed, progress=progress, enough=enough)
     if result.epochs < job.plan.epochs:
-        tell(Told(kind="warning", text=f"out of time after {result.epochs} of {job.plan.epochs} epochs"))
+        tell(
+            TrainingEvent(
+                kind="warning", text=f"out of time after {result.epochs} of {job.plan.epochs} epochs"
+            )
+        )
     for warning in result.warnings:
-        tell(Told(kind="warning", text=warning[:500]))
+        tell(TrainingEvent(kind="warning", text=warning[:500]))
     document = encode_update(
         before,
         result.weights,
@@ -130,7 +136,7 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
     )
     write_atomic(job.out / "update.blob", document)
     tell(
-        Told(
+        TrainingEvent(
             kind="done",
             digest=digest_of(document),
             bytes=len(document),
@@ -148,7 +154,9 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
 
 def give_up(why: str) -> None:
     """End the process at once, from the guard's thread: a line this short goes into the pipe whole."""
-    os.write(1, (Told(kind="declined", text=why[:500]).model_dump_json(exclude_none=True) + "\n").encode())
+    os.write(
+        1, (TrainingEvent(kind="declined", text=why[:500]).model_dump_json(exclude_none=True) + "\n").encode()
+    )
     os._exit(DataError.exit_code)
 
 
@@ -157,7 +165,7 @@ def _under() -> str:
     return f": its address space is limited to {limit // MB} MB (RLIMIT_AS, ulimit -v)" if limit else ""
 
 
-def _print(told: Told) -> None:
+def _print(told: TrainingEvent) -> None:
     sys.stdout.write(told.model_dump_json(exclude_none=True) + "\n")
     sys.stdout.flush()
 

@@ -11,7 +11,7 @@ from apiary.bus.outlet import Outlet
 from apiary.errors import StoreError
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import BlobRef, Want
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Downloads:
             del self._owners[digest]
             raise
         self._going[digest] = download
-        self._bus.subscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
+        self._bus.subscribe(self._topics.pattern(TopicKind.CHUNK_DOWN, digest=digest))
         self._want(download, now)
 
     def chunk(self, digest: Digest, index: int, payload: bytes, now: float) -> Digest | None:
@@ -75,7 +75,7 @@ class Downloads:
         del self._going[digest], self._owners[digest]
         self._spoiled.pop(digest, None)
         self._unanswered.pop(digest, None)
-        self._bus.unsubscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
+        self._bus.unsubscribe(self._topics.pattern(TopicKind.CHUNK_DOWN, digest=digest))
         return digest
 
     def spoiled(self, digest: Digest) -> int:
@@ -108,7 +108,7 @@ class Downloads:
             if owner is not None and owners:
                 continue
             self._going.pop(digest).abandon()
-            self._bus.unsubscribe(self._topics.pattern(Kind.CHUNK_DOWN, digest=digest))
+            self._bus.unsubscribe(self._topics.pattern(TopicKind.CHUNK_DOWN, digest=digest))
             self._unanswered.pop(digest, None)
             self._spoiled.pop(digest, None)
             del self._owners[digest]

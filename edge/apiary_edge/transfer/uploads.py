@@ -11,13 +11,13 @@ from apiary.errors import StoreError
 from apiary.wire import Digest, NodeId
 from apiary.wire.chunks import Ranges
 from apiary.wire.messages import Offer
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 from apiary_edge.transfer.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
 
-class Sending:
+class UpdateUpload:
     """Feeds granted chunks to the bus, at most `window` unacknowledged at once."""
 
     def __init__(self, node: NodeId, *, bus: Bus, topics: Topics, outbox: Outbox, window: int):
@@ -36,7 +36,7 @@ class Sending:
             digest,
             offer.update.bytes,
             missing,
-            topic=lambda i: self._topics.build(Kind.CHUNK_UP, node=self._node, digest=digest, index=i),
+            topic=lambda i: self._topics.build(TopicKind.CHUNK_UP, node=self._node, digest=digest, index=i),
             read=partial(self._read, digest),
             patient=True,
         )

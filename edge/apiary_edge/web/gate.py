@@ -22,7 +22,7 @@ PAUSE_S: Final = 0.3
 COOKIE_AGE_S: Final = 30 * 86400
 
 
-class Gate:
+class OwnerGate:
     """The token's keeper. `clock` is monotonic seconds, `pause` sleeps; safe for many threads."""
 
     def __init__(self, token: str, port: int, clock: Callable[[], float], pause: Callable[[float], None]):

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import parse_qs
 
 from apiary.errors import ApiaryError, DataError
-from apiary_edge.web.gate import Gate
+from apiary_edge.web.gate import OwnerGate
 
 MAX_BODY_BYTES: Final = 64 * 2**10
 _HEADERS: Final = [
@@ -36,7 +36,7 @@ Environ = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """A response before it is sent."""
 
     status: HTTPStatus
@@ -56,11 +56,11 @@ class Problem(Exception):  # noqa: N818 - it is an answer, not a failure
 class Pages(Protocol):
     """What one site answers, once the owner is let in. Raises Problem; DataError becomes a 400."""
 
-    def get(self, path: str, query: Mapping[str, str]) -> Answer:
+    def get(self, path: str, query: Mapping[str, str]) -> Response:
         """Something to look at."""
         ...
 
-    def post(self, path: str, environ: Environ) -> Answer:
+    def post(self, path: str, environ: Environ) -> Response:
         """Something that changes or costs."""
         ...
 
@@ -74,7 +74,7 @@ class Site:
     def __init__(
         self,
         name: str,
-        gate: Gate,
+        gate: OwnerGate,
         pages: Pages,
         *,
         package: str,
@@ -109,7 +109,7 @@ class Site:
         start_response(f"{answer.status.value} {answer.status.phrase}", headers)
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else answer.body]
 
-    def _answer(self, environ: Environ) -> Answer:
+    def _answer(self, environ: Environ) -> Response:
         if not self._gate.host_is_ours(environ.get("HTTP_HOST", "")):
             raise Problem(HTTPStatus.MISDIRECTED_REQUEST, "open the page by this machine's address or name")
         method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
@@ -124,7 +124,7 @@ class Site:
             self._owner_only(environ)
         return self._pages.get(path, query)
 
-    def _post(self, path: str, environ: Environ) -> Answer:
+    def _post(self, path: str, environ: Environ) -> Response:
         # A browser sends a cookie by itself, an Authorization header never: the latter proves who asks.
         if self._has_key(path, environ):
             return self._pages.post(path, environ)
@@ -135,7 +135,7 @@ class Site:
         if path == "/api/login":
             if not self._let_in(text(json_body(environ), "token"), environ):
                 raise Problem(HTTPStatus.UNAUTHORIZED, "that is not the token")
-            return Answer(
+            return Response(
                 HTTPStatus.OK,
                 b"{}",
                 headers=(("Cache-Control", "no-store"), ("Set-Cookie", self._gate.cookie)),
@@ -143,7 +143,7 @@ class Site:
         self._owner_only(environ)
         return self._pages.post(path, environ)
 
-    def _file(self, path: str, query: Mapping[str, str], environ: Environ) -> Answer:
+    def _file(self, path: str, query: Mapping[str, str], environ: Environ) -> Response:
         """The page's own files, which hold no data; with 401 the page asks for the token."""
         body, kind = self._files[path]
         headers: tuple[tuple[str, str], ...] = (("Cache-Control", "no-store"),)
@@ -157,7 +157,7 @@ class Site:
                 status = HTTPStatus.UNAUTHORIZED
         elif path == "/" and not self._gate.cookie_is_right(environ.get("HTTP_COOKIE", "")):
             status = HTTPStatus.UNAUTHORIZED
-        return Answer(status, body, kind, headers)
+        return Response(status, body, kind, headers)
 
     def _has_key(self, path: str, environ: Environ) -> bool:
         """Whether the request names the token itself. Raises Problem for a wrong one."""
@@ -185,9 +185,9 @@ class Site:
             raise Problem(HTTPStatus.UNAUTHORIZED, "open the link with the token that the node printed")
 
 
-def as_json(value: Any, status: HTTPStatus = HTTPStatus.OK) -> Answer:
+def as_json(value: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
     """A JSON answer."""
-    return Answer(status, json.dumps(value).encode())
+    return Response(status, json.dumps(value).encode())
 
 
 def body_of(environ: Environ, max_bytes: int) -> bytes:

@@ -13,14 +13,14 @@ from tests.stand_ins.edge_impulse_api import EdgeImpulseApi
 
 from apiary.settings import Settings, load_settings
 from apiary_coordinator.publishers._job import (
-    Job,
+    PublishJob,
 )
 from apiary_coordinator.publishers.after_run import Outcome
-from apiary_coordinator.publishers.base import Watch
+from apiary_coordinator.publishers.base import PublishProgress
 
 LABELS = {"red": (250, 20, 10), "green": (0, 220, 30), "blue": (10, 20, 240)}
 HERE = "runner-linux-x86_64"
-QUIET = Watch(lambda _: None)
+QUIET = PublishProgress(lambda _: None)
 needs_sdk = pytest.mark.skipif(
     importlib.util.find_spec("edgeimpulse") is None,
     reason="the SDK is not installed: pip install 'apiary[edge-impulse]'",
@@ -49,7 +49,7 @@ def one(outcomes: tuple[Any, list[Outcome]]) -> Outcome:
     return outcome
 
 
-def job(run: Path, api: EdgeImpulseApi, tmp_path: Path, **changes: Any) -> Job:
+def job(run: Path, api: EdgeImpulseApi, tmp_path: Path, **changes: Any) -> PublishJob:
     own = {
         "model": run / "model.tflite", "sha256": sha256(run / "model.tflite"), "labels": list(LABELS),
         "device": "raspberry-pi-4", "target": HERE, "engine": "tflite", "model_type": "float32",
@@ -57,4 +57,4 @@ def job(run: Path, api: EdgeImpulseApi, tmp_path: Path, **changes: Any) -> Job:
         "api_endpoint": api.endpoint, "ingestion_endpoint": api.ingestion, "request_s": 0.6, "job_s": 900.0,
         "done": [],
     }  # fmt: skip
-    return Job.model_validate(own | changes)
+    return PublishJob.model_validate(own | changes)

@@ -23,7 +23,7 @@ from apiary import plugins
 from apiary.errors import DataError, PublishError, SettingsError, StoreError
 from apiary.settings import load_settings
 from apiary_coordinator.publishers import edge_impulse
-from apiary_coordinator.publishers._record import Record, alone, read
+from apiary_coordinator.publishers._record import PublishRecord, alone, read
 from apiary_coordinator.publishers.after_run import publish
 from apiary_coordinator.publishers.base import PACKAGE, candidate
 
@@ -165,21 +165,21 @@ def test_a_folder_that_cannot_be_written_is_said(run: Path, tmp_path: Path) -> N
 
 
 def test_steps_are_kept_for_the_same_and_forgotten_for_another(tmp_path: Path) -> None:
-    record = Record(tmp_path, "x", {"target": "a"})
+    record = PublishRecord(tmp_path, "x", {"target": "a"})
     record.step("profile", {"ram": 1})
     record.failed("no network")
     assert read(tmp_path)["x"] | {"updated": 0} == {
         "wanted": {"target": "a"}, "state": "failed", "steps": {"profile": {"ram": 1}}, "result": None,
         "error": "no network", "updated": 0,
     }  # fmt: skip
-    assert Record(tmp_path, "x", {"target": "a"}).steps == {"profile": {"ram": 1}}
-    assert Record(tmp_path, "x", {"target": "a"}, again=True).steps == {}
-    assert Record(tmp_path, "x", {"target": "b"}).steps == {}
-    other = Record(tmp_path, "y", {})
+    assert PublishRecord(tmp_path, "x", {"target": "a"}).steps == {"profile": {"ram": 1}}
+    assert PublishRecord(tmp_path, "x", {"target": "a"}, again=True).steps == {}
+    assert PublishRecord(tmp_path, "x", {"target": "b"}).steps == {}
+    other = PublishRecord(tmp_path, "y", {})
     other.done({"files": {}})
     assert set(read(tmp_path)) == {"x", "y"}
-    assert Record(tmp_path, "y", {}).result == {"files": {}}
-    assert Record(tmp_path, "x", {"target": "a"}).result is None
+    assert PublishRecord(tmp_path, "y", {}).result == {"files": {}}
+    assert PublishRecord(tmp_path, "x", {"target": "a"}).result is None
 
 
 @pytest.mark.parametrize(

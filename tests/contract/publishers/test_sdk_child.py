@@ -31,8 +31,8 @@ from apiary_coordinator.publishers._job import (
     Downloaded,
     Event,
     Failed,
-    Job,
     Profiled,
+    PublishJob,
     Uploaded,
 )
 
@@ -51,7 +51,7 @@ class Loop:
             text=True,
         )
 
-    def do(self, job: Job) -> list[Event]:
+    def do(self, job: PublishJob) -> list[Event]:
         assert self.child.stdin and self.child.stdout
         self.child.stdin.write(job.model_dump_json() + "\n")
         self.child.stdin.flush()

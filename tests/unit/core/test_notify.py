@@ -19,7 +19,7 @@ from tests.fleet.harness import FakeTraining, Fleet
 
 from apiary.bus.memory import MemoryBroker
 from apiary.notify import MAX_STATUS_CHARS, Notifier
-from apiary_edge.training.job import Told
+from apiary_edge.training.job import TrainingEvent
 
 WAIT_S = 30.0
 
@@ -184,7 +184,7 @@ class Sticking(FakeTraining):
         self.go_on.set()
         self.hangs = threading.Event()
 
-    def collect(self) -> list[Told]:
+    def collect(self) -> list[TrainingEvent]:
         if not self.go_on.is_set():
             self.hangs.set()
             self.go_on.wait(WAIT_S)

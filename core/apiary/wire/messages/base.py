@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from apiary.errors import MessageError, VersionError
 from apiary.wire import PROTOCOL
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 
 MAX_BYTES: Final = 256_000
 MAX_BLOB_BYTES: Final = 256 * 2**20
@@ -54,7 +54,7 @@ class Part(BaseModel):
 class Message(Part):
     """A control message: `encode` and `decode`, and the kind of topic it travels on."""
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[TopicKind]
     v: int = PROTOCOL
 
     def encode(self) -> bytes:

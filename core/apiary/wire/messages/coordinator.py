@@ -23,7 +23,7 @@ from apiary.wire.messages.base import (
     Unit,
 )
 from apiary.wire.messages.plan import Bounds, Plan
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 
 RoundState = Literal["open", "collecting", "aggregating", "evaluating", "closed", "failed", "finished"]
 
@@ -43,7 +43,7 @@ class Needs(Part):
 class Announcement(Message):
     """A round as it stands. `cohort` is None where the list would not be readable; then notices invite."""
 
-    kind: ClassVar[Kind] = Kind.ROUND_CURRENT
+    kind: ClassVar[TopicKind] = TopicKind.ROUND_CURRENT
     run: Name
     round: Annotated[int, Field(ge=0, le=10**6)]
     state: RoundState
@@ -69,7 +69,7 @@ class Notice(Message):
     to a node whose update had its receipt: it was damaged since, and is to be trained once more.
     """
 
-    kind: ClassVar[Kind] = Kind.NODE_NOTICE
+    kind: ClassVar[TopicKind] = TopicKind.NODE_NOTICE
     invited: bool = False
     again: bool | None = None
     announcement: Announcement | None = None
@@ -90,7 +90,7 @@ class RoundResult(Message):
     On the bus the three lists name as many nodes as are readable, the counts speak of all.
     """
 
-    kind: ClassVar[Kind] = Kind.ROUND_LAST
+    kind: ClassVar[TopicKind] = TopicKind.ROUND_LAST
     run: Name
     round: Count
     state: Literal["closed", "failed"]
@@ -141,7 +141,7 @@ class ModelManifest(Message):
     `model` are its weights; a node predicts with them by what `manifest`, `trainer` and `base` name.
     """
 
-    kind: ClassVar[Kind] = Kind.MODEL_CURRENT
+    kind: ClassVar[TopicKind] = TopicKind.MODEL_CURRENT
     run: Name
     round: Count
     model: BlobRef
@@ -156,7 +156,7 @@ class ModelManifest(Message):
 class CoordinatorStatus(Message):
     """Retained birth and last will of the coordinator. `epoch` is new at each start."""
 
-    kind: ClassVar[Kind] = Kind.COORDINATOR_STATUS
+    kind: ClassVar[TopicKind] = TopicKind.COORDINATOR_STATUS
     state: Literal["online", "offline"]
     epoch: Name
     version: Text = ""

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from apiary.wire.messages.base import Count, Message, Number, Text
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 
 Flags = Annotated[list[Text], Field(max_length=8)]
 
@@ -20,7 +20,7 @@ class NodeHealth(Message):
     groups; `service_mb` is the node's own service without its children.
     """
 
-    kind: ClassVar[Kind] = Kind.NODE_HEALTH
+    kind: ClassVar[TopicKind] = TopicKind.NODE_HEALTH
     temperature_c: Number | None = None
     throttled: Flags | None = None
     throttled_since_boot: Flags | None = None

@@ -19,7 +19,7 @@ from apiary.wire.messages.base import (
     Text,
     Unit,
 )
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 
 NodeState = Literal["init", "ready", "training", "sending", "paused", "lost"]
 
@@ -27,7 +27,7 @@ NodeState = Literal["init", "ready", "training", "sending", "paused", "lost"]
 class NodeStatus(Message):
     """Retained birth and last will of a node. `why` explains paused, lost, or a declined round."""
 
-    kind: ClassVar[Kind] = Kind.NODE_STATUS
+    kind: ClassVar[TopicKind] = TopicKind.NODE_STATUS
     state: NodeState
     why: Text | None = None
     run: Name | None = None
@@ -50,7 +50,7 @@ class NodeStatus(Message):
 class Progress(Message):
     """How far training has come; fire and forget."""
 
-    kind: ClassVar[Kind] = Kind.NODE_PROGRESS
+    kind: ClassVar[TopicKind] = TopicKind.NODE_PROGRESS
     run: Name
     round: Count
     epoch: Count
@@ -74,7 +74,7 @@ class Prediction(Message):
     `personal`: the model `model` was tuned to this node's own pictures.
     """
 
-    kind: ClassVar[Kind] = Kind.NODE_PREDICTION
+    kind: ClassVar[TopicKind] = TopicKind.NODE_PREDICTION
     label: Label | None = None
     probability: Unit
     top: Annotated[list[Likely], Field(max_length=10)] = Field(default_factory=list)
@@ -87,6 +87,6 @@ class Prediction(Message):
 class Ask(Message):
     """What is current? Answered by a notice to this node alone. `clock`: the node's, seconds since 1970."""
 
-    kind: ClassVar[Kind] = Kind.NODE_ASK
+    kind: ClassVar[TopicKind] = TopicKind.NODE_ASK
     session: Name | None = None
     clock: Count | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import BeforeValidator, Field, JsonValue, StringConstraints
 
 from apiary.wire.messages.base import Message, Name, Text
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 
 MAX_DEPTH: Final = 12
 """Lists and objects within each other."""
@@ -50,7 +50,7 @@ AnswerState = Literal["done", "refused", "working"]
 class OperatorRequest(Message):
     """What an operator asks of the coordinator. The same `id` again is the same request, not another."""
 
-    kind: ClassVar[Kind] = Kind.OPERATOR_REQUEST
+    kind: ClassVar[TopicKind] = TopicKind.OPERATOR_REQUEST
     id: Name
     op: Operation
     args: Arguments = Field(default_factory=dict)
@@ -59,7 +59,7 @@ class OperatorRequest(Message):
 class OperatorReply(Message):
     """The answer; `working` may come any number of times before `done` or `refused`, which says `why`."""
 
-    kind: ClassVar[Kind] = Kind.OPERATOR_REPLY
+    kind: ClassVar[TopicKind] = TopicKind.OPERATOR_REPLY
     id: Name
     state: AnswerState
     why: Text | None = None
@@ -69,7 +69,7 @@ class OperatorReply(Message):
 class NodeCommand(Message):
     """What the coordinator tells one node to do, and which operator asked for it."""
 
-    kind: ClassVar[Kind] = Kind.NODE_COMMAND
+    kind: ClassVar[TopicKind] = TopicKind.NODE_COMMAND
     id: Name
     op: Operation
     by: Name
@@ -79,7 +79,7 @@ class NodeCommand(Message):
 class NodeReply(Message):
     """The node's own answer to a command."""
 
-    kind: ClassVar[Kind] = Kind.NODE_REPLY
+    kind: ClassVar[TopicKind] = TopicKind.NODE_REPLY
     id: Name
     state: AnswerState
     why: Text | None = None

@@ -22,7 +22,7 @@ from apiary.wire.messages.base import (
     Text,
     Unit,
 )
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 
 MAX_CANARIES: Final = 500
 MAX_PINS: Final = 500
@@ -85,7 +85,7 @@ class ReleaseCurrent(Message):
     and none where that is None.
     """
 
-    kind: ClassVar[Kind] = Kind.RELEASE_CURRENT
+    kind: ClassVar[TopicKind] = TopicKind.RELEASE_CURRENT
     serial: Serial
     state: RolloutState
     release: Release
@@ -115,7 +115,7 @@ class NodeRelease(Message):
     `pictures` is how many held-out ones the accuracies are of: of this release, and of the one before it.
     """
 
-    kind: ClassVar[Kind] = Kind.NODE_RELEASE
+    kind: ClassVar[TopicKind] = TopicKind.NODE_RELEASE
     state: NodeReleaseState
     serial: Annotated[int, Field(ge=0, lt=2**53)] = 0
     release: Name | None = None

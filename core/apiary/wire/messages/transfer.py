@@ -7,13 +7,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from apiary.wire.messages.base import BlobRef, Count, Hex, Message, Name, Number, Part, Ranges, Text, Unit
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 
 
 class Want(Message):
     """Chunks of a blob that a node lacks."""
 
-    kind: ClassVar[Kind] = Kind.NODE_WANT
+    kind: ClassVar[TopicKind] = TopicKind.NODE_WANT
     digest: Hex
     missing: Ranges
 
@@ -31,7 +31,7 @@ class TrainMetrics(Part):
 class Offer(Message):
     """An update is ready and waits in the node's outbox. `samples` is its weight in the sum."""
 
-    kind: ClassVar[Kind] = Kind.NODE_OFFER
+    kind: ClassVar[TopicKind] = TopicKind.NODE_OFFER
     run: Name
     round: Count
     update: BlobRef
@@ -43,7 +43,7 @@ class Offer(Message):
 class Grant(Message):
     """Send these chunks of the update now."""
 
-    kind: ClassVar[Kind] = Kind.NODE_GRANT
+    kind: ClassVar[TopicKind] = TopicKind.NODE_GRANT
     digest: Hex
     missing: Ranges
 
@@ -51,7 +51,7 @@ class Grant(Message):
 class Receipt(Message):
     """What became of an update; anything but `missing` lets the node drop it."""
 
-    kind: ClassVar[Kind] = Kind.NODE_RECEIPT
+    kind: ClassVar[TopicKind] = TopicKind.NODE_RECEIPT
     digest: Hex
     state: Literal["accepted", "duplicate", "rejected", "closed", "missing"]
     run: Name

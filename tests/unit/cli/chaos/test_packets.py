@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apiary_cli.chaos.packets import Packets, Published, published, refusal
+from apiary_cli.chaos.packets import PacketStream, Published, published, refusal
 
 CONNECT_5 = bytes.fromhex("101000044d5154540502003c00000361626300")[:18]
 CONNECT_4 = bytes.fromhex("100c00044d515454040200050000")
@@ -33,7 +33,7 @@ PACKETS = [
 
 @given(st.lists(st.integers(1, 60_000), max_size=30))
 def test_packets_are_whole_however_the_bytes_come(cuts: list[int]) -> None:
-    stream, found, packets = b"".join(PACKETS), [], Packets()
+    stream, found, packets = b"".join(PACKETS), [], PacketStream()
     for cut in cuts:
         found += packets.feed(stream[:cut])
         stream = stream[cut:]
@@ -42,7 +42,7 @@ def test_packets_are_whole_however_the_bytes_come(cuts: list[int]) -> None:
 
 
 def test_what_is_no_mqtt_is_handed_on() -> None:
-    foreign = Packets()
+    foreign = PacketStream()
     assert foreign.feed(b"hello") == [b"hello"] and foreign.feed(b"\x10\x05x") == [b"\x10\x05x"]
 
 

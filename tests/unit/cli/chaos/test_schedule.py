@@ -17,7 +17,7 @@ from apiary.blobs import BlobStore
 from apiary.errors import SettingsError
 from apiary_cli.chaos import invariants, torn
 from apiary_cli.chaos.fleet import Fleet
-from apiary_cli.chaos.invariants import Record
+from apiary_cli.chaos.invariants import FinishedRun
 from apiary_cli.chaos.processes import began_of
 from apiary_cli.chaos.schedule import FINISHING, HALFWAY, KINDS, MESSAGES, Fault, chosen, draw, rounds_for
 from apiary_cli.datasets.partition import Layout
@@ -105,7 +105,7 @@ def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(given: str) ->
         chosen(given)
 
 
-def record(model: str = "a", samples: int = 5, **changes: Any) -> Record:
+def record(model: str = "a", samples: int = 5, **changes: Any) -> FinishedRun:
     counted = {"node-1": {"samples": samples}}
     round_: dict[str, Any] = {
         "round": 1,
@@ -116,7 +116,7 @@ def record(model: str = "a", samples: int = 5, **changes: Any) -> Record:
         "model": model,
         **changes,
     }
-    return Record({"model_sha256": model}, [round_], {"node": 40.0})
+    return FinishedRun({"model_sha256": model}, [round_], {"node": 40.0})
 
 
 def test_equal_records_hold() -> None:
@@ -138,21 +138,21 @@ def test_a_differing_model_is_said_with_its_round() -> None:
         (record(missing={"node-1": "no update in time"}), "no update in time"),
         (record(rejected={"node-1": "bad"}), "bad"),
         (record(state="failed"), "failed"),
-        (Record({"model_sha256": "a"}, [], {}), "0 rounds, undisturbed 1"),
+        (FinishedRun({"model_sha256": "a"}, [], {}), "0 rounds, undisturbed 1"),
     ],
 )
-def test_what_was_not_counted_as_undisturbed_is_said(storm: Record, seen: str) -> None:
+def test_what_was_not_counted_as_undisturbed_is_said(storm: FinishedRun, seen: str) -> None:
     verdict = invariants.counted_once(record(), storm)
     assert not verdict.holds
     assert seen in verdict.seen
 
 
 def test_memory_far_above_the_undisturbed_one_is_said() -> None:
-    storm = Record({}, [], {"node": 200.0})
+    storm = FinishedRun({}, [], {"node": 200.0})
     assert not invariants.memory_bounded(record(), storm).holds
     # A child's bound is its own: the undisturbed run may have ended before one was seen.
     for mb, holds in ((invariants.CHILD_MB, True), (invariants.CHILD_MB + 1, False)):
-        storm = Record({}, [], {invariants.CHILD: mb})
+        storm = FinishedRun({}, [], {invariants.CHILD: mb})
         assert invariants.memory_bounded(record(), storm).holds is holds
 
 

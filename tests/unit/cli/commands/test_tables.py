@@ -12,7 +12,7 @@ import pytest
 from apiary.errors import DataError, SettingsError
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeHealth, NodeRelease, NodeStatus
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_cli import main
 from apiary_cli.commands import node, nodes, rounds, run, status
 from apiary_cli.terminal.columns import columns, duration, share
@@ -47,17 +47,17 @@ def test_shares() -> None:
 
 def fleet() -> list[dict[str, Any]]:
     view = RunView()
-    said: list[tuple[Kind, str, Any]] = [
+    said: list[tuple[TopicKind, str, Any]] = [
         (
-            Kind.NODE_STATUS,
+            TopicKind.NODE_STATUS,
             "b",
             NodeStatus(state="ready", samples=50, tags={"site": "north"}, model="round 3"),
         ),
-        (Kind.NODE_HEALTH, "b", NodeHealth(temperature_c=71.4)),
-        (Kind.NODE_RELEASE, "b", NodeRelease(state="healthy", current="hats-2")),
-        (Kind.NODE_STATUS, "a", NodeStatus(state="paused", why="too hot", samples=7)),
-        (Kind.NODE_STATUS, "c", NodeStatus(state="lost", why="connection lost")),
-        (Kind.NODE_HEALTH, "d", NodeHealth(temperature_c=80.0)),
+        (TopicKind.NODE_HEALTH, "b", NodeHealth(temperature_c=71.4)),
+        (TopicKind.NODE_RELEASE, "b", NodeRelease(state="healthy", current="hats-2")),
+        (TopicKind.NODE_STATUS, "a", NodeStatus(state="paused", why="too hot", samples=7)),
+        (TopicKind.NODE_STATUS, "c", NodeStatus(state="lost", why="connection lost")),
+        (TopicKind.NODE_HEALTH, "d", NodeHealth(temperature_c=80.0)),
     ]
     for kind, name, message in said:
         view.take(kind, NodeId(name), message)

@@ -15,8 +15,8 @@ from apiary.learn.manifest import INPUT, PictureInput
 from apiary.settings import load_settings
 from apiary_cli.commands import predict
 from apiary_coordinator.publishers import directory, edge_impulse
-from apiary_coordinator.publishers._record import Record
-from apiary_coordinator.publishers.base import Watch, candidate
+from apiary_coordinator.publishers._record import PublishRecord
+from apiary_coordinator.publishers.base import PublishProgress, candidate
 
 
 @pytest.fixture
@@ -74,9 +74,9 @@ def test_a_torn_or_foreign_input_file_is_said(run: Path) -> None:
 
 def test_it_is_published_as_files_and_not_to_edge_impulse(run: Path, tmp_path: Path) -> None:
     settings = load_settings(None, {"publish.directory": tmp_path / "out"}).settings
-    chosen, quiet = candidate(run, "float32"), Watch(lambda _: None)
+    chosen, quiet = candidate(run, "float32"), PublishProgress(lambda _: None)
     with pytest.raises(PublishError, match="reads texts"):
-        edge_impulse.publish(chosen, settings, Record(run, "edge_impulse", {}), quiet)
-    directory.publish(chosen, settings, Record(run, "directory", {}), quiet)
+        edge_impulse.publish(chosen, settings, PublishRecord(run, "edge_impulse", {}), quiet)
+    directory.publish(chosen, settings, PublishRecord(run, "directory", {}), quiet)
     manifest = json.loads((tmp_path / "out" / "names" / "manifest.json").read_text())
     assert manifest["input"]["letters"].startswith("abc")

@@ -20,12 +20,12 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 
 from apiary.errors import SettingsError
 from apiary.files import stamp
-from apiary.identity.authority import Use
+from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.main import main
-from apiary_cli.pki.desk import MAX_ADDRESSES, PER_ADDRESS, PER_ADDRESS_S, Desk, Guard, Refusal
 from apiary_cli.pki.device import Device
+from apiary_cli.pki.enrolment import MAX_ADDRESSES, PER_ADDRESS, PER_ADDRESS_S, Enrolment, Guard, Refusal
 from apiary_cli.pki.folder import CaFolder
 from apiary_cli.pki.serve import Service, make_service, show_certificate
 from apiary_cli.pki.tokens import MAX_USES, Tokens, seconds
@@ -215,7 +215,7 @@ def test_a_clock_in_the_wrong_year_issues_nothing(pki: Pki, tmp_path: Path, year
     wrong = datetime(year, 1, 1, tzinfo=UTC).timestamp()
     ca = CaFolder(tmp_path / "pki", wall=lambda: wrong)
     with pytest.raises(SettingsError, match=f"clock says {year}-01-01 00:00, and the authority holds from"):
-        ca.issue(PI, [(Use.CLIENT, generate_private_key(SECP256R1()).public_key())], 365)
+        ca.issue(PI, [(KeyUse.CLIENT, generate_private_key(SECP256R1()).public_key())], 365)
     assert [i.name for i in ca.issued()] == ["pki"]
 
 
@@ -388,12 +388,12 @@ def test_a_server_renews_by_the_signature_of_its_key(pki: Pki, service: str, tmp
     assert "needs the certificate in use" in pki(*renew, "--force", code=5)
     # A device's certificate opens connections, and is to be used for that.
     pki("enrol", "pi-08", "--dir", "d")
-    device = Device(tmp_path / "d", (Use.CLIENT, Use.SIGNING))
+    device = Device(tmp_path / "d", (KeyUse.CLIENT, KeyUse.SIGNING))
     request = device.request("pi-08", renew=True)
-    proof = base64.b64encode(device.proof(Use.CLIENT, request)).decode()
+    proof = base64.b64encode(device.proof(KeyUse.CLIENT, request)).decode()
     shown = (tmp_path / "d/tls/cert.pem").read_text()
     body = {"request": request.decode(), "certificate": shown, "proof": proof}
-    desk = Desk(CaFolder(tmp_path / "pki"), Settings())
+    desk = Enrolment(CaFolder(tmp_path / "pki"), Settings())
     with pytest.raises(Refusal, match="needs the certificate in use"):
         desk.renew(body, None)
 

@@ -31,7 +31,7 @@ from apiary.wire.messages import (
     Receipt,
     TrainMetrics,
 )
-from apiary.wire.topics import Kind
+from apiary.wire.topics import TopicKind
 from apiary_cli.terminal.edge_status import duration, render, show
 from apiary_edge.owner.board import MAX_LAST, Board
 from apiary_edge.owner.status_file import StatusFile, find, runtime_folder
@@ -182,10 +182,10 @@ def test_a_state_is_told_at_once_and_a_figure_in_time(settings: Settings) -> Non
         file.tick(clock.now)
         return read()
 
-    file.tap(Kind.NODE_STATUS, None, TRAINING)
+    file.tap(TopicKind.NODE_STATUS, None, TRAINING)
     assert after(0.5)["state"] == "init"
     assert after(0.6)["state"] == "training"
-    file.tap(Kind.NODE_HEALTH, None, NodeHealth(load=1.0))
+    file.tap(TopicKind.NODE_HEALTH, None, NodeHealth(load=1.0))
     assert after(5.0)["health"] is None
     assert after(5.1)["health"] == {"load": 1.0}
     at = read()["at_s"]
@@ -266,7 +266,7 @@ def test_the_screen_of_a_node_in_the_middle_of_a_round(
             uptime_s=86_400, throttled=["under-voltage"], throttled_since_boot=["under-voltage", "throttled"],
         ),
     ):  # fmt: skip
-        file.tap(Kind.NODE_STATUS, None, message)
+        file.tap(TopicKind.NODE_STATUS, None, message)
     file.connected()
     clock.now += 2
     file.tick(clock.now)

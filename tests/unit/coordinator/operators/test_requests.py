@@ -14,9 +14,9 @@ from apiary.bus.outlet import Outlet
 from apiary.errors import MessageError, StoreError
 from apiary.wire import NodeId
 from apiary.wire.messages import MAX_BYTES, OperatorReply, OperatorRequest
-from apiary.wire.topics import Kind, Topic, Topics
+from apiary.wire.topics import Topic, TopicKind, Topics
 from apiary_coordinator.operators import requests
-from apiary_coordinator.operators.requests import Arguments, Call, Operators
+from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
 
 ANNA = NodeId("anna")
 
@@ -27,22 +27,22 @@ class Two(Arguments):
 
 
 class Desk:
-    """An `Operators` with what it said."""
+    """An `OperatorRequests` with what it said."""
 
     def __init__(self) -> None:
         self.said: list[tuple[str | None, OperatorReply]] = []
         self.calls: list[tuple[Call, Two]] = []
         broker = MemoryBroker(seed=1)
         outlet = Outlet(broker.bus("coordinator", None), Topics(), self._tap)
-        self.operators = Operators(outlet, lambda: 10.0)
+        self.operators = OperatorRequests(outlet, lambda: 10.0)
         self.operators.register("run.two", Two, lambda call, args: self.calls.append((call, args)))
 
-    def _tap(self, kind: Kind, node: NodeId | None, message: Any) -> None:
+    def _tap(self, kind: TopicKind, node: NodeId | None, message: Any) -> None:
         self.said.append((node, message))
 
     def ask(self, id_: str, op: str = "run.two", *, by: NodeId = ANNA, **args: Any) -> None:
         request = OperatorRequest(id=id_, op=op, args=args)
-        self.operators.received(Topic(Kind.OPERATOR_REQUEST, node=by), Received("", request.encode()))
+        self.operators.received(Topic(TopicKind.OPERATOR_REQUEST, node=by), Received("", request.encode()))
 
     @property
     def last(self) -> OperatorReply:
@@ -127,7 +127,7 @@ def test_a_handler_that_fails_is_an_answer(desk: Desk, error: Exception, why: st
 def test_what_is_no_request_is_the_peers_fault(desk: Desk) -> None:
     with pytest.raises(MessageError, match="operator anna: operatorrequest: op is "):
         payload = json.dumps({"v": 1, "id": "1", "op": "rm -rf"}).encode()
-        desk.operators.received(Topic(Kind.OPERATOR_REQUEST, node=ANNA), Received("", payload))
+        desk.operators.received(Topic(TopicKind.OPERATOR_REQUEST, node=ANNA), Received("", payload))
 
 
 def test_an_answer_that_is_too_large_for_a_message_is_refused(desk: Desk) -> None:

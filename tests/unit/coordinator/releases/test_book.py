@@ -17,11 +17,11 @@ from tests.unit.edge.transfer.test_power_cuts import every_cut
 from apiary.errors import SignatureRefused, StoreError
 from apiary.identity.release_key import PinnedKey, load_or_make, public_text, seal
 from apiary_cli.commands.release import render
-from apiary_coordinator.releases.ledger import MAX_HISTORY, MAX_RELEASES, Book, Ledger, Noted
+from apiary_coordinator.releases.ledger import MAX_HISTORY, MAX_RELEASES, Book, HistoryLine, Ledger
 from apiary_coordinator.releases.operations import told_of
 from apiary_coordinator.releases.rollout_events import Pins
 
-NOTE = Noted(12.5, "it begins")
+NOTE = HistoryLine(12.5, "it begins")
 
 
 def book(**more: Any) -> Book:
@@ -65,7 +65,7 @@ def test_the_book_is_bounded_and_what_is_in_use_stays() -> None:
     kept = book()
     for i in range(MAX_RELEASES + 5):
         rollout = replace(begun(), release=release(f"r{i}"), pins=kept.pins)
-        kept = kept.with_rollout(rollout, Noted(float(i), "x"))
+        kept = kept.with_rollout(rollout, HistoryLine(float(i), "x"))
     assert len(kept.entries) == MAX_RELEASES and len(kept.history) == MAX_HISTORY
     assert {"one", "two", f"r{MAX_RELEASES + 4}"} <= set(kept.entries)
 

@@ -12,10 +12,10 @@ from apiary.wire.messages.releases import place
 from apiary_coordinator.releases import rollout as table
 from apiary_coordinator.releases import rollout_events as words
 from apiary_coordinator.releases.rollout import Rollout
-from apiary_coordinator.releases.rollout_events import Member, Pins, Policy
+from apiary_coordinator.releases.rollout_events import Member, Pins, RolloutPolicy
 
 NODES = [f"pi-{i}" for i in range(10)]
-POLICY = Policy(waves=(0.2, 0.5, 1.0), wave_s=100.0, soak_s=10.0)
+POLICY = RolloutPolicy(waves=(0.2, 0.5, 1.0), wave_s=100.0, soak_s=10.0)
 
 
 def release(name: str = "two", **more: Any) -> Release:
@@ -38,7 +38,7 @@ def fleet(nodes: list[str] = NODES) -> dict[str, Member]:
     return {n: Member(here=True) for n in nodes}
 
 
-def begun(policy: Policy = POLICY, nodes: list[str] = NODES, **more: Any) -> Rollout:
+def begun(policy: RolloutPolicy = POLICY, nodes: list[str] = NODES, **more: Any) -> Rollout:
     rollout, commands = table.begin(release(), ONE, policy, 0.0, fleet=fleet(nodes), **more)
     assert len(commands) == 1
     return rollout
@@ -71,7 +71,7 @@ def reported(rollout: Rollout, nodes: Any, state: str = "healthy", **more: Any) 
 
 
 def ticked(rollout: Rollout, now: float) -> tuple[Rollout, list[str]]:
-    rollout, commands = table.handle(rollout, words.Tick(), now)
+    rollout, commands = table.handle(rollout, words.RolloutTick(), now)
     return rollout, [c.note for c in commands]
 
 
@@ -236,21 +236,21 @@ def test_a_fleet_that_is_off_is_waited_for() -> None:
 
 def test_operators_pause_resume_and_abort() -> None:
     rollout = begun()
-    rollout, commands = table.handle(rollout, words.Pause(), 0.0)
+    rollout, commands = table.handle(rollout, words.PauseRollout(), 0.0)
     assert rollout.state == "paused" and len(commands) == 1
     rollout = reported(rollout, rollout.members)
     assert ticked(rollout, 500.0)[1] == [], "a paused wave neither goes on nor runs out of time"
-    assert table.handle(rollout, words.Pause(), 0.0) == (rollout, [])
-    rollout, _ = table.handle(rollout, words.Resume(), 500.0)
+    assert table.handle(rollout, words.PauseRollout(), 0.0) == (rollout, [])
+    rollout, _ = table.handle(rollout, words.ResumeRollout(), 500.0)
     rollout, _ = ticked(rollout, 500.0)
     rollout, notes = ticked(rollout, 510.0)
     assert rollout.wave == 1 and len(notes) == 1
-    rollout, commands = table.handle(rollout, words.Abort(), 511.0)
+    rollout, commands = table.handle(rollout, words.AbortRollout(), 511.0)
     assert rollout.state == "aborted" and holders(rollout) == set() and len(commands) == 1
 
 
 def test_failures_halt_a_paused_rollout_too() -> None:
-    rollout, _ = table.handle(begun(), words.Pause(), 0.0)
+    rollout, _ = table.handle(begun(), words.PauseRollout(), 0.0)
     rollout = reported(rollout, rollout.members, "failed")
     assert ticked(rollout, 1.0)[0].state == "halted"
 
@@ -258,12 +258,12 @@ def test_failures_halt_a_paused_rollout_too() -> None:
 def test_a_halted_release_that_is_resumed_is_another_attempt_from_the_first_wave() -> None:
     rollout = reported(begun(), begun().members, "failed")
     rollout, _ = ticked(rollout, 1.0)
-    rollout, _ = table.handle(rollout, words.Resume(), 2.0)
+    rollout, _ = table.handle(rollout, words.ResumeRollout(), 2.0)
     assert (rollout.state, rollout.wave, rollout.release.attempt) == ("rolling", 0, 2)
     assert ticked(rollout, 3.0)[0].state == "rolling", "what failed was the attempt before"
 
 
-@pytest.mark.parametrize("event", [words.Pause(), words.Resume(), words.Abort()])
+@pytest.mark.parametrize("event", [words.PauseRollout(), words.ResumeRollout(), words.AbortRollout()])
 def test_what_is_out_is_out(event: words.Event) -> None:
     done = replace(begun(), state="done", share=1.0)
     assert table.handle(done, event, 0.0) == (done, [])

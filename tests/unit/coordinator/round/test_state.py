@@ -12,7 +12,6 @@ from apiary.wire import NodeId
 from apiary.wire.messages import Contributor
 from apiary_coordinator.round.state import (
     Abandoned,
-    Accepted,
     Aggregate,
     Aggregated,
     Announce,
@@ -27,9 +26,10 @@ from apiary_coordinator.round.state import (
     Joined,
     Left,
     Phase,
-    Rejected,
     Round,
-    Tick,
+    RoundTick,
+    UpdateAccepted,
+    UpdateRejected,
     handle,
 )
 
@@ -52,9 +52,9 @@ def accepted(*nodes: NodeId) -> Mapping[NodeId, Contributor]:
 
 
 def test_the_first_update_opens_collecting_and_only_the_first_is_announced() -> None:
-    round_, commands = after(BASE, Accepted(A, GOOD))
+    round_, commands = after(BASE, UpdateAccepted(A, GOOD))
     assert (round_.phase, commands) == (Phase.COLLECTING, [Announce()])
-    round_, commands = after(round_, Accepted(B, GOOD))
+    round_, commands = after(round_, UpdateAccepted(B, GOOD))
     assert (round_.phase, commands) == (Phase.COLLECTING, [])
     assert dict(round_.accepted) == accepted(A, B)
 
@@ -69,7 +69,7 @@ def test_a_round_that_collects_can_be_given_up_and_one_that_aggregates_cannot() 
 
 
 def test_a_node_that_gave_up_can_be_asked_again_and_one_that_was_counted_or_refused_cannot() -> None:
-    round_, _ = after(BASE, Left(A, "too hot", final=True), Accepted(B, GOOD), Rejected(C, "bad"))
+    round_, _ = after(BASE, Left(A, "too hot", final=True), UpdateAccepted(B, GOOD), UpdateRejected(C, "bad"))
     again, commands = after(round_, AskedAgain(A))
     assert commands == [Invite(A)] and again.awaits(A) and again.welcomes(A)
     for node in (B, C, D):
@@ -77,24 +77,26 @@ def test_a_node_that_gave_up_can_be_asked_again_and_one_that_was_counted_or_refu
 
 
 def test_the_goal_ends_collecting() -> None:
-    round_, commands = after(BASE, Accepted(A, GOOD), Accepted(B, GOOD), Accepted(C, GOOD))
+    round_, commands = after(BASE, UpdateAccepted(A, GOOD), UpdateAccepted(B, GOOD), UpdateAccepted(C, GOOD))
     assert round_.phase is Phase.AGGREGATING
     assert commands == [Announce(), Announce(), Aggregate()]
 
 
 def test_a_goal_of_one_announces_once_not_twice() -> None:
-    round_, commands = after(replace(BASE, goal=1), Accepted(A, GOOD))
+    round_, commands = after(replace(BASE, goal=1), UpdateAccepted(A, GOOD))
     assert (round_.phase, commands) == (Phase.AGGREGATING, [Announce(), Aggregate()])
 
 
-@pytest.mark.parametrize("event", [Accepted(A, GOOD), Accepted(D, GOOD)], ids=["twice", "not of the cohort"])
+@pytest.mark.parametrize(
+    "event", [UpdateAccepted(A, GOOD), UpdateAccepted(D, GOOD)], ids=["twice", "not of the cohort"]
+)
 def test_updates_that_do_not_count_change_nothing(event: Event) -> None:
-    before, _ = after(BASE, Accepted(A, GOOD))
+    before, _ = after(BASE, UpdateAccepted(A, GOOD))
     assert after(before, event) == (before, [])
 
 
 def test_a_rejected_node_is_replaced_from_the_reserve_in_order() -> None:
-    round_, commands = after(BASE, Rejected(A, "NaN"))
+    round_, commands = after(BASE, UpdateRejected(A, "NaN"))
     assert commands == [Invite(D)]
     assert (round_.cohort, round_.reserve) == ((A, B, C, D), (E,))
     assert dict(round_.rejected) == {A: "NaN"}
@@ -102,25 +104,29 @@ def test_a_rejected_node_is_replaced_from_the_reserve_in_order() -> None:
 
 
 def test_a_rejected_node_is_not_asked_or_counted_again() -> None:
-    round_, _ = after(BASE, Rejected(A, "NaN"))
-    assert after(round_, Rejected(A, "NaN"), Left(A, "went", final=True), Joined(A)) == (round_, [])
+    round_, _ = after(BASE, UpdateRejected(A, "NaN"))
+    assert after(round_, UpdateRejected(A, "NaN"), Left(A, "went", final=True), Joined(A)) == (round_, [])
 
 
 def test_no_replacement_while_the_over_selected_cohort_suffices() -> None:
-    round_, commands = after(replace(BASE, goal=2), Rejected(A, "NaN"))
+    round_, commands = after(replace(BASE, goal=2), UpdateRejected(A, "NaN"))
     assert (round_.reserve, commands) == ((D, E), [])
 
 
 def test_all_heard_ends_the_round_with_a_quorum() -> None:
     none_left = replace(BASE, reserve=())
-    round_, commands = after(none_left, Accepted(A, GOOD), Accepted(B, GOOD), Rejected(C, "NaN"))
+    round_, commands = after(
+        none_left, UpdateAccepted(A, GOOD), UpdateAccepted(B, GOOD), UpdateRejected(C, "NaN")
+    )
     assert round_.phase is Phase.AGGREGATING
     assert commands[-1] == Aggregate()
 
 
 def test_all_heard_below_the_quorum_fails_with_the_numbers() -> None:
     none_left = replace(BASE, reserve=())
-    round_, commands = after(none_left, Accepted(A, GOOD), Rejected(B, "NaN"), Left(C, "too hot", final=True))
+    round_, commands = after(
+        none_left, UpdateAccepted(A, GOOD), UpdateRejected(B, "NaN"), Left(C, "too hot", final=True)
+    )
     assert round_.phase is Phase.FAILED
     assert commands[-1] == Fail("1 of 3 nodes sent a good update, the quorum is 2")
 
@@ -148,14 +154,14 @@ def test_a_second_loss_does_not_prolong_the_grace() -> None:
 @pytest.mark.parametrize(("now", "commands"), [(24.9, []), (25.0, [Invite(D)])])
 def test_the_grace_ends_on_time(now: float, commands: list[Command]) -> None:
     round_, _ = after(BASE, Left(B, "lost", final=False), now=5.0)
-    round_, got = after(round_, Tick(), now=now)
+    round_, got = after(round_, RoundTick(), now=now)
     assert got == commands
     assert (B in round_.gone) == bool(commands)
 
 
 def test_several_graces_may_end_in_one_tick() -> None:
     round_, _ = after(BASE, Left(A, "lost", final=False), Left(B, "lost", final=False), now=0.0)
-    round_, commands = after(round_, Tick(), now=30.0)
+    round_, commands = after(round_, RoundTick(), now=30.0)
     assert commands == [Invite(D), Invite(E)]
     assert round_.awaited == [C, D, E]
 
@@ -163,7 +169,7 @@ def test_several_graces_may_end_in_one_tick() -> None:
 def test_who_comes_back_after_the_grace_joins_again_where_a_place_is_free() -> None:
     alone = replace(BASE, reserve=())
     round_, _ = after(alone, Left(A, "too hot", final=False))
-    round_, commands = handle(round_, Tick(), 30.0)
+    round_, commands = handle(round_, RoundTick(), 30.0)
     assert (dict(round_.gone), round_.away, commands) == ({A: "too hot"}, {A}, [])
     assert round_.welcomes(A) and not round_.awaits(A)
     round_, commands = handle(round_, Joined(A), 40.0)
@@ -173,11 +179,11 @@ def test_who_comes_back_after_the_grace_joins_again_where_a_place_is_free() -> N
 
 def test_who_comes_back_to_a_place_that_was_given_away_waits_and_may_still_count() -> None:
     round_, _ = after(BASE, Left(A, "too hot", final=False))
-    round_, commands = handle(round_, Tick(), 30.0)
+    round_, commands = handle(round_, RoundTick(), 30.0)
     assert commands == [Invite(D)]
     assert handle(round_, Joined(A), 40.0) == (round_, [])
     assert round_.welcomes(A)
-    round_, _ = handle(round_, Accepted(A, GOOD), 50.0)
+    round_, _ = handle(round_, UpdateAccepted(A, GOOD), 50.0)
     assert A in round_.accepted and A not in round_.gone and not round_.away
 
 
@@ -189,27 +195,29 @@ def test_who_declined_does_not_join_again() -> None:
 
 def test_nobody_is_welcome_once_collecting_is_over() -> None:
     round_, _ = after(replace(BASE, reserve=()), Left(A, "too hot", final=False))
-    round_, _ = handle(round_, Tick(), 30.0)
+    round_, _ = handle(round_, RoundTick(), 30.0)
     assert not replace(round_, phase=Phase.AGGREGATING).welcomes(A)
 
 
 def test_the_grace_of_the_last_one_may_end_the_round() -> None:
     none_left = replace(BASE, reserve=())
-    round_, _ = after(none_left, Accepted(A, GOOD), Accepted(B, GOOD), Left(C, "lost", final=False))
-    round_, commands = after(round_, Tick(), now=99.0)
+    round_, _ = after(
+        none_left, UpdateAccepted(A, GOOD), UpdateAccepted(B, GOOD), Left(C, "lost", final=False)
+    )
+    round_, commands = after(round_, RoundTick(), now=99.0)
     assert (round_.phase, commands) == (Phase.AGGREGATING, [Announce(), Aggregate()])
 
 
 def test_an_update_of_a_node_given_up_still_counts_and_is_not_called_missing() -> None:
-    round_, _ = after(BASE, Left(B, "lost", final=True), Accepted(B, GOOD))
+    round_, _ = after(BASE, Left(B, "lost", final=True), UpdateAccepted(B, GOOD))
     assert B in round_.accepted
     assert B not in round_.missing
 
 
 def test_an_update_ends_the_grace() -> None:
-    round_, _ = after(BASE, Left(B, "lost", final=False), Accepted(B, GOOD))
+    round_, _ = after(BASE, Left(B, "lost", final=False), UpdateAccepted(B, GOOD))
     assert dict(round_.lost) == {}
-    assert after(round_, Tick(), now=99.0)[0].gone == {}
+    assert after(round_, RoundTick(), now=99.0)[0].gone == {}
 
 
 def test_a_newcomer_fills_a_free_place_only() -> None:
@@ -237,7 +245,7 @@ def test_a_newcomer_from_the_reserve_leaves_it() -> None:
     ],
 )
 def test_the_deadline_and_the_quorum(now: float, counted: tuple[NodeId, ...], phase: Phase) -> None:
-    round_, commands = after(replace(BASE, accepted=accepted(*counted)), Tick(), now=now)
+    round_, commands = after(replace(BASE, accepted=accepted(*counted)), RoundTick(), now=now)
     assert round_.phase is phase
     if phase is Phase.AGGREGATING:
         assert commands == [Announce(), Aggregate()]
@@ -246,7 +254,9 @@ def test_the_deadline_and_the_quorum(now: float, counted: tuple[NodeId, ...], ph
 
 
 def test_who_is_missing_at_the_end_and_why() -> None:
-    round_, _ = after(BASE, Accepted(A, GOOD), Left(B, "too hot", final=True), Left(C, "lost", final=False))
+    round_, _ = after(
+        BASE, UpdateAccepted(A, GOOD), Left(B, "too hot", final=True), Left(C, "lost", final=False)
+    )
     assert round_.missing == {B: "too hot", C: "lost", D: "no update in time"}
 
 
@@ -259,12 +269,12 @@ def test_the_way_to_closed() -> None:
 
 
 EVENTS: list[Any] = [
-    Accepted(A, GOOD),
-    Rejected(A, "NaN"),
+    UpdateAccepted(A, GOOD),
+    UpdateRejected(A, "NaN"),
     Left(A, "lost", final=False),
     Left(A, "lost", final=True),
     Joined(NodeId("z")),
-    Tick(),
+    RoundTick(),
     Aggregated(),
     Evaluated(),
 ]

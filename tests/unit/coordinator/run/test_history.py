@@ -13,7 +13,7 @@ import pytest
 from apiary.errors import DataError, StoreError
 from apiary.settings import Settings
 from apiary_coordinator.report.history_file import NAME, HistoryFile, read_history
-from apiary_coordinator.run.history import Record
+from apiary_coordinator.run.history import RunHistory
 
 
 def entry(number: int, accuracy: float) -> dict[str, Any]:
@@ -29,11 +29,11 @@ def entry(number: int, accuracy: float) -> dict[str, Any]:
     }
 
 
-def record(folder: Path, *rounds: dict[str, Any]) -> Record:
+def record(folder: Path, *rounds: dict[str, Any]) -> RunHistory:
     """A record of these rounds, which the journal has; what is added later is journaled first."""
     settings = Settings.model_validate({"coordinator": {"runs_dir": folder}})
     journaled = list(rounds)
-    made = Record("run", 1.0, settings, lambda: iter(journaled))
+    made = RunHistory("run", 1.0, settings, lambda: iter(journaled))
     made.labels, made.initial = ("a", "b"), {"accuracy": 0.5, "loss": 0.7}
     made.take_up()
     add = made.add

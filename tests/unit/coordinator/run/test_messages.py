@@ -8,12 +8,12 @@ import pytest
 
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import READABLE_BYTES, SEAL_BYTES, Announcement, BlobRef, Bounds, Needs, Plan
-from apiary_coordinator.model.builder import Artefacts
+from apiary_coordinator.model.builder import ExportedModel
 from apiary_coordinator.round.state import Phase, Round
 from apiary_coordinator.run.messages import REPEATED_BYTES, opened
 
 REF = BlobRef(digest=Digest("ab" * 32), bytes=840_000)
-ARTEFACTS = Artefacts(labels=("a", "b"), manifest=REF, trainer=REF, base=None, initial=REF)
+ARTEFACTS = ExportedModel(labels=("a", "b"), manifest=REF, trainer=REF, base=None, initial=REF)
 
 
 def announced(nodes: int, phase: Phase) -> Announcement:

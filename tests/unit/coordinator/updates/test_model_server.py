@@ -14,7 +14,7 @@ from apiary.wire import Digest, NodeId
 from apiary.wire.chunks import CHUNK_BYTES, digest_of, encode, span
 from apiary.wire.messages import BlobRef, Want
 from apiary.wire.topics import Topics
-from apiary_coordinator.updates.model_server import FEW, GATHER_AT_MOST, LULL, Downlink
+from apiary_coordinator.updates.model_server import FEW, GATHER_AT_MOST, LULL, ModelServer
 from apiary_edge.transfer.downloads import GAPS, MAX_PAUSE, Downloads
 
 TOPICS = Topics()
@@ -100,15 +100,15 @@ def test_slow_link_is_not_asked_for_what_is_on_its_way(tmp_path: Path) -> None:
     assert downloads.chunk(DIGEST, 3, chunk(3), 61.0) == DIGEST
 
 
-def downlink(folder: Path, expected: int) -> tuple[Downlink, ChunkFlow]:
+def downlink(folder: Path, expected: int) -> tuple[ModelServer, ChunkFlow]:
     blobs, flow = BlobStore(folder), ChunkFlow()
     blobs.put(BLOB)
-    down = Downlink(TOPICS, blobs, flow, gather_s=0.1)
+    down = ModelServer(TOPICS, blobs, flow, gather_s=0.1)
     down.serve([BlobRef(digest=DIGEST, bytes=len(BLOB))], expected)
     return down, flow
 
 
-def want(down: Downlink, number: int, now: float) -> None:
+def want(down: ModelServer, number: int, now: float) -> None:
     down.want(NodeId(f"pi-{number}"), Want(digest=DIGEST, missing=[(0, 4)]), now)
 
 

@@ -11,7 +11,7 @@ from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
 from apiary.wire.chunks import digest_of
 from apiary.wire.messages import BlobRef, Bounds, Offer, TrainMetrics
-from apiary_coordinator.updates.screening import Rejected, screen_offer, screen_update
+from apiary_coordinator.updates.screening import Rejection, screen_offer, screen_update
 
 SHAPES = {"dense/kernel": (4, 3), "dense/bias": (3,)}
 BOUNDS = Bounds(max_abs=2.0, max_norm=3.0, max_samples=100, max_bytes=10_000)
@@ -121,7 +121,7 @@ def test_a_nan_anywhere_is_found(at: int) -> None:
     big[at] = np.nan
     doc = document(Weights({"w": big}))
     found = screen_update(doc, offer(), NODE, BOUNDS, {"w": (70_001,)})
-    assert found == Rejected("node pi-07: tensor 'w' holds a number that is not finite")
+    assert found == Rejection("node pi-07: tensor 'w' holds a number that is not finite")
 
 
 @pytest.mark.parametrize(("value", "good"), [(2.0, True), (-2.0, True), (2.001, False), (-2.001, False)])

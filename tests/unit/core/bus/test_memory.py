@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from apiary.bus.bus import Connected, Disconnected, Limits, Received, Refused, Will
-from apiary.bus.memory import QUEUE_LIMIT, RETRY_S, Fault, MemoryBroker, MemoryBus
+from apiary.bus.bus import BrokerLimits, Connected, Disconnected, PublishRefused, Received, Will
+from apiary.bus.memory import QUEUE_LIMIT, RETRY_S, LinkFault, MemoryBroker, MemoryBus
 from apiary.bus.patterns import matches
 from apiary.errors import BrokerRefused, BrokerUnreachable
 
@@ -30,7 +30,7 @@ def send(bus: MemoryBus, count: int, topic: str = "t") -> None:
 
 
 def test_drop_takes_just_what_it_names_and_the_sender_learns_nothing() -> None:
-    broker = MemoryBroker(faults=[Fault("drop", "t", skip=2, times=1)])
+    broker = MemoryBroker(faults=[LinkFault("drop", "t", skip=2, times=1)])
     sender, receiver = pair(broker)
     send(sender, 5)
     sender.poll(0)
@@ -40,7 +40,7 @@ def test_drop_takes_just_what_it_names_and_the_sender_learns_nothing() -> None:
 
 
 def test_fault_can_be_for_one_client() -> None:
-    broker = MemoryBroker(faults=[Fault("drop", to="receiver")])
+    broker = MemoryBroker(faults=[LinkFault("drop", to="receiver")])
     sender, receiver = pair(broker)
     other = broker.bus("other")
     other.subscribe("t")
@@ -51,13 +51,13 @@ def test_fault_can_be_for_one_client() -> None:
 
 
 def test_duplicate_arrives_twice() -> None:
-    sender, receiver = pair(MemoryBroker(faults=[Fault("duplicate", times=1)]))
+    sender, receiver = pair(MemoryBroker(faults=[LinkFault("duplicate", times=1)]))
     send(sender, 2)
     assert payloads(receiver) == [b"0", b"0", b"1"]
 
 
 def test_reorder_lets_messages_overtake() -> None:
-    sender, receiver = pair(MemoryBroker(seed=1, faults=[Fault("reorder", probability=0.3)]))
+    sender, receiver = pair(MemoryBroker(seed=1, faults=[LinkFault("reorder", probability=0.3)]))
     send(sender, 50)
     got = payloads(receiver)
     assert sorted(got, key=int) == [b"%d" % i for i in range(50)]
@@ -65,7 +65,7 @@ def test_reorder_lets_messages_overtake() -> None:
 
 
 def test_delay_holds_back_until_the_clock_says_so() -> None:
-    broker = MemoryBroker(seed=1, faults=[Fault("delay", seconds=10.0)])
+    broker = MemoryBroker(seed=1, faults=[LinkFault("delay", seconds=10.0)])
     sender, receiver = pair(broker)
     send(sender, 20)
     assert payloads(receiver) == []
@@ -92,7 +92,7 @@ def test_latency_is_the_way_of_messages_and_acknowledgements() -> None:
 
 
 def test_corrupt_changes_one_byte() -> None:
-    sender, receiver = pair(MemoryBroker(seed=2, faults=[Fault("corrupt")]))
+    sender, receiver = pair(MemoryBroker(seed=2, faults=[LinkFault("corrupt")]))
     sender.publish("t", bytes(100))
     (got,) = payloads(receiver)
     assert len(got) == 100
@@ -100,7 +100,7 @@ def test_corrupt_changes_one_byte() -> None:
 
 
 def test_cut_by_a_message_breaks_the_receivers_link() -> None:
-    broker = MemoryBroker(faults=[Fault("cut", skip=1, times=1, seconds=7.0)])
+    broker = MemoryBroker(faults=[LinkFault("cut", skip=1, times=1, seconds=7.0)])
     sender, receiver = pair(broker)
     send(sender, 3)
     lost = receiver.poll(0)
@@ -190,20 +190,20 @@ def test_full_queue_loses_in_silence_as_mosquitto_does() -> None:
 
 
 def test_oversize_message_is_refused() -> None:
-    broker = MemoryBroker(limits=Limits("5.0", max_packet_bytes=10))
+    broker = MemoryBroker(limits=BrokerLimits("5.0", max_packet_bytes=10))
     sender, receiver = pair(broker)
     assert sender.publish("t", bytes(11))
-    assert sender.poll(0) == [Refused("t", "message of 11 bytes, at most 10")]
+    assert sender.poll(0) == [PublishRefused("t", "message of 11 bytes, at most 10")]
     assert payloads(receiver) == []
 
 
 def test_same_seed_same_run_and_another_seed_another() -> None:
     def run(seed: int) -> list[bytes]:
         faults = [
-            Fault("drop", probability=0.2),
-            Fault("duplicate", probability=0.2),
-            Fault("reorder", probability=0.2),
-            Fault("corrupt", probability=0.1),
+            LinkFault("drop", probability=0.2),
+            LinkFault("duplicate", probability=0.2),
+            LinkFault("reorder", probability=0.2),
+            LinkFault("corrupt", probability=0.1),
         ]
         sender, receiver = pair(MemoryBroker(seed, faults))
         send(sender, 100)
@@ -214,7 +214,7 @@ def test_same_seed_same_run_and_another_seed_another() -> None:
 
 
 def test_healed_broker_is_faultless() -> None:
-    broker = MemoryBroker(faults=[Fault("drop")])
+    broker = MemoryBroker(faults=[LinkFault("drop")])
     sender, receiver = pair(broker)
     broker.heal()
     send(sender, 3)

@@ -7,7 +7,7 @@ from apiary.bus.memory import MemoryBroker
 from apiary.bus.outlet import Outlet
 from apiary.wire import NodeId
 from apiary.wire.messages import Ask, Message, NodeStatus, Progress
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 NODE = NodeId("pi-1")
 
@@ -62,7 +62,7 @@ def test_what_is_not_retained_is_not_said_again() -> None:
 
 
 def test_a_tap_sees_everything_sent() -> None:
-    seen: list[tuple[Kind, NodeId | None, Message]] = []
+    seen: list[tuple[TopicKind, NodeId | None, Message]] = []
     outlet = Outlet(MemoryBroker().bus("a"), Topics(), lambda *what: seen.append(what))
     outlet.send(Ask(session="x"), NODE)
-    assert seen == [(Kind.NODE_ASK, NODE, Ask(session="x"))]
+    assert seen == [(TopicKind.NODE_ASK, NODE, Ask(session="x"))]

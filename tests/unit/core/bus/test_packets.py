@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apiary.bus.packets import MAX_PACKET_BYTES, Malformed, Packets, publish
+from apiary.bus.packets import MAX_PACKET_BYTES, Malformed, PacketReader, publish
 
 
 def packet(first: int, body: bytes) -> bytes:
@@ -19,7 +19,7 @@ def packet(first: int, body: bytes) -> bytes:
             return bytes((first,)) + bytes(length) + body
 
 
-def told(packets: Packets, data: bytes) -> list[tuple[int, bytes]]:
+def told(packets: PacketReader, data: bytes) -> list[tuple[int, bytes]]:
     return [(first, bytes(body)) for first, body in packets.feed(data)]
 
 
@@ -34,7 +34,7 @@ def test_packets_are_the_same_wherever_the_bytes_were_cut(
 ) -> None:
     sent = [(first, bytes([first]) * size) for first, size in wanted]
     stream = b"".join(packet(first, body) for first, body in sent)
-    packets, got = Packets(), []
+    packets, got = PacketReader(), []
     for cut in cuts:
         got += told(packets, stream[:cut]) if stream[:cut] else []
         stream = stream[cut:]
@@ -44,7 +44,7 @@ def test_packets_are_the_same_wherever_the_bytes_were_cut(
 
 @given(st.binary(min_size=1, max_size=400))
 def test_any_bytes_give_packets_or_the_one_error(data: bytes) -> None:
-    packets = Packets()
+    packets = PacketReader()
     try:
         for i in range(len(data)):
             packets.feed(data[i : i + 1])
@@ -57,19 +57,19 @@ def test_any_bytes_give_packets_or_the_one_error(data: bytes) -> None:
 def test_a_packet_that_is_too_large_is_refused_before_its_bytes_come(size: int, fits: bool) -> None:
     head = packet(0x30, b"\0" * size)[:5]
     if fits:
-        assert Packets().feed(head) == []
+        assert PacketReader().feed(head) == []
     else:
         with pytest.raises(Malformed, match=str(size)):
-            Packets().feed(head)
+            PacketReader().feed(head)
 
 
 def test_a_length_of_five_bytes_is_no_mqtt() -> None:
     with pytest.raises(Malformed, match="four bytes"):
-        Packets().feed(b"\x30\xff\xff\xff\xff\x01")
+        PacketReader().feed(b"\x30\xff\xff\xff\xff\x01")
 
 
 def test_the_rest_of_a_large_packet_is_asked_for() -> None:
-    packets = Packets()
+    packets = PacketReader()
     few = packets.ask
     packets.feed(packet(0x32, b"x" * 120_000)[:1_000])
     assert few < 120_000 - 1_000 < packets.ask <= 131_072

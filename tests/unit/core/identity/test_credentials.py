@@ -13,17 +13,17 @@ from tests.stand_ins.fleet_keys import NOW, Fleet
 from apiary.bus.memory import MemoryBroker
 from apiary.bus.outlet import Outlet
 from apiary.errors import SettingsError, SignatureRefused
-from apiary.identity.gate import OPEN, Gate, load_gate
+from apiary.identity.gate import OPEN, MessageGate, load_gate
 from apiary.identity.roles import Role
 from apiary.identity.signing import Signer
 from apiary.settings import SecuritySettings
 from apiary.wire import NodeId
 from apiary.wire.messages import CoordinatorStatus
-from apiary.wire.topics import Kind, Topics
+from apiary.wire.topics import TopicKind, Topics
 
 T = Topics()
-OFFER = T.build(Kind.NODE_OFFER, node=NodeId("pi-07"))
-MakeGate = Callable[..., Gate]
+OFFER = T.build(TopicKind.NODE_OFFER, node=NodeId("pi-07"))
+MakeGate = Callable[..., MessageGate]
 
 
 class Files:
@@ -55,7 +55,7 @@ class Files:
         self.write("cert.pem", signer.certificate.public_bytes(Encoding.PEM))
         return signer
 
-    def gate(self, role: Role, name: str | None = None, **changes: Path | None) -> Gate:
+    def gate(self, role: Role, name: str | None = None, **changes: Path | None) -> MessageGate:
         told = {k: self.folder / f"{k}.pem" for k in ("ca", "crl", "cert", "key")}
         settings = SecuritySettings.model_validate({**told, **changes})
         return load_gate(settings, role, name, self.folder / "marks.sqlite", lambda: self.now)
@@ -69,17 +69,17 @@ def files(tmp_path: Path) -> Files:
 def test_without_an_authority_the_gate_is_open_and_nothing_is_loaded() -> None:
     gate = load_gate(SecuritySettings(), Role.NODE, "pi", None, lambda: 0.0)
     assert gate is OPEN
-    assert gate.seal(Kind.NODE_OFFER, OFFER, b'{"v":1}') == b'{"v":1}'
+    assert gate.seal(TopicKind.NODE_OFFER, OFFER, b'{"v":1}') == b'{"v":1}'
     assert gate.open(T.parse(OFFER), OFFER, b"whatever") == b"whatever"
 
 
 def test_a_party_seals_what_its_role_says_and_nothing_else(files: Files) -> None:
     files.party("pi-07", Role.NODE)
     gate = files.gate(Role.NODE, "pi-07")
-    sealed = gate.seal(Kind.NODE_OFFER, OFFER, b'{"v":1}')
+    sealed = gate.seal(TopicKind.NODE_OFFER, OFFER, b'{"v":1}')
     assert b'"sig":"' in sealed
     assert gate.open(T.parse(OFFER), OFFER, sealed) == b'{"v":1}'
-    for kind in (Kind.NODE_STATUS, Kind.ROUND_CURRENT, Kind.NODE_WANT):
+    for kind in (TopicKind.NODE_STATUS, TopicKind.ROUND_CURRENT, TopicKind.NODE_WANT):
         assert gate.seal(kind, "topic", b'{"v":1}') == b'{"v":1}'
 
 
@@ -155,12 +155,12 @@ def test_a_renewed_certificate_seals_all_that_is_retained_anew(files: Files) -> 
     bus.poll(0)
     outlet = Outlet(bus, T, gate=gate)
     outlet.send(CoordinatorStatus(state="online", epoch="e"))
-    topic = T.build(Kind.COORDINATOR_STATUS)
+    topic = T.build(TopicKind.COORDINATOR_STATUS)
     before = broker.retained[topic]
     outlet.restore()
     assert broker.retained[topic] == before  # the very same bytes: a repetition
     files.party("hive", Role.COORDINATOR)
-    gate.open(T.parse(T.build(Kind.NODE_WANT, node=NodeId("x"))), "x", b"")
+    gate.open(T.parse(T.build(TopicKind.NODE_WANT, node=NodeId("x"))), "x", b"")
     outlet.renew()
     assert broker.retained[topic] != before
     assert gate.open(T.parse(topic), topic, broker.retained[topic]).startswith(b'{"v":1,"state":"online"')

@@ -7,18 +7,18 @@ import pytest
 from apiary.bus.patterns import matches
 from apiary.errors import TopicError
 from apiary.wire import Digest, NodeId
-from apiary.wire.topics import Kind, Topic, Topics, check_name
+from apiary.wire.topics import Topic, TopicKind, Topics, check_name
 
 TOPICS = Topics("farm")
 NODE, DIGEST = NodeId("pi-07"), Digest("0123456789abcdef" * 4)
 
 
-def build(kind: Kind) -> str:
+def build(kind: TopicKind) -> str:
     return TOPICS.build(kind, node=NODE, digest=DIGEST, index=12, metric="accuracy")
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_what_is_built_is_read_back(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", TopicKind)
+def test_what_is_built_is_read_back(kind: TopicKind) -> None:
     got = TOPICS.parse(build(kind))
     assert got == Topic(
         kind,
@@ -29,24 +29,28 @@ def test_what_is_built_is_read_back(kind: Kind) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_pattern_of_a_kind_covers_its_topics_and_no_other_kinds(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", TopicKind)
+def test_pattern_of_a_kind_covers_its_topics_and_no_other_kinds(kind: TopicKind) -> None:
     pattern = TOPICS.pattern(kind)
-    assert [k for k in Kind if matches(pattern, build(k))] == [kind]
+    assert [k for k in TopicKind if matches(pattern, build(k))] == [kind]
 
 
 def test_pattern_narrows_to_a_node_or_a_digest() -> None:
-    assert TOPICS.pattern(Kind.NODE_GRANT, node=NODE) == "apiary/farm/node/pi-07/grant"
-    assert TOPICS.pattern(Kind.CHUNK_UP, digest=DIGEST) == f"apiary-blob/farm/up/+/{DIGEST}/+"
+    assert TOPICS.pattern(TopicKind.NODE_GRANT, node=NODE) == "apiary/farm/node/pi-07/grant"
+    assert TOPICS.pattern(TopicKind.CHUNK_UP, digest=DIGEST) == f"apiary-blob/farm/up/+/{DIGEST}/+"
 
 
 def test_weights_are_outside_of_what_people_watch() -> None:
-    watched = [k for k in Kind if matches("apiary/#", build(k))]
-    assert set(Kind) - set(watched) == {Kind.CHUNK_DOWN, Kind.CHUNK_UP} == {k for k in Kind if k.is_blob}
+    watched = [k for k in TopicKind if matches("apiary/#", build(k))]
+    assert (
+        set(TopicKind) - set(watched)
+        == {TopicKind.CHUNK_DOWN, TopicKind.CHUNK_UP}
+        == {k for k in TopicKind if k.is_blob}
+    )
 
 
 def test_only_progress_may_be_lost_on_the_way() -> None:
-    assert [k for k in Kind if k.qos != 1] == [Kind.NODE_PROGRESS]
+    assert [k for k in TopicKind if k.qos != 1] == [TopicKind.NODE_PROGRESS]
 
 
 @pytest.mark.parametrize(
@@ -82,14 +86,14 @@ def test_foreign_topic_is_refused(topic: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "parts", "message"),
     [
-        (Kind.NODE_STATUS, {}, r"None cannot stand for \{n\} in the topic 'node/\{n\}/status'"),
-        (Kind.NODE_STATUS, {"node": "a/b"}, "'a/b' cannot stand"),
-        (Kind.NODE_STATUS, {"node": "+"}, r"'\+' cannot stand"),
-        (Kind.CHUNK_DOWN, {"digest": DIGEST, "index": -1}, "'-1' cannot stand"),
-        (Kind.CHUNK_DOWN, {"digest": "abc", "index": 1}, "'abc' cannot stand"),
+        (TopicKind.NODE_STATUS, {}, r"None cannot stand for \{n\} in the topic 'node/\{n\}/status'"),
+        (TopicKind.NODE_STATUS, {"node": "a/b"}, "'a/b' cannot stand"),
+        (TopicKind.NODE_STATUS, {"node": "+"}, r"'\+' cannot stand"),
+        (TopicKind.CHUNK_DOWN, {"digest": DIGEST, "index": -1}, "'-1' cannot stand"),
+        (TopicKind.CHUNK_DOWN, {"digest": "abc", "index": 1}, "'abc' cannot stand"),
     ],
 )
-def test_unfit_part_is_refused_when_building(kind: Kind, parts: dict[str, object], message: str) -> None:
+def test_unfit_part_is_refused_when_building(kind: TopicKind, parts: dict[str, object], message: str) -> None:
     with pytest.raises(TopicError, match=message):
         TOPICS.build(kind, **parts)  # type: ignore[arg-type] # wrong on purpose
 

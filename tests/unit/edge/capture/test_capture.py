@@ -19,13 +19,13 @@ from apiary.settings import CameraSettings, CaptureSettings, EdgeSettings, Store
 from apiary_edge import hours
 from apiary_edge.cameras.base import EndOfFrames, PassedOver
 from apiary_edge.capture import perceptual
-from apiary_edge.capture.job import CaptureJob, CaptureTold, bounds_of, job_of
+from apiary_edge.capture.job import CaptureEvent, CaptureJob, bounds_of, job_of
 from apiary_edge.capture.perceptual import Looks, distance, looks
-from apiary_edge.capture.policy import Backoff, Policy, Region, Rules, Verdict, rules_of
+from apiary_edge.capture.policy import Backoff, CapturePolicy, CaptureRules, FrameVerdict, Region, rules_of
 from apiary_edge.capture.process import SILENT_S, CaptureProcess
-from apiary_edge.capture.worker import TROUBLE_PAUSE_S, Capture, encode
+from apiary_edge.capture.worker import TROUBLE_PAUSE_S, CaptureLoop, encode
 from apiary_edge.child.lasting_child import LastingChild
-from apiary_edge.samples.model import Bounds
+from apiary_edge.samples.model import StoreBounds
 from apiary_edge.samples.store import SampleStore
 
 Frame = NDArray[np.uint8]
@@ -95,8 +95,8 @@ def test_real_pictures_are_sharp_enough_and_blurred_ones_are_not(shared_data: Pa
     kept = dropped = 0
     for path in paths:
         frame = np.asarray(Image.open(path).convert("RGB").resize((640, 480)))
-        kept += Policy(Rules()).judge(looks(frame)) is Verdict.KEEP
-        dropped += Policy(Rules()).judge(looks(blurred(frame, 8))) is Verdict.BLURRED
+        kept += CapturePolicy(CaptureRules()).judge(looks(frame)) is FrameVerdict.KEEP
+        dropped += CapturePolicy(CaptureRules()).judge(looks(blurred(frame, 8))) is FrameVerdict.BLURRED
     assert kept >= 0.95 * len(paths) > 0 and dropped == len(paths)
 
 
@@ -108,30 +108,32 @@ GOOD = Looks(likeness=0, sharpness=100, brightness=100, white=0)
 @pytest.mark.parametrize(
     ("seen", "verdict"),
     [
-        (GOOD, Verdict.KEEP),
-        (Looks(0, 15.0, 16.0, 0.8), Verdict.KEEP),
-        (Looks(0, 14.9, 100, 0), Verdict.BLURRED),
-        (Looks(0, 100, 15.9, 0), Verdict.TOO_DARK),
-        (Looks(0, 100, 100, 0.81), Verdict.BURNT_OUT),
+        (GOOD, FrameVerdict.KEEP),
+        (Looks(0, 15.0, 16.0, 0.8), FrameVerdict.KEEP),
+        (Looks(0, 14.9, 100, 0), FrameVerdict.BLURRED),
+        (Looks(0, 100, 15.9, 0), FrameVerdict.TOO_DARK),
+        (Looks(0, 100, 100, 0.81), FrameVerdict.BURNT_OUT),
     ],
 )
-def test_a_frame_is_judged_at_each_limit(seen: Looks, verdict: Verdict) -> None:
-    assert Policy(Rules()).judge(seen) is verdict
+def test_a_frame_is_judged_at_each_limit(seen: Looks, verdict: FrameVerdict) -> None:
+    assert CapturePolicy(CaptureRules()).judge(seen) is verdict
 
 
 def test_near_duplicates_of_the_late_ones_only() -> None:
-    policy = Policy(Rules(near_duplicate_bits=2, near_duplicate_window=2), late=[0b1111_0000, 0, 2**63])
-    assert policy.judge(Looks(0b1111_0011, 100, 100, 0)) is Verdict.SEEN
-    assert policy.judge(Looks(0b1111_0111, 100, 100, 0)) is Verdict.KEEP
-    assert policy.judge(Looks(2**63, 100, 100, 0)) is Verdict.SEEN, "0 is one bit away"
+    policy = CapturePolicy(
+        CaptureRules(near_duplicate_bits=2, near_duplicate_window=2), late=[0b1111_0000, 0, 2**63]
+    )
+    assert policy.judge(Looks(0b1111_0011, 100, 100, 0)) is FrameVerdict.SEEN
+    assert policy.judge(Looks(0b1111_0111, 100, 100, 0)) is FrameVerdict.KEEP
+    assert policy.judge(Looks(2**63, 100, 100, 0)) is FrameVerdict.SEEN, "0 is one bit away"
     policy.kept(Looks(2**64 - 1, 100, 100, 0), 0.0)
-    assert policy.judge(Looks(1, 100, 100, 0)) is Verdict.KEEP, "0 was the older one of two"
-    off = Policy(Rules(near_duplicate_bits=-1), late=[0])
-    assert off.judge(GOOD) is Verdict.KEEP
+    assert policy.judge(Looks(1, 100, 100, 0)) is FrameVerdict.KEEP, "0 was the older one of two"
+    off = CapturePolicy(CaptureRules(near_duplicate_bits=-1), late=[0])
+    assert off.judge(GOOD) is FrameVerdict.KEEP
 
 
 def test_due_by_interval_and_hours() -> None:
-    policy = Policy(Rules(interval_s=30, hours=hours.parse(["08:00-18:00"], "x")))
+    policy = CapturePolicy(CaptureRules(interval_s=30, hours=hours.parse(["08:00-18:00"], "x")))
     assert not policy.due(0.0, 7 * 60 + 59) and policy.due(0.0, 8 * 60)
     policy.judge(GOOD)
     assert policy.due(1.0, 600), "a frame that was only looked at is not kept"
@@ -205,7 +207,7 @@ class Scripted:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SampleStore]:
-    made = SampleStore(tmp_path / "samples", tmp_path / "cache", Bounds(min_free_bytes=0), time.time)
+    made = SampleStore(tmp_path / "samples", tmp_path / "cache", StoreBounds(min_free_bytes=0), time.time)
     yield made
     made.close()
 
@@ -216,7 +218,7 @@ class Loop:
     def __init__(self, store: SampleStore, camera: Scripted, **settings: object):
         self.now = 100.0
         self.minute = 600
-        self.told: list[CaptureTold] = []
+        self.told: list[CaptureEvent] = []
         self.watched: list[Frame] = []
         job = CaptureJob(
             camera=CameraSettings(kind="usb", fps=2.0),
@@ -225,7 +227,7 @@ class Loop:
             store_dir=store.folder,
             cache_dir=store.folder,
         )
-        self.capture = Capture(
+        self.capture = CaptureLoop(
             job, camera, store, self.told.append, clock=lambda: self.now, minute=lambda: self.minute
         )
 
@@ -307,10 +309,10 @@ def test_a_full_store_or_disk_is_told_and_tried_again_after_a_while(
 ) -> None:
     camera = Scripted([pattern(i) for i in range(400)])
     loop = Loop(store, camera)
-    store.bounds = Bounds(min_free_bytes=2**60)
+    store.bounds = StoreBounds(min_free_bytes=2**60)
     loop.turn(10)
     assert loop.kinds() == ["back", "trouble"] and len(camera.frames) == 399
-    store.bounds = Bounds(min_free_bytes=0)
+    store.bounds = StoreBounds(min_free_bytes=0)
 
     def fails(_: object) -> object:
         raise StoreError("cannot write: the disk is full; free some space, nothing was lost")
@@ -360,8 +362,8 @@ def test_a_kept_frame_holds_no_metadata() -> None:
 # -- the child
 
 
-def wait_for(process: CaptureProcess, kind: str, timeout_s: float = 15.0) -> list[CaptureTold]:
-    told: list[CaptureTold] = []
+def wait_for(process: CaptureProcess, kind: str, timeout_s: float = 15.0) -> list[CaptureEvent]:
+    told: list[CaptureEvent] = []
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         process.tick(time.monotonic())

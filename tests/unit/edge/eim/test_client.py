@@ -18,13 +18,13 @@ from tests.stand_ins.eim_program import write_program
 
 from apiary.eim.protocol import accept, classify, hello, read_hello, read_info, read_result
 from apiary.errors import DataError, EimError
-from apiary_edge.eim.client import EimRunner, Limits
+from apiary_edge.eim.client import EimLimits, EimRunner
 from apiary_edge.eim.shared_memory import FOLDER
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or not FOLDER.is_dir(), reason="the stand-in program is for x86_64 Linux"
 )
-QUICK = Limits(start_s=10, hello_s=10, classify_s=0.6, stop_s=0.5, restarts=2, pause_s=4, pause_max_s=6)
+QUICK = EimLimits(start_s=10, hello_s=10, classify_s=0.6, stop_s=0.5, restarts=2, pause_s=4, pause_max_s=6)
 RED = np.full((6, 8, 3), (255, 0, 0), np.uint8)
 BLUE = np.full((6, 8, 3), (0, 0, 255), np.uint8)
 
@@ -60,7 +60,9 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def runner(tmp_path: Path, limits: Limits = QUICK, clock: Any = time.monotonic, **config: Any) -> EimRunner:
+def runner(
+    tmp_path: Path, limits: EimLimits = QUICK, clock: Any = time.monotonic, **config: Any
+) -> EimRunner:
     return EimRunner(write_program(tmp_path / "model.eim", **config), limits=limits, clock=clock)
 
 
@@ -97,13 +99,13 @@ def test_shared_memory_that_does_not_hold_is_not_used(tmp_path: Path) -> None:
 
 
 def test_a_large_picture_is_sent_whole(tmp_path: Path) -> None:
-    with runner(tmp_path, Limits(classify_s=20), width=320, height=320) as eim:
+    with runner(tmp_path, EimLimits(classify_s=20), width=320, height=320) as eim:
         assert eim.classify(np.full((320, 320, 3), 255, np.uint8)).probability == 1.0
 
 
 def test_answers_byte_by_byte_and_a_program_that_talks(tmp_path: Path) -> None:
     for mode in ("slow_bytes", "chatty"):
-        with runner(tmp_path, Limits(classify_s=10), mode=mode) as eim:
+        with runner(tmp_path, EimLimits(classify_s=10), mode=mode) as eim:
             assert [eim.classify(RED).label for _ in range(3)] == ["dog"] * 3
 
 
@@ -148,7 +150,7 @@ def test_the_program_is_told_no_secret(tmp_path: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_a_program_that_does_not_start(tmp_path: Path, mode: str, says: str) -> None:
-    eim = runner(tmp_path, Limits(start_s=1 if mode == "never_bind" else 10, stop_s=0.5), mode=mode)
+    eim = runner(tmp_path, EimLimits(start_s=1 if mode == "never_bind" else 10, stop_s=0.5), mode=mode)
     began = time.monotonic()
     with pytest.raises(EimError, match=says):
         eim.start()

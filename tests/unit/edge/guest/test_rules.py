@@ -10,8 +10,8 @@ import pytest
 from apiary.settings import GuestSettings
 from apiary.wire.messages import Announcement, BlobRef, Bounds, Needs, Plan
 from apiary_edge import hours
-from apiary_edge.guest.room import Room, room_for, too_small
-from apiary_edge.guest.rules import Pause, Reason, advance, in_vain, judge, opens_in_s
+from apiary_edge.guest.room import RoundNeeds, room_for, too_small
+from apiary_edge.guest.rules import Reason, TrainingPause, advance, in_vain, judge, opens_in_s
 from apiary_edge.health.readings import MB, Heat, Readings
 from apiary_edge.hours import ALWAYS
 
@@ -107,7 +107,7 @@ def test_when_the_hours_begin_again(minute: int, seconds: float) -> None:
 
 def test_a_pause_ends_once_all_was_well_for_a_while_and_not_in_between() -> None:
     heat = {Reason.HEAT: "81"}
-    pause = advance(Pause(), heat, 100.0, settle_s=30.0)
+    pause = advance(TrainingPause(), heat, 100.0, settle_s=30.0)
     assert (pause.why, pause.since) == (heat, 100.0)
     pause = advance(pause, {Reason.HEAT: "82"}, 105.0, settle_s=30.0)
     assert (pause.text, pause.since) == ("81", 100.0)
@@ -121,20 +121,20 @@ def test_a_pause_ends_once_all_was_well_for_a_while_and_not_in_between() -> None
 
 
 def test_the_end_of_the_hours_is_not_waited_out() -> None:
-    pause = advance(Pause(), {Reason.HOURS: "day"}, 0.0, settle_s=30.0)
+    pause = advance(TrainingPause(), {Reason.HOURS: "day"}, 0.0, settle_s=30.0)
     assert not advance(pause, {}, 1.0, settle_s=30.0)
 
 
 def test_the_well_stay_well() -> None:
-    assert advance(Pause(), {}, 5.0, settle_s=30.0) == Pause()
+    assert advance(TrainingPause(), {}, 5.0, settle_s=30.0) == TrainingPause()
 
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_what_frees_memory_and_what_only_rests(reason: Reason) -> None:
-    pause = advance(Pause(), {reason: "x"}, 0.0, settle_s=30.0)
+    pause = advance(TrainingPause(), {reason: "x"}, 0.0, settle_s=30.0)
     assert pause.frees_memory(0.0, GUEST) is (reason in (Reason.HOURS, Reason.MEMORY, Reason.DISK))
     assert pause.frees_memory(GUEST.freeze_s, GUEST)
-    assert not Pause().frees_memory(1e9, GUEST)
+    assert not TrainingPause().frees_memory(1e9, GUEST)
 
 
 @pytest.mark.parametrize(
@@ -152,10 +152,10 @@ def test_what_frees_memory_and_what_only_rests(reason: Reason) -> None:
 def test_a_pause_that_cannot_end_in_time_is_given_up(
     reason: Reason, left_s: float | None, opens_s: float, vain: bool
 ) -> None:
-    pause = Pause({reason: "the reason"}, since=0.0)
+    pause = TrainingPause({reason: "the reason"}, since=0.0)
     said = in_vain(pause, now=100.0, ends_at=500.0, left_s=left_s, opens_s=opens_s)
     assert said == ("paused beyond the round's deadline: the reason" if vain else None)
-    assert in_vain(Pause(), now=1e9, ends_at=0.0, left_s=1e9, opens_s=1e9) is None
+    assert in_vain(TrainingPause(), now=1e9, ends_at=0.0, left_s=1e9, opens_s=1e9) is None
 
 
 # -- room
@@ -171,7 +171,7 @@ def announcement(**changed: Any) -> Announcement:
     return Announcement.model_validate({**told, **changed})
 
 
-def room(told: Announcement, **changed: Any) -> Room:
+def room(told: Announcement, **changed: Any) -> RoundNeeds:
     return room_for(told, **{"samples": 100, "runtime": "litert", "missing": 3 * MB, **changed})
 
 
@@ -234,5 +234,5 @@ def test_a_coordinator_that_does_not_tell_what_its_model_needs_is_judged_by_its_
 def test_a_machine_that_is_too_small_says_of_what(
     found: Readings, settings: dict[str, Any], expected: str | None
 ) -> None:
-    needed = Room(memory=100 * MB, address=200 * MB, disk=10 * MB)
+    needed = RoundNeeds(memory=100 * MB, address=200 * MB, disk=10 * MB)
     assert too_small(needed, found, GUEST.model_copy(update=settings)) == expected

@@ -14,7 +14,7 @@ from apiary_edge.labelling.app import App
 from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import Added, SampleId
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.web.gate import Gate
+from apiary_edge.web.gate import OwnerGate
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def stranger(store: SampleStore, clock: Clock) -> Browser:
-    return Browser(App(lambda: store, Gate(TOKEN, 4911, clock, clock.pauses.append), BOUNDS), TOKEN)
+    return Browser(App(lambda: store, OwnerGate(TOKEN, 4911, clock, clock.pauses.append), BOUNDS), TOKEN)
 
 
 @pytest.fixture

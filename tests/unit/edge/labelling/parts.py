@@ -6,10 +6,10 @@ import io
 
 from PIL import Image
 
-from apiary_edge.samples.model import Bounds
+from apiary_edge.samples.model import StoreBounds
 
 TOKEN = "a-token-of-the-owner-that-is-long-enough"
-BOUNDS = Bounds(min_free_bytes=0)
+BOUNDS = StoreBounds(min_free_bytes=0)
 
 
 def picture(i: int, size: tuple[int, int] = (32, 24), kind: str = "JPEG") -> bytes:

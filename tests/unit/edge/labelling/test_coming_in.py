@@ -11,7 +11,7 @@ from tests.unit.edge.labelling.parts import TOKEN
 from apiary.errors import StoreError
 from apiary_edge.samples.model import SampleId
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.web.gate import FREE_GUESSES, MAX_ADDRESSES, Gate
+from apiary_edge.web.gate import FREE_GUESSES, MAX_ADDRESSES, OwnerGate
 from apiary_edge.web.token import FILE_NAME, load_or_make
 
 
@@ -87,7 +87,7 @@ def test_wrong_tokens_are_answered_late_and_then_not_at_all(stranger: Browser, c
 
 
 def test_guessers_are_remembered_up_to_a_bound(clock: Clock) -> None:
-    gate = Gate(TOKEN, 1, clock, clock.pauses.append)
+    gate = OwnerGate(TOKEN, 1, clock, clock.pauses.append)
     for i in range(MAX_ADDRESSES * 2):
         assert not gate.token_is_right("wrong", f"10.0.{i // 256}.{i % 256}")
     assert len(gate._wrong) == MAX_ADDRESSES

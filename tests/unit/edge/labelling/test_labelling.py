@@ -22,7 +22,7 @@ from apiary_edge.labelling.thumbnails import Thumbnails
 from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import Added, SampleId
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.web.gate import Gate
+from apiary_edge.web.gate import OwnerGate
 from apiary_edge.web.site import MAX_BODY_BYTES
 
 
@@ -142,7 +142,7 @@ def test_the_rule_of_thumb() -> None:
 
 
 def test_with_given_labels_others_are_refused(store: SampleStore, ids: list[SampleId], clock: Clock) -> None:
-    gate = Gate(TOKEN, 4911, clock, clock.pauses.append)
+    gate = OwnerGate(TOKEN, 4911, clock, clock.pauses.append)
     browser = Browser(App(lambda: store, gate, BOUNDS, labels=("head", "helmet"), may_add=False), TOKEN)
     browser.login()
     store.label(ids[:1], "older", "test")

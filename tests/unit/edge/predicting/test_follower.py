@@ -16,15 +16,15 @@ from apiary.errors import StoreError
 from apiary.settings import EdgeSettings, PredictSettings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import BlobRef, Message, ModelManifest, Notice
-from apiary.wire.topics import Kind, Topic, Topics
+from apiary.wire.topics import Topic, TopicKind, Topics
 from apiary_edge.feature import Link
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.announcing import HomeAssistant
-from apiary_edge.predicting.background import FAILED_PAUSE_S, LOOK_EVERY_S, SpareTime
-from apiary_edge.predicting.background_job import ChoresJob, chores_job
-from apiary_edge.predicting.follower import AGAIN_S, OWNER, Following
+from apiary_edge.predicting.background import FAILED_PAUSE_S, LOOK_EVERY_S, BackgroundTasks
+from apiary_edge.predicting.background_job import BackgroundJob, chores_job
+from apiary_edge.predicting.follower import AGAIN_S, OWNER, ModelFollower
 from apiary_edge.predicting.model_files import ModelFile, Personal
-from apiary_edge.training.job import Told
+from apiary_edge.training.job import TrainingEvent
 from apiary_edge.transfer.downloads import Downloads
 
 NODE = NodeId("pi-7")
@@ -92,7 +92,7 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 
-def hear(feature: Following, message: Message, kind: Kind) -> None:
+def hear(feature: ModelFollower, message: Message, kind: TopicKind) -> None:
     feature.received(Topic(kind, node=NODE), Received("t", message.encode(), retained=True))
 
 
@@ -134,13 +134,13 @@ def test_what_home_assistant_was_told_may_not_be_removable(node: Node) -> None:
 
 def test_models_that_were_followed_do_not_fill_the_disk(node: Node) -> None:
     """A node that predicts and trains nothing kept the model of every round: only training made room."""
-    feature = Following(node.link, node.folder, fetch=True)
+    feature = ModelFollower(node.link, node.folder, fetch=True)
     most = 0
     for number in range(1, 12):
         told, parts = manifest(node, number, have="manifest trainer base")
         data = parts["model"].ljust(200_000, b"x")
         told = told.model_copy(update={"model": BlobRef(digest=_digest(data), bytes=len(data))})
-        hear(feature, told, Kind.MODEL_CURRENT)
+        hear(feature, told, TopicKind.MODEL_CURRENT)
         node.blobs.put(data)
         feature.fetched(Digest(_digest(data)))
         found = model_files.newest(node.folder)
@@ -153,11 +153,11 @@ def test_models_that_were_followed_do_not_fill_the_disk(node: Node) -> None:
 
 def test_a_model_is_followed_though_the_disk_refuses_its_labels(node: Node) -> None:
     """It is told once: where noting the labels failed, the node kept the model before it."""
-    feature = Following(node.link, node.folder, fetch=True)
+    feature = ModelFollower(node.link, node.folder, fetch=True)
     model_files.labels_file(node.folder).mkdir(parents=True)
     told, parts = manifest(node, 3, have="manifest trainer base")
     with pytest.raises(StoreError):
-        hear(feature, told, Kind.MODEL_CURRENT)
+        hear(feature, told, TopicKind.MODEL_CURRENT)
     assert node.wanted() == [_digest(parts["model"])]
     model_files.labels_file(node.folder).rmdir()
     node.blobs.put(parts["model"])
@@ -166,9 +166,9 @@ def test_a_model_is_followed_though_the_disk_refuses_its_labels(node: Node) -> N
 
 
 def test_missing_parts_are_fetched_and_then_the_model_is_described(node: Node) -> None:
-    feature = Following(node.link, node.folder, fetch=True)
+    feature = ModelFollower(node.link, node.folder, fetch=True)
     told, parts = manifest(node, 3, have="manifest trainer")
-    hear(feature, told, Kind.MODEL_CURRENT)
+    hear(feature, told, TopicKind.MODEL_CURRENT)
     assert node.wanted() == [_digest(parts["base"]), _digest(parts["model"])]
     assert model_files.newest(node.folder) is None
     assert model_files.known_labels(node.folder) == ("cat", "dog")
@@ -182,21 +182,21 @@ def test_missing_parts_are_fetched_and_then_the_model_is_described(node: Node) -
     assert found.file == (node.folder / "blobs" / _digest(parts["model"])).absolute()
     assert found.base_digest == _digest(parts["base"])
     assert feature.keeps() == {_digest(data) for data in parts.values()}
-    again = Following(node.link, node.folder, fetch=True)
+    again = ModelFollower(node.link, node.folder, fetch=True)
     again.start(0.0)
     assert again.keeps() == feature.keeps(), "after a restart they are kept as well"
     wishes = len(node.wanted())
-    hear(again, told, Kind.MODEL_CURRENT)
+    hear(again, told, TopicKind.MODEL_CURRENT)
     assert len(node.wanted()) == wishes, "what is described is not fetched again"
 
 
 def test_a_newer_model_is_fetched_instead_of_the_one_on_its_way(node: Node) -> None:
-    feature = Following(node.link, node.folder, fetch=True)
+    feature = ModelFollower(node.link, node.folder, fetch=True)
     old, _ = manifest(node, 3, have="manifest trainer base")
-    hear(feature, old, Kind.MODEL_CURRENT)
+    hear(feature, old, TopicKind.MODEL_CURRENT)
     new, parts = manifest(node, 4, have="manifest trainer base")
-    hear(feature, new, Kind.MODEL_CURRENT)
-    old_topic = TOPICS.pattern(Kind.CHUNK_DOWN, digest=Digest(old.model.digest))
+    hear(feature, new, TopicKind.MODEL_CURRENT)
+    old_topic = TOPICS.pattern(TopicKind.CHUNK_DOWN, digest=Digest(old.model.digest))
     assert old_topic not in node.bus.patterns
     node.blobs.put(parts["model"])
     feature.fetched(Digest(new.model.digest))
@@ -205,9 +205,9 @@ def test_a_newer_model_is_fetched_instead_of_the_one_on_its_way(node: Node) -> N
 
 
 def test_a_part_that_does_not_come_is_asked_for_again(node: Node) -> None:
-    feature = Following(node.link, node.folder, fetch=True)
+    feature = ModelFollower(node.link, node.folder, fetch=True)
     told, parts = manifest(node, 3, have="manifest trainer base")
-    hear(feature, told, Kind.MODEL_CURRENT)
+    hear(feature, told, TopicKind.MODEL_CURRENT)
     node.link.downloads.abandon(OWNER)
     node.now += AGAIN_S
     feature.tick(node.now)
@@ -215,27 +215,31 @@ def test_a_part_that_does_not_come_is_asked_for_again(node: Node) -> None:
 
 
 def test_a_coordinator_that_names_no_trainer_gives_labels_only(node: Node) -> None:
-    feature = Following(node.link, node.folder, fetch=True)
+    feature = ModelFollower(node.link, node.folder, fetch=True)
     told, _ = manifest(node, 3)
-    hear(feature, told.model_copy(update={"trainer": None}), Kind.MODEL_CURRENT)
+    hear(feature, told.model_copy(update={"trainer": None}), TopicKind.MODEL_CURRENT)
     assert node.wanted() == [] and model_files.known_labels(node.folder) == ("cat", "dog")
 
 
 def test_a_node_that_does_not_predict_fetches_nothing_but_knows_the_labels(node: Node) -> None:
-    feature = Following(node.link, node.folder, fetch=False)
-    hear(feature, manifest(node, 3)[0], Kind.MODEL_CURRENT)
+    feature = ModelFollower(node.link, node.folder, fetch=False)
+    hear(feature, manifest(node, 3)[0], TopicKind.MODEL_CURRENT)
     assert node.wanted() == [] and model_files.known_labels(node.folder) == ("cat", "dog")
 
 
 def test_the_labels_of_a_run_that_waits_come_with_a_notice(node: Node) -> None:
-    feature = Following(node.link, node.folder, fetch=False)
-    hear(feature, Notice(), Kind.NODE_NOTICE)
+    feature = ModelFollower(node.link, node.folder, fetch=False)
+    hear(feature, Notice(), TopicKind.NODE_NOTICE)
     assert model_files.known_labels(node.folder) == ()
-    hear(feature, Notice(labels=["a", "b", "c"]), Kind.NODE_NOTICE)
+    hear(feature, Notice(labels=["a", "b", "c"]), TopicKind.NODE_NOTICE)
     assert model_files.known_labels(node.folder) == ("a", "b", "c")
     written = model_files.labels_file(node.folder).stat().st_mtime_ns
-    hear(feature, Notice(labels=["a", "b", "c"]), Kind.NODE_NOTICE)
-    hear(Following(node.link, node.folder, fetch=False), Notice(labels=["a", "b", "c"]), Kind.NODE_NOTICE)
+    hear(feature, Notice(labels=["a", "b", "c"]), TopicKind.NODE_NOTICE)
+    hear(
+        ModelFollower(node.link, node.folder, fetch=False),
+        Notice(labels=["a", "b", "c"]),
+        TopicKind.NODE_NOTICE,
+    )
     assert model_files.labels_file(node.folder).stat().st_mtime_ns == written, "no write for no news"
 
 
@@ -296,14 +300,14 @@ class Child:
     def __init__(self) -> None:
         self.started = 0
         self.stopped = 0
-        self.lines: list[Told] = []
-        self.job: ChoresJob | None = None
+        self.lines: list[TrainingEvent] = []
+        self.job: BackgroundJob | None = None
 
-    def start(self, job: ChoresJob) -> None:
+    def start(self, job: BackgroundJob) -> None:
         self.started += 1
         self.job = job
 
-    def collect(self) -> list[Told]:
+    def collect(self) -> list[TrainingEvent]:
         lines, self.lines = self.lines, []
         return lines
 
@@ -324,7 +328,7 @@ class Spare:
 
         store: Any = Store()
         self.samples = 30
-        self.feature = SpareTime(
+        self.feature = BackgroundTasks(
             chores_job(edge, store=True),
             self.child,
             store,
@@ -359,7 +363,7 @@ def test_nothing_is_done_before_there_is_a_model_and_once_for_each(tmp_path: Pat
     assert spare.child.job is not None and spare.child.job.counted == 30
     tuned = Personal(of=found.digest, counted=30, accuracy_global=0.5, accuracy_personal=0.75, held_out=8)
     model_files.personal_file(tmp_path).write_text(tuned.model_dump_json())
-    spare.child.lines = [Told(kind="done")]
+    spare.child.lines = [TrainingEvent(kind="done")]
     spare.tick()
     spare.tick(FAILED_PAUSE_S)
     assert spare.child.started == 1
@@ -404,9 +408,9 @@ def test_a_child_that_fails_or_achieves_nothing_is_not_started_again_at_once(tmp
     spare = Spare(tmp_path, waiting=lambda: waiting, personal=False)
     newest(tmp_path)
     for ending in (
-        Told(kind="crashed", text="x"),
-        Told(kind="failed", text="x"),
-        Told(kind="done", samples=0),
+        TrainingEvent(kind="crashed", text="x"),
+        TrainingEvent(kind="failed", text="x"),
+        TrainingEvent(kind="done", samples=0),
     ):
         spare.tick(FAILED_PAUSE_S)
         started = spare.child.started
@@ -415,11 +419,11 @@ def test_a_child_that_fails_or_achieves_nothing_is_not_started_again_at_once(tmp
             spare.tick()
         assert spare.child.started == started
     spare.tick(FAILED_PAUSE_S)
-    spare.child.lines = [Told(kind="done", samples=5)]
+    spare.child.lines = [TrainingEvent(kind="done", samples=5)]
     spare.tick()
     assert spare.child.started > started, "who achieved something goes on"
     waiting = 0
-    spare.child.lines = [Told(kind="done", samples=5)]
+    spare.child.lines = [TrainingEvent(kind="done", samples=5)]
     started = spare.child.started
     for _ in range(100):
         spare.tick()

@@ -25,7 +25,7 @@ from apiary.learn.manifest import PictureInput
 from apiary_edge.labelling.server import listen, run_until_closed
 from apiary_edge.predicting import http_upload
 from apiary_edge.predicting.pages import MAX_BARS, site
-from apiary_edge.web.gate import Gate
+from apiary_edge.web.gate import OwnerGate
 
 TOKEN = "a-token-of-the-owner-that-is-long-enough"
 BEARER = {"HTTP_AUTHORIZATION": f"Bearer {TOKEN}"}
@@ -46,7 +46,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def stranger(scene: Scene, clock: Clock) -> Browser:
-    gate = Gate(TOKEN, 4912, clock, clock.pauses.append)
+    gate = OwnerGate(TOKEN, 4912, clock, clock.pauses.append)
     return Browser(site(scene.live, gate, "pi-7", "garden", lambda: "no camera"), TOKEN)
 
 
@@ -197,7 +197,9 @@ def test_info_has_the_fields_of_edge_impulses_runner(owner: Browser) -> None:
 def test_before_there_is_a_model_it_says_so(tmp_path: Path, clock: Clock) -> None:
     empty = Scene(tmp_path)
     browser = Browser(
-        site(empty.live, Gate(TOKEN, 4912, clock, clock.pauses.append), "pi-7", "garden", lambda: "none"),
+        site(
+            empty.live, OwnerGate(TOKEN, 4912, clock, clock.pauses.append), "pi-7", "garden", lambda: "none"
+        ),
         TOKEN,
     )
     browser.login()
@@ -313,7 +315,7 @@ def test_a_slow_or_silent_client_does_not_keep_others_out(scene: Scene) -> None:
     import http.client
     import socket
 
-    gate = Gate(TOKEN, 0, time.monotonic, time.sleep)
+    gate = OwnerGate(TOKEN, 0, time.monotonic, time.sleep)
     app = site(scene.live, gate, "pi-7", "garden", lambda: "no camera")
     server = listen(app, "127.0.0.1", 0, max_body_bytes=http_upload.MAX_BYTES)
     running = threading.Thread(target=run_until_closed, args=(server,), daemon=True)

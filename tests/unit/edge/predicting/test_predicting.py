@@ -17,16 +17,16 @@ from apiary.learn.manifest import PictureInput
 from apiary.wire import NodeId
 from apiary.wire.messages import Prediction
 from apiary.wire.topics import Topics
-from apiary_edge.capture.job import CaptureTold
+from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.predicting import home_assistant, model_files
 from apiary_edge.predicting.changes import Changes
-from apiary_edge.predicting.child import Predicting
-from apiary_edge.predicting.feature import Predicting as Feature
-from apiary_edge.predicting.feature import PredictionSays, prediction_of
-from apiary_edge.predicting.job import Line, PredictTold, parse
-from apiary_edge.predicting.live import AGAIN_S, LOOK_EVERY_S, SHOWN, Bytes, Live
+from apiary_edge.predicting.child import PredictionThread
+from apiary_edge.predicting.feature import PredictionFeature as Feature
+from apiary_edge.predicting.feature import PredictionStatus, prediction_of
+from apiary_edge.predicting.job import Line, PredictionEvent, parse
+from apiary_edge.predicting.live import AGAIN_S, LOOK_EVERY_S, SHOWN, Bytes, LivePredictor
 from apiary_edge.predicting.model_files import ModelFile, Personal
-from apiary_edge.predicting.models import Answered, Model
+from apiary_edge.predicting.models import Answered, OpenedModel
 
 LABELS = ("cat", "dog", "fox")
 
@@ -88,12 +88,12 @@ class Scene:
     def __init__(self, tmp_path: Path, **changes: float):
         self.folder = tmp_path
         self.clock = Clock()
-        self.told: list[PredictTold] = []
+        self.told: list[PredictionEvent] = []
         self.opened: list[StandIn] = []
         self.refuses: set[str] = set()
         self.renews = False
         wishes = {"every_s": 0.0, "least": 0.0, "repeat_s": 1.0, **changes}
-        self.live = Live(
+        self.live = LivePredictor(
             tmp_path,
             self.told.append,
             Changes(**wishes),
@@ -104,7 +104,7 @@ class Scene:
             opening=self.open,
         )
 
-    def open(self, found: ModelFile) -> Model:
+    def open(self, found: ModelFile) -> OpenedModel:
         if found.name in self.refuses:
             raise ModelError("it is torn")
         self.opened.append(StandIn(found, self.renews))
@@ -237,7 +237,7 @@ def test_a_message_says_words_and_numbers_and_survives_the_way(scene: Scene) -> 
     scene.turn(frame(200, 10))
     line = scene.told[-1].model_dump_json(exclude_defaults=True).encode()
     told = parse(line)
-    assert isinstance(told, PredictTold)
+    assert isinstance(told, PredictionEvent)
     sent = Prediction.decode(prediction_of(told).encode(), who="test")
     assert sent.label == "cat" and sent.model == digest("round 1") and sent.ms == 4.0
     assert [t.label for t in sent.top] == ["cat", "dog", "fox"]
@@ -267,7 +267,7 @@ def test_the_status_names_the_model_that_answers_and_no_other() -> None:
     child = Child()
     link: Any = SimpleNamespace(node="pi")
     process: Any = child
-    part = Feature(link, process, camera=None, says=PredictionSays(), publish=False)
+    part = Feature(link, process, camera=None, says=PredictionStatus(), publish=False)
 
     def after(*lines: Line) -> object:
         child.lines += lines
@@ -275,13 +275,18 @@ def test_the_status_names_the_model_that_answers_and_no_other() -> None:
         return part.status().get("model")
 
     assert after() is None
-    assert after(PredictTold(kind="model", text="round 3 of run r", model=digest("a"))) == "round 3 of run r"
-    tuned = PredictTold(kind="model", text="round 4 of run r", model=digest("b"), personal=True)
+    assert (
+        after(PredictionEvent(kind="model", text="round 3 of run r", model=digest("a"))) == "round 3 of run r"
+    )
+    tuned = PredictionEvent(kind="model", text="round 4 of run r", model=digest("b"), personal=True)
     assert after(tuned) == "round 4 of run r (tuned)"
-    assert after(PredictTold(kind="refused", text="damaged", model=digest("c"))) == "round 4 of run r (tuned)"
-    assert after(CaptureTold(kind="gone", text="no camera")) == "round 4 of run r (tuned)"
-    assert after(PredictTold(kind="model", text="x" * 900)) == "x" * 500
-    assert after(CaptureTold(kind="failed", text="no such setting")) is None
+    assert (
+        after(PredictionEvent(kind="refused", text="damaged", model=digest("c")))
+        == "round 4 of run r (tuned)"
+    )
+    assert after(CaptureEvent(kind="gone", text="no camera")) == "round 4 of run r (tuned)"
+    assert after(PredictionEvent(kind="model", text="x" * 900)) == "x" * 500
+    assert after(CaptureEvent(kind="failed", text="no such setting")) is None
 
 
 # -- which model -----------------------------------------------------------------------------------------
@@ -397,7 +402,7 @@ def test_a_predicting_thread_that_fails_ends_its_child_with_the_reason() -> None
     def fail(stop: threading.Event) -> None:
         raise MemoryError("for a frame")
 
-    predicting = Predicting(fail, stop)
+    predicting = PredictionThread(fail, stop)
     assert stop.wait(5)
     with pytest.raises(MemoryError, match="for a frame"):
         predicting.join()
@@ -405,6 +410,6 @@ def test_a_predicting_thread_that_fails_ends_its_child_with_the_reason() -> None
 
 def test_a_predicting_thread_that_is_stopped_is_well() -> None:
     stop = threading.Event()
-    predicting = Predicting(lambda stop: stop.wait(5) and None, stop)
+    predicting = PredictionThread(lambda stop: stop.wait(5) and None, stop)
     stop.set()
     predicting.join()

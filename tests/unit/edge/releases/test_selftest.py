@@ -16,12 +16,12 @@ from tests.stand_ins.eim_program import write_program
 from apiary.errors import ModelError
 from apiary.wire.messages import BlobRef, PictureShape, Release
 from apiary_edge.releases.compatibility import Host, check_file, why_unfit
-from apiary_edge.releases.job import Model, TrialJob
+from apiary_edge.releases.job import TrialJob, TrialModel
 from apiary_edge.releases.selftest import run
 from apiary_edge.releases.selftest_process import TrialProcess
 from apiary_edge.releases.state import TrialCrashed, TrialDone
 from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import Bounds
+from apiary_edge.samples.model import StoreBounds
 from apiary_edge.samples.store import SampleStore
 
 LABELS = {"red": (250, 20, 10), "green": (0, 220, 30), "blue": (10, 20, 240)}
@@ -29,17 +29,17 @@ SHAPE = PictureShape(height=8, width=10, channels=3)
 runs_here = pytest.mark.skipif(platform.machine() != "x86_64", reason="the stand-in program is for x86_64")
 
 
-def model(file: Path = COLOURS / "model.tflite", **more: Any) -> Model:
+def model(file: Path = COLOURS / "model.tflite", **more: Any) -> TrialModel:
     told: dict[str, Any] = {"kind": "tflite", "file": file, "labels": list(LABELS), "input": SHAPE, **more}
-    return Model(**told)
+    return TrialModel(**told)
 
 
-def program(folder: Path, **config: Any) -> Model:
+def program(folder: Path, **config: Any) -> TrialModel:
     told = {"labels": list(LABELS), "width": 10, "height": 8, "tflite": str(COLOURS / "model.tflite")}
     return model(write_program(folder / "model.eim", **told | config), kind="eim")
 
 
-def job(folder: Path, which: Model | None = None, **more: Any) -> TrialJob:
+def job(folder: Path, which: TrialModel | None = None, **more: Any) -> TrialJob:
     told: dict[str, Any] = {
         "model": which or model(),
         "before": None,
@@ -91,7 +91,7 @@ def test_only_pictures_that_never_trained_count(here: Path) -> None:
     files = sorted((here / "pictures").rglob("*.png"))
     held = split(tuple(hashlib.sha256(f.read_bytes()).hexdigest() for f in files), 0.4)[1]
     assert run(job(here, folder_share=0.4)).pictures == len(held) > 0
-    store = SampleStore(here / "store", None, Bounds(), time.time)
+    store = SampleStore(here / "store", None, StoreBounds(), time.time)
     for f in files:
         store.add(Incoming(f.read_bytes(), "import", f.parent.name))
     kept = len(store.held_out())

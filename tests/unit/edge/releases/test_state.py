@@ -10,7 +10,7 @@ from tests.unit.coordinator.releases.test_rollout import release
 
 from apiary_edge.releases import state
 from apiary_edge.releases.slot import Findings
-from apiary_edge.releases.state import Held, Limits, Standing, handle, judge
+from apiary_edge.releases.state import Held, ReleaseLimits, ReleaseState, handle, judge
 
 ONE, TWO = release("one"), release("two")
 GOOD = Findings(pictures=20, right=19, right_before=18, inference_ms=5.0)
@@ -24,20 +24,20 @@ def names(commands: list[state.Command]) -> list[str]:
     return [type(c).__name__ for c in commands]
 
 
-def after(node: Standing, *events: state.Event) -> tuple[Standing, list[str]]:
+def after(node: ReleaseState, *events: state.Event) -> tuple[ReleaseState, list[str]]:
     commands: list[state.Command] = []
     for event in events:
         node, commands = handle(node, event)
     return node, names(commands)
 
 
-HAS_ONE = Standing(state="healthy", wanted=ONE, current=held("one"), tested=GOOD)
+HAS_ONE = ReleaseState(state="healthy", wanted=ONE, current=held("one"), tested=GOOD)
 
 
 def test_a_new_release_is_fetched_tested_and_swapped_in_and_the_old_one_kept() -> None:
-    node, did = after(HAS_ONE, state.Told(TWO))
-    assert (node.state, did) == ("fetching", ["Fetch", "Report"])
-    node, did = after(node, state.Fetched(TWO.file.digest))
+    node, did = after(HAS_ONE, state.ReleaseAssigned(TWO))
+    assert (node.state, did) == ("fetching", ["FetchRelease", "Report"])
+    node, did = after(node, state.ReleaseFetched(TWO.file.digest))
     assert (node.state, did) == ("testing", ["StartTest", "Report"])
     node, did = after(node, state.TrialDone(GOOD))
     assert (node.state, did) == ("healthy", ["Swap", "Report"])
@@ -51,14 +51,14 @@ def test_a_release_that_fails_its_test_never_becomes_current() -> None:
         (state.TrialDone(None), "its test told nothing"),
         (state.TrialDone(replace(GOOD, right=10, right_before=19)), "10 of 20 held-out pictures here right"),
     ):
-        node, did = after(HAS_ONE, state.Told(TWO), state.Fetched(TWO.file.digest), event)
+        node, did = after(HAS_ONE, state.ReleaseAssigned(TWO), state.ReleaseFetched(TWO.file.digest), event)
         assert (node.state, did) == ("failed", ["Refuse", "Report"])
         assert node.why is not None and why in node.why
         assert node.current == held("one")
 
 
 def test_a_crash_is_tried_again_as_often_as_allowed() -> None:
-    node, _ = after(HAS_ONE, state.Told(TWO), state.Fetched(TWO.file.digest))
+    node, _ = after(HAS_ONE, state.ReleaseAssigned(TWO), state.ReleaseFetched(TWO.file.digest))
     node, did = after(node, state.TrialCrashed("signal 11"))
     assert (node.state, node.crashes, did) == ("testing", 1, ["StartTest"])
     node, did = after(node, state.TrialCrashed("signal 11"))
@@ -66,46 +66,51 @@ def test_a_crash_is_tried_again_as_often_as_allowed() -> None:
 
 
 def test_the_one_before_needs_no_test_when_the_fleet_goes_back() -> None:
-    node = Standing(state="healthy", wanted=TWO, current=held("two"), previous=held("one"), tested=GOOD)
-    node, did = after(node, state.Told(ONE))
+    node = ReleaseState(state="healthy", wanted=TWO, current=held("two"), previous=held("one"), tested=GOOD)
+    node, did = after(node, state.ReleaseAssigned(ONE))
     assert (node.state, did) == ("healthy", ["Restore", "Report"])
     assert node.current == held("one") and node.previous is None
 
 
 def test_going_back_while_the_new_one_is_on_its_way_stops_it() -> None:
-    node, did = after(HAS_ONE, state.Told(TWO), state.Told(ONE))
-    assert (node.state, did) == ("healthy", ["Stop", "Report"])
-    node, did = after(HAS_ONE, state.Told(TWO), state.Fetched(TWO.file.digest), state.Told(None))
-    assert (node.state, did) == ("none", ["Stop", "Clear", "Report"])
+    node, did = after(HAS_ONE, state.ReleaseAssigned(TWO), state.ReleaseAssigned(ONE))
+    assert (node.state, did) == ("healthy", ["StopRelease", "Report"])
+    node, did = after(
+        HAS_ONE,
+        state.ReleaseAssigned(TWO),
+        state.ReleaseFetched(TWO.file.digest),
+        state.ReleaseAssigned(None),
+    )
+    assert (node.state, did) == ("none", ["StopRelease", "Clear", "Report"])
     assert node.current is None
     assert after(node, state.TrialDone(GOOD)) == (node, [])
 
 
 def test_what_is_heard_again_changes_nothing() -> None:
-    for node in (HAS_ONE, after(HAS_ONE, state.Told(TWO))[0]):
+    for node in (HAS_ONE, after(HAS_ONE, state.ReleaseAssigned(TWO))[0]):
         assert node.wanted is not None
-        assert after(node, state.Told(node.wanted)) == (node, [])
-    assert after(Standing(), state.Told(None)) == (Standing(), [])
+        assert after(node, state.ReleaseAssigned(node.wanted)) == (node, [])
+    assert after(ReleaseState(), state.ReleaseAssigned(None)) == (ReleaseState(), [])
 
 
 def test_what_was_refused_or_is_not_for_this_node_is_said_and_left() -> None:
-    node, did = after(HAS_ONE, state.Told(TWO, refused="it crashed"))
+    node, did = after(HAS_ONE, state.ReleaseAssigned(TWO, refused="it crashed"))
     assert (node.state, node.why, did) == ("failed", "it crashed", ["Report"])
-    node, did = after(HAS_ONE, state.Told(TWO, unfit="for armv7"))
+    node, did = after(HAS_ONE, state.ReleaseAssigned(TWO, unfit="for armv7"))
     assert (node.state, node.why, did) == ("unfit", "for armv7", ["Report"])
     assert node.current == held("one")
-    node, did = after(node, state.Told(TWO))
+    node, did = after(node, state.ReleaseAssigned(TWO))
     assert node.state == "fetching", "upgraded meanwhile"
 
 
 def test_another_attempt_is_tried_though_the_one_before_was_refused() -> None:
-    node, _ = after(HAS_ONE, state.Told(TWO, refused="it crashed"))
+    node, _ = after(HAS_ONE, state.ReleaseAssigned(TWO, refused="it crashed"))
     again = TWO.model_copy(update={"attempt": 2})
-    assert after(node, state.Told(again))[0].state == "fetching"
+    assert after(node, state.ReleaseAssigned(again))[0].state == "fetching"
 
 
 def test_a_release_that_fails_in_use_is_rolled_back_and_refused() -> None:
-    node = Standing(state="healthy", wanted=TWO, current=held("two"), previous=held("one"), tested=GOOD)
+    node = ReleaseState(state="healthy", wanted=TWO, current=held("two"), previous=held("one"), tested=GOOD)
     node, did = after(node, state.InUse(TWO.file.digest, "crashed 6 times in a row"))
     assert (node.state, did) == ("failed", ["Refuse", "Restore", "Report"])
     assert node.current == held("one")
@@ -113,14 +118,14 @@ def test_a_release_that_fails_in_use_is_rolled_back_and_refused() -> None:
 
 
 def test_a_full_disk_is_said_once_and_is_no_verdict() -> None:
-    node, did = after(HAS_ONE, state.Told(TWO), state.FetchFailed("the disk is full"))
+    node, did = after(HAS_ONE, state.ReleaseAssigned(TWO), state.FetchFailed("the disk is full"))
     assert (node.state, node.why, did) == ("fetching", "the disk is full", ["Report"])
     assert after(node, state.FetchFailed("the disk is full")) == (node, [])
-    assert after(node, state.Fetched(TWO.file.digest))[0].why is None
+    assert after(node, state.ReleaseFetched(TWO.file.digest))[0].why is None
 
 
 def test_a_file_that_is_another_is_refused() -> None:
-    node, did = after(HAS_ONE, state.Told(TWO), state.Spoiled("sha256 differs"))
+    node, did = after(HAS_ONE, state.ReleaseAssigned(TWO), state.Spoiled("sha256 differs"))
     assert (node.state, did) == ("failed", ["Refuse", "Report"])
 
 
@@ -129,19 +134,19 @@ def test_a_file_that_is_another_is_refused() -> None:
     [(95, 100, True), (94, 100, False), (99, 100, True), (100, 94, True), (0, None, True)],
 )
 def test_a_drop_is_allowed_up_to_the_limit(right: int, before: int | None, *, good: bool) -> None:
-    assert (judge(Findings(100, right, before, 1.0), Limits(max_accuracy_drop=0.05)) is None) == good
+    assert (judge(Findings(100, right, before, 1.0), ReleaseLimits(max_accuracy_drop=0.05)) is None) == good
 
 
 def test_with_few_pictures_one_more_that_is_wrong_is_no_difference() -> None:
-    limits = Limits(max_accuracy_drop=0.0, min_pictures=10)
+    limits = ReleaseLimits(max_accuracy_drop=0.0, min_pictures=10)
     assert judge(Findings(10, 9, 10, 1.0), limits) is None
     assert judge(Findings(10, 8, 10, 1.0), limits) is not None
     assert judge(Findings(9, 0, 9, 1.0), limits) is None, "fewer than min_pictures decide nothing"
 
 
 def test_the_other_limits() -> None:
-    assert judge(Findings(0, 0, None, 51.0), Limits(max_inference_ms=50.0)) == (
+    assert judge(Findings(0, 0, None, 51.0), ReleaseLimits(max_inference_ms=50.0)) == (
         "51 ms a picture, expected at most 50 (edge.slots.max_inference_ms)"
     )
-    assert judge(Findings(20, 11, None, 1.0), Limits(min_accuracy=0.6)) is not None
-    assert judge(Findings(20, 12, None, 1.0), Limits(min_accuracy=0.6)) is None
+    assert judge(Findings(20, 11, None, 1.0), ReleaseLimits(min_accuracy=0.6)) is not None
+    assert judge(Findings(20, 12, None, 1.0), ReleaseLimits(min_accuracy=0.6)) is None

@@ -16,7 +16,7 @@ from tests.unit.edge.transfer.test_power_cuts import DONE, every_cut
 from apiary.errors import StoreError
 from apiary.wire.messages import BlobRef, PictureShape, Release
 from apiary_edge.releases.slot import Findings
-from apiary_edge.releases.store import MAX_REFUSED, Shelf, current, folder_of
+from apiary_edge.releases.store import MAX_REFUSED, ReleaseStore, current, folder_of
 
 GOOD = Findings(pictures=20, right=19, right_before=18, inference_ms=5.0)
 BYTES = {name: name.encode() * 5000 for name in ("one", "two", "three")}
@@ -40,8 +40,8 @@ def blob(folder: Path, name: str) -> Path:
     return path
 
 
-def installed(state: Path, *names: str) -> Shelf:
-    shelf = Shelf(folder_of(state))
+def installed(state: Path, *names: str) -> ReleaseStore:
+    shelf = ReleaseStore(folder_of(state))
     for name in names:
         shelf.take(blob(state, name), release(name))
         shelf.swap(release(name), GOOD)
@@ -88,7 +88,7 @@ def test_two_are_kept_and_no_more(tmp_path: Path) -> None:
     assert shelf.current is not None and shelf.previous is not None
     assert (shelf.current.release, shelf.previous.release) == ("three", "two")
     assert files(tmp_path) == digests("two", "three")
-    again = Shelf(folder_of(tmp_path))
+    again = ReleaseStore(folder_of(tmp_path))
     assert (again.current, again.previous) == (shelf.current, shelf.previous)
 
 
@@ -96,14 +96,14 @@ def test_back_to_the_one_before(tmp_path: Path) -> None:
     shelf = installed(tmp_path, "one", "two")
     back = shelf.restore()
     assert back is not None and back.release == "one"
-    assert (Shelf(folder_of(tmp_path)).current, shelf.previous) == (back, None)
+    assert (ReleaseStore(folder_of(tmp_path)).current, shelf.previous) == (back, None)
     assert files(tmp_path) == digests("one")
     assert shelf.restore() is None
     assert current(tmp_path) is None and files(tmp_path) == set()
 
 
 def test_a_program_is_executable_and_takes_no_room_twice(tmp_path: Path) -> None:
-    shelf = Shelf(folder_of(tmp_path))
+    shelf = ReleaseStore(folder_of(tmp_path))
     source = blob(tmp_path, "one")
     path = shelf.take(source, release("one", "eim"))
     assert path.stat().st_mode & 0o777 == 0o755
@@ -111,7 +111,7 @@ def test_a_program_is_executable_and_takes_no_room_twice(tmp_path: Path) -> None
 
 
 def test_a_damaged_file_is_removed_and_said(tmp_path: Path) -> None:
-    shelf = Shelf(folder_of(tmp_path))
+    shelf = ReleaseStore(folder_of(tmp_path))
     source = blob(tmp_path, "one")
     source.write_bytes(BYTES["two"])
     with pytest.raises(StoreError, match="was damaged on this node's disk"):
@@ -125,7 +125,7 @@ def test_a_release_that_rots_on_the_card_is_given_up_at_the_next_start(tmp_path:
     data = bytearray(shelf.current.path.read_bytes())
     data[100] ^= 1
     shelf.current.path.write_bytes(data)
-    found = Shelf(folder_of(tmp_path))
+    found = ReleaseStore(folder_of(tmp_path))
     assert found.current is not None and found.current.release == "one"
 
 
@@ -135,14 +135,14 @@ def test_a_torn_record_is_left_out(tmp_path: Path, text: str) -> None:
     assert shelf.previous is not None
     (folder_of(tmp_path) / "current.json").write_text(text)
     assert current(tmp_path) is None
-    assert Shelf(folder_of(tmp_path)).current is None
+    assert ReleaseStore(folder_of(tmp_path)).current is None
 
 
 def test_refusals_are_by_attempt_and_bounded(tmp_path: Path) -> None:
-    shelf = Shelf(folder_of(tmp_path))
+    shelf = ReleaseStore(folder_of(tmp_path))
     for i in range(MAX_REFUSED + 5):
         shelf.refuse(f"r{i}", 1, f"why {i}")
-    again = Shelf(folder_of(tmp_path))
+    again = ReleaseStore(folder_of(tmp_path))
     assert len(again.refused) == MAX_REFUSED
     assert again.why_refused(f"r{MAX_REFUSED}", 1) == f"why {MAX_REFUSED}"
     assert again.why_refused(f"r{MAX_REFUSED}", 2) is None
@@ -152,22 +152,22 @@ def test_what_was_refused_while_it_was_current_is_not_current_at_the_next_start(
     """The power went between the refusal and the swap back."""
     shelf = installed(tmp_path, "one", "two")
     shelf.refuse("two", 1, "it crashes")
-    found = Shelf(folder_of(tmp_path))
+    found = ReleaseStore(folder_of(tmp_path))
     assert found.current is not None and found.current.release == "one"
 
 
 def test_serial_and_key_are_remembered(tmp_path: Path) -> None:
-    shelf = Shelf(folder_of(tmp_path))
+    shelf = ReleaseStore(folder_of(tmp_path))
     shelf.seen(7)
     shelf.seen(3)
     shelf.pin_key("KEY")
-    again = Shelf(folder_of(tmp_path))
+    again = ReleaseStore(folder_of(tmp_path))
     assert (again.serial, again.key) == (7, "KEY")
 
 
-def whole(state: Path) -> Shelf:
+def whole(state: Path) -> ReleaseStore:
     """What a start after the cut finds; whatever is named is there, whole."""
-    shelf = Shelf(folder_of(state))
+    shelf = ReleaseStore(folder_of(state))
     for slot in (shelf.current, shelf.previous):
         if slot is not None:
             assert slot.path.read_bytes() == BYTES[slot.release]

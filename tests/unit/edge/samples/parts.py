@@ -11,13 +11,13 @@ from PIL import Image
 from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import (
     Added,
-    Bounds,
     Outcome,
     SampleId,
+    StoreBounds,
 )
 from apiary_edge.samples.store import SampleStore
 
-ROOMY = Bounds(min_free_bytes=0)
+ROOMY = StoreBounds(min_free_bytes=0)
 
 
 class Clock:
@@ -38,7 +38,7 @@ def picture(seed: int, kind: str = "JPEG", size: tuple[int, int] = (24, 16), **o
     return out.getvalue()
 
 
-def opened(folder: Path, bounds: Bounds = ROOMY) -> SampleStore:
+def opened(folder: Path, bounds: StoreBounds = ROOMY) -> SampleStore:
     return SampleStore(folder / "samples", folder / "cache", bounds, Clock())
 
 

@@ -25,14 +25,14 @@ from apiary.errors import StoreError
 from apiary.learn.cache import ArrayCache
 from apiary_edge.samples import schema
 from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import Added, Bounds, SampleId
+from apiary_edge.samples.model import Added, SampleId, StoreBounds
 from apiary_edge.samples.store import SampleStore
 
-ROOMY = Bounds(min_free_bytes=0)
+ROOMY = StoreBounds(min_free_bytes=0)
 PICTURES = [picture(seed) for seed in range(6)]
 
 
-def opened(folder: Path, bounds: Bounds = ROOMY) -> SampleStore:
+def opened(folder: Path, bounds: StoreBounds = ROOMY) -> SampleStore:
     return SampleStore(folder / "samples", folder / "cache", bounds, time.time)
 
 
@@ -143,7 +143,7 @@ def test_a_batch_is_there_as_a_whole_or_not_at_all(tmp_path: Path, template: Pat
 
 def test_adding_to_a_full_store_evicts_one_for_one(tmp_path: Path, template: Path) -> None:
     def act(store: SampleStore) -> None:
-        store.bounds = Bounds(max_count=3, min_free_bytes=0)
+        store.bounds = StoreBounds(max_count=3, min_free_bytes=0)
         assert isinstance(store.add(Incoming(PICTURES[3], "camera")), Added)
 
     sets = [frozenset(check(folder)) for folder in every_cut(tmp_path, template, act)]

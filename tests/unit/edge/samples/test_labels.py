@@ -13,9 +13,9 @@ from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import (
     Filter,
     Order,
-    Refused,
     SampleId,
-    State,
+    SampleRefused,
+    SampleState,
     check_label,
     is_held_out,
 )
@@ -73,8 +73,8 @@ def test_a_label_must_be_fit_for_a_folder_and_a_message(store: SampleStore, labe
     (sample,) = fill(store, 1)
     with pytest.raises(DataError, match="cannot be a label: expected 1 to 64 printable characters"):
         store.label([sample], label, "ann")
-    refused = store.add(Incoming(picture(99), "import", label)) if label else Refused("")
-    assert isinstance(refused, Refused)
+    refused = store.add(Incoming(picture(99), "import", label)) if label else SampleRefused("")
+    assert isinstance(refused, SampleRefused)
     assert check_label("Schutz Helm (gelb) Ü") == "Schutz Helm (gelb) Ü"
 
 
@@ -122,7 +122,7 @@ def test_suggestions_most_uncertain_first(store: SampleStore) -> None:
     page = store.page(Filter(labelled=False), Order.UNCERTAIN)
     assert [s.id for s in page.samples] == [ids[1], ids[2], ids[0], ids[3]]
     first = page.samples[0]
-    assert first.state is State.SUGGESTED and first.suggestion is not None
+    assert first.state is SampleState.SUGGESTED and first.suggestion is not None
     assert (first.suggestion.label, first.suggestion.probability, first.suggestion.model) == (
         "dog",
         0.55,
@@ -143,8 +143,10 @@ def test_pages(store: SampleStore) -> None:
     assert [s.id for s in newest.samples] == ids[::-1][:10] and newest.total == 25
     assert [s.id for s in store.page(order=Order.OLDEST, limit=3, offset=24).samples] == ids[24:]
     assert store.page(Filter(label="cat")).total == 5
-    assert store.page(Filter(state=State.LABELLED)).total == store.page(Filter(labelled=True)).total == 5
-    assert store.page(Filter(state=State.UNLABELLED)).total == 20
+    assert (
+        store.page(Filter(state=SampleState.LABELLED)).total == store.page(Filter(labelled=True)).total == 5
+    )
+    assert store.page(Filter(state=SampleState.UNLABELLED)).total == 20
     halves = [store.page(Filter(held_out=h, label="cat")).total for h in (True, False)]
     assert sum(halves) == 5
     assert store.page(limit=10**9).samples == store.page(limit=200).samples

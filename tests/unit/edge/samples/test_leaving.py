@@ -16,8 +16,8 @@ from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import (
     Added,
     Filter,
-    Refused,
     SampleId,
+    SampleRefused,
     is_held_out,
 )
 from apiary_edge.samples.store import SampleStore
@@ -41,7 +41,7 @@ def test_when_full_the_oldest_unlabelled_go_first_then_suggested_and_labelled_ne
     assert isinstance(outcome, Added) and outcome.evicted == (ids[2],)
     store.label([s.id for s in store.page(Filter(labelled=False)).samples], "dog", "ann")
     outcome = store.add(Incoming(picture(300), "camera"))
-    assert isinstance(outcome, Refused) and outcome.full
+    assert isinstance(outcome, SampleRefused) and outcome.full
     assert "full of labelled pictures: 6 of 6" in outcome.why and "edge.store.max_count" in outcome.why
     files = [p for p in (tmp_path / "samples" / "pictures").rglob("*") if p.is_file()]
     assert len(files) == store.counts().total == 6
@@ -55,7 +55,7 @@ def test_the_bound_in_megabytes_counts_the_files(tmp_path: Path) -> None:
         assert isinstance(store.add(Incoming(picture(i, "PNG"), "camera")), Added)
     counts = store.counts()
     assert counts.total == 3 and counts.bytes <= one * 3.5
-    assert isinstance(store.add(Incoming(picture(9, "PNG", (200, 200)), "camera")), Refused)
+    assert isinstance(store.add(Incoming(picture(9, "PNG", (200, 200)), "camera")), SampleRefused)
     assert store.counts().total == 3, "nothing leaves for a picture that does not fit anyway"
     store.close()
 
@@ -70,7 +70,11 @@ def test_a_full_label_lets_go_of_what_was_labelled_longest_ago_but_not_of_held_o
     left = {s.id for s in store.page(Filter(label="cat")).samples}
     assert len(left) == 10 and left == {*tests, *trained[-(10 - len(tests)) :]}
     refused = store.add(Incoming(picture(500), "import", "cat"))
-    assert isinstance(refused, Refused) and "label 'cat' has 10 pictures" in refused.why and not refused.full
+    assert (
+        isinstance(refused, SampleRefused)
+        and "label 'cat' has 10 pictures" in refused.why
+        and not refused.full
+    )
     with pytest.raises(DataError, match=r"11 pictures at once, but a label keeps 10 "):
         store.label(ids[15:26], "dog", "ann")
     store.close()
@@ -79,7 +83,7 @@ def test_a_full_label_lets_go_of_what_was_labelled_longest_ago_but_not_of_held_o
 def test_no_picture_is_taken_where_the_disk_is_nearly_full(tmp_path: Path) -> None:
     store = opened(tmp_path, replace(ROOMY, min_free_bytes=2**60))
     refused = store.add(Incoming(picture(1), "camera"))
-    assert isinstance(refused, Refused) and refused.full and "edge.store.min_free_mb" in refused.why
+    assert isinstance(refused, SampleRefused) and refused.full and "edge.store.min_free_mb" in refused.why
     store.close()
 
 
@@ -109,7 +113,7 @@ def test_what_the_owner_deleted_comes_back_by_import_only(store: SampleStore) ->
     sample = added(store.add(automatic))
     store.delete([sample])
     refused = store.add(automatic)
-    assert isinstance(refused, Refused) and "its owner deleted this picture" in refused.why
+    assert isinstance(refused, SampleRefused) and "its owner deleted this picture" in refused.why
     assert store.add(replace(automatic, automatic=False)) == Added(sample)
     store.forget_cached()
     assert store.get(sample) is not None

@@ -21,8 +21,8 @@ from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import (
     Added,
     Duplicate,
-    Refused,
-    State,
+    SampleRefused,
+    SampleState,
 )
 from apiary_edge.samples.store import SampleStore
 
@@ -33,7 +33,7 @@ def test_a_picture_is_named_by_the_digest_of_what_is_stored(store: SampleStore) 
     assert path is not None and hashlib.sha256(path.read_bytes()).hexdigest() == sample
     found = store.get(sample)
     assert found is not None
-    assert (found.state, found.label, found.captured_at) == (State.UNLABELLED, None, 50.5)
+    assert (found.state, found.label, found.captured_at) == (SampleState.UNLABELLED, None, 50.5)
     assert (found.source, found.width, found.height) == ("usb /dev/video0", 24, 16)
     assert found.bytes == path.stat().st_size
     assert path.stat().st_mode & 0o077 == 0 or path.parent.stat().st_mode & 0o077 == 0
@@ -211,5 +211,5 @@ def test_bad_pictures_of_a_batch_do_not_hinder_the_others(store: SampleStore) ->
     outcomes = list(
         store.add_many([Incoming(picture(1), "a"), Incoming(b"torn", "b"), Incoming(picture(2), "c")])
     )
-    assert [type(o) for o in outcomes] == [Added, Refused, Added]
+    assert [type(o) for o in outcomes] == [Added, SampleRefused, Added]
     assert store.counts().total == 2

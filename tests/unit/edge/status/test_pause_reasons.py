@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from apiary_edge.status.pause_reasons import Holds
+from apiary_edge.status.pause_reasons import PauseReasons
 
 
 def test_it_trains_while_nobody_holds_it() -> None:
-    assert Holds().why is None
+    assert PauseReasons().why is None
 
 
 def test_all_reasons_are_said_and_each_is_taken_back_by_who_gave_it() -> None:
-    holds = Holds()
+    holds = PauseReasons()
     assert holds.set("heat", "84 degrees")
     assert holds.set("operator", "paused by anna")
     assert holds.why == "84 degrees; paused by anna"
@@ -19,7 +19,7 @@ def test_all_reasons_are_said_and_each_is_taken_back_by_who_gave_it() -> None:
 
 
 def test_saying_the_same_again_changes_nothing() -> None:
-    holds = Holds()
+    holds = PauseReasons()
     holds.set("heat", "84 degrees")
     assert not holds.set("heat", "84 degrees")
     assert holds.set("heat", "85 degrees")

@@ -14,42 +14,45 @@ import pytest
 
 from apiary.errors import DataError
 from apiary_edge.health.readings import MB
-from apiary_edge.training.memory_guard import Limits, MemoryGuard, Use, limits, usage
+from apiary_edge.training.memory_guard import MemoryGuard, MemoryLimits, MemoryUse, limits, usage
 
-FINE = Use(resident=100 * MB, address=200 * MB, available=300 * MB)
+FINE = MemoryUse(resident=100 * MB, address=200 * MB, available=300 * MB)
 
 
 @pytest.mark.parametrize(
     ("bounds", "why"),
     [
-        (Limits(0), None),
-        (Limits(300 * MB), None),
+        (MemoryLimits(0), None),
+        (MemoryLimits(300 * MB), None),
         (
-            Limits(301 * MB),
+            MemoryLimits(301 * MB),
             "training took 100 MB, the machine had 300 MB of memory left; 301 MB are kept for others",
         ),
-        (Limits(0, resident=100 * MB), None),
-        (Limits(0, resident=99 * MB), "training took 100 MB, may take 99 MB (edge.guest.max_memory_mb)"),
-        (Limits(0, address=208 * MB), None),
+        (MemoryLimits(0, resident=100 * MB), None),
         (
-            Limits(0, address=207 * MB),
+            MemoryLimits(0, resident=99 * MB),
+            "training took 100 MB, may take 99 MB (edge.guest.max_memory_mb)",
+        ),
+        (MemoryLimits(0, address=208 * MB), None),
+        (
+            MemoryLimits(0, address=207 * MB),
             "training took 100 MB, its address space 200 MB of 207 MB (RLIMIT_AS, ulimit -v)",
         ),
     ],
 )
-def test_limits_from_both_sides(bounds: Limits, why: str | None) -> None:
+def test_limits_from_both_sides(bounds: MemoryLimits, why: str | None) -> None:
     assert bounds.broken(FINE) == why
 
 
 def test_a_machine_that_does_not_say_what_is_available_is_not_judged_by_it() -> None:
-    assert Limits(10**12).broken(Use(1, 1, None)) is None
+    assert MemoryLimits(10**12).broken(MemoryUse(1, 1, None)) is None
 
 
 def test_this_process_can_be_read() -> None:
     now = usage()()
     assert 10 * MB < now.resident < now.address
     assert now.available is not None
-    assert limits(24, 100) == Limits(24 * MB, 100 * MB, None)
+    assert limits(24, 100) == MemoryLimits(24 * MB, 100 * MB, None)
 
 
 def test_the_reason_is_told_once_and_looking_ends() -> None:
@@ -60,7 +63,7 @@ def test_the_reason_is_told_once_and_looking_ends() -> None:
         told.append(why)
         heard.set()
 
-    guard = MemoryGuard(Limits(0, resident=99 * MB), give_up, look=lambda: FINE)
+    guard = MemoryGuard(MemoryLimits(0, resident=99 * MB), give_up, look=lambda: FINE)
     guard.start()
     assert heard.wait(10)
     guard._thread.join(10)
@@ -69,7 +72,7 @@ def test_the_reason_is_told_once_and_looking_ends() -> None:
 
 def test_who_is_done_is_left_alone() -> None:
     told: list[str] = []
-    guard = MemoryGuard(Limits(0, resident=1), told.append, look=lambda: FINE)
+    guard = MemoryGuard(MemoryLimits(0, resident=1), told.append, look=lambda: FINE)
     guard.stop()
     guard.start()
     guard._thread.join(10)

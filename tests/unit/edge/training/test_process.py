@@ -20,7 +20,7 @@ from apiary.settings import GuestSettings
 from apiary.tensors import Weights
 from apiary.wire import blob
 from apiary.wire.messages import Plan
-from apiary_edge.training.job import Told, TrainJob, parse
+from apiary_edge.training.job import TrainingEvent, TrainJob, parse
 from apiary_edge.training.memory_guard import OOM_SCORE
 from apiary_edge.training.process import TrainingProcess, scratch
 
@@ -69,9 +69,9 @@ class Running:
     def __init__(self) -> None:
         self.woken = threading.Event()
         self.process = TrainingProcess(self.woken.set, GuestSettings(nice=0))
-        self.told: list[Told] = []
+        self.told: list[TrainingEvent] = []
 
-    def until(self, kind: str) -> Told:
+    def until(self, kind: str) -> TrainingEvent:
         end = time.monotonic() + WAIT_S
         while time.monotonic() < end:
             self.told += self.process.collect()
@@ -301,7 +301,7 @@ def test_only_our_own_lines_are_words(line: bytes) -> None:
 
 
 def test_a_word_survives_the_pipe() -> None:
-    told = Told(kind="progress", epoch=1, epochs=2, loss=0.5)
+    told = TrainingEvent(kind="progress", epoch=1, epochs=2, loss=0.5)
     assert parse(told.model_dump_json(exclude_none=True).encode() + b"\n") == told
 
 

@@ -18,14 +18,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from apiary.identity.authority import Use
+from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.pki import broker_files
 from apiary_cli.pki.authority import USES, answer
-from apiary_cli.pki.device import Answer, read_request, to_sign
+from apiary_cli.pki.device import IssuedFiles, read_request, to_sign
 from apiary_cli.pki.folder import CaFolder
-from apiary_cli.pki.tokens import Grant, Tokens
+from apiary_cli.pki.tokens import TokenGrant, Tokens
 
 MAX_BODY: Final = 32_768
 PER_ADDRESS: Final = 10
@@ -72,7 +72,7 @@ class Guard:
         return [t for t in self._refused.get(address, []) if t > since]
 
 
-class Desk:
+class Enrolment:
     """Decides about requests; knows nothing of HTTP."""
 
     def __init__(self, ca: CaFolder, settings: Settings, tokens: Tokens | None = None):
@@ -84,7 +84,7 @@ class Desk:
         """The authority's certificate and list, PEM."""
         return self._ca.ca_pem + self._ca.crl
 
-    def join(self, body: dict[str, Any]) -> Answer:
+    def join(self, body: dict[str, Any]) -> IssuedFiles:
         """Certificates for a device that shows a token. Raises Refusal."""
         name, token = _text(body, "name", 64), _text(body, "token", 100)
         whom = Identity(name, _role(body))
@@ -95,7 +95,7 @@ class Desk:
             raise Refusal(HTTPStatus.FORBIDDEN, f"no such token for {whom}, or it was used, or is over")
         return self._issue(grant, keys)
 
-    def renew(self, body: dict[str, Any], serial: str | None) -> Answer:
+    def renew(self, body: dict[str, Any], serial: str | None) -> IssuedFiles:
         """New certificates for who shows the one with `serial`, or proves to be a server. Raises Refusal."""
         now = time.time()
         use = "client"
@@ -136,10 +136,10 @@ class Desk:
             raise Refusal(HTTPStatus.FORBIDDEN, "no certificate of this authority")
         return serial
 
-    def _keys(self, body: dict[str, Any], name: str, role: Role) -> list[tuple[Use, Any]]:
+    def _keys(self, body: dict[str, Any], name: str, role: Role) -> list[tuple[KeyUse, Any]]:
         return read_request(_text(body, "request", MAX_BODY).encode(), name, USES[role])
 
-    def _issue(self, grant: Grant, keys: list[tuple[Use, Any]]) -> Answer:
+    def _issue(self, grant: TokenGrant, keys: list[tuple[KeyUse, Any]]) -> IssuedFiles:
         self._ca.check_free(grant.whom, again=True)
         made = self._ca.issue(grant.whom, keys, self._settings.pki.days, replace_old=grant.again)
         if grant.again or grant.whom.role is not Role.NODE:
