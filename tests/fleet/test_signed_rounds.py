@@ -15,7 +15,8 @@ from tests.stand_ins.fleet_keys import Fleet as Keys
 
 from apiary.bus.bus import Received
 from apiary.bus.memory import MemoryBroker, MemoryBus
-from apiary.identity.gate import MessageGate, SigningGate
+from apiary.identity.credentials import SigningGate
+from apiary.identity.gate import MessageGate
 from apiary.identity.marks import DiskMarks
 from apiary.identity.roles import Role
 from apiary.identity.signing import Signer, Verifier

@@ -22,7 +22,8 @@ from machines import Machine
 
 from apiary.bus.bus import Connected, Received
 from apiary.bus.mqtt import MqttBus
-from apiary.identity.gate import SigningGate, load_gate
+from apiary.identity.credentials import SigningGate
+from apiary.identity.gate import load_gate
 from apiary.identity.roles import Role
 from apiary.settings import BrokerSettings, SecuritySettings
 

@@ -66,6 +66,21 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
+def _renew(args: argparse.Namespace, settings: Settings) -> int:
+    from apiary_cli.pki import authority, device_side
+
+    return authority.renew(args, settings) if args.url is None else device_side.renew(args, settings)
+
+
+def _serve(args: argparse.Namespace, settings: Settings) -> int:
+    from apiary_cli.pki.authority import open_folder
+    from apiary_cli.pki.serve import serve
+
+    changes = {k: v for k, v in (("listen", args.host), ("port", args.port)) if v is not None}
+    settings = settings.model_copy(update={"pki": settings.pki.model_copy(update=changes)})
+    return serve(open_folder(settings), settings, as_json=args.json)
+
+
 def _on_the_server(add: Add) -> None:
     from apiary_cli.pki import authority
 
@@ -87,7 +102,7 @@ def _on_the_server(add: Add) -> None:
     _owner(a)
 
     a = add(
-        "renew", authority.renew, "new certificates before the old ones end",
+        "renew", _renew, "new certificates before the old ones end",
         "apiary pki renew --url https://broker.local:8443 --dir /etc/apiary",
     )  # fmt: skip
     a.add_argument("name", nargs="?", help="on the server: whose")
@@ -120,7 +135,7 @@ def _service(add: Add) -> None:
     a.add_argument("--again", action="store_true", help="it was enrolled before: revoke what it had then")
     a.add_argument("--cancel", action="store_true", help="take back every unused token for this name")
 
-    a = add("serve", authority.serve, "run the enrolment service (HTTPS)", "apiary pki serve")
+    a = add("serve", _serve, "run the enrolment service (HTTPS)", "apiary pki serve")
     a.add_argument("--host", help="listen on this address (pki.listen; all)")
     a.add_argument("--port", type=int, help="its port (pki.port; 8443)")
 

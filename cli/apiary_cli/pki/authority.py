@@ -1,4 +1,4 @@
-"""The sub-commands of `apiary pki` for the machine that holds the authority."""
+"""The sub-commands of `apiary pki` on the machine that holds the authority."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
-
-from cryptography import x509
 
 from apiary.errors import DataError, SettingsError
 from apiary.files import write_atomic
@@ -22,17 +19,10 @@ from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.pki import broker_files
-from apiary_cli.pki.device import Device, IssuedFiles, read_request
-from apiary_cli.pki.folder import AUTHORITY_DAYS, WARDEN, CaFolder, Issued
+from apiary_cli.pki.device import USES, read_request
+from apiary_cli.pki.folder import AUTHORITY_DAYS, WARDEN, CaFolder, Issued, make_here
 from apiary_cli.pki.tokens import Tokens, seconds
 
-USES: Final = {
-    Role.NODE: (KeyUse.CLIENT, KeyUse.SIGNING),
-    Role.COORDINATOR: (KeyUse.CLIENT, KeyUse.SIGNING),
-    Role.OPERATOR: (KeyUse.CLIENT, KeyUse.SIGNING),
-    Role.VIEWER: (KeyUse.CLIENT,),
-    Role.SERVER: (KeyUse.SERVER,),
-}
 _BROKER_TROUBLE: Final = 4
 
 
@@ -83,11 +73,7 @@ def enrol(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def renew(args: argparse.Namespace, settings: Settings) -> int:
-    """New certificates for somebody who has some: by the service, or here."""
-    if args.url is not None:
-        from apiary_cli.pki import device_side
-
-        return device_side.renew(args, settings)
+    """New certificates for somebody who has some, issued here."""
     if args.name is None:
         raise SettingsError("renew: --url URL on a device, or the NAME of whom to renew on the server")
     _one_way(args)
@@ -188,31 +174,6 @@ def token(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def serve(args: argparse.Namespace, settings: Settings) -> int:
-    """The enrolment service, until a signal."""
-    from apiary_cli.pki.serve import serve as run_service
-
-    changes = {k: v for k, v in (("listen", args.host), ("port", args.port)) if v is not None}
-    settings = settings.model_copy(update={"pki": settings.pki.model_copy(update=changes)})
-    return run_service(open_folder(settings), settings, as_json=args.json)
-
-
-def make_here(
-    ca: CaFolder, whom: Identity, uses: Iterable[KeyUse], folder: Path, days: float, *,
-    names: Iterable[str] = (), new_keys: bool = False, replace_old: bool = False, owner: str | None = None,
-) -> None:  # fmt: skip
-    """Keys and certificates for a party of this very machine."""
-    device = Device(folder, tuple(uses), owner)
-    keys = read_request(device.request(whom.name, renew=new_keys), whom.name, device.uses)
-    made = ca.issue(whom, keys, days, names=tuple(names), replace_old=replace_old)
-    device.install(answer(ca, made))
-
-
-def answer(ca: CaFolder, made: Iterable[x509.Certificate]) -> IssuedFiles:
-    """What a device gets back."""
-    return IssuedFiles(tuple(made), ca.certificate, x509.load_pem_x509_crl(ca.crl))
-
-
 def _give(
     args: argparse.Namespace, settings: Settings, ca: CaFolder, whom: Identity, *,
     replace_old: bool, new_keys: bool = False,
@@ -227,7 +188,7 @@ def _give(
     else:
         keys = read_request(_read(args.request), whom.name, uses)
         made = ca.issue(whom, keys, days, names=args.san, replace_old=replace_old)
-        given = answer(ca, made).encode()
+        given = ca.answer(made).encode()
         where = str(args.out or "-")
         if args.out is None:
             if not args.json:

@@ -36,11 +36,20 @@ from apiary.errors import SettingsError, StoreError, WireError
 from apiary.files import sync_folder, write_atomic
 from apiary.identity.authority import KeyUse, PublicKey, requested_key
 from apiary.identity.certificates import Trust, identity_of
+from apiary.identity.roles import Role
 from apiary_cli.terminal import flags
 
 MAX_PEM_BYTES: Final = 2**20
 """Of a request or an answer; a list of 10,000 revoked certificates has about 500 kB."""
 _FOLDERS: Final = {KeyUse.CLIENT: "tls", KeyUse.SERVER: "tls", KeyUse.SIGNING: "signing"}
+USES: Final = {
+    Role.NODE: (KeyUse.CLIENT, KeyUse.SIGNING),
+    Role.COORDINATOR: (KeyUse.CLIENT, KeyUse.SIGNING),
+    Role.OPERATOR: (KeyUse.CLIENT, KeyUse.SIGNING),
+    Role.VIEWER: (KeyUse.CLIENT,),
+    Role.SERVER: (KeyUse.SERVER,),
+}
+"""The keys that a party of each role has."""
 PrivateKey = EllipticCurvePrivateKey | Ed25519PrivateKey
 
 

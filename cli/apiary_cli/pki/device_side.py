@@ -24,8 +24,7 @@ from apiary.identity.authority import KeyUse
 from apiary.identity.certificates import identity_of
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
-from apiary_cli.pki.authority import USES
-from apiary_cli.pki.device import MAX_PEM_BYTES, Device, IssuedFiles, plain_sha256, read_answer
+from apiary_cli.pki.device import MAX_PEM_BYTES, USES, Device, IssuedFiles, plain_sha256, read_answer
 from apiary_cli.pki.folder import ENROLMENT, RENEWABLE
 
 _TIMEOUT_S: Final = 20.0

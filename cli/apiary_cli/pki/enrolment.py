@@ -22,8 +22,7 @@ from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.pki import broker_files
-from apiary_cli.pki.authority import USES, answer
-from apiary_cli.pki.device import IssuedFiles, read_request, to_sign
+from apiary_cli.pki.device import USES, IssuedFiles, read_request, to_sign
 from apiary_cli.pki.folder import CaFolder
 from apiary_cli.pki.tokens import TokenGrant, Tokens
 
@@ -114,7 +113,7 @@ class Enrolment:
             raise Refusal(HTTPStatus.CONFLICT, "renewed several times lately: use what came, or join anew")
         keys = self._keys(body, old.name, old.role)
         self._ca.check_free(old.identity, again=True)
-        return answer(self._ca, self._ca.issue(old.identity, keys, self._settings.pki.days, names=old.names))
+        return self._ca.answer(self._ca.issue(old.identity, keys, self._settings.pki.days, names=old.names))
 
     def _proved(self, body: dict[str, Any]) -> str:
         """The serial of the certificate whose key signed this request. Raises Refusal."""
@@ -145,7 +144,7 @@ class Enrolment:
         if grant.again or grant.whom.role is not Role.NODE:
             for trouble in broker_files.apply(self._ca, self._settings):
                 log.error("%s", trouble)
-        return answer(self._ca, made)
+        return self._ca.answer(made)
 
 
 def _text(body: dict[str, Any], key: str, most: int) -> str:

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -38,6 +38,7 @@ from apiary.errors import SettingsError, StoreError
 from apiary.files import write_atomic, write_json
 from apiary.identity.authority import Authority, KeyUse, PublicKey, Term, found
 from apiary.identity.roles import Identity, Role
+from apiary_cli.pki.device import Device, IssuedFiles, read_request
 from apiary_cli.terminal import flags
 
 WARDEN: Final = "pki"
@@ -166,6 +167,10 @@ class CaFolder:
         """The certificates of `name` that are valid now."""
         now = self._wall()
         return [i for i in self.issued() if i.name == name and i.state(now) == "valid"]
+
+    def answer(self, made: Iterable[x509.Certificate]) -> IssuedFiles:
+        """What a device receives: its certificates, the authority's own, and the list of revoked ones."""
+        return IssuedFiles(tuple(made), self.certificate, x509.load_pem_x509_crl(self.crl))
 
     def check_free(self, whom: Identity, *, again: bool) -> None:
         """Raises SettingsError where `whom` cannot be enrolled: the name is another's, or in use."""
@@ -308,6 +313,17 @@ class CaFolder:
             ) from None
         except OSError as e:
             raise StoreError(f"cannot read {self.folder / name}: {e.strerror}") from None
+
+
+def make_here(
+    ca: CaFolder, whom: Identity, uses: Iterable[KeyUse], folder: Path, days: float, *,
+    names: Iterable[str] = (), new_keys: bool = False, replace_old: bool = False, owner: str | None = None,
+) -> None:  # fmt: skip
+    """Keys and certificates for a party of this very machine."""
+    device = Device(folder, tuple(uses), owner)
+    keys = read_request(device.request(whom.name, renew=new_keys), whom.name, device.uses)
+    made = ca.issue(whom, keys, days, names=tuple(names), replace_old=replace_old)
+    device.install(ca.answer(made))
 
 
 def _record(

@@ -31,9 +31,8 @@ from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.notify import Notifier
 from apiary.settings import Settings
-from apiary_cli.pki.authority import make_here
 from apiary_cli.pki.enrolment import MAX_BODY, Enrolment, Guard, Refusal
-from apiary_cli.pki.folder import ENROLMENT, CaFolder
+from apiary_cli.pki.folder import ENROLMENT, CaFolder, make_here
 from apiary_cli.terminal.stopping import stop_on_signals
 
 MAX_AT_ONCE: Final = 16

@@ -5,6 +5,7 @@ A certificate that was renewed and a list that revokes somebody count within a s
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,7 +19,6 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from apiary.errors import SettingsError
 from apiary.files import Stamp, stamp
 from apiary.identity.certificates import Trust
-from apiary.identity.gate import SigningGate
 from apiary.identity.marks import DiskMarks
 from apiary.identity.roles import Identity, Role
 from apiary.identity.signing import Signer, Verifier
@@ -26,7 +26,7 @@ from apiary.settings import SecuritySettings
 from apiary.wire.topics import Topic, TopicKind
 
 LOOK_S: Final = 1.0
-"""How often the files are asked whether they changed."""
+"""Shortest time between two looks at whether the files changed."""
 MAX_BYTES: Final = 8 * 2**20
 """Of a file; a list of 100,000 revoked certificates has about 5 MB."""
 _SIGNING: Final = {Role.NODE, Role.COORDINATOR, Role.OPERATOR}
@@ -34,8 +34,33 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class SigningGate:
+    """A `MessageGate`: messages of a signed kind carry their sender's signature, or are refused."""
+
+    generation = 0
+
+    def __init__(self, role: Role, verifier: Verifier, signer: Signer | None):
+        self._role = role
+        self.verifier = verifier
+        self.signer = signer
+
+    def seal(self, kind: TopicKind, topic: str, payload: bytes) -> bytes:
+        """Sign what this role signs."""
+        if self.signer is None or kind.signer is not self._role:
+            return payload
+        return self.signer.seal(topic, payload)
+
+    def open(self, at: Topic, topic: str, payload: bytes) -> bytes:
+        """Verify: a node and an operator may speak under their own names only."""
+        role = at.kind.signer
+        if role is None or _is_last_will(at.kind, payload):
+            return payload
+        name = at.node if role in (Role.NODE, Role.OPERATOR) else None
+        return self.verifier.open(topic, payload, role=role, name=name)
+
+
 class FileGate(SigningGate):
-    """A `SigningGate` from files. For one thread."""
+    """A `SigningGate` whose certificates are read again when their files change. For one thread."""
 
     def __init__(
         self,
@@ -83,7 +108,6 @@ class FileGate(SigningGate):
             # A certificate and its key change one after the other; the second change is seen too.
             log.warning("%s; what was read before stays in use", e)
             return
-        assert isinstance(self.verifier, Verifier)  # noqa: S101 - the constructor put it there
         self.verifier.trust, self.signer = trust, signer
         self.generation += 1
         log.info("certificates read again: %s", signer.identity if signer else "to verify with")
@@ -134,6 +158,17 @@ def load_signer(
             "its messages would be refused"
         )
     return signer
+
+
+def _is_last_will(kind: TopicKind, payload: bytes) -> bool:
+    """The broker publishes a coordinator's last will, unsealed; it says only that nobody is there."""
+    if kind is not TopicKind.COORDINATOR_STATUS or len(payload) > 1_000:
+        return False
+    try:
+        status = json.loads(payload)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(status, dict) and status.get("state") == "offline" and "sig" not in status
 
 
 def _read(key: str, path: Path | None, parse: Callable[[bytes], T]) -> T:
