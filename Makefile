@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SECONDS_EACH ?= 300
 
-.PHONY: help wheel demo release-demo npm-runner test check bench load links aarch64 chaos search fuzz hosts clean
+.PHONY: help wheel demo release-demo npm-runner test check bench load links aarch64 chaos search fuzz hosts constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,18 +23,30 @@ help:
 	@echo "make search  the property tests on examples that nobody has tried (make test repeats the same ones)"
 	@echo "make fuzz    coverage-guided fuzzing of all that reads the bus (SECONDS_EACH=300)"
 	@echo "make hosts   a server and three Pis as systemd hosts on this machine, from nothing to restored (needs root)"
+	@echo "make constraints  choose the versions that make and the plays install, anew (constraints/*.txt)"
 	@echo "make clean   remove what these made"
 
+# The tested versions, where there is a file for this Python.
+CONSTRAINTS = $(wildcard $(shell $(BIN)/python -c 'import sys; print("constraints/py%d%d.txt" % sys.version_info[:2])'))
+INSTALL = @$(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
+
+$(BIN)/python:
+	@$(PYTHON) -m venv $(VENV)
+
 # A stamp per set of packages, so that a second call starts at once.
-$(VENV)/.demo: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/.demo: pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/python
 	@echo "installing into $(VENV); TensorFlow is large, this takes a few minutes the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]'
 	@touch $@
+
+# Newest versions that fit pyproject.toml, for every extra; run the tests before they are committed.
+constraints: | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8,<1' 'packaging>=23'
+	@$(BIN)/python tools/constraints.py
 
 wheel:
 	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
@@ -59,6 +71,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/*.py
+	$(BIN)/mypy tools/*.py
 	$(BIN)/lint-imports --no-cache
 
 test: $(VENV)/.dev check
@@ -90,13 +103,13 @@ search: $(VENV)/.dev
 	$(BIN)/pytest --hypothesis-profile=search -m hypothesis $(ARGS)
 
 fuzz: $(VENV)/.dev
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3,<4'
+	$(INSTALL) 'atheris>=2.3,<4'
 	@$(BIN)/python tests/fuzz/seeds.py build/fuzz
 	$(BIN)/python tests/fuzz/fuzz_wire.py build/fuzz -max_total_time=$(SECONDS_EACH) -rss_limit_mb=512 -timeout=5 -max_len=400000
 
 hosts: $(VENV)/.demo
 	@tests/system-packages hosts
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.txt
+	$(INSTALL) --requirement deploy/requirements.txt
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/hosts/main.py $(ARGS)
 
 clean:
