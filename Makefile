@@ -13,7 +13,7 @@ help:
 	@echo "make release-demo  from a run to programs (.eim) on its nodes, and bad releases stopped"
 	@echo "make npm-runner    run an .eim in Edge Impulse's own npm package, too (needs node and npm)"
 	@echo "make test    set up, then style, types, import rules and all tests"
-	@echo "make wheel   the package to install elsewhere: dist/apiary-VERSION-py3-none-any.whl"
+	@echo "make wheel   the package to install elsewhere: dist/apiary_fl-VERSION-py3-none-any.whl"
 	@echo "make check   style, types and import rules only"
 	@echo "make bench   overhead of a round, memory of a node (minutes; see benchmarks/README.md)"
 	@echo "make load    rounds of 10 to 5000 nodes against one broker and one coordinator (minutes)"

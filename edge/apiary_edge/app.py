@@ -147,7 +147,8 @@ def _runtimes(settings: Settings) -> list[str]:
         found = [name for name in found if name == wanted]
     if not found:
         raise RuntimeUnavailable(
-            f"nothing here can train (edge.runtime = {wanted!r}): install one with pip install 'apiary[edge]'"
+            f"nothing here can train (edge.runtime = {wanted!r}): "
+            "install one with pip install 'apiary-fl[edge]'"
         )
     return found
 

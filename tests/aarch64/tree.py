@@ -126,7 +126,7 @@ def make(pi: Pi, build: Path, mirror: str = MIRROR) -> Tree:
 
 
 def requirements(pi: Pi) -> list[str]:
-    """What `pip install apiary[edge]` asks for on that Pi; pip itself judges markers by its own Python."""
+    """What `pip install apiary-fl[edge]` asks for on that Pi; pip itself judges markers by its own Python."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     there = {
         "python_version": pi.version,

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the stand-in's programs are for x86_64")
 def test_from_a_federation_to_its_nodes_and_bad_releases_stopped(tmp_path: Path) -> None:
     if importlib.util.find_spec("edgeimpulse") is None:
-        pytest.skip("the SDK is not installed: pip install 'apiary[edge-impulse]'")
+        pytest.skip("the SDK is not installed: pip install 'apiary-fl[edge-impulse]'")
     done = subprocess.run(
         [sys.executable, "-m", "tests.release_demo", "--rounds", "2", "--folder", str(tmp_path)],
         cwd=ROOT,

@@ -24,7 +24,7 @@ LATER: Final = "pi-4"
 def wheel(version: str, *, breaks: bool = False) -> Path:
     """This checkout as another version; `breaks`: one whose node does not start."""
     out = BUILD / "wheels"
-    made = out / f"apiary-{version}-py3-none-any.whl"
+    made = out / f"apiary_fl-{version}-py3-none-any.whl"
     if made.exists():
         return made
     tree = WORK / "tree"
@@ -86,11 +86,11 @@ def fill_wheelhouse(python: str, extras: list[str]) -> None:
 
 
 def extra_requirements(project: dict[str, Any], extra: str) -> list[str]:
-    """What an extra names, its own extras (`apiary[edge]`) followed."""
+    """What an extra names, its own extras (`apiary-fl[edge]`) followed."""
     found = []
     for text in project["optional-dependencies"][extra]:
         requirement = Requirement(text)
-        if requirement.name == "apiary":
+        if requirement.name == "apiary-fl":
             found += [r for e in sorted(requirement.extras) for r in extra_requirements(project, e)]
         else:
             found.append(text)

@@ -1,4 +1,4 @@
-"""The wheel on the newest Python of Raspberry Pi OS: `apiary[edge]` installs, and a node trains there."""
+"""The wheel on the newest Python of Raspberry Pi OS: `apiary-fl[edge]` installs, and a node trains there."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def node_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no Python 3.13 on this machine")
     folder = tmp_path_factory.mktemp("python-3.13")
     _run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT])
-    (wheel,) = folder.glob("apiary-*.whl")
+    (wheel,) = folder.glob("apiary_fl-*.whl")
     _run([python, "-m", "venv", folder / "venv"])
     inside = folder / "venv" / "bin" / "python"
     _run([inside, "-m", "pip", "install", "-q", f"{wheel}[edge]"])

@@ -51,7 +51,9 @@ def runtime(wanted: str) -> Check:
         usable = [wanted] if wanted != "auto" else runtimes.usable()
         runtimes.choose(wanted)
     except ApiaryError as e:
-        return Check("runtime", "fail", str(e), "pip install 'apiary[edge]' (numpy < 2 with tflite-runtime)")
+        return Check(
+            "runtime", "fail", str(e), "pip install 'apiary-fl[edge]' (numpy < 2 with tflite-runtime)"
+        )
     packages = ("tflite-runtime", "ai-edge-litert", "tensorflow", "numpy")
     versions = ", ".join(f"{p} {v}" for p in packages if (v := _version(p)))
     return Check("runtime", "ok", f"{' and '.join(usable)} can train; {versions}")
@@ -62,7 +64,7 @@ def export() -> Check:
     missing = [p for p in ("tensorflow", "matplotlib", "jinja2", "pillow") if _version(p) is None]
     if missing:
         return Check(
-            "export", "fail", f"not installed: {', '.join(missing)}", "pip install 'apiary[coordinator]'"
+            "export", "fail", f"not installed: {', '.join(missing)}", "pip install 'apiary-fl[coordinator]'"
         )
     return Check("export", "ok", f"tensorflow {_version('tensorflow')}, matplotlib {_version('matplotlib')}")
 

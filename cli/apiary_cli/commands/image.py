@@ -25,7 +25,7 @@ from apiary_cli.terminal import flags
 
 _EXAMPLES: Final = """examples:
   apiary image /media/me/bootfs --name pi-07 --ssh-key ~/.ssh/id_ed25519.pub --broker broker.local \\
-      --enrolment https://broker.local:8443 --wheel dist/apiary-0.1.0-py3-none-any.whl
+      --enrolment https://broker.local:8443 --wheel dist/apiary_fl-0.1.0-py3-none-any.whl
   apiary image card --os trixie ... --wifi-ssid Barn --wifi-password-file barn.txt --wifi-country DE
   apiary image /media/me/bootfs ... --settings node.toml            more of the node's settings
 

@@ -219,7 +219,7 @@ def _digits() -> ArraySource:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise DataError("digits ship with scikit-learn: pip install 'apiary[demo]'") from None
+        raise DataError("digits ship with scikit-learn: pip install 'apiary-fl[demo]'") from None
     digits = load_digits()
     x = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     y = digits.target.astype(np.int64)

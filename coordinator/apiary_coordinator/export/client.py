@@ -146,7 +146,7 @@ def _version(package: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         if package == "tensorflow":
             raise ExportError(
-                "exporting a model needs TensorFlow on the coordinator: pip install 'apiary[coordinator]'"
+                "exporting a model needs TensorFlow on the coordinator: pip install 'apiary-fl[coordinator]'"
             ) from None
         return ""
 

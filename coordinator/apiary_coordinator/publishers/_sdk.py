@@ -178,7 +178,7 @@ def profile_of(answer: dict[str, Any], device: str, model_type: str, engine: str
 def _explain(e: Exception) -> tuple[str, bool]:
     """A message for people, and whether the same again may do."""
     if isinstance(e, ImportError):  # before anything of the SDK is imported here
-        return f"Edge Impulse's SDK is not installed ({e}): pip install 'apiary[edge-impulse]'", False
+        return f"Edge Impulse's SDK is not installed ({e}): pip install 'apiary-fl[edge-impulse]'", False
     from edgeimpulse import exceptions as known
 
     from apiary_coordinator.publishers._transport import ApiError

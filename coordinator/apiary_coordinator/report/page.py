@@ -25,7 +25,7 @@ def render(record: ReportRun, run_dir: Path) -> bytes:
         import jinja2
         from markupsafe import Markup
     except ImportError:
-        raise DataError("the report needs jinja2: pip install 'apiary[coordinator]'") from None
+        raise DataError("the report needs jinja2: pip install 'apiary-fl[coordinator]'") from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

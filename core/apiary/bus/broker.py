@@ -139,7 +139,7 @@ def start_broker(
     if program is None and importlib.util.find_spec("amqtt") is None:
         raise BusError(
             "no broker to start: install mosquitto (`sudo apt install mosquitto`), "
-            "or amqtt to try out (`pip install 'apiary[demo]'`)"
+            "or amqtt to try out (`pip install 'apiary-fl[demo]'`)"
         )
     port = _claim(host, port)
     temporary = tempfile.TemporaryDirectory(prefix="apiary-broker-") if state_dir is None else None

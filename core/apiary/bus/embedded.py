@@ -107,7 +107,7 @@ async def _serve(host: str, port: int) -> int:
     try:
         broker = _broker(host, port)
     except ImportError as e:
-        print(f"amqtt is not installed ({e}): pip install 'apiary[demo]'", file=sys.stderr)
+        print(f"amqtt is not installed ({e}): pip install 'apiary-fl[demo]'", file=sys.stderr)
         return 4
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -118,5 +118,5 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError:
-        raise DataError("finding symbols needs OpenCV: pip install 'apiary[camera]'") from None
+        raise DataError("finding symbols needs OpenCV: pip install 'apiary-fl[camera]'") from None
     return cv2

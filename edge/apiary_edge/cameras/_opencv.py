@@ -22,7 +22,7 @@ def opencv(who: str) -> types.ModuleType:
         import cv2
     except ModuleNotFoundError as e:
         raise CameraError(
-            f"{who}: needs OpenCV, which is not installed here ({e}): pip install 'apiary[camera]'"
+            f"{who}: needs OpenCV, which is not installed here ({e}): pip install 'apiary-fl[camera]'"
         ) from None
     except ImportError as e:  # it is there, and its libraries are not, or do not fit
         raise CameraError(

@@ -19,11 +19,12 @@ from apiary_coordinator.publishers.after_run import Outcome
 from apiary_coordinator.publishers.base import PublishProgress
 
 LABELS = {"red": (250, 20, 10), "green": (0, 220, 30), "blue": (10, 20, 240)}
+COLOURS = Path(__file__).parents[2] / "stand_ins" / "colours"
 HERE = "runner-linux-x86_64"
 QUIET = PublishProgress(lambda _: None)
 needs_sdk = pytest.mark.skipif(
     importlib.util.find_spec("edgeimpulse") is None,
-    reason="the SDK is not installed: pip install 'apiary[edge-impulse]'",
+    reason="the SDK is not installed: pip install 'apiary-fl[edge-impulse]'",
 )
 runs_here = pytest.mark.skipif(platform.machine() != "x86_64", reason="the built stand-in is for x86_64")
 

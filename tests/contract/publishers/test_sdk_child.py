@@ -275,7 +275,7 @@ def test_an_sdk_that_is_not_installed_is_said(run: Path, api: EdgeImpulseApi, tm
     failed = EVENT.validate_json(done.stdout)
     assert isinstance(failed, Failed)
     assert "SDK is not installed" in failed.message
-    assert "pip install 'apiary[edge-impulse]'" in failed.message
+    assert "pip install 'apiary-fl[edge-impulse]'" in failed.message
 
 
 REACHED = '{"event":"reached","project":1}'

@@ -21,7 +21,7 @@ from apiary.tensors import Array, Weights, differs
 
 _PACKAGES: Final = ("ai_edge_litert", "tflite_runtime")
 """The faster first, where both are installed: a step of MobileNetV2's head took 0.28 ms and 1.29."""
-_INSTALL: Final = "pip install 'apiary[edge]' installs the right one"
+_INSTALL: Final = "pip install 'apiary-fl[edge]' installs the right one"
 
 
 def unavailable() -> str | None:

@@ -34,7 +34,7 @@ def image(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     (tmp_path / "card").mkdir()
     (tmp_path / "me.pub").write_text(KEY + "\n")
-    (tmp_path / "apiary-0.1.0-py3-none-any.whl").write_bytes(b"a wheel")
+    (tmp_path / "apiary_fl-0.1.0-py3-none-any.whl").write_bytes(b"a wheel")
     assert main(["pki", "init", "--fleet", "orchard", "--json"]) == 0
 
     def run(*words: str, code: int = 0, **flags: str | None) -> Any:
@@ -43,7 +43,7 @@ def image(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
             "ssh_key": "me.pub",
             "broker": "broker.local",
             "enrolment": URL,
-            "wheel": "apiary-0.1.0-py3-none-any.whl",
+            "wheel": "apiary_fl-0.1.0-py3-none-any.whl",
             **flags,
         }
         given = [w for k, v in told.items() if v is not None for w in (f"--{k.replace('_', '-')}", v)]
@@ -142,7 +142,7 @@ def test_the_settings_on_the_card_are_ones_that_a_node_takes(image: Image, tmp_p
         ({"name": "pi_07"}, 2, "is no host name"),
         ({"name": "x; rm -rf /"}, 2, "cannot stand in a topic"),
         ({"user": "Root!"}, 2, "is no user name"),
-        ({"ssh_key": "apiary-0.1.0-py3-none-any.whl"}, 2, "not public SSH keys"),
+        ({"ssh_key": "apiary_fl-0.1.0-py3-none-any.whl"}, 2, "not public SSH keys"),
         ({"enrolment": "http://broker"}, 2, "expected https"),
         ({"token": "t"}, 2, "belong together"),
         ({"wheel": "https://x/y.whl"}, 2, "needs --wheel-sha256"),
@@ -227,10 +227,10 @@ def test_the_script_on_the_card_joins_and_cleans_up(
             ["sh", str(script)], env=environment, capture_output=True, text=True, timeout=60, check=False
         )
 
-    whole = (boot / "apiary-0.1.0-py3-none-any.whl").read_bytes()
-    (boot / "apiary-0.1.0-py3-none-any.whl").write_bytes(b"torn")
+    whole = (boot / "apiary_fl-0.1.0-py3-none-any.whl").read_bytes()
+    (boot / "apiary_fl-0.1.0-py3-none-any.whl").write_bytes(b"torn")
     assert start().returncode != 0
-    (boot / "apiary-0.1.0-py3-none-any.whl").write_bytes(whole)
+    (boot / "apiary_fl-0.1.0-py3-none-any.whl").write_bytes(whole)
     done = start()
     assert done.returncode == 0, done.stdout + done.stderr
     assert (root / "etc/apiary/tls/cert.pem").is_file() and (root / "etc/apiary/signing/key.pem").is_file()
