@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from apiary.settings import Loaded, Settings, flatten, load_settings
 
 _COLUMN = 34  # where the explanations begin, where the setting is short enough
+_LIMITS = {"ge": "at least", "gt": "over", "le": "at most", "lt": "under"}
 _EXAMPLES = """examples:
   apiary config                             every setting and where it came from
   apiary config --changed                   only those that are not defaults
@@ -108,11 +109,26 @@ def _section(info: FieldInfo) -> type[BaseModel] | None:
 def _entry(name: str, info: FieldInfo) -> Iterator[str]:
     fixed = info.default_factory is None or info.default_factory is dict
     default = info.get_default(call_default_factory=True, validated_data={}) if fixed else None
-    about = info.description or ""
+    about = (info.description or "").removeprefix("unset: " if default is None else "")
+    limits = bounds(info)
+    about += f" ({limits})" if limits else ""
     if default is None:
-        yield f"# {name} (unset): {about.removeprefix('unset: ')}"
+        yield f"# {name} (unset): {about}"
     else:
-        yield f"#{name} = {toml_value(default)}".ljust(_COLUMN) + (f"  # {about}" if about else "")
+        yield f"#{name} = {toml_value(default)}".ljust(_COLUMN) + f"  # {about}"
+
+
+def bounds(info: FieldInfo) -> str:
+    """What a setting may be, such as `1 to 100`, `over 0, at most 1` or `sgd, adam`; empty for free text."""
+    kinds = (info.annotation, *get_args(info.annotation))  # `float | None`, `Literal[...] | None`
+    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    if choices:
+        return ", ".join(choices)
+    limits = {name: getattr(m, name) for m in info.metadata for name in _LIMITS if hasattr(m, name)}
+    shown = {name: f"{int(limit) if limit == int(limit) else limit:_}" for name, limit in limits.items()}
+    if "ge" in shown and "le" in shown:
+        return f"{shown['ge']} to {shown['le']}"
+    return ", ".join(f"{words} {shown[name]}" for name, words in _LIMITS.items() if name in shown)
 
 
 def toml_value(value: Any) -> str:

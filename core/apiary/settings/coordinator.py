@@ -28,11 +28,11 @@ class CoordinatorSettings(Section):
         None,
         ge=1,
         le=1000,
-        description="uploads granted at once; unset: by the broker's limits, the update's size, the memory",
+        description="uploads granted at once; unset: from broker, update size and memory",
     )
-    upload_idle_s: float = Field(20.0, gt=0, le=3600, description="ask for missing chunks after this pause")
+    upload_idle_s: float = Field(20.0, gt=0, le=3600, description="request missing chunks after this pause")
     gather_s: float = Field(
-        0.1, ge=0, le=60, description="collect wishes for a blob this long, then publish once"
+        0.1, ge=0, le=60, description="collect requests for a blob this long, then publish once"
     )
     keep_runs: int = Field(
         100,

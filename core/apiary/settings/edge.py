@@ -20,7 +20,7 @@ class StoreSettings(Section):
     """The bounds of a node's sample store; docs/appliance.md says what leaves when it is full."""
 
     max_count: int = Field(20_000, ge=1, le=10**6, description="pictures kept")
-    max_mb: int = Field(2000, ge=1, le=10**6, description="of picture files")
+    max_mb: int = Field(2000, ge=1, le=10**6, description="megabytes of picture files")
     max_per_label: int = Field(5_000, ge=1, le=10**6, description="labelled pictures kept of each label")
     min_free_mb: int = Field(200, ge=0, le=10**6, description="take no picture where the disk has less left")
     held_out: float = Field(
@@ -33,8 +33,10 @@ class CameraSettings(Section):
 
     kind: str | None = Field(None, description="unset: none; picamera2, usb, stream or folder")
     source: str = Field("", description="device (/dev/video0), address (http:, rtsp:), file or folder")
-    width: int = Field(640, ge=32, le=8192, description="wanted; streams and files come as they are")
-    height: int = Field(480, ge=32, le=8192, description="wanted")
+    width: int = Field(
+        640, ge=32, le=8192, description="of a picture in pixels; streams and files come as they are"
+    )
+    height: int = Field(480, ge=32, le=8192, description="of a picture in pixels")
     fps: float = Field(1.0, gt=0, le=30, description="frames looked at each second")
     timeout_s: float = Field(10.0, gt=0, le=300, description="a camera that is silent so long is gone")
     retry_max_s: float = Field(
@@ -61,7 +63,7 @@ class CaptureSettings(Section):
     )
     min_brightness: float = Field(16.0, ge=0, le=255, description="drop darker frames: mean of grey")
     max_white: float = Field(0.8, gt=0, le=1, description="drop frames with more of them burnt out")
-    jpeg_quality: int = Field(90, ge=30, le=100, description="of kept frames")
+    jpeg_quality: int = Field(90, ge=30, le=100, description="JPEG quality of kept frames")
 
 
 def default_node_id() -> str:
@@ -93,13 +95,13 @@ class EdgeSettings(Section):
         6 * 3600.0, gt=0, description="a training child is stopped after this long"
     )
     upload_idle_s: float = Field(
-        30.0, gt=0, le=3600, description="offer again after this long without an answer"
+        30.0, gt=0, le=3600, description="offer an update again after this long without a reply"
     )
     refresh_s: float = Field(
-        60.0, ge=1, le=3600, description="say again who is here, and ask what is current"
+        60.0, ge=1, le=3600, description="publish this node's status again, and request what is current"
     )
     want_idle_s: float = Field(
-        30.0, gt=0, le=3600, description="ask again for missing chunks after this pause"
+        30.0, gt=0, le=3600, description="request missing chunks again after this pause"
     )
     store: StoreSettings = Field(
         default_factory=StoreSettings, description="Bounds of the sample store: docs/appliance.md"

@@ -1,4 +1,4 @@
-"""`[operator]`: who asks, when a command is for the coordinator."""
+"""`[operator]`: under which name commands are sent to the coordinator."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def default_operator() -> str:
 
 
 class OperatorSettings(Section):
-    """Who asks the coordinator, and how long for."""
+    """Under which name commands are sent to the coordinator, and how long for a reply."""
 
     name: str = Field(
         default_factory=default_operator,
         description="unset: this user's name; where messages are signed, the name in the certificate",
     )
-    timeout_s: float = Field(30.0, gt=0, le=3600, description="wait so long for the coordinator's answer")
+    timeout_s: float = Field(30.0, gt=0, le=3600, description="how long to wait for the coordinator's reply")
 
     @field_validator("name")
     @classmethod

@@ -10,11 +10,11 @@ from apiary.settings.section import Section
 
 
 class PkiSettings(Section):
-    """Where the authority is kept, and what is told of each change."""
+    """Where the authority is kept, and what runs after each change."""
 
     state_dir: Path = Field(Path("pki"), description="folder of the authority: its key, index, lists")
     passphrase_file: Path | None = Field(
-        None, description="file whose first line unlocks the authority's key; unset: asked for, if needed"
+        None, description="file whose first line unlocks the authority's key; unset: prompted for, if needed"
     )
     days: float = Field(365, gt=0, le=7300, description="how long a certificate lasts, in days")
     broker_dir: Path | None = Field(

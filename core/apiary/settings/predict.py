@@ -17,7 +17,9 @@ class PredictSettings(Section):
     min_probability: float = Field(
         0.5, ge=0, le=1, description="where no label reaches it, the prediction names none"
     )
-    publish: bool = Field(True, description="say predictions on the bus: label and probability, no pixels")
+    publish: bool = Field(
+        True, description="publish predictions on the bus: label and probability, no pixels"
+    )
     every_s: float = Field(2.0, ge=0.2, le=86400, description="publish at most one in this time")
     min_change: float = Field(
         0.1, ge=0, le=1, description="news is another label, or a probability that moved by so much"

@@ -33,7 +33,7 @@ class PublishSettings(Section):
     model_type: Literal["float32", "int8"] = Field("float32", description="numbers that the model works with")
     int8_by: Literal["apiary", "edge_impulse"] = Field(
         "apiary",
-        description="who makes the int8 model; edge_impulse needs up to 100 of the test images",
+        description="who makes the int8 model; edge_impulse needs test images",
     )
     upload_test_images: bool = Field(
         False, description="also upload the server's held-out test images (never those of nodes)"

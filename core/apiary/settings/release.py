@@ -1,4 +1,4 @@
-"""`[release]`: how a release reaches the fleet; `[edge.slots]`: what a node asks of one."""
+"""`[release]`: how a release reaches the fleet; `[edge.slots]`: what a node requires of one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ReleaseSettings(Section):
     )
     min_healthy: float = Field(0.8, gt=0, le=1, description="share of a wave that must report healthy")
     max_failed: float = Field(
-        0.1, ge=0, lt=1, description="more than this share of a wave failing takes the release back"
+        0.1, ge=0, lt=1, description="a larger share of a wave failing takes the release back"
     )
     max_accuracy_drop: float = Field(
         0.05, ge=0, le=1, description="as does losing more than this on the nodes' pictures together"
@@ -56,7 +56,7 @@ class ReleaseSettings(Section):
 
 
 class SlotSettings(Section):
-    """What a node asks of a release before it predicts with it: docs/releases.md."""
+    """What a node requires of a release before it predicts with it: docs/releases.md."""
 
     max_accuracy_drop: float = Field(
         0.05, ge=0, le=1, description="refuse one that loses more than this on the node's held-out pictures"

@@ -59,9 +59,11 @@ class RunSettings(Section):
     over_select: float = Field(1.0, ge=1, le=4, description="draw this many times the goal, take the first")
     quorum: float = Field(0.5, gt=0, le=1, description="share of the goal that a round needs at its deadline")
     deadline_s: float | None = Field(
-        None, gt=0, le=10**6, description="fixed; unset: follows the fleet's pace"
+        None, gt=0, le=10**6, description="length of a round; unset: follows the fleet's pace"
     )
-    first_deadline_s: float = Field(14400, gt=0, le=10**6, description="of a round before the pace is known")
+    first_deadline_s: float = Field(
+        14400, gt=0, le=10**6, description="length of a round before the pace is known"
+    )
     lost_grace_s: float = Field(
         60.0, ge=0, le=86400, description="a vanished node may come back within this time"
     )
@@ -71,12 +73,12 @@ class RunSettings(Section):
     max_failed_rounds: int = Field(
         3, ge=1, le=10_000, description="give up after this many failed rounds in a row"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
+    seed: int = Field(0, ge=0, lt=2**31, description="of all that is random: cohorts, weights, training")
     plan: Annotated[Plan, _strictly(_StrictPlan)] = Field(
-        default_factory=Plan, description="how each node trains"
+        default_factory=Plan, description="How each node trains."
     )
     bounds: Annotated[Bounds, _strictly(_StrictBounds)] = Field(
-        default_factory=Bounds, description="what an update may hold"
+        default_factory=Bounds, description="What an update may hold."
     )
 
     @field_validator("only")

@@ -1,4 +1,4 @@
-"""`[security]`: signing what this party says, and checking what others say."""
+"""`[security]`: signing the messages of this party, and checking those of others."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -10,33 +10,41 @@ from apiary.wire.messages.base import MAX_BLOB_BYTES, Name, Part
 
 
 class Plan(Part):
-    """How a node trains in this round.
+    """How a node trains in this round; `proximal_mu` and `partial` as in FedProx (arXiv:1812.06127)."""
 
-    `learning_rate` > 0; `proximal_mu` >= 0 is FedProx's term (Li et al. 2020, arXiv:1812.06127);
-    `validation_share` of a node's pictures never train; `shift` is a share of the picture's side. With
-    `partial` a node that runs out of time sends what it has after a whole epoch (as FedProx allows).
-    """
-
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 2
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
-    optimizer: Literal["sgd", "adam"] = "adam"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
-    proximal_mu: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    class_weights: bool = False
-    flip: bool = False
-    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    validation_share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
-    min_samples: Annotated[int, Field(ge=1, le=2**24)] = 1
-    partial: bool = False
-    codec: Name = "raw_f32"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    epochs: int = Field(2, ge=1, le=1000, description="passes over a node's samples")
+    batch_size: int = Field(16, ge=1, le=1024, description="samples of one training step")
+    optimizer: Literal["sgd", "adam"] = Field("adam", description="how gradients become steps")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="size of the optimizer's steps")
+    proximal_mu: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="weight of FedProx's proximal term, against client drift",
+    )
+    class_weights: bool = Field(False, description="weigh rare labels of a node higher")
+    flip: bool = Field(False, description="augment: mirror pictures left to right at random")
+    shift: float = Field(
+        0.0, ge=0, le=0.5, description="augment: move pictures at random by up to this share of their side"
+    )
+    validation_share: float = Field(
+        0.1, ge=0, le=0.9, description="share of a node's samples that tests and never trains"
+    )
+    min_samples: int = Field(
+        1, ge=1, le=2**24, description="a node with fewer samples to train on takes no part"
+    )
+    partial: bool = Field(
+        False, description="a node that runs out of time sends what it has after a whole epoch"
+    )
+    codec: Name = Field("raw_f32", description="how updates are written for the wire: raw_f32, f16 or int8")
+    seed: int = Field(0, ge=0, lt=2**63, description="set from run.seed")
 
 
 class Bounds(Part):
     """What an update may hold; part of the announcement, because the exact sum is built on it."""
 
-    max_abs: Annotated[float, Field(gt=0, le=1e6)] = 64.0
-    max_norm: Annotated[float, Field(gt=0, le=1e9)] = 1e6
-    max_samples: Annotated[int, Field(ge=1, le=2**24)] = 2**17
-    max_bytes: Annotated[int, Field(ge=1, le=MAX_BLOB_BYTES)] = MAX_BLOB_BYTES
+    max_abs: float = Field(64.0, gt=0, le=1e6, description="largest magnitude of a value")
+    max_norm: float = Field(1e6, gt=0, le=1e9, description="largest Euclidean norm of all values together")
+    max_samples: int = Field(2**17, ge=1, le=2**24, description="samples that one update may count for")
+    max_bytes: int = Field(MAX_BLOB_BYTES, ge=1, le=MAX_BLOB_BYTES, description="bytes on the wire")

@@ -4,13 +4,18 @@ import argparse
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from apiary.errors import SettingsError
 from apiary.settings import Settings, load_settings
+from apiary.settings.run import RunSettings
+from apiary.wire.messages import Plan
 from apiary_cli.commands import config
 
 
@@ -92,3 +97,50 @@ def test_the_defaults_file_names_and_explains_every_setting(capsys: pytest.Captu
 def test_an_unknown_setting_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SettingsError, match=r"unknown setting 'run.round'; did you mean 'run.rounds'\?"):
         command(capsys, run__round=3)
+
+
+def every_setting(model: type[BaseModel] = Settings, path: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from every_setting(info.annotation, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", info
+
+
+@pytest.mark.parametrize(("key", "info"), [pytest.param(*row, id=row[0]) for row in every_setting()])
+def test_every_setting_has_a_line_and_every_number_its_bounds(key: str, info: FieldInfo) -> None:
+    assert info.description
+    assert info.description[:1] != " "
+    kinds = (info.annotation, *get_args(info.annotation))
+    if int in kinds or float in kinds:
+        assert get_origin(info.annotation) is list or config.bounds(info)
+    (line,) = [
+        line
+        for section, lines in sections(config.defaults_toml()).items()
+        for line in lines
+        if f"{section}{re.split(r'[ =]', line.lstrip('# '))[0]}" == key
+    ]
+    assert info.description.removeprefix("unset: ") in line
+    assert f"({config.bounds(info)})" in line or not config.bounds(info)
+
+
+def sections(text: str) -> dict[str, list[str]]:
+    """The settings' lines of a defaults file by their section's path."""
+    found: dict[str, list[str]] = {"": []}
+    for line in text.splitlines():
+        if line.startswith("["):
+            found[line.strip("[]") + "."] = []
+        elif re.match(r"#\w+ = |# \w+ \(unset\): ", line):
+            found[list(found)[-1]].append(line)
+    return found
+
+
+def test_bounds_read_as_words() -> None:
+    run, plan = RunSettings.model_fields, Plan.model_fields
+    assert config.bounds(run["rounds"]) == "1 to 100_000"
+    assert config.bounds(run["target_accuracy"]) == "over 0, at most 1"
+    assert config.bounds(run["patience"]) == "at least 1"
+    assert config.bounds(plan["momentum"]) == "at least 0, under 1"
+    assert config.bounds(plan["shift"]) == "0 to 0.5"
+    assert config.bounds(plan["optimizer"]) == "sgd, adam"
+    assert config.bounds(run["recipe"]) == config.bounds(plan["flip"]) == ""
