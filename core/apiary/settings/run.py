@@ -73,7 +73,7 @@ class RunSettings(Section):
     max_failed_rounds: int = Field(
         3, ge=1, le=10_000, description="give up after this many failed rounds in a row"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="of all that is random: cohorts, weights, training")
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything random: cohorts, weights, training")
     plan: Annotated[Plan, _strictly(_StrictPlan)] = Field(
         default_factory=Plan, description="How each node trains."
     )
