@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tests.fleet.harness import Fleet
 
-from apiary_cli.demo.federation import toml
+from apiary.settings import to_toml
 from apiary_cli.main import main
 
 pytestmark = pytest.mark.broker
@@ -35,7 +35,7 @@ class Hive:
             (pictures / f"{i}.png").touch()
         self.file = self.folder / "apiary.toml"
         state = {"state_dir": self.folder / "coordinator", "runs_dir": self.folder / "runs", "sync": False}
-        text = toml(
+        text = to_toml(
             {
                 "broker": {"host": "127.0.0.1", "port": port},
                 "run": {**RUN, "min_nodes": len(nodes)},

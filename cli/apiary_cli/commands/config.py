@@ -6,13 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from apiary.settings import Loaded, Settings, flatten, load_settings
+from apiary.settings import Loaded, Settings, flatten, load_settings, to_toml
 
 _COLUMN = 34  # where the explanations begin, where the setting is short enough
 _LIMITS = {"ge": "at least", "gt": "over", "le": "at most", "lt": "under"}
@@ -132,20 +131,10 @@ def bounds(info: FieldInfo) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A default as TOML. Raises TypeError for what our settings never hold."""
-    match value:
-        case bool():
-            return str(value).lower()
-        case int() | float():
-            return repr(value)
-        case str() | Path():
-            return json.dumps(str(value), ensure_ascii=False)
-        case list():
-            return "[" + ", ".join(toml_value(v) for v in value) + "]"
-        case dict() if not value:
-            return "{}"
-        case _:
-            raise TypeError(type(value).__name__)
+    """A default as TOML, on one line. Raises TypeError for what our settings never hold."""
+    if isinstance(value, list):
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
+    return to_toml({"value": value}).removeprefix("value = ").rstrip() if value != {} else "{}"
 
 
 def _origin(key: str, loaded: Loaded) -> str:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from apiary.errors import DataError, SettingsError, StoreError
 from apiary.identity.roles import Identity, Role
-from apiary.settings import Settings, load_settings
+from apiary.settings import Settings, load_settings, to_toml
 from apiary_cli.image import first_boot, formats
 from apiary_cli.image.plan import CardPlan, Package, Wifi
 from apiary_cli.pki.device import plain_sha256
@@ -199,7 +199,7 @@ def _files(plan: CardPlan, system: str, folder: Path) -> dict[str, str]:
     files = {
         f"{ours}/first-boot.sh": first_boot.script(plan),
         f"{ours}/apiary-first-boot.service": first_boot.UNIT,
-        f"{ours}/apiary.toml": formats.toml(plan.settings),
+        f"{ours}/apiary.toml": to_toml(plan.settings),
         f"{ours}/token": f"{plan.token}\n",
     }
     if system == "trixie":

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from apiary.errors import ApiaryError, RunFailed, StoreError
+from apiary.errors import RunFailed, StoreError
 from apiary.files import advice, write_atomic
 from apiary.process.deathsig import die_with_parent
+from apiary.settings import to_toml
 
 MARK: Final = "FEDERATION_FOLDER"
 """In the environment of every process of a federation on this machine, and of its children: whose it is."""
@@ -72,7 +73,7 @@ class LocalFederation:
     def __init__(self, folder: Path, settings: Mapping[str, Mapping[str, Any]]):
         self.folder = folder
         self.settings_file = folder / "apiary.toml"
-        write_atomic(self.settings_file, toml(settings).encode(), sync=False)
+        write_atomic(self.settings_file, to_toml(settings).encode(), sync=False)
         self.coordinator: Party | None = None
         self.nodes: dict[str, Party] = {}
 
@@ -146,36 +147,6 @@ def fresh_folder(runs_dir: Path, kind: str) -> Path:
     except OSError as e:
         raise StoreError(f"cannot use the folder {runs_dir} (--runs-dir): {e.strerror}{advice(e)}") from None
     return folder
-
-
-def toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """Sections of plain values as TOML; the values are those of JSON without null."""
-    lines: list[str] = []
-    for section, values in settings.items():
-        lines.append(f"[{section}]")
-        lines += [f"{key} = {_value(value)}" for key, value in values.items() if value is not None]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _value(value: Any) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            return repr(value)
-        case str() | Path():
-            return f'"{"".join(_escaped(c) for c in str(value))}"'
-        case list() | tuple():
-            return "[" + ", ".join(_value(v) for v in value) + "]"
-        case dict():
-            return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in value.items()) + " }"
-        case _:
-            raise ApiaryError(f"{value!r} cannot be written to a settings file")
-
-
-def _escaped(c: str) -> str:
-    return f"\\u{ord(c):04x}" if c in '\\"' or (not c.isprintable() and ord(c) < 0xA0) else c
 
 
 def _clean_environment() -> dict[str, str]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
+from apiary.settings import to_toml
 from apiary_cli.image.first_boot import BOOT, FOLDER, RUN_ONCE
 from apiary_cli.image.plan import CardPlan
 
@@ -17,7 +17,7 @@ from apiary_cli.image.plan import CardPlan
 def user_data(plan: CardPlan) -> str:
     """cloud-init's user-data: host name, a user with keys and no password, and the first-boot unit."""
     unit = f"{BOOT}/{FOLDER}/apiary-first-boot.service"
-    told: dict[str, Any] = {
+    config: dict[str, Any] = {
         "hostname": plan.name,
         "manage_etc_hosts": True,
         "timezone": plan.timezone,
@@ -44,17 +44,17 @@ def user_data(plan: CardPlan) -> str:
             ["systemctl", "start", "--no-block", "apiary-first-boot.service"],
         ],
     }
-    return "#cloud-config\n" + json.dumps(told, indent=2) + "\n"
+    return "#cloud-config\n" + json.dumps(config, indent=2) + "\n"
 
 
 def network_config(plan: CardPlan) -> str:
     """cloud-init's network-config, version 2 (netplan's)."""
-    told: dict[str, Any] = {
+    network: dict[str, Any] = {
         "version": 2,
         "ethernets": {"eth0": {"dhcp4": True, "optional": True}},
     }
     if (wifi := plan.wifi) is not None:
-        told["wifis"] = {
+        network["wifis"] = {
             "wlan0": {
                 "dhcp4": True,
                 "optional": True,
@@ -62,7 +62,7 @@ def network_config(plan: CardPlan) -> str:
                 "access-points": {wifi.ssid: {"password": wifi.key}},
             }
         }
-    return json.dumps({"network": told}, indent=2) + "\n"
+    return json.dumps({"network": network}, indent=2) + "\n"
 
 
 def meta_data(plan: CardPlan) -> str:
@@ -73,7 +73,7 @@ def meta_data(plan: CardPlan) -> str:
 
 def custom_toml(plan: CardPlan) -> str:
     """Bookworm's first-boot settings."""
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "config_version": 1,
         "system": {"hostname": plan.name},
         # No hash has one character: nobody logs in by password.
@@ -82,51 +82,17 @@ def custom_toml(plan: CardPlan) -> str:
         "locale": {"keymap": "us", "timezone": plan.timezone},
     }
     if (wifi := plan.wifi) is not None:
-        told["wlan"] = {
+        values["wlan"] = {
             "ssid": wifi.ssid,
             "password": wifi.key,
             "password_encrypted": True,
             "hidden": False,
             "country": wifi.country,
         }
-    return toml(told)
+    return to_toml(values)
 
 
 def command_line(before: str) -> str:
     """Bookworm's cmdline.txt with the hand-over to our unit; the same once more changes nothing."""
     words = [w for w in before.split() if not w.startswith("systemd.run") and "kernel-command-line" not in w]
     return " ".join([*words, RUN_ONCE]) + "\n"
-
-
-def toml(values: Mapping[str, Any]) -> str:
-    """TOML of texts, numbers, lists and tables."""
-    lines: list[str] = []
-
-    def table(path: tuple[str, ...], entries: Mapping[str, Any]) -> None:
-        plain = {k: v for k, v in entries.items() if not isinstance(v, Mapping)}
-        if path and (plain or not entries):
-            lines.append(f"\n[{'.'.join(_key(p) for p in path)}]")
-        lines.extend(f"{_key(k)} = {_value(v)}" for k, v in plain.items())
-        for key, inner in entries.items():
-            if isinstance(inner, Mapping):
-                table((*path, key), inner)
-
-    table((), values)
-    return "\n".join(lines).lstrip("\n") + "\n"
-
-
-def _key(key: str) -> str:
-    return key if key.replace("_", "a").replace("-", "a").isalnum() and key.isascii() else json.dumps(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(v) for v in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + "}"
-    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else _text(value)
-
-
-def _text(value: str) -> str:
-    # As JSON has it; beyond U+FFFF JSON would write a pair that TOML does not know, so nothing is escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

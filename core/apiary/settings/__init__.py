@@ -14,7 +14,7 @@ from apiary.settings.edge import (
     default_node_id,
 )
 from apiary.settings.guest import GuestSettings
-from apiary.settings.loading import Loaded, flatten, load_settings
+from apiary.settings.loading import Loaded, flatten, load_settings, to_toml
 from apiary.settings.metrics import MetricsSettings
 from apiary.settings.operator import OperatorSettings, default_operator
 from apiary.settings.pki import PkiSettings
@@ -52,4 +52,5 @@ __all__ = [
     "flatten",
     "load_settings",
     "password",
+    "to_toml",
 ]

@@ -1,4 +1,4 @@
-"""TOML file < `APIARY_*` environment < command line; what is wrong is said with where it came from."""
+"""Read settings: file < `APIARY_*` environment < command line; an error says where a value came from."""
 
 from __future__ import annotations
 
@@ -64,6 +64,31 @@ def flatten(settings: Settings) -> dict[str, Any]:
 
     walk("", settings)
     return out
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """A settings file: `to_toml({"run.plan": {"epochs": 4}})`; a Path as text, None left out.
+
+    Raises TypeError for a value that TOML does not have.
+    """
+    import tomli_w  # only who writes a file pays for it
+
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        _merge(nested, {}, _nest(key, value), "")
+    return tomli_w.dumps(_plain(nested))
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {k: _plain(v) for k, v in value.items() if v is not None}
+        case list() | tuple():
+            return [_plain(v) for v in value]
+        case Path():
+            return str(value)
+        case _:
+            return value
 
 
 def _default_file() -> Path | None:

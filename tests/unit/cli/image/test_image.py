@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 from tests.places import ROOT
 
-from apiary.settings import Settings
-from apiary_cli.image import formats
+from apiary.settings import Settings, to_toml
 from apiary_cli.main import main
 from apiary_cli.pki.folder import CaFolder
 from apiary_cli.pki.serve import make_service
@@ -168,7 +167,7 @@ def test_what_cannot_be_is_refused_before_the_card_is_touched(
 )
 def test_texts_come_back_from_toml_as_they_went_in(text: str) -> None:
     told = {"a": text, "b": {"c d": [text, text], "e": {"f": 1.5, "g": True}}, "h": 3}
-    assert tomllib.loads(formats.toml(told)) == told
+    assert tomllib.loads(to_toml(told)) == told
 
 
 @pytest.fixture
