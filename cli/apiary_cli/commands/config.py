@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from apiary.settings import Loaded, Settings, flatten, load_settings, to_toml
+from apiary_cli.terminal.table import table
 
 _COLUMN = 34  # where the explanations begin, where the setting is short enough
 _LIMITS = {"ge": "at least", "gt": "over", "le": "at most", "lt": "under"}
@@ -49,7 +50,13 @@ def run(args: argparse.Namespace) -> int:
     elif not rows:
         print("every setting has its default")
     elif sys.stdout.isatty():
-        _table(rows)
+        print(
+            table(
+                ["setting", "value", "from"],
+                [[key, _shown(row["value"]), row["origin"]] for key, row in rows.items()],
+                fold=True,
+            )
+        )
     else:
         for key, row in rows.items():
             print(f"{key} = {_shown(row['value'])}  # {row['origin']}")
@@ -147,16 +154,3 @@ def _origin(key: str, loaded: Loaded) -> str:
 
 def _shown(value: Any) -> str:
     return "(unset)" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _table(rows: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("setting", "value", "from"):
-        table.add_column(name, overflow="fold")
-    for key, row in rows.items():
-        style = "dim" if row["origin"] == "default" else "bold"
-        table.add_row(key, _shown(row["value"]).replace("[", r"\["), row["origin"], style=style)
-    Console().print(table)

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from apiary.errors import RequestRefused
 from apiary_cli.client.asking import ask
-from apiary_cli.terminal.columns import columns
 from apiary_cli.terminal.flags import add_broker, seconds, settings_of
+from apiary_cli.terminal.table import table
 
 _EXAMPLES = """examples:
   apiary node pause pi-7                     it leaves the round and begins none; stays so after a restart
@@ -78,7 +78,7 @@ def render(what: str, told: dict[str, Any]) -> str:
     if what == "logs":
         return "\n".join(line for node, one in nodes.items() for line in _log(node, one, len(nodes)))
     rows = [[node, one["state"], one.get("why") or _result(one.get("result"))] for node, one in nodes.items()]
-    return columns(["NODE", "ANSWER", ""], rows)
+    return table(["NODE", "ANSWER", ""], rows)
 
 
 def _log(node: str, one: dict[str, Any], of: int) -> list[str]:

@@ -13,8 +13,8 @@ from apiary.tags import matches, parse_rule, told
 from apiary.wire.messages import CoordinatorStatus, NodeState
 from apiary_cli.client.asking import ask
 from apiary_cli.client.watching import Watcher, reading_gate
-from apiary_cli.terminal.columns import columns, duration
 from apiary_cli.terminal.flags import add_broker, settings_of
+from apiary_cli.terminal.table import duration, table
 from apiary_cli.terminal.view import NodeView, RunView
 
 _EXAMPLES = """examples:
@@ -134,7 +134,7 @@ def render(nodes: list[dict[str, Any]], of: int) -> str:
     counts = sorted(Counter(node["state"] for node in nodes).items())
     states = ", ".join(f"{count} {state}" for state, count in counts)
     header = ["NODE", "STATE", "SAMPLES", "TAGS", "MODEL", "RELEASE", "TEMP", "SEEN", "WHY"]
-    return f"{columns(header, rows)}\n\n{len(nodes)} nodes: {states}"
+    return f"{table(header, rows)}\n\n{len(nodes)} nodes: {states}"
 
 
 def _ages(settings: Settings) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from apiary.errors import NoAnswer, PublishError
 from apiary_cli.client.asking import ask
 from apiary_cli.terminal.flags import add_broker, seconds, settings_of
+from apiary_cli.terminal.table import share, table
 
 _EXAMPLES = """examples:
   apiary release create latest                         the newest run: its .eim if there is one
@@ -100,7 +101,7 @@ def render(what: str, told: dict[str, Any]) -> str:
     """An answer for people."""
     match what:
         case "list":
-            return "\n".join(map(_listed, told["releases"])) or "nothing was released yet"
+            return table((), [_row(release) for release in told["releases"]]) or "nothing was released yet"
         case "status":
             return _status(told)
         case "pin" | "unpin":
@@ -172,15 +173,16 @@ def _follow(request: Any, *, as_json: bool) -> int:
         time.sleep(_LOOK_S)
 
 
-def _listed(release: dict[str, Any]) -> str:
-    mark = "*" if release["current"] else " "
-    accuracy = release.get("accuracy")
-    return (
-        f"{mark} {release['name']:40} {release['kind']:6} {release['outcome']:8} "
-        f"{'' if accuracy is None else f'{accuracy:.1%}':>6} "
-        f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(release['created']))}  "
-        f"{release['file']['digest'][:12]}"
-    )
+def _row(release: dict[str, Any]) -> list[str]:
+    return [
+        "*" if release["current"] else " ",
+        release["name"],
+        release["kind"],
+        release["outcome"],
+        share(release.get("accuracy")),
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(release["created"])),
+        release["file"]["digest"][:12],
+    ]
 
 
 def _rollout(told: dict[str, Any]) -> str:
@@ -198,6 +200,7 @@ def _status(told: dict[str, Any]) -> str:
     if told["rollout"] is None:
         return "nothing was released yet"
     lines = [_rollout(told["rollout"]), ""]
+    rows = []
     for node, one in told["nodes"].items():
         accuracy, before = one.get("accuracy"), one.get("accuracy_before")
         figures = "" if accuracy is None else f"{accuracy:.1%} on {one['pictures']} pictures"
@@ -207,7 +210,8 @@ def _status(told: dict[str, Any]) -> str:
             figures += f", {one['inference_ms']:.1f} ms"
         extra = ["" if one["here"] else "not here", "pinned" if one["pinned"] else "", one.get("why") or ""]
         rest = "; ".join(part for part in (figures.strip(", "), *extra) if part)
-        lines.append(f"  {node:20} {one['verdict']:8} has {one.get('current') or 'none':30} {rest}".rstrip())
+        rows.append([f"  {node}", one["verdict"], f"has {one.get('current') or 'none'}", rest])
+    lines.append(table((), rows))
     pins = {**told["pins"]["nodes"], **told["pins"]["tags"]}
     lines += [f"  pinned: {key} to {name}" for key, name in sorted(pins.items())]
     lines.append("")

@@ -10,7 +10,7 @@ from typing import Any
 from apiary.errors import DataError
 from apiary.settings import Settings
 from apiary_cli.client.asking import ask
-from apiary_cli.commands.run import rounds as table
+from apiary_cli.commands.run import rounds_table
 from apiary_cli.terminal.flags import add_broker, seconds, settings_of
 from apiary_coordinator.report.history_file import NAME, read_history
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(told))
     elif told["rounds"]:
-        print(f"run {told['run']}\n{table(told['rounds'])}")
+        print(f"run {told['run']}\n{rounds_table(told['rounds'])}")
     else:
         print(f"run {told['run']}: no round is over yet")
     return 0

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from apiary.errors import SettingsError
 from apiary_cli.client.asking import ask
-from apiary_cli.terminal.columns import columns, duration, share
 from apiary_cli.terminal.flags import add_broker, seconds, settings_of
+from apiary_cli.terminal.table import duration, share, table
 
 _EXAMPLES = """examples:
   apiary run start                                     with the coordinator's own [run] settings
@@ -133,7 +133,7 @@ def _list(told: dict[str, Any]) -> str:
         for run in told["runs"]
     ]
     header = ["RUN", "STATE", "BEGAN", "TOOK", "ROUNDS", "BEST", "ASKED FOR", "ENDED BECAUSE"]
-    lines = [columns(header, rows) if rows else "no run yet: apiary run start"]
+    lines = [table(header, rows) if rows else "no run yet: apiary run start"]
     if told["next"] is not None:
         lines.append(f"next by the schedule: {_clock(told['next'])}")
     if told["wanted_samples"] is not None:
@@ -155,10 +155,10 @@ def _show(told: dict[str, Any]) -> str:
         f"{key} {settings[key]}" for key in ("rounds", "min_nodes", "only", "seed") if settings.get(key)
     ]
     lines.append(f"settings {', '.join(shown)}")
-    return "\n".join([*lines, "", rounds(told["results"])]) if told["results"] else "\n".join(lines)
+    return "\n".join([*lines, "", rounds_table(told["results"])]) if told["results"] else "\n".join(lines)
 
 
-def rounds(results: list[dict[str, Any]]) -> str:
+def rounds_table(results: list[dict[str, Any]]) -> str:
     """A table of rounds; `contributors`, `rejected` and `missing` are counts."""
     rows = [
         [
@@ -177,7 +177,7 @@ def rounds(results: list[dict[str, Any]]) -> str:
         for r in results
     ]
     figures = ["ACCURACY", "LOSS", "UPDATES", "REJECTED", "MISSING", "TOOK", "UP", "DOWN"]
-    return columns(["ROUND", "STATE", *figures, "WHY"], rows)
+    return table(["ROUND", "STATE", *figures, "WHY"], rows)
 
 
 def _clock(seconds: float) -> str:

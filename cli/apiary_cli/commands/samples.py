@@ -12,6 +12,7 @@ from pathlib import Path
 
 from apiary.errors import DataError, StoreError
 from apiary.settings import Settings, load_settings
+from apiary_cli.terminal.table import table
 from apiary_edge.capture.job import bounds_of, store_dir
 from apiary_edge.samples.model import MAX_PAGE, Filter, Order, Sample, SampleId, SampleState
 from apiary_edge.samples.store import SampleStore
@@ -163,9 +164,11 @@ def _list(store: SampleStore, args: argparse.Namespace) -> int:
         held_out=True if args.held_out else None,
     )
     page = store.page(which, Order(args.order), limit=args.limit, offset=args.offset)
-    for sample in page.samples:
-        print(json.dumps(_as_json(store, sample)) if args.json else _as_line(sample))
-    if not args.json:
+    if args.json:
+        for sample in page.samples:
+            print(json.dumps(_as_json(store, sample)))
+    else:
+        print(table((), [_row(sample) for sample in page.samples]))
         print(f"{len(page.samples)} of {page.total}")
     return 0
 
@@ -208,13 +211,13 @@ def _stats(store: SampleStore, as_json: bool) -> None:
     print(f"{counts.total:7}  in all, {counts.bytes / 2**20:.1f} MB")
 
 
-def _as_line(sample: Sample) -> str:
+def _row(sample: Sample) -> list[str]:
     label = sample.label or ""
     if not label and sample.suggestion:
         label = f"{sample.suggestion.label}? {sample.suggestion.probability:.0%}"
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime(sample.captured_at))
-    out = " held out" if sample.held_out else ""
-    return f"{sample.id[:12]}  {at}  {label:20}  {sample.width}x{sample.height}  {sample.source}{out}"
+    size = f"{sample.width}x{sample.height}"
+    return [sample.id[:12], at, label, size, sample.source, "held out" if sample.held_out else ""]
 
 
 def _as_json(store: SampleStore, sample: Sample) -> dict[str, object]:

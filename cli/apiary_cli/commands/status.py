@@ -9,6 +9,7 @@ from typing import Any
 from apiary.wire.messages import CoordinatorStatus, Message, ModelManifest
 from apiary_cli.client.watching import Watcher, reading_gate
 from apiary_cli.terminal.flags import add_broker, settings_of
+from apiary_cli.terminal.table import table
 from apiary_cli.terminal.view import NodeView, RunView
 
 _EXAMPLES = """examples:
@@ -72,14 +73,14 @@ def render(told: dict[str, Any]) -> str:
     if last is not None:
         lines.append(f"last round   {last['round']} of run {last['run']}{_ended(last)}")
     lines.append(f"nodes        {len(told['nodes'])}")
-    width = max((len(name) for name in told["nodes"]), default=0)
+    rows = []
     for name, node in told["nodes"].items():
-        why = f"  {node['why']}" if node.get("why") else ""
-        why += "".join(f"  {flag}" for flag in node.get("health", {}).get("throttled", []))
-        # Who is lost does not say how many it has, which is not the same as none.
-        pictures = f"{node['samples']:>6} pictures" if node.get("samples") is not None else " " * 15
-        lines.append(f"  {name:<{width}}  {node['state']:<9} {pictures}{why}".rstrip())
-    return "\n".join(lines)
+        reasons = [node["why"]] if node.get("why") else []
+        reasons += node.get("health", {}).get("throttled", [])
+        # A lost node reports no number, which is not the same as none.
+        samples = str(node["samples"]) if node.get("samples") is not None else ""
+        rows.append([f"  {name}", node["state"], samples, "pictures" if samples else "", "  ".join(reasons)])
+    return "\n".join([*lines, table((), rows)]).rstrip()
 
 
 def _round(now: dict[str, Any], last: dict[str, Any] | None) -> str:

@@ -22,6 +22,7 @@ from apiary_cli.pki import broker_files
 from apiary_cli.pki.device import USES, read_request
 from apiary_cli.pki.folder import AUTHORITY_DAYS, WARDEN, CaFolder, Issued, make_here
 from apiary_cli.pki.tokens import Tokens, seconds
+from apiary_cli.terminal.table import table
 
 _BROKER_TROUBLE: Final = 4
 
@@ -125,8 +126,9 @@ def list_issued(args: argparse.Namespace, settings: Settings) -> int:
         listed = [{**asdict(i), "state": i.state(now)} for i in shown]
         print(json.dumps({"sha256": ca.sha256, "certificates": listed}))
         return 0
-    for i in shown:
-        print(f"{i.name:24s} {i.role:11s} {i.use:8s} {i.state(now):8s} until {_day(i.not_after)}  {i.serial}")
+    rows = [[i.name, i.role, i.use, i.state(now), f"until {_day(i.not_after)}", i.serial] for i in shown]
+    if rows:
+        print(table((), rows))
     print(f"{len(shown)} certificates; the authority's fingerprint is {ca.sha256}")
     return 0
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 from apiary.wire import NodeId
 from apiary.wire.messages import Message
 from apiary.wire.topics import TopicKind
+from apiary_cli.terminal.table import rich_table
 from apiary_cli.terminal.view import RunView
 
 
@@ -62,7 +63,6 @@ class LiveView:
 
     def _table(self) -> Any:
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
         view, told, best = self.view, self.view.round, self.view.best
@@ -72,22 +72,23 @@ class LiveView:
         top = (
             f"   best {best.accuracy:.1%} (round {best.round})" if best and best.accuracy is not None else ""
         )
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in ("node", "state", "pictures", "loss", "left"):
-            table.add_column(name, justify="left" if name in ("node", "state") else "right")
+        rows = []
         shown = sorted(view.nodes.items())[:30]
         for node, at in shown:
             p = at.progress
-            table.add_row(
-                node,
-                at.doing,
-                str(at.status.samples or 0) if at.status else "",
-                f"{p.loss:.3f}" if p and p.loss is not None else "",
-                f"{p.left_s:.0f} s" if p and p.left_s is not None else "",
+            rows.append(
+                [
+                    node,
+                    at.doing,
+                    str(at.status.samples or 0) if at.status else "",
+                    f"{p.loss:.3f}" if p and p.loss is not None else "",
+                    f"{p.left_s:.0f} s" if p and p.left_s is not None else "",
+                ]
             )
         if len(view.nodes) > len(shown):
-            table.add_row(f"... and {len(view.nodes) - len(shown)} more", "", "", "", "")
-        return Group(Text(f"{self._title}{state}{top}", style="bold"), table)
+            rows.append([f"... and {len(view.nodes) - len(shown)} more", "", "", "", ""])
+        header = ("node", "state", "pictures", "loss", "left")
+        return Group(Text(f"{self._title}{state}{top}", style="bold"), rich_table(header, rows))
 
 
 class _Lines(logging.Handler):

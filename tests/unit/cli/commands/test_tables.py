@@ -15,14 +15,26 @@ from apiary.wire.messages import NodeHealth, NodeRelease, NodeStatus
 from apiary.wire.topics import TopicKind
 from apiary_cli import main
 from apiary_cli.commands import node, nodes, rounds, run, status
-from apiary_cli.terminal.columns import columns, duration, share
+from apiary_cli.terminal.table import duration, share, table
 from apiary_cli.terminal.view import RunView
 
 
 def test_columns_are_as_wide_as_their_widest_cell_and_empty_ones_are_left_out() -> None:
-    told = columns(["NAME", "N", "GONE", "WHY"], [["a", "5", "", "x"], ["long-name", "10", "", ""]])
+    told = table(["NAME", "N", "GONE", "WHY"], [["a", "5", "", "x"], ["long-name", "10", "", ""]])
     assert told.splitlines() == ["NAME        N  WHY", "a           5  x", "long-name  10"]
-    assert columns(["A", "B"], []) == ""
+    assert table(["A", "B"], []) == ""
+    assert table((), [["[bold]x", "1"]]) == "[bold]x  1"
+
+
+def test_a_table_is_cut_to_a_terminal_and_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["pi-1", "w" * 100]]
+    assert table(["NODE", "WHY"], rows).splitlines()[1] == f"pi-1  {'w' * 100}"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert table(["NODE", "WHY"], rows).splitlines()[1] == f"pi-1  {'w' * 33}…"
+    assert table(["NODE", "WHY"], rows, fold=True).splitlines()[1:4] == [
+        f"pi-1  {'w' * 34}", f"      {'w' * 34}", f"      {'w' * 32}"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,21 @@ def test_pairs_of_a_message_are_fields() -> None:
     found = line("node=%s round=%d trained samples=%d loss=%.4f, seconds=%.1f", "pi-1", 3, 40, 0.5, 2.0)
     assert found["fields"] == {
         "node": "pi-1",
-        "round": "3",
-        "samples": "40",
-        "loss": "0.5000",
-        "seconds": "2.0",
+        "round": 3,
+        "samples": 40,
+        "loss": 0.5,
+        "seconds": 2.0,
     }
     assert found["message"] == "node=pi-1 round=3 trained samples=40 loss=0.5000, seconds=2.0"
     assert (found["level"], found["logger"], found["error"]) == ("INFO", "apiary_edge.service", None)
     assert found["time"].endswith("+00:00")
+
+
+def test_fields_come_from_the_call_and_not_from_what_was_sent() -> None:
+    assert line("node=%s 100%% refused: %s", "pi-1", "round=3 x=1")["fields"] == {"node": "pi-1"}
+    assert line("%s of run=%s", 1, Path("a"))["fields"] == {"run": "a"}
+    assert line("loss=%.4f why=%s", float("nan"), None)["fields"] == {"loss": "nan", "why": None}
+    assert line("run=%s")["fields"] == {}
 
 
 @pytest.mark.parametrize("text", ["", "two\nlines", "a \x00 and \ud800", "x" * 10_000, "100%", '{"a": 1}'])

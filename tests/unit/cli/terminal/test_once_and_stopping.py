@@ -66,9 +66,9 @@ def test_the_first_signal_asks_and_wakes_the_second_ends(number: signal.Signals,
 
 def test_without_a_terminal_a_live_view_says_plain_lines_and_nothing_when_quiet() -> None:
     code = (
-        "from apiary_cli.terminal.live import Live; from apiary_cli.terminal.view import RunView\n"
-        "with Live(RunView()) as live: live.say('a line'); assert not live.redraws\n"
-        "with Live(RunView(), quiet=True) as live: live.say('not this one')\n"
+        "from apiary_cli.terminal.live import LiveView; from apiary_cli.terminal.view import RunView\n"
+        "with LiveView(RunView()) as live: live.say('a line'); assert not live.redraws\n"
+        "with LiveView(RunView(), quiet=True) as live: live.say('not this one')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
