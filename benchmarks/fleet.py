@@ -41,8 +41,11 @@ from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.worker import ThreadWorker
+from apiary_edge.feature import Clocks
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge
 from apiary_edge.service import will as edge_will
+from apiary_edge.status.presence import NodeFacts
+from apiary_edge.stores import NodeStores
 from apiary_edge.training.job import TrainingEvent, TrainJob
 from apiary_edge.transfer.outbox import Outbox
 
@@ -311,13 +314,13 @@ def started_node(
     service = Edge(
         settings,
         bus=bus,
-        blobs=BlobStore(edge.state_dir / "blobs", blob_bytes or edge.blob_mb * 2**20),
-        outbox=Outbox(edge.state_dir / "outbox"),
+        stores=NodeStores(
+            BlobStore(edge.state_dir / "blobs", blob_bytes or edge.blob_mb * 2**20),
+            Outbox(edge.state_dir / "outbox"),
+        ),
         training=NoTraining(),
-        clock=time.monotonic,
-        wall=time.time,
-        instance=instance,
-        runtimes=["litert"],
+        clocks=Clocks(time.monotonic, time.time),
+        facts=NodeFacts(instance, ["litert"]),
     )
     service.start()
     return bus, service

@@ -6,30 +6,33 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Final
 
 from apiary import __version__
-from apiary import blobs as blob_store
+from apiary.blobs import BlobStore
 from apiary.bus.client_id import lasting_id
 from apiary.bus.mqtt import MqttBus
 from apiary.eim import elf
 from apiary.errors import RuntimeUnavailable
 from apiary.identity.gate import load_gate
 from apiary.identity.roles import Role
-from apiary.settings import Settings
+from apiary.settings import EdgeSettings, Settings
 from apiary.wire import NodeId
 from apiary_edge.capture.job import bounds_of, job_of, store_dir
 from apiary_edge.capture.process import CameraStatus, CaptureFeature, CaptureProcess
-from apiary_edge.feature import Feature, Link
+from apiary_edge.feature import Clocks, Feature
 from apiary_edge.guest.stay import Guest
 from apiary_edge.health.reader import Reader
 from apiary_edge.operators.commands import Commands
 from apiary_edge.operators.log_tail import LogTail
 from apiary_edge.owner.board import Board
 from apiary_edge.owner.status_file import StatusFile, runtime_folder
-from apiary_edge.predicting.feature import PredictionStatus
-from apiary_edge.predicting.parts import predictions
+from apiary_edge.predicting.announcing import HomeAssistant
+from apiary_edge.predicting.background import BackgroundTasks
+from apiary_edge.predicting.background_job import chores_job
+from apiary_edge.predicting.feature import PredictionFeature, PredictionStatus, PredictProcess, predict_job
+from apiary_edge.predicting.follower import ModelFollower
 from apiary_edge.releases.agent import ReleaseAgent
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.selftest_process import TrialProcess
@@ -37,6 +40,8 @@ from apiary_edge.releases.store import ReleaseStore, folder_of
 from apiary_edge.releases.trust import opened_before, trusting
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
+from apiary_edge.status.presence import NodeFacts
+from apiary_edge.stores import NodeStores
 from apiary_edge.training.process import TrainingProcess
 from apiary_edge.transfer.outbox import Outbox
 
@@ -71,57 +76,67 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
             "predictions": says.text if edge.predict.enabled else None,
         },
     )
-    store = _store(settings)
-    tail = LogTail([path for path in (edge.data_dir, store_dir(edge)) if path is not None])
-    logging.getLogger().addHandler(tail)
-
-    def features(link: Link) -> Sequence[Feature]:
-        releases = _releases(settings, link)
-        found: list[Feature] = [
-            Guest(link, edge, Reader(edge.state_dir, clock=time.monotonic), runtime=runtimes[0]),
-            releases,
-            Commands(link, edge.state_dir, tail),
-        ]
-        if camera is not None and not edge.predict.enabled:
-            found.append(CaptureFeature(CaptureProcess(job_of(edge), bus.wake), camera))
-        # Late: the node is made after its features.
-        found += predictions(
-            settings,
-            link,
-            store,
-            bus.wake,
-            busy=lambda: service.busy,
-            camera=camera,
-            says=says,
-            refused=releases.complained,
-        )
-        return [*found, status]
-
+    samples = _samples(settings)
     service = Edge(
         settings,
         bus=bus,
-        blobs=blob_store.BlobStore(edge.state_dir / "blobs", edge.blob_mb * 2**20),
-        outbox=Outbox(edge.state_dir / "outbox"),
+        stores=NodeStores(
+            BlobStore(edge.state_dir / "blobs", edge.blob_mb * 2**20),
+            Outbox(edge.state_dir / "outbox"),
+            samples,
+        ),
         training=TrainingProcess(bus.wake, edge.guest),
-        clock=time.monotonic,
-        wall=time.time,
-        instance=instance,
-        runtimes=runtimes,
-        memory_mb=_memory_mb(),
-        store=store,
-        features=features,
+        clocks=Clocks(time.monotonic, time.time),
+        facts=NodeFacts(instance, runtimes, _memory_mb()),
         tap=status.tap,
         gate=gate,
     )
+    tail = LogTail([path for path in (edge.data_dir, store_dir(edge)) if path is not None])
+    logging.getLogger().addHandler(tail)
+    releases = _releases(settings, service)
+    service.features += [
+        _guest(edge, service, runtimes[0]),
+        releases,
+        Commands(service.channel, service, edge.state_dir, tail),
+    ]
+    if camera is not None and not edge.predict.enabled:
+        service.features.append(CaptureFeature(CaptureProcess(job_of(edge), bus.wake), camera))
+    service.features += _following(settings, service, samples, bus.wake)
+    if edge.predict.enabled:
+        service.features.append(
+            PredictionFeature(
+                service.channel,
+                PredictProcess(predict_job(settings), bus.wake),
+                camera=camera,
+                says=says,
+                publish=edge.predict.publish,
+                refused=releases.complained,
+            )
+        )
+    service.features.append(status)
     return bus, service, status.board
 
 
-def _releases(settings: Settings, link: Link) -> ReleaseAgent:
+def _guest(edge: EdgeSettings, service: Edge, runtime: str) -> Guest:
+    return Guest(
+        service.channel,
+        service,
+        service.clocks,
+        service.downloads.blobs,
+        settings=edge.guest,
+        machine=Reader(edge.state_dir, clock=time.monotonic),
+        runtime=runtime,
+    )
+
+
+def _releases(settings: Settings, service: Edge) -> ReleaseAgent:
     slots = settings.edge.slots
     shelf = ReleaseStore(folder_of(settings.edge.state_dir))
     return ReleaseAgent(
         settings,
-        link,
+        service.channel,
+        service.clocks,
+        service.downloads,
         shelf=shelf,
         testing=TrialProcess(slots.test_s),
         host=Host(elf.machine_of_host(platform.machine()), __version__, slots.max_mb * 2**20),
@@ -129,7 +144,32 @@ def _releases(settings: Settings, link: Link) -> ReleaseAgent:
     )
 
 
-def _store(settings: Settings) -> SampleStore | None:
+def _following(
+    settings: Settings, service: Edge, samples: SampleStore | None, wake: Callable[[], None]
+) -> list[Feature]:
+    """What follows the federation's model. Without predictions, suggestions and tuning, only its labels."""
+    edge = settings.edge
+    job = chores_job(edge, store=samples is not None)
+    background = job.suggest or job.personal.enabled
+    found: list[Feature] = [
+        ModelFollower(
+            service.node,
+            service.clocks,
+            service.downloads,
+            edge.state_dir,
+            fetch=edge.predict.enabled or background,
+        ),
+        HomeAssistant(service.channel, edge.predict, edge.state_dir),
+    ]
+    if background:
+        child = TrainingProcess(wake, edge.guest, module="apiary_edge.predicting.background_worker")
+        found.append(
+            BackgroundTasks(job, child, samples, service.node, rounds=service, limit_s=edge.train_timeout_s)
+        )
+    return found
+
+
+def _samples(settings: Settings) -> SampleStore | None:
     """The node's sample store, where it has a camera or somebody has put pictures into one."""
     edge = settings.edge
     if edge.camera.kind is None and not store_dir(edge).is_dir():

@@ -2,48 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from apiary.blobs import BlobStore
-from apiary.bus.bus import Bus, Received
-from apiary.bus.outlet import Outlet
-from apiary.wire import Digest, NodeId
+from apiary.bus.bus import Received
+from apiary.wire import Digest
 from apiary.wire.messages import Announcement
-from apiary.wire.topics import Topic, TopicKind, Topics
+from apiary.wire.topics import Topic, TopicKind
 from apiary_edge.training.session import Session
 from apiary_edge.training.supervisor import TrainingSupervisor
-from apiary_edge.transfer.downloads import Downloads
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
-    """What every part of one node works with. `clock` is monotonic, `wall` seconds since 1970.
+class Clocks:
+    """Seconds: `monotonic` for what lasts, `wall` (since 1970) for what has a date."""
 
-    `hold(who, why)` keeps the node from beginning to train until the same `who` says `hold(who, None)`;
-    `training` is what it trains already. `samples` are the pictures that it may train on. `leave` leaves the
-    round in hand as if it had not been announced; `over` says whether a round takes no update any more, by
-    what this node has heard; `forget` lets the last answered round be trained again.
-    `make_room` evicts blobs that no part of the node keeps, before something is fetched.
-    """
-
-    node: NodeId
-    bus: Bus
-    topics: Topics
-    outlet: Outlet
-    blobs: BlobStore
-    downloads: Downloads
-    make_room: Callable[[], None]
-    clock: Callable[[], float]
+    monotonic: Callable[[], float]
     wall: Callable[[], float]
-    hold: Callable[[str, str | None], None]
+
+
+class Rounds(Protocol):
+    """The node's part in rounds, for features that look at it or act on it; `Edge` is one."""
+
+    session: Session
     training: TrainingSupervisor
-    samples: Callable[[], int]
-    session: Callable[[], Session]
-    leave: Callable[[], None]
-    over: Callable[[str, int], bool]
-    forget: Callable[[], None]
+
+    @property
+    def samples(self) -> int:
+        """Pictures that it may train on."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether a round takes the node's time, or something holds it from training."""
+        ...
+
+    def hold(self, who: str, why: str | None) -> None:
+        """Begin no training for this reason, until the same `who` takes it back with None."""
+        ...
+
+    def leave(self) -> None:
+        """Leave the round in hand as if it had not been announced."""
+        ...
+
+    def is_over(self, run: str, number: int) -> bool:
+        """Whether a round takes no update any more, by what this node has received."""
+        ...
+
+    def forget(self) -> None:
+        """Let the round that was answered or declined last be trained again."""
+        ...
 
 
 class Feature:
@@ -90,11 +99,3 @@ class Feature:
     def status(self) -> Mapping[str, Any]:
         """Fields that it adds to the node's status."""
         return {}
-
-
-Features = Callable[[Link], Sequence[Feature]]
-
-
-def no_features(link: Link) -> Sequence[Feature]:
-    """A node that only trains."""
-    return ()

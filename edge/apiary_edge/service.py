@@ -1,4 +1,4 @@
-"""The edge service: one loop that moves messages between the bus and the session, and performs commands."""
+"""The node's service: one loop that moves messages between the bus and the session, and performs commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, assert_never
 
-from apiary.blobs import BlobStore
 from apiary.bus.bus import BrokerLimits, Bus, Connected, Disconnected, PublishRefused, Received
 from apiary.bus.inlet import Inlet
 from apiary.bus.outlet import Outlet, Tap, no_tap
@@ -28,16 +27,16 @@ from apiary.wire.messages import (
     Receipt,
 )
 from apiary.wire.topics import Topic, TopicKind, Topics
-from apiary_edge.feature import Features, Link, no_features
-from apiary_edge.samples.store import SampleStore
-from apiary_edge.status.presence import Presence, lost, will
+from apiary_edge.feature import Clocks, Feature
+from apiary_edge.status.presence import NodeFacts, Presence, lost, will
+from apiary_edge.stores import NodeStores
 from apiary_edge.training import session as table
 from apiary_edge.training.newest import NewestRound
 from apiary_edge.training.process import Training
 from apiary_edge.training.session import Session, SessionState
 from apiary_edge.training.supervisor import TrainingSupervisor
+from apiary_edge.transfer.channel import NodeChannel
 from apiary_edge.transfer.downloads import Downloads
-from apiary_edge.transfer.outbox import Outbox
 from apiary_edge.transfer.uploads import UpdateUpload
 
 log = logging.getLogger(__name__)
@@ -59,92 +58,63 @@ _TAKEN: Final = (
 
 
 class Edge:
-    """One node. `step` is one turn of its loop; `clock` is monotonic, `wall` seconds since 1970."""
+    """One node. `step` is one turn of its loop; `features` are added before `start`."""
 
     def __init__(
         self,
         settings: Settings,
         *,
         bus: Bus,
-        blobs: BlobStore,
-        outbox: Outbox,
+        stores: NodeStores,
         training: Training,
-        clock: Callable[[], float],
-        wall: Callable[[], float],
-        instance: str,
-        runtimes: list[str],
-        memory_mb: int | None = None,
+        clocks: Clocks,
+        facts: NodeFacts,
         tap: Tap = no_tap,
-        store: SampleStore | None = None,
-        features: Features = no_features,
         gate: MessageGate = OPEN,
     ):
         edge = settings.edge
         self.node = NodeId(edge.node_id)
-        self.session = Session(self.node, edge.upload_idle_s, done=outbox.done())
+        self.session = Session(self.node, edge.upload_idle_s, done=stores.outbox.done())
         self.rounds_done = 0
+        self.features: list[Feature] = []
+        self.clocks = clocks
         self._settings = settings
         self._topics: Topics = settings.topics
         self._bus = bus
-        self._blobs = blobs
-        self._outbox = outbox
-        self._clock = clock
-        self._wall = wall
-        self._instance = instance
-        self._store = store
+        self._stores = stores
+        self._clock = clocks.monotonic
+        self._facts = facts
         self._tap = tap
         self._outlet = Outlet(bus, self._topics, tap, gate)
+        self.channel = NodeChannel(self.node, bus, self._topics, self._outlet)
         self._complaints = Complaints(log)
         self._inlet = Inlet(gate, self._complaints)
-        self._downloads = Downloads(
-            self.node, bus=bus, topics=self._topics, outlet=self._outlet, blobs=blobs, idle_s=edge.want_idle_s
+        self.downloads = Downloads(
+            self.channel,
+            stores.blobs,
+            idle_s=edge.want_idle_s,
+            keeps=lambda: {digest for f in self.features for digest in f.keeps()},
         )
         self._presence = Presence(
             edge,
-            self._outlet,
-            instance=instance,
-            runtimes=runtimes,
-            memory_mb=memory_mb,
-            store=store,
-            more=lambda: {k: v for f in self._features for k, v in f.status().items()},
+            self.channel,
+            facts,
+            stores.samples,
+            more=lambda: {k: v for f in self.features for k, v in f.status().items()},
         )
-        self._local = TrainingSupervisor(
-            edge,
-            training=training,
-            outbox=outbox,
-            blobs=blobs,
-            outlet=self._outlet,
-            store=store,
-            handle=self._handle,
-        )
-        self._refreshed_at = clock()
+        self.training = TrainingSupervisor(edge, self.channel, stores, training, self._handle)
+        self._refreshed_at = clocks.monotonic()
         self._connects = 0
         self._coordinator = ""
         self._newest = NewestRound()
-        self._sending = UpdateUpload(
-            self.node, bus=bus, topics=self._topics, outbox=outbox, window=settings.broker.inflight
-        )
+        self._sending = UpdateUpload(self.channel, stores.outbox, settings.broker.inflight)
         # Spread by name, so that a fleet that was started together does not speak together.
         self._refresh_s = edge.refresh_s * (1 + sum(edge.node_id.encode()) % 20 / 100)
-        link = Link(
-            self.node,
-            bus,
-            self._topics,
-            self._outlet,
-            blobs,
-            self._downloads,
-            self._make_room,
-            clock,
-            wall,
-            self._hold,
-            self._local,
-            lambda: self._presence.samples,
-            lambda: self.session,
-            lambda: self._handle(table.NothingOpen()),
-            self._newest.over,
-            self._forget,
-        )
-        self._features = features(link)
+
+    @property
+    def samples(self) -> int:
+        """Pictures that may be trained, as counted last."""
+        return self._presence.samples
 
     @property
     def busy(self) -> bool:
@@ -155,15 +125,15 @@ class Edge:
         """Count the pictures, take up what the outbox holds, subscribe. Raises DataError without pictures."""
         now = self._clock()
         clear_partial(self._settings.edge.state_dir, below=True)
-        if self._store is not None:
-            self._store.reconcile()
+        if self._stores.samples is not None:
+            self._stores.samples.reconcile()
         self._presence.begin(now)
-        kinds = {*_TAKEN, *(kind for feature in self._features for kind in feature.kinds)}
+        kinds = {*_TAKEN, *(kind for feature in self.features for kind in feature.kinds)}
         for kind in sorted(kinds, key=lambda kind: kind.name):
             self._bus.subscribe(self._topics.pattern(kind, node=self.node))
-        for feature in self._features:
+        for feature in self.features:
             feature.start(now)
-        waiting = self._outbox.waiting()
+        waiting = self._stores.outbox.waiting()
         if waiting:
             log.info("node=%s round=%d the outbox holds an update; sending it", self.node, waiting[-1].round)
             self.session, commands = table.resume(self.session, waiting[-1], now)
@@ -178,11 +148,11 @@ class Edge:
 
     def close(self) -> None:
         """End the children and say goodbye; what the outbox holds is sent after the next start."""
-        self._local.stop()
-        for feature in self._features:
+        self.training.stop()
+        for feature in self.features:
             feature.close()
-        self._downloads.abandon()
-        self._outlet.send(lost(self._instance, "stopped", self._settings.edge.tags), self.node)
+        self.downloads.abandon()
+        self.channel.send(lost(self._facts.instance, "stopped", self._settings.edge.tags))
         for _ in range(20):
             if self._bus.backlog == 0 or not self._bus.connected:
                 break
@@ -200,15 +170,15 @@ class Edge:
                 case Disconnected(error, retry_s):
                     log.warning("%s; next attempt in %.0f s", error, retry_s)
                     self._sending.clear()
-                    for feature in self._features:
+                    for feature in self.features:
                         self._guarded(partial(feature.disconnected, str(error)))
                 case PublishRefused(topic, reason):
                     log.warning("the broker refused topic=%s reason=%s", topic, reason)
         now = self._clock()
-        self._guarded(partial(self._local.tick, now))
-        self._guarded(partial(self._downloads.tick, now))
+        self._guarded(partial(self.training.tick, now))
+        self._guarded(partial(self.downloads.tick, now))
         self._guarded(partial(self._handle, table.SessionTick()))
-        for feature in self._features:
+        for feature in self.features:
             self._guarded(partial(feature.tick, now))
         self._guarded(partial(self._count, now))
         if now - self._refreshed_at >= self._refresh_s:
@@ -258,7 +228,7 @@ class Edge:
                 self._presence.heard(event, now=self._clock(), first_connect=self._connects <= 1)
             case _:
                 pass
-        for feature in self._features:
+        for feature in self.features:
             if topic.kind in feature.kinds:
                 self._guarded(partial(feature.received, topic, event))
 
@@ -268,24 +238,24 @@ class Edge:
             log.debug("node=%s round=%d an announcement that is out of date", self.node, told.round)
             return
         self._coordinator = told.epoch
-        for feature in self._features:
+        for feature in self.features:
             self._guarded(partial(feature.announced, told))
         if self._presence.holds.why is not None and self.session.state is SessionState.IDLE:
             return  # once it is no longer held it asks what is current
         refs = [ref for ref in (told.manifest, told.trainer, told.base, told.model) if ref is not None]
         if told.state not in table.OPEN_STATES or self.session.state is SessionState.SENDING:
             refs = []  # nothing begins with this one: the disk need not be asked
-        has = frozenset(Digest(r.digest) for r in refs if self._blobs.verify(Digest(r.digest)))
-        unfit = next((why for f in self._features if (why := f.unfit(told)) is not None), None)
+        has = frozenset(Digest(r.digest) for r in refs if self._stores.blobs.verify(Digest(r.digest)))
+        unfit = next((why for f in self.features if (why := f.unfit(told)) is not None), None)
         self._handle(table.Announced(told, invited, unfit, again), has)
 
     def _chunk(self, topic: Topic, payload: bytes) -> None:
         if topic.digest is None or topic.index is None:
             return
-        whole = self._downloads.chunk(topic.digest, topic.index, payload, self._clock())
+        whole = self.downloads.chunk(topic.digest, topic.index, payload, self._clock())
         if whole is not None:
             self._handle(table.BlobFetched(whole))
-            for feature in self._features:
+            for feature in self.features:
                 self._guarded(partial(feature.fetched, whole))
 
     def _coordinator_status(self, status: CoordinatorStatus) -> None:
@@ -308,12 +278,12 @@ class Edge:
                     if Digest(ref.digest) in self.session.missing:
                         self._fetch(ref)
                 case table.Train(announcement):
-                    self._local.begin(announcement, self._clock())
+                    self.training.begin(announcement, self._clock())
                 case table.StopTraining():
-                    self._local.stop()
-                    self._downloads.abandon("round")
+                    self.training.stop()
+                    self.downloads.abandon("round")
                 case table.MakeOffer(offer):
-                    self._outlet.send(offer, self.node)
+                    self.channel.send(offer)
                 case table.Send(offer, missing):
                     self._sending.add(offer, missing)
                 case table.Drop(offer, state, why):
@@ -325,7 +295,7 @@ class Edge:
                     log.warning("node=%s round=%d declined: %s", self.node, announcement.round, why)
                     self._presence.declined = (announcement.run, announcement.round, why)
                     self.rounds_done += 1
-                    self._outbox.set_done(announcement.run, announcement.round)
+                    self._stores.outbox.set_done(announcement.run, announcement.round)
                 case table.AskCurrent():
                     self._ask()
                 case _:
@@ -333,13 +303,9 @@ class Edge:
 
     def _fetch(self, ref: BlobRef) -> None:
         try:
-            self._make_room()
-            self._downloads.fetch(ref, self._clock())
+            self.downloads.fetch(ref, self._clock())
         except StoreError as e:
             self._handle(table.TrainingFailed(str(e)))
-
-    def _make_room(self) -> None:
-        self._blobs.evict(keep={digest for f in self._features for digest in f.keeps()})
 
     def connected(self, limits: BrokerLimits) -> None:
         """The broker accepted us: keep to its limits, say who we are, ask what is current."""
@@ -353,9 +319,9 @@ class Edge:
     def renew(self) -> None:
         """The link or the coordinator is new: ask for everything again."""
         self._sending.clear()
-        self._downloads.again(self._clock())
+        self.downloads.again(self._clock())
         self._guarded(partial(self._handle, table.Reconnected()))
-        for feature in self._features:
+        for feature in self.features:
             self._guarded(feature.connected)
 
     # -- what goes out ---------------------------------------------------------------------------------
@@ -367,18 +333,28 @@ class Edge:
     def _say(self) -> None:
         self._presence.say(self.session)
 
-    def _hold(self, who: str, why: str | None) -> None:
-        """Train nothing new for this reason, until it is taken back."""
+    # -- for features ----------------------------------------------------------------------------------
+
+    def hold(self, who: str, why: str | None) -> None:
+        """Begin no training for this reason, until the same `who` takes it back with None."""
         held = self._presence.holds.why is not None
         if self._presence.holds.set(who, why):
             self._say()
             if held and self._presence.holds.why is None:
                 self._ask()
 
-    def _forget(self) -> None:
+    def leave(self) -> None:
+        """Leave the round in hand as if it had not been announced."""
+        self._handle(table.NothingOpen())
+
+    def is_over(self, run: str, number: int) -> bool:
+        """Whether a round takes no update any more, by what this node has received."""
+        return self._newest.over(run, number)
+
+    def forget(self) -> None:
         """Let the round that was answered or declined last be trained again; asks what is current."""
         self.session = replace(self.session, done=None)
-        self._outbox.forget_done()
+        self._stores.outbox.forget_done()
         self._presence.declined = None
         self._say()
         self._ask()
@@ -390,7 +366,7 @@ class Edge:
         self._ask()
 
     def _ask(self) -> None:
-        self._outlet.send(Ask(session=self._instance, clock=int(self._wall())), self.node)
+        self.channel.send(Ask(session=self._facts.instance, clock=int(self.clocks.wall())))
 
     def _guarded(self, act: Callable[[], object]) -> None:
         """What a peer or the disk did wrong is said, and the loop goes on."""

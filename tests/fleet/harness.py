@@ -7,7 +7,7 @@ model it was given, so that any disturbance that changes what is counted changes
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,10 @@ from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.worker import InlineWorker
-from apiary_edge.feature import Features, no_features
+from apiary_edge.feature import Clocks, Feature
 from apiary_edge.service import Edge, will
+from apiary_edge.status.presence import NodeFacts
+from apiary_edge.stores import NodeStores
 from apiary_edge.training.job import TrainingEvent, TrainJob
 from apiary_edge.training.update import encode_update
 from apiary_edge.transfer.outbox import Outbox
@@ -42,6 +44,10 @@ from apiary_edge.transfer.outbox import Outbox
 TICK_S = 0.1
 SHAPES = {"a/kernel": (300, 200), "a/bias": (200,)}
 """240,800 bytes: three chunks."""
+
+
+Features = Callable[[Edge], Sequence[Feature]]
+"""What a node does beside training."""
 
 
 class FakeWorkshop:
@@ -300,16 +306,16 @@ class Fleet:
         self.nodes[node] = Edge(
             settings,
             bus=self.broker.bus(node, will(settings.topics, NodeId(node), instance)),
-            blobs=BlobStore(settings.edge.state_dir / "blobs", 2**28),
-            outbox=Outbox(settings.edge.state_dir / "outbox"),
+            stores=NodeStores(
+                BlobStore(settings.edge.state_dir / "blobs", 2**28),
+                Outbox(settings.edge.state_dir / "outbox"),
+            ),
             training=training,
-            clock=lambda: self.broker.now,
-            wall=lambda: self.broker.now + self.clock_error.get(node, 0.0),
-            instance=instance,
-            runtimes=["fake"],
-            features=self.features.get(node, no_features),
+            clocks=Clocks(lambda: self.broker.now, lambda: self.broker.now + self.clock_error.get(node, 0.0)),
+            facts=NodeFacts(instance, ["fake"]),
             gate=self.gates(Role.NODE, node, settings.edge.state_dir),
         )
+        self.nodes[node].features += self.features[node](self.nodes[node]) if node in self.features else []
         self.nodes[node].start()
         return self.nodes[node]
 

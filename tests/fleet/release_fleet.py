@@ -33,7 +33,7 @@ from apiary_coordinator.releases.service import ReleaseService, policy_of
 from apiary_coordinator.releases.signer import CertificateSigner, ReleaseKeySigner
 from apiary_coordinator.updates.model_server import ModelServer
 from apiary_coordinator.worker import InlineWorker
-from apiary_edge.feature import Link
+from apiary_edge.feature import Clocks
 from apiary_edge.releases.agent import ReleaseAgent
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.job import TrialJob
@@ -41,6 +41,7 @@ from apiary_edge.releases.slot import Findings
 from apiary_edge.releases.state import TrialCrashed, TrialDone
 from apiary_edge.releases.store import ReleaseStore, folder_of
 from apiary_edge.releases.trust import opened_before, trusting
+from apiary_edge.transfer.channel import NodeChannel
 from apiary_edge.transfer.downloads import Downloads
 
 TICK_S = 0.5
@@ -91,6 +92,7 @@ class Node:
     def __init__(self, fleet: ReleaseFleet, name: str):
         self.name = NodeId(name)
         self.seen: list[str | None] = []
+        """Its release after each turn."""
         settings = fleet.settings(name)
         will = NodeStatus(state="lost", why="connection lost")
         self.bus = fleet.broker.bus(
@@ -98,41 +100,31 @@ class Node:
         )
         state = settings.edge.state_dir
         self._gate = fleet.gate(Role.NODE, name, state)
-        outlet = Outlet(self.bus, TOPICS, gate=self._gate)
+        channel = NodeChannel(self.name, self.bus, TOPICS, Outlet(self.bus, TOPICS, gate=self._gate))
         self.blobs = BlobStore(state / "blobs", 2**26)
-        self.downloads = Downloads(
-            self.name, bus=self.bus, topics=TOPICS, outlet=outlet, blobs=self.blobs, idle_s=5.0
-        )
+        self.downloads = Downloads(channel, self.blobs, idle_s=5.0, keeps=self._keeps)
         shelf = ReleaseStore(folder_of(state))
         self.testing = FakeTesting(fleet, name)
-        link = _of(
-            Link,
-            node=self.name,
-            bus=self.bus,
-            topics=TOPICS,
-            outlet=outlet,
-            blobs=self.blobs,
-            downloads=self.downloads,
-            make_room=lambda: self.blobs.evict(keep=self.releases.keeps()),
-            clock=lambda: fleet.broker.now,
-            wall=lambda: fleet.broker.now,
-        )
         self.releases = ReleaseAgent(
             settings,
-            link,
+            channel,
+            Clocks(lambda: fleet.broker.now, lambda: fleet.broker.now),
+            self.downloads,
             shelf=shelf,
             testing=self.testing,
             host=Host("aarch64", "0.1.0", 2**26),
             open_=opened_before if fleet.party else trusting(shelf, settings.edge.slots.release_key),
-            swapped=lambda slot: self.seen.append(slot.release if slot is not None else None),
         )
         self.shelf = shelf
-        self._outlet = outlet
+        self._outlet = channel.outlet
         self._fleet = fleet
         self.complaints: list[str] = []
         self.bus.subscribe(TOPICS.pattern(TopicKind.RELEASE_CURRENT))
         self.releases.start(fleet.broker.now)
-        outlet.send(NodeStatus(state="ready", tags=fleet.tags.get(name, {})), self.name)
+        channel.send(NodeStatus(state="ready", tags=fleet.tags.get(name, {})))
+
+    def _keeps(self) -> set[Digest]:
+        return self.releases.keeps()
 
     @property
     def current(self) -> str | None:
@@ -147,6 +139,7 @@ class Node:
                 self._guarded(lambda event=event: self._received(event))  # type: ignore[misc]
         self.downloads.tick(self._fleet.broker.now)
         self._guarded(lambda: self.releases.tick(self._fleet.broker.now))
+        self.seen.append(self.current)
 
     def _received(self, event: Received) -> None:
         topic = TOPICS.parse(event.topic)

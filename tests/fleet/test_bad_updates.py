@@ -89,9 +89,9 @@ def assert_refused(fleet: Fleet, why: str) -> None:
     node = fleet.nodes[BAD]
     for _ in range(30):
         fleet.turn()
-    assert node._outbox.waiting() == []
+    assert node._stores.outbox.waiting() == []
     assert node.session.offer is None
-    assert node._outbox.done() == ("run", 2)
+    assert node._stores.outbox.done() == ("run", 2)
 
 
 @pytest.mark.parametrize(
@@ -475,7 +475,7 @@ def test_a_damaged_update_in_the_spool_is_trained_again_and_the_model_is_the_sam
             assert live.parts.journal.rounds("run")[0].opened["sealed"]
         for _ in range(5):  # its receipt is on its way
             fleet.nodes[victim].step(0)
-        assert fleet.nodes[victim]._outbox.done() == ("run", 1)
+        assert fleet.nodes[victim]._stores.outbox.done() == ("run", 1)
         slot = next(r.slot for r in live.parts.journal.accepted("run", 1) if r.node == victim)
         fleet.kill_coordinator()
         (spool,) = (fleet.folder / "coordinator" / "spool").iterdir()
@@ -526,7 +526,7 @@ def test_no_room_for_one_blob_ends_the_other_downloads_of_the_round(
     fleet = make_fleet(2, rounds=1, min_nodes=1, quorum=0.5, deadline_s=60)
     node = fleet.nodes["pi-01"]
     asked: list[Digest] = []
-    begin = node._blobs.begin
+    begin = node.downloads.blobs.begin
 
     def full(digest: Digest, size: int) -> Download:
         asked.append(digest)
@@ -534,7 +534,7 @@ def test_no_room_for_one_blob_ends_the_other_downloads_of_the_round(
             raise StoreError(f"no room for blob {digest[:12]}")
         return begin(digest, size)
 
-    monkeypatch.setattr(node._blobs, "begin", full)
+    monkeypatch.setattr(node.downloads.blobs, "begin", full)
     fleet.run()
     assert len(asked) == 2
     assert list((fleet.folder / "pi-01" / "blobs").glob("*.download")) == []

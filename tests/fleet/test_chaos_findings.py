@@ -91,7 +91,7 @@ def test_an_update_whose_last_receipt_was_lost_does_not_wait_for_ever(make_fleet
     fleet = make_fleet(2, rounds=1)
     fleet.broker.script(LinkFault("drop", "apiary/+/node/pi-01/receipt"))
     fleet.run()
-    outbox = fleet.nodes["pi-01"]._outbox
+    outbox = fleet.nodes["pi-01"]._stores.outbox
     fleet.until(lambda: outbox.waiting() == [], seconds=5)
     assert outbox.done() == ("run", 1)
     assert sorted(fleet.results()[0]["contributors"]) == ["pi-00", "pi-01"]

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.fleet.harness import Fleet
+from tests.fleet.harness import Features, Fleet
 
-from apiary_edge.feature import Feature, Features, Link
+from apiary_edge.feature import Feature
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.follower import ModelFollower
+from apiary_edge.service import Edge
 
 MakeFleet = Callable[..., Fleet]
 
@@ -23,8 +24,8 @@ class Unwilling(Feature):
 
 
 def following(folder: Path, node: str, *more: Feature) -> Features:
-    def features(link: Link) -> list[Feature]:
-        return [ModelFollower(link, folder / node, fetch=True), *more]
+    def features(edge: Edge) -> list[Feature]:
+        return [ModelFollower(edge.node, edge.clocks, edge.downloads, folder / node, fetch=True), *more]
 
     return features
 

@@ -13,12 +13,13 @@ import pytest
 from tests.fleet.conftest import MakeFleet
 from tests.fleet.harness import Fleet
 
-from apiary.settings import EdgeSettings, GuestSettings
+from apiary.settings import GuestSettings
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeHealth, NodeStatus
-from apiary_edge.feature import Feature, Link
+from apiary_edge.feature import Feature
 from apiary_edge.guest.stay import Guest
 from apiary_edge.health.readings import MB, Heat, Readings
+from apiary_edge.service import Edge
 from apiary_edge.training.job import TrainingEvent
 
 WELL = Readings(heat=Heat("cpu-thermal", 60.0), throttled=0, memory_available=4000 * MB, disk_free=4000 * MB)
@@ -40,9 +41,17 @@ class Machine:
         pass
 
     def features(self, folder: Path, **guest: Any) -> Any:
-        def make(link: Link) -> Sequence[Feature]:
-            settings = EdgeSettings(state_dir=folder, guest=GuestSettings(check_s=0.5, settle_s=1.0, **guest))
-            self.guest = Guest(link, settings, self, runtime="litert", minute=lambda wall: self.minute)
+        def make(node: Edge) -> Sequence[Feature]:
+            self.guest = Guest(
+                node.channel,
+                node,
+                node.clocks,
+                node.downloads.blobs,
+                settings=GuestSettings(check_s=0.5, settle_s=1.0, **guest),
+                machine=self,
+                runtime="litert",
+                minute=lambda wall: self.minute,
+            )
             return [self.guest]
 
         return make
@@ -237,7 +246,7 @@ def test_a_pause_does_not_count_as_time_that_training_took(
 ) -> None:
     fleet = make_fleet(2, rounds=1, lost_grace_s=10_000.0, features={"pi-00": machine.features(tmp_path)})
     node, training = fleet.nodes["pi-00"], fleet.trainings["pi-00"]
-    node._local._settings = node._local._settings.model_copy(update={"train_timeout_s": 60.0})
+    node.training._settings = node.training._settings.model_copy(update={"train_timeout_s": 60.0})
     training.seconds = 30.0
     fleet.until(lambda: training.started == 1)
     machine.now = HOT

@@ -237,7 +237,7 @@ def test_a_node_without_room_for_its_update_declines_with_the_reason(
     def full(update: Any, offer: Any) -> None:
         raise StoreError("cannot move the update: the disk is full")
 
-    monkeypatch.setattr(fleet.nodes["pi-02"]._outbox, "put", full)
+    monkeypatch.setattr(fleet.nodes["pi-02"]._stores.outbox, "put", full)
     fleet.run()
     (result,) = fleet.results()
     assert result["missing"] == {"pi-02": "cannot move the update: the disk is full"}

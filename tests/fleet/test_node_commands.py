@@ -17,9 +17,10 @@ from apiary.wire import NodeId
 from apiary.wire.messages import NodeReply
 from apiary.wire.topics import TopicKind
 from apiary_coordinator.operators.node_commands import MAX_OPEN
-from apiary_edge.feature import Feature, Link
+from apiary_edge.feature import Feature
 from apiary_edge.operators.commands import MAX_REMEMBERED, Commands
 from apiary_edge.operators.log_tail import LogTail
+from apiary_edge.service import Edge
 from apiary_edge.training.session import SessionState
 
 SITES = {"pi-00": "north", "pi-01": "north", "pi-02": "south"}
@@ -32,10 +33,10 @@ def commanded(make_fleet: MakeFleet) -> Callable[..., Fleet]:
     def make(**options: Any) -> Fleet:
         fleets: list[Fleet] = []
 
-        def features(link: Link) -> Sequence[Feature]:
+        def features(node: Edge) -> Sequence[Feature]:
             tail = LogTail()
-            tail.emit(logging.LogRecord("x", logging.INFO, "", 0, f"hello from {link.node}", None, None))
-            return [Commands(link, folder() / link.node, tail)]
+            tail.emit(logging.LogRecord("x", logging.INFO, "", 0, f"hello from {node.node}", None, None))
+            return [Commands(node.channel, node, folder() / node.node, tail)]
 
         def folder() -> Any:
             return fleets[0].folder if fleets else holder[0]
@@ -140,7 +141,7 @@ def test_what_holds_a_node_is_said_before_that_it_drains(commanded: Callable[...
     fleet.ask("run.start", settings={"rounds": 1})
     fleet.until(lambda: fleet.nodes["pi-01"].session.state is SessionState.TRAINING)
     answers(fleet, "drain", "pi-01", timeout_s=1)
-    fleet.nodes["pi-01"]._hold("heat", "81 degrees")
+    fleet.nodes["pi-01"].hold("heat", "81 degrees")
     fleet.until(lambda: states(fleet)["pi-01"] == ("paused", "81 degrees"))
 
 
@@ -151,7 +152,7 @@ def test_a_node_that_gave_up_a_round_trains_it_after_retrain(commanded: Callable
     fleet.ask("run.start", settings={"rounds": 1})
     fleet.until(lambda: fleet.nodes["pi-01"].session.state is SessionState.TRAINING)
     assert answers(fleet, "retrain", "pi-01")["pi-01"]["why"] == "it is training round 1 at the moment"
-    fleet.nodes["pi-01"]._local.give_up("the cat sat on it")
+    fleet.nodes["pi-01"].training.give_up("the cat sat on it")
     fleet.until(lambda: states(fleet)["pi-01"] == ("ready", "the cat sat on it"))
     fleet.trainings["pi-01"].seconds = 1
     assert answers(fleet, "retrain", "pi-01")["pi-01"]["result"]["round"] == 1
@@ -307,7 +308,7 @@ def test_answers_are_remembered_up_to_a_bound(commanded: Callable[..., Fleet]) -
     fleet = commanded()
     for i in range(MAX_REMEMBERED + 5):
         fleet.ask("node.logs", id=f"x{i}", nodes=["pi-00"], lines=1)
-    (commands,) = fleet.nodes["pi-00"]._features
+    (commands,) = fleet.nodes["pi-00"].features
     assert isinstance(commands, Commands) and len(commands._answers) == MAX_REMEMBERED
 
 

@@ -169,7 +169,7 @@ def test_an_update_for_a_round_that_is_over_is_dropped_with_a_receipt(make_fleet
     first, *_, last = fleet.results()
     assert first["missing"] == {"pi-01": "no update in time"}
     assert "pi-01" in last["contributors"]
-    assert fleet.nodes["pi-01"]._outbox.waiting() == []
+    assert fleet.nodes["pi-01"]._stores.outbox.waiting() == []
 
 
 def test_the_same_seed_draws_the_same_cohorts(make_fleet: MakeFleet) -> None:

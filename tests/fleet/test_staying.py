@@ -195,7 +195,7 @@ def test_a_stopped_run_ends_with_its_best_model_and_the_next_one_begins(
     summary = (fleet.folder / "runs" / "long" / "summary.json").read_text()
     assert '"stop": "stopped by operator anna"' in summary and '"best_round": ' in summary
     # Every node is free again: nothing of the abandoned round is left behind.
-    assert all(not node._outbox.waiting() for node in fleet.nodes.values())
+    assert all(not node._stores.outbox.waiting() for node in fleet.nodes.values())
 
 
 @pytest.mark.parametrize("when", ["building", "waiting", "round"])

@@ -27,8 +27,11 @@ from apiary_coordinator.journal import Journal
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.worker import ThreadWorker
+from apiary_edge.feature import Clocks
 from apiary_edge.operators.commands import Commands
 from apiary_edge.service import Edge, will
+from apiary_edge.status.presence import NodeFacts
+from apiary_edge.stores import NodeStores
 from apiary_edge.transfer.outbox import Outbox
 
 TRAINING_S = 0.4
@@ -64,22 +67,20 @@ def coordinator(settings: Settings) -> Coordinator:
 def node(settings: Settings) -> Edge:
     edge, instance = settings.edge, secrets.token_hex(4)
     clock: Any = Clock()
-    return Edge(
+    service = Edge(
         settings,
         bus=MqttBus(
             settings.broker,
             client_id=f"n-{settings.federation}-{edge.node_id}",
             will=will(settings.topics, NodeId(edge.node_id), instance, edge.tags),
         ),
-        blobs=BlobStore(edge.state_dir / "blobs", 2**28),
-        outbox=Outbox(edge.state_dir / "outbox"),
+        stores=NodeStores(BlobStore(edge.state_dir / "blobs", 2**28), Outbox(edge.state_dir / "outbox")),
         training=FakeTraining(clock, TRAINING_S),
-        clock=time.monotonic,
-        wall=time.time,
-        instance=instance,
-        runtimes=["fake"],
-        features=lambda link: [Commands(link, edge.state_dir, None)],
+        clocks=Clocks(time.monotonic, time.time),
+        facts=NodeFacts(instance, ["fake"]),
     )
+    service.features.append(Commands(service.channel, service, edge.state_dir, None))
+    return service
 
 
 def main(file: str, name: str) -> None:

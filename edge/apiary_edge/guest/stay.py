@@ -9,16 +9,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from apiary.settings import EdgeSettings
+from apiary.blobs import BlobStore
+from apiary.settings import GuestSettings
 from apiary.wire import Digest
 from apiary.wire.messages import Announcement, NodeHealth
 from apiary_edge import hours
-from apiary_edge.feature import Feature, Link
+from apiary_edge.feature import Clocks, Feature, Rounds
 from apiary_edge.guest import rules
 from apiary_edge.guest.room import RoundNeeds, room_for, too_small
 from apiary_edge.guest.rules import TrainingPause
 from apiary_edge.health.news import health, is_news
 from apiary_edge.health.readings import Readings
+from apiary_edge.transfer.channel import NodeChannel
 
 log = logging.getLogger(__name__)
 
@@ -48,21 +50,26 @@ class Guest(Feature):
 
     def __init__(
         self,
-        link: Link,
-        settings: EdgeSettings,
-        machine: Machine,
+        channel: NodeChannel,
+        rounds: Rounds,
+        clocks: Clocks,
+        blobs: BlobStore,
         *,
+        settings: GuestSettings,
+        machine: Machine,
         runtime: str,
         minute: Callable[[float], int] = minute_of_day,
     ):
         self.pause = TrainingPause()
-        self._link = link
-        self._settings = settings
-        self._guest = settings.guest
+        self._channel = channel
+        self._rounds = rounds
+        self._clocks = clocks
+        self._blobs = blobs
+        self._guest = settings
         self._machine = machine
         self._runtime = runtime
         self._minute = minute
-        self._hours = hours.parse(settings.guest.hours, "edge.guest.hours")
+        self._hours = hours.parse(settings.hours, "edge.guest.hours")
         self._looked_at = -math.inf
         self._published: tuple[NodeHealth, float] | None = None
         self._heard: tuple[str, int, float] | None = None
@@ -79,14 +86,14 @@ class Guest(Feature):
     def announced(self, told: Announcement) -> None:
         """Note when a round was first heard of: its deadline counts from before that."""
         if self._heard is None or self._heard[:2] != (told.run, told.round):
-            self._heard = (told.run, told.round, self._link.clock())
+            self._heard = (told.run, told.round, self._clocks.monotonic())
 
     def unfit(self, told: Announcement) -> str | None:
         """Whether this machine can hold the round."""
         found = self._machine.read()
         if found.memory_available is not None:
             # A child of the round before ends when this one begins.
-            free = found.memory_available + self._link.training.resident
+            free = found.memory_available + self._rounds.training.resident
             found = replace(found, memory_available=free)
         return too_small(self._room(told), found, self._guest)
 
@@ -97,8 +104,8 @@ class Guest(Feature):
     def _look(self, now: float) -> None:
         self._looked_at = now
         found = self._machine.read()
-        training, before = self._link.training, self.pause
-        minute = self._minute(self._link.wall())
+        training, before = self._rounds.training, self.pause
+        minute = self._minute(self._clocks.wall())
         why = rules.judge(
             found,
             self._guest,
@@ -111,16 +118,16 @@ class Guest(Feature):
         self._publish(found, now, urgent=set(pause.why) != set(before.why))
         if not pause:
             if before:
-                log.info("node=%s training goes on after %.0f s", self._link.node, now - before.since)
+                log.info("node=%s training goes on after %.0f s", self._channel.node, now - before.since)
                 training.go_on(now)
-                self._link.hold(_WHO, None)
+                self._rounds.hold(_WHO, None)
             return
         if set(pause.why) != set(before.why):
-            log.warning("node=%s training pauses: %s", self._link.node, pause.text)
+            log.warning("node=%s training pauses: %s", self._channel.node, pause.text)
         if training.job is not None and (vain := self._in_vain(training.job, now, minute)) is not None:
             training.give_up(vain)
         training.rest(now, free=pause.frees_memory(now, self._guest))
-        self._link.hold(_WHO, pause.text)
+        self._rounds.hold(_WHO, pause.text)
 
     def _in_vain(self, job: Announcement, now: float, minute: int) -> str | None:
         heard = self._heard
@@ -129,7 +136,7 @@ class Guest(Feature):
             self.pause,
             now=now,
             ends_at=heard_at + job.deadline_s,
-            left_s=self._link.training.left_s(now),
+            left_s=self._rounds.training.left_s(now),
             opens_s=rules.opens_in_s(self._hours, minute),
         )
 
@@ -139,9 +146,9 @@ class Guest(Feature):
         before, at = self._published or (None, 0.0)
         if is_news(before, news, silent_s=now - at, every_s=0.0 if urgent else self._guest.health_s):
             self._published = (news, now)
-            self._link.outlet.send(news, self._link.node)
+            self._channel.send(news)
 
     def _room(self, told: Announcement) -> RoundNeeds:
         refs = {ref.digest: ref.bytes for ref in (told.manifest, told.trainer, told.base, told.model) if ref}
-        missing = sum(size for digest, size in refs.items() if Digest(digest) not in self._link.blobs)
-        return room_for(told, samples=self._link.samples(), runtime=self._runtime, missing=missing)
+        missing = sum(size for digest, size in refs.items() if Digest(digest) not in self._blobs)
+        return room_for(told, samples=self._rounds.samples, runtime=self._runtime, missing=missing)

@@ -27,9 +27,10 @@ from apiary.errors import ApiaryError, RequestRefused
 from apiary.files import remove, write_json
 from apiary.wire.messages import Announcement, NodeCommand, NodeReply
 from apiary.wire.topics import Topic, TopicKind
-from apiary_edge.feature import Feature, Link
+from apiary_edge.feature import Feature, Rounds
 from apiary_edge.operators.log_tail import MAX_BYTES, LogTail
 from apiary_edge.training.session import SessionState
+from apiary_edge.transfer.channel import NodeChannel
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,9 @@ class Commands(Feature):
 
     kinds = (TopicKind.NODE_COMMAND,)
 
-    def __init__(self, link: Link, state_dir: Path, tail: LogTail | None):
-        self._link = link
+    def __init__(self, channel: NodeChannel, rounds: Rounds, state_dir: Path, tail: LogTail | None):
+        self._channel = channel
+        self._rounds = rounds
         self._file = state_dir / "paused.json"
         self._tail = tail
         self._mode: Mode | None = None
@@ -67,17 +69,17 @@ class Commands(Feature):
         if told is None:
             return
         self._mode, self._by = told
-        log.info("node=%s still %s by operator %s", self._link.node, self._mode, self._by)
+        log.info("node=%s still %s by operator %s", self._channel.node, self._mode, self._by)
         if self._mode == "paused":
-            self._link.hold(_WHO, self._why)
+            self._rounds.hold(_WHO, self._why)
 
     def received(self, topic: Topic, event: Received) -> None:
         """Carry out a command, or answer again where it was carried out. Raises MessageError."""
         command = NodeCommand.decode(event.payload, who="the coordinator")
         if (before := self._answers.get(command.id)) is not None:
-            self._link.outlet.send(before, self._link.node)
+            self._channel.send(before)
             return
-        log.info("node=%s command=%s by operator %s", self._link.node, command.op, command.by)
+        log.info("node=%s command=%s by operator %s", self._channel.node, command.op, command.by)
         act = self._known.get(command.op)
         if act is None:
             why = f"this node knows no command {command.op!r}; it knows {', '.join(self._known)}"
@@ -104,7 +106,7 @@ class Commands(Feature):
 
     def tick(self, now: float) -> None:
         """Pause once everything in hand was answered."""
-        if self._mode == "draining" and self._link.session().state is SessionState.IDLE:
+        if self._mode == "draining" and self._rounds.session.state is SessionState.IDLE:
             self._set("paused", self._by)
             self._finish_draining("done", {"state": "paused"})
 
@@ -112,7 +114,7 @@ class Commands(Feature):
 
     def _pause(self, command: NodeCommand) -> JsonValue:
         self._set("paused", command.by)
-        self._link.leave()
+        self._rounds.leave()
         self._finish_draining("refused", None)
         return {"state": "paused", "still_sends": self._sending}
 
@@ -121,32 +123,32 @@ class Commands(Feature):
         remove(self._file)
         self._mode = None
         self._finish_draining("refused", None)
-        self._link.hold(_WHO, None)
+        self._rounds.hold(_WHO, None)
         return {"state": "resumed" if before is not None else "was not paused"}
 
     def _drain(self, command: NodeCommand) -> JsonValue:
         if self._mode == "paused" and self._sending:
             raise RequestRefused(f"{self._why} already; the update that it has in hand is still sent")
-        if self._link.session().state is SessionState.IDLE:
+        if self._rounds.session.state is SessionState.IDLE:
             self._set("paused", command.by)
             return {"state": "paused"}
         self._set("draining", command.by)
-        told = self._link.session().round
-        return {"state": self._link.session().state.value, "round": told.round if told is not None else None}
+        told = self._rounds.session.round
+        return {"state": self._rounds.session.state.value, "round": told.round if told is not None else None}
 
     def _retrain(self, command: NodeCommand) -> JsonValue:
         if self._mode is not None:
             raise RequestRefused(f"{self._why}; resume it first")
-        session = self._link.session()
+        session = self._rounds.session
         if session.state is not SessionState.IDLE:
             number = f" round {session.round.round}" if session.round is not None else ""
             raise RequestRefused(f"it is {session.state.value}{number} at the moment")
         if session.done is None:
             raise RequestRefused("it has answered or given up no round that it could train again")
         run, last = session.done
-        if self._link.over(run, last):
+        if self._rounds.is_over(run, last):
             raise RequestRefused(f"round {last} of run {run} is over: nothing to train again")
-        self._link.forget()
+        self._rounds.forget()
         return {"run": run, "round": last}
 
     def _logs(self, command: NodeCommand) -> JsonValue:
@@ -170,12 +172,12 @@ class Commands(Feature):
 
     @property
     def _sending(self) -> bool:
-        return self._link.session().state is SessionState.SENDING
+        return self._rounds.session.state is SessionState.SENDING
 
     def _set(self, mode: Mode, by: str) -> None:
         write_json(self._file, {"mode": mode, "by": by}, indent=None)
         self._mode, self._by = mode, by
-        self._link.hold(_WHO, self._why if mode == "paused" else None)
+        self._rounds.hold(_WHO, self._why if mode == "paused" else None)
 
     def _read(self) -> tuple[Mode, str] | None:
         try:
@@ -185,7 +187,7 @@ class Commands(Feature):
             return None
         except (OSError, ValueError, TypeError, KeyError) as e:
             # Half a file cannot be: it was written atomically. Paused is the careful reading of it.
-            node = self._link.node
+            node = self._channel.node
             log.warning("node=%s %s cannot be read (%s): paused until resumed", node, self._file, e)
             return "paused", "unknown"
         return ("draining" if mode == "draining" else "paused"), by
@@ -200,4 +202,4 @@ class Commands(Feature):
         self._answers[reply.id] = reply
         while len(self._answers) > MAX_REMEMBERED:
             self._answers.popitem(last=False)
-        self._link.outlet.send(reply, self._link.node)
+        self._channel.send(reply)

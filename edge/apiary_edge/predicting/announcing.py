@@ -8,8 +8,9 @@ from pathlib import Path
 
 from apiary.files import remove, write_json
 from apiary.settings import PredictSettings
-from apiary_edge.feature import Feature, Link
+from apiary_edge.feature import Feature
 from apiary_edge.predicting import home_assistant, model_files
+from apiary_edge.transfer.channel import NodeChannel
 
 log = logging.getLogger(__name__)
 
@@ -17,12 +18,11 @@ log = logging.getLogger(__name__)
 class HomeAssistant(Feature):
     """Remembers on disk what it announced, so that another start with the setting off can take it back."""
 
-    def __init__(self, link: Link, settings: PredictSettings, state_dir: Path):
-        self._link = link
+    def __init__(self, channel: NodeChannel, settings: PredictSettings, state_dir: Path):
+        self._channel = channel
         wanted = settings.enabled and settings.publish and settings.home_assistant
-        self._configs = (
-            home_assistant.configs(settings.home_assistant_prefix, link.topics, link.node) if wanted else {}
-        )
+        prefix = settings.home_assistant_prefix
+        self._configs = home_assistant.configs(prefix, channel.topics, channel.node) if wanted else {}
         self._file = model_files.folder(state_dir) / "home_assistant.json"
         self._leaving: list[str] = []
 
@@ -33,15 +33,15 @@ class HomeAssistant(Feature):
             # On disk first: what may have been announced can be taken back.
             write_json(self._file, {"topics": sorted({*before, *self._configs})})
         for topic, payload in self._configs.items():
-            self._link.bus.publish(topic, json.dumps(payload).encode(), qos=1, retain=True)
+            self._channel.bus.publish(topic, json.dumps(payload).encode(), qos=1, retain=True)
         self._leaving = [topic for topic in before if topic not in self._configs]
         for topic in self._leaving:
-            log.info("node=%s takes %s out of Home Assistant", self._link.node, topic)
-            self._link.bus.publish(topic, b"", qos=1, retain=True)
+            log.info("node=%s takes %s out of Home Assistant", self._channel.node, topic)
+            self._channel.bus.publish(topic, b"", qos=1, retain=True)
 
     def tick(self, now: float) -> None:
         """What the broker has taken is over."""
-        if self._leaving and self._link.bus.connected and self._link.bus.backlog == 0:
+        if self._leaving and self._channel.bus.connected and self._channel.bus.backlog == 0:
             self._leaving = []
             if self._configs:
                 write_json(self._file, {"topics": sorted(self._configs)})

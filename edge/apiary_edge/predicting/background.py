@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from apiary_edge.feature import Feature
+from apiary_edge.feature import Feature, Rounds
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.background_job import BackgroundJob
 from apiary_edge.samples.store import SampleStore
@@ -36,7 +36,7 @@ class Child(Protocol):
 
 
 class BackgroundTasks(Feature):
-    """Runs chores while `busy` says no; a round that begins ends the child, and what it noted stays.
+    """Runs a child while no round takes the node's time; one that begins ends it, and what it noted stays.
 
     So does one that takes longer than `limit_s`: it hangs, and without rounds nobody else would end it.
     """
@@ -48,18 +48,16 @@ class BackgroundTasks(Feature):
         store: SampleStore | None,
         node: str,
         *,
-        busy: Callable[[], bool],
-        samples: Callable[[], int],
+        rounds: Rounds,
         limit_s: float,
     ):
         self._limit_s = limit_s
         self._began_at = 0.0
-        self._samples = samples
         self._job = job
         self._child = child
         self._store = store
         self._node = node
-        self._busy = busy
+        self._rounds = rounds
         self._running = False
         self._look_at = 0.0
         self._stamp: tuple[object, ...] | None = None
@@ -70,7 +68,7 @@ class BackgroundTasks(Feature):
         """Begin where there is something to do; end where there is something better. Raises StoreError."""
         for told in self._child.collect():
             self._told(told, now)
-        if self._busy():
+        if self._rounds.busy:
             if self._running:
                 self._child.stop()
                 self._running = False
@@ -85,7 +83,7 @@ class BackgroundTasks(Feature):
             self._look_at = now + LOOK_EVERY_S
             self._tell_accuracies()
             if self._has_work():
-                self._child.start(self._job.model_copy(update={"counted": self._samples()}))
+                self._child.start(self._job.model_copy(update={"counted": self._rounds.samples}))
                 self._running, self._began_at = True, now
 
     def close(self) -> None:
@@ -100,7 +98,7 @@ class BackgroundTasks(Feature):
         newest = model_files.newest(self._job.state_dir)
         if self._job.personal.enabled and newest is not None:
             done = model_files.personal(self._job.state_dir)
-            if model_files.stale(done, newest, self._samples()):
+            if model_files.stale(done, newest, self._rounds.samples):
                 return True
         found = model_files.chosen(self._job.state_dir)
         if not self._job.suggest or self._store is None or found is None:

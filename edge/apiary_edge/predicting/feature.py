@@ -12,8 +12,9 @@ from apiary.wire.messages import Likely, Prediction
 from apiary_edge.capture.job import CaptureEvent, job_of
 from apiary_edge.capture.process import CameraStatus, silent_s
 from apiary_edge.child.lasting_child import LastingChild
-from apiary_edge.feature import Feature, Link
+from apiary_edge.feature import Feature
 from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob, parse
+from apiary_edge.transfer.channel import NodeChannel
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class PredictionFeature(Feature):
 
     def __init__(
         self,
-        link: Link,
+        channel: NodeChannel,
         process: PredictProcess,
         *,
         camera: CameraStatus | None,
@@ -49,7 +50,7 @@ class PredictionFeature(Feature):
         refused: Callable[[str, str], None] = lambda digest, why: None,
     ):
         self._says = says
-        self._link = link
+        self._channel = channel
         self._camera = camera
         self._process = process
         self._publish = publish
@@ -72,18 +73,18 @@ class PredictionFeature(Feature):
             if self._camera is not None:
                 self._camera(told)
             elif told.kind in ("gone", "failed"):
-                log.warning("node=%s predictions: %s", self._link.node, told.text)
+                log.warning("node=%s predictions: %s", self._channel.node, told.text)
 
     def close(self) -> None:
         """End the child."""
         self._process.stop()
 
     def _told(self, told: PredictionEvent) -> None:
-        node = self._link.node
+        node = self._channel.node
         match told.kind:
             case "said":
                 if self._publish:
-                    self._link.outlet.send(prediction_of(told), node)
+                    self._channel.send(prediction_of(told))
             case "model":
                 self._says.model, self._says.trouble = told.text, ""
                 self._serves = told.text + (" (tuned)" if told.personal else "")

@@ -8,12 +8,13 @@ from typing import Final
 
 from apiary.bus.bus import Received
 from apiary.files import write_atomic, write_json
-from apiary.wire import Digest
+from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Announcement, BlobRef, ModelManifest, Notice
 from apiary.wire.topics import Topic, TopicKind
-from apiary_edge.feature import Feature, Link
+from apiary_edge.feature import Clocks, Feature
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.model_files import ModelFile
+from apiary_edge.transfer.downloads import Downloads
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,10 @@ class ModelFollower(Feature):
 
     kinds = (TopicKind.MODEL_CURRENT, TopicKind.NODE_NOTICE)
 
-    def __init__(self, link: Link, state_dir: Path, *, fetch: bool):
-        self._link = link
+    def __init__(self, node: NodeId, clocks: Clocks, downloads: Downloads, state_dir: Path, *, fetch: bool):
+        self._node = node
+        self._clocks = clocks
+        self._downloads = downloads
         self._state_dir = state_dir
         self._fetch = fetch
         self._wanted: ModelManifest | None = None
@@ -66,9 +69,9 @@ class ModelFollower(Feature):
         if found is not None and found.digest == told.model.digest:
             return
         if told.manifest is None or told.trainer is None:
-            log.info("node=%s round=%d the model cannot be run here: no trainer", self._link.node, told.round)
+            log.info("node=%s round=%d the model cannot be run here: no trainer", self._node, told.round)
             return
-        self._link.downloads.abandon(OWNER)
+        self._downloads.abandon(OWNER)
         self._wanted = told
         self._go()
 
@@ -99,14 +102,11 @@ class ModelFollower(Feature):
         told = self._wanted
         if told is None:
             return
-        now = self._asked_at = self._link.clock()
-        blobs = self._link.blobs
+        now = self._asked_at = self._clocks.monotonic()
+        blobs = self._downloads.blobs
         missing = [ref for ref in _parts(told) if not blobs.verify(Digest(ref.digest))]
-        if missing:
-            # A round makes room as well; a node that only predicts has none.
-            self._link.make_room()
         for ref in missing:
-            self._link.downloads.fetch(ref, now, OWNER)
+            self._downloads.fetch(ref, now, OWNER)
         if missing:
             return
 
@@ -130,7 +130,7 @@ class ModelFollower(Feature):
         write_atomic(model_files.newest_file(self._state_dir), found.model_dump_json(indent=2).encode())
         self._using = {Digest(ref.digest) for ref in _parts(told)}
         self._wanted = None
-        log.info("node=%s round=%d the newest model is here", self._link.node, told.round)
+        log.info("node=%s round=%d the newest model is here", self._node, told.round)
 
     def _know(self, labels: list[str]) -> None:
         if labels == self._labels:

@@ -16,7 +16,7 @@ from apiary.wire import Digest
 from apiary.wire.messages import NodeRelease, Release, ReleaseCurrent
 from apiary.wire.topics import Topic, TopicKind
 from apiary_edge.capture.job import store_dir
-from apiary_edge.feature import Feature, Link
+from apiary_edge.feature import Clocks, Feature
 from apiary_edge.releases import compatibility, state
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.job import TrialJob, TrialModel
@@ -25,6 +25,8 @@ from apiary_edge.releases.slot import Slot
 from apiary_edge.releases.state import Held, ReleaseLimits, ReleaseState
 from apiary_edge.releases.store import ReleaseStore
 from apiary_edge.releases.trust import Open
+from apiary_edge.transfer.channel import NodeChannel
+from apiary_edge.transfer.downloads import Downloads
 
 log = logging.getLogger(__name__)
 
@@ -43,20 +45,21 @@ _Step = Literal["hear", "fetch", "test", "perform"]
 
 
 class ReleaseAgent(Feature):
-    """The node's standing to releases. `open_` judges the seal; `slots` is what the node predicts with."""
+    """The node's standing to releases. `open_` judges the seal."""
 
     kinds = (TopicKind.RELEASE_CURRENT,)
 
     def __init__(
         self,
         settings: Settings,
-        link: Link,
+        channel: NodeChannel,
+        clocks: Clocks,
+        downloads: Downloads,
         *,
         shelf: ReleaseStore,
         testing: Trial,
         host: Host,
         open_: Open,
-        swapped: Callable[[Slot | None], None] = lambda slot: None,
     ):
         self.standing = ReleaseState(
             limits=ReleaseLimits(
@@ -64,12 +67,13 @@ class ReleaseAgent(Feature):
             )
         )
         self._settings = settings
-        self._link = link
+        self._channel = channel
+        self._clocks = clocks
+        self._downloads = downloads
         self._shelf = shelf
         self._testing = testing
         self._host = host
         self._open = open_
-        self._swapped = swapped
         self._told: ReleaseCurrent | None = None
         self._put_off: dict[_Step, tuple[float, Callable[[], None]]] = {}
         self._commands: deque[state.Command] = deque()
@@ -83,7 +87,7 @@ class ReleaseAgent(Feature):
             limits=self.standing.limits, current=current, previous=_held(self._shelf.previous)
         )
         if self._shelf.current is not None:
-            log.info("node=%s release=%s", self._link.node, self._shelf.current.release)
+            log.info("node=%s release=%s", self._channel.node, self._shelf.current.release)
 
     def received(self, topic: Topic, event: Received) -> None:
         """The fleet's release as it stands now."""
@@ -92,7 +96,7 @@ class ReleaseAgent(Feature):
         if told.serial < self._shelf.serial:
             log.warning(
                 "node=%s release=%s serial=%d is a repetition: %d was seen; not followed",
-                self._link.node,
+                self._channel.node,
                 told.release.name,
                 told.serial,
                 self._shelf.serial,
@@ -120,9 +124,9 @@ class ReleaseAgent(Feature):
         if (ended := self._testing.poll()) is not None:
             self._handle(ended)
         release = self._fetching
-        if release is not None and self._link.downloads.spoiled(Digest(release.file.digest)) >= SPOILED:
+        if release is not None and self._downloads.spoiled(Digest(release.file.digest)) >= SPOILED:
             why = f"its file came whole {SPOILED} times and is not the one that was signed (sha256 differs)"
-            self._link.downloads.abandon(OWNER)
+            self._downloads.abandon(OWNER)
             self._fetching = None
             self._handle(state.Spoiled(why))
 
@@ -131,7 +135,7 @@ class ReleaseAgent(Feature):
         current = self._shelf.current
         if current is None or current.digest != digest:
             return
-        now = self._link.clock()
+        now = self._clocks.monotonic()
         late = [at for at in self._complaints if now - at < _IN_USE_S]
         self._complaints = [*late[-_IN_USE:], now]
         if len(self._complaints) >= _IN_USE:
@@ -147,11 +151,11 @@ class ReleaseAgent(Feature):
         self._testing.stop()
 
     def _follow(self, told: ReleaseCurrent) -> None:
-        release = told.wanted(self._link.node, self._settings.edge.tags)
+        release = told.wanted(self._channel.node, self._settings.edge.tags)
         if release is None:
             self._handle(state.ReleaseAssigned(None))
             return
-        unfit = compatibility.why_unfit(release, self._host, self._link.wall())
+        unfit = compatibility.why_unfit(release, self._host, self._clocks.wall())
         refused = self._shelf.why_refused(release.name, release.attempt) or self._other_labels(release)
         self._handle(state.ReleaseAssigned(release, unfit, refused))
 
@@ -190,7 +194,7 @@ class ReleaseAgent(Feature):
                 return
 
     def _perform(self, command: state.Command) -> None:
-        node = self._link.node
+        node = self._channel.node
         match command:
             case state.FetchRelease(release):
                 self._fetch(release)
@@ -198,7 +202,7 @@ class ReleaseAgent(Feature):
                 self._test(release)
             case state.StopRelease():
                 self._testing.stop()
-                self._link.downloads.abandon(OWNER)
+                self._downloads.abandon(OWNER)
                 self._fetching = None
                 self._put_off.pop("fetch", None)
                 self._put_off.pop("test", None)
@@ -209,7 +213,6 @@ class ReleaseAgent(Feature):
                     "node=%s release=%s is current, accuracy=%s", node, slot.release, _share(slot.accuracy)
                 )
                 self._complaints = []
-                self._swapped(slot)
             case state.Refuse(name, attempt, why):
                 log.warning("node=%s release=%s refused: %s", node, name, why)
                 self._shelf.refuse(name, attempt, why)
@@ -217,10 +220,8 @@ class ReleaseAgent(Feature):
             case state.Restore(release):
                 back = self._shelf.restore(release)
                 log.warning("node=%s back to release=%s", node, back.release if back is not None else None)
-                self._swapped(back)
             case state.Clear():
                 self._shelf.clear()
-                self._swapped(None)
             case state.Report():
                 self._report()
             case _:
@@ -230,11 +231,10 @@ class ReleaseAgent(Feature):
         self._fetching = release
         digest = Digest(release.file.digest)
         try:
-            if self._shelf.path(release).is_file() or self._link.blobs.verify(digest):
+            if self._shelf.path(release).is_file() or self._downloads.blobs.verify(digest):
                 self._arrived(release)
                 return
-            self._link.make_room()
-            self._link.downloads.fetch(release.file, self._link.clock(), OWNER)
+            self._downloads.fetch(release.file, self._clocks.monotonic(), OWNER)
         except StoreError as e:
             self._fetch_later("fetch", partial(self._fetch, release), e)
 
@@ -242,12 +242,12 @@ class ReleaseAgent(Feature):
         """Verified by its digest: give it its place, look at it, and have it tested."""
         digest = Digest(release.file.digest)
         try:
-            path = self._shelf.take(self._link.blobs.path(digest), release)
+            path = self._shelf.take(self._downloads.blobs.path(digest), release)
         except StoreError as e:
             self._fetch_later("fetch", partial(self._fetch, release), e)
             return
         self._fetching = None
-        self._link.blobs.remove(digest)  # the shelf has the bytes now
+        self._downloads.blobs.remove(digest)  # the shelf has the bytes now
         try:
             compatibility.check_file(path, release)
         except ModelError as e:
@@ -287,14 +287,14 @@ class ReleaseAgent(Feature):
         self._handle(state.FetchFailed(str(e)[:500]))
 
     def _later(self, step: _Step, act: Callable[[], None], e: Exception) -> None:
-        log.warning("node=%s release: %s; trying again in %.0f s", self._link.node, e, _RETRY_S)
-        self._put_off[step] = (self._link.clock() + _RETRY_S, act)
+        log.warning("node=%s release: %s; trying again in %.0f s", self._channel.node, e, _RETRY_S)
+        self._put_off[step] = (self._clocks.monotonic() + _RETRY_S, act)
 
     def _report(self, state: state.State | None = None, why: str | None = None) -> None:
         standing, tested = self.standing, self.standing.tested
         why = why or standing.why
         wanted, current = standing.wanted, self._shelf.current
-        self._link.outlet.send(
+        self._channel.send(
             NodeRelease(
                 state=state or standing.state,
                 serial=self._told.serial if self._told is not None else self._shelf.serial,
@@ -309,8 +309,7 @@ class ReleaseAgent(Feature):
                 inference_ms=tested.inference_ms if tested is not None else None,
                 crashes=standing.crashes,
                 machine=self._host.machine,
-            ),
-            self._link.node,
+            )
         )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from apiary import __version__
 from apiary.bus.bus import Received, Will
-from apiary.bus.outlet import Outlet
 from apiary.errors import DataError
 from apiary.settings import EdgeSettings
 from apiary.tags import Tags
@@ -20,6 +20,7 @@ from apiary_edge.samples.store import SampleStore
 from apiary_edge.status.pause_reasons import PauseReasons
 from apiary_edge.training import census
 from apiary_edge.training.session import Session, SessionState
+from apiary_edge.transfer.channel import NodeChannel
 
 log = logging.getLogger(__name__)
 
@@ -36,30 +37,34 @@ _STATES: Final[dict[SessionState, NodeState]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What a node's status holds and does not change while the service runs; `instance` names this start."""
+
+    instance: str
+    runtimes: list[str]
+    memory_mb: int | None = None
+
+
 class Presence:
-    """Publishes the node's status whenever it says something new."""
+    """Publishes the node's status whenever something in it is new; `more` gives the features' fields."""
 
     def __init__(
         self,
         settings: EdgeSettings,
-        outlet: Outlet,
-        *,
-        instance: str,
-        runtimes: list[str],
-        memory_mb: int | None,
+        channel: NodeChannel,
+        facts: NodeFacts,
         store: SampleStore | None,
         more: Callable[[], Mapping[str, Any]],
     ):
         self.holds = PauseReasons()
         self.declined: tuple[str, int, str] | None = None
         """The run, round and reason of what was given up last; None once the node takes part again."""
-        self._node = NodeId(settings.node_id)
+        self._node = channel.node
         self._data_dir = settings.data_dir
         self._tags = settings.tags
-        self._outlet = outlet
-        self._instance = instance
-        self._runtimes = runtimes
-        self._memory_mb = memory_mb
+        self._channel = channel
+        self._facts = facts
         self._store = store
         self._more = more
         self._labels: dict[str, int] = {}
@@ -127,13 +132,13 @@ class Presence:
             labels=self._labels,
             declined=True if self.declined is not None else None,
             tags=self._tags,
-            runtimes=self._runtimes,
-            memory_mb=self._memory_mb,
+            runtimes=self._facts.runtimes,
+            memory_mb=self._facts.memory_mb,
             version=__version__,
-            session=self._instance,
+            session=self._facts.instance,
             **more,
         )
-        self._outlet.send(status, self._node)
+        self._channel.send(status)
 
     def heard(self, event: Received, *, now: float, first_connect: bool) -> None:
         """Our own status topic: what another process with our id said there, or our own will, too late.
@@ -143,8 +148,8 @@ class Presence:
         """
         status = NodeStatus.decode(event.payload, who=f"node {self._node}")
         if status.state == "lost":
-            self._outlet.restore()
-        ours = status.session == self._instance or (event.retained and first_connect)
+            self._channel.outlet.restore()
+        ours = status.session == self._facts.instance or (event.retained and first_connect)
         # `apiary pki revoke` says lost for whom it shut out, without a session: no other process lives.
         ours = ours or (status.state == "lost" and status.session is None)
         if not ours and now - self._twin_said_at >= _TWIN_EVERY_S:

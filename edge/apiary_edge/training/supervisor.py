@@ -7,20 +7,18 @@ import signal
 from collections.abc import Callable
 from typing import Final, Literal, assert_never
 
-from apiary.blobs import BlobStore
-from apiary.bus.outlet import Outlet
 from apiary.errors import StoreError
 from apiary.settings import EdgeSettings
-from apiary.wire import Digest, NodeId
+from apiary.wire import Digest
 from apiary.wire.messages import Announcement, BlobRef, Offer, Progress
 from apiary_edge.capture.job import store_dir
 from apiary_edge.health.memory import address_limit
 from apiary_edge.health.readings import MB
-from apiary_edge.samples.store import SampleStore
+from apiary_edge.stores import NodeStores
 from apiary_edge.training import session as table
 from apiary_edge.training.job import TrainingEvent, TrainJob
 from apiary_edge.training.process import Training, scratch
-from apiary_edge.transfer.outbox import Outbox
+from apiary_edge.transfer.channel import NodeChannel
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +43,16 @@ class TrainingSupervisor:
     def __init__(
         self,
         settings: EdgeSettings,
-        *,
+        channel: NodeChannel,
+        stores: NodeStores,
         training: Training,
-        outbox: Outbox,
-        blobs: BlobStore,
-        outlet: Outlet,
-        store: SampleStore | None,
         handle: Callable[[table.Event], None],
     ):
         self._settings = settings
-        self._node = NodeId(settings.node_id)
+        self._node = channel.node
+        self._channel = channel
+        self._stores = stores
         self._training = training
-        self._outbox = outbox
-        self._blobs = blobs
-        self._outlet = outlet
-        self._store = store
         self._handle = handle
         self._job: Announcement | None = None
         self._began_at = 0.0
@@ -169,7 +162,7 @@ class TrainingSupervisor:
             }
         )
         try:
-            self._outbox.put(scratch(self._settings.state_dir) / "update.blob", offer)
+            self._stores.outbox.put(scratch(self._settings.state_dir) / "update.blob", offer)
         except StoreError as e:
             self._failed(str(e))
             return
@@ -181,9 +174,9 @@ class TrainingSupervisor:
             offer.metrics.loss,
             offer.metrics.seconds,
         )
-        if self._store is not None:
+        if self._stores.samples is not None:
             # What was deleted while it trained must not live on in the cache.
-            self._store.forget_cached()
+            self._stores.samples.forget_cached()
         self._job = None
         self._handle(table.Trained(offer))
 
@@ -222,7 +215,7 @@ class TrainingSupervisor:
             self._failed(str(e))
 
     def _job_of(self, told: Announcement) -> TrainJob:
-        settings, path = self._settings, self._blobs.path
+        settings, path = self._settings, self._stores.blobs.path
         return TrainJob(
             run=told.run,
             round=told.round,
@@ -234,7 +227,7 @@ class TrainingSupervisor:
             base_digest=told.base.digest if told.base else None,
             model=path(Digest(told.model.digest)),
             data_dir=settings.data_dir,
-            store=store_dir(settings) if self._store is not None else None,
+            store=store_dir(settings) if self._stores.samples is not None else None,
             cache_dir=settings.state_dir / "cache",
             cache_mb=settings.cache_mb,
             out=scratch(settings.state_dir),
@@ -252,13 +245,12 @@ class TrainingSupervisor:
         if now - self._progress_at < _PROGRESS_EVERY_S:
             return
         self._progress_at = now
-        self._outlet.send(
+        self._channel.send(
             Progress.model_validate(
                 {
                     "run": job.run,
                     "round": job.round,
                     **told.model_dump(include={"epoch", "epochs", "loss", "accuracy", "left_s"}),
                 }
-            ),
-            self._node,
+            )
         )

@@ -1,39 +1,40 @@
-"""Blobs that the node lacks: subscribe, say which chunks are missing, put them together, say it again."""
+"""Blobs that the node lacks: subscribe, request the missing chunks, assemble them, request again."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from apiary.blobs import BlobStore, Download
-from apiary.bus.bus import Bus
-from apiary.bus.outlet import Outlet
 from apiary.errors import StoreError
-from apiary.wire import Digest, NodeId
+from apiary.wire import Digest
 from apiary.wire.messages import BlobRef, Want
-from apiary.wire.topics import TopicKind, Topics
+from apiary.wire.topics import TopicKind
+from apiary_edge.transfer.channel import NodeChannel
 
 log = logging.getLogger(__name__)
 
 MAX_PAUSE: Final = 8
-"""A wish without an answer is repeated after the idle time, twice that, and so on, up to this many times."""
+"""An unanswered request is repeated after the idle time, twice that, and so on, up to this many times it."""
 GAPS: Final = 4
-"""Nothing is asked for again before this many times the longest pause between two chunks of the blob: on a
-slow link the rest is on its way, and asking would double it."""
+"""Nothing is requested again before this many times the longest pause between two chunks of the blob: on a
+slow link the rest is on its way, and another request would double it."""
 
 
 class Downloads:
-    """At most one download a blob, whoever wants it; chunks come in any order, also when others asked."""
+    """At most one download a blob, whoever wants it; chunks come in any order, also if others requested them.
+
+    `keeps` gives the blobs that must stay when others are evicted to make room.
+    """
 
     def __init__(
-        self, node: NodeId, *, bus: Bus, topics: Topics, outlet: Outlet, blobs: BlobStore, idle_s: float
+        self, channel: NodeChannel, blobs: BlobStore, *, idle_s: float, keeps: Callable[[], set[Digest]]
     ):
-        self._node = node
-        self._bus = bus
-        self._topics = topics
-        self._outlet = outlet
-        self._blobs = blobs
+        self.blobs = blobs
+        self._channel = channel
         self._idle_s = idle_s
+        self._keeps = keeps
         self._going: dict[Digest, Download] = {}
         self._owners: dict[Digest, set[str]] = {}
         self._heard_at = 0.0
@@ -42,18 +43,19 @@ class Downloads:
         self._spoiled: dict[Digest, int] = {}
 
     def fetch(self, ref: BlobRef, now: float, owner: str = "round") -> None:
-        """Start to get a blob for `owner`. Raises StoreError where there is no room for it."""
+        """Make room for a blob and start to get it for `owner`. Raises StoreError where it does not fit."""
         digest = Digest(ref.digest)
         self._owners.setdefault(digest, set()).add(owner)
         if digest in self._going:
             return
         try:
-            download = self._blobs.begin(digest, ref.bytes)
+            self.blobs.evict(keep=self._keeps())
+            download = self.blobs.begin(digest, ref.bytes)
         except StoreError:
             del self._owners[digest]
             raise
         self._going[digest] = download
-        self._bus.subscribe(self._topics.pattern(TopicKind.CHUNK_DOWN, digest=digest))
+        self._channel.bus.subscribe(self._pattern(digest))
         self._want(download, now)
 
     def chunk(self, digest: Digest, index: int, payload: bytes, now: float) -> Digest | None:
@@ -75,7 +77,7 @@ class Downloads:
         del self._going[digest], self._owners[digest]
         self._spoiled.pop(digest, None)
         self._unanswered.pop(digest, None)
-        self._bus.unsubscribe(self._topics.pattern(TopicKind.CHUNK_DOWN, digest=digest))
+        self._channel.bus.unsubscribe(self._pattern(digest))
         return digest
 
     def spoiled(self, digest: Digest) -> int:
@@ -83,18 +85,18 @@ class Downloads:
         return self._spoiled.get(digest, 0)
 
     def tick(self, now: float) -> None:
-        """Ask again where nothing has come for a while."""
+        """Request again where nothing has come for a while."""
         for digest, download in self._going.items():
-            asked = self._unanswered.get(digest, 0)
+            requests = self._unanswered.get(digest, 0)
             pause = max(
-                self._idle_s * min(2**asked, MAX_PAUSE), min(GAPS * self._gap, MAX_PAUSE * self._idle_s)
+                self._idle_s * min(2**requests, MAX_PAUSE), min(GAPS * self._gap, MAX_PAUSE * self._idle_s)
             )
             if now - max(download.heard_at, self._heard_at) >= pause:
-                self._unanswered[digest] = asked + 1
+                self._unanswered[digest] = requests + 1
                 self._want(download, now)
 
     def again(self, now: float) -> None:
-        """The link or the coordinator is new: ask for what is missing."""
+        """The connection or the coordinator is new: request what is missing."""
         self._unanswered.clear()
         self._gap = 0.0
         for download in self._going.values():
@@ -108,7 +110,7 @@ class Downloads:
             if owner is not None and owners:
                 continue
             self._going.pop(digest).abandon()
-            self._bus.unsubscribe(self._topics.pattern(TopicKind.CHUNK_DOWN, digest=digest))
+            self._channel.bus.unsubscribe(self._pattern(digest))
             self._unanswered.pop(digest, None)
             self._spoiled.pop(digest, None)
             del self._owners[digest]
@@ -116,4 +118,7 @@ class Downloads:
     def _want(self, download: Download, now: float) -> None:
         download.heard_at = now
         missing = download.assembly.missing()
-        self._outlet.send(Want(digest=download.assembly.digest, missing=missing), self._node)
+        self._channel.send(Want(digest=download.assembly.digest, missing=missing))
+
+    def _pattern(self, digest: Digest) -> str:
+        return self._channel.topics.pattern(TopicKind.CHUNK_DOWN, digest=digest)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from apiary.bus.bus import Bus
 from apiary.bus.flow import ChunkFlow
 from apiary.errors import StoreError
-from apiary.wire import Digest, NodeId
+from apiary.wire import Digest
 from apiary.wire.chunks import Ranges
 from apiary.wire.messages import Offer
-from apiary.wire.topics import TopicKind, Topics
+from apiary.wire.topics import TopicKind
+from apiary_edge.transfer.channel import NodeChannel
 from apiary_edge.transfer.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -20,11 +20,10 @@ log = logging.getLogger(__name__)
 class UpdateUpload:
     """Feeds granted chunks to the bus, at most `window` unacknowledged at once."""
 
-    def __init__(self, node: NodeId, *, bus: Bus, topics: Topics, outbox: Outbox, window: int):
+    def __init__(self, channel: NodeChannel, outbox: Outbox, window: int):
         self.window = window
-        self._node = node
-        self._bus = bus
-        self._topics = topics
+        self._node = channel.node
+        self._channel = channel
         self._outbox = outbox
         self._flow = ChunkFlow()
         self._unreadable: Digest | None = None
@@ -36,14 +35,16 @@ class UpdateUpload:
             digest,
             offer.update.bytes,
             missing,
-            topic=lambda i: self._topics.build(TopicKind.CHUNK_UP, node=self._node, digest=digest, index=i),
+            topic=lambda i: self._channel.topics.build(
+                TopicKind.CHUNK_UP, node=self._node, digest=digest, index=i
+            ),
             read=partial(self._read, digest),
             patient=True,
         )
 
     def pump(self) -> None:
         """Publish what the bus takes. Raises StoreError; then `unreadable` names the update."""
-        self._flow.pump(self._bus, self.window)
+        self._flow.pump(self._channel.bus, self.window)
 
     def unreadable(self) -> Digest | None:
         """The update that could not be read since the last call."""
@@ -51,7 +52,7 @@ class UpdateUpload:
         return digest
 
     def answered(self, offer: Offer, state: str, why: str | None) -> None:
-        """The update had its receipt: remember its round, and forget it."""
+        """The update has its receipt: note its round as done, and remove it from the outbox."""
         level = logging.INFO if state in ("accepted", "duplicate") else logging.WARNING
         more = f": {why}" if why else ""
         log.log(level, "node=%s round=%d update %s%s", self._node, offer.round, state, more)
@@ -60,7 +61,7 @@ class UpdateUpload:
         self._remove(offer)
 
     def discard(self, offer: Offer) -> None:
-        """The update cannot be read: forget it, its round is not done."""
+        """The update cannot be read: remove it, its round is not done."""
         log.error("node=%s round=%d the update cannot be read; it is trained again", self._node, offer.round)
         self._remove(offer)
 
@@ -70,7 +71,7 @@ class UpdateUpload:
         self._outbox.remove(digest)
 
     def clear(self) -> None:
-        """The link is gone, and what was on its way with it."""
+        """The connection is gone, and what was on its way with it."""
         self._flow.clear()
 
     def _read(self, digest: Digest, offset: int, length: int) -> bytes:

@@ -15,6 +15,7 @@ from apiary.wire.chunks import CHUNK_BYTES, digest_of, encode, span
 from apiary.wire.messages import BlobRef, Want
 from apiary.wire.topics import Topics
 from apiary_coordinator.updates.model_server import FEW, GATHER_AT_MOST, LULL, ModelServer
+from apiary_edge.transfer.channel import NodeChannel
 from apiary_edge.transfer.downloads import GAPS, MAX_PAUSE, Downloads
 
 TOPICS = Topics()
@@ -51,9 +52,8 @@ class Recorder:
 
 def node(folder: Path) -> tuple[Downloads, Recorder]:
     bus = Recorder()
-    downloads = Downloads(
-        NODE, bus=bus, topics=TOPICS, outlet=Outlet(bus, TOPICS), blobs=BlobStore(folder), idle_s=IDLE_S
-    )
+    channel = NodeChannel(NODE, bus, TOPICS, Outlet(bus, TOPICS))
+    downloads = Downloads(channel, BlobStore(folder), idle_s=IDLE_S, keeps=set)
     downloads.fetch(BlobRef(digest=DIGEST, bytes=len(BLOB)), 0.0)
     return downloads, bus
 

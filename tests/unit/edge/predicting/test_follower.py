@@ -17,7 +17,7 @@ from apiary.settings import EdgeSettings, PredictSettings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import BlobRef, Message, ModelManifest, Notice
 from apiary.wire.topics import Topic, TopicKind, Topics
-from apiary_edge.feature import Link
+from apiary_edge.feature import Clocks
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.announcing import HomeAssistant
 from apiary_edge.predicting.background import FAILED_PAUSE_S, LOOK_EVERY_S, BackgroundTasks
@@ -25,6 +25,7 @@ from apiary_edge.predicting.background_job import BackgroundJob, chores_job
 from apiary_edge.predicting.follower import AGAIN_S, OWNER, ModelFollower
 from apiary_edge.predicting.model_files import ModelFile, Personal
 from apiary_edge.training.job import TrainingEvent
+from apiary_edge.transfer.channel import NodeChannel
 from apiary_edge.transfer.downloads import Downloads
 
 NODE = NodeId("pi-7")
@@ -67,21 +68,12 @@ class Node:
         self.now = 10.0
         self.bus = Bus()
         self.blobs = BlobStore(folder / "blobs", 2**20)
-        outlet = Outlet(self.bus, TOPICS)
-        downloads = Downloads(NODE, bus=self.bus, topics=TOPICS, outlet=outlet, blobs=self.blobs, idle_s=30.0)
-        parts: dict[str, Any] = {
-            "node": NODE,
-            "bus": self.bus,
-            "topics": TOPICS,
-            "outlet": outlet,
-            "blobs": self.blobs,
-            "downloads": downloads,
-            "make_room": lambda: self.blobs.evict(keep=set()),
-            "clock": lambda: self.now,
-            "wall": lambda: 1.7e9 + self.now,
-        }
-        # These features have nothing to do with the rest of a node.
-        self.link = Link(**{**dict.fromkeys(Link.__dataclass_fields__), **parts})
+        self.channel = NodeChannel(NODE, self.bus, TOPICS, Outlet(self.bus, TOPICS))
+        self.downloads = Downloads(self.channel, self.blobs, idle_s=30.0, keeps=set)
+
+    def follower(self, *, fetch: bool = True) -> ModelFollower:
+        clocks = Clocks(lambda: self.now, lambda: 1.7e9 + self.now)
+        return ModelFollower(NODE, clocks, self.downloads, self.folder, fetch=fetch)
 
     def wanted(self) -> list[str]:
         return [json.loads(p)["digest"] for t, p, _ in self.bus.sent if t.endswith("/want")]
@@ -134,7 +126,7 @@ def test_what_home_assistant_was_told_may_not_be_removable(node: Node) -> None:
 
 def test_models_that_were_followed_do_not_fill_the_disk(node: Node) -> None:
     """A node that predicts and trains nothing kept the model of every round: only training made room."""
-    feature = ModelFollower(node.link, node.folder, fetch=True)
+    feature = node.follower()
     most = 0
     for number in range(1, 12):
         told, parts = manifest(node, number, have="manifest trainer base")
@@ -153,7 +145,7 @@ def test_models_that_were_followed_do_not_fill_the_disk(node: Node) -> None:
 
 def test_a_model_is_followed_though_the_disk_refuses_its_labels(node: Node) -> None:
     """It is told once: where noting the labels failed, the node kept the model before it."""
-    feature = ModelFollower(node.link, node.folder, fetch=True)
+    feature = node.follower()
     model_files.labels_file(node.folder).mkdir(parents=True)
     told, parts = manifest(node, 3, have="manifest trainer base")
     with pytest.raises(StoreError):
@@ -166,7 +158,7 @@ def test_a_model_is_followed_though_the_disk_refuses_its_labels(node: Node) -> N
 
 
 def test_missing_parts_are_fetched_and_then_the_model_is_described(node: Node) -> None:
-    feature = ModelFollower(node.link, node.folder, fetch=True)
+    feature = node.follower()
     told, parts = manifest(node, 3, have="manifest trainer")
     hear(feature, told, TopicKind.MODEL_CURRENT)
     assert node.wanted() == [_digest(parts["base"]), _digest(parts["model"])]
@@ -182,7 +174,7 @@ def test_missing_parts_are_fetched_and_then_the_model_is_described(node: Node) -
     assert found.file == (node.folder / "blobs" / _digest(parts["model"])).absolute()
     assert found.base_digest == _digest(parts["base"])
     assert feature.keeps() == {_digest(data) for data in parts.values()}
-    again = ModelFollower(node.link, node.folder, fetch=True)
+    again = node.follower()
     again.start(0.0)
     assert again.keeps() == feature.keeps(), "after a restart they are kept as well"
     wishes = len(node.wanted())
@@ -191,7 +183,7 @@ def test_missing_parts_are_fetched_and_then_the_model_is_described(node: Node) -
 
 
 def test_a_newer_model_is_fetched_instead_of_the_one_on_its_way(node: Node) -> None:
-    feature = ModelFollower(node.link, node.folder, fetch=True)
+    feature = node.follower()
     old, _ = manifest(node, 3, have="manifest trainer base")
     hear(feature, old, TopicKind.MODEL_CURRENT)
     new, parts = manifest(node, 4, have="manifest trainer base")
@@ -205,30 +197,30 @@ def test_a_newer_model_is_fetched_instead_of_the_one_on_its_way(node: Node) -> N
 
 
 def test_a_part_that_does_not_come_is_asked_for_again(node: Node) -> None:
-    feature = ModelFollower(node.link, node.folder, fetch=True)
+    feature = node.follower()
     told, parts = manifest(node, 3, have="manifest trainer base")
     hear(feature, told, TopicKind.MODEL_CURRENT)
-    node.link.downloads.abandon(OWNER)
+    node.downloads.abandon(OWNER)
     node.now += AGAIN_S
     feature.tick(node.now)
     assert node.wanted() == [_digest(parts["model"])] * 2
 
 
 def test_a_coordinator_that_names_no_trainer_gives_labels_only(node: Node) -> None:
-    feature = ModelFollower(node.link, node.folder, fetch=True)
+    feature = node.follower()
     told, _ = manifest(node, 3)
     hear(feature, told.model_copy(update={"trainer": None}), TopicKind.MODEL_CURRENT)
     assert node.wanted() == [] and model_files.known_labels(node.folder) == ("cat", "dog")
 
 
 def test_a_node_that_does_not_predict_fetches_nothing_but_knows_the_labels(node: Node) -> None:
-    feature = ModelFollower(node.link, node.folder, fetch=False)
+    feature = node.follower(fetch=False)
     hear(feature, manifest(node, 3)[0], TopicKind.MODEL_CURRENT)
     assert node.wanted() == [] and model_files.known_labels(node.folder) == ("cat", "dog")
 
 
 def test_the_labels_of_a_run_that_waits_come_with_a_notice(node: Node) -> None:
-    feature = ModelFollower(node.link, node.folder, fetch=False)
+    feature = node.follower(fetch=False)
     hear(feature, Notice(), TopicKind.NODE_NOTICE)
     assert model_files.known_labels(node.folder) == ()
     hear(feature, Notice(labels=["a", "b", "c"]), TopicKind.NODE_NOTICE)
@@ -236,7 +228,7 @@ def test_the_labels_of_a_run_that_waits_come_with_a_notice(node: Node) -> None:
     written = model_files.labels_file(node.folder).stat().st_mtime_ns
     hear(feature, Notice(labels=["a", "b", "c"]), TopicKind.NODE_NOTICE)
     hear(
-        ModelFollower(node.link, node.folder, fetch=False),
+        node.follower(fetch=False),
         Notice(labels=["a", "b", "c"]),
         TopicKind.NODE_NOTICE,
     )
@@ -248,7 +240,7 @@ def test_the_labels_of_a_run_that_waits_come_with_a_notice(node: Node) -> None:
 
 def home(node: Node, **settings: Any) -> HomeAssistant:
     wishes = {"enabled": True, "home_assistant": True, **settings}
-    return HomeAssistant(node.link, PredictSettings(**wishes), node.folder)
+    return HomeAssistant(node.channel, PredictSettings(**wishes), node.folder)
 
 
 def test_it_is_announced_on_every_connect_and_taken_back_when_it_is_switched_off(node: Node) -> None:
@@ -327,14 +319,14 @@ class Spare:
                 return ["x"] * min(limit, waiting())
 
         store: Any = Store()
+        rounds: Any = self
         self.samples = 30
         self.feature = BackgroundTasks(
             chores_job(edge, store=True),
             self.child,
             store,
             "pi-7",
-            busy=lambda: self.busy,
-            samples=lambda: self.samples,
+            rounds=rounds,
             limit_s=3600.0,
         )
 

@@ -272,7 +272,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from tests.unit.edge.samples.test_cut import Bounds, Incoming, StoreError, opened, picture
 folder = Path(sys.argv[1])
-store = opened(folder, Bounds(min_free_bytes=-(2**40)))
+store = opened(folder, StoreBounds(min_free_bytes=-(2**40)))
 added = []
 said = ""
 for i in range(200):
