@@ -23,7 +23,7 @@ from apiary.settings import CameraSettings, CaptureSettings, StoreSettings
 from apiary.wire.messages import Plan
 from apiary_edge.capture.job import CaptureJob
 from apiary_edge.training.job import TrainJob
-from apiary_edge.samples.model import Bounds
+from apiary_edge.samples.model import StoreBounds
 from apiary_edge.samples.store import SampleStore
 
 disk, pictures, built = map(Path, sys.argv[1:])
@@ -63,12 +63,12 @@ def fill():
 
 fill()
 
-store = SampleStore(disk / "samples", disk / "cache", Bounds(min_free_bytes=0), time.time)
+store = SampleStore(disk / "samples", disk / "cache", StoreBounds(min_free_bytes=0), time.time)
 ids = [s.id for s in store.page(limit=100).samples]
 assert len(ids) == kept
 from apiary_edge.labelling.app import App
-from apiary_edge.web.gate import Gate
-app = App(lambda: store, Gate("t" * 32, 80, time.monotonic, time.sleep), Bounds())
+from apiary_edge.web.gate import OwnerGate
+app = App(lambda: store, OwnerGate("t" * 32, 80, time.monotonic, time.sleep), StoreBounds())
 
 def post(path, body):
     data = json.dumps(body).encode()

@@ -270,7 +270,7 @@ FULL_DISK = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from tests.unit.edge.samples.test_cut import Bounds, Incoming, StoreError, opened, picture
+from tests.unit.edge.samples.test_cut import StoreBounds, Incoming, StoreError, opened, picture
 folder = Path(sys.argv[1])
 store = opened(folder, StoreBounds(min_free_bytes=-(2**40)))
 added = []
