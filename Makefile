@@ -93,7 +93,7 @@ links: $(VENV)/.dev
 
 aarch64: $(VENV)/.dev
 	@tests/system-packages aarch64
-	$(BIN)/python tests/aarch64/run.py $(ARGS)
+	$(BIN)/python -m tests.aarch64.run $(ARGS)
 
 chaos: $(VENV)/.demo
 	@tests/system-packages
@@ -110,7 +110,7 @@ fuzz: $(VENV)/.dev
 hosts: $(VENV)/.demo
 	@tests/system-packages hosts
 	$(INSTALL) --requirement deploy/requirements.txt
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/hosts/main.py $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.hosts.main $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist runs/.demo-* runs/.chaos-* runs/.exports

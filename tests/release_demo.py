@@ -183,8 +183,8 @@ def predictions(on: Stage, digest: str) -> None:
                         prediction = Prediction.decode(event.payload, who=told.node)
                         if prediction.model == digest:
                             seen[told.node] = prediction
-    for node, prediction in sorted(seen.items()):
-        say(f"  {node:10} {prediction.top[0].label} ({prediction.probability:.0%}), {prediction.ms:.0f} ms")
+    for name, prediction in sorted(seen.items()):
+        say(f"  {name:10} {prediction.top[0].label} ({prediction.probability:.0%}), {prediction.ms:.0f} ms")
 
 
 def show(node: Path, folder: Path) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from owner import label_in_terminal, samples
 from PIL import Image
-from tree import Tree
+from tests.aarch64.owner import label_in_terminal, samples
+from tests.aarch64.tree import Tree
 
 from apiary.errors import ExportError
 from apiary.tensors import Weights
@@ -78,7 +78,7 @@ def pictures(tree: Tree, built: Built, folder: Path) -> str:
     for label in LABELS:
         _shoot(filed / label, FILED // 2, seed=2, only=label)
     apiary = ["-m", "apiary_cli"]
-    at = ["--state-dir", state]
+    at: list[str | Path] = ["--state-dir", state]
     tree.run([*apiary, "capture", "--camera", "folder", "--source", shots, "--count", str(SHOTS), *at])
     if (waiting := len(samples(tree, state))) != SHOTS:
         raise DiffersError(f"{waiting} of {SHOTS} pictures were captured")

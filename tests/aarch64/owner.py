@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tree import Tree
+from tests.aarch64.tree import Tree
 
 _ID: Final = re.compile(r"\b([0-9a-f]{12})  ")
 SILENT_S: Final = 600.0

@@ -1,7 +1,7 @@
 """A node on a Raspberry Pi's Python and wheels, emulated: does it train, and do its pictures get there?
 
     make aarch64
-    .venv/bin/python tests/aarch64/run.py [--only bookworm] [--json]
+    .venv/bin/python -m tests.aarch64.run [--only bookworm] [--json]
 
 Bookworm with Python 3.11 and tflite-runtime, Trixie with Python 3.13 and ai-edge-litert, both of Debian's
 arm64 packages and the wheels that a Pi installs, under qemu's user-mode emulation of a Cortex-A72. TensorFlow
@@ -26,16 +26,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from checks import DiffersError, bits, exported, parity, pictures
-from tree import MIRROR, PIS, ROOT, SOURCES, CannotEmulateError, Tree, make
+from tests.aarch64.checks import DiffersError, bits, exported, parity, pictures
+from tests.aarch64.tree import MIRROR, PIS, ROOT, SOURCES, CannotEmulateError, Tree, make
 
 from apiary_coordinator.export.client import Built
 
 Row = tuple[str, str, str, bool, str]
 Check = Callable[[Tree, Built, Path], str]
 
-STEP: Final = {"parity with Keras": parity, "bits": bits}
-PICTURES: Final = {"pictures to update": pictures}
+STEP: Final[dict[str, Check]] = {"parity with Keras": parity, "bits": bits}
+PICTURES: Final[dict[str, Check]] = {"pictures to update": pictures}
 # The default recipe's own step at full size; else small, because emulated convolutions take seconds each.
 CASES: Final[tuple[tuple[str, dict[str, Any], dict[str, Check]], ...]] = (
     ("edge_cnn", {}, STEP),

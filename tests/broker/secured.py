@@ -55,8 +55,8 @@ class Secured:
                     f"of-{name}",
                 ]
                 subprocess.run(["mosquitto_passwd", *passwords], check=True, capture_output=True)
-            named = {"operators": ["alice", "bob"], "viewers": ["walter"]}
-            (folder / "apiary" / "acl.conf").write_text(access_list(**named))
+            rights = access_list(operators=["alice", "bob"], viewers=["walter"])
+            (folder / "apiary" / "acl.conf").write_text(rights)
         self.conf.write_text(self._conf(extra))
         self._out = self.log_file.open("wb")
         self.process = subprocess.Popen(

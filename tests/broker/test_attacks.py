@@ -188,7 +188,8 @@ def test_a_last_will_in_anothers_name(secured: Secured) -> None:
     witness.subscribe("apiary/#")
     connect(witness)
     context = ssl.create_default_context(cafile=secured.folder / "pki" / "ca.pem")
-    context.load_cert_chain(*(secured.folder / OTHER / "tls" / f for f in ("cert.pem", "key.pem")))
+    tls = secured.folder / OTHER / "tls"
+    context.load_cert_chain(tls / "cert.pem", tls / "key.pem")
     for whose, arrives in ((PI, False), (OTHER, True)):
         will = [b"flood", T.build(TopicKind.NODE_STATUS, node=whose).encode(), f"{whose} is dead".encode()]
         words = b"".join(len(w).to_bytes(2, "big") + w for w in will)

@@ -353,7 +353,7 @@ def test_a_node_with_one_class_an_unknown_label_and_a_torn_picture_says_so_and_g
     (data / "cat" / "empty.png").touch()
     node = node_of(apiary, broker, data, "mixed")
     server = Server(broker.port, "mixed")
-    status = server.until(lambda s: s.declined, node)
+    status = server.until(lambda s: bool(s.declined), node)
     said = node.said
     assert "2 pictures of label 'bird' are left out: the model knows cat, dog" in said
     assert "all pictures have the label 'cat'; a node with one class learns little by itself" in said
@@ -380,7 +380,7 @@ def test_a_node_that_knows_only_other_labels_declines_and_once_ends_with_it(
     apiary: Start, broker: BrokerProcess, tmp_path: Path
 ) -> None:
     node = node_of(apiary, broker, pictures(tmp_path / "birds", bird=2), "birds", "--once")
-    status = Server(broker.port, "birds").until(lambda s: s.declined, node)
+    status = Server(broker.port, "birds").until(lambda s: bool(s.declined), node)
     assert (status.run, status.round, status.state) == ("r", 1, "ready")
     assert status.why is not None
     assert "holds no picture of a label that the model knows" in status.why

@@ -282,7 +282,7 @@ def test_a_leaky_link_acknowledges_and_loses(mosquitto: tuple[Links, int], proto
     sender, watcher = bus_at(links.port("a"), protocol=protocol), bus_at(port)
     watcher.subscribe("#")
     for bus in (sender, watcher):
-        until(bus, lambda _, b=bus: b.connected)  # type: ignore[misc]
+        until(bus, lambda _, b=bus: b.connected)  # type: ignore[misc]  # a lambda's default
     links.leak("a", 60, share=1.0, seed=1, blobs="blob/")
     for i in range(20):
         assert sender.publish("small", b"%d" % i, qos=1, retain=False)
@@ -303,7 +303,7 @@ def test_a_leaky_link_damages_chunks_and_nothing_else(mosquitto: tuple[Links, in
     sender, watcher = bus_at(links.port("a")), bus_at(port)
     watcher.subscribe("#")
     for bus in (sender, watcher):
-        until(bus, lambda _, b=bus: b.connected)  # type: ignore[misc]
+        until(bus, lambda _, b=bus: b.connected)  # type: ignore[misc]  # a lambda's default
     links.leak("a", 60, share=0.8, seed=2, blobs="blob/")
     sent = [os.urandom(1000) for _ in range(40)]
     for data in sent:
@@ -331,7 +331,7 @@ def test_a_refused_party_is_told_by_the_protocol_and_let_in_again(
     links, _ = mosquitto
     bus, other = bus_at(links.port("a"), protocol=protocol), bus_at(links.port("b"))
     for one in (bus, other):
-        until(one, lambda _, b=one: b.connected)  # type: ignore[misc]
+        until(one, lambda _, b=one: b.connected)  # type: ignore[misc]  # a lambda's default
     links.refuse("a", 60)
     told = until(
         bus, lambda es: any(isinstance(e, Disconnected) and isinstance(e.error, BrokerRefused) for e in es)

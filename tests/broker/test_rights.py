@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -75,7 +75,7 @@ def test_what_is_allowed_is_written_and_nothing_else(secured: Secured, name: str
         assert party.publish(topic, mark)
         sent += party.poll(0.005)
 
-    def through(events: list[object]) -> set[str]:
+    def through(events: Sequence[object]) -> set[str]:
         return {e.topic for e in events if isinstance(e, Received) and e.payload == mark}
 
     events = poll(

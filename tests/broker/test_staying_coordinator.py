@@ -161,7 +161,7 @@ def test_two_federations_on_one_broker_do_not_touch_each_other(
     assert apiary(north, "node", "resume", "all")[0] == 0
     assert apiary(north, "run", "start", "--name", "same-name")[0] == 0
     for one, nodes in ((north, ["a", "b"]), (south, ["a", "c"])):
-        until(lambda one=one: states(apiary, one) == {"same-name": "finished"})  # type: ignore[misc]
+        until(lambda one=one: states(apiary, one) == {"same-name": "finished"})  # type: ignore[misc]  # a lambda's default
         assert one.summary("same-name")["contributors"] == {"1": nodes, "2": nodes}
     north.kill("coordinator")
     until(lambda: apiary(north, "run", "list")[0] == 4)

@@ -21,17 +21,20 @@ def difference(function: Function, *shapes: tuple[int, ...]) -> float:
     """Largest relative difference of the gradients of a random projection of `function`."""
     inputs = [tf.random.stateless_normal(s, (1, i)) for i, s in enumerate(shapes)]
 
-    @tf.function
+    @tf.function  # type: ignore[untyped-decorator]  # TensorFlow has no types
     def ours() -> list[Any]:
         with builtin_gradients():
             out = function(*inputs)
             loss = tf.reduce_sum(out * tf.random.stateless_normal(out.shape, (2, 2)))
-        return tf.gradients(loss, inputs)
+        gradients: list[Any] = tf.gradients(loss, inputs)
+        return gradients
 
-    @tf.function
+    @tf.function  # type: ignore[untyped-decorator]  # TensorFlow has no types
     def theirs() -> list[Any]:
         out = function(*inputs)
-        return tf.gradients(tf.reduce_sum(out * tf.random.stateless_normal(out.shape, (2, 2))), inputs)
+        loss = tf.reduce_sum(out * tf.random.stateless_normal(out.shape, (2, 2)))
+        gradients: list[Any] = tf.gradients(loss, inputs)
+        return gradients
 
     before, mine, after = theirs(), ours(), theirs()
     # Outside of the context everything is as it was.

@@ -140,7 +140,7 @@ def test_choosing() -> None:
 
 
 def test_numpy_2_with_tflite_runtime_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(litert.np, "__version__", "2.1.0")
+    monkeypatch.setattr(np, "__version__", "2.1.0")
     monkeypatch.setattr(litert, "_PACKAGES", ("tflite_runtime",))
     if importlib.util.find_spec("tflite_runtime") is None:
         pytest.skip("tflite_runtime is not installed here")

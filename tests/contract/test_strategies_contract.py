@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from apiary.errors import SettingsError
 from apiary.plugins import load, names
@@ -30,7 +31,7 @@ def weights(seed: int, scale: float = 1.0) -> Weights:
     return Weights({n: rng.normal(scale=scale, size=s).astype(np.float32) for n, s in SHAPES.items()})
 
 
-def mean(seed: int, scale: float = 0.1) -> dict[str, np.ndarray]:
+def mean(seed: int, scale: float = 0.1) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(seed)
     return {n: np.asarray(rng.normal(scale=scale, size=s)) for n, s in SHAPES.items()}
 

@@ -25,8 +25,9 @@ from apiary_coordinator.export.job import BuildJob
 from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import StoreBounds
 from apiary_edge.samples.store import SampleStore
+from apiary_edge.training import pictures
 from apiary_edge.training.job import TrainingEvent, TrainJob, parse
-from apiary_edge.training.process import pictures, scratch
+from apiary_edge.training.process import scratch
 from apiary_edge.training.supervisor import OUT_OF_ADDRESSES
 from apiary_edge.training.worker import train
 

@@ -29,7 +29,9 @@ from apiary.wire.topics import TopicKind
 from apiary_coordinator import app
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.model.builder import Evaluation, ExportedModel
+from apiary_coordinator.round.runner import RoundRunner
 from apiary_coordinator.run.assignment import Assignment
+from apiary_coordinator.run.run import Run
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.worker import InlineWorker
@@ -284,6 +286,18 @@ class Fleet:
                         bus.close()
                         return answer
         raise AssertionError(f"no answer to {op}")
+
+    @property
+    def hosted(self) -> Run:
+        """The run that the coordinator hosts; fails where there is none."""
+        assert self.coordinator is not None and self.coordinator.course is not None
+        return self.coordinator.course
+
+    @property
+    def live(self) -> RoundRunner | None:
+        """What runs the open round; None between rounds, and where no coordinator or run is."""
+        course = self.coordinator.course if self.coordinator is not None else None
+        return course.live if course is not None else None
 
     def kill_coordinator(self) -> None:
         """As `kill -9`: nothing is said, what is in memory is gone."""

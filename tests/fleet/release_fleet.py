@@ -136,7 +136,7 @@ class Node:
                 self._outlet.restore()
                 self.downloads.again(self._fleet.broker.now)
             elif isinstance(event, Received):
-                self._guarded(lambda event=event: self._received(event))  # type: ignore[misc]
+                self._guarded(lambda event=event: self._received(event))  # type: ignore[misc]  # a lambda's default
         self.downloads.tick(self._fleet.broker.now)
         self._guarded(lambda: self.releases.tick(self._fleet.broker.now))
         self.seen.append(self.current)

@@ -12,9 +12,11 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tests.fleet.harness import SHAPES, FakeTraining, Fleet, samples_of
 
 from apiary.blobs import Download
+from apiary.bus.bus import Received
 from apiary.bus.memory import LinkFault, MemoryBus
 from apiary.errors import StoreError
 from apiary.settings import Settings
@@ -30,7 +32,7 @@ BAD = "pi-01"
 OTHERS = ["pi-00", "pi-02", "pi-03"]
 
 
-def rebuilt(change: Callable[[dict[str, np.ndarray], dict[str, Any]], None]) -> Callable[[bytes], bytes]:
+def rebuilt(change: Callable[[dict[str, NDArray[Any]], dict[str, Any]], None]) -> Callable[[bytes], bytes]:
     """Change an update's tensors and header in place, and encode it again."""
 
     def spoil(document: bytes) -> bytes:
@@ -42,31 +44,31 @@ def rebuilt(change: Callable[[dict[str, np.ndarray], dict[str, Any]], None]) -> 
     return spoil
 
 
-def shape(tensors: dict[str, np.ndarray], _: dict[str, Any]) -> None:
+def shape(tensors: dict[str, NDArray[Any]], _: dict[str, Any]) -> None:
     tensors["a/kernel"] = tensors["a/kernel"][:, :100]
 
 
-def not_finite(tensors: dict[str, np.ndarray], _: dict[str, Any]) -> None:
+def not_finite(tensors: dict[str, NDArray[Any]], _: dict[str, Any]) -> None:
     tensors["a/bias"][7] = np.nan
 
 
-def huge(tensors: dict[str, np.ndarray], _: dict[str, Any]) -> None:
+def huge(tensors: dict[str, NDArray[Any]], _: dict[str, Any]) -> None:
     tensors["a/bias"][7] = -65.0
 
 
-def boosted(tensors: dict[str, np.ndarray], _: dict[str, Any]) -> None:
+def boosted(tensors: dict[str, NDArray[Any]], _: dict[str, Any]) -> None:
     tensors["a/kernel"][:] = 50.0
 
 
-def stolen(_: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+def stolen(_: dict[str, NDArray[Any]], about: dict[str, Any]) -> None:
     about["node"] = "pi-00"
 
 
-def old(_: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+def old(_: dict[str, NDArray[Any]], about: dict[str, Any]) -> None:
     about["round"] = 0
 
 
-def counted_up(_: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+def counted_up(_: dict[str, NDArray[Any]], about: dict[str, Any]) -> None:
     about["samples"] += 1
 
 
@@ -74,7 +76,8 @@ def other_header(document: bytes) -> bytes:
     unpacker = msgpack.Unpacker()
     unpacker.feed(document[1:])
     header = unpacker.unpack()
-    return b"\x92" + msgpack.packb({**header, "v": 2}) + document[1 + unpacker.tell() :]
+    changed: bytes = msgpack.packb({**header, "v": 2})
+    return b"\x92" + changed + document[1 + unpacker.tell() :]
 
 
 def assert_refused(fleet: Fleet, why: str) -> None:
@@ -192,7 +195,7 @@ def raw_offer(data: bytes, **more: Any) -> dict[str, Any]:
 def until_round(fleet: Fleet) -> None:
     for _ in range(100):
         fleet.turn()
-        if fleet.coordinator is not None and fleet.coordinator.course.live is not None:
+        if fleet.live is not None:
             return
     raise AssertionError("no round was opened")
 
@@ -330,7 +333,7 @@ def test_of_an_update_that_came_damaged_only_the_bad_chunks_are_asked_for_again(
     grants: list[Any] = []
 
     def listen(_: int) -> None:
-        grants.extend(json.loads(event.payload)["missing"] for event in bus.poll(0))  # type: ignore[union-attr]
+        grants.extend(json.loads(e.payload)["missing"] for e in bus.poll(0) if isinstance(e, Received))
 
     summary = fleet.run(each=listen)
     assert grants == [[[0, 3]], [[1, 2]], [[1, 2]]]
@@ -466,7 +469,7 @@ def test_a_damaged_update_in_the_spool_is_trained_again_and_the_model_is_the_sam
 
     def disturb(_: int) -> None:
         nonlocal done, victim
-        live = fleet.coordinator.course.live if fleet.coordinator else None
+        live = fleet.live
         if done or live is None or len(live.round.accepted) != (4 if when == "sealed" else 2):
             return
         done = True
@@ -551,7 +554,7 @@ def test_an_update_struck_out_of_the_journal_is_taken_when_it_comes_again(make_f
 
     def disturb(_: int) -> None:
         nonlocal done
-        live = fleet.coordinator.course.live if fleet.coordinator else None
+        live = fleet.live
         if done or live is None or len(live.round.accepted) != 2:
             return
         done = True

@@ -17,13 +17,11 @@ MakeFleet = Callable[..., Fleet]
 
 
 def stage(fleet: Fleet) -> str:
-    assert fleet.coordinator is not None
-    return fleet.coordinator.course.stage
+    return fleet.hosted.stage
 
 
 def round_number(fleet: Fleet) -> int:
-    assert fleet.coordinator is not None
-    live = fleet.coordinator.course.live
+    live = fleet.live
     return live.round.number if live is not None else 0
 
 

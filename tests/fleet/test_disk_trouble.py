@@ -15,6 +15,7 @@ from apiary.errors import RunFailed, StoreError
 from apiary.wire import Digest
 from apiary.wire.messages import BlobRef
 from apiary_coordinator.journal import Journal
+from apiary_coordinator.round.runner import RoundRunner
 from apiary_coordinator.round.start import ServerState
 from apiary_coordinator.run.run import Run
 from apiary_coordinator.updates.spool import Spool
@@ -76,7 +77,12 @@ def test_a_round_is_taken_up_once_however_often_the_disk_refuses(
     fleet.kill_coordinator()
     made: list[int] = []
     real = Run._begin
-    monkeypatch.setattr(Run, "_begin", lambda self, live: (made.append(live.round.number), real(self, live)))
+
+    def begin(run: Run, live: RoundRunner) -> None:
+        made.append(live.round.number)
+        real(run, live)
+
+    monkeypatch.setattr(Run, "_begin", begin)
     disk.times = 1
     for training in fleet.trainings.values():
         training.seconds = 20  # the second round is still open when the first is tried again
@@ -113,12 +119,11 @@ def test_a_model_that_cannot_be_told_of_yet_does_not_end_its_run(
     fleet = make_fleet(3, rounds=3)
     fleet.until(lambda: len(fleet.results()) == 1)
     left = [FULL, FULL]
-    real = ServerState.model_ref.fget
+    real = ServerState.__dict__["model_ref"].fget
 
     def model_ref(opening: ServerState) -> BlobRef:
         if left:
             raise StoreError(left.pop())
-        assert real is not None
         return cast("BlobRef", real(opening))
 
     monkeypatch.setattr(ServerState, "model_ref", property(model_ref))

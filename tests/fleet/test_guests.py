@@ -109,7 +109,7 @@ def test_a_node_that_comes_back_after_the_grace_joins_again_while_there_is_time(
     training.seconds, other.seconds = 3.0, 60.0
     fleet.until(lambda: training.started == 1)
     machine.now = HOT
-    live = fleet.coordinator.course.live if fleet.coordinator else None
+    live = fleet.live
     assert live is not None
     fleet.until(lambda: NodeId("pi-00") in live.round.gone)
     machine.now = WELL
@@ -129,7 +129,7 @@ def test_a_frozen_node_that_asks_meanwhile_is_not_sent_away(
     training = fleet.trainings["pi-00"]
     fleet.until(lambda: training.started == 1)
     machine.now = HOT
-    live = fleet.coordinator.course.live if fleet.coordinator and fleet.coordinator.course else None
+    live = fleet.live
     assert live is not None
     fleet.until(lambda: NodeId("pi-00") in live.round.gone)
     # More than edge.refresh_s: it asks what is current, and is told.

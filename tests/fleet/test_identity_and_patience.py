@@ -134,8 +134,7 @@ def test_a_late_joiner_takes_the_place_of_one_that_declined(make_fleet: MakeFlee
     joined: list[str] = []
 
     def disturb(turn: int) -> None:
-        assert fleet.coordinator is not None
-        live = fleet.coordinator.course.live
+        live = fleet.live
         if live is not None and not joined and turn > 40:
             joined.append("pi-09")
             fleet.trainings["pi-01"].tells(TrainingEvent(kind="declined", text="this node is too hot"))
@@ -168,14 +167,16 @@ def test_many_late_joiners_are_journaled_together_before_any_is_invited(
 
     def disturb(turn: int) -> None:
         nonlocal before
-        assert fleet.coordinator is not None
-        live = fleet.coordinator.course.live
+        live = fleet.live
         if live is not None and turn > 40 and not before:
             before = len(journaled)
             invite = live.parts.invite
-            live.parts = replace(
-                live.parts, invite=lambda node: (invited.append((node, journaled[-1])), invite(node))
-            )
+
+            def noting(node: NodeId) -> None:
+                invited.append((node, journaled[-1]))
+                invite(node)
+
+            live.parts = replace(live.parts, invite=noting)
             for i in range(2, 8):
                 fleet.trainings[f"pi-{i:02d}"].tells(TrainingEvent(kind="declined", text="too hot"))
             for name in sorted(newcomers):

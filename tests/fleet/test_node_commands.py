@@ -169,7 +169,7 @@ def test_retrain_says_where_there_is_nothing_to_train_again(commanded: Callable[
         "why": "it has answered or given up no round that it could train again",
     }
     fleet.trainings["pi-01"].seconds = 60
-    run = fleet.ask("run.start", settings={"rounds": 1}).result["run"]  # type: ignore[index,call-overload]
+    run = fleet.ask("run.start", settings={"rounds": 1}).result["run"]  # type: ignore[index,call-overload]  # JSON
     fleet.until(lambda: fleet.nodes["pi-00"].session.done == (run, 1))
     found = answers(fleet, "retrain", "pi-00")["pi-00"]
     assert (found["state"], found["why"]) == ("refused", "its update of round 1 was counted already")
@@ -185,7 +185,7 @@ def test_retrain_says_where_there_is_nothing_to_train_again(commanded: Callable[
 def test_a_node_that_has_not_heard_of_the_rounds_end_is_told_right(commanded: Callable[..., Fleet]) -> None:
     fleet = commanded(rounds=1)
     fleet.trainings["pi-01"].seconds = 60
-    run = fleet.ask("run.start", settings={"rounds": 1}).result["run"]  # type: ignore[index,call-overload]
+    run = fleet.ask("run.start", settings={"rounds": 1}).result["run"]  # type: ignore[index,call-overload]  # JSON
     fleet.until(lambda: fleet.nodes["pi-00"].session.done == (run, 1))
     fleet.broker.script(LinkFault("drop", "apiary/+/node/pi-00/notice", times=1000))
     fleet.broker.script(LinkFault("drop", "apiary/+/round/current", times=1000))
@@ -231,7 +231,7 @@ def test_a_node_may_answer_what_it_likes(commanded: Callable[..., Fleet], result
                 id_ = json.loads(event.payload)["id"]
                 captured.publish(topic, NodeReply(id=id_, state="done", result=result).encode())
 
-    fleet.nodes["pi-00"].step = lambda timeout_s: answer_first()  # type: ignore[method-assign]
+    fleet.nodes["pi-00"].step = lambda timeout_s: answer_first()  # type: ignore[method-assign]  # of this one
     found = answers(fleet, "logs", "all")
     assert found.pop("pi-00") == {"state": "done", "why": why}
     assert {one["state"] for one in found.values()} == {"done"}

@@ -24,7 +24,7 @@ class Asking:
     def __init__(self, fleet: ReleaseFleet):
         self.fleet = fleet
         self.said: list[OperatorReply] = []
-        outlet = Outlet(fleet.hq.bus, TOPICS, lambda kind, node, message: self.said.append(message))  # type: ignore[arg-type]
+        outlet = Outlet(fleet.hq.bus, TOPICS, lambda kind, node, message: self.said.append(message))  # type: ignore[arg-type]  # replies only
         self.operators = OperatorRequests(outlet, lambda: fleet.broker.now)
         operations.register(self.operators, fleet.hq.releasing, fleet.hq.desk)
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -214,10 +215,10 @@ def test_a_node_without_room_says_so_and_goes_on_when_there_is(
     full = True
     real = BlobStore.begin
 
-    def begin(store: BlobStore, *args: object) -> object:
+    def begin(store: BlobStore, *args: Any) -> object:
         if full:
             raise StoreError("no room: the disk is full")
-        return real(store, *args)  # type: ignore[arg-type]
+        return real(store, *args)
 
     monkeypatch.setattr(BlobStore, "begin", begin)
     fleet.hq.releasing.begin(fleet.make("one"))
@@ -312,7 +313,7 @@ def test_files_of_old_releases_go_and_those_in_use_stay(tmp_path: Path) -> None:
 def test_killed_at_any_moment_over_a_bad_link_it_ends_on_the_good_release(tmp_path: Path, seed: int) -> None:
     fleet = ReleaseFleet(tmp_path, seed=seed, wave_s=600.0)
     for kind in ("drop", "duplicate", "reorder", "delay"):
-        fleet.broker.script(LinkFault(kind, probability=0.05, times=60, seconds=3.0))  # type: ignore[arg-type]
+        fleet.broker.script(LinkFault(kind, probability=0.05, times=60, seconds=3.0))
     rng = random.Random(seed)
     fleet.verdicts["bad"] = BAD
     for name, ends in (("one", "done"), ("bad", "halted"), ("two", "done")):

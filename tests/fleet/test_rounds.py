@@ -42,8 +42,8 @@ def test_the_first_round_is_the_exact_mean_of_what_the_nodes_trained(make_fleet:
     summary = fleet.run()
     store = BlobStore(fleet.folder / "coordinator" / "blobs")
     final = blob.decode(store.read(Digest(summary["model_sha256"])), who="test").weights
-    assert fleet.coordinator is not None and fleet.coordinator.course.artefacts is not None
-    first = fleet.coordinator.course.artefacts.initial.digest
+    assert fleet.hosted.artefacts is not None
+    first = fleet.hosted.artefacts.initial.digest
     initial = blob.decode(store.read(Digest(first)), who="test").weights
     updates = {n: update_of(n, 1, initial) for n in fleet.nodes}
     total = sum(samples for _, samples in updates.values())
@@ -124,8 +124,7 @@ def test_a_node_that_never_comes_back_is_replaced_from_the_reserve(make_fleet: M
     killed: list[str] = []
 
     def disturb(turn: int) -> None:
-        assert fleet.coordinator is not None
-        live = fleet.coordinator.course.live
+        live = fleet.live
         if live is not None and not killed:
             killed.append(live.round.cohort[0])
             fleet.kill_node(killed[0])
@@ -175,7 +174,7 @@ def test_an_update_for_a_round_that_is_over_is_dropped_with_a_receipt(make_fleet
 def test_the_same_seed_draws_the_same_cohorts(make_fleet: MakeFleet) -> None:
     first, second = (make_fleet(10, fraction=0.3, min_nodes=2) for _ in range(2))
     assert first.run()["contributors"] == second.run()["contributors"]
-    assert {len(c) for c in first.coordinator.course.summary["contributors"].values()} == {3}  # type: ignore[union-attr]
+    assert {len(c) for c in first.hosted.summary["contributors"].values()} == {3}
 
 
 def test_more_nodes_than_a_readable_announcement_holds_are_invited_one_by_one(

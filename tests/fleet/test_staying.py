@@ -22,13 +22,13 @@ from apiary_edge.training.session import SessionState
 
 
 def listed(fleet: Fleet) -> list[dict[str, Any]]:
-    return fleet.ask("run.list").result["runs"]  # type: ignore[index, call-overload, return-value]
+    return fleet.ask("run.list").result["runs"]  # type: ignore[index, call-overload, return-value]  # JSON
 
 
 def state_of(fleet: Fleet) -> dict[str, str]:
     """Every run's state, from the journal."""
     assert fleet._journal is not None
-    return dict(fleet._journal.select("SELECT id, state FROM run ORDER BY rowid"))  # type: ignore[arg-type]
+    return dict(fleet._journal.select("SELECT id, state FROM run ORDER BY rowid"))
 
 
 def stage(fleet: Fleet) -> str | None:
@@ -75,14 +75,15 @@ def test_between_runs_nodes_are_idle_and_the_last_word_of_the_last_run_stays(
     fleet.ask("run.start", name="one")
     fleet.until(lambda: state_of(fleet) == {"one": "finished"} and stage(fleet) is None)
     topic = fleet.settings().topics.build(TopicKind.ROUND_CURRENT)
-    for disturb in (lambda: None, fleet.broker.forget):
+    disturbances: list[Callable[[], None]] = [lambda: None, fleet.broker.forget]
+    for disturb in disturbances:
         disturb()
         for _ in range(50):
             fleet.turn()
         bus = fleet.broker.bus("viewer", None)
         bus.subscribe(topic)
         heard: list[Any] = []
-        fleet.until(lambda heard=heard, bus=bus: heard.extend(bus.poll(0)) or len(heard) > 1, 60)  # type: ignore[misc]
+        fleet.until(lambda heard=heard, bus=bus: heard.extend(bus.poll(0)) or len(heard) > 1, 60)  # type: ignore[misc]  # a lambda's default
         (told,) = [e for e in heard if isinstance(e, Received)]
         assert Announcement.decode(told.payload, who="test").state == "finished"
         bus.close()
@@ -135,7 +136,7 @@ def test_a_request_that_comes_again_after_a_restart_is_no_second_run(staying: Ca
     fleet.kill_coordinator()
     fleet.start_coordinator()
     again = fleet.ask("run.start", id="same")
-    assert again.result["run"] == first.result["run"]  # type: ignore[index, call-overload]
+    assert again.result["run"] == first.result["run"]  # type: ignore[index, call-overload]  # JSON
     assert len(state_of(fleet)) == 1
 
 
@@ -188,8 +189,10 @@ def test_a_stopped_run_ends_with_its_best_model_and_the_next_one_begins(
     fleet = staying(rounds=50)
     fleet.ask("run.start", name="long")
     fleet.ask("run.start", name="next", settings={"rounds": 1})
-    fleet.until(lambda: fleet.coordinator.course.record.next_number == 3)  # type: ignore[union-attr]
-    best = fleet.coordinator.course.record.best.round  # type: ignore[union-attr]
+    fleet.until(lambda: stage(fleet) is not None and fleet.hosted.record.next_number == 3)
+    found = fleet.hosted.record.best
+    assert found is not None
+    best = found.round
     assert fleet.ask("run.stop").result == {"run": "long", "state": "stopping", "best": best}
     fleet.until(lambda: state_of(fleet) == {"long": "stopped", "next": "finished"})
     summary = (fleet.folder / "runs" / "long" / "summary.json").read_text()
@@ -204,7 +207,7 @@ def test_a_run_stopped_before_its_first_model_just_ends(staying: Callable[..., F
     fleet.ask("run.start", name="early")
     if when != "building":
         fleet.until(lambda: stage(fleet) == when)
-    assert fleet.ask("run.stop").result["best"] is None  # type: ignore[index,call-overload]
+    assert fleet.ask("run.stop").result["best"] is None  # type: ignore[index,call-overload]  # JSON
     fleet.until(lambda: state_of(fleet) == {"early": "stopped"} and stage(fleet) is None)
     assert fleet.ask("run.stop").why == "no run is under way"
     assert fleet.ask("run.stop", name="early").why == (
@@ -237,7 +240,7 @@ def test_a_stopped_round_frees_its_nodes_before_the_run_is_finished(
     """Finishing takes as long as its publishers do; nobody shall train for nothing so long."""
     fleet = staying(rounds=5)
     fleet.ask("run.start", name="long")
-    fleet.until(lambda: fleet.coordinator.course and fleet.coordinator.course.record.next_number == 2)  # type: ignore[union-attr]
+    fleet.until(lambda: stage(fleet) is not None and fleet.hosted.record.next_number == 2)
     for training in fleet.trainings.values():
         training.seconds = 5000
     fleet.until(lambda: all(node.session.state is SessionState.TRAINING for node in fleet.nodes.values()))
@@ -260,9 +263,9 @@ def test_a_stopped_round_frees_its_nodes_before_the_run_is_finished(
 def test_a_stop_survives_the_coordinators_death(staying: Callable[..., Fleet]) -> None:
     fleet = staying(rounds=50)
     fleet.ask("run.start", name="long")
-    fleet.until(lambda: fleet.coordinator.course and fleet.coordinator.course.record.next_number == 2)  # type: ignore[union-attr]
+    fleet.until(lambda: stage(fleet) is not None and fleet.hosted.record.next_number == 2)
     fleet.until(lambda: stage(fleet) == "round")
-    fleet.coordinator.course.stop("stopped by operator anna")  # type: ignore[union-attr]
+    fleet.hosted.stop("stopped by operator anna")
     fleet.kill_coordinator()
     fleet.start_coordinator()
     fleet.until(lambda: state_of(fleet) == {"long": "stopped"})
@@ -333,7 +336,7 @@ def test_blobs_of_old_runs_are_removed(staying: Callable[..., Fleet]) -> None:
     counts = []
     for i in range(5):
         fleet.ask("run.start", name=f"r{i}", settings={"seed": i})
-        fleet.until(lambda i=i: state_of(fleet)[f"r{i}"] == "finished")  # type: ignore[misc]
+        fleet.until(lambda i=i: state_of(fleet)[f"r{i}"] == "finished")  # type: ignore[misc]  # a lambda's default
         counts.append(len(list((fleet.folder / "coordinator" / "blobs").iterdir())))
     assert counts[4] <= counts[2]
 
@@ -341,7 +344,7 @@ def test_blobs_of_old_runs_are_removed(staying: Callable[..., Fleet]) -> None:
 def test_a_coordinator_for_one_run_refuses_another_and_can_be_stopped(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2, rounds=50)
     assert (fleet.ask("run.start").why or "").startswith("this coordinator was started for one run")
-    fleet.until(lambda: fleet.coordinator.course.record.next_number == 3)  # type: ignore[union-attr]
+    fleet.until(lambda: stage(fleet) is not None and fleet.hosted.record.next_number == 3)
     assert fleet.ask("run.stop").state == "done"
     assert fleet.run()["stop"] == "stopped by operator anna"
 

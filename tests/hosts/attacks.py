@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from machines import Machine, quoted
+from tests.hosts.machines import Machine, quoted
 
 from apiary.bus.bus import Connected, Event, PublishRefused, Received
 from apiary.bus.mqtt import MqttBus

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from fleet import until
-from machines import Machine
+from tests.hosts.fleet import until
+from tests.hosts.machines import Machine
 
 from apiary.bus.bus import Connected, Received
 from apiary.bus.mqtt import MqttBus

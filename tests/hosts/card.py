@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from typing import Final
 
-from fleet import Fleet, until
-from ground import BUILD, WORK, wheel
-from ground import LATER as NEW
+from tests.hosts.fleet import Fleet, until
+from tests.hosts.ground import BUILD, WORK, wheel
+from tests.hosts.ground import LATER as NEW
 
 CARD: Final = "/root/card"
 SETTINGS: Final = '[edge]\ndata_dir = "/var/lib/apiary/pictures"\n'

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ground import BUILD, LATER, PIS, ROOT, WORK
-from machines import Machine, quoted
+from tests.hosts.ground import BUILD, LATER, PIS, ROOT, WORK
+from tests.hosts.machines import Machine, quoted
 
 RECAP: Final = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.M)
 READ_ROUNDS: Final = """

@@ -10,8 +10,8 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
-from machines import bootstrap
 from packaging.requirements import Requirement
+from tests.hosts.machines import bootstrap
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BUILD: Final = ROOT / "build" / "hosts"

@@ -180,11 +180,11 @@ def children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def in_namespaces(script: Path, arguments: Sequence[str]) -> int:
-    """Run `script --inside ...` with processes, mounts and a network of its own, which reaches the world."""
+def in_namespaces(module: str, arguments: Sequence[str]) -> int:
+    """Run `python -m MODULE --inside ...` with processes, mounts and a network of its own, with a way out."""
     # Mounts of our own only: the rest of the machine does not see them, and they end with us.
     command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
-               sys.executable, str(script), "--inside", *arguments]  # fmt: skip
+               sys.executable, "-m", module, "--inside", *arguments]  # fmt: skip
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with _alone(), _way_out():
         child = subprocess.Popen(command)

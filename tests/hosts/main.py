@@ -12,12 +12,11 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from fleet import Fleet
-from ground import LATER, PIS, WORK, prepare
-from machines import in_namespaces, join_network
-from steps import STEPS
+from tests.hosts.fleet import Fleet
+from tests.hosts.ground import LATER, PIS, WORK, prepare
+from tests.hosts.machines import in_namespaces, join_network
+from tests.hosts.steps import STEPS
 
 
 def tell(suites: dict[str, str], wanted: list[str]) -> int:
@@ -91,8 +90,8 @@ def main() -> int:
     if args.inside:
         return tell(suites, args.steps)
     prepare(suites, keep=args.keep)
-    told = ["--server", args.server, "--trixie", args.trixie, *args.steps]
-    code = in_namespaces(Path(__file__).resolve(), told)
+    arguments = ["--server", args.server, "--trixie", args.trixie, *args.steps]
+    code = in_namespaces("tests.hosts.main", arguments)
     if code == 0 and not args.keep:
         # The logs of the plays stay, the disks (3 GB) only where something failed.
         for name in ("server", *PIS, LATER):

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 from typing import Final
 
-from fleet import Fleet
-from ground import ROOT, WORK
+from tests.hosts.fleet import Fleet
+from tests.hosts.ground import ROOT, WORK
 
 SERVER: Final = (
     "sudo apiary status",

@@ -6,8 +6,8 @@ import socket
 import ssl
 import time
 
-from fleet import Fleet, until
-from machines import Machine
+from tests.hosts.fleet import Fleet, until
+from tests.hosts.machines import Machine
 
 
 def renew(fleet: Fleet) -> str:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from attacks import Attacker
-from captured import CapturedBroker
-from card import card
-from fleet import Fleet, until
-from ground import BUILD, PIS, ROOT, WORK, wheel
-from page import page
-from renewal import fire, renew
+from tests.hosts.attacks import Attacker
+from tests.hosts.captured import CapturedBroker
+from tests.hosts.card import card
+from tests.hosts.fleet import Fleet, until
+from tests.hosts.ground import BUILD, PIS, ROOT, WORK, wheel
+from tests.hosts.page import page
+from tests.hosts.renewal import fire, renew
 
 
 def boot(fleet: Fleet) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from apiary.tensors import Weights
 from apiary.wire.messages import Bounds
@@ -50,7 +52,7 @@ def summed(updates: list[tuple[list[float], int]], bits: int) -> ExactSum:
     return total
 
 
-def flat(total: ExactSum) -> np.ndarray:
+def flat(total: ExactSum) -> NDArray[Any]:
     return np.concatenate([m.ravel() for m in total.mean().values()])
 
 
@@ -110,7 +112,7 @@ def test_the_error_is_below_one_grid_step_a_sample(
     bits = grid_bits(bounds, len(updates))
     samples = sum(n for _, n in updates)
     for i, got in enumerate(flat(summed(updates, bits))):
-        exact = sum(Fraction(numbers[i]) * n for numbers, n in updates) / samples
+        exact = sum((Fraction(numbers[i]) * n for numbers, n in updates), Fraction()) / samples
         allowed = Fraction(len(updates), 2 * samples) / Fraction(2) ** bits
         assert abs(Fraction(float(got)) - exact) <= allowed + abs(exact) * Fraction(1, 2**52)
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from apiary.errors import DataError
 from apiary.learn.partition import KINDS, count, hold_out, partition
@@ -22,7 +25,7 @@ labels = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(lambda v: np.
 )
 @settings(max_examples=300)
 def test_every_sample_is_on_exactly_one_node_and_no_node_is_short(
-    *, y: np.ndarray, nodes: int, by: str, alpha: float, sigma: float, shards: int, least: int, seed: int
+    *, y: NDArray[Any], nodes: int, by: str, alpha: float, sigma: float, shards: int, least: int, seed: int
 ) -> None:
     enough = y.size >= nodes * least
     if by == "shards":
@@ -42,6 +45,6 @@ def test_every_sample_is_on_exactly_one_node_and_no_node_is_short(
 
 
 @given(labels, st.floats(0.01, 0.99), st.integers(0, 2**31 - 1))
-def test_hold_out_is_a_partition_in_two(y: np.ndarray, share: float, seed: int) -> None:
+def test_hold_out_is_a_partition_in_two(y: NDArray[Any], share: float, seed: int) -> None:
     train, test = hold_out(y, share, seed=seed)
     assert sorted([*train.tolist(), *test.tolist()]) == list(range(y.size))

@@ -115,14 +115,14 @@ def check(before: Session, event: Event, after: Session, commands: list[Command]
             case Drop(offer, state, _):
                 assert offer == before.offer and after.offer is None and state != "missing"
                 assert after.done == (offer.run, offer.round)
-            case Decline(told, _):
-                assert after.done == (told.run, told.round) and after.state is SessionState.IDLE
+            case Decline(declined, _):
+                assert after.done == (declined.run, declined.round) and after.state is SessionState.IDLE
             case StopTraining() | AskCurrent():
                 pass
     # An update leaves by a receipt, or with its run, and nothing takes its place before.
     if before.offer is not None and after.offer != before.offer:
-        told = event.announcement if isinstance(event, Announced) else None
-        over = told is not None and (told.run, told.state) == (before.offer.run, "finished")
+        news = event.announcement if isinstance(event, Announced) else None
+        over = news is not None and (news.run, news.state) == (before.offer.run, "finished")
         assert isinstance(event, Receipted) or over
         assert any(isinstance(c, Drop) for c in commands)
     # A child that runs is told when its round is over, and never started over a running one.

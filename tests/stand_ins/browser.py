@@ -29,7 +29,7 @@ class Browser:
         self.headers: dict[str, str] = {}
 
     def ask(
-        self, method: str, path: str, body: bytes = b"", address: str = "127.0.0.1", **headers: str
+        self, method: str, path: str, body: bytes = b"", /, address: str = "127.0.0.1", **headers: str
     ) -> tuple[int, bytes]:
         at, _, query = path.partition("?")
         environ: dict[str, Any] = {

@@ -78,9 +78,9 @@ def _arm(disk: _Disk) -> None:
             disk.written(opened.fileno())
         return opened
 
-    os.open = os_open  # type: ignore[assignment]
-    builtins.open = io.open = open_  # type: ignore[assignment]
-    os.fdopen = open_  # type: ignore[assignment]
+    os.open = os_open
+    builtins.open = io.open = open_
+    os.fdopen = open_  # type: ignore[assignment]  # in a child only
 
     def after(name: str, note: Callable[..., None]) -> None:
         real = getattr(os, name)

@@ -219,7 +219,7 @@ class EdgeImpulseApi:
         }
         if self.profiled:
             mcu = {"description": "an MCU", "supported": False}
-            mine = {
+            mine: dict[str, Any] = {
                 "variant": kinds[0], "device": up["device"] or "", "tfliteFileSizeBytes": len(up["data"]),
                 "isSupportedOnMcu": True, "timePerInferenceMs": 7, "customMetrics": [],
                 "hasPerformance": True,

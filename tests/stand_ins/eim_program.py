@@ -61,7 +61,7 @@ class Program:
 
     @property
     def features(self) -> int:
-        return self.width * self.height
+        return int(self.width * self.height)
 
     def handle(self, message: dict[str, Any]) -> dict[str, Any]:
         number = message.get("id")
@@ -186,7 +186,7 @@ def requests(read: Any) -> Any:
 
 def main(config: dict[str, Any], arguments: list[str]) -> None:
     program = Program(config)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a real stream here
     if not arguments:
         sys.exit("Requires one parameter (either: '--print-info', 'stdin' or the name of a socket)")
     # What the program was given: tests look for keys in it.

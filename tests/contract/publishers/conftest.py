@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tests.contract.publishers.parts import (
-    COLOURS,
     LABELS,
     sha256,
 )
+from tests.places import COLOURS
 from tests.stand_ins.edge_impulse_api import KEY, EdgeImpulseApi
 
 

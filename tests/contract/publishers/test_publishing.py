@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from tests.contract.publishers.parts import (
-    COLOURS,
     LABELS,
     one,
     settings,
     sha256,
 )
+from tests.places import COLOURS
 from tests.stand_ins.edge_impulse_api import KEY
 
 from apiary import plugins
@@ -67,7 +67,7 @@ def test_a_model_that_was_changed_since_is_refused(run: Path) -> None:
         with pytest.raises(
             PublishError, match=r"model_int8.tflite is \w{12}\.\.\., the run evaluated \w{12}\.\.\.: it was"
         ):
-            candidate(run, kind)  # type: ignore[arg-type]  # a str of the tuple
+            candidate(run, kind)
 
 
 def _unlink(name: str) -> Callable[[Path], Any]:

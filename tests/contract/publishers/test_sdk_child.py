@@ -244,15 +244,14 @@ def test_tls_that_fails_is_said(loop: Loop, run: Path, api: EdgeImpulseApi, tmp_
 def test_test_images_are_uploaded_once(
     loop: Loop, run: Path, api: EdgeImpulseApi, tmp_path: Path, held_out: Path
 ) -> None:
-    samples = [{"path": p, "label": p.parent.name} for p in sorted(held_out.rglob("*.png"))]
+    pictures = sorted(held_out.rglob("*.png"))
+    samples = [{"path": p, "label": p.parent.name} for p in pictures]
     for _ in range(2):  # those that are there already are no failure
         events = loop.do(job(run, api, tmp_path, samples=samples))
         assert next(e for e in events if isinstance(e, Uploaded)).taken == 9
     assert api.violations == []
     assert sorted(label for label, _ in api.samples.values()) == sorted([*LABELS] * 3)
-    assert {hashlib.sha256(d).hexdigest() for _, d in api.samples.values()} == {
-        sha256(s["path"]) for s in samples
-    }
+    assert {hashlib.sha256(d).hexdigest() for _, d in api.samples.values()} == {sha256(p) for p in pictures}
     api.faults = {"ingest": ["server"]}
     failed = loop.do(job(run, api, tmp_path, samples=samples))[-1]
     assert isinstance(failed, Failed)

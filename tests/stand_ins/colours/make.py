@@ -15,7 +15,7 @@ import tensorflow as tf
 HERE = Path(__file__).parent
 
 
-@tf.function(input_signature=[tf.TensorSpec([1, 8, 10, 3], tf.float32)])
+@tf.function(input_signature=[tf.TensorSpec([1, 8, 10, 3], tf.float32)])  # type: ignore[untyped-decorator]  # TensorFlow has no types
 def colour(x: Any) -> Any:
     return tf.nn.softmax(tf.reduce_mean(x, [1, 2]) / 64.0)
 

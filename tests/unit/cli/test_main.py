@@ -213,7 +213,7 @@ class Failing:
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
     made = Failing()
-    monkeypatch.setitem(sys.modules, "apiary_cli.commands.config", made)  # type: ignore[arg-type] # a module's shape
+    monkeypatch.setitem(sys.modules, "apiary_cli.commands.config", made)
     return made
 
 

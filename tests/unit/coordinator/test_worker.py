@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,8 +48,13 @@ def collected(worker: Worker, count: int) -> list[Done]:
 
 def test_jobs_run_in_order_and_give_their_values(worker: Worker) -> None:
     ran: list[int] = []
+
+    def square(i: int) -> int:
+        ran.append(i)
+        return i * i
+
     for i in range(50):
-        worker.submit(lambda i=i: ran.append(i) or i * i, ignore)  # type: ignore[misc] # a lambda's default
+        worker.submit(partial(square, i), ignore)
     done = collected(worker, 50)
     assert ran == list(range(50))
     assert [d.value for d in done] == [i * i for i in range(50)]
@@ -93,7 +99,12 @@ def test_a_slow_job_does_not_hold_up_whoever_collects(threaded: tuple[ThreadWork
 def test_close_lets_the_running_job_end(threaded: tuple[ThreadWorker, list[int]]) -> None:
     worker, _ = threaded
     ended: list[bool] = []
-    worker.submit(lambda: (time.sleep(0.1), ended.append(True)), ignore)
+
+    def slow() -> None:
+        time.sleep(0.1)
+        ended.append(True)
+
+    worker.submit(slow, ignore)
     worker.close(5.0)
     assert ended == [True]
 

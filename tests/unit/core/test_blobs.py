@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ def test_put_read_part_verify_remove(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
     store = BlobStore(tmp_path)
-    for act in (lambda: store.read(DIGEST), lambda: store.read_part(DIGEST, 0, 1)):
+    reads: list[Callable[[], bytes]] = [lambda: store.read(DIGEST), lambda: store.read_part(DIGEST, 0, 1)]
+    for act in reads:
         with pytest.raises(StoreError, match=rf"blob {DIGEST[:12]} cannot be read from .*: No such file"):
             act()
 

@@ -236,8 +236,8 @@ def test_a_result_that_is_not_whole_is_found(
 def test_a_child_that_outlives_its_party_is_told_and_one_that_does_not_is_not(fleet: Fleet) -> None:
     """It worked on, ended by itself before the run did, and nobody knew."""
     with subprocess.Popen(["sleep", "60"]) as stays, subprocess.Popen(["sleep", "60"]) as goes:
-        began = [began_of(p.pid) for p in (stays, goes)]
-        fleet.watch_orphans("node-1", [(stays.pid, began[0]), (goes.pid, began[1])], within_s=0.2)
+        began = [(p.pid, began_of(p.pid) or 0) for p in (stays, goes)]
+        fleet.watch_orphans("node-1", began, within_s=0.2)
         goes.kill()
         goes.wait()
         fleet.see_to_orphans(time.monotonic())

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from apiary.errors import DataError
+from apiary_cli.client.finished import find_run, read_labels
 from apiary_cli.commands import predict
 
 # A model without training: the strongest colour wins. Converted in a process of its own, because TensorFlow
@@ -168,19 +169,19 @@ def test_latest_is_the_newest_finished_run(tmp_path: Path) -> None:
     make_run(tmp_path / "z-old", age_s=500)
     newest = make_run(tmp_path / "a-new")
     (tmp_path / "b-unfinished").mkdir()
-    assert predict.find_run("latest", tmp_path) == newest
-    assert predict.find_run("z-old", tmp_path) == tmp_path / "z-old"
+    assert find_run("latest", tmp_path) == newest
+    assert find_run("z-old", tmp_path) == tmp_path / "z-old"
 
 
 def test_runs_that_are_not_there_say_what_is(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no finished run"):
-        predict.find_run("latest", tmp_path / "none")
+        find_run("latest", tmp_path / "none")
     make_run(tmp_path / "one")
     (tmp_path / "two").mkdir()
     with pytest.raises(DataError, match=r"no run 'three'.* There are: one$"):
-        predict.find_run("three", tmp_path)
+        find_run("three", tmp_path)
     with pytest.raises(DataError, match=r"two holds no model.tflite: the run has not finished"):
-        predict.find_run("two", tmp_path)
+        find_run("two", tmp_path)
 
 
 def test_an_empty_folder_and_a_torn_label_file(tmp_path: Path) -> None:
@@ -188,4 +189,4 @@ def test_an_empty_folder_and_a_torn_label_file(tmp_path: Path) -> None:
         predict.collect([tmp_path], ["a", "b"])
     (tmp_path / "labels.txt").write_text("one\n")
     with pytest.raises(DataError, match="holds 1 lines, expected a label on each of two or more"):
-        predict.read_labels(tmp_path)
+        read_labels(tmp_path)

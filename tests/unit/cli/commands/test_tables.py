@@ -140,7 +140,7 @@ def test_a_run_that_never_began_took_no_time() -> None:
         "r withdrawn 0 by hand",
     ]
     assert "1970-01-01" in told[3] and "60 s" in told[3]
-    more = {"stage": None, "folder": "runs/r", "settings": {}, "results": []}
+    more: dict[str, Any] = {"stage": None, "folder": "runs/r", "settings": {}, "results": []}
     for state, word in (("withdrawn", "queued   "), ("stopped", "began    ")):
         assert run.render("show", {**RUN, **more, "state": state}).splitlines()[1].startswith(word)
 

@@ -47,7 +47,7 @@ def begun(policy: RolloutPolicy = POLICY, nodes: list[str] = NODES, **more: Any)
 def report(rollout: Rollout, state: str = "healthy", **more: Any) -> NodeRelease:
     told = rollout.release
     return NodeRelease(
-        state=state,  # type: ignore[arg-type]
+        state=state,
         release=told.name,
         digest=told.file.digest,
         attempt=told.attempt,

@@ -170,7 +170,7 @@ def test_who_comes_back_after_the_grace_joins_again_where_a_place_is_free() -> N
     alone = replace(BASE, reserve=())
     round_, _ = after(alone, Left(A, "too hot", final=False))
     round_, commands = handle(round_, RoundTick(), 30.0)
-    assert (dict(round_.gone), round_.away, commands) == ({A: "too hot"}, {A}, [])
+    assert (dict(round_.gone), set(round_.away), commands) == ({A: "too hot"}, {A}, [])
     assert round_.welcomes(A) and not round_.awaits(A)
     round_, commands = handle(round_, Joined(A), 40.0)
     assert (dict(round_.gone), round_.away, commands) == ({}, frozenset(), [Invite(A)])

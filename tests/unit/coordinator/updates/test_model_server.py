@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from apiary.blobs import BlobStore
-from apiary.bus.bus import Event
+from apiary.bus.bus import BrokerLimits, Event
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.outlet import Outlet
 from apiary.wire import Digest, NodeId
@@ -30,6 +30,7 @@ class Recorder:
 
     connected = True
     backlog = 0
+    limits = BrokerLimits("5.0")
 
     def __init__(self) -> None:
         self.topics: list[str] = []
@@ -122,6 +123,7 @@ def test_wishes_that_keep_coming_are_answered_once(tmp_path: Path) -> None:
     assert sent == 0
     due = down.next_due()
     assert due == pytest.approx(0.81 + LULL * 0.81)
+    assert due is not None
     down.due(due)
     assert flow.pump(Recorder(), 1) == 4
 
@@ -157,6 +159,7 @@ def test_one_node_that_asks_again_and_again_puts_nobody_off(tmp_path: Path) -> N
     for i in range(10):
         want(down, 1, now=0.01 * i)
     assert down.next_due() == due
+    assert due is not None
     down.due(due)
     assert flow.waiting(Digest(DIGEST)) == 4
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from apiary.wire import NodeId
-from apiary.wire.chunks import CHUNK_BYTES, Digest, digest_of, encode, span
+from apiary.wire import Digest, NodeId
+from apiary.wire.chunks import CHUNK_BYTES, digest_of, encode, span
 from apiary.wire.messages import BlobRef, Offer, TrainMetrics
 from apiary_coordinator.updates.uploads import MAX_STALLS, GrantNow, Upload, Uploads
 

@@ -6,9 +6,11 @@ import errno
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from apiary.learn.cache import ArrayCache
 
@@ -16,7 +18,7 @@ SHAPE = (96, 96, 3)
 KB = 1024
 
 
-def picture(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:  # type: ignore[type-arg]
+def picture(seed: int, shape: tuple[int, ...] = SHAPE) -> NDArray[Any]:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 

@@ -28,7 +28,7 @@ class Means:
     def features(self, picture: Array) -> Array:
         assert picture.dtype == np.float32
         self.calls += 1
-        return picture.mean(axis=(0, 1), dtype=np.float32)
+        return np.asarray(picture.mean(axis=(0, 1), dtype=np.float32))
 
 
 def never() -> FeatureExtractor:

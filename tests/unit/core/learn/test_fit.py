@@ -48,7 +48,7 @@ class Regression:
     def infer(self, x: Array) -> Array:
         z = x.reshape(len(x), -1) / 255 @ self.kernel + self.bias
         e = np.exp(z - z.max(1, keepdims=True))
-        return (e / e.sum(1, keepdims=True)).astype(np.float32)
+        return np.asarray(e / e.sum(1, keepdims=True), np.float32)
 
     def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
         self.seen.append((x.copy(), y.copy(), w.copy()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def plain(colour: tuple[int, int, int] = (200, 100, 50), size: tuple[int, int] =
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, kind, **options)  # type: ignore[arg-type]  # as above
+    picture.save(out, kind, **options)
     return out.getvalue()
 
 
@@ -78,7 +79,9 @@ def test_unknown_label_is_counted_and_named(tmp_path: Path) -> None:
         (lambda p: save(p / "fox" / "1.png", plain()), "no picture of a label that the model knows"),
     ],
 )
-def test_a_folder_without_usable_pictures_is_explained(tmp_path: Path, make, says: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_folder_without_usable_pictures_is_explained(
+    tmp_path: Path, make: Callable[[Path], object], says: str
+) -> None:
     folder = tmp_path / "data"
     make(folder)
     with pytest.raises(DataError, match=says):

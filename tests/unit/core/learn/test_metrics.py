@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from apiary.errors import DataError
 from apiary.learn.metrics import cross_entropy, report
@@ -14,7 +16,7 @@ from apiary.learn.metrics import cross_entropy, report
 LABELS = ("cat", "dog", "fox")
 
 
-def probabilities(*rows: tuple[float, float, float]) -> np.ndarray:  # type: ignore[type-arg]
+def probabilities(*rows: tuple[float, float, float]) -> NDArray[Any]:
     return np.array(rows, np.float32)
 
 
@@ -26,9 +28,9 @@ def test_report_by_hand() -> None:
     assert got.confusion == ((2, 1, 0), (0, 1, 0), (0, 0, 0))
     assert got.loss == pytest.approx(-(math.log(0.8) + math.log(0.3) + math.log(0.7) + math.log(0.9)) / 4)
     cat, dog, fox = (got.classes[k] for k in LABELS)
-    assert (cat.precision, cat.recall, cat.count) == (1.0, pytest.approx(2 / 3), 3)
+    assert (cat.precision, cat.recall, cat.count) == pytest.approx((1.0, 2 / 3, 3))
     assert cat.f1 == pytest.approx(0.8)
-    assert (dog.precision, dog.recall, dog.f1) == (0.5, 1.0, pytest.approx(2 / 3))
+    assert (dog.precision, dog.recall, dog.f1) == pytest.approx((0.5, 1.0, 2 / 3))
     assert (fox.precision, fox.recall, fox.f1, fox.count) == (0.0, 0.0, 0.0, 0)
 
 

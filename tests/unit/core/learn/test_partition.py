@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from apiary.errors import DataError
 from apiary.learn.partition import count, hold_out, partition, table
@@ -9,7 +12,7 @@ from apiary.learn.partition import count, hold_out, partition, table
 LABELS = np.repeat(np.arange(10), 100)
 
 
-def spread(parts: list[np.ndarray]) -> float:
+def spread(parts: list[NDArray[Any]]) -> float:
     """Mean distance of the nodes' class mixtures from the whole's: 0 is IID."""
     shares = count(LABELS, parts, 10) / np.array([[p.size] for p in parts])
     return float(np.abs(shares - 0.1).sum(axis=1).mean())

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from apiary.errors import DataError
 from apiary.learn.symbols import MARGIN, MAX_SYMBOLS, Box, cut, find
 
 
-def paper(height: int = 100, width: int = 300, ground: int = 250) -> np.ndarray:
+def paper(height: int = 100, width: int = 300, ground: int = 250) -> NDArray[Any]:
     return np.full((height, width), ground, np.uint8)
 
 
-def ink(picture: np.ndarray, left: int, top: int, width: int, height: int, *, value: int = 10) -> Box:
+def ink(picture: NDArray[Any], left: int, top: int, width: int, height: int, *, value: int = 10) -> Box:
     picture[top : top + height, left : left + width] = value
     return Box(left, top, width, height)
 

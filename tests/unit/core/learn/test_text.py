@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from apiary.errors import DataError
 from apiary.learn import images
@@ -15,7 +17,7 @@ from apiary.learn.text import MAX_TEXT_BYTES, decode, plain
 TO = PictureInput(height=5, width=len(LETTERS), channels=1, letters=LETTERS)
 
 
-def said(rows: np.ndarray) -> str:
+def said(rows: NDArray[Any]) -> str:
     """The text that the rows stand for, a dot for an empty one."""
     return "".join(LETTERS[row.argmax()] if row.any() else "." for row in rows[..., 0])
 

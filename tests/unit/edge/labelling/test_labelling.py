@@ -156,6 +156,7 @@ def test_deleting_wants_the_number_and_takes_the_thumbnail_too(
     owner: Browser, store: SampleStore, ids: list[SampleId]
 ) -> None:
     assert owner.ask("GET", f"/picture/small/{ids[0]}")[0] == 200
+    assert isinstance(owner.app, App)
     assert owner.app.thumbnails.held_bytes > 0
     file = store.path(ids[0])
     assert owner.post("/api/delete", {"ids": ids[:1]})[0] == 400

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from apiary.blobs import BlobStore
-from apiary.bus.bus import Received
+from apiary.bus.bus import BrokerLimits, Received
 from apiary.bus.outlet import Outlet
 from apiary.errors import StoreError
 from apiary.settings import EdgeSettings, PredictSettings
@@ -37,6 +37,7 @@ class Bus:
 
     connected = True
     backlog = 0
+    limits = BrokerLimits("5.0")
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, bytes, bool]] = []

@@ -92,7 +92,7 @@ class Scene:
         self.opened: list[StandIn] = []
         self.refuses: set[str] = set()
         self.renews = False
-        wishes = {"every_s": 0.0, "least": 0.0, "repeat_s": 1.0, **changes}
+        wishes: dict[str, Any] = {"every_s": 0.0, "least": 0.0, "repeat_s": 1.0, **changes}
         self.live = LivePredictor(
             tmp_path,
             self.told.append,
@@ -410,6 +410,10 @@ def test_a_predicting_thread_that_fails_ends_its_child_with_the_reason() -> None
 
 def test_a_predicting_thread_that_is_stopped_is_well() -> None:
     stop = threading.Event()
-    predicting = PredictionThread(lambda stop: stop.wait(5) and None, stop)
+
+    def wait(stop: threading.Event) -> None:
+        stop.wait(5)
+
+    predicting = PredictionThread(wait, stop)
     stop.set()
     predicting.join()

@@ -35,7 +35,12 @@ def model(file: Path = COLOURS / "model.tflite", **more: Any) -> TrialModel:
 
 
 def program(folder: Path, **config: Any) -> TrialModel:
-    told = {"labels": list(LABELS), "width": 10, "height": 8, "tflite": str(COLOURS / "model.tflite")}
+    told: dict[str, Any] = {
+        "labels": list(LABELS),
+        "width": 10,
+        "height": 8,
+        "tflite": str(COLOURS / "model.tflite"),
+    }
     return model(write_program(folder / "model.eim", **told | config), kind="eim")
 
 

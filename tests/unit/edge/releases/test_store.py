@@ -27,7 +27,7 @@ def release(name: str, kind: str = "tflite", attempt: int = 1) -> Release:
     return Release(
         name=name,
         file=BlobRef(digest=digest, bytes=len(BYTES[name])),
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         labels=["a", "b"],
         input=PictureShape(height=8, width=10, channels=3),
         attempt=attempt,

@@ -34,7 +34,7 @@ class Clock:
 def picture(seed: int, kind: str = "JPEG", size: tuple[int, int] = (24, 16), **options: object) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, kind, **options)  # type: ignore[arg-type]  # Pillow's options differ
+    Image.fromarray(pixels).save(out, kind, **options)
     return out.getvalue()
 
 

@@ -189,7 +189,7 @@ def test_making_the_store_can_be_cut_anywhere(tmp_path: Path) -> None:
                 db.set_trace_callback(lambda text: _countdown.step("sql", text[:20]))
                 return db
 
-            sqlite3.connect = connect  # type: ignore[assignment]  # in a child only
+            sqlite3.connect = connect
             opened(folder)
             os._exit(DONE)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

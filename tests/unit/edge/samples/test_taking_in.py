@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_metadata_goes_and_the_picture_is_upright(kind: str, orientation: int) -
     ],
     ids=str,
 )
-def test_the_pixels_of_an_upright_jpeg_do_not_change(options: dict[str, object]) -> None:
+def test_the_pixels_of_an_upright_jpeg_do_not_change(options: dict[str, Any]) -> None:
     data = picture(3, size=(200, 100), comment=b"secret", **options)
     got = clean(data)
     assert b"secret" in data and b"secret" not in got.data
@@ -159,9 +160,9 @@ def peak_mb(data: bytes) -> tuple[str, float]:
         os._exit(0)
     os.close(write_end)
     with open(read_end) as got:  # noqa: PTH123 - a file descriptor
-        grown, said = got.read().split(" ", 1)
+        size, said = got.read().split(" ", 1)
     os.waitpid(pid, 0)
-    return said, float(grown)
+    return said, float(size)
 
 
 BOMB = zlib.compress(bytes(30_000_000), 9)

@@ -63,6 +63,11 @@ def job(tmp_path: Path) -> TrainJob:
     )
 
 
+def pictures_of(job: TrainJob) -> Path:
+    assert job.data_dir is not None
+    return job.data_dir
+
+
 class Running:
     """A training process and everything it told."""
 
@@ -119,7 +124,7 @@ def gone(pid: int) -> bool:
 
 
 def test_a_node_without_pictures_declines_with_the_reason(running: Running, job: TrainJob) -> None:
-    running.process.start(job.model_copy(update={"data_dir": job.data_dir / "gone"}))
+    running.process.start(job.model_copy(update={"data_dir": pictures_of(job) / "gone"}))
     told = running.until("declined")
     assert told.text.startswith(f"data folder {job.data_dir}/gone does not exist; expected a folder for each")
 
@@ -136,9 +141,9 @@ def test_only_labels_that_the_model_does_not_know_are_declined_by_name(
 
 
 def test_what_is_left_out_is_told_before_the_model_fails(running: Running, job: TrainJob) -> None:
-    (job.data_dir / "bird").mkdir()
-    Image.new("L", (4, 4)).save(job.data_dir / "bird" / "1.png")
-    (job.data_dir / "cat" / "torn.png").write_bytes(b"\x89PNG no more")
+    (pictures_of(job) / "bird").mkdir()
+    Image.new("L", (4, 4)).save(pictures_of(job) / "bird" / "1.png")
+    (pictures_of(job) / "cat" / "torn.png").write_bytes(b"\x89PNG no more")
     running.process.start(job)
     failed = running.until("failed")
     warnings = [t.text for t in running.told if t.kind == "warning"]
@@ -160,7 +165,7 @@ def test_noise_on_standard_output_is_not_taken_for_words(
     )
     path = os.pathsep.join([str(tmp_path / "noise"), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
-    running.process.start(job.model_copy(update={"data_dir": job.data_dir / "gone"}))
+    running.process.start(job.model_copy(update={"data_dir": pictures_of(job) / "gone"}))
     running.until("declined")
     assert (tmp_path / "was here").exists()
     assert [t.kind for t in running.told] == ["declined"]
@@ -202,7 +207,7 @@ def test_stop_ends_the_child_at_once_and_nothing_is_told_any_more(running: Runni
 def test_a_new_job_ends_the_old_one(running: Running, stuck: TrainJob, job: TrainJob) -> None:
     running.process.start(stuck)
     pid = running.pid
-    running.process.start(job.model_copy(update={"data_dir": job.data_dir / "gone"}))
+    running.process.start(job.model_copy(update={"data_dir": pictures_of(job) / "gone"}))
     assert gone(pid)
     running.until("declined")
     assert [t.kind for t in running.told] == ["declined"]

@@ -90,8 +90,8 @@ def arm(countdown: Countdown) -> None:
             return _real(*args, **more)
 
         setattr(os, name, counted)
-    fdopen = os.fdopen
-    os.fdopen = lambda *args, **more: TornFile(fdopen(*args, **more), countdown)  # type: ignore[assignment]
+    fdopen: Any = os.fdopen
+    os.fdopen = lambda *args, **more: TornFile(fdopen(*args, **more), countdown)  # type: ignore[assignment]  # in a child only
 
 
 def _of(what: object) -> str:
