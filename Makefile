@@ -70,8 +70,6 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks/*.py
-	$(BIN)/mypy tools/*.py
 	$(BIN)/lint-imports --no-cache
 
 test: $(VENV)/.dev check
@@ -80,16 +78,16 @@ test: $(VENV)/.dev check
 
 bench: $(VENV)/.dev
 	@tests/system-packages
-	$(BIN)/python benchmarks/round_overhead.py
-	$(BIN)/python benchmarks/node_memory.py
+	$(BIN)/python -m benchmarks.round.overhead
+	$(BIN)/python -m benchmarks.memory.node
 
 load: $(VENV)/.dev
 	@tests/system-packages
-	$(BIN)/python benchmarks/fleet_load.py $(ARGS)
+	$(BIN)/python -m benchmarks.fleet.load $(ARGS)
 
 links: $(VENV)/.dev
 	@tests/system-packages links
-	$(BIN)/python benchmarks/links.py $(ARGS)
+	$(BIN)/python -m benchmarks.links.traffic $(ARGS)
 
 aarch64: $(VENV)/.dev
 	@tests/system-packages aarch64

@@ -76,3 +76,9 @@ def _is_broker(pid: int) -> bool:
         return Path(f"/proc/{pid}/comm").read_text().strip() == "mosquitto"
     except OSError:
         return False
+
+
+def peak(pid: int) -> float:
+    """MB that a process held at most; 0 once it has ended."""
+    found = memory(pid)
+    return found.peak if found else 0.0

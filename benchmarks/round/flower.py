@@ -1,6 +1,6 @@
 """The same round in Flower: its legacy gRPC server and clients that return what they got.
 
-Run by `round_overhead.py --flwr-python PATH` with an interpreter that has `flwr`; needs nothing of Apiary.
+Run by `round/overhead.py --flwr-python PATH` with an interpreter that has `flwr`; needs nothing of Apiary.
 Prints one JSON line: seconds of each round (parameters out, results in, averaged), the server's peak MB.
 """
 

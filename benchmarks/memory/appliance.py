@@ -1,6 +1,6 @@
 """A node's memory as an appliance: a training child with 1,000 cached pictures, and the service while idle.
 
-    python benchmarks/appliance_memory.py [--pictures 1000] [--json]
+    python -m benchmarks.memory.appliance [--pictures 1000] [--json]
 
 The training child trains the head of `mobilenet_v2` at 160x160 (batch 8, 2 epochs) on pictures of 640x480
 that this makes; first with an empty cache, then with every picture's features cached. The idle node is
@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from ending import end
-from kernel_figures import children, memory
+from benchmarks.measuring.kernel_figures import children, memory
+from benchmarks.measuring.processes import end
 from PIL import Image
 
 from apiary.bus.broker import start_broker

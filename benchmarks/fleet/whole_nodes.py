@@ -1,8 +1,9 @@
 """Many real nodes in one process: each a service with a connection, a state folder and an outbox of its own.
 
-    python benchmarks/many_nodes.py --port P --folder DIR --first 0 --count 500
+    python -m benchmarks.fleet.whole_nodes --port P --folder DIR --first 0 --count 500
 
-As `fleet.py node`, which is one node in one process; here one loop turns those that have something to do.
+As `measuring/service.py node`, which is one node in one process; here one loop turns those that have
+something to do.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from typing import NoReturn, Protocol
 
-from fleet import started_node
+from benchmarks.measuring.service import started_node
 
 from apiary.bus.mqtt import MqttBus
 from apiary.process.allocator import tune

@@ -1,6 +1,6 @@
 """What capturing and predicting take of a Pi's memory: the real child, by the kernel's figures.
 
-    python benchmarks/predicting_memory.py [--recipe edge_cnn] [--fps 5] [--seconds 60] [--json]
+    python -m benchmarks.memory.predicting [--recipe edge_cnn] [--fps 5] [--seconds 60] [--json]
 
 A stream of real MJPEG over HTTP, 640x480, goes into one predicting child, as the service starts it: it judges
 and stores frames, predicts `--fps` times a second with an exported model, and shows its page to a browser
@@ -27,8 +27,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-from ending import end
-from kernel_figures import Memory, cpu_seconds, memory
+from benchmarks.measuring.kernel_figures import Memory, cpu_seconds, memory
+from benchmarks.measuring.processes import end
 from PIL import Image
 
 from apiary.settings import CameraSettings, CaptureSettings, EdgeSettings, PredictSettings

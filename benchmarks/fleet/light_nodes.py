@@ -1,11 +1,11 @@
 """Nodes that cost as little as a node can that keeps to the protocol: what a server with a fleet has to do.
 
-    python benchmarks/light_nodes.py --port P --first 0 --count 500
+    python -m benchmarks.fleet.light_nodes --port P --first 0 --count 500
 
 A fleet's nodes have a processor each; here they share two with the coordinator and the broker. So a light
 node has a connection of its own (the product's bus), says who it is, asks, wants, checks every chunk, names
 its own update (sha256), offers it, sends what is granted and waits for its receipt. It keeps nothing on disk,
-shares the model's bytes with the others of its process, and trains nothing. `many_nodes.py` has whole nodes.
+shares the model's bytes with the others of its process, and trains nothing. `whole_nodes.py` has whole nodes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from fleet import SAMPLES, settings_of, update_of
-from many_nodes import parser, serve
+from benchmarks.fleet.whole_nodes import parser, serve
+from benchmarks.measuring.service import SAMPLES, settings_of, update_of
 
 from apiary import __version__
 from apiary.bus.bus import Connected, Disconnected, Received

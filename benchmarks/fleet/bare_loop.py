@@ -4,7 +4,7 @@ paho-mqtt and a broker, QoS 1, 120,000-byte chunks; a process for the coordinato
 No checks of any kind: no digests, no order, no repetition, no disk, no receipts. What Apiary costs beyond
 this is the price of its promises.
 
-    python benchmarks/bare_loop.py --port 1883 --nodes 10 --bytes 14000000 --rounds 8 [--tuned]
+    python -m benchmarks.fleet.bare_loop --port 1883 --nodes 10 --bytes 14000000 --rounds 8 [--tuned]
 
 Prints one JSON line: seconds of each round, the first among them.
 """
@@ -20,7 +20,8 @@ import time
 from typing import Any
 
 import numpy as np
-from kernel_figures import children, cpu_of, per_round
+from benchmarks.measuring.kernel_figures import children, cpu_of, per_round
+from benchmarks.measuring.processes import python
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
@@ -71,7 +72,7 @@ def coordinator(port: int, nodes: int, size: int, rounds: int) -> dict[str, Any]
     client.on_message = on_message
     client.subscribe([("bare/hello/+", 1), ("bare/up/+/+", 1)])
     turn(client, 0.2)
-    command = [sys.executable, __file__, *sys.argv[1:], "--port", str(port), "--bytes", str(size)]
+    command = [*python("fleet.bare_loop"), *sys.argv[1:], "--port", str(port), "--bytes", str(size)]
     fleet = [subprocess.Popen([*command, "--node", str(i)]) for i in range(nodes)]
     seconds: list[float] = []
     cpu: list[dict[str, float]] = []

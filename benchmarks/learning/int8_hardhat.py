@@ -1,7 +1,7 @@
 """What the 8 bit model loses on the hard-hat test pictures: at most 2 points are allowed.
 
-    python benchmarks/int8_hardhat.py --data DIR               trains as `apiary demo --dataset hardhat` does
-    python benchmarks/int8_hardhat.py --data DIR --run RUN     judges a run that is finished
+    python -m benchmarks.learning.int8_hardhat --data DIR              trains as the demo does
+    python -m benchmarks.learning.int8_hardhat --data DIR --run RUN    judges a run that is finished
 
 Both files are judged as they would be published, on all 118 test pictures that the three folders hold.
 """

@@ -4,7 +4,7 @@ As `bare_loop.py`, for more nodes than there can be processes: each of a few pro
 clients by epoll. Offers and grants there are, because a broker whose queue overflows loses messages without
 them; nothing is checked, kept or answered.
 
-    python benchmarks/bare_fleet.py --port 1883 --nodes 1000 --bytes 840000 --rounds 3
+    python -m benchmarks.fleet.bare_fleet --port 1883 --nodes 1000 --bytes 840000 --rounds 3
 
 Prints one JSON line: seconds of each round, the first among them.
 """
@@ -16,14 +16,14 @@ import json
 import os
 import select
 import subprocess
-import sys
 import time
 from collections import deque
 from typing import Any
 
 import numpy as np
-from bare_loop import CHUNK, KEEPALIVE_S, connect, count, publish
-from kernel_figures import children, cpu_of, per_round
+from benchmarks.fleet.bare_loop import CHUNK, KEEPALIVE_S, connect, count, publish
+from benchmarks.measuring.kernel_figures import children, cpu_of, per_round
+from benchmarks.measuring.processes import python
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
@@ -85,7 +85,7 @@ def coordinator(args: argparse.Namespace) -> dict[str, Any]:
     client.subscribe([("bare/hello/+", 1), ("bare/offer/+", 1), ("bare/up/+/+", 1)])
     turn(client, lambda: False, 0.2)
     share = -(-args.nodes // args.processes)
-    command = [sys.executable, __file__, "--port", str(args.port), "--bytes", str(args.bytes)]
+    command = [*python("fleet.bare_fleet"), "--port", str(args.port), "--bytes", str(args.bytes)]
     fleet = [
         subprocess.Popen([*command, "--nodes", str(min(share, args.nodes - first)), "--first", str(first)])
         for first in range(0, args.nodes, share)

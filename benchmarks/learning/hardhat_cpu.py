@@ -1,6 +1,6 @@
 """The hard-hat job's processor time on its nodes: Apiary with cached features against Keras' fit without.
 
-    python benchmarks/hardhat_cpu.py [--data DIR] [--base-weights FILE] [--json]
+    python -m benchmarks.learning.hardhat_cpu [--data DIR] [--base-weights FILE] [--json]
 
 The job as its author ran it: MobileNetV2 at 160x160, frozen base, Dense(128, relu) and Dense(2, softmax),
 Adam, two clients with their own pictures, 6 rounds of 20 epochs, batch 8, a fifth of them for validation.
@@ -25,13 +25,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from ending import end
-from hardhat_pictures import add_data_flag
-from kernel_figures import cpu_seconds, waited_cpu_seconds
+from benchmarks.measuring.hardhat_pictures import add_data_flag
+from benchmarks.measuring.kernel_figures import cpu_seconds, waited_cpu_seconds
+from benchmarks.measuring.processes import end, python
 
 from apiary.bus.broker import start_broker
 
-HERE = Path(__file__).resolve().parent
 CLIENTS = ("dataset_client1", "dataset_client2")
 AT_LEAST = 20.0
 BATCH = 8
@@ -135,7 +134,7 @@ def keras(args: argparse.Namespace, pictures: list[Path]) -> list[dict[str, floa
 
     `process_s` of the whole process, `fit_s` of the fits alone.
     """
-    command = [sys.executable, str(HERE / "hardhat_keras.py"), "--batch", str(BATCH)]
+    command = [*python("learning.hardhat_keras"), "--batch", str(BATCH)]
     command += ["--rounds", str(args.rounds), "--epochs", str(args.epochs)]
     if args.base_weights:
         command += ["--base-weights", str(args.base_weights)]

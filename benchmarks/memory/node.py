@@ -1,7 +1,7 @@
 """What a node takes of a Pi's memory: the real `apiary edge` with real pictures, by the kernel's figures.
 
-    python benchmarks/node_memory.py [--data DIR] [--runtime litert] [--json]
-    python benchmarks/node_memory.py --rounds 100 --epochs 1        does it grow?
+    python -m benchmarks.memory.node [--data DIR] [--runtime litert] [--json]
+    python -m benchmarks.memory.node --rounds 100 --epochs 1        does it grow?
 
 A real broker, a real coordinator, and a node that trains `edge_cnn` at 96x96x3 on the hard-hat pictures of
 client 1 (batch 16, 8 epochs). VmHWM is the kernel's own high-water mark, so no peak between two readings is
@@ -23,9 +23,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from ending import end
-from hardhat_pictures import add_data_flag
-from kernel_figures import Memory, children, memory
+from benchmarks.measuring.hardhat_pictures import add_data_flag
+from benchmarks.measuring.kernel_figures import Memory, children, memory
+from benchmarks.measuring.processes import end
 
 from apiary.bus.broker import start_broker
 

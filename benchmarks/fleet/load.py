@@ -1,6 +1,6 @@
 """What a whole fleet asks of one coordinator and one broker: rounds of 10, 100, 1000 and 5000 nodes.
 
-    python benchmarks/fleet_load.py [--nodes 1000] [--kind light|whole] [--json]
+    python -m benchmarks.fleet.load [--nodes 1000] [--kind light|whole] [--json]
 
 Every node has its own MQTT connection to a real mosquitto; hundreds of them share a process, and training is
 left out. Light nodes cost as little as the protocol allows, because a fleet's nodes do not work on the
@@ -23,14 +23,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fleet import SAMPLES
-from kernel_figures import memory
-from round_overhead import broker, child, number, peak, python, run, say, scratch
+from benchmarks.measuring.kernel_figures import memory, peak
+from benchmarks.measuring.printing import number, say
+from benchmarks.measuring.processes import broker, child, python, run, scratch
+from benchmarks.measuring.service import SAMPLES
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 UPDATE, SMALL_UPDATE = 840_000, 120_000
 FLEETS = {10: UPDATE, 100: UPDATE, 1000: UPDATE, 5000: SMALL_UPDATE}
-KINDS = {"light": "light_nodes.py", "whole": "many_nodes.py"}
+KINDS = {"light": "fleet.light_nodes", "whole": "fleet.whole_nodes"}
 COORDINATOR_MB, BROKER_MB, RATIO = 250.0, 100.0, 2.0
 BOUND_FROM = 1000
 """The bounds are for fleets of this size; of the smaller ones the table shows how time grows. The ratio is
@@ -92,7 +93,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help=f"per fleet; {WARM_UP} more to warm up")
     parser.add_argument("--processes", type=int, default=2, help="that share the nodes")
     parser.add_argument("--tmpfs", type=Path, default=Path("/dev/shm"), help="for the nodes' folders")  # noqa: S108 - it is where tmpfs is
-    parser.add_argument("--disk", type=Path, default=HERE.parent, help="for the coordinator's folder, synced")
+    parser.add_argument("--disk", type=Path, default=ROOT, help="for the coordinator's folder, synced")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="profiles of coordinator and nodes")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     args = parser.parse_args()
@@ -130,8 +131,9 @@ def bare_loop(args: argparse.Namespace, nodes: int, size: int) -> dict[str, Any]
     with broker() as b:
         return run(
             [
-                *python("bare_fleet.py"), "--port", str(b.port), "--nodes", str(nodes), "--bytes", str(size),
-                "--rounds", str(args.rounds + WARM_UP), "--processes", str(args.processes),
+                *python("fleet.bare_fleet"), "--port", str(b.port), "--nodes", str(nodes),
+                "--bytes", str(size), "--rounds", str(args.rounds + WARM_UP),
+                "--processes", str(args.processes),
             ]
         )  # fmt: skip
 
@@ -154,7 +156,7 @@ def measure(args: argparse.Namespace, nodes: int, size: int, kind: str, bare: di
                 child(
                     "--port", str(b.port), "--folder", str(homes), "--first", str(first),
                     "--count", str(min(share, nodes - first)), *profile(args, nodes, f"nodes-{first}"),
-                    script=KINDS[kind],
+                    module=KINDS[kind],
                 )
             )
             for first in range(0, nodes, share)

@@ -1,6 +1,6 @@
 """A real coordinator or a real node in a process of its own, with nothing to train and nothing to judge.
 
-    python benchmarks/fleet.py coordinator|node --port P --folder DIR --bytes N --layers L ...
+    python -m benchmarks.measuring.service coordinator|node --port P --folder DIR --bytes N --layers L ...
 
 Everything on the way is the product's: services, bus, journal, spool, screening, exact sum, outbox. Only
 the model is invented, a node's update is the model itself, and accuracy is a constant.
@@ -22,7 +22,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from kernel_figures import children, cpu_of, per_round
+from benchmarks.measuring.kernel_figures import children, cpu_of, per_round
 
 from apiary.blobs import BlobStore
 from apiary.bus.mqtt import MqttBus

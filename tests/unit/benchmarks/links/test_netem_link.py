@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.netem_link import MTU, QUEUE_BYTES, Shape, Traffic, drops, traffic
+from benchmarks.links.netem_link import MTU, QUEUE_BYTES, Shape, Traffic, drops, traffic
 
 # `tc -s -j qdisc show dev to-near` of iproute2 6.1, on Linux 6.1.
 TOLD = (

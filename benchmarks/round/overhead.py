@@ -1,6 +1,6 @@
 """What a round costs besides training: Apiary against a bare MQTT loop, and against Flower where it is there.
 
-    python benchmarks/round_overhead.py [--flwr-python PATH] [--json]
+    python -m benchmarks.round.overhead [--flwr-python PATH] [--json]
 
 Ten node processes return the model they got; models of 14 MB and 0.84 MB in float32. The bare loop is
 measured in the same run, before and after, so that a busy machine slows both. Where a bound is missed the
@@ -12,22 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ending import end
-from kernel_figures import memory
-
-from apiary.bus.broker import BrokerProcess, start_broker
+from benchmarks.measuring.kernel_figures import memory, peak
+from benchmarks.measuring.printing import number, say
+from benchmarks.measuring.processes import broker, child, python, run, scratch
 
 HERE = Path(__file__).resolve().parent
 SIZES = {"14 MB": (14_000_000, 53), "0.84 MB": (840_000, 12)}
@@ -66,7 +62,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=11, help=f"per measurement; {WARM_UP} more to warm up")
     parser.add_argument("--size", choices=SIZES, action="append", help="only this model")
     parser.add_argument("--tmpfs", type=Path, default=Path("/dev/shm"), help="a folder on tmpfs")  # noqa: S108 - it is where tmpfs is
-    parser.add_argument("--disk", type=Path, default=HERE.parent, help="a folder on a disk")
+    parser.add_argument("--disk", type=Path, default=HERE.parents[1], help="a folder on a disk")
     parser.add_argument("--flwr-python", type=Path, help="an interpreter with `flwr` installed")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="profiles of coordinator and one node")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
@@ -107,7 +103,7 @@ def measure(args: argparse.Namespace, size: str) -> list[Row]:
 def bare(args: argparse.Namespace, size: str, *, tuned: bool) -> dict[str, Any]:
     rounds = -(-args.rounds // 2) + WARM_UP
     command = [
-        *python("bare_loop.py"), "--nodes", str(args.nodes), "--bytes", str(SIZES[size][0]),
+        *python("fleet.bare_loop"), "--nodes", str(args.nodes), "--bytes", str(SIZES[size][0]),
         "--rounds", str(rounds),
     ]  # fmt: skip
     with broker() as b:
@@ -181,7 +177,7 @@ def flower_row(args: argparse.Namespace, size: str) -> Row | None:
     say(f"{size}: Flower, legacy gRPC")
     told = run(
         [
-            str(args.flwr_python), str(HERE / "flower_round.py"), "--nodes", str(args.nodes),
+            str(args.flwr_python), str(HERE / "flower.py"), "--nodes", str(args.nodes),
             "--bytes", str(SIZES[size][0]), "--layers", str(SIZES[size][1]),
             "--rounds", str(args.rounds + WARM_UP),
         ]
@@ -231,63 +227,11 @@ def ms(seconds: float | None) -> str:
     return "" if seconds is None else f"{1e3 * seconds:.0f}"
 
 
-def number(value: float | None, digits: int = 0) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def python(script: str) -> list[str]:
-    return [sys.executable, str(HERE / script)]
-
-
-def run(command: list[str]) -> dict[str, Any]:
-    """Run a part of the benchmark; the JSON of its last line."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LATEST_S)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
-
-
 def profile(args: argparse.Namespace, what: str, who: str | None) -> list[str]:
     if args.profile is None or who is None:
         return []
     args.profile.mkdir(parents=True, exist_ok=True)
     return ["--profile", str(args.profile / f"{what.rsplit(' ', 1)[1]}-{who}.prof")]
-
-
-def peak(pid: int) -> float:
-    found = memory(pid)
-    return found.peak if found else 0.0
-
-
-def say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def broker() -> Iterator[BrokerProcess]:
-    with start_broker(0, prefer="mosquitto") as b:
-        yield b
-
-
-@contextmanager
-def scratch(where: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=where))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def child(
-    *arguments: str, script: str = "fleet.py", inside: Sequence[str] = ()
-) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([*inside, *python(script), *arguments], stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        end(process, within_s=5)
 
 
 if __name__ == "__main__":

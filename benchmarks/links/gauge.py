@@ -8,7 +8,8 @@ import sys
 import time
 from dataclasses import dataclass
 
-from netem_link import ETHERNET_HEADER, MTU, NEAR, NetemLink, Shape
+from benchmarks.links.netem_link import ETHERNET_HEADER, MTU, NEAR, NetemLink, Shape
+from benchmarks.measuring.processes import python
 
 PACKETS = 10_000
 AT_ONCE = 20
@@ -48,7 +49,7 @@ def gauge(shape: Shape = SHAPE) -> Gauged:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as at:
             at.bind((NEAR.address, 0))
             before, got = link.far, link.near.got_packets
-            command = [sys.executable, __file__, str(at.getsockname()[1])]
+            command = [*python("links.gauge"), str(at.getsockname()[1])]
             with subprocess.Popen(link.far_network.words(*command)):
                 at.settimeout(60.0)
                 # The quickest of a few: this machine may be busy.

@@ -1,6 +1,6 @@
 """What bad links cost: bytes sent against bytes needed, for one real node behind a shaped link.
 
-    .venv/bin/python benchmarks/links.py [--row NAME] [--json]
+    .venv/bin/python -m benchmarks.links.traffic [--row NAME] [--json]
 
 Coordinator and broker are in one network, the node in another; between them the kernel's `tc netem` delays,
 loses or holds every packet (`netem_link.py`). Where this kernel or this user cannot have that, all of it is
@@ -21,13 +21,14 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import user_kernel
-from broken_tcp import break_connections
-from fleet import SAMPLES
-from link_gauge import SHAPE as GAUGED
-from link_gauge import gauge
-from netem_link import MTU, NEAR, NetemLink, Shape, kernel_has_netem, own_network
-from round_overhead import child, say
+from benchmarks.links import user_kernel
+from benchmarks.links.broken_tcp import break_connections
+from benchmarks.links.gauge import SHAPE as GAUGED
+from benchmarks.links.gauge import gauge
+from benchmarks.links.netem_link import MTU, NEAR, NetemLink, Shape, kernel_has_netem, own_network
+from benchmarks.measuring.printing import say
+from benchmarks.measuring.processes import child, python
+from benchmarks.measuring.service import SAMPLES
 
 from apiary.bus.broker import start_broker
 from apiary.wire.chunks import CHUNK_BYTES, count
@@ -147,7 +148,7 @@ def elsewhere() -> int:
         return 2
     say("no `tc netem` for this user on this kernel: doing it under user-mode-linux")
     try:
-        return user_kernel.run([sys.executable, *sys.argv])
+        return user_kernel.run([*python("links.traffic"), *sys.argv[1:]])
     except user_kernel.KernelError as e:
         print(e, file=sys.stderr)
         return 2

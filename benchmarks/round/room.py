@@ -1,6 +1,6 @@
 """What a training child takes of memory, against what a node expects of it before it fetches anything.
 
-    python benchmarks/round_room.py [--exports DIR] [--json]
+    python -m benchmarks.round.room [--exports DIR] [--json]
 
 Each recipe below is exported once (kept in --exports for the next time), then trained for a round on random
 pictures by the node's own child process. VmHWM and VmPeak are the kernel's marks of its resident memory and

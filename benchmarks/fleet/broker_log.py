@@ -1,6 +1,6 @@
 """What logging denials costs a broker: a pumped load, with and without `log_type debug` and the filter.
 
-    python benchmarks/broker_log.py
+    python -m benchmarks.fleet.broker_log
 
 Prints processor seconds of mosquitto and of the filter for each message that went through, for small control
 messages (200 bytes) and for chunks (120,000 bytes), QoS 1, one publisher and one subscriber.
@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ending import end
-from kernel_figures import cpu_seconds
+from benchmarks.measuring.kernel_figures import cpu_seconds
+from benchmarks.measuring.processes import end
 
 from apiary.bus.broker import find_mosquitto, speaks_mqtt
 from apiary.bus.bus import Connected, Received

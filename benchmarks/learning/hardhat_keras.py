@@ -1,6 +1,6 @@
 """One client of the hard-hat job as its author ran it: Keras' own fit through the whole frozen network.
 
-    python benchmarks/hardhat_keras.py PICTURES --rounds 6 --epochs 20 --batch 8
+    python -m benchmarks.learning.hardhat_keras PICTURES --rounds 6 --epochs 20 --batch 8
 
 Every epoch takes every picture through MobileNetV2 again: the base is frozen, but nothing remembers what it
 gave. One thread, so that no processor time goes to waiting threads. Prints a JSON line: processor seconds of
