@@ -6,17 +6,17 @@ receipt, a model before the round is closed. What is not in the journal did not 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from apiary.errors import StoreError
 from apiary.files import is_full
+from apiary.folder_lock import hold_folder
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Contributor
 
@@ -93,18 +93,10 @@ class Journal:
     """Owns the state folder: a second coordinator on the same folder is refused."""
 
     def __init__(self, folder: Path):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as e:
-            raise StoreError(f"cannot use the state folder {folder}: {e.strerror}") from e
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise StoreError(
-                f"another coordinator is using {folder}; stop it, or set another coordinator.state_dir"
-            ) from None
+        self._held = ExitStack()
+        self._held.enter_context(
+            hold_folder(folder, "coordinator", "stop it, or set another coordinator.state_dir")
+        )
         try:
             self._db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -112,7 +104,7 @@ class Journal:
             self._db.executescript(_SCHEMA)
             broken = self._db.execute("PRAGMA quick_check").fetchone()[0]
         except sqlite3.Error as e:
-            os.close(self._lock)
+            self._held.close()
             raise StoreError(
                 f"the journal in {folder} cannot be opened: {e}; {_FULL if is_full(folder) else _DAMAGED}"
             ) from e
@@ -123,7 +115,7 @@ class Journal:
     def close(self) -> None:
         """Close the journal and free the folder."""
         self._db.close()
-        os.close(self._lock)
+        self._held.close()
 
     def open_run(self, run: str, created: float, settings: str) -> None:
         """Begin a run."""

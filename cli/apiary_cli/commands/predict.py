@@ -15,8 +15,9 @@ import numpy as np
 
 from apiary.errors import DataError
 from apiary.settings import load_settings
-from apiary_cli.client.finished import find_run, open_classifier, read_labels
+from apiary_cli.client.finished import open_classifier
 from apiary_cli.datasets.sources import pictures_in
+from apiary_coordinator.run.finished import find_run, read_labels
 
 if TYPE_CHECKING:
     from apiary.learn.classifier import Classifier

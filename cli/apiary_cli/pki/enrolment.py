@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
@@ -18,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from apiary.attempt_limiter import AttemptLimiter
 from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
@@ -44,31 +43,13 @@ class Refusal(Exception):  # noqa: N818 - an answer to a peer, not an error of o
         self.status = status
 
 
-class Guard:
-    """Who was refused how often lately. Bounded; safe for many threads."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock = clock
-        self._refused: OrderedDict[str, list[float]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def check(self, address: str) -> None:
-        """Raises Refusal where `address` was refused too often."""
-        with self._lock:
-            if len(self._recent(address)) >= PER_ADDRESS:
-                raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, f"refused too often: wait {PER_ADDRESS_S:.0f} s")
-
-    def refused(self, address: str) -> None:
-        """Count one."""
-        with self._lock:
-            self._refused[address] = [*self._recent(address), self._clock()][-PER_ADDRESS:]
-            self._refused.move_to_end(address)
-            if len(self._refused) > MAX_ADDRESSES:
-                self._refused.popitem(last=False)
-
-    def _recent(self, address: str) -> list[float]:
-        since = self._clock() - PER_ADDRESS_S
-        return [t for t in self._refused.get(address, []) if t > since]
+def limiter(clock: Callable[[], float] = time.monotonic) -> AttemptLimiter:
+    """Refuses an address that was refused `PER_ADDRESS` times within `PER_ADDRESS_S`."""
+    return AttemptLimiter(
+        lambda refused: refused[-PER_ADDRESS] + PER_ADDRESS_S if len(refused) >= PER_ADDRESS else 0.0,
+        clock,
+        MAX_ADDRESSES,
+    )
 
 
 class Enrolment:

@@ -6,10 +6,7 @@ the folder: what was issued can be revoked.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from apiary.errors import SettingsError, StoreError
 from apiary.files import write_atomic, write_json
+from apiary.folder_lock import LOCK_S, hold
 from apiary.identity.authority import Authority, KeyUse, PublicKey, Term, found
 from apiary.identity.roles import Identity, Role
 from apiary_cli.pki.device import Device, IssuedFiles, read_request
@@ -48,7 +46,6 @@ ENROLMENT: Final = "enrolment"
 AUTHORITY_DAYS: Final = 20 * 365.0
 RENEWABLE: Final = 1 / 3
 """A certificate may be renewed once this part of its term is left."""
-_LOCK_S: Final = 10.0
 _KEPT_S: Final = 365 * 86_400.0
 """Certificates stay in the index for so long after their end."""
 
@@ -240,19 +237,9 @@ class CaFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder against other processes. Raises StoreError where one holds it too long."""
         self._read("ca.pem")  # without an authority, say so
-        fd = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            end = time.monotonic() + _LOCK_S
-            while True:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                if time.monotonic() > end:
-                    raise StoreError(f"another `apiary pki` holds {self.folder}: try again when it is done")
-                time.sleep(0.05)
+        refused = StoreError(f"another `apiary pki` holds {self.folder}: try again when it is done")
+        with hold(self.folder / "lock", refused, wait_s=LOCK_S):
             yield
-        finally:
-            os.close(fd)
 
     def _check_clock(self, now: datetime) -> None:
         """Raises SettingsError where the clock is outside the authority's own term."""

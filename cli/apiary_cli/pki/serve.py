@@ -31,7 +31,7 @@ from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.notify import Notifier
 from apiary.settings import Settings
-from apiary_cli.pki.enrolment import MAX_BODY, Enrolment, Guard, Refusal
+from apiary_cli.pki.enrolment import MAX_BODY, PER_ADDRESS_S, Enrolment, Refusal, limiter
 from apiary_cli.pki.folder import ENROLMENT, CaFolder, make_here
 from apiary_cli.terminal.stopping import stop_on_signals
 
@@ -52,7 +52,7 @@ class Service(ThreadingMixIn, TCPServer):
 
     def __init__(self, address: tuple[str, int], enrolment: Enrolment, context: ssl.SSLContext):
         self.enrolment = enrolment
-        self.guard = Guard()
+        self.limiter = limiter()
         self.context = context
         self._room = threading.BoundedSemaphore(MAX_AT_ONCE)
         super().__init__(address, _Handler)
@@ -133,17 +133,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, work: Callable[[], bytes]) -> None:
         address = self.client_address[0]
         try:
-            self.server.guard.check(address)
+            if self.server.limiter.wait_s(address) > 0:
+                wait = f"refused too often: wait {PER_ADDRESS_S:.0f} s"
+                raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, wait)
             status, said = HTTPStatus.OK, work()
         except Refusal as e:
             waiting = e.status == HTTPStatus.TOO_MANY_REQUESTS
             if not waiting:
-                self.server.guard.refused(address)
+                self.server.limiter.failed(address)
             level = logging.DEBUG if waiting else logging.WARNING
             log.log(level, "pki: %s: %s refused: %s", address, self.path[:100], e)
             status, said = e.status, str(e).encode()
         except ApiaryError as e:
-            self.server.guard.refused(address)
+            self.server.limiter.failed(address)
             log.warning("pki: %s: %s refused: %s", address, self.path[:100], e)
             status, said = HTTPStatus.BAD_REQUEST, str(e).encode()
         self.send_response(status)

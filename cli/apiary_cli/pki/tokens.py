@@ -6,10 +6,8 @@ token holds, because an answer can be lost on its way to a Pi at the edge of its
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import secrets
 import time
@@ -21,6 +19,7 @@ from typing import Any, Final
 
 from apiary.errors import SettingsError, StoreError
 from apiary.files import write_json
+from apiary.folder_lock import LOCK_S, hold
 from apiary.identity.roles import Identity
 
 MAX_TOKENS: Final = 10_000
@@ -86,20 +85,14 @@ class Tokens:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
-        try:
-            fd = os.open(self._lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        except OSError as e:
-            raise StoreError(f"cannot open {self._lock}: {e.strerror}") from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)  # held for a few milliseconds
+        refused = StoreError(f"another `apiary pki` holds {self._lock}: try again when it is done")
+        with hold(self._lock, refused, wait_s=LOCK_S):
             now = self._wall()
             before = self._read()
             held = {h: t for h, t in before.items() if t["until"] > now}
             yield held
             if held != before:
                 write_json(self._file, held)
-        finally:
-            os.close(fd)
 
     def _read(self) -> dict[str, Any]:
         try:

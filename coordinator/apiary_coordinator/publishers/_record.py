@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import Any, Final
 
 from apiary.errors import PublishError, StoreError
 from apiary.files import write_json
+from apiary.folder_lock import hold
 
 NAME: Final = "publish.json"
 
@@ -93,12 +92,5 @@ def read(folder: Path) -> dict[str, Any]:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the run's folder against a second publishing of it. Raises PublishError."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PublishError(f"{folder} is being published by another process: wait for it") from None
+    with hold(folder, PublishError(f"{folder} is being published by another process: wait for it")):
         yield
-    finally:
-        os.close(fd)

@@ -13,9 +13,9 @@ from apiary.errors import DataError, PublishError
 from apiary.learn.manifest import PictureInput, read_input
 from apiary.settings import Settings
 from apiary_coordinator.publishers._record import PublishRecord
+from apiary_coordinator.run.finished import MODELS, read_labels
 
 PACKAGE: Final = "apiary_coordinator.publishers"
-MODELS: Final = {"float32": "model.tflite", "int8": "model_int8.tflite"}
 Kind = Literal["float32", "int8"]
 
 
@@ -88,7 +88,7 @@ def candidate(folder: Path, kind: Kind) -> Candidate:
     """The finished model in a run's folder. Raises DataError, ModelError, PublishError."""
     from apiary.learn.classifier import Classifier
 
-    labels = _labels(folder)
+    labels = tuple(read_labels(folder))
     summary = _summary(folder)
     digests = {
         name: file_sha256(folder / name) for name in MODELS.values() if (folder / name).is_file()
@@ -129,17 +129,6 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}") from None
-
-
-def _labels(folder: Path) -> tuple[str, ...]:
-    path = folder / "labels.txt"
-    try:
-        labels = tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path} cannot be read: {e}") from None
-    if len(labels) < 2 or not all(labels) or len(set(labels)) < len(labels):
-        raise DataError(f"{path}: expected two or more different labels, one a line")
-    return labels
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from apiary_coordinator.publishers._job import (
 )
 from apiary_coordinator.publishers._print_info import can_run, print_info
 from apiary_coordinator.publishers._record import PublishRecord
-from apiary_coordinator.publishers.base import MODELS, Candidate, PublishProgress, file_sha256
+from apiary_coordinator.publishers.base import Candidate, PublishProgress, file_sha256
+from apiary_coordinator.run.finished import MODELS
 
 if TYPE_CHECKING:
     from apiary.learn.images import Scan

@@ -83,20 +83,6 @@ def from_run(folder: Path, wish: ReleaseRequest, settings: Settings, wall: float
     )
 
 
-def find_run(name: str, runs_dir: Path) -> Path:
-    """A finished run's folder under `runs_dir`, by name or `latest`. Raises DataError."""
-    if name == "latest":
-        found = sorted(runs_dir.glob(f"*/{_MODEL}"), key=lambda p: p.stat().st_mtime)
-        if not found:
-            raise DataError(f"{runs_dir} holds no finished run")
-        return found[-1].parent
-    folder = runs_dir / name
-    if Path(name).name != name or not (folder / _MODEL).is_file():
-        known = ", ".join(sorted(p.parent.name for p in runs_dir.glob(f"*/{_MODEL}"))[-10:]) or "none"
-        raise DataError(f"no finished run {name!r} in {runs_dir}; there are: {known}")
-    return folder
-
-
 def from_file(file: Path, wish: ReleaseRequest, settings: Settings, wall: float) -> BuiltRelease:
     """Of a `.tflite` with labels beside it (`labels.txt`) or in the wish, or of an `.eim` that runs here."""
     try:

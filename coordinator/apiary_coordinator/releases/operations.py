@@ -20,6 +20,7 @@ from apiary_coordinator.releases import build
 from apiary_coordinator.releases.build import BuiltRelease, ReleaseRequest
 from apiary_coordinator.releases.rollout import Rollout
 from apiary_coordinator.releases.service import ReleaseService
+from apiary_coordinator.run.finished import find_run
 
 MAX_TOLD: Final = 500
 """Nodes named in one answer, those that failed first; the counts are of all."""
@@ -159,7 +160,7 @@ def _create(call: Call, told: CreateRelease, releasing: ReleaseService, desk: De
             if told.file is not None:
                 made = build.from_file(told.file, wish, settings, desk.wall())
             else:
-                folder = build.find_run(told.run or "latest", settings.coordinator.runs_dir)
+                folder = find_run(told.run or "latest", settings.coordinator.runs_dir, anywhere=False)
                 made = build.from_run(folder, wish, settings, desk.wall())
             return releasing.keep(made)
         except ApiaryError as e:

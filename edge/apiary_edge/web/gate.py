@@ -7,10 +7,11 @@ import hmac
 import ipaddress
 import socket
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
+
+from apiary.attempt_limiter import AttemptLimiter
 
 FREE_GUESSES: Final = 5
 """Wrong tokens of one address before it has to wait; an owner mistypes less often."""
@@ -30,10 +31,8 @@ class OwnerGate:
         # Cookies do not know ports: two nodes on one machine must not overwrite each other's.
         self._name = f"apiary_label_{port}"
         self._value = hmac.new(self._token, b"apiary labelling cookie", hashlib.sha256).hexdigest()
-        self._clock = clock
         self._pause = pause
-        self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._limiter = AttemptLimiter(_waits_until, clock, MAX_ADDRESSES)
         self._pausing = threading.Semaphore(1)
         name = socket.gethostname().lower()
         self._names = {"localhost", name, f"{name}.local"}
@@ -65,24 +64,14 @@ class OwnerGate:
 
     def wait_s(self, address: str) -> float:
         """How long this address has to wait before its next token is looked at; 0: not at all."""
-        with self._lock:
-            count, at = self._wrong.get(address, (0, 0.0))
-            if count < FREE_GUESSES:
-                return 0.0
-            wait = min(MAX_WAIT_S, 2.0 ** min(count - FREE_GUESSES, 10))
-            return max(0.0, at + wait - self._clock())
+        return self._limiter.wait_s(address)
 
     def token_is_right(self, token: str, address: str) -> bool:
         """Compare in constant time; a wrong one is remembered against `address` and answered late."""
         if hmac.compare_digest(token.encode(errors="replace"), self._token):
-            with self._lock:
-                self._wrong.pop(address, None)
+            self._limiter.succeeded(address)
             return True
-        with self._lock:
-            count, _ = self._wrong.pop(address, (0, 0.0))
-            self._wrong[address] = (count + 1, self._clock())
-            while len(self._wrong) > MAX_ADDRESSES:
-                self._wrong.popitem(last=False)
+        self._limiter.failed(address)
         # One thread at a time sleeps, or guesses would keep the owner out.
         if self._pausing.acquire(blocking=False):
             try:
@@ -98,3 +87,9 @@ class OwnerGate:
         except CookieError:
             return False
         return found is not None and hmac.compare_digest(found.value.encode(), self._value.encode())
+
+
+def _waits_until(failures: Sequence[float]) -> float:
+    """Twice as long after each wrong token beyond the free ones."""
+    beyond = len(failures) - FREE_GUESSES
+    return failures[-1] + min(MAX_WAIT_S, 2.0**beyond) if beyond >= 0 else 0.0

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from apiary.errors import DataError
-from apiary_cli.client.finished import find_run, read_labels
 from apiary_cli.commands import predict
+from apiary_coordinator.run.finished import find_run, read_labels
 
 # A model without training: the strongest colour wins. Converted in a process of its own, because TensorFlow
 # and tflite-runtime cannot live in one.
@@ -178,7 +178,7 @@ def test_runs_that_are_not_there_say_what_is(tmp_path: Path) -> None:
         find_run("latest", tmp_path / "none")
     make_run(tmp_path / "one")
     (tmp_path / "two").mkdir()
-    with pytest.raises(DataError, match=r"no run 'three'.* There are: one$"):
+    with pytest.raises(DataError, match=r"no finished run 'three'.* There are: one$"):
         find_run("three", tmp_path)
     with pytest.raises(DataError, match=r"two holds no model.tflite: the run has not finished"):
         find_run("two", tmp_path)
@@ -188,5 +188,5 @@ def test_an_empty_folder_and_a_torn_label_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no pictures"):
         predict.collect([tmp_path], ["a", "b"])
     (tmp_path / "labels.txt").write_text("one\n")
-    with pytest.raises(DataError, match="holds 1 lines, expected a label on each of two or more"):
+    with pytest.raises(DataError, match="expected two or more different labels"):
         read_labels(tmp_path)

@@ -25,7 +25,7 @@ from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.main import main
 from apiary_cli.pki.device import Device
-from apiary_cli.pki.enrolment import MAX_ADDRESSES, PER_ADDRESS, PER_ADDRESS_S, Enrolment, Guard, Refusal
+from apiary_cli.pki.enrolment import MAX_ADDRESSES, PER_ADDRESS, PER_ADDRESS_S, Enrolment, Refusal, limiter
 from apiary_cli.pki.folder import CaFolder
 from apiary_cli.pki.serve import Service, make_service, show_certificate
 from apiary_cli.pki.tokens import MAX_USES, Tokens, seconds
@@ -495,22 +495,21 @@ def test_silent_connections_take_their_places_and_no_more(pki: Pki, service: str
 
 def test_who_is_refused_too_often_waits_and_nobody_else() -> None:
     now = [0.0]
-    guard = Guard(lambda: now[0])
+    refused = limiter(lambda: now[0])
     for _ in range(PER_ADDRESS):
-        guard.check("10.0.0.1")
-        guard.refused("10.0.0.1")
-    with pytest.raises(Refusal, match="wait 60 s"):
-        guard.check("10.0.0.1")
-    guard.check("10.0.0.2")
+        assert refused.wait_s("10.0.0.1") == 0
+        refused.failed("10.0.0.1")
+    assert refused.wait_s("10.0.0.1") == PER_ADDRESS_S
+    assert refused.wait_s("10.0.0.2") == 0
     now[0] = PER_ADDRESS_S + 1
-    guard.check("10.0.0.1")
+    assert refused.wait_s("10.0.0.1") == 0
 
 
 def test_addresses_that_are_remembered_are_bounded() -> None:
-    guard = Guard(lambda: 0.0)
+    refused = limiter(lambda: 0.0)
     for i in range(MAX_ADDRESSES + 50):
-        guard.refused(str(i))
-    assert len(guard._refused) == MAX_ADDRESSES
+        refused.failed(str(i))
+    assert len(refused) == MAX_ADDRESSES
 
 
 def test_what_is_long_over_leaves_the_index(pki: Pki, tmp_path: Path) -> None:

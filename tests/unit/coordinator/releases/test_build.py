@@ -16,7 +16,8 @@ from tests.stand_ins.eim_program import write_program
 from apiary.errors import ApiaryError, DataError, ModelError, PublishError, SettingsError
 from apiary.settings import Settings, load_settings
 from apiary_coordinator.publishers._record import PublishRecord
-from apiary_coordinator.releases.build import ReleaseRequest, find_run, from_file, from_run
+from apiary_coordinator.releases.build import ReleaseRequest, from_file, from_run
+from apiary_coordinator.run.finished import find_run
 
 LABELS = ["red", "green", "blue"]
 runs_here = pytest.mark.skipif(platform.machine() != "x86_64", reason="the stand-in's program is for x86_64")
@@ -111,10 +112,10 @@ def test_a_publishing_that_failed_gives_no_program(run: Path) -> None:
 
 def test_runs_are_found_by_name_and_nowhere_else(run: Path) -> None:
     runs = run.parent
-    assert find_run("autumn", runs) == find_run("latest", runs) == run
+    assert find_run("autumn", runs, anywhere=False) == find_run("latest", runs) == run
     for name in ("winter", "../runs/autumn", str(run), ""):
-        with pytest.raises(DataError, match=r"no finished run .* there are: autumn"):
-            find_run(name, runs)
+        with pytest.raises(DataError, match=r"no finished run .* There are: autumn"):
+            find_run(name, runs, anywhere=False)
     with pytest.raises(DataError, match="holds no finished run"):
         find_run("latest", runs / "none")
 

@@ -90,7 +90,7 @@ def test_guessers_are_remembered_up_to_a_bound(clock: Clock) -> None:
     gate = OwnerGate(TOKEN, 1, clock, clock.pauses.append)
     for i in range(MAX_ADDRESSES * 2):
         assert not gate.token_is_right("wrong", f"10.0.{i // 256}.{i % 256}")
-    assert len(gate._wrong) == MAX_ADDRESSES
+    assert len(gate._limiter) == MAX_ADDRESSES
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""Finished runs on disk: the folder that a name means, and the labels of its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from apiary.errors import DataError
+
+MODELS: Final = {"float32": "model.tflite", "int8": "model_int8.tflite"}
+_MODEL: Final = MODELS["float32"]
+_SHOWN: Final = 10
+
+
+def find_run(name: str, runs_dir: Path, *, anywhere: bool = True) -> Path:
+    """The folder of a finished run: `latest`, its name in `runs_dir`, or, with `anywhere`, its own path.
+
+    Raises DataError naming the newest runs there are.
+    """
+    models = sorted(runs_dir.glob(f"*/{_MODEL}"), key=lambda p: p.stat().st_mtime)
+    runs = [path.parent for path in models]
+    if name == "latest":
+        if not runs:
+            raise DataError(f"{runs_dir} holds no finished run; `apiary demo` makes one")
+        return runs[-1]
+    named = [Path(name), runs_dir / name] if anywhere else [p for p in runs if p.name == name]
+    for folder in named:
+        if (folder / _MODEL).is_file():
+            return folder
+        if folder.is_dir():
+            raise DataError(f"{folder} holds no {_MODEL}: the run has not finished, or failed")
+    known = ", ".join(sorted(p.name for p in runs[-_SHOWN:])) or "none"
+    raise DataError(f"no finished run {name!r} in {runs_dir}. There are: {known}")
+
+
+def read_labels(folder: Path) -> list[str]:
+    """The labels of a run's model in its order. Raises DataError."""
+    path = folder / "labels.txt"
+    try:
+        labels = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{path} cannot be read: {e}") from None
+    if len(labels) < 2 or not all(labels) or len(set(labels)) < len(labels):
+        raise DataError(f"{path}: expected two or more different labels, one a line")
+    return labels

@@ -1,0 +1,56 @@
+"""Slows down who guesses: failed attempts by address, for the owner's pages and the enrolment service."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+_REMEMBERED: Final = 20
+"""The newest failures of an address."""
+
+
+class AttemptLimiter:
+    """How long an address has to wait before its next attempt is looked at. Bounded; safe for many threads.
+
+    `waits_until` is the rule: from the times of an address's failures, oldest first, to when it may try
+    again. `clock` is monotonic seconds; of more than `max_addresses` the one that failed longest ago is
+    forgotten.
+    """
+
+    def __init__(
+        self,
+        waits_until: Callable[[Sequence[float]], float],
+        clock: Callable[[], float],
+        max_addresses: int,
+    ):
+        self._waits_until = waits_until
+        self._clock = clock
+        self._max_addresses = max_addresses
+        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Addresses that are remembered."""
+        return len(self._failures)
+
+    def wait_s(self, address: str) -> float:
+        """Seconds; 0 where it need not wait."""
+        with self._lock:
+            failures = self._failures.get(address)
+            return max(0.0, self._waits_until(failures) - self._clock()) if failures else 0.0
+
+    def failed(self, address: str) -> None:
+        """Count a failed attempt."""
+        with self._lock:
+            failures = self._failures.pop(address, deque(maxlen=_REMEMBERED))
+            failures.append(self._clock())
+            self._failures[address] = failures
+            if len(self._failures) > self._max_addresses:
+                self._failures.popitem(last=False)
+
+    def succeeded(self, address: str) -> None:
+        """Forget the failures of an address."""
+        with self._lock:
+            self._failures.pop(address, None)
