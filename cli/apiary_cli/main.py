@@ -58,6 +58,9 @@ exit codes: 0 done, 1 checks failed, 2 settings, 3 data, 4 broker, 5 protocol, 6
 class Command(Protocol):
     """A module of `apiary_cli.commands`: one sub-command."""
 
+    EXAMPLES: str
+    """Shown below its flags."""
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its flags."""
         ...
@@ -118,10 +121,13 @@ def _parse(argv: list[str]) -> tuple[Command, argparse.Namespace]:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     module: Command | None = None
     for name, text in COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=text)
+        sub = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         if name == chosen:
             # Only the chosen one is imported: a node's memory should not hold the others.
             module = cast("Command", importlib.import_module(f"apiary_cli.commands.{name}"))
+            sub.epilog = module.EXAMPLES
             _common(sub)
             module.add_arguments(sub)
             _common_below(sub)

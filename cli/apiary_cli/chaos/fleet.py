@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import resource
 import shutil
 import signal
@@ -98,18 +99,7 @@ class Fleet:
     def turn(self) -> None:
         """Start again what is due, let go on what was stopped, notice who fell."""
         now = time.monotonic()
-        for name, (due, start) in list(self._down.items()):
-            if now >= due:
-                del self._down[name]
-                start()
-        for name, (due, pid) in list(self._stopped.items()):
-            if now >= due:
-                del self._stopped[name]
-                send(pid, signal.SIGCONT)
-        for name, (due, pid) in list(self._full.items()):
-            if now >= due:
-                del self._full[name]
-                limit_files(pid, resource.RLIM_INFINITY)
+        self._restore(now)
         self.see_to_orphans(now)
         if now - self._memory_at >= _MEMORY_EVERY_S:
             self._memory_at = now
@@ -210,15 +200,7 @@ class Fleet:
     def settle(self) -> None:
         """Bring back whoever is down, and heal all links."""
         self.links.heal()
-        for name, (_, start) in list(self._down.items()):
-            del self._down[name]
-            start()
-        for name, (_, pid) in list(self._stopped.items()):
-            del self._stopped[name]
-            send(pid, signal.SIGCONT)
-        for name, (_, pid) in list(self._full.items()):
-            del self._full[name]
-            limit_files(pid, resource.RLIM_INFINITY)
+        self._restore(math.inf)
 
     def close(self) -> None:
         """End everything; what does not end by itself is killed."""
@@ -275,6 +257,21 @@ class Fleet:
         else:
             data = next(folder for folder in self._layout.nodes if folder.name == name)
             federation.start_node(name, data.resolve(), "--port", port)
+
+    def _restore(self, now: float) -> None:
+        """End the faults whose time is over."""
+        for name, (due, start) in list(self._down.items()):
+            if now >= due:
+                del self._down[name]
+                start()
+        for name, (due, pid) in list(self._stopped.items()):
+            if now >= due:
+                del self._stopped[name]
+                send(pid, signal.SIGCONT)
+        for name, (due, pid) in list(self._full.items()):
+            if now >= due:
+                del self._full[name]
+                limit_files(pid, resource.RLIM_INFINITY)
 
     def _notice(self, now: float) -> None:
         """Whoever ended without a fault of ours is a finding; it is started again, as systemd would."""

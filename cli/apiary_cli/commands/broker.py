@@ -15,7 +15,7 @@ from apiary.settings import Settings, load_settings
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _OWN_FOLDER = "use that one as it is, stop it, or give this one its own --state-dir and --port"
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary broker                              for this machine alone
   apiary broker --port 1884                  where another program has 1883
   apiary broker --host 0.0.0.0               for everybody in the network, without a password: to try out
@@ -27,9 +27,7 @@ exit codes: 0 ended by Ctrl-C or SIGTERM, 4 it does not start, or ended by itsel
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Run mosquitto in the foreground, or where it is not installed an embedded broker."
-    parser.epilog = _EXAMPLES
     parser.add_argument("--port", type=int, help="port to listen on (default: broker.port, 1883)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"

@@ -7,12 +7,12 @@ import threading
 from pathlib import Path
 
 from apiary.errors import CameraError, SettingsError
-from apiary.settings import load_settings
+from apiary_cli.terminal.flags import settings_of
 from apiary_cli.terminal.stopping import stop_on_signals
 from apiary_edge.cameras.base import kinds
 from apiary_edge.capture.job import CaptureEvent, job_of
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary capture --camera picamera2 --count 20
   apiary capture --camera usb --source /dev/video0 --interval 5
   apiary capture --camera stream --source rtsp://camera.local/live
@@ -25,9 +25,7 @@ that. The service captures by itself where edge.camera.kind is set: stop it firs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Keep frames of a camera for labelling, until interrupted."
-    parser.epilog = _EXAMPLES
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="the node's folder (edge.state_dir)")
     parser.add_argument("--camera", choices=kinds(), help="kind of camera (edge.camera.kind)")
     parser.add_argument("--source", help="device, address, file or folder (edge.camera.source)")
@@ -39,14 +37,13 @@ def run(args: argparse.Namespace) -> int:
     """Capture until a signal, `--count` or the end of a file. Raises ApiaryError."""
     from apiary_edge.capture import worker
 
-    flags = {
-        "edge.state_dir": args.state_dir,
-        "edge.camera.kind": args.camera,
-        "edge.camera.source": args.source,
-        "edge.capture.interval_s": args.interval,
-    }
-    overrides = {**args.overrides, **{k: v for k, v in flags.items() if v is not None}}
-    edge = load_settings(args.config, overrides).settings.edge
+    edge = settings_of(
+        args,
+        edge__state_dir=args.state_dir,
+        edge__camera__kind=args.camera,
+        edge__camera__source=args.source,
+        edge__capture__interval_s=args.interval,
+    ).edge
     if edge.camera.kind is None:
         there = ", ".join(kinds())
         raise SettingsError(f"no camera is set: --camera KIND (edge.camera.kind); there are {there}")

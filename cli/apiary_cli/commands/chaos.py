@@ -24,7 +24,7 @@ from apiary_cli.datasets.partition import Layout, materialise
 from apiary_cli.demo.federation import fresh_folder
 from apiary_cli.terminal.stopping import StopSignal, stop_on_signals
 
-_EXAMPLES: Final = """examples:
+EXAMPLES = """examples:
   apiary chaos                                     60 faults, three nodes
   apiary chaos --faults 200 --seed 7
   apiary chaos --kinds node-kill,link-reset --faults 30
@@ -44,12 +44,10 @@ _TURN_S: Final = 0.05
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Run a real federation on this machine twice, undisturbed and under a seeded schedule of faults, and "
         "check that nothing was lost, nothing counted twice, and the model is the same bit by bit."
     )
-    parser.epilog = _EXAMPLES
     parser.add_argument("--faults", type=int, default=60, metavar="N", help="how many (default: 60)")
     parser.add_argument(
         "--seed", type=int, default=0, help="the same seed gives the same faults (default: 0)"

@@ -16,7 +16,7 @@ from apiary_cli.terminal.table import table
 
 _COLUMN = 34  # where the explanations begin, where the setting is short enough
 _LIMITS = {"ge": "at least", "gt": "over", "le": "at most", "lt": "under"}
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary config                             every setting and where it came from
   apiary config --changed                   only those that are not defaults
   apiary config --defaults > apiary.toml    a file to start from, with every setting explained
@@ -26,12 +26,10 @@ _EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Show the effective settings. Command line before environment (APIARY_*) before file "
         "(--config, APIARY_CONFIG or ./apiary.toml) before defaults."
     )
-    parser.epilog = _EXAMPLES
     parser.add_argument("--changed", action="store_true", help="only what differs from the defaults")
     parser.add_argument("--defaults", action="store_true", help="print a commented TOML of all settings")
     parser.add_argument("--json", action="store_true", help="print one JSON line")

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 _REPORT_S: Final = 120.0
 """A report takes seconds; on a machine that swaps, minutes."""
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary coordinator --test-data held-out --rounds 10 --min-nodes 2
   apiary coordinator --config apiary.toml --json
   apiary coordinator --test-data held-out --new        leave an unfinished run behind
@@ -59,11 +59,9 @@ Without --stay the coordinator exits when the run is over. Stopped before, it go
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Open rounds, aggregate and evaluate until the run is over; write its result to runs/RUN."
     )
-    parser.epilog = _EXAMPLES
     parser.add_argument("--test-data", type=Path, metavar="DIR", help="held-out pictures, LABEL/*.jpg|png")
     parser.add_argument("--rounds", type=int, help="at most this many rounds")
     parser.add_argument("--min-nodes", type=int, metavar="N", help="wait for this many nodes")

@@ -13,7 +13,7 @@ from apiary.learn.partition import KINDS, table
 from apiary_cli.datasets import catalogue, fetch, sources
 from apiary_cli.datasets.partition import Layout, materialise
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary data list
   apiary data fetch mnist
   apiary data partition digits --nodes 5 --by dirichlet --alpha 0.5 --out shares
@@ -24,9 +24,7 @@ _EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags and sub-commands."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Data sets: what there is, how to get it, and shares of it for many nodes."
-    parser.epilog = _EXAMPLES
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|fetch|partition")
 
     listing = actions.add_parser("list", help="the data sets that Apiary knows")
@@ -44,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "partition",
         help="share pictures out among nodes, the way a real fleet would hold them",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_EXAMPLES,
+        epilog=EXAMPLES,
     )
     sharing.add_argument("source", help="a data set's name, a folder LABEL/*.jpg|png, or an .npz")
     sharing.add_argument("--nodes", type=int, required=True, metavar="N", help="how many shares")

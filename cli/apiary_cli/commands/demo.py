@@ -28,7 +28,7 @@ from apiary_cli.terminal.view import RunView
 
 log = logging.getLogger(__name__)
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary demo                                                 five nodes, handwritten digits, unlike shares
   apiary demo --dataset hardhat --data DIR                    hard hats on two nodes
   apiary demo --dataset cifar10 --data DIR --nodes 10 --alpha 0.1
@@ -40,9 +40,7 @@ _EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Run broker, coordinator and nodes as separate processes here, and train a model."
-    parser.epilog = _EXAMPLES
     parser.add_argument("--dataset", choices=sorted(PRESETS), default="digits", help="default: digits")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder that holds the data set (not for digits)"

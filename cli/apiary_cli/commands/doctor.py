@@ -16,7 +16,7 @@ from apiary_cli.checks.certificates import certificates
 from apiary_cli.checks.machine import Check
 from apiary_cli.terminal.flags import add_broker, overrides_of
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary doctor                       everything, before a first run
   apiary doctor --role edge --host broker.local       on a node
   apiary doctor --json | jq '.checks[] | select(.state != "ok")'
@@ -28,9 +28,7 @@ _SIGNS: Final = {"ok": "[green]âœ“[/]", "warn": "[yellow]![/]", "fail": "[red]âœ
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Check this machine for Apiary: each finding, and how to mend it."
-    parser.epilog = _EXAMPLES
     parser.add_argument("--role", choices=("edge", "coordinator", "all"), default="all", help="default: all")
     add_broker(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON line")

@@ -21,7 +21,7 @@ from apiary_edge.app import build
 _START_S: Final = 600.0
 """A million pictures on a slow card are compared with their index in less."""
 _OWN_FOLDER: Final = "stop it, or give this one its own --state-dir (edge.state_dir)"
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary edge --node-id pi-1 --data /srv/pictures
   apiary edge --data pictures --host broker.local
   apiary edge --data pictures --once            one round, then leave; fails where no broker answers
@@ -39,9 +39,7 @@ where the node runs, with 1 where it does not, or hangs.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Take part in a federation: train on this machine's pictures, send weight updates."
-    parser.epilog = _EXAMPLES
     parser.add_argument("word", nargs="?", choices=["status"], help="status: what the running node is at")
     parser.add_argument("--node-id", metavar="ID", help="this node's name (default: the host name)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="pictures, LABEL/*.jpg|png")

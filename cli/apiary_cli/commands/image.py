@@ -23,7 +23,7 @@ from apiary_cli.pki.folder import CaFolder
 from apiary_cli.pki.tokens import Tokens, seconds
 from apiary_cli.terminal import flags
 
-_EXAMPLES: Final = """examples:
+EXAMPLES = """examples:
   apiary image /media/me/bootfs --name pi-07 --ssh-key ~/.ssh/id_ed25519.pub --broker broker.local \\
       --enrolment https://broker.local:8443 --wheel dist/apiary_fl-0.1.0-py3-none-any.whl
   apiary image card --os trixie ... --wifi-ssid Barn --wifi-password-file barn.txt --wifi-country DE
@@ -42,9 +42,7 @@ _KEY: Final = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-\S+|sk-\S+) [A-Za-z0-9+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Write a card so that a Pi joins the fleet by itself at its first start."
-    parser.epilog = _EXAMPLES
     parser.add_argument("folder", type=Path, help="the card's boot partition, or a folder to copy onto it")
     parser.add_argument("--name", required=True, help="the node's id, which is its host name too")
     parser.add_argument("--os", choices=["trixie", "bookworm"], help="of the card (found out from it)")

@@ -9,7 +9,7 @@ from pathlib import Path
 from apiary.errors import DataError, SettingsError
 from apiary.settings import load_settings
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary label                                 on this machine: open the address that is printed
   apiary label --host 192.168.1.20             for a phone in the same network
   apiary label --labels helmet,head            these labels and no others
@@ -20,8 +20,6 @@ The address holds the owner's token: whoever has it sees the pictures. Pictures 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _EXAMPLES
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="the node's folder (edge.state_dir)")
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1)"
@@ -41,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from apiary_edge.predicting.model_files import known_labels
     from apiary_edge.web.token import load_or_make
 
+    # Not `settings_of`: --host and --port are those of the page.
     overrides = {**args.overrides, **({"edge.state_dir": args.state_dir} if args.state_dir else {})}
     edge = load_settings(args.config, overrides).settings.edge
     if not 0 <= args.port <= 65535:

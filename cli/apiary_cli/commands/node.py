@@ -12,7 +12,7 @@ from apiary_cli.client.asking import ask
 from apiary_cli.terminal.flags import add_broker, seconds, settings_of
 from apiary_cli.terminal.table import table
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary node pause pi-7                     it leaves the round and begins none; stays so after a restart
   apiary node pause site=north               every node with this tag
   apiary node drain pi-7 --timeout 600       finish and send what it has in hand, then pause
@@ -39,9 +39,7 @@ _SLACK_S: Final = 15.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Tell nodes what to do; each answers for itself."
-    parser.epilog = _EXAMPLES
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, text in _COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text)

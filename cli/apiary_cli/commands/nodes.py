@@ -17,7 +17,7 @@ from apiary_cli.terminal.flags import add_broker, settings_of
 from apiary_cli.terminal.table import duration, table
 from apiary_cli.terminal.view import NodeView, RunView
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary nodes
   apiary nodes --tag site=north --state lost
   apiary nodes --sort temperature
@@ -29,12 +29,10 @@ _ASK_S: Final = 3.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Every node: what it is at and why, its pictures, tags, the model it predicts with, release and "
         "temperature. When it was last seen is asked of the coordinator, and left out where none answers."
     )
-    parser.epilog = _EXAMPLES
     add_broker(parser)
     parser.add_argument("--sort", choices=_SORTS, default="id", help="default: id; the largest first")
     parser.add_argument("--tag", action="append", default=[], metavar="TAG=VALUE", help="these alone")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from apiary.identity.roles import Role
 from apiary.settings import Settings, load_settings
 
-_EXAMPLES: Final = """examples, on the server:
+EXAMPLES = """examples, on the server:
   apiary pki init --fleet orchard                            found the authority (in ./pki, or pki.state_dir)
   apiary pki enrol broker --role server --san broker.local --san 10.0.0.5 --dir /etc/mosquitto/apiary
   apiary pki enrol coordinator --role coordinator --dir /etc/apiary
@@ -37,9 +36,7 @@ Add = Callable[[str, Handler, str, str], argparse.ArgumentParser]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-commands and their flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "The fleet's private authority: certificates for TLS and for signed messages."
-    parser.epilog = _EXAMPLES
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     def add(name: str, handler: Handler, text: str, example: str) -> argparse.ArgumentParser:

@@ -15,9 +15,8 @@ import numpy as np
 
 from apiary.errors import DataError
 from apiary.settings import load_settings
-from apiary_cli.client.finished import open_classifier
 from apiary_cli.datasets.sources import pictures_in
-from apiary_coordinator.run.finished import find_run, read_labels
+from apiary_coordinator.run.finished import MODELS, find_run, read_labels
 
 if TYPE_CHECKING:
     from apiary.learn.classifier import Classifier
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from apiary.learn.symbols import Box
 
 NONE_READABLE: Final = DataError.exit_code
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary predict latest photo.jpg
   apiary predict runs/hardhat-7f3a site/*.jpg --top 2
   apiary predict latest photos/ --json            photos/LABEL/*: also says how many are right
@@ -59,9 +58,7 @@ class Classification:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Classify pictures or short texts with the model of a run."
-    parser.epilog = _EXAMPLES
     parser.add_argument("run", metavar="RUN", help="a run's folder, its name under runs_dir, or `latest`")
     parser.add_argument("images", metavar="IMAGE", nargs="*", type=Path, help="picture files or folders")
     parser.set_defaults(files_in="images")
@@ -135,6 +132,22 @@ def collect(images: list[Path], labels: list[str]) -> list[PredictInput]:
         else:
             found.append(PredictInput(path))
     return found
+
+
+def open_classifier(folder: Path, labels: list[str], *, int8: bool = False) -> Classifier:
+    """The run's model. Raises DataError, ModelError."""
+    from apiary.learn.classifier import Classifier
+    from apiary.learn.manifest import read_input
+
+    path = folder / MODELS["int8" if int8 else "float32"]
+    if not path.is_file():
+        raise DataError(f"{folder} holds no {path.name}: this run was not exported as int8")
+    classifier = Classifier(path, read_as=read_input(folder))
+    if classifier.classes != len(labels):
+        raise DataError(
+            f"{path} has {classifier.classes} classes, labels.txt {len(labels)}: they are of different runs"
+        )
+    return classifier
 
 
 class Look:

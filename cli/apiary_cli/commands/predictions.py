@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from apiary.errors import SettingsError
-from apiary.settings import load_settings
+from apiary_cli.terminal.flags import settings_of
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary predictions                                     on the node; open the address that is printed
   sudo -u apiary apiary predictions --config /etc/apiary/apiary.toml
 
@@ -20,8 +20,6 @@ whoever has it sees the camera's pictures.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _EXAMPLES
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="the node's folder (edge.state_dir)")
     parser.add_argument("--json", action="store_true", help="one JSON line: address and token")
 
@@ -30,8 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Print it. Raises ApiaryError."""
     from apiary_edge.web.token import load_or_make
 
-    overrides = {**args.overrides, **({"edge.state_dir": args.state_dir} if args.state_dir else {})}
-    edge = load_settings(args.config, overrides).settings.edge
+    edge = settings_of(args, edge__state_dir=args.state_dir).edge
     if not edge.predict.enabled:
         raise SettingsError(
             "this node does not predict: set edge.predict.enabled = true (and edge.predict.host to an "

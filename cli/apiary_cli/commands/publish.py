@@ -16,7 +16,7 @@ from apiary_coordinator.publishers.after_run import Outcome, publish
 from apiary_coordinator.publishers.base import PACKAGE, Candidate
 from apiary_coordinator.run.finished import find_run
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary publish latest --to directory
   EI_API_KEY=ei_... apiary publish latest --to edge_impulse
   apiary publish 20261120-125636-3e53 --target runner-linux-armv7 --int8
@@ -28,9 +28,7 @@ An interrupted publishing goes on with the same command; runs/RUN/publish.json s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Publish the finished model of a run."
-    parser.epilog = _EXAMPLES
     parser.add_argument("run", metavar="RUN", help="a run's folder, its name under runs_dir, or `latest`")
     parser.add_argument(
         "--to", action="append", metavar="PUBLISHER", help="edge_impulse or directory; may be given twice"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -11,10 +12,10 @@ from typing import Any, Final
 
 from apiary.errors import NoAnswer, PublishError
 from apiary_cli.client.asking import ask
-from apiary_cli.terminal.flags import add_broker, seconds, settings_of
+from apiary_cli.terminal.flags import add_request, settings_of
 from apiary_cli.terminal.table import share, table
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary release create latest                         the newest run: its .eim if there is one
   apiary release create 20261120-125636-3e53 --kind tflite --int8 --wait
   apiary release create --file /srv/model.eim --name hats-3
@@ -39,18 +40,9 @@ _OVER: Final = ("done", "halted", "aborted")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Roll a model out to the fleet in waves, watch it, stop it, go back."
-    parser.epilog = _EXAMPLES
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        add_broker(sub)
-        sub.add_argument("--timeout", type=seconds, metavar="S", help="wait so long for the coordinator")
-        sub.add_argument("--json", action="store_true", help="print one JSON object")
-        return sub
-
+    add = functools.partial(add_request, commands)
     add("list", "every release, the newest last")
     status = add("status", "the roll-out, and how each node stands")
     status.add_argument("--wait", action="store_true", help="stay until it is out, or halted")

@@ -14,7 +14,7 @@ from apiary_cli.commands.run import rounds_table
 from apiary_cli.terminal.flags import add_broker, seconds, settings_of
 from apiary_coordinator.report.history_file import NAME, read_history
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary rounds                          of the run under way, or else the newest: the coordinator is asked
   apiary rounds autumn
   apiary rounds runs/20261120-141500-1f2e   from a run's folder, without a broker
@@ -26,9 +26,7 @@ _KEYS = ("round", "state", "accuracy", "loss", "bytes_up", "bytes_down", "second
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Each round of a run: accuracy, loss, updates, time, bytes."
-    parser.epilog = _EXAMPLES
     parser.add_argument("run", nargs="?", metavar="RUN", help="name or folder; unset: the present one")
     add_broker(parser)
     parser.add_argument("--timeout", type=seconds, metavar="S", help="wait so long for the coordinator")

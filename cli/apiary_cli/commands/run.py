@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from typing import Any, Final
 
 from apiary.errors import SettingsError
 from apiary_cli.client.asking import ask
-from apiary_cli.terminal.flags import add_broker, seconds, settings_of
+from apiary_cli.terminal.flags import add_request, settings_of
 from apiary_cli.terminal.table import duration, share, table
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary run start                                     with the coordinator's own [run] settings
   apiary run start --name autumn --rounds 20 --set run.plan.epochs=4
   apiary run start --set 'run.only=["site=north"]'     on the nodes with this tag alone
@@ -34,18 +35,9 @@ _OURS: Final = ("broker.", "operator.", "security.", "federation", "root", "blob
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Begin, stop, list and show the runs of a coordinator that stays up."
-    parser.epilog = _EXAMPLES
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        add_broker(sub)
-        sub.add_argument("--timeout", type=seconds, metavar="S", help="wait so long for the coordinator")
-        sub.add_argument("--json", action="store_true", help="print one JSON object")
-        return sub
-
+    add = functools.partial(add_request, commands)
     start = add("start", "ask for a run; it begins when the one before is over")
     start.add_argument("--name", help="unset: made of date and time")
     start.add_argument("--rounds", type=int, metavar="N", help="at most this many rounds (run.rounds)")

@@ -17,7 +17,7 @@ from apiary_edge.capture.job import bounds_of, store_dir
 from apiary_edge.samples.model import MAX_PAGE, Filter, Order, Sample, SampleId, SampleState
 from apiary_edge.samples.store import SampleStore
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary samples import photos                 photos/cat/1.jpg gets the label cat, photos/2.jpg none
   apiary samples import today --label cat      pictures right in today/ get the label cat
   apiary samples label                         one after the other, in this terminal
@@ -38,9 +38,7 @@ _SAY_EVERY_S = 10.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags and sub-commands."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "The pictures of this node: import, list, label, delete, count."
-    parser.epilog = _EXAMPLES
     actions = parser.add_subparsers(
         dest="action", required=True, metavar="import|list|label|undo|delete|stats"
     )

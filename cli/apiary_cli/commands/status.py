@@ -12,7 +12,7 @@ from apiary_cli.terminal.flags import add_broker, settings_of
 from apiary_cli.terminal.table import table
 from apiary_cli.terminal.view import NodeView, RunView
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary status --host broker.local
   apiary status --json | jq '.nodes | to_entries[] | select(.value.state == "lost") | .key'
 
@@ -22,9 +22,7 @@ exit codes: 0 a coordinator is online, 1 none is, 4 no broker
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "The coordinator, the round, the last result, and every node, at this moment."
-    parser.epilog = _EXAMPLES
     add_broker(parser)
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 

@@ -15,7 +15,7 @@ from apiary_cli.terminal.live import LiveView
 from apiary_cli.terminal.stopping import stop_on_signals
 from apiary_cli.terminal.view import RunView
 
-_EXAMPLES = """examples:
+EXAMPLES = """examples:
   apiary watch                          a table that redraws itself; plain lines where there is no terminal
   apiary watch --host broker.local
   apiary watch --json | jq .            every message as a line: topic kind, node, message
@@ -24,9 +24,7 @@ _EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Watch a federation: nodes, rounds, accuracy. Publishes nothing."
-    parser.epilog = _EXAMPLES
     add_broker(parser)
     parser.add_argument("--json", action="store_true", help="every message as one JSON line")
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apiary.errors import DataError
-from apiary.learn.suffixes import PICTURES, TEXTS
+from apiary.learn.sample_files import PICTURES, TEXTS
 from apiary_cli.datasets import catalogue
 
 DEFAULT_DIR: Final = Path("datasets")

@@ -16,6 +16,15 @@ def add_broker(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help="its port")
 
 
+def add_request(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """A command below another one that sends a request to the coordinator, with its flags."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    add_broker(parser)
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="wait so long for the coordinator")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
 def seconds(text: str) -> float:
     """A `--timeout`: more than 0, at most a day. Raises ArgumentTypeError."""
     try:

@@ -18,8 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from apiary.bus.bus import BrokerLimits, Connected, Disconnected, Event, PublishRefused, Received, Will
-from apiary.bus.patterns import matches
+from apiary.bus.bus import (
+    BrokerLimits,
+    Connected,
+    Disconnected,
+    Event,
+    PublishRefused,
+    Received,
+    Will,
+    matches,
+)
 from apiary.errors import BrokerRefused, BrokerUnreachable, BusError
 
 MAX_EVENTS: Final = 1_000

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from socket import socket
 from typing import Final, Literal
 
-from apiary.bus.bus import BrokerLimits, Connected, Disconnected, Event, PublishRefused
+from apiary.bus.bus import BrokerLimits, Connected, Disconnected, Event, PublishRefused, matches
 from apiary.bus.dial import Dial
 from apiary.bus.link import Hooks, Link, Notes
-from apiary.bus.patterns import matches
 from apiary.bus.refusals import VersionRefused, WindowRefused, unreachable
 from apiary.bus.tls import Tls
 from apiary.bus.watch import READ, WRITE, Watch

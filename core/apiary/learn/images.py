@@ -19,8 +19,7 @@ from apiary.errors import DataError
 from apiary.learn import text
 from apiary.learn.cache import ArrayCache
 from apiary.learn.manifest import PictureInput
-from apiary.learn.suffixes import PICTURES, TEXTS
-from apiary.learn.unreadable import unreadable
+from apiary.learn.sample_files import PICTURES, TEXTS, unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

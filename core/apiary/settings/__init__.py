@@ -5,7 +5,7 @@
 
 from apiary.settings.all import Settings
 from apiary.settings.broker import BrokerSettings, password
-from apiary.settings.coordinator import CoordinatorSettings
+from apiary.settings.coordinator import CoordinatorSettings, MetricsSettings
 from apiary.settings.edge import (
     CameraSettings,
     CaptureSettings,
@@ -15,7 +15,6 @@ from apiary.settings.edge import (
 )
 from apiary.settings.guest import GuestSettings
 from apiary.settings.loading import Loaded, flatten, load_settings, to_toml
-from apiary.settings.metrics import MetricsSettings
 from apiary.settings.operator import OperatorSettings, default_operator
 from apiary.settings.pki import PkiSettings
 from apiary.settings.predict import PersonalSettings, PredictSettings

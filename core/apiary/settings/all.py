@@ -6,9 +6,8 @@ from pydantic import Field, field_validator
 
 from apiary.errors import TopicError
 from apiary.settings.broker import BrokerSettings
-from apiary.settings.coordinator import CoordinatorSettings
+from apiary.settings.coordinator import CoordinatorSettings, MetricsSettings
 from apiary.settings.edge import EdgeSettings
-from apiary.settings.metrics import MetricsSettings
 from apiary.settings.operator import OperatorSettings
 from apiary.settings.pki import PkiSettings
 from apiary.settings.publish import PublishSettings

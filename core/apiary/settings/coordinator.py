@@ -1,4 +1,4 @@
-"""`[coordinator]`: the server's folders and limits."""
+"""`[coordinator]` and `[metrics]`: the server's folders and limits, its figures for Prometheus."""
 
 from __future__ import annotations
 
@@ -41,3 +41,10 @@ class CoordinatorSettings(Section):
         description="with --stay: runs that stay, the newest, folders too; 0: all",
     )
     sync: bool = Field(True, description="sync the spool to disk before a receipt; false only on tmpfs")
+
+
+class MetricsSettings(Section):
+    """An HTTP endpoint at /metrics; off unless a port is given."""
+
+    port: int | None = Field(None, ge=0, le=65535, description="e.g. 9108; unset: off; 0: any free one")
+    host: str = Field("127.0.0.1", description="address to listen on; readers are not authenticated")

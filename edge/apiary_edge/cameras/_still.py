@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apiary.errors import DataError
-from apiary.learn.unreadable import unreadable
+from apiary.learn.sample_files import unreadable
 from apiary_edge.samples import MAX_FILE_BYTES, MAX_PIXELS
 from apiary_edge.samples.clean import fit_in_memory
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from apiary.errors import CameraError, DataError
-from apiary.learn.suffixes import PICTURES
+from apiary.learn.sample_files import PICTURES
 from apiary_edge.cameras.base import Camera, CameraOptions, PassedOver
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import DataError
-from apiary.learn.suffixes import PICTURES
+from apiary.learn.sample_files import PICTURES
 from apiary_edge.cameras._still import read_file
 from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import Added, Duplicate, check_label

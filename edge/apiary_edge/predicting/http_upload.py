@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from apiary.errors import DataError
 from apiary.learn import images
 from apiary.learn.manifest import PictureInput
-from apiary.learn.unreadable import unreadable
+from apiary.learn.sample_files import unreadable
 
 MAX_BYTES: Final = 12 * 2**20
 MAX_PIXELS: Final = 16_000_000

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from apiary.errors import DataError
-from apiary.learn.unreadable import unreadable
+from apiary.learn.sample_files import unreadable
 from apiary_edge.samples import MAX_DECODED_PIXELS, MAX_FILE_BYTES, MAX_PIXELS
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from apiary.errors import DataError
-from apiary.learn.suffixes import PICTURES, TEXTS
+from apiary.learn.sample_files import PICTURES, TEXTS
 from apiary.wire.messages import MAX_LABELS, fits_label
 
 if TYPE_CHECKING:

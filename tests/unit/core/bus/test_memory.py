@@ -6,9 +6,8 @@ import math
 
 import pytest
 
-from apiary.bus.bus import BrokerLimits, Connected, Disconnected, PublishRefused, Received, Will
+from apiary.bus.bus import BrokerLimits, Connected, Disconnected, PublishRefused, Received, Will, matches
 from apiary.bus.memory import QUEUE_LIMIT, RETRY_S, LinkFault, MemoryBroker, MemoryBus
-from apiary.bus.patterns import matches
 from apiary.errors import BrokerRefused, BrokerUnreachable
 
 

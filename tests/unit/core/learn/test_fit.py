@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from apiary.errors import DataError, ModelError
-from apiary.learn.augment import augment
-from apiary.learn.fit import FitProgress, class_weights, fit, node_seed, predict, split
+from apiary.learn.fit import FitProgress, augment, class_weights, fit, node_seed, predict, split
 from apiary.learn.images import Dataset
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
 from apiary.tensors import Array, Weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apiary.bus.patterns import matches
+from apiary.bus.bus import matches
 from apiary.errors import TopicError
 from apiary.wire import Digest, NodeId
 from apiary.wire.topics import Topic, TopicKind, Topics, check_name

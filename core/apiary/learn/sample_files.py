@@ -1,8 +1,14 @@
-"""What Pillow says of a file that it cannot read, for the file's owner. Imports Pillow when it is called."""
+"""Which files are samples, and why one cannot be read: cheap to import, without Pillow."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from apiary.errors import DataError
+
+PICTURES: Final = (".jpg", ".jpeg", ".png")
+TEXTS: Final = (".txt",)
+"""One short text a file, such as a name."""
 
 
 def unreadable(e: Exception) -> DataError:
