@@ -203,6 +203,8 @@ class Failing:
 
     error: BaseException
 
+    EXAMPLES = ""
+
     def add_arguments(self, parser: Any) -> None:
         pass
 
