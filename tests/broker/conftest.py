@@ -10,18 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.broker.ports import free_port
 
 from apiary.bus.broker import find_mosquitto, speaks_mqtt
 from apiary.bus.bus import Event
 from apiary.bus.mqtt import MqttBus
 
 RunMosquitto = Callable[..., int]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.broker.conftest import free_port
+from tests.broker.ports import free_port
 
 from apiary.bus.broker import default_conf, find_mosquitto, speaks_mqtt
 from apiary.bus.bus import Connected, Event

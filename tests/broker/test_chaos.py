@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.broker.processes import processes_of
 
 from apiary.bus.broker import DATABASE, find_mosquitto, speaks_mqtt, start_broker
 from apiary.bus.bus import Disconnected, Event, Received
@@ -33,18 +34,6 @@ from apiary_cli.main import main
 pytestmark = pytest.mark.broker
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 FAULTS = len(KINDS)
-
-
-def processes_of(folder: Path) -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            text = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdigit() else ""
-        except OSError:
-            continue
-        if str(folder) in text and int(entry.name) != os.getpid():
-            found.append(text.replace("\0", " "))
-    return found
 
 
 @needs_mosquitto

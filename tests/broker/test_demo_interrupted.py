@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.broker.test_chaos import processes_of
+from tests.broker.processes import processes_of
 
 from apiary.bus.broker import find_mosquitto
 

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fleet.harness import Fleet
-
-MakeFleet = Callable[..., Fleet]
+from tests.fleet.harness import Fleet, MakeFleet
 
 
 @pytest.fixture

@@ -380,4 +380,7 @@ class Fleet:
         self.broker.cut(client, for_s=float("inf"))
 
 
-__all__ = ["Fleet", "MemoryBus", "update_of"]
+MakeFleet = Callable[..., Fleet]
+"""The fixture `make_fleet`: the number of nodes, then options of `Fleet`."""
+
+__all__ = ["Fleet", "MakeFleet", "MemoryBus", "update_of"]

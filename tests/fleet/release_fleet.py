@@ -6,12 +6,16 @@ Only the test of a release is a stand-in: what it comes to is what `verdicts` sa
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from tests.fleet.test_signed_rounds import Party
+from tests.fleet.signed_party import Party
+from tests.places import COLOURS
+from tests.stand_ins.eim_program import write_program
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Connected, Received, Will
@@ -27,6 +31,7 @@ from apiary.wire.messages import BlobRef, NodeStatus, PictureShape, Release, Wan
 from apiary.wire.topics import TopicKind, Topics
 from apiary_coordinator.feature import Desk
 from apiary_coordinator.fleet.roster import Roster
+from apiary_coordinator.publishers._record import PublishRecord
 from apiary_coordinator.releases.build import BuiltRelease
 from apiary_coordinator.releases.ledger import Ledger
 from apiary_coordinator.releases.service import ReleaseService, policy_of
@@ -334,6 +339,28 @@ class ReleaseFleet:
     def files(self, node: str) -> set[str]:
         folder = folder_of(self.settings(node).edge.state_dir) / "files"
         return {self.name_of(p.name.split(".")[0]) for p in folder.iterdir()}
+
+
+def all_have(fleet: ReleaseFleet, release: str | None) -> bool:
+    return set(fleet.currents().values()) == {release}
+
+
+def finished_run(folder: Path, *, program: bool) -> Path:
+    """A run as it ends; its publishing to Edge Impulse went well, or found nobody there."""
+    run = folder / "runs" / "autumn"
+    run.mkdir(parents=True)
+    shutil.copy(COLOURS / "model.tflite", run / "model.tflite")
+    (run / "labels.txt").write_text("red\ngreen\nblue\n")
+    (run / "summary.json").write_text('{"run": "autumn", "tflite_accuracy": 0.9, "contributors": {}}')
+    record = PublishRecord(run, "edge_impulse/runner-linux-aarch64/float32", {})
+    if program:
+        built = write_program(run / "model-runner-linux-aarch64.eim", machine="aarch64")
+        record.done({"files": {built.name: hashlib.sha256(built.read_bytes()).hexdigest()}})
+    else:
+        record.failed(
+            "https://studio.edgeimpulse.com/v1 gave no answer within 120 s: is this machine online?"
+        )
+    return run
 
 
 __all__ = ["BAD", "CRASH", "GOOD", "HANG", "Digest", "ReleaseFleet"]

@@ -13,7 +13,7 @@ import msgpack
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.fleet.harness import SHAPES, FakeTraining, Fleet, samples_of
+from tests.fleet.harness import SHAPES, FakeTraining, Fleet, MakeFleet, samples_of
 
 from apiary.blobs import Download
 from apiary.bus.bus import Received
@@ -27,7 +27,6 @@ from apiary.wire.messages import BlobRef, NodeStatus, Offer, TrainMetrics
 from apiary.wire.topics import TopicKind, Topics
 from apiary_edge.training.job import TrainingEvent
 
-MakeFleet = Callable[..., Fleet]
 BAD = "pi-01"
 OTHERS = ["pi-00", "pi-02", "pi-03"]
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.fleet.harness import Fleet
+from tests.fleet.harness import Fleet, MakeFleet
 
 from apiary.bus.memory import LinkFault
 from apiary.wire.messages import Announcement
 from apiary_coordinator.round.collector import spool_path
 from apiary_edge.training.newest import NewestRound
-
-MakeFleet = Callable[..., Fleet]
 
 
 def stage(fleet: Fleet) -> str:

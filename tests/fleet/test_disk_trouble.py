@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.fleet.conftest import MakeFleet
-from tests.fleet.harness import Fleet
+from tests.fleet.harness import Fleet, MakeFleet
 
 from apiary.blobs import BlobStore
 from apiary.errors import RunFailed, StoreError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ from apiary_edge.feature import Feature
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.follower import ModelFollower
 from apiary_edge.service import Edge
-
-MakeFleet = Callable[..., Fleet]
 
 
 class Unwilling(Feature):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fleet.harness import FakeWorkshop, Fleet
+from tests.fleet.harness import FakeWorkshop, MakeFleet
 
 import apiary_edge.status.presence as presence_module
 from apiary import __version__
@@ -24,8 +23,6 @@ from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.service import Coordinator, will
 from apiary_coordinator.worker import InlineWorker
 from apiary_edge.training.job import TrainingEvent
-
-MakeFleet = Callable[..., Fleet]
 
 
 def said(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.fleet.conftest import MakeFleet
-from tests.fleet.harness import Fleet
+from tests.fleet.harness import Fleet, MakeFleet
 
 from apiary.errors import SettingsError
 from apiary_coordinator.monitoring.prometheus import Metrics, reason_of

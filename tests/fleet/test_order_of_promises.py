@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.fleet.harness import Fleet
+from tests.fleet.harness import MakeFleet
 
 from apiary.bus.memory import LinkFault
 from apiary.bus.outlet import Outlet
@@ -15,7 +15,6 @@ from apiary_coordinator.journal import AcceptedRow, Journal
 from apiary_coordinator.updates.spool import Spool
 from apiary_edge.transfer.outbox import Outbox
 
-MakeFleet = Callable[..., Fleet]
 Step = tuple[str, Any]
 
 

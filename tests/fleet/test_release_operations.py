@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fleet.release_fleet import BAD, TOPICS, ReleaseFleet
-from tests.fleet.test_releases import all_have, finished_run
+from tests.fleet.release_fleet import BAD, TOPICS, ReleaseFleet, all_have, finished_run
 
 from apiary.bus.bus import Received
 from apiary.bus.outlet import Outlet

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +10,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.fleet.release_fleet import BAD, CRASH, GOOD, HANG, TOPICS, ReleaseFleet
-from tests.stand_ins.eim_program import write_program
+from tests.fleet.release_fleet import BAD, CRASH, GOOD, HANG, TOPICS, ReleaseFleet, all_have, finished_run
 
 from apiary.bus.bus import Received
 from apiary.bus.memory import LinkFault
@@ -22,7 +19,6 @@ from apiary.identity.release_key import seal
 from apiary.identity.roles import Role
 from apiary.wire.messages import ReleaseCurrent
 from apiary.wire.topics import TopicKind
-from apiary_coordinator.publishers._record import PublishRecord
 from apiary_coordinator.releases.ledger import current
 from apiary_edge.releases.state import TrialDone
 
@@ -33,10 +29,6 @@ CURRENT = TOPICS.build(TopicKind.RELEASE_CURRENT)
 @pytest.fixture
 def fleet(tmp_path: Path) -> ReleaseFleet:
     return ReleaseFleet(tmp_path)
-
-
-def all_have(fleet: ReleaseFleet, release: str | None) -> bool:
-    return set(fleet.currents().values()) == {release}
 
 
 def test_two_waves_reach_every_node_and_the_first_is_the_canary(fleet: ReleaseFleet) -> None:
@@ -368,24 +360,6 @@ def test_where_the_fleet_has_an_authority_only_the_coordinators_certificate_rele
     with pytest.raises(RequestRefused, match="signed with the coordinator's certificate"):
         fleet.hq.releasing.key()
     assert fleet.roll_out("bad", BAD) == "halted" and all_have(fleet, "good")
-
-
-def finished_run(folder: Path, *, program: bool) -> Path:
-    """A run as it ends; its publishing to Edge Impulse went well, or found nobody there."""
-    run = folder / "runs" / "autumn"
-    run.mkdir(parents=True)
-    shutil.copy(COLOURS / "model.tflite", run / "model.tflite")
-    (run / "labels.txt").write_text("red\ngreen\nblue\n")
-    (run / "summary.json").write_text('{"run": "autumn", "tflite_accuracy": 0.9, "contributors": {}}')
-    record = PublishRecord(run, "edge_impulse/runner-linux-aarch64/float32", {})
-    if program:
-        built = write_program(run / "model-runner-linux-aarch64.eim", machine="aarch64")
-        record.done({"files": {built.name: hashlib.sha256(built.read_bytes()).hexdigest()}})
-    else:
-        record.failed(
-            "https://studio.edgeimpulse.com/v1 gave no answer within 120 s: is this machine online?"
-        )
-    return run
 
 
 @pytest.mark.parametrize(("program", "kind"), [(True, "eim"), (False, "tflite")])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.fleet.conftest import MakeFleet
-from tests.fleet.harness import Fleet
+from tests.fleet.harness import Fleet, MakeFleet
 
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus

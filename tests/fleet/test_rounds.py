@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fleet.harness import Fleet, samples_of, update_of
+from tests.fleet.harness import Fleet, MakeFleet, samples_of, update_of
 
 from apiary.blobs import BlobStore
 from apiary.bus.memory import LinkFault, MemoryBroker
 from apiary.wire import Digest, blob
 
 NODES = 20
-MakeFleet = Callable[..., Fleet]
 
 
 @pytest.fixture(scope="module")

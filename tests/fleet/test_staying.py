@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.fleet.conftest import MakeFleet
-from tests.fleet.harness import TICK_S, FakeWorkshop, Fleet
+from tests.fleet.harness import TICK_S, FakeWorkshop, Fleet, MakeFleet
 
 from apiary.bus.bus import Received
 from apiary.errors import SettingsError, StoreError

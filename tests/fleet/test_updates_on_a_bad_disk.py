@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fleet.conftest import MakeFleet
+from tests.fleet.harness import MakeFleet
 
 from apiary.errors import StoreError
 from apiary_coordinator.journal import AcceptedRow, Journal

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.fleet.conftest import MakeFleet
-from tests.fleet.harness import Fleet
+from tests.fleet.harness import Fleet, MakeFleet
 
 from apiary.errors import ApiaryError
 from apiary_coordinator.monitoring import watchdog

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.coordinator.releases.test_rollout import ONE, POLICY, fleet, holders, known, release, report
+from tests.unit.coordinator.releases.rollouts import ONE, POLICY, fleet, holders, known, release, report
 
 from apiary_coordinator.releases import rollout as table
 from apiary_coordinator.releases import rollout_events as words

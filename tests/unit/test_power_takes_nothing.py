@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from tests.stand_ins.disk_trace import unsynced
-from tests.unit.edge.releases.test_store import GOOD, blob, installed, release
+from tests.unit.edge.releases.installed_releases import GOOD, blob, installed, release
 from tests.unit.edge.samples.parts import fill, opened, picture
-from tests.unit.edge.transfer.test_power_cuts import DATA, DIGEST, download_all, offer
+from tests.unit.edge.transfer.transferred import DATA, DIGEST, download_all, offer
 
 from apiary.blobs import BlobStore
 from apiary.files import write_atomic

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
+from tests.unit.edge.capture.frames import Frame, blurred, pattern
 
 from apiary.errors import CameraError, SettingsError, StoreError
 from apiary.settings import CameraSettings, CaptureSettings, EdgeSettings, StoreSettings
@@ -27,22 +27,6 @@ from apiary_edge.capture.worker import TROUBLE_PAUSE_S, CaptureLoop, encode
 from apiary_edge.child.lasting_child import LastingChild
 from apiary_edge.samples.model import StoreBounds
 from apiary_edge.samples.store import SampleStore
-
-Frame = NDArray[np.uint8]
-
-
-def pattern(seed: int, width: int = 320, height: int = 240) -> Frame:
-    """A sharp scene of large and small patches, another one for each seed."""
-    rng = np.random.default_rng(seed)
-    large = rng.integers(40, 215, (6, 8, 3), np.uint8)
-    small = rng.integers(-25, 25, (height // 8, width // 8, 1))
-    picture = np.kron(large, np.ones((height // 6, width // 8, 1), np.uint8)).astype(int)
-    return np.clip(picture + np.kron(small, np.ones((8, 8, 1), int)), 0, 255).astype(np.uint8)
-
-
-def blurred(frame: Frame, radius: float) -> Frame:
-    return np.asarray(Image.fromarray(frame).filter(ImageFilter.GaussianBlur(radius)))
-
 
 # -- what a frame looks like
 

@@ -253,7 +253,7 @@ def test_what_a_user_may_do_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_capture_ends_after_its_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.unit.edge.capture.test_capture import pattern
+    from tests.unit.edge.capture.frames import pattern
 
     watched = tmp_path / "watched"
     watched.mkdir()

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.stand_ins.browser import Browser, Clock
-from tests.unit.edge.predicting.test_predicting import LABELS, Scene, digest, frame, model_file
+from tests.unit.edge.predicting.scene import LABELS, Scene, digest, frame, model_file
 
 from apiary.errors import DataError
 from apiary.learn.manifest import PictureInput

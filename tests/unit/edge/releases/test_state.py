@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.unit.coordinator.releases.test_rollout import release
+from tests.unit.coordinator.releases.rollouts import release
 
 from apiary_edge.releases import state
 from apiary_edge.releases.slot import Findings

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.unit.coordinator.releases.test_rollout import ONE, POLICY, begun, release
-from tests.unit.edge.transfer.test_power_cuts import every_cut
+from tests.stand_ins.power_cuts import every_cut
+from tests.unit.coordinator.releases.rollouts import ONE, POLICY, begun, release
 
 from apiary.errors import SignatureRefused, StoreError
 from apiary.identity.release_key import PinnedKey, load_or_make, public_text, seal

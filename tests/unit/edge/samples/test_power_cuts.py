@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.places import ROOT
+from tests.stand_ins.power_cuts import BROKEN, DEAD, DONE, Countdown, arm
 from tests.unit.edge.samples.parts import picture
-from tests.unit.edge.transfer.test_power_cuts import BROKEN, DEAD, DONE, Countdown, arm
 
 from apiary.errors import StoreError
 from apiary.learn.cache import ArrayCache
@@ -231,7 +231,8 @@ def test_killed_again_and_again_while_it_imports_and_labels(tmp_path: Path) -> N
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from tests.unit.edge.samples.test_cut import opened, picture, Incoming
+from apiary_edge.samples.incoming import Incoming
+from tests.unit.edge.samples.parts import opened, picture
 store = opened(Path({str(tmp_path)!r}))
 store.reconcile()
 for i in range(10**6):
@@ -270,7 +271,10 @@ FULL_DISK = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from tests.unit.edge.samples.test_cut import StoreBounds, Incoming, StoreError, opened, picture
+from apiary.errors import StoreError
+from apiary_edge.samples.incoming import Incoming
+from apiary_edge.samples.model import StoreBounds
+from tests.unit.edge.samples.parts import opened, picture
 folder = Path(sys.argv[1])
 store = opened(folder, StoreBounds(min_free_bytes=-(2**40)))
 added = []

@@ -1,0 +1,116 @@
+"""A node's live prediction with stand-in models, frames, and a clock that tests move."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apiary.errors import ModelError
+from apiary.learn.manifest import PictureInput
+from apiary_edge.predicting import model_files
+from apiary_edge.predicting.changes import Changes
+from apiary_edge.predicting.job import PredictionEvent
+from apiary_edge.predicting.live import LOOK_EVERY_S, Bytes, LivePredictor
+from apiary_edge.predicting.model_files import ModelFile
+from apiary_edge.predicting.models import Answered, OpenedModel
+
+LABELS = ("cat", "dog", "fox")
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_file(name: str, **more: object) -> ModelFile:
+    fields = {"kind": "trainer", "name": name, "digest": digest(name), "file": Path("x"), "labels": LABELS}
+    return ModelFile.model_validate({**fields, **more})
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class StandIn:
+    """A model whose answer is the frame's first pixels; `broken` raises."""
+
+    squashes = True
+
+    def __init__(self, found: ModelFile, renews: bool = False):
+        self.input = PictureInput(height=4, width=4, channels=3)
+        self.found = found
+        self.renews = renews
+        self.broken: str | None = None
+        self.closed = False
+
+    def predict(self, frame: Bytes) -> Answered:
+        if self.broken:
+            raise ModelError(self.broken)
+        values = frame.reshape(-1)[:3].astype(np.float64) + 1
+        values = values / values.sum()
+        return Answered(dict(zip(self.found.labels, map(float, values), strict=True)), 1.5, 2.5)
+
+    def renew(self, found: ModelFile) -> bool:
+        if self.renews:
+            self.found = found
+        return self.renews
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def frame(cat: int, dog: int, fox: int = 0) -> Bytes:
+    made = np.zeros((8, 8, 3), np.uint8)
+    made[0, 0] = (cat, dog, fox)
+    return made
+
+
+class Scene:
+    """A node's folder, a clock, what was told, and the models that were opened."""
+
+    def __init__(self, tmp_path: Path, **changes: float):
+        self.folder = tmp_path
+        self.clock = Clock()
+        self.told: list[PredictionEvent] = []
+        self.opened: list[StandIn] = []
+        self.refuses: set[str] = set()
+        self.renews = False
+        wishes: dict[str, Any] = {"every_s": 0.0, "least": 0.0, "repeat_s": 1.0, **changes}
+        self.live = LivePredictor(
+            tmp_path,
+            self.told.append,
+            Changes(**wishes),
+            fps=5,
+            min_probability=0.5,
+            clock=self.clock,
+            wall=lambda: 1_700_000_000.0 + self.clock.now,
+            opening=self.open,
+        )
+
+    def open(self, found: ModelFile) -> OpenedModel:
+        if found.name in self.refuses:
+            raise ModelError("it is torn")
+        self.opened.append(StandIn(found, self.renews))
+        return self.opened[-1]
+
+    def publish(self, found: ModelFile) -> None:
+        file = model_files.newest_file(self.folder)
+        file.parent.mkdir(exist_ok=True)
+        fresh = file.with_suffix(".part")
+        fresh.write_text(found.model_dump_json())
+        fresh.replace(file)
+
+    def turn(self, pixels: Bytes | None = None, after_s: float = LOOK_EVERY_S) -> None:
+        self.clock.now += after_s
+        if pixels is not None:
+            self.live.offer(pixels)
+        self.live.turn()
+
+    def kinds(self) -> list[str]:
+        return [told.kind for told in self.told]
