@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SECONDS_EACH ?= 300
 
-.PHONY: help wheel demo release-demo npm-runner test check bench load links aarch64 chaos search fuzz hosts constraints clean
+.PHONY: help wheel demo release-demo npm-runner test check bench load links aarch64 chaos search fuzz hosts constraints release docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,8 @@ help:
 	@echo "make search  the property tests on examples that nobody has tried (make test repeats the same ones)"
 	@echo "make fuzz    coverage-guided fuzzing of all that reads the bus (SECONDS_EACH=300)"
 	@echo "make hosts   a server and three Pis as systemd hosts on this machine, from nothing to restored (needs root)"
+	@echo "make docs    the documentation as a site: build/site/index.html"
+	@echo "make release wheel and sdist in dist/release/, built and verified"
 	@echo "make constraints  choose the versions that make and the plays install, anew (constraints/*.txt)"
 	@echo "make clean   remove what these made"
 
@@ -43,14 +45,28 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(INSTALL) --editable '.[dev]'
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/python
+	$(INSTALL) --editable '.[docs]'
+	@touch $@
+
 # Newest versions that fit pyproject.toml, for every extra; run the tests before they are committed.
 constraints: | $(BIN)/python
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8,<1' 'packaging>=23'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tools/requirements.txt
 	@$(BIN)/python tools/constraints.py
 
 wheel:
 	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	@ls dist/*.whl
+
+# Wheel and sdist for others, built and tried outside of this checkout: dist/release/.
+release: | $(BIN)/python
+	$(INSTALL) --requirement tools/requirements.txt
+	@$(BIN)/python tools/release.py
+
+# The documentation as a site, in build/site/.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@$(BIN)/python tools/site_check.py build/site
 
 demo: $(VENV)/.demo
 	@$(BIN)/apiary demo $(ARGS)
@@ -70,6 +86,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/yamllint --strict .github .pre-commit-config.yaml CITATION.cff mkdocs.yml
 	$(BIN)/lint-imports --no-cache
 
 test: $(VENV)/.dev check

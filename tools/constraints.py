@@ -34,7 +34,7 @@ def compile_for(python: str) -> str:
         command = [
             *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"),
             *("--universal", "--python-version", python, "--all-extras", "--upgrade"),
-            *("pyproject.toml", str(ROOT / "deploy" / "requirements.txt")),
+            *("pyproject.toml", *(str(ROOT / folder / "requirements.txt") for folder in ("deploy", "tools"))),
         ]
         lines = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
     return "".join(_narrowed(line, python) for line in lines.splitlines())
