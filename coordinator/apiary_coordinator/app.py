@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from apiary.plugins import load
-from apiary_coordinator.feature import Desk, Feature
+from apiary_coordinator.feature import CoordinatorFeature, Desk
 from apiary_coordinator.monitoring.watchdog import Watchdog
 from apiary_coordinator.operators.node_commands import NodeCommands
 from apiary_coordinator.operators.requests import OperatorRequests
@@ -18,7 +18,7 @@ from apiary_coordinator.schedule.queue import ModelBuilders, RunQueue
 from apiary_coordinator.schedule.runbook import RunBook
 
 
-def features(desk: Desk, workshops: ModelBuilders | None = None) -> Sequence[Feature]:
+def features(desk: Desk, workshops: ModelBuilders | None = None) -> Sequence[CoordinatorFeature]:
     """Every feature that the settings ask for; with `workshops` runs begin one after another.
 
     Raises SettingsError.
@@ -28,7 +28,7 @@ def features(desk: Desk, workshops: ModelBuilders | None = None) -> Sequence[Fea
     operators = OperatorRequests(desk.outlet, desk.clock)
     runs = RunQueue(desk, operators, RunBook(desk.journal), workshops)
     vigil = Watchdog(desk)
-    found: list[Feature] = [
+    found: list[CoordinatorFeature] = [
         operators,
         runs,
         NodeCommands(desk, operators),

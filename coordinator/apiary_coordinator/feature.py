@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apiary.blobs import BlobStore
-from apiary.bus.bus import Bus, Received
+from apiary.bus.bus import Bus
 from apiary.bus.outlet import Outlet
+from apiary.service import Feature
 from apiary.settings import Settings
-from apiary.wire.topics import Topic, TopicKind, Topics
+from apiary.wire.topics import Topics
 from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.run.assignment import Assignment
@@ -41,37 +42,16 @@ class Desk:
     """Start a run where none is under way."""
 
 
-class Feature:
-    """Does nothing; a feature overrides what it needs. WireError and StoreError are logged, nothing more.
-
-    No call may block the loop: what takes longer than some milliseconds is given to the desk's worker.
-    """
-
-    kinds: tuple[TopicKind, ...] = ()
-    """Topics that it takes, of all nodes or operators."""
-
-    def start(self, now: float) -> None:
-        """The coordinator starts; before the first connect."""
-
-    def received(self, topic: Topic, event: Received) -> None:
-        """A message on a topic of `kinds`."""
-
-    def connected(self) -> None:
-        """The link is new; retained state was said again already."""
-
-    def tick(self, now: float) -> None:
-        """A turn of the loop, at least twice a second."""
+class CoordinatorFeature(Feature):
+    """A part of the coordinator beside its run."""
 
     def finished(self, folder: Path) -> None:
         """A run's result lies in `folder`, reported and published. On the worker's thread; must not raise."""
 
-    def close(self) -> None:
-        """The coordinator stops."""
+
+Features = Callable[[Desk], Sequence[CoordinatorFeature]]
 
 
-Features = Callable[[Desk], Sequence[Feature]]
-
-
-def no_features(desk: Desk) -> Sequence[Feature]:
+def no_features(desk: Desk) -> Sequence[CoordinatorFeature]:
     """A coordinator that only runs its run."""
     return ()

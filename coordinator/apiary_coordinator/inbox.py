@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from apiary import __version__
-from apiary.bus.bus import Received
+from apiary.bus.inlet import Delivery
 from apiary.bus.outlet import Tap
 from apiary.complaints import Complaints
 from apiary.wire import NodeId
@@ -19,7 +19,7 @@ from apiary_coordinator.run.run import Run
 
 log = logging.getLogger(__name__)
 
-TAKEN: Final = (
+KINDS: Final = (
     TopicKind.NODE_STATUS,
     TopicKind.NODE_ASK,
     TopicKind.NODE_WANT,
@@ -40,40 +40,40 @@ class Inbox:
         self._tap = tap
         self._here = here
 
-    def received(self, topic: Topic, event: Received) -> None:
+    def received(self, delivery: Delivery) -> None:
         """Take a message. Raises WireError, StoreError."""
-        now, node, course = self._desk.clock(), topic.node, self._desk.course()
-        if topic.kind is TopicKind.COORDINATOR_STATUS:
-            self._other_coordinator(event)
-            return
+        now, node, course = self._desk.clock(), delivery.topic.node, self._desk.course()
+        content = delivery.content
+        if isinstance(content, CoordinatorStatus):
+            self._other_coordinator(content, retained=delivery.retained)
         if node is None:
             return
-        if not event.retained and topic.kind not in (TopicKind.CHUNK_UP, TopicKind.NODE_STATUS):
+        if not delivery.retained and isinstance(content, Ask | Want | Offer | Progress):
             self._desk.roster.hear(node, self._desk.wall())
-        who = f"node {node}"
-        match topic.kind:
-            case TopicKind.CHUNK_UP:
-                live = course.live if course is not None else None
-                if live is not None and topic.digest is not None and topic.index is not None:
-                    live.collection.chunk(node, topic.digest, topic.index, event.payload, now)
-            case TopicKind.NODE_STATUS:
-                if event.payload:
-                    status = NodeStatus.decode(event.payload, who=who)
-                    self._node_status(node, status, course, now)
-                    if not event.retained and status.state != "lost":  # that is the broker's word
-                        self._desk.roster.hear(node, self._desk.wall())
-                else:
-                    self._removed(node, course, now)
-            case TopicKind.NODE_OFFER:
-                self._offer(node, Offer.decode(event.payload, who=who), course, now)
-            case TopicKind.NODE_WANT:
-                self._desk.down.want(node, Want.decode(event.payload, who=who), now)
-            case TopicKind.NODE_ASK:
-                self._asked(node, Ask.decode(event.payload, who=who), course)
-            case TopicKind.NODE_PROGRESS:
-                self._tap(topic.kind, node, Progress.decode(event.payload, who=who))
+        match content:
+            case bytes():
+                self._chunk(delivery.topic, content, course, now)
+            case NodeStatus():
+                self._node_status(node, content, course, now)
+                if not delivery.retained and content.state != "lost":  # that is the broker's word
+                    self._desk.roster.hear(node, self._desk.wall())
+            case None if delivery.topic.kind is TopicKind.NODE_STATUS:
+                self._removed(node, course, now)
+            case Offer():
+                self._offer(node, content, course, now)
+            case Want():
+                self._desk.down.want(node, content, now)
+            case Ask():
+                self._asked(node, content, course)
+            case Progress():
+                self._tap(TopicKind.NODE_PROGRESS, node, content)
             case _:
                 pass
+
+    def _chunk(self, topic: Topic, payload: bytes, course: Run | None, now: float) -> None:
+        live = course.live if course is not None else None
+        if live is not None and topic.node and topic.digest is not None and topic.index is not None:
+            live.collection.chunk(topic.node, topic.digest, topic.index, payload, now)
 
     def _node_status(self, node: NodeId, status: NodeStatus, course: Run | None, now: float) -> None:
         self._tap(TopicKind.NODE_STATUS, node, status)
@@ -141,9 +141,8 @@ class Inbox:
         if notice is not None:  # else the announcement that follows is the answer
             self._desk.outlet.send(notice, node)
 
-    def _other_coordinator(self, event: Received) -> None:
-        other = CoordinatorStatus.decode(event.payload, who="another coordinator")
-        if event.retained or other.epoch == self._desk.epoch:
+    def _other_coordinator(self, other: CoordinatorStatus, *, retained: bool) -> None:
+        if retained or other.epoch == self._desk.epoch:
             return
         if other.state == "online":
             log.error(

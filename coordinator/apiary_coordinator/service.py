@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from apiary.blobs import BlobStore
-from apiary.bus.bus import BrokerLimits, Bus, Connected, Disconnected, PublishRefused, Received, Will
+from apiary.bus.bus import BrokerLimits, Bus, Will
 from apiary.bus.flow import ChunkFlow
-from apiary.bus.inlet import Inlet
-from apiary.bus.outlet import Outlet, Tap, no_tap
-from apiary.complaints import Complaints
-from apiary.errors import ApiaryError, BusError, StoreError, WireError
+from apiary.bus.inlet import Delivery
+from apiary.bus.outlet import Tap, no_tap
+from apiary.errors import ApiaryError, BusError, StoreError
 from apiary.files import clear_partial
 from apiary.identity.gate import OPEN, MessageGate
+from apiary.service import Service
 from apiary.settings import Settings
 from apiary.wire.chunks import CHUNK_BYTES, ENVELOPE_BYTES
-from apiary.wire.topics import Topic, TopicKind, Topics
-from apiary_coordinator.feature import Desk, Features, no_features
+from apiary.wire.topics import TopicKind, Topics
+from apiary_coordinator.feature import CoordinatorFeature, Desk, Features, no_features
 from apiary_coordinator.fleet.roster import Roster
-from apiary_coordinator.inbox import TAKEN, Inbox
+from apiary_coordinator.inbox import KINDS, Inbox
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.run.assignment import Assignment, Means
 from apiary_coordinator.run.messages import status
@@ -35,12 +35,14 @@ log = logging.getLogger(__name__)
 _RETRY_S: Final = 5.0
 
 
-class Coordinator:
+class Coordinator(Service[CoordinatorFeature]):
     """One federation's server. It has a run, or, where it is to `stay`, none until a feature begins one.
 
     `step` is one turn of the loop. `clock` is monotonic, `wall` seconds since 1970; both, like the bus and
-    the worker, come from outside. `over` is told of each run that ends where we stay.
+    the worker, come from outside. `ended` is called with each run that ends where the coordinator stays.
     """
+
+    kinds = KINDS
 
     def __init__(
         self,
@@ -57,28 +59,23 @@ class Coordinator:
         tap: Tap = no_tap,
         inspect: Callable[[Path], Any] = lambda folder: None,
         features: Features = no_features,
-        over: Callable[[Run], None] = lambda course: None,
+        ended: Callable[[Run], None] = lambda course: None,
         gate: MessageGate = OPEN,
     ):
+        super().__init__(bus, settings.topics, clock=clock, gate=gate, tap=tap)
         self.settings = settings
         self.course: Run | None = None
         self.roster = Roster()
-        self._topics: Topics = settings.topics
-        self._bus = bus
         self._journal = journal
         self._worker = worker
-        self._clock = clock
         self._wall = wall
         self._epoch = epoch
-        self._outlet = Outlet(bus, self._topics, tap, gate)
         self._flow = ChunkFlow()
         self._down = ModelServer(self._topics, blobs, self._flow, settings.coordinator.gather_s)
-        self._complaints = Complaints(log)
-        self._inlet = Inlet(gate, self._complaints)
         self._window = settings.broker.inflight
         self._again: list[tuple[float, Callable[[], None], Lane | None]] = []
         self._stay = stay
-        self._over = over
+        self._ended = ended
         self._inspect = inspect
         self._means = Means(
             journal,
@@ -110,16 +107,12 @@ class Coordinator:
             self.begin,
         )
         self._reception = Inbox(desk, self._complaints, tap=tap, here=self._here)
-        self._features = features(desk)
+        self.features = features(desk)
 
     def start(self) -> None:
         """Subscribe and say that we are here."""
         clear_partial(self.settings.coordinator.state_dir, below=True)
-        kinds = {*TAKEN, *(kind for feature in self._features for kind in feature.kinds)}
-        for kind in sorted(kinds, key=lambda kind: kind.name):
-            self._bus.subscribe(self._topics.pattern(kind))
-        for feature in self._features:
-            feature.start(self._clock())
+        self._start(self._clock())
         self._here()
 
     def begin(self, assignment: Assignment) -> None:
@@ -128,14 +121,10 @@ class Coordinator:
         self.course = Run(self._means, assignment, epoch=self._epoch)
         self._must(partial(self._begin, self.course), self.course.lane)
 
-    def run(self, should_stop: Callable[[], bool], turned: Callable[[], None] = lambda: None) -> None:
-        """Turn until `should_stop`, or until the run is over where we are not to stay.
-
-        `turned` is called after each turn. Raises what the run failed with, where we are not to stay.
-        """
-        while (self._stay or self.course is None or self.course.stage != "done") and not should_stop():
-            self.step(0.5)
-            turned()
+    @property
+    def over(self) -> bool:
+        """Whether the run is over, where the coordinator does not stay."""
+        return not self._stay and self.course is not None and self.course.stage == "done"
 
     def close(self) -> None:
         """Say goodbye; an unfinished run goes on at the next start."""
@@ -144,52 +133,30 @@ class Coordinator:
             self.course.live.collection.close(remove=False)
         else:
             self._worker.close(1.0)
-        for feature in self._features:
-            feature.close()
-        self._outlet.send(status("offline", self._epoch, self.course.run if self.course else None))
-        # A last moment for the broker to take it; nothing depends on it.
-        for _ in range(20):
-            if self._bus.backlog == 0 or not self._bus.connected:
-                break
-            self._bus.poll(0.05)
-        self._bus.close()
+        self._close(status("offline", self._epoch, self.course.run if self.course else None))
 
-    def step(self, timeout_s: float) -> None:
-        """One turn: wait for the bus at most `timeout_s`, take what came, do what is due."""
+    def _wait_s(self, timeout_s: float) -> float:
         due = self._down.next_due()
-        if due is not None:
-            timeout_s = min(timeout_s, max(0.0, due - self._clock()))
-        for event in self._bus.poll(timeout_s):
-            match event:
-                case Received():
-                    self._received(event)
-                case Connected(limits):
-                    self.connected(limits)
-                case Disconnected(error, retry_s):
-                    log.warning("%s; next attempt in %.0f s", error, retry_s)
-                case PublishRefused(topic, reason):
-                    log.warning("the broker refused topic=%s reason=%s", topic, reason)
+        return timeout_s if due is None else min(timeout_s, max(0.0, due - self._clock()))
+
+    def _work(self, now: float) -> None:
         for done in self._worker.collect():
             self._take(done)
-        now = self._clock()
         self._retry(now)
         if self.course is not None:
             self._turn(self.course)
-        for feature in self._features:
-            self._guarded("", partial(feature.tick, now))
-        self._guarded("", self._outlet.renew)
+
+    def _flush(self, now: float) -> None:
+        self._guarded(self._outlet.renew)
         self._down.due(now)
-        self._guarded("", partial(self._flow.pump, self._bus, self._window))
+        self._guarded(partial(self._flow.pump, self._bus, self._window))
 
     def connected(self, limits: BrokerLimits) -> None:
         """The broker accepted us: keep to its limits, say again what it may have forgotten."""
         self._check_limits(limits.max_packet_bytes)
         if limits.receive_maximum:
             self._window = min(self._window, limits.receive_maximum)
-        log.info("broker connected protocol=%s", limits.protocol)
-        self._outlet.restore()
-        for feature in self._features:
-            self._guarded("", feature.connected)
+        super().connected(limits)
 
     def _begin(self, course: Run) -> None:
         """Raises StoreError, and is tried again then."""
@@ -199,13 +166,13 @@ class Coordinator:
 
     def _turn(self, course: Run) -> None:
         try:
-            self._guarded("", course.tick)
+            self._guarded(course.tick)
         except ApiaryError as e:
             self._failed(course.lane, e)
         if course.stage == "done" and self._stay:
             self.course = None
             self._here()
-            self._over(course)
+            self._ended(course)
 
     def _take(self, done: Done) -> None:
         """What the worker made. What goes wrong with a run's jobs is the end of the run."""
@@ -221,7 +188,7 @@ class Coordinator:
     def _finished(self, folder: Path) -> None:
         """What follows a run, on the worker's thread."""
         self._inspect(folder)
-        for feature in self._features:
+        for feature in self.features:
             feature.finished(folder)
 
     def _must(self, act: Callable[[], None], lane: Lane | None) -> None:
@@ -256,24 +223,8 @@ class Coordinator:
             log.error("run=%s failed: %s", course.run, error)
             self._must(partial(course.fail, str(error)), None)
 
-    # -- what comes in ---------------------------------------------------------------------------------
-
-    def _received(self, event: Received) -> None:
-        try:
-            topic = self._topics.parse(event.topic)
-        except WireError as e:
-            log.debug("%s", e)
-            return
-        self._guarded(topic.node or "", partial(self._opened, topic, event))
-
-    def _opened(self, topic: Topic, event: Received) -> None:
-        opened = self._inlet.open(topic, event)
-        if opened is None:
-            return
-        self._guarded(topic.node or "", partial(self._reception.received, topic, opened))
-        for feature in self._features:
-            if topic.kind in feature.kinds:
-                self._guarded(topic.node or "", partial(feature.received, topic, opened))
+    def _received(self, delivery: Delivery) -> None:
+        self._reception.received(delivery)
 
     # -- small parts -----------------------------------------------------------------------------------
 
@@ -287,15 +238,6 @@ class Coordinator:
                 f"the broker takes packets of at most {max_packet_bytes} bytes, chunks need {need}: "
                 "raise max_packet_size in mosquitto.conf"
             )
-
-    def _guarded(self, who: str, act: Callable[[], object]) -> None:
-        """Do something for a peer: its faults are logged and cost nobody else anything."""
-        try:
-            act()
-        except WireError as e:
-            self._complaints.about(who, e)
-        except StoreError as e:
-            log.error("%s", e)
 
 
 def will(topics: Topics, epoch: str) -> Will:

@@ -21,7 +21,7 @@ from apiary.settings import EdgeSettings, Settings
 from apiary.wire import NodeId
 from apiary_edge.capture.job import bounds_of, job_of, store_dir
 from apiary_edge.capture.process import CameraStatus, CaptureFeature, CaptureProcess
-from apiary_edge.feature import Clocks, Feature
+from apiary_edge.feature import Clocks, NodeFeature
 from apiary_edge.guest.stay import Guest
 from apiary_edge.health.reader import Reader
 from apiary_edge.operators.commands import Commands
@@ -146,12 +146,12 @@ def _releases(settings: Settings, service: Edge) -> ReleaseAgent:
 
 def _following(
     settings: Settings, service: Edge, samples: SampleStore | None, wake: Callable[[], None]
-) -> list[Feature]:
+) -> list[NodeFeature]:
     """What follows the federation's model. Without predictions, suggestions and tuning, only its labels."""
     edge = settings.edge
     job = chores_job(edge, store=samples is not None)
     background = job.suggest or job.personal.enabled
-    found: list[Feature] = [
+    found: list[NodeFeature] = [
         ModelFollower(
             service.node,
             service.clocks,

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from apiary.bus.bus import Received
+from apiary.service import Feature
 from apiary.wire import Digest
 from apiary.wire.messages import Announcement
-from apiary.wire.topics import Topic, TopicKind
 from apiary_edge.training.session import Session
 from apiary_edge.training.supervisor import TrainingSupervisor
 
@@ -55,20 +54,8 @@ class Rounds(Protocol):
         ...
 
 
-class Feature:
-    """Does nothing; a feature overrides what it needs. WireError and StoreError are logged, nothing more.
-
-    No call may block the loop: what takes longer than some milliseconds belongs into a child process.
-    """
-
-    kinds: tuple[TopicKind, ...] = ()
-    """Topics that it takes: those of this node, or those for all."""
-
-    def start(self, now: float) -> None:
-        """The node starts; before the first connect."""
-
-    def received(self, topic: Topic, event: Received) -> None:
-        """A message on a topic of `kinds`."""
+class NodeFeature(Feature):
+    """A part of the node beside training."""
 
     def announced(self, told: Announcement) -> None:
         """A round was announced that is not out of date, whether for this node or not."""
@@ -76,17 +63,8 @@ class Feature:
     def fetched(self, digest: Digest) -> None:
         """A blob is here, whole, whoever asked for it."""
 
-    def connected(self) -> None:
-        """The link is new: what was said last may not have arrived."""
-
     def disconnected(self, why: str) -> None:
         """The link is gone, or an attempt failed; the next attempt comes by itself."""
-
-    def tick(self, now: float) -> None:
-        """A turn of the loop, at least twice a second."""
-
-    def close(self) -> None:
-        """The node stops: end children, say goodbye."""
 
     def keeps(self) -> set[Digest]:
         """Blobs that must not be evicted."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Final, assert_never
 
-from apiary.bus.bus import BrokerLimits, Bus, Connected, Disconnected, PublishRefused, Received
-from apiary.bus.inlet import Inlet
-from apiary.bus.outlet import Outlet, Tap, no_tap
-from apiary.complaints import Complaints
-from apiary.errors import StoreError, WireError
+from apiary.bus.bus import BrokerLimits, Bus
+from apiary.bus.inlet import Delivery
+from apiary.bus.outlet import Tap, no_tap
+from apiary.errors import BusError, StoreError
 from apiary.files import clear_partial
 from apiary.identity.gate import OPEN, MessageGate
+from apiary.service import Service
 from apiary.settings import Settings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import (
@@ -23,11 +22,12 @@ from apiary.wire.messages import (
     BlobRef,
     CoordinatorStatus,
     Grant,
+    NodeStatus,
     Notice,
     Receipt,
 )
-from apiary.wire.topics import Topic, TopicKind, Topics
-from apiary_edge.feature import Clocks, Feature
+from apiary.wire.topics import Topic, TopicKind
+from apiary_edge.feature import Clocks, NodeFeature
 from apiary_edge.status.presence import NodeFacts, Presence, lost, will
 from apiary_edge.stores import NodeStores
 from apiary_edge.training import session as table
@@ -47,18 +47,19 @@ RECEIVE_MAXIMUM: Final = 2
 """Messages that the broker may have on their way to a node. It copies each for its receiver: with its own
 limit of 100 the models of 1000 nodes that were slow to read took 475 MB of it (measured), with a model of
 14 MB it could be 12 GB. Two chunks in a round trip are 4.8 Mbit/s at 400 ms."""
-_TAKEN: Final = (
-    TopicKind.NODE_NOTICE,
-    TopicKind.NODE_GRANT,
-    TopicKind.NODE_RECEIPT,
-    TopicKind.NODE_STATUS,
-    TopicKind.ROUND_CURRENT,
-    TopicKind.COORDINATOR_STATUS,
-)
 
 
-class Edge:
+class Edge(Service[NodeFeature]):
     """One node. `step` is one turn of its loop; `features` are added before `start`."""
+
+    kinds = (
+        TopicKind.NODE_NOTICE,
+        TopicKind.NODE_GRANT,
+        TopicKind.NODE_RECEIPT,
+        TopicKind.NODE_STATUS,
+        TopicKind.ROUND_CURRENT,
+        TopicKind.COORDINATOR_STATUS,
+    )
 
     def __init__(
         self,
@@ -74,21 +75,15 @@ class Edge:
     ):
         edge = settings.edge
         self.node = NodeId(edge.node_id)
+        super().__init__(bus, settings.topics, clock=clocks.monotonic, gate=gate, tap=tap, node=self.node)
         self.session = Session(self.node, edge.upload_idle_s, done=stores.outbox.done())
         self.rounds_done = 0
-        self.features: list[Feature] = []
+        self.features: list[NodeFeature] = []
         self.clocks = clocks
         self._settings = settings
-        self._topics: Topics = settings.topics
-        self._bus = bus
         self._stores = stores
-        self._clock = clocks.monotonic
         self._facts = facts
-        self._tap = tap
-        self._outlet = Outlet(bus, self._topics, tap, gate)
         self.channel = NodeChannel(self.node, bus, self._topics, self._outlet)
-        self._complaints = Complaints(log)
-        self._inlet = Inlet(gate, self._complaints)
         self.downloads = Downloads(
             self.channel,
             stores.blobs,
@@ -128,11 +123,7 @@ class Edge:
         if self._stores.samples is not None:
             self._stores.samples.reconcile()
         self._presence.begin(now)
-        kinds = {*_TAKEN, *(kind for feature in self.features for kind in feature.kinds)}
-        for kind in sorted(kinds, key=lambda kind: kind.name):
-            self._bus.subscribe(self._topics.pattern(kind, node=self.node))
-        for feature in self.features:
-            feature.start(now)
+        self._start(now)
         waiting = self._stores.outbox.waiting()
         if waiting:
             log.info("node=%s round=%d the outbox holds an update; sending it", self.node, waiting[-1].round)
@@ -140,46 +131,23 @@ class Edge:
             self._perform(commands)
         self._say()
 
-    def run(self, should_stop: Callable[[], bool], turned: Callable[[], None] = lambda: None) -> None:
-        """Turn until `should_stop`; `turned` is called after each turn."""
-        while not should_stop():
-            self.step(0.5)
-            turned()
-
     def close(self) -> None:
         """End the children and say goodbye; what the outbox holds is sent after the next start."""
         self.training.stop()
-        for feature in self.features:
-            feature.close()
         self.downloads.abandon()
-        self.channel.send(lost(self._facts.instance, "stopped", self._settings.edge.tags))
-        for _ in range(20):
-            if self._bus.backlog == 0 or not self._bus.connected:
-                break
-            self._bus.poll(0.05)
-        self._bus.close()
+        self._close(lost(self._facts.instance, "stopped", self._settings.edge.tags))
 
-    def step(self, timeout_s: float) -> None:
-        """One turn: wait for the bus at most `timeout_s`, take what came, do what is due."""
-        for event in self._bus.poll(timeout_s):
-            match event:
-                case Received():
-                    self._guarded(partial(self._received, event))
-                case Connected(limits):
-                    self.connected(limits)
-                case Disconnected(error, retry_s):
-                    log.warning("%s; next attempt in %.0f s", error, retry_s)
-                    self._sending.clear()
-                    for feature in self.features:
-                        self._guarded(partial(feature.disconnected, str(error)))
-                case PublishRefused(topic, reason):
-                    log.warning("the broker refused topic=%s reason=%s", topic, reason)
-        now = self._clock()
+    def _disconnected(self, error: BusError) -> None:
+        self._sending.clear()
+        for feature in self.features:
+            self._guarded(partial(feature.disconnected, str(error)))
+
+    def _work(self, now: float) -> None:
         self._guarded(partial(self.training.tick, now))
         self._guarded(partial(self.downloads.tick, now))
         self._guarded(partial(self._handle, table.SessionTick()))
-        for feature in self.features:
-            self._guarded(partial(feature.tick, now))
+
+    def _flush(self, now: float) -> None:
         self._guarded(partial(self._count, now))
         if now - self._refreshed_at >= self._refresh_s:
             self._refresh(now)
@@ -189,48 +157,36 @@ class Edge:
 
     # -- what comes in ---------------------------------------------------------------------------------
 
-    def _received(self, event: Received) -> None:
-        topic = self._topics.parse(event.topic)
-        opened = self._inlet.open(topic, event)
-        if opened is None:
-            return
-        event = opened
-        who = "the coordinator"
-        match topic.kind:
-            case TopicKind.CHUNK_DOWN:
-                self._chunk(topic, event.payload)
-            case TopicKind.ROUND_CURRENT:
-                told = Announcement.decode(event.payload, who=who)
-                self._tap(topic.kind, None, told)
-                self._announced(told, None)
-            case TopicKind.NODE_NOTICE:
-                notice = Notice.decode(event.payload, who=who)
-                self._tap(topic.kind, self.node, notice)
-                if notice.announcement is None:
-                    self._newest.nothing_open()
-                    self._handle(table.NothingOpen())
-                else:
-                    self._announced(notice.announcement, notice.invited, again=bool(notice.again))
-            case TopicKind.NODE_GRANT:
-                grant = Grant.decode(event.payload, who=who)
-                self._handle(table.Granted(Digest(grant.digest), grant.missing))
-            case TopicKind.NODE_RECEIPT:
-                receipt = Receipt.decode(event.payload, who=who)
-                self._tap(topic.kind, self.node, receipt)
-                self._handle(
-                    table.Receipted(Digest(receipt.digest), receipt.state, receipt.why, receipt.missing or [])
+    def _received(self, delivery: Delivery) -> None:
+        topic, content = delivery.topic, delivery.content
+        if isinstance(content, Announcement | Notice | Receipt | CoordinatorStatus):
+            self._tap(topic.kind, topic.node, content)
+        match content:
+            case bytes():
+                self._chunk(topic, content)
+            case Announcement():
+                self._announced(content, None)
+            case Notice(announcement=None):
+                self._newest.nothing_open()
+                self._handle(table.NothingOpen())
+            case Notice(announcement=announcement, invited=invited, again=again):
+                assert announcement is not None  # noqa: S101 - the case before
+                self._announced(announcement, invited, again=bool(again))
+            case Grant(digest=digest, missing=missing):
+                self._handle(table.Granted(Digest(digest), missing))
+            case Receipt(digest=digest, state=state, why=why, missing=missing):
+                self._handle(table.Receipted(Digest(digest), state, why, missing or []))
+            case CoordinatorStatus():
+                self._coordinator_status(content)
+            case NodeStatus():
+                self._presence.heard(
+                    content,
+                    retained=delivery.retained,
+                    now=self._clock(),
+                    first_connect=self._connects <= 1,
                 )
-            case TopicKind.COORDINATOR_STATUS:
-                coordinator = CoordinatorStatus.decode(event.payload, who=who)
-                self._tap(topic.kind, None, coordinator)
-                self._coordinator_status(coordinator)
-            case TopicKind.NODE_STATUS:
-                self._presence.heard(event, now=self._clock(), first_connect=self._connects <= 1)
             case _:
                 pass
-        for feature in self.features:
-            if topic.kind in feature.kinds:
-                self._guarded(partial(feature.received, topic, event))
 
     def _announced(self, told: Announcement, invited: bool | None, *, again: bool = False) -> None:
         now = self._clock()
@@ -312,17 +268,14 @@ class Edge:
         self._connects += 1
         if limits.receive_maximum:
             self._sending.window = min(self._sending.window, limits.receive_maximum)
-        log.info("node=%s broker connected protocol=%s", self.node, limits.protocol)
-        self._outlet.restore()
-        self.renew()
+        super().connected(limits)
 
     def renew(self) -> None:
-        """The link or the coordinator is new: ask for everything again."""
+        """The connection or the coordinator is new: request everything again."""
         self._sending.clear()
         self.downloads.again(self._clock())
         self._guarded(partial(self._handle, table.Reconnected()))
-        for feature in self.features:
-            self._guarded(feature.connected)
+        super().renew()
 
     # -- what goes out ---------------------------------------------------------------------------------
 
@@ -367,12 +320,3 @@ class Edge:
 
     def _ask(self) -> None:
         self.channel.send(Ask(session=self._facts.instance, clock=int(self.clocks.wall())))
-
-    def _guarded(self, act: Callable[[], object]) -> None:
-        """What a peer or the disk did wrong is said, and the loop goes on."""
-        try:
-            act()
-        except WireError as e:
-            self._complaints.about("", e)
-        except StoreError as e:
-            self._complaints.trouble(e, self._clock())

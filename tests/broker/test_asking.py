@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from apiary.bus.bus import Received
+from apiary.bus.inlet import Delivery, decode
 from apiary.bus.mqtt import MqttBus
 from apiary.bus.outlet import Outlet
 from apiary.errors import BusError, NoAnswer, RequestRefused
@@ -58,7 +59,8 @@ class Office(threading.Thread):
                     if self._deaf > 0:
                         self._deaf -= 1
                         continue
-                    operators.received(topics.parse(event.topic), event)
+                    topic = topics.parse(event.topic)
+                    operators.received(Delivery(topic, decode(topic, event.payload)))
             if bus.backlog == 0:
                 self.begun.set()
             for call in self.calls:

@@ -296,8 +296,8 @@ def test_forged_and_repeated_messages_through_the_broker_itself(
         captured.publish(ANNOUNCED, said, retain=True)
         captured.poll(0.01)
     events = poll(lambda es: sum(isinstance(e, Received) for e in es) == 6, node, captured)
-    taken = [inlet.open(T.parse(e.topic), e) for e in events if isinstance(e, Received)]
-    assert [json.loads(t.payload)["round"] for t in taken if t is not None] == [2, 2]
+    taken = [inlet.verify(T.parse(e.topic), e) for e in events if isinstance(e, Received)]
+    assert [json.loads(t)["round"] for t in taken if t is not None] == [2, 2]
     # Each kind of lie is said, though all are on one topic.
     for said in (
         "not signed, expected",
@@ -329,7 +329,7 @@ def test_revoked_is_out_within_five_seconds(secured: Secured, tmp_path: Path) ->
     offer = T.build(TopicKind.NODE_OFFER, node=gone)
     node.publish(offer, sealed(signed, TopicKind.NODE_OFFER, offer, round=1))
     heard = poll(lambda es: bool(offers(es, offer)), coordinator, node)
-    assert inlet.open(T.parse(offer), offers(heard, offer)[0]) is not None
+    assert inlet.verify(T.parse(offer), offers(heard, offer)[0]) is not None
 
     began = time.monotonic()
     told = (

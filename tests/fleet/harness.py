@@ -35,7 +35,7 @@ from apiary_coordinator.run.run import Run
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.worker import InlineWorker
-from apiary_edge.feature import Clocks, Feature
+from apiary_edge.feature import Clocks, NodeFeature
 from apiary_edge.service import Edge, will
 from apiary_edge.status.presence import NodeFacts
 from apiary_edge.stores import NodeStores
@@ -48,7 +48,7 @@ SHAPES = {"a/kernel": (300, 200), "a/bias": (200,)}
 """240,800 bytes: three chunks."""
 
 
-Features = Callable[[Edge], Sequence[Feature]]
+Features = Callable[[Edge], Sequence[NodeFeature]]
 """What a node does beside training."""
 
 

@@ -20,6 +20,7 @@ from tests.stand_ins.eim_program import write_program
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Connected, Received, Will
 from apiary.bus.flow import ChunkFlow
+from apiary.bus.inlet import Delivery, decode
 from apiary.bus.memory import MemoryBroker
 from apiary.bus.outlet import Outlet
 from apiary.errors import StoreError, WireError
@@ -155,7 +156,8 @@ class Node:
             if whole is not None:
                 self.releases.fetched(whole)
         elif topic.kind in self.releases.kinds:
-            self.releases.received(topic, event)
+            content = decode(topic, event.payload)
+            self.releases.received(Delivery(topic, content, event.retained, event.topic))
 
     def _guarded(self, act: Callable[[], object]) -> None:
         try:
@@ -222,12 +224,13 @@ class Headquarters:
         topic = TOPICS.parse(event.topic)
         node = topic.node or NodeId("-")
         event = replace(event, payload=self._gate.open(topic, event.topic, event.payload))
-        if topic.kind is TopicKind.NODE_STATUS:
-            self.roster.update(node, NodeStatus.decode(event.payload, who=node), now)
-        if topic.kind is TopicKind.NODE_WANT:
-            self._down.want(node, Want.decode(event.payload, who=node), now)
+        content = decode(topic, event.payload)
+        if isinstance(content, NodeStatus):
+            self.roster.update(node, content, now)
+        if isinstance(content, Want):
+            self._down.want(node, content, now)
         else:
-            self.releasing.received(topic, event)
+            self.releasing.received(Delivery(topic, content, event.retained, event.topic))
 
 
 class ReleaseFleet:

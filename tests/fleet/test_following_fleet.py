@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 from tests.fleet.harness import Features, Fleet
 
-from apiary_edge.feature import Feature
+from apiary_edge.feature import NodeFeature
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.follower import ModelFollower
 from apiary_edge.service import Edge
 
 
-class Unwilling(Feature):
+class Unwilling(NodeFeature):
     """Takes part in nothing."""
 
     def unfit(self, told: object) -> str:
         return "it only looks"
 
 
-def following(folder: Path, node: str, *more: Feature) -> Features:
-    def features(edge: Edge) -> list[Feature]:
+def following(folder: Path, node: str, *more: NodeFeature) -> Features:
+    def features(edge: Edge) -> list[NodeFeature]:
         return [ModelFollower(edge.node, edge.clocks, edge.downloads, folder / node, fetch=True), *more]
 
     return features

@@ -15,7 +15,7 @@ from tests.fleet.harness import Fleet, MakeFleet
 from apiary.settings import GuestSettings
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeHealth, NodeStatus
-from apiary_edge.feature import Feature
+from apiary_edge.feature import NodeFeature
 from apiary_edge.guest.stay import Guest
 from apiary_edge.health.readings import MB, Heat, Readings
 from apiary_edge.service import Edge
@@ -40,7 +40,7 @@ class Machine:
         pass
 
     def features(self, folder: Path, **guest: Any) -> Any:
-        def make(node: Edge) -> Sequence[Feature]:
+        def make(node: Edge) -> Sequence[NodeFeature]:
             self.guest = Guest(
                 node.channel,
                 node,

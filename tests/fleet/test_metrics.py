@@ -21,7 +21,7 @@ Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 def feature_of(fleet: Fleet) -> Metrics:
     assert fleet.coordinator is not None
-    (metrics,) = [f for f in fleet.coordinator._features if isinstance(f, Metrics)]
+    (metrics,) = [f for f in fleet.coordinator.features if isinstance(f, Metrics)]
     return metrics
 
 
@@ -134,7 +134,7 @@ def test_an_endpoint_that_is_taken_is_told(measured: Callable[..., Fleet], make_
 def test_it_is_off_by_default(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(1)
     assert fleet.coordinator is not None
-    assert not [f for f in fleet.coordinator._features if isinstance(f, Metrics)]
+    assert not [f for f in fleet.coordinator.features if isinstance(f, Metrics)]
 
 
 @pytest.mark.parametrize(

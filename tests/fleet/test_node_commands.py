@@ -16,7 +16,7 @@ from apiary.wire import NodeId
 from apiary.wire.messages import NodeReply
 from apiary.wire.topics import TopicKind
 from apiary_coordinator.operators.node_commands import MAX_OPEN
-from apiary_edge.feature import Feature
+from apiary_edge.feature import NodeFeature
 from apiary_edge.operators.commands import MAX_REMEMBERED, Commands
 from apiary_edge.operators.log_tail import LogTail
 from apiary_edge.service import Edge
@@ -32,7 +32,7 @@ def commanded(make_fleet: MakeFleet) -> Callable[..., Fleet]:
     def make(**options: Any) -> Fleet:
         fleets: list[Fleet] = []
 
-        def features(node: Edge) -> Sequence[Feature]:
+        def features(node: Edge) -> Sequence[NodeFeature]:
             tail = LogTail()
             tail.emit(logging.LogRecord("x", logging.INFO, "", 0, f"hello from {node.node}", None, None))
             return [Commands(node.channel, node, folder() / node.node, tail)]
@@ -284,7 +284,7 @@ def test_orders_are_bounded_and_a_place_is_free_again(commanded: Callable[..., F
     from apiary_coordinator.operators.node_commands import NodeCommands, NodeSelector
     from apiary_coordinator.operators.requests import Call
 
-    (office,) = [f for f in fleet.coordinator._features if isinstance(f, NodeCommands)]
+    (office,) = [f for f in fleet.coordinator.features if isinstance(f, NodeCommands)]
     from apiary.wire import NodeId
 
     for i in range(MAX_OPEN):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.fleet.release_fleet import BAD, TOPICS, ReleaseFleet, all_have, finished_run
 
-from apiary.bus.bus import Received
+from apiary.bus.inlet import Delivery
 from apiary.bus.outlet import Outlet
 from apiary.wire import NodeId
 from apiary.wire.messages import OperatorReply, OperatorRequest
@@ -29,7 +29,7 @@ class Asking:
 
     def __call__(self, op: str, **args: Any) -> Any:
         request = OperatorRequest(id=f"r{len(self.said)}", op=f"release.{op}", args=args)
-        self.operators.received(Topic(TopicKind.OPERATOR_REQUEST, node=ANNA), Received("", request.encode()))
+        self.operators.received(Delivery(Topic(TopicKind.OPERATOR_REQUEST, node=ANNA), request))
         for done in self.fleet.hq.desk.worker.collect():
             done.then(done.value)
         last = self.said[-1]

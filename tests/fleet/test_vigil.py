@@ -13,7 +13,7 @@ from apiary_coordinator.worker import Done, InlineWorker
 
 def vigil_of(fleet: Fleet) -> Watchdog:
     assert fleet.coordinator is not None
-    (watchdog,) = [f for f in fleet.coordinator._features if isinstance(f, Watchdog)]
+    (watchdog,) = [f for f in fleet.coordinator.features if isinstance(f, Watchdog)]
     return watchdog
 
 

@@ -21,7 +21,7 @@ from apiary.identity.gate import load_gate
 from apiary.identity.roles import Role
 from apiary.settings import Settings
 from apiary.wire import NodeId
-from apiary.wire.messages import CoordinatorStatus, OperatorReply, OperatorRequest
+from apiary.wire.messages import CoordinatorStatus, Message, OperatorReply, OperatorRequest
 from apiary.wire.topics import TopicKind
 from apiary_cli.terminal.once import FirstConnection
 from apiary_cli.terminal.stopping import Interrupted, stop_on_signals
@@ -105,7 +105,7 @@ class _Asking:
                 try:
                     topic = self._topics.parse(event.topic)
                     if (opened := self._inlet.open(topic, event)) is not None:
-                        self._received(topic.kind, opened.payload)
+                        self._received(opened.content)
                 except WireError as e:
                     log.warning("%s", e)
             case Disconnected(error, retry_s):
@@ -118,17 +118,13 @@ class _Asking:
             case _:
                 pass
 
-    def _received(self, kind: TopicKind, payload: bytes) -> None:
-        if kind is TopicKind.COORDINATOR_STATUS:
-            if payload:
-                self._online = CoordinatorStatus.decode(payload, who="the coordinator").state == "online"
-            return
-        answer = OperatorReply.decode(payload, who="the coordinator")
-        if answer.id != self._request.id:
-            return
-        self._answer = answer
-        if answer.state == "working":
-            self._on_progress(answer.result)
+    def _received(self, content: Message | bytes | None) -> None:
+        if isinstance(content, CoordinatorStatus):
+            self._online = content.state == "online"
+        elif isinstance(content, OperatorReply) and content.id == self._request.id:
+            self._answer = content
+            if content.state == "working":
+                self._on_progress(content.result)
 
     def _check_presence(self, waited_s: float) -> None:
         """Say at once that nobody is there to answer; one that goes while it works may come back."""

@@ -17,33 +17,22 @@ from apiary.identity.gate import OPEN, MessageGate, load_gate
 from apiary.identity.roles import Role
 from apiary.settings import BrokerSettings, Settings
 from apiary.wire import NodeId
-from apiary.wire.messages import (
-    Announcement,
-    CoordinatorStatus,
-    Message,
-    ModelManifest,
-    NodeHealth,
-    NodeRelease,
-    NodeStatus,
-    Progress,
-    ReleaseCurrent,
-    RoundResult,
-)
+from apiary.wire.messages import Message, ReleaseCurrent
 from apiary.wire.topics import TopicKind, Topics
 
 log = logging.getLogger(__name__)
 
-WATCHED: Final[dict[TopicKind, type[Message]]] = {
-    TopicKind.ROUND_CURRENT: Announcement,
-    TopicKind.ROUND_LAST: RoundResult,
-    TopicKind.MODEL_CURRENT: ModelManifest,
-    TopicKind.COORDINATOR_STATUS: CoordinatorStatus,
-    TopicKind.NODE_STATUS: NodeStatus,
-    TopicKind.NODE_PROGRESS: Progress,
-    TopicKind.NODE_HEALTH: NodeHealth,
-    TopicKind.NODE_RELEASE: NodeRelease,
-    TopicKind.RELEASE_CURRENT: ReleaseCurrent,
-}
+WATCHED: Final = (
+    TopicKind.ROUND_CURRENT,
+    TopicKind.ROUND_LAST,
+    TopicKind.MODEL_CURRENT,
+    TopicKind.COORDINATOR_STATUS,
+    TopicKind.NODE_STATUS,
+    TopicKind.NODE_PROGRESS,
+    TopicKind.NODE_HEALTH,
+    TopicKind.NODE_RELEASE,
+    TopicKind.RELEASE_CURRENT,
+)
 Seen = tuple[TopicKind, NodeId | None, Message]
 
 
@@ -73,11 +62,14 @@ class Watcher:
                     topic = self._topics.parse(event.topic)
                     if (opened := self._inlet.open(topic, event)) is None:
                         continue
-                    message = WATCHED[topic.kind].decode(opened.payload, who=event.topic)
+                    content = opened.content
+                    if isinstance(content, bytes):
+                        content = ReleaseCurrent.decode(content, who=event.topic)
                 except WireError as e:
                     log.debug("%s", e)
                     continue
-                seen.append((topic.kind, topic.node, message))
+                if content is not None:
+                    seen.append((topic.kind, topic.node, content))
             elif isinstance(event, Disconnected):
                 log.warning("%s; next attempt in %.0f s", event.error, event.retry_s)
         return seen

@@ -156,7 +156,7 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
             features=partial(features, workshops=KerasModelBuilder if args.stay else None),
             gate=gate,
             inspect=partial(_after, settings=settings, stop=stop),
-            over=partial(_over, as_json=args.json),
+            ended=partial(_over, as_json=args.json),
         )
         try:
             limits = FirstConnection(bus).wait(settings.broker.connect_timeout_s, stop) if args.once else None

@@ -23,7 +23,7 @@ from apiary import __version__
 from apiary.errors import SettingsError
 from apiary.settings import MetricsSettings
 from apiary.wire.messages import NodeState
-from apiary_coordinator.feature import Desk, Feature
+from apiary_coordinator.feature import CoordinatorFeature, Desk
 from apiary_coordinator.monitoring.watchdog import Watchdog
 from apiary_coordinator.operators.requests import OperatorRequests
 from apiary_coordinator.run.run import Run
@@ -125,7 +125,7 @@ class Figures:
             one.labels(entry["run"]).set(entry[key])
 
 
-class Metrics(Feature):
+class Metrics(CoordinatorFeature):
     """Looks at the coordinator every other second; serves what it saw."""
 
     def __init__(self, desk: Desk, operators: OperatorRequests, vigil: Watchdog):

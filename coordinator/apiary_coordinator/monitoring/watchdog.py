@@ -7,7 +7,7 @@ from typing import Final
 
 from apiary.errors import ApiaryError
 from apiary.settings import PublishSettings
-from apiary_coordinator.feature import Desk, Feature
+from apiary_coordinator.feature import CoordinatorFeature, Desk
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ GIVE_UP_S: Final = 2 * 3600.0
 """And this long, and what publishing may, before the coordinator ends, to be started again."""
 
 
-class Watchdog(Feature):
+class Watchdog(CoordinatorFeature):
     """`busy_s` is how long the worker has been at the job that it is at, 0 where it is at none."""
 
     def __init__(self, desk: Desk):

@@ -11,13 +11,13 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
-from apiary.bus.bus import Received
+from apiary.bus.inlet import Delivery
 from apiary.errors import RequestRefused
 from apiary.tags import matches, parse_rule
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeCommand, NodeReply, OperatorReply
-from apiary.wire.topics import Topic, TopicKind
-from apiary_coordinator.feature import Desk, Feature
+from apiary.wire.topics import TopicKind
+from apiary_coordinator.feature import CoordinatorFeature, Desk
 from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
 
@@ -86,7 +86,7 @@ class _Order:
         return {"nodes": {node: one.told() for node, one in self.nodes.items()}}
 
 
-class NodeCommands(Feature):
+class NodeCommands(CoordinatorFeature):
     """The coordinator's side of `apiary node`."""
 
     kinds = (TopicKind.NODE_REPLY,)
@@ -99,21 +99,21 @@ class NodeCommands(Feature):
         operators.register("node.logs", LogsArguments, self._logs)
         operators.register("node.heard", Arguments, self._heard)
 
-    def received(self, topic: Topic, event: Received) -> None:
-        """A node answers. Raises MessageError."""
-        if topic.node is None:
+    def received(self, delivery: Delivery) -> None:
+        """A node replies."""
+        node, reply = delivery.topic.node, delivery.content
+        if node is None or not isinstance(reply, NodeReply):
             return
-        reply = NodeReply.decode(event.payload, who=f"node {topic.node}")
         order = self._orders.get(reply.id)
-        one = order.nodes.get(topic.node) if order is not None else None
+        one = order.nodes.get(node) if order is not None else None
         if order is None or one is None or not one.open:
             return
         one.state, one.why, one.result = reply.state, reply.why, reply.result
-        if (unfit := _unfit(topic.node, reply, _ANSWER_BYTES // len(order.nodes))) is not None:
+        if (unfit := _unfit(node, reply, _ANSWER_BYTES // len(order.nodes))) is not None:
             one.why, one.result = f"{reply.why or reply.state}; {unfit}"[:500], None
         order.news = True
         retrained = order.command.op == "retrain" and reply.state == "done"
-        if retrained and (why := self._invite_again(topic.node, reply.result)) is not None:
+        if retrained and (why := self._invite_again(node, reply.result)) is not None:
             one.state, one.why = "refused", why
         self._advance(order, self._desk.clock())
 

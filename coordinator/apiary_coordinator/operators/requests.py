@@ -14,13 +14,13 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from apiary.bus.bus import Received
+from apiary.bus.inlet import Delivery
 from apiary.bus.outlet import Outlet
 from apiary.errors import ApiaryError
 from apiary.wire import NodeId
 from apiary.wire.messages import MAX_BYTES, AnswerState, OperatorReply, OperatorRequest
-from apiary.wire.topics import Topic, TopicKind
-from apiary_coordinator.feature import Feature
+from apiary.wire.topics import TopicKind
+from apiary_coordinator.feature import CoordinatorFeature
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Call:
 Handler = Callable[[Call, Any], None]
 
 
-class OperatorRequests(Feature):
+class OperatorRequests(CoordinatorFeature):
     """The registry of operations, and the requests that are open or were answered lately."""
 
     kinds = (TopicKind.OPERATOR_REQUEST,)
@@ -110,12 +110,11 @@ class OperatorRequests(Feature):
         """Requests that are being worked on."""
         return sum(not call.over for call in self._calls.values())
 
-    def received(self, topic: Topic, event: Received) -> None:
-        """Take a request. Raises MessageError where it cannot even be answered."""
-        if topic.node is None:
+    def received(self, delivery: Delivery) -> None:
+        """Take a request."""
+        operator, request = delivery.topic.node, delivery.content
+        if operator is None or not isinstance(request, OperatorRequest):
             return
-        operator = topic.node
-        request = OperatorRequest.decode(event.payload, who=f"operator {operator}")
         before = self._calls.get((operator, request.id))
         if before is not None:
             if before.answer is not None:

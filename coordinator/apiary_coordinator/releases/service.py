@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from apiary.bus.bus import Received
+from apiary.bus.inlet import Delivery
 from apiary.errors import ApiaryError, RequestRefused, StoreError
 from apiary.settings import ReleaseSettings
 from apiary.wire import Digest
 from apiary.wire.messages import MAX_BYTES, NodeRelease, Release
 from apiary.wire.messages.releases import MAX_PINNED, MAX_PINS
-from apiary.wire.topics import Topic, TopicKind
-from apiary_coordinator.feature import Desk, Feature
+from apiary.wire.topics import TopicKind
+from apiary_coordinator.feature import CoordinatorFeature, Desk
 from apiary_coordinator.releases import build
 from apiary_coordinator.releases import rollout as table
 from apiary_coordinator.releases import rollout_events as words
@@ -47,7 +47,7 @@ class ReleaseStatus:
     rollout: Rollout | None
 
 
-class ReleaseService(Feature):
+class ReleaseService(CoordinatorFeature):
     """One roll-out at a time. Requests raise RequestRefused with what is in the way."""
 
     kinds = (TopicKind.NODE_RELEASE, TopicKind.NODE_STATUS, TopicKind.RELEASE_CURRENT)
@@ -91,16 +91,15 @@ class ReleaseService(Feature):
                 log.info("release=%s is %s, wave %d", rollout.release.name, rollout.state, rollout.wave + 1)
             self._say(now)
 
-    def received(self, topic: Topic, event: Received) -> None:
-        """A node says how it stands, or comes, or goes."""
-        if topic.kind is TopicKind.RELEASE_CURRENT:
-            self._heard(event)
+    def received(self, delivery: Delivery) -> None:
+        """A node reports its release, or comes, or goes."""
+        node, report = delivery.topic.node, delivery.content
+        if isinstance(report, bytes):
+            self._heard(report)
             return
-        node = topic.node
-        if node is None or not event.payload or (node not in self._fleet and len(self._fleet) >= MAX_FLEET):
+        if node is None or report is None or (node not in self._fleet and len(self._fleet) >= MAX_FLEET):
             return
-        if topic.kind is TopicKind.NODE_RELEASE:
-            report = NodeRelease.decode(event.payload, who=f"node {node}")
+        if isinstance(report, NodeRelease):
             before = self._fleet.get(node, Member())
             if before.report != report:
                 log.debug("node=%s release=%s %s %s", node, report.release, report.state, report.why or "")
@@ -312,12 +311,12 @@ class ReleaseService(Feature):
         self._tidy()
         self._say(self._desk.clock())
 
-    def _heard(self, event: Received) -> None:
+    def _heard(self, payload: bytes) -> None:
         """What stands on our topic: where it is not ours, nodes that come would find nothing to follow."""
         now = self._desk.clock()
-        if self._rollout is None or self._voice.is_ours(event.payload) or now - self._said_at < _AGAIN_S:
+        if self._rollout is None or self._voice.is_ours(payload) or now - self._said_at < _AGAIN_S:
             return
-        log.warning("release/current held %d bytes that are not ours; said again", len(event.payload))
+        log.warning("release/current held %d bytes that are not ours; said again", len(payload))
         self._say(now)
 
     def _say(self, now: float) -> None:

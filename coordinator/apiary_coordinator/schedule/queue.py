@@ -17,7 +17,7 @@ from apiary.errors import ApiaryError, RequestRefused, SettingsError
 from apiary.plugins import names
 from apiary.settings import RunSettings, ScheduleSettings, Settings
 from apiary.wire.topics import check_name
-from apiary_coordinator.feature import Desk, Feature
+from apiary_coordinator.feature import CoordinatorFeature, Desk
 from apiary_coordinator.journal import RunRow
 from apiary_coordinator.model.builder import ExportedModel, ModelBuilder
 from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
@@ -56,7 +56,7 @@ class ListRuns(Arguments):
     limit: int = Field(20, ge=1, le=MAX_LISTED)
 
 
-class RunQueue(Feature):
+class RunQueue(CoordinatorFeature):
     """Zero or one run at a time. Without `workshops` there is one run only, which somebody else began."""
 
     def __init__(

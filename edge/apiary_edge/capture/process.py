@@ -8,7 +8,7 @@ from typing import Final
 
 from apiary_edge.capture.job import CaptureEvent, CaptureJob, parse
 from apiary_edge.child.lasting_child import LastingChild
-from apiary_edge.feature import Feature
+from apiary_edge.feature import NodeFeature
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class CameraStatus:
         self.text = "taking pictures" if working else told.text or told.kind
 
 
-class CaptureFeature(Feature):
+class CaptureFeature(NodeFeature):
     """The camera child as a part of the node."""
 
     def __init__(self, process: CaptureProcess, says: CameraStatus):

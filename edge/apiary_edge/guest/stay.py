@@ -14,7 +14,7 @@ from apiary.settings import GuestSettings
 from apiary.wire import Digest
 from apiary.wire.messages import Announcement, NodeHealth
 from apiary_edge import hours
-from apiary_edge.feature import Clocks, Feature, Rounds
+from apiary_edge.feature import Clocks, NodeFeature, Rounds
 from apiary_edge.guest import rules
 from apiary_edge.guest.room import RoundNeeds, room_for, too_small
 from apiary_edge.guest.rules import TrainingPause
@@ -45,7 +45,7 @@ def minute_of_day(wall: float) -> int:
     return local.tm_hour * 60 + local.tm_min
 
 
-class Guest(Feature):
+class Guest(NodeFeature):
     """Publishes the machine's health, and keeps training off it where `[edge.guest]` says so."""
 
     def __init__(

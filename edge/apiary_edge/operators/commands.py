@@ -22,12 +22,12 @@ from typing import Any, Final, Literal
 
 from pydantic import JsonValue
 
-from apiary.bus.bus import Received
+from apiary.bus.inlet import Delivery
 from apiary.errors import ApiaryError, RequestRefused
 from apiary.files import remove, write_json
 from apiary.wire.messages import Announcement, NodeCommand, NodeReply
-from apiary.wire.topics import Topic, TopicKind
-from apiary_edge.feature import Feature, Rounds
+from apiary.wire.topics import TopicKind
+from apiary_edge.feature import NodeFeature, Rounds
 from apiary_edge.operators.log_tail import MAX_BYTES, LogTail
 from apiary_edge.training.session import SessionState
 from apiary_edge.transfer.channel import NodeChannel
@@ -41,7 +41,7 @@ _WHO: Final = "operator"
 Mode = Literal["paused", "draining"]
 
 
-class Commands(Feature):
+class Commands(NodeFeature):
     """Carries out the coordinator's commands for this node, each once."""
 
     kinds = (TopicKind.NODE_COMMAND,)
@@ -73,9 +73,11 @@ class Commands(Feature):
         if self._mode == "paused":
             self._rounds.hold(_WHO, self._why)
 
-    def received(self, topic: Topic, event: Received) -> None:
-        """Carry out a command, or answer again where it was carried out. Raises MessageError."""
-        command = NodeCommand.decode(event.payload, who="the coordinator")
+    def received(self, delivery: Delivery) -> None:
+        """Carry out a command, or reply again where it was carried out."""
+        command = delivery.content
+        if not isinstance(command, NodeCommand):
+            return
         if (before := self._answers.get(command.id)) is not None:
             self._channel.send(before)
             return

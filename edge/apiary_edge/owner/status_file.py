@@ -22,7 +22,7 @@ from apiary.settings import Settings
 from apiary.wire import NodeId
 from apiary.wire.messages import Message
 from apiary.wire.topics import TopicKind
-from apiary_edge.feature import Feature
+from apiary_edge.feature import NodeFeature
 from apiary_edge.owner.board import Board
 
 RUNTIME_FOLDER: Final = Path("/run/apiary-edge")
@@ -46,7 +46,7 @@ _ON_DISK: Final = WriteIntervals(10.0, 60.0)
 """An SD card wears; the file is not synced either."""
 
 
-class StatusFile(Feature):
+class StatusFile(NodeFeature):
     """Writes the board down. `tap` sees the node's messages; `more` gives what no message tells."""
 
     def __init__(

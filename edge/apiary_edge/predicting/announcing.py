@@ -8,14 +8,14 @@ from pathlib import Path
 
 from apiary.files import remove, write_json
 from apiary.settings import PredictSettings
-from apiary_edge.feature import Feature
+from apiary_edge.feature import NodeFeature
 from apiary_edge.predicting import home_assistant, model_files
 from apiary_edge.transfer.channel import NodeChannel
 
 log = logging.getLogger(__name__)
 
 
-class HomeAssistant(Feature):
+class HomeAssistant(NodeFeature):
     """Remembers on disk what it announced, so that another start with the setting off can take it back."""
 
     def __init__(self, channel: NodeChannel, settings: PredictSettings, state_dir: Path):

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from apiary_edge.feature import Feature, Rounds
+from apiary_edge.feature import NodeFeature, Rounds
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.background_job import BackgroundJob
 from apiary_edge.samples.store import SampleStore
@@ -35,7 +35,7 @@ class Child(Protocol):
         ...
 
 
-class BackgroundTasks(Feature):
+class BackgroundTasks(NodeFeature):
     """Runs a child while no round takes the node's time; one that begins ends it, and what it noted stays.
 
     So does one that takes longer than `limit_s`: it hangs, and without rounds nobody else would end it.

@@ -12,7 +12,7 @@ from apiary.wire.messages import Likely, Prediction
 from apiary_edge.capture.job import CaptureEvent, job_of
 from apiary_edge.capture.process import CameraStatus, silent_s
 from apiary_edge.child.lasting_child import LastingChild
-from apiary_edge.feature import Feature
+from apiary_edge.feature import NodeFeature
 from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob, parse
 from apiary_edge.transfer.channel import NodeChannel
 
@@ -33,7 +33,7 @@ class PredictionStatus:
         return ", ".join(part for part in (self.model, self.trouble, self.page) if part)
 
 
-class PredictionFeature(Feature):
+class PredictionFeature(NodeFeature):
     """The predicting child as a part of the node; it captures, too, where there is a camera.
 
     `refused` hears the digest of a model that cannot be used or does not answer, and why.

@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from apiary.bus.bus import Received
+from apiary.bus.inlet import Delivery
 from apiary.files import write_atomic, write_json
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Announcement, BlobRef, ModelManifest, Notice
-from apiary.wire.topics import Topic, TopicKind
-from apiary_edge.feature import Clocks, Feature
+from apiary.wire.topics import TopicKind
+from apiary_edge.feature import Clocks, NodeFeature
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.transfer.downloads import Downloads
@@ -23,7 +23,7 @@ AGAIN_S: Final = 30.0
 """A part that is still missing is asked for again: another download may have been evicted, or given up."""
 
 
-class ModelFollower(Feature):
+class ModelFollower(NodeFeature):
     """Keeps `newest.json` and `labels.json`. With `fetch` false only the labels are kept."""
 
     kinds = (TopicKind.MODEL_CURRENT, TopicKind.NODE_NOTICE)
@@ -46,21 +46,19 @@ class ModelFollower(Feature):
             named = (found.file, found.manifest, found.trainer, found.base)
             self._using = {Digest(path.name) for path in named if path is not None}
 
-    def received(self, topic: Topic, event: Received) -> None:
+    def received(self, delivery: Delivery) -> None:
         """A newer model, or the labels of a run that waits for nodes."""
-        if topic.kind is TopicKind.NODE_NOTICE:
-            notice = Notice.decode(event.payload, who="the coordinator")
-            if notice.labels:
-                self._know(notice.labels)
-            return
-        if not event.payload:
-            return
-        told = ModelManifest.decode(event.payload, who="the coordinator")
-        try:
-            self._follow(told)
-        finally:
-            # Last: a disk that refuses the labels must not keep the model away, which is told only once.
-            self._know(told.labels)
+        match delivery.content:
+            case Notice(labels=list() as labels) if labels:
+                self._know(labels)
+            case ModelManifest() as manifest:
+                try:
+                    self._follow(manifest)
+                finally:
+                    # Last: a disk that refuses the labels must not keep the model away, which comes once.
+                    self._know(manifest.labels)
+            case _:
+                pass
 
     def _follow(self, told: ModelManifest) -> None:
         if not self._fetch or (self._wanted is not None and self._wanted.model == told.model):

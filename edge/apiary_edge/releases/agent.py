@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal, assert_never
 
-from apiary.bus.bus import Received
+from apiary.bus.inlet import Delivery
 from apiary.errors import ModelError, StoreError
 from apiary.settings import Settings
 from apiary.wire import Digest
 from apiary.wire.messages import NodeRelease, Release, ReleaseCurrent
-from apiary.wire.topics import Topic, TopicKind
+from apiary.wire.topics import TopicKind
 from apiary_edge.capture.job import store_dir
-from apiary_edge.feature import Clocks, Feature
+from apiary_edge.feature import Clocks, NodeFeature
 from apiary_edge.releases import compatibility, state
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.job import TrialJob, TrialModel
@@ -44,7 +44,7 @@ _Step = Literal["hear", "fetch", "test", "perform"]
 """What may be put off while the disk refuses it."""
 
 
-class ReleaseAgent(Feature):
+class ReleaseAgent(NodeFeature):
     """The node's standing to releases. `open_` judges the seal."""
 
     kinds = (TopicKind.RELEASE_CURRENT,)
@@ -89,10 +89,11 @@ class ReleaseAgent(Feature):
         if self._shelf.current is not None:
             log.info("node=%s release=%s", self._channel.node, self._shelf.current.release)
 
-    def received(self, topic: Topic, event: Received) -> None:
+    def received(self, delivery: Delivery) -> None:
         """The fleet's release as it stands now."""
-        payload = self._open(event.topic, event.payload)
-        told = ReleaseCurrent.decode(payload, who="release")
+        if not isinstance(delivery.content, bytes):
+            return
+        told = ReleaseCurrent.decode(self._open(delivery.address, delivery.content), who="release")
         if told.serial < self._shelf.serial:
             log.warning(
                 "node=%s release=%s serial=%d is a repetition: %d was seen; not followed",
@@ -105,7 +106,7 @@ class ReleaseAgent(Feature):
         try:
             self._shelf.seen(told.serial)
         except StoreError as e:
-            self._later("hear", partial(self.received, topic, event), e)
+            self._later("hear", partial(self.received, delivery), e)
             return
         self._put_off.pop("hear", None)
         self._told = told

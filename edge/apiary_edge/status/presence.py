@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from apiary import __version__
-from apiary.bus.bus import Received, Will
+from apiary.bus.bus import Will
 from apiary.errors import DataError
 from apiary.settings import EdgeSettings
 from apiary.tags import Tags
@@ -140,16 +140,14 @@ class Presence:
         )
         self._channel.send(status)
 
-    def heard(self, event: Received, *, now: float, first_connect: bool) -> None:
+    def heard(self, status: NodeStatus, *, retained: bool, now: float, first_connect: bool) -> None:
         """Our own status topic: what another process with our id said there, or our own will, too late.
 
         At the first connect what is retained there may be ours from before a restart; later it is not.
-        Raises WireError.
         """
-        status = NodeStatus.decode(event.payload, who=f"node {self._node}")
         if status.state == "lost":
             self._channel.outlet.restore()
-        ours = status.session == self._facts.instance or (event.retained and first_connect)
+        ours = status.session == self._facts.instance or (retained and first_connect)
         # `apiary pki revoke` says lost for whom it shut out, without a session: no other process lives.
         ours = ours or (status.state == "lost" and status.session is None)
         if not ours and now - self._twin_said_at >= _TWIN_EVERY_S:

@@ -1,5 +1,7 @@
 """Every JSON control message, typed and bounded: one file a theme."""
 
+from typing import Final
+
 from apiary.wire.messages.base import (
     MAX_BLOB_BYTES,
     MAX_BYTES,
@@ -66,8 +68,36 @@ from apiary.wire.messages.transfer import (
     TrainMetrics,
     Want,
 )
+from apiary.wire.topics import TopicKind
+
+BY_KIND: Final[dict[TopicKind, type[Message]]] = {
+    message.kind: message
+    for message in (
+        Announcement,
+        Ask,
+        CoordinatorStatus,
+        Grant,
+        ModelManifest,
+        NodeCommand,
+        NodeHealth,
+        NodeRelease,
+        NodeReply,
+        NodeStatus,
+        Notice,
+        Offer,
+        OperatorReply,
+        OperatorRequest,
+        Prediction,
+        Progress,
+        Receipt,
+        RoundResult,
+        Want,
+    )
+}
+"""The message of each kind of topic. `ReleaseCurrent` is missing: whoever trusts its seal decodes it."""
 
 __all__ = [
+    "BY_KIND",
     "MAX_BLOB_BYTES",
     "MAX_BYTES",
     "MAX_LABELS",

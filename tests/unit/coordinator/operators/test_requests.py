@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import Field
 
-from apiary.bus.bus import Received
+from apiary.bus.inlet import Delivery, decode
 from apiary.bus.memory import MemoryBroker
 from apiary.bus.outlet import Outlet
 from apiary.errors import MessageError, StoreError
@@ -42,7 +42,7 @@ class Desk:
 
     def ask(self, id_: str, op: str = "run.two", *, by: NodeId = ANNA, **args: Any) -> None:
         request = OperatorRequest(id=id_, op=op, args=args)
-        self.operators.received(Topic(TopicKind.OPERATOR_REQUEST, node=by), Received("", request.encode()))
+        self.operators.received(Delivery(Topic(TopicKind.OPERATOR_REQUEST, node=by), request))
 
     @property
     def last(self) -> OperatorReply:
@@ -125,9 +125,9 @@ def test_a_handler_that_fails_is_an_answer(desk: Desk, error: Exception, why: st
 
 
 def test_what_is_no_request_is_the_peers_fault(desk: Desk) -> None:
+    payload = json.dumps({"v": 1, "id": "1", "op": "rm -rf"}).encode()
     with pytest.raises(MessageError, match="operator anna: operatorrequest: op is "):
-        payload = json.dumps({"v": 1, "id": "1", "op": "rm -rf"}).encode()
-        desk.operators.received(Topic(TopicKind.OPERATOR_REQUEST, node=ANNA), Received("", payload))
+        decode(Topic(TopicKind.OPERATOR_REQUEST, node=ANNA), payload)
 
 
 def test_an_answer_that_is_too_large_for_a_message_is_refused(desk: Desk) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from apiary.blobs import BlobStore
-from apiary.bus.bus import BrokerLimits, Received
+from apiary.bus.bus import BrokerLimits
+from apiary.bus.inlet import Delivery
 from apiary.bus.outlet import Outlet
 from apiary.errors import StoreError
 from apiary.settings import EdgeSettings, PredictSettings
@@ -86,7 +87,7 @@ def node(tmp_path: Path) -> Node:
 
 
 def hear(feature: ModelFollower, message: Message, kind: TopicKind) -> None:
-    feature.received(Topic(kind, node=NODE), Received("t", message.encode(), retained=True))
+    feature.received(Delivery(Topic(kind, node=NODE), message, retained=True))
 
 
 def manifest(node: Node, round_: int, have: str = "") -> tuple[ModelManifest, dict[str, bytes]]:

@@ -19,8 +19,7 @@ from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.predicting import home_assistant, model_files
 from apiary_edge.predicting.changes import Changes
 from apiary_edge.predicting.child import PredictionThread
-from apiary_edge.predicting.feature import PredictionFeature as Feature
-from apiary_edge.predicting.feature import PredictionStatus, prediction_of
+from apiary_edge.predicting.feature import PredictionFeature, PredictionStatus, prediction_of
 from apiary_edge.predicting.job import Line, PredictionEvent, parse
 from apiary_edge.predicting.live import AGAIN_S, SHOWN
 from apiary_edge.predicting.model_files import Personal
@@ -166,7 +165,7 @@ def test_the_status_names_the_model_that_answers_and_no_other() -> None:
     child = Child()
     link: Any = SimpleNamespace(node="pi")
     process: Any = child
-    part = Feature(link, process, camera=None, says=PredictionStatus(), publish=False)
+    part = PredictionFeature(link, process, camera=None, says=PredictionStatus(), publish=False)
 
     def after(*lines: Line) -> object:
         child.lines += lines
