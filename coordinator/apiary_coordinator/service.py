@@ -135,6 +135,10 @@ class Coordinator(Service[CoordinatorFeature]):
             self._worker.close(1.0)
         self._close(status("offline", self._epoch, self.course.run if self.course else None))
 
+    def _disk_failed(self, error: StoreError) -> None:
+        # Each time: what it holds up is tried again after a pause, and an operator waits for it.
+        log.error("%s", error)
+
     def _wait_s(self, timeout_s: float) -> float:
         due = self._down.next_due()
         return timeout_s if due is None else min(timeout_s, max(0.0, due - self._clock()))

@@ -133,6 +133,10 @@ class Service(Generic[F]):
     def _disconnected(self, error: BusError) -> None:
         """The connection broke, or an attempt failed."""
 
+    def _disk_failed(self, error: StoreError) -> None:
+        """The disk refused; the same error is logged again after ten minutes."""
+        self._complaints.trouble(error, self._clock())
+
     def _wait_s(self, timeout_s: float) -> float:
         """How long this turn may wait for the bus."""
         return timeout_s
@@ -189,4 +193,4 @@ class Service(Generic[F]):
         except WireError as e:
             self._complaints.about(who, e)
         except StoreError as e:
-            self._complaints.trouble(e, self._clock())
+            self._disk_failed(e)
