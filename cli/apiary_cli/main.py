@@ -28,7 +28,7 @@ COMMANDS: Final = {
     "run": "begin, stop, list and show the runs of a coordinator that stays up",
     "nodes": "every node in a table: state, samples, tags, model, release, temperature",
     "rounds": "the rounds of a run: accuracy, loss, updates, time",
-    "node": "have nodes pause, resume, drain, retrain, or tell their log",
+    "node": "have nodes pause, resume, drain, retrain, or send their log",
     "samples": "this node's pictures: import, list, label, delete, count",
     "label": "the labelling page of this node, for a phone or a desktop",
     "predictions": "the address of this node's live predictions page",

@@ -7,10 +7,10 @@ import math
 from typing import Final
 
 MAX_SAID: Final = 2_000
-"""Of one subject; what comes after them is only debugging, and that is said. Each has its own, so that
+"""Of one subject; later ones are logged for debugging only, which is announced. Each has its own, so that
 a fleet of another version, or names made up by an attacker, hide nothing else."""
 AGAIN_S: Final = 600.0
-"""The same trouble is said again after this time, in seconds of the monotonic clock."""
+"""The same trouble is logged again after this time, in seconds of the monotonic clock."""
 MAX_TROUBLES: Final = 100
 
 

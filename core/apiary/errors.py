@@ -6,7 +6,7 @@
     │   └── CameraError           a camera that is not there, or no longer
     ├── BusError              the broker                                                  exit 4
     │   ├── BrokerUnreachable     no connection within the time allowed
-    │   ├── BrokerRefused         it answered, and said no: credentials, rights, version
+    │   ├── BrokerRefused         it refused: credentials, rights, version
     │   ├── NoAnswer              no coordinator is there, or it did not answer in time
     │   └── ServiceUnreachable    no enrolment service answers
     ├── WireError             a peer sent what the protocol does not allow                exit 5
@@ -15,7 +15,7 @@
     │   │   └── VersionError      another version of the protocol
     │   ├── ChunkError
     │   ├── BlobError
-    │   └── SignatureRefused      not signed by whom it should be, or said again
+    │   └── SignatureRefused      not signed by its sender, or repeated
     │       ├── MessageUnsigned
     │       ├── MessageAltered
     │       └── MessageRepeated
@@ -26,9 +26,9 @@
     ├── RunFailed             a run that ended without a usable model                     exit 7
     ├── StoreError            files and journals: full disk, torn file, locked folder     exit 8
     ├── PublishError          a finished model that could not be published                exit 9
-    └── RequestRefused        the coordinator, or a node, said no to an operator          exit 10
+    └── RequestRefused        the coordinator, or a node, refused an operator's request   exit 10
 
-A message says who, what came, what was expected and how to mend it. What a bad *peer* does is data
+A message names who, what came, what was expected and how to mend it. What a bad *peer* does is data
 (`Rejected`), not an exception; an exception that is not an `ApiaryError` is our own bug.
 """
 
@@ -54,7 +54,7 @@ class DataError(ApiaryError):
 
 
 class CameraError(DataError):
-    """A camera that is not there, is gone, or cannot be used as asked."""
+    """A camera that is not there, is gone, or cannot be used as configured."""
 
 
 class BusError(ApiaryError):
@@ -68,7 +68,7 @@ class BrokerUnreachable(BusError):  # noqa: N818 - reads as what happened, like 
 
 
 class BrokerRefused(BusError):  # noqa: N818
-    """The broker answered and said no: credentials, rights or protocol version."""
+    """The broker refused: credentials, rights or protocol version."""
 
 
 class NoAnswer(BusError):  # noqa: N818
@@ -108,7 +108,7 @@ class BlobError(WireError):
 class SignatureRefused(WireError):  # noqa: N818
     """A message that is not signed by the one who may say it, or a repetition of an older one.
 
-    Its kinds are apart so that a log that says each kind once (`Complaints`) does not swallow another.
+    Its kinds are apart so that a log that has each kind once (`Complaints`) does not swallow another.
     """
 
 
@@ -165,6 +165,6 @@ class PublishError(ApiaryError):
 
 
 class RequestRefused(ApiaryError):  # noqa: N818
-    """The coordinator, or a node, said no to what an operator asked."""
+    """The coordinator, or a node, refused an operator's request."""
 
     exit_code = 10

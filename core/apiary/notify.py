@@ -1,6 +1,6 @@
-"""What a service tells systemd (sd_notify(3)): ready, what it is at, that it makes progress, that it ends.
+"""A service's notifications to systemd (sd_notify(3)): ready, status, watchdog, stopping.
 
-One datagram each to the socket that NOTIFY_SOCKET names; where there is none, nothing is said. The watchdog
+One datagram each to the socket that NOTIFY_SOCKET names; where there is none, nothing is sent. The watchdog
 is fed by `turned`, which the service's own loop calls after each turn, never by a thread: a loop that hangs
 in one step starves it, and systemd starts the service again.
 """
@@ -74,7 +74,7 @@ class Notifier:
             self._send(*lines)
 
     def extend(self, seconds: float) -> None:
-        """Starting or stopping may take so long from now; to be said again before that is over."""
+        """Starting or stopping may take so long from now; to be sent again before that is over."""
         self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
 
     def stopping(self, status: str = "stopping") -> None:
@@ -106,7 +106,7 @@ class Notifier:
             name = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
             self._socket.sendto("\n".join(lines).encode(errors="replace"), name)
         except OSError as e:
-            # Neither fed nor told: the next turn tries again.
+            # Not sent: the next turn tries again.
             self._fed_at, self._said = None, ""
             if not self._complained:
                 self._complained = True

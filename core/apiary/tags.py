@@ -16,7 +16,7 @@ Tags = Mapping[str, str]
 
 
 def parse_rule(text: str) -> tuple[str, str]:
-    """`site=north` as its two words. Raises ValueError saying what a rule looks like."""
+    """`site=north` as its two words. Raises ValueError with the form of a rule."""
     found = _RULE.fullmatch(text)
     if found is None:
         raise ValueError(
@@ -35,6 +35,6 @@ def matches(tags: Tags, rules: Iterable[str]) -> bool:
     return all(tags.get(tag) in values for tag, values in wanted.items())
 
 
-def told(tags: Tags) -> str:
+def as_text(tags: Tags) -> str:
     """For people: `hardware=pi4 site=north`."""
     return " ".join(f"{tag}={value}" for tag, value in sorted(tags.items()))

@@ -53,7 +53,7 @@ class Fleet:
         self.nodes = [node.name for node in layout.nodes]
         self.parties = [COORDINATOR, *self.nodes]
         self.fell: list[str] = []
-        """Parties that ended without being told to, with what they said last."""
+        """Parties that ended by themselves, with the end of their output."""
         self.outlived: list[str] = []
         """Children that were still there when their party had been killed for seconds."""
         self.peaks_mb: dict[str, float] = {}
@@ -108,13 +108,13 @@ class Fleet:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the coordinator told at its good end, None before."""
+        """The coordinator's result once it has ended well, None before."""
         federation = self._running()
         line = federation.result()
         if line is None or COORDINATOR in self._down:
             return None
-        told: dict[str, Any] = json.loads(line)
-        return told
+        result: dict[str, Any] = json.loads(line)
+        return result
 
     # -- faults
 
@@ -132,7 +132,7 @@ class Fleet:
     def kill(self, name: str, pause_s: float, then: Callable[[], None] | None = None) -> None:
         """`kill -9` a party or the broker; `then` runs while it is dead; it is back after the pause."""
         if name == BROKER:
-            assert self._broker is not None  # noqa: S101 - `up` said so
+            assert self._broker is not None  # noqa: S101 - checked by `up`
             self._broker.kill()
         else:
             party = self._party(name)
@@ -173,7 +173,7 @@ class Fleet:
         self._stopped[name] = (time.monotonic() + seconds, pid)
 
     def fill_disk(self, name: str, seconds: float) -> None:
-        """No byte of a party goes into any file for `seconds`: EFBIG, where a full disk says ENOSPC."""
+        """No byte of a party goes into any file for `seconds`: EFBIG, where a full disk gives ENOSPC."""
         pid = self._party(name).process.pid
         limit_files(pid, 0)
         self._full[name] = (time.monotonic() + seconds, pid)
@@ -282,7 +282,7 @@ class Fleet:
             if name in self._down or party.code is None or (name == COORDINATOR and party.code == 0):
                 continue
             if party.code == StoreError.exit_code and self._full.pop(name, None) is not None:
-                # It was just starting: there is nothing to go on with, and it said so. As systemd does:
+                # It was just starting: there is nothing to go on with, so it ends. As systemd does:
                 self._down[name] = (now + 1.0, partial(self._start_party, name))
                 continue
             self._fall(name, f"{name} ended with exit code {party.code}: {party.tail()}", now)

@@ -89,15 +89,15 @@ def journal_sound(fleet: Fleet, storm: FinishedRun) -> InvariantResult:
     name = "the journal is sound"
     db = sqlite3.connect(fleet.state(COORDINATOR) / "journal.sqlite")
     try:
-        said = [row[0] for row in db.execute("PRAGMA integrity_check")]
+        found = [row[0] for row in db.execute("PRAGMA integrity_check")]
         rows = db.execute("SELECT count(*) FROM accepted WHERE run = ?", (RUN,)).fetchone()[0]
     except sqlite3.Error as e:
         return InvariantResult(name, False, str(e))
     finally:
         db.close()
     expected = len(fleet.nodes) * len(storm.rounds)
-    if said != ["ok"]:
-        return InvariantResult(name, False, "; ".join(said[:3]))
+    if found != ["ok"]:
+        return InvariantResult(name, False, "; ".join(found[:3]))
     return InvariantResult(name, rows == expected, f"integrity ok, {rows} accepted updates of {expected}")
 
 

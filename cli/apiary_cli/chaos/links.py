@@ -233,16 +233,16 @@ class Links:
         """What passes of a packet, and what its sender is answered in the receiver's name."""
         if now < link.refused_until and (answer := refusal(packet)) is not None:
             return b"", answer
-        if now >= link.leaky_until or (told := published(packet)) is None:
+        if now >= link.leaky_until or (message := published(packet)) is None:
             return packet, b""
         if link.chance.random() >= link.leaks:
             return packet, b""
-        if told.topic.startswith(self._blobs) and link.chance.random() < 0.5:
+        if message.topic.startswith(self._blobs) and link.chance.random() < 0.5:
             self.damaged += 1
             at = len(packet) - 1 - link.chance.randrange(50)
             return packet[:at] + bytes([packet[at] ^ 1 << link.chance.randrange(8)]) + packet[at + 1 :], b""
         self.lost += 1
-        return b"", told.ack
+        return b"", message.ack
 
     def _write(self, way: _Way, link: _Link, now: float, *, slow: bool) -> None:
         while way.waiting and way.waiting[0][0] <= now:

@@ -45,7 +45,7 @@ class PacketStream:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A PUBLISH: its topic, and the PUBACK that says it has arrived; none for QoS 0."""
+    """A PUBLISH: its topic, and the PUBACK that acknowledges it; none for QoS 0."""
 
     topic: str
     ack: bytes
@@ -75,7 +75,7 @@ def refusal(packet: bytes) -> bytes | None:
 
 
 def _header_size(packet: bytes | bytearray) -> int:
-    """The first byte, and one to four that tell the rest's length."""
+    """The first byte, and one to four with the length of the rest."""
     return 2 + next(i for i in range(4) if not packet[1 + i] & 0x80)
 
 

@@ -1,4 +1,4 @@
-"""Processes and ports of this machine, as the kernel tells of them."""
+"""Processes and ports of this machine, from /proc."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def draw(
                 places[i] = (1, 0)
             else:
                 wanted[i], wanted[swap] = wanted[swap], wanted[i]
-    # The nodes have said that they are here: the coordinator is at its export by then.
+    # The nodes have announced themselves: the coordinator is at its export by then.
     plan = [(late[0] if i == 0 else chance.choice(late), 0, 2 * len(nodes)) for i in range(in_building)]
     plan += [(kind, *place) for kind, place in zip(wanted, sorted(places), strict=True)]
     plan += [(chance.choice(late), rounds + 1, 0) for _ in range(in_finishing)]

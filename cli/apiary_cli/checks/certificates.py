@@ -101,10 +101,10 @@ def _holds(
     if now > until:
         return Check(what, "fail", f"{whom}: expired at {until:%Y-%m-%d}", "apiary pki join with a new token")
     left = (until - now).days
-    said = f"{whom}, until {until:%Y-%m-%d} ({left} days)"
+    validity = f"{whom}, until {until:%Y-%m-%d} ({left} days)"
     if now > until - (until - certificate.not_valid_before_utc) / 3:
-        return Check(what, "warn", said, f"it is due: {_RENEW}")
-    return Check(what, "ok", said)
+        return Check(what, "warn", validity, f"it is due: {_RENEW}")
+    return Check(what, "ok", validity)
 
 
 def _mode(what: str, key: Path) -> Check:

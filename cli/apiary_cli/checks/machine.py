@@ -27,7 +27,7 @@ _MB: Final = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. `mend` says what to do; empty where all is well."""
+    """One finding. `mend` is what to do; empty where all is well."""
 
     name: str
     state: State
@@ -158,10 +158,10 @@ def heat(sys_root: Path = Path("/sys"), *, vcgencmd: str = "vcgencmd") -> list[C
         found.append(Check("temperature", state, f"{degrees:.0f} °C", mend))
     if shutil.which(vcgencmd):
         try:
-            said = subprocess.run(
+            output = subprocess.run(
                 [vcgencmd, "get_throttled"], capture_output=True, text=True, timeout=5, check=True
             ).stdout
-            found.append(throttling(int(said.strip().partition("=")[2], 16)))
+            found.append(throttling(int(output.strip().partition("=")[2], 16)))
         except (OSError, subprocess.SubprocessError, ValueError):
             found.append(
                 Check("throttling", "warn", f"{vcgencmd} gives no answer", "add this user to group video")
@@ -222,12 +222,12 @@ def _mend_broker(where: str) -> str:
 
 
 def _limits(limits: BrokerLimits, where: str) -> Check:
-    said = [f"MQTT {limits.protocol} at {where}"]
+    facts = [f"MQTT {limits.protocol} at {where}"]
     if limits.max_packet_bytes:
-        said.append(f"packets up to {limits.max_packet_bytes} bytes")
+        facts.append(f"packets up to {limits.max_packet_bytes} bytes")
     if limits.receive_maximum:
-        said.append(f"{limits.receive_maximum} in flight")
-    what = ", ".join(said)
+        facts.append(f"{limits.receive_maximum} in flight")
+    what = ", ".join(facts)
     if 0 < limits.max_packet_bytes < CHUNK_BYTES:
         return Check("broker", "fail", what, f"raise the broker's max_packet_size to {CHUNK_BYTES} or more")
     if limits.protocol.startswith("3"):
@@ -296,13 +296,13 @@ def _ntp_synchronised() -> bool | None:
     if shutil.which("timedatectl") is None:
         return None
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             ["timedatectl", "show", "--property=NTPSynchronized", "--value"],
             capture_output=True, text=True, timeout=5, check=True,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"yes": True, "no": False}.get(said)
+    return {"yes": True, "no": False}.get(output)
 
 
 def _version(package: str) -> str | None:

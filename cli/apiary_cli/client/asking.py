@@ -48,14 +48,16 @@ def ask(
     `timeout_s`: wait so long (operator.timeout_s where None). Raises NoAnswer where no coordinator is online
     or it does not answer in time, RequestRefused with its reason, BusError, Interrupted on a signal.
     """
-    asking = _Asking(settings, OperatorRequest(id=secrets.token_hex(8), op=op, args=dict(args)), on_progress)
+    pending = _PendingRequest(
+        settings, OperatorRequest(id=secrets.token_hex(8), op=op, args=dict(args)), on_progress
+    )
     try:
-        return asking.run(settings.operator.timeout_s if timeout_s is None else timeout_s)
+        return pending.run(settings.operator.timeout_s if timeout_s is None else timeout_s)
     finally:
-        asking.close()
+        pending.close()
 
 
-class _Asking:
+class _PendingRequest:
     """One request under way."""
 
     def __init__(self, settings: Settings, request: OperatorRequest, on_progress: Progress):

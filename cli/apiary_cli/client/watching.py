@@ -37,7 +37,7 @@ Seen = tuple[TopicKind, NodeId | None, Message]
 
 
 def reading_gate(settings: Settings) -> MessageGate:
-    """What a party that only listens needs to tell a forged message from a true one."""
+    """The gate of a party that only listens: verifies messages, signs none."""
     only_read = settings.security.model_copy(update={"cert": None, "key": None})
     return load_gate(only_read, Role.VIEWER, None, None, time.time)
 

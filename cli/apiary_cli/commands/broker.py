@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run until Ctrl-C or SIGTERM; the exit code, as the help says."""
+    """Run until Ctrl-C or SIGTERM; the exit code as in the help."""
     settings = load_settings(args.config, args.overrides).settings
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

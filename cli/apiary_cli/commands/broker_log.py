@@ -1,9 +1,9 @@
 """Filter mosquitto's log on its way to the journal: ACL_FILE as the argument, stdin to stdout.
 
-mosquitto 2.0 says who was denied what at `log_type debug` only, in a line for every packet; and of a
-subscription that reads what is another's it says nothing, because it grants it and delivers nothing. This
-drops the lines of packets, adds the certificate's name to those of denials, judges subscriptions by the
-access list, and counts what comes in floods instead of passing it on.
+mosquitto 2.0 logs who was denied what at `log_type debug` only, among a line for every packet. A subscription
+to topics of others it does not log at all: it grants it and delivers nothing. This filter drops the lines of
+packets, adds the certificate's name to those of denials, judges subscriptions by the access list, and counts
+what comes in floods instead of passing it on.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class BrokerLog:
         return [*self.tick(now), text]
 
     def tick(self, now: float) -> list[str]:
-        """What is to be said of a window that is over."""
+        """The lines about floods in a window that is over."""
         if now - self._window.began < WINDOW_S:
             return []
         over = [
@@ -112,10 +112,10 @@ class BrokerLog:
             case Reach.ALL:
                 return []
             case Reach.SOME:
-                said, why = "Narrowed", "it gets what it may read there"
+                verdict, why = "Narrowed", "it gets what it may read there"
             case Reach.NONE:
-                said, why = "Denied", "nothing there is for it to read"
-        text = f"{said} SUBSCRIBE from {client} ('{found[1]}') of user '{user}': {why}"
+                verdict, why = "Denied", "nothing there is for it to read"
+        text = f"{verdict} SUBSCRIBE from {client} ('{found[1]}') of user '{user}': {why}"
         return self._bounded("denied subscriptions", user, text, now)
 
     def _bounded(self, kind: str, peer: str, text: str, now: float) -> list[str]:
@@ -126,8 +126,8 @@ class BrokerLog:
     def _rights(self) -> AccessList:
         """The list as it is now; where it cannot be read, as it was."""
         try:
-            told = self._acl_file.stat()
-            stamp = (told.st_mtime_ns, told.st_ino)
+            status = self._acl_file.stat()
+            stamp = (status.st_mtime_ns, status.st_ino)
             if stamp != self._acl_stamp:
                 self._acl, self._acl_stamp = AccessList(self._acl_file.read_text()), stamp
         except (OSError, ValueError):

@@ -54,31 +54,31 @@ def run(args: argparse.Namespace) -> int:
     opened: list[str] = []
     never: list[str] = []
 
-    def tell(told: CaptureEvent) -> None:
-        match told.kind:
+    def on_event(event: CaptureEvent) -> None:
+        match event.kind:
             case "kept":
-                kept.append(told.id)
-                print(f"kept {told.id[:12]}", flush=True)
+                kept.append(event.id)
+                print(f"kept {event.id[:12]}", flush=True)
                 if args.count is not None and len(kept) >= args.count:
                     stop.set()
             case "back":
-                opened.append(told.text)
-                print(f"{told.text}: open", flush=True)
+                opened.append(event.text)
+                print(f"{event.text}: open", flush=True)
             case "gone":
                 if opened:
-                    print(f"{told.text}; tried again in {told.retry_s:.0f} s", flush=True)
+                    print(f"{event.text}; tried again in {event.retry_s:.0f} s", flush=True)
                 else:
                     # Somebody is watching: what never was there is an error, not a reason to wait.
-                    never.append(told.text)
+                    never.append(event.text)
                     stop.set()
             case "trouble" | "ended" | "failed":
-                print(told.text, flush=True)
+                print(event.text, flush=True)
             case "alive":
-                dropped = ", ".join(f"{n} {why}" for why, n in told.dropped.items())
-                print(f"kept {told.kept}{f'; dropped {dropped}' if dropped else ''}", flush=True)
+                dropped = ", ".join(f"{n} {why}" for why, n in event.dropped.items())
+                print(f"kept {event.kept}{f'; dropped {dropped}' if dropped else ''}", flush=True)
 
     with stop_on_signals(stop.set) as signals:
-        worker.run(job_of(edge), tell, stop)
+        worker.run(job_of(edge), on_event, stop)
     if never:
         raise CameraError(never[0])
     return signals.exit_code

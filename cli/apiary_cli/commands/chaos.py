@@ -15,11 +15,11 @@ from apiary.bus.broker import find_mosquitto
 from apiary.errors import BusError, DataError, RunFailed
 from apiary.wire.topics import Topics
 from apiary_cli.chaos import invariants, schedule
-from apiary_cli.chaos.dealing import Dealer, OnFault
+from apiary_cli.chaos.fault_injector import FaultInjector, OnFault
 from apiary_cli.chaos.fleet import COORDINATOR, Fleet, remove
 from apiary_cli.chaos.invariants import FinishedRun, InvariantResult
-from apiary_cli.chaos.saboteur import Saboteur
 from apiary_cli.chaos.schedule import Fault
+from apiary_cli.chaos.traffic_replayer import TrafficReplayer
 from apiary_cli.datasets.partition import Layout, materialise
 from apiary_cli.demo.federation import fresh_folder
 from apiary_cli.terminal.stopping import StopSignal, stop_on_signals
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
                 return stop.exit_code
         verdicts, dealt, seconds = outcome
         done = all(v.holds for v in verdicts)
-        _tell(args, verdicts, dealt, seconds, rounds)
+        _report(args, verdicts, dealt, seconds, rounds)
         return 0 if done else 1
     finally:
         for fleet in fleets:
@@ -134,7 +134,7 @@ def _both(
     began = time.monotonic()
     dealt: Counter[str] = Counter()
 
-    def tell(count: int, number: int, fault: Fault, how: str) -> None:
+    def on_fault(count: int, number: int, fault: Fault, how: str) -> None:
         dealt[fault.kind] += 1
         at = time.monotonic() - began
         _say(
@@ -142,7 +142,7 @@ def _both(
             f"round {number:<3} {fault.kind:17} {fault.victim:12} {how}"
         )
 
-    storm = _run(storm_fleet, plan, tell, stop)
+    storm = _run(storm_fleet, plan, on_fault, stop)
     seconds["disturbed"] = time.monotonic() - began
     if storm is None:
         return None
@@ -151,40 +151,40 @@ def _both(
 
 def _run(fleet: Fleet, plan: list[Fault], on_fault: OnFault, stop: StopSignal) -> FinishedRun | None:
     """One whole run; None where it was interrupted. Raises RunFailed where it does not end."""
-    saboteur: Saboteur | None = None
+    replayer: TrafficReplayer | None = None
     try:
         fleet.start()
-        saboteur = Saboteur(fleet.port, Topics())
-        dealer = Dealer(plan, fleet, saboteur, on_fault)
-        told: dict[str, Any] | None = None
+        replayer = TrafficReplayer(fleet.port, Topics())
+        injector = FaultInjector(plan, fleet, replayer, on_fault)
+        result: dict[str, Any] | None = None
         mark, marked_at = (0, 0), time.monotonic()
-        while (told := fleet.result) is None:
+        while (result := fleet.result) is None:
             if stop():
                 return None
-            if saboteur.poll(_TURN_S):
-                dealer.moved()
+            if replayer.poll(_TURN_S):
+                injector.moved()
             fleet.turn()
-            dealer.turn()
-            if mark != (now := (saboteur.round, dealer.left)):
+            injector.turn()
+            if mark != (now := (replayer.round, injector.left)):
                 mark, marked_at = now, time.monotonic()
             if time.monotonic() - marked_at > STUCK_S:
                 raise RunFailed(
-                    f"nothing went on for {STUCK_S:.0f} s in round {saboteur.round}: logs in {fleet.folder}"
+                    f"nothing went on for {STUCK_S:.0f} s in round {replayer.round}: logs in {fleet.folder}"
                 )
-        _drain(fleet, saboteur, stop)
+        _drain(fleet, replayer, stop)
     finally:
-        if saboteur is not None:
-            saboteur.close()
+        if replayer is not None:
+            replayer.close()
         fleet.close()
-    return invariants.read_record(fleet.folder, told["summary"], fleet.peaks_mb)
+    return invariants.read_record(fleet.folder, result["summary"], fleet.peaks_mb)
 
 
-def _drain(fleet: Fleet, saboteur: Saboteur, stop: StopSignal) -> None:
+def _drain(fleet: Fleet, replayer: TrafficReplayer, stop: StopSignal) -> None:
     """Everybody is brought back, and has a moment to find out that the run is over."""
     fleet.settle()
     until = time.monotonic() + DRAIN_S
     while time.monotonic() < until and not stop():
-        saboteur.poll(_TURN_S)
+        replayer.poll(_TURN_S)
         fleet.turn()
         waiting = any(invariants.outbox(fleet.state(node)) for node in fleet.nodes)
         if not waiting and all(map(fleet.up, fleet.nodes)):
@@ -239,7 +239,7 @@ def _settings(
     }
 
 
-def _tell(
+def _report(
     args: argparse.Namespace,
     verdicts: list[InvariantResult],
     dealt: Counter[str],
@@ -247,7 +247,7 @@ def _tell(
     rounds: int,
 ) -> None:
     if args.json:
-        told = {
+        result = {
             "holds": all(v.holds for v in verdicts),
             "seed": args.seed,
             "nodes": args.nodes,
@@ -256,7 +256,7 @@ def _tell(
             "faults": dict(sorted(dealt.items())),
             "invariants": [asdict(v) for v in verdicts],
         }
-        print(json.dumps(told))
+        print(json.dumps(result))
         return
     print("\nfaults")
     for name in schedule.KINDS:
@@ -273,4 +273,4 @@ def _say(line: str) -> None:
 
 
 def _quiet(count: int, number: int, fault: Fault, how: str) -> None:
-    """An undisturbed run has no faults to tell."""
+    """An undisturbed run has no faults."""

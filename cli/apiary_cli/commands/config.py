@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was asked for. Raises SettingsError."""
+    """Print the settings. Raises SettingsError."""
     if args.defaults:
         print(defaults_toml(), end="")
         return 0

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what `action` says. Raises ApiaryError."""
+    """Run the action. Raises ApiaryError."""
     match args.action:
         case "list":
             return _list(args)
@@ -115,7 +115,7 @@ def _fetch(args: argparse.Namespace) -> int:
     source = sources.open_source(dataset.name, args.dir)
     if list(source.labels) != dataset.classes:
         raise DataError(f"{folder} has classes {source.labels}, expected {dataset.classes}")
-    said = {
+    summary = {
         "name": dataset.name,
         "folder": str(folder) if _needs_files(dataset) else None,
         "train": int(source.y_train.size),
@@ -124,10 +124,10 @@ def _fetch(args: argparse.Namespace) -> int:
         "files": [{"file": r.file, "sha256": r.sha256, "bytes": r.bytes, "trust": r.trust} for r in results],
     }
     if args.json:
-        print(json.dumps(said))
+        print(json.dumps(summary))
     else:
         where = f"in {folder}" if _needs_files(dataset) else "with scikit-learn, nothing to fetch"
-        print(f"{dataset.name}: {said['train']} train and {said['test']} test pictures {where}")
+        print(f"{dataset.name}: {summary['train']} train and {summary['test']} test pictures {where}")
     return 0
 
 

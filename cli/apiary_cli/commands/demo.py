@@ -96,9 +96,11 @@ def run(args: argparse.Namespace) -> int:
                 live.say(f"broker: {broker.kind} on port {broker.port}; watch it with")
                 live.say(f"  mosquitto_sub -p {broker.port} -v -t 'apiary/#'")
                 settings = _settings(args, preset, folder, layout, broker)
-                told = _federate(args, layout, broker, settings=settings, folder=folder, live=live, stop=stop)
+                result = _federate(
+                    args, layout, broker, settings=settings, folder=folder, live=live, stop=stop
+                )
         failed = False
-        if told is None:
+        if result is None:
             return stop.exit_code
     except ApiaryError as e:
         if not list(folder.glob("*.log")):
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if not args.keep and not (failed and list(folder.glob("*.log"))):
             shutil.rmtree(folder, ignore_errors=True)
-    _tell(told, time.monotonic() - began, as_json=args.json)
+    _report(result, time.monotonic() - began, as_json=args.json)
     return 0
 
 
@@ -155,10 +157,10 @@ def _federate(
                 live.tap(*seen)
             federation.check()
             if (line := federation.result()) is not None:
-                told: dict[str, Any] = json.loads(line)
+                result: dict[str, Any] = json.loads(line)
                 if args.release:
-                    told["release"] = _release(federation, flags, live=live, stop=stop)
-                return told
+                    result["release"] = _release(federation, flags, live=live, stop=stop)
+                return result
             if federation.coordinator is not None and federation.coordinator.code is not None:
                 raise RunFailed(f"the coordinator said nothing at its end:\n{federation.coordinator.tail()}")
         return None
@@ -174,10 +176,10 @@ def _release(
     live.say("the model goes to the nodes")
     federation.start_coordinator("--stay", *flags)
     settings = load_settings(federation.settings_file).settings
-    told = RolloutFollower(settings, federation, live.say, stop).until_over()
-    for line in table_of(told):
+    result = RolloutFollower(settings, federation, live.say, stop).until_over()
+    for line in table_of(result):
         live.say(line)
-    return told
+    return result
 
 
 def _settings(
@@ -208,7 +210,7 @@ def _settings(
 
 
 def _reach(broker: BrokerProcess) -> dict[str, Any]:
-    """`[broker]` for it. What amqtt speaks was said when it started: not once more at every connect."""
+    """`[broker]` for it. amqtt's protocol was reported when it started: not once more at every connect."""
     protocol = "3.1.1" if broker.kind == "amqtt" else "auto"
     return {"host": broker.host, "port": broker.port, "protocol": protocol}
 
@@ -217,11 +219,11 @@ def _names(layout: Layout) -> list[str]:
     return [folder.name for folder in layout.nodes]
 
 
-def _tell(told: dict[str, Any], seconds: float, *, as_json: bool) -> None:
+def _report(result: dict[str, Any], seconds: float, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps(result))
         return
-    summary, run = told["summary"], told["run"]
+    summary, run = result["summary"], result["run"]
     texts = (found := read_input(Path(run))) is not None and found.letters
     print(f"\n{summary['stop']} ({seconds:.0f} s)")
     print(f"  accuracy  {summary['best_accuracy']:.1%} on held-out pictures, round {summary['best_round']}")
@@ -229,5 +231,5 @@ def _tell(told: dict[str, Any], seconds: float, *, as_json: bool) -> None:
     print(f"  nodes     {summary['nodes']}; their pictures stayed where they are")
     print(f"  traffic   {summary['bytes_down'] / 1e6:.1f} MB down, {summary['bytes_up'] / 1e6:.1f} MB up")
     print(f"  report    {run}/report.html")
-    asked = "--text TEXT" if texts else "PICTURE..."
-    print(f"  try it    apiary predict {run} {asked}")
+    sample = "--text TEXT" if texts else "PICTURE..."
+    print(f"  try it    apiary predict {run} {sample}")

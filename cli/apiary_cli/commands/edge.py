@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the node until a signal, or for one round; or tell of the one that runs."""
+    """Run the node until a signal, for one round, or print the state of the one that runs."""
     settings = settings_of(
         args, edge__node_id=args.node_id, edge__data_dir=args.data, edge__state_dir=args.state_dir
     )

@@ -117,19 +117,19 @@ def _plan(args: argparse.Namespace, settings: Settings, package: Package) -> Car
             raise SettingsError("--wifi-ssid needs --wifi-password-file and --wifi-country")
         passphrase = _read(args.wifi_password_file).decode(errors="replace").split("\n")[0].strip("\r")
         wifi = Wifi.of(args.wifi_ssid, passphrase, args.wifi_country)
-    told = _node_settings(args, name)
+    node_settings = _node_settings(args, name)
     token, ca_sha256 = _token(args, settings, name)
     return CardPlan(
-        name, args.user, keys, args.timezone, wifi, package, args.enrolment, ca_sha256, token, told
+        name, args.user, keys, args.timezone, wifi, package, args.enrolment, ca_sha256, token, node_settings
     )  # fmt: skip
 
 
 def _node_settings(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """`apiary.toml`: what the card decides, over what --settings says. Checked here, not on the Pi."""
-    told: dict[str, Any] = {}
+    """`apiary.toml`: what the card decides, over those of --settings. Checked here, not on the Pi."""
+    values: dict[str, Any] = {}
     if args.settings is not None:
         try:
-            told = tomllib.loads(_read(args.settings).decode())
+            values = tomllib.loads(_read(args.settings).decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise SettingsError(f"--settings {args.settings} is not TOML: {e}") from None
     tls, signing = "/etc/apiary/tls", "/etc/apiary/signing"
@@ -145,16 +145,16 @@ def _node_settings(args: argparse.Namespace, name: str) -> dict[str, Any]:
         "edge": {"node_id": name},
     }  # fmt: skip
     # Where the play has it too, so that what the node keeps stays its own when the play takes the host over.
-    told.setdefault("edge", {}).setdefault("state_dir", "/var/lib/apiary/edge")
-    for section, values in fixed.items():
-        told.setdefault(section, {}).update(values)
+    values.setdefault("edge", {}).setdefault("state_dir", "/var/lib/apiary/edge")
+    for section, entries in fixed.items():
+        values.setdefault(section, {}).update(entries)
     try:
-        Settings.model_validate(told)
+        Settings.model_validate(values)
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"])
         raise SettingsError(f"--settings {args.settings}: {where}: {first['msg']}") from None
-    return told
+    return values
 
 
 def _token(args: argparse.Namespace, settings: Settings, name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""`apiary node`: have nodes pause, resume, drain, retrain, or tell their log, through the coordinator."""
+"""`apiary node`: have nodes pause, resume, drain, retrain, or send their log, through the coordinator."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0 where every node did it. Raises ApiaryError."""
     settings = settings_of(args)
-    wish = {"nodes": args.nodes, "timeout_s": args.timeout}
+    options = {"nodes": args.nodes, "timeout_s": args.timeout}
     if args.what == "logs":
-        wish["lines"] = args.lines
-    told = ask(settings, f"node.{args.what}", wish, args.timeout + _SLACK_S, _progress(args))
-    print(json.dumps(told) if args.json else render(args.what, told))
-    good = all(one["state"] == "done" for one in told["nodes"].values())
+        options["lines"] = args.lines
+    reply = ask(settings, f"node.{args.what}", options, args.timeout + _SLACK_S, _progress(args))
+    print(json.dumps(reply) if args.json else render(args.what, reply))
+    good = all(one["state"] == "done" for one in reply["nodes"].values())
     return 0 if good else RequestRefused.exit_code
 
 
-def render(what: str, told: dict[str, Any]) -> str:
+def render(what: str, reply: dict[str, Any]) -> str:
     """The answers for people: a table, or the logs one after another."""
-    nodes: dict[str, dict[str, Any]] = told["nodes"]
+    nodes: dict[str, dict[str, Any]] = reply["nodes"]
     if what == "logs":
         return "\n".join(line for node, one in nodes.items() for line in _log(node, one, len(nodes)))
     rows = [[node, one["state"], one.get("why") or _result(one.get("result"))] for node, one in nodes.items()]

@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 from apiary.errors import ApiaryError, SettingsError
 from apiary.settings import Settings
-from apiary.tags import matches, parse_rule, told
+from apiary.tags import as_text, matches, parse_rule
 from apiary.wire.messages import CoordinatorStatus, NodeState
 from apiary_cli.client.asking import ask
 from apiary_cli.client.watching import Watcher, reading_gate
@@ -120,7 +120,7 @@ def render(nodes: list[dict[str, Any]], of: int) -> str:
             node["id"],
             node["state"],
             "" if node["samples"] is None else str(node["samples"]),
-            told(node["tags"]),
+            as_text(node["tags"]),
             node["model"] or "",
             node["release"] or "",
             "" if node["temperature_c"] is None else f"{node['temperature_c']:.0f} °C",
@@ -136,7 +136,7 @@ def render(nodes: list[dict[str, Any]], of: int) -> str:
 
 
 def _ages(settings: Settings) -> dict[str, float]:
-    """How long ago the coordinator heard each node; empty where it cannot be asked."""
+    """How long ago the coordinator heard each node; empty where it does not answer."""
     try:
         found = ask(settings, "node.heard", {}, _ASK_S)
         return {node: round(max(0.0, found["now"] - at), 1) for node, at in found["heard"].items()}

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the sub-command says. Raises ApiaryError."""
+    """Run the action. Raises ApiaryError."""
     settings = load_settings(args.config, args.overrides).settings
     code: int = args.handler(args, settings)
     return code

@@ -97,17 +97,17 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"{folder.name} reads texts: --symbols and --negative are for pictures")
     if args.text and not classifier.input.letters:
         raise DataError(f"{folder.name} reads pictures: --text is for a run of the recipe char_rnn")
-    look = Look(classifier, labels, args)
+    batch = BatchClassifier(classifier, labels, args)
     results: list[Classification] = []
     width = min(max(len(sample.name) for sample in samples), 60)
-    for result in look.at(samples):
+    for result in batch.classify(samples):
         results.append(result)
         if not args.json:
             print(_line(result, width))
-    for name, why in look.skipped:
+    for name, why in batch.skipped:
         print(f"{name}: skipped: {why}", file=sys.stderr)
     if args.json:
-        print(json.dumps(_as_json(folder, results, look.skipped)))
+        print(json.dumps(_as_json(folder, results, batch.skipped)))
     elif results:
         print(_total(results))
     if not results:
@@ -150,8 +150,8 @@ def open_classifier(folder: Path, labels: list[str], *, int8: bool = False) -> C
     return classifier
 
 
-class Look:
-    """Looks at samples with one model; what cannot be read is in `skipped`, with the reason."""
+class BatchClassifier:
+    """Classifies samples with one model; what cannot be read is in `skipped`, with the reason."""
 
     def __init__(self, classifier: Classifier, labels: list[str], args: argparse.Namespace):
         self.skipped: list[tuple[str, str]] = []
@@ -162,7 +162,7 @@ class Look:
         self._negative: bool = args.negative
         self._margin: float | None = args.margin
 
-    def at(self, samples: list[PredictInput]) -> Iterator[Classification]:
+    def classify(self, samples: list[PredictInput]) -> Iterator[Classification]:
         """Predictions one by one."""
         for sample in samples:
             try:
@@ -193,10 +193,10 @@ class Look:
 
 
 def _line(result: Classification, width: int) -> str:
-    said = "   ".join(f"{label} {100 * p:.1f} %" for label, p in result.top)
+    shown = "   ".join(f"{label} {100 * p:.1f} %" for label, p in result.top)
     where = f"{f'at {result.box.left},{result.box.top}':<14}" if result.box else ""
     wrong = result.sample.truth not in (None, result.top[0][0])
-    return f"{result.sample.name:<{width}}  {where}{said}" + (f"   ✗ {result.sample.truth}" if wrong else "")
+    return f"{result.sample.name:<{width}}  {where}{shown}" + (f"   ✗ {result.sample.truth}" if wrong else "")
 
 
 def _score(results: list[Classification]) -> tuple[int, int]:

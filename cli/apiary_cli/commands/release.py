@@ -34,7 +34,7 @@ _LOOK_S: Final = 1.0
 _AWAY_S: Final = 5.0
 """A coordinator that is started again goes on with the roll-out; so does who waits for it."""
 _SLOW_S: Final = 120.0
-"""A program is asked for its labels, a model is loaded: on the coordinator's machine, in its turn."""
+"""The coordinator's machine starts the program for its labels, or loads the model, when its turn comes."""
 _OVER: Final = ("done", "halted", "aborted")
 
 
@@ -65,44 +65,44 @@ def run(args: argparse.Namespace) -> int:
     """0; 9 where it was waited for and halted. Raises ApiaryError."""
     settings = settings_of(args)
 
-    def request(op: str, timeout_s: float | None = None, **told: Any) -> Any:
-        given = {key: value for key, value in told.items() if value is not None}
+    def request(op: str, timeout_s: float | None = None, **options: Any) -> Any:
+        given = {key: value for key, value in options.items() if value is not None}
         return ask(settings, f"release.{op}", given, args.timeout or timeout_s)
 
-    told: dict[str, Any]
+    reply: dict[str, Any]
     match args.what:
         case "create":
-            told = request("create", max(_SLOW_S, settings.operator.timeout_s), **_wish(args))
+            reply = request("create", max(_SLOW_S, settings.operator.timeout_s), **_create_options(args))
             if args.wait:
                 return _follow(request, as_json=args.json)
         case "status" if args.wait:
             return _follow(request, as_json=args.json)
         case "rollback":
-            told = request("rollback", release=args.release)
+            reply = request("rollback", release=args.release)
         case "pin":
-            told = request("pin", release=args.release, node=args.node, tag=args.tag)
+            reply = request("pin", release=args.release, node=args.node, tag=args.tag)
         case "unpin":
-            told = request("pin", node=args.node, tag=args.tag)
+            reply = request("pin", node=args.node, tag=args.tag)
         case _:
-            told = request(args.what)
-    print(json.dumps(told) if args.json else render(args.what, told))
+            reply = request(args.what)
+    print(json.dumps(reply) if args.json else render(args.what, reply))
     return 0
 
 
-def render(what: str, told: dict[str, Any]) -> str:
+def render(what: str, reply: dict[str, Any]) -> str:
     """An answer for people."""
     match what:
         case "list":
-            return table((), [_row(release) for release in told["releases"]]) or "nothing was released yet"
+            return table((), [_row(release) for release in reply["releases"]]) or "nothing was released yet"
         case "status":
-            return _status(told)
+            return _status(reply)
         case "pin" | "unpin":
-            pins = {**told["nodes"], **told["tags"]}
+            pins = {**reply["nodes"], **reply["tags"]}
             return "\n".join(f"{key}: {name}" for key, name in sorted(pins.items())) or "nothing is pinned"
         case "key":
-            return str(told["key"])
+            return str(reply["key"])
         case _:
-            return _rollout(told)
+            return _rollout(reply)
 
 
 def _create_flags(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +120,7 @@ def _create_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="stay until it is out, or halted")
 
 
-def _wish(args: argparse.Namespace) -> dict[str, Any]:
+def _create_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "run": args.run if args.file is None else None,
         "file": str(args.file.absolute()) if args.file is not None else None,
@@ -136,31 +136,31 @@ def _wish(args: argparse.Namespace) -> dict[str, Any]:
 
 def _follow(request: Any, *, as_json: bool) -> int:
     """Print what happens until the roll-out is over."""
-    said: set[tuple[float, str]] = set()
+    printed: set[tuple[float, str]] = set()
     first = True
     while True:
         try:
-            told = request("status")
+            reply = request("status")
         except NoAnswer as e:
             if first:
                 raise
             print(f"apiary: {e}; waiting for it", file=sys.stderr)
             time.sleep(_AWAY_S)
             continue
-        lines = [(n["at"], n["text"]) for n in told["history"]]
-        if first and told["rollout"] is None and not as_json:
+        lines = [(n["at"], n["text"]) for n in reply["history"]]
+        if first and reply["rollout"] is None and not as_json:
             print("nothing was released yet; waiting for a roll-out to begin (Ctrl-C ends this)", flush=True)
         if first:
-            said.update(lines[:-1])
+            printed.update(lines[:-1])
             first = False
         for line in lines:
-            if line not in said and not as_json:
+            if line not in printed and not as_json:
                 print(f"{time.strftime('%H:%M:%S', time.localtime(line[0]))}  {line[1]}", flush=True)
-        said.update(lines)
-        rollout = told["rollout"]
+        printed.update(lines)
+        rollout = reply["rollout"]
         if rollout is not None and rollout["state"] in _OVER:
             if as_json:
-                print(json.dumps(told))
+                print(json.dumps(reply))
             return PublishError.exit_code if rollout["state"] != "done" else 0
         time.sleep(_LOOK_S)
 
@@ -177,23 +177,23 @@ def _row(release: dict[str, Any]) -> list[str]:
     ]
 
 
-def _rollout(told: dict[str, Any]) -> str:
-    release = told["release"]
+def _rollout(reply: dict[str, Any]) -> str:
+    release = reply["release"]
     line = (
-        f"{release['name']} ({release['kind']}): {told['state']}, wave {told['wave']} of {told['waves']}, "
-        f"{told['healthy']} of {told['members']} nodes of it healthy"
+        f"{release['name']} ({release['kind']}): {reply['state']}, wave {reply['wave']} of {reply['waves']}, "
+        f"{reply['healthy']} of {reply['members']} nodes of it healthy"
     )
-    if told["stable"] is not None and told["state"] != "done":
-        line += f"; the rest has {told['stable']}"
-    return f"{line}\n  {told['why']}" if told["why"] else line
+    if reply["stable"] is not None and reply["state"] != "done":
+        line += f"; the rest has {reply['stable']}"
+    return f"{line}\n  {reply['why']}" if reply["why"] else line
 
 
-def _status(told: dict[str, Any]) -> str:
-    if told["rollout"] is None:
+def _status(reply: dict[str, Any]) -> str:
+    if reply["rollout"] is None:
         return "nothing was released yet"
-    lines = [_rollout(told["rollout"]), ""]
+    lines = [_rollout(reply["rollout"]), ""]
     rows = []
-    for node, one in told["nodes"].items():
+    for node, one in reply["nodes"].items():
         accuracy, before = one.get("accuracy"), one.get("accuracy_before")
         figures = "" if accuracy is None else f"{accuracy:.1%} on {one['pictures']} pictures"
         if before is not None:
@@ -204,9 +204,9 @@ def _status(told: dict[str, Any]) -> str:
         rest = "; ".join(part for part in (figures.strip(", "), *extra) if part)
         rows.append([f"  {node}", one["verdict"], f"has {one.get('current') or 'none'}", rest])
     lines.append(table((), rows))
-    pins = {**told["pins"]["nodes"], **told["pins"]["tags"]}
+    pins = {**reply["pins"]["nodes"], **reply["pins"]["tags"]}
     lines += [f"  pinned: {key} to {name}" for key, name in sorted(pins.items())]
     lines.append("")
-    for noted in told["history"][-8:]:
+    for noted in reply["history"][-8:]:
         lines.append(f"{time.strftime('%H:%M:%S', time.localtime(noted['at']))}  {noted['text']}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`apiary rounds`: the rounds of a run, from its folder here, or asked of the coordinator."""
+"""`apiary rounds`: the rounds of a run, from its folder here, or from the coordinator."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print them. Raises DataError, BusError, RequestRefused."""
     settings = settings_of(args)
-    told = _from_folder(settings, args.run) if args.run is not None else None
-    if told is None:
-        told = _asked(settings, args.run, args.timeout)
+    history = _from_folder(settings, args.run) if args.run is not None else None
+    if history is None:
+        history = _from_coordinator(settings, args.run, args.timeout)
     if args.json:
-        print(json.dumps(told))
-    elif told["rounds"]:
-        print(f"run {told['run']}\n{rounds_table(told['rounds'])}")
+        print(json.dumps(history))
+    elif history["rounds"]:
+        print(f"run {history['run']}\n{rounds_table(history['rounds'])}")
     else:
-        print(f"run {told['run']}: no round is over yet")
+        print(f"run {history['run']}: no round is over yet")
     return 0
 
 
-def _asked(settings: Settings, name: str | None, timeout_s: float | None) -> dict[str, Any]:
+def _from_coordinator(settings: Settings, name: str | None, timeout_s: float | None) -> dict[str, Any]:
     found = ask(settings, "run.show", {"name": name} if name is not None else {}, timeout_s)
     return {"run": found["run"], "rounds": found["results"]}
 

@@ -28,7 +28,7 @@ exit codes: 0 done, 4 no broker or no coordinator, 10 refused by the coordinator
 """
 _PREFIX: Final = "run."
 _NEVER_BEGAN: Final = ("waiting", "withdrawn")
-"""States of runs whose time is that when they were asked for."""
+"""States of runs whose time is that of the request."""
 _OURS: Final = ("broker.", "operator.", "security.", "federation", "root", "blob_root")
 """Settings of whoever asks."""
 
@@ -57,42 +57,42 @@ def run(args: argparse.Namespace) -> int:
     """0 where the coordinator did it. Raises ApiaryError."""
     settings = settings_of(args)
 
-    def request(op: str, **told: Any) -> Any:
-        return ask(settings, f"run.{op}", {k: v for k, v in told.items() if v is not None}, args.timeout)
+    def request(op: str, **options: Any) -> Any:
+        return ask(settings, f"run.{op}", {k: v for k, v in options.items() if v is not None}, args.timeout)
 
     match args.what:
         case "start":
-            told = request("start", name=args.name, settings=_wanted(args))
+            reply = request("start", name=args.name, settings=_wanted(args))
         case "list":
-            told = request("list", limit=args.limit)
+            reply = request("list", limit=args.limit)
         case _:
-            told = request(args.what, name=args.name)
-    print(json.dumps(told) if args.json else render(args.what, told))
+            reply = request(args.what, name=args.name)
+    print(json.dumps(reply) if args.json else render(args.what, reply))
     return 0
 
 
-def render(what: str, told: dict[str, Any]) -> str:
+def render(what: str, reply: dict[str, Any]) -> str:
     """An answer for people."""
     match what:
         case "start":
-            ahead = told["ahead"]
+            ahead = reply["ahead"]
             when = f"begins after {ahead} more" if ahead else "begins"
-            return f"run {told['run']} {when}; watch it with: apiary watch"
+            return f"run {reply['run']} {when}; watch it with: apiary watch"
         case "stop":
-            return f"run {told['run']} {_stopped(told)}"
+            return f"run {reply['run']} {_stopped(reply)}"
         case "list":
-            return _list(told)
+            return _list(reply)
         case _:
-            return _show(told)
+            return _show(reply)
 
 
-def _stopped(told: dict[str, Any]) -> str:
-    """What becomes of a run that was told to stop; a coordinator of before did not say which model it has."""
-    if told["state"] == "withdrawn":
+def _stopped(reply: dict[str, Any]) -> str:
+    """The end of a run after a request to stop; an older coordinator does not send which model it has."""
+    if reply["state"] == "withdrawn":
         return "will not begin"
-    if told.get("best") is not None:
-        return f"is being finished with its best model, of round {told['best']}"
-    if told["state"] == "stopped":
+    if reply.get("best") is not None:
+        return f"is being finished with its best model, of round {reply['best']}"
+    if reply["state"] == "stopped":
         return "has ended, without a model"
     return "comes to its end; it has no model unless a round closes yet"
 
@@ -109,7 +109,7 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
     return {**wanted, **{name: value for name, value in flags.items() if value is not None}}
 
 
-def _list(told: dict[str, Any]) -> str:
+def _list(reply: dict[str, Any]) -> str:
     now = time.time()
     rows = [
         [
@@ -122,32 +122,32 @@ def _list(told: dict[str, Any]) -> str:
             run["why"] or "",
             run["stop"] or "",
         ]
-        for run in told["runs"]
+        for run in reply["runs"]
     ]
     header = ["RUN", "STATE", "BEGAN", "TOOK", "ROUNDS", "BEST", "ASKED FOR", "ENDED BECAUSE"]
     lines = [table(header, rows) if rows else "no run yet: apiary run start"]
-    if told["next"] is not None:
-        lines.append(f"next by the schedule: {_clock(told['next'])}")
-    if told["wanted_samples"] is not None:
-        lines.append(f"new samples: {told['new_samples']} of {told['wanted_samples']} that begin a run")
+    if reply["next"] is not None:
+        lines.append(f"next by the schedule: {_clock(reply['next'])}")
+    if reply["wanted_samples"] is not None:
+        lines.append(f"new samples: {reply['new_samples']} of {reply['wanted_samples']} that begin a run")
     return "\n".join(lines)
 
 
-def _show(told: dict[str, Any]) -> str:
-    stage = f", {told['stage']}" if told["stage"] else ""
-    when = "queued" if told["state"] in _NEVER_BEGAN else "began"
-    lines = [f"run      {told['run']}: {told['state']}{stage}", f"{when:<8} {_clock(told['created'])}"]
-    if told["ended"]:
-        lines.append(f"ended    {_clock(told['ended'])}")
-    lines += [f"{name:<8} {told[key]}" for name, key in (("asked", "why"), ("stop", "stop")) if told[key]]
-    lines.append(f"folder   {told['folder']}")
-    settings = told["settings"]
+def _show(reply: dict[str, Any]) -> str:
+    stage = f", {reply['stage']}" if reply["stage"] else ""
+    when = "queued" if reply["state"] in _NEVER_BEGAN else "began"
+    lines = [f"run      {reply['run']}: {reply['state']}{stage}", f"{when:<8} {_clock(reply['created'])}"]
+    if reply["ended"]:
+        lines.append(f"ended    {_clock(reply['ended'])}")
+    lines += [f"{name:<8} {reply[key]}" for name, key in (("asked", "why"), ("stop", "stop")) if reply[key]]
+    lines.append(f"folder   {reply['folder']}")
+    settings = reply["settings"]
     shown = [str(settings.get(key)) for key in ("recipe", "strategy") if key in settings]
     shown += [
         f"{key} {settings[key]}" for key in ("rounds", "min_nodes", "only", "seed") if settings.get(key)
     ]
     lines.append(f"settings {', '.join(shown)}")
-    return "\n".join([*lines, "", rounds_table(told["results"])]) if told["results"] else "\n".join(lines)
+    return "\n".join([*lines, "", rounds_table(reply["results"])]) if reply["results"] else "\n".join(lines)
 
 
 def rounds_table(results: list[dict[str, Any]]) -> str:

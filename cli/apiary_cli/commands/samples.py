@@ -33,7 +33,7 @@ exit codes: 0 done, 3 nothing to import or no such picture, 8 the store or the d
 
 
 _SAY_EVERY_S = 10.0
-"""How often an import that nobody watches says in its log how far it is."""
+"""Between two lines of progress where standard error is no terminal."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what `action` says. Raises ApiaryError."""
+    """Run the action. Raises ApiaryError."""
     overrides = {**args.overrides, **({"edge.state_dir": args.state_dir} if args.state_dir else {})}
     settings = load_settings(args.config, overrides).settings
     folder = store_dir(settings.edge)

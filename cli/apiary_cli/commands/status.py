@@ -18,6 +18,7 @@ EXAMPLES = """examples:
 
 exit codes: 0 a coordinator is online, 1 none is, 4 no broker
 """
+_ANNOUNCED = {"run", "round", "rounds", "state"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,41 +39,39 @@ def run(args: argparse.Namespace) -> int:
             rest[type(message)] = message
     finally:
         watcher.close()
-    told = describe(settings.federation, view, rest)
-    print(json.dumps(told) if args.json else render(told))
-    return 0 if told["coordinator"]["state"] == "online" else 1
+    report = describe(settings.federation, view, rest)
+    print(json.dumps(report) if args.json else render(report))
+    return 0 if report["coordinator"]["state"] == "online" else 1
 
 
 def describe(federation: str, view: RunView, rest: dict[type[Message], Message]) -> dict[str, Any]:
     """The federation as plain JSON values."""
     coordinator, model = rest.get(CoordinatorStatus), rest.get(ModelManifest)
     last = view.results[-1] if view.results else None
-    told = view.round
+    announced = view.round
     return {
         "federation": federation,
         "coordinator": _dump(coordinator) if coordinator else {"state": "unknown"},
-        "round": {"run": told.run, "round": told.round, "rounds": told.rounds, "state": told.state}
-        if told
-        else None,
+        "round": announced.model_dump(mode="json", include=_ANNOUNCED) if announced else None,
         "last": _dump(last) if last else None,
         "model": _dump(model) if model else None,
         "nodes": {name: _node(node) for name, node in sorted(view.nodes.items())},
     }
 
 
-def render(told: dict[str, Any]) -> str:
+def render(report: dict[str, Any]) -> str:
     """The same for people."""
-    coordinator, now, last = told["coordinator"], told["round"], told["last"]
-    lines = [f"federation   {told['federation']}"]
+    coordinator, now, last = report["coordinator"], report["round"], report["last"]
+    lines = [f"federation   {report['federation']}"]
     run = f", run {coordinator['run']}" if coordinator.get("run") else ""
     lines.append(f"coordinator  {coordinator['state']}{run}")
     if now is not None:
         lines.append(f"round        {_round(now, last)}")
     if last is not None:
         lines.append(f"last round   {last['round']} of run {last['run']}{_ended(last)}")
-    lines.append(f"nodes        {len(told['nodes'])}")
+    lines.append(f"nodes        {len(report['nodes'])}")
     rows = []
-    for name, node in told["nodes"].items():
+    for name, node in report["nodes"].items():
         reasons = [node["why"]] if node.get("why") else []
         reasons += node.get("health", {}).get("throttled", [])
         # A lost node reports no number, which is not the same as none.
@@ -100,8 +99,8 @@ def _ended(last: dict[str, Any]) -> str:
 
 
 def _node(node: NodeView) -> dict[str, Any]:
-    told = _dump(node.status) if node.status is not None else {"state": "unknown"}
-    return {**told, "health": _dump(node.health)} if node.health is not None else told
+    report = _dump(node.status) if node.status is not None else {"state": "unknown"}
+    return {**report, "health": _dump(node.health)} if node.health is not None else report
 
 
 def _dump(message: Message) -> dict[str, Any]:

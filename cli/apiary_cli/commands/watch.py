@@ -43,6 +43,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_json(kind: TopicKind, node: NodeId | None, message: Message) -> None:
-    told = message.model_dump(mode="json", exclude_none=True)
-    print(json.dumps({"kind": kind.name.lower(), "node": node, "message": told}), flush=True)
+    body = message.model_dump(mode="json", exclude_none=True)
+    print(json.dumps({"kind": kind.name.lower(), "node": node, "message": body}), flush=True)
     sys.stdout.flush()

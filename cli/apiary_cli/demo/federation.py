@@ -91,7 +91,7 @@ class LocalFederation:
         return self.nodes[node]
 
     def check(self) -> None:
-        """Raise RunFailed, with what it said last, where a party ended that should not have."""
+        """Raise RunFailed, with the end of its output, where a party ended that should not have."""
         for party in [*self.nodes.values(), *([self.coordinator] if self.coordinator else [])]:
             if party.code not in (None, 0):
                 raise RunFailed(f"{party.name} ended with exit code {party.code}:\n{party.tail()}")
@@ -120,7 +120,7 @@ class LocalFederation:
             [sys.executable, "-m", "apiary_cli", command, "--config", str(self.settings_file), *flags],
             stdin=subprocess.DEVNULL,
             stdout=files[1],
-            # Through us: what a party says of a disk that it cannot write to is worth reading.
+            # Through us: errors of a party whose log cannot be written are worth reading.
             stderr=subprocess.PIPE,
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls prctl only
@@ -132,9 +132,9 @@ class LocalFederation:
 
 
 def _copy(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-    assert process.stderr is not None  # noqa: S101 - we asked for a pipe
-    with process.stderr as said:
-        while data := said.read1(65_536):  # type: ignore[attr-defined] # it is buffered
+    assert process.stderr is not None  # noqa: S101 - it is a pipe
+    with process.stderr as output:
+        while data := output.read1(65_536):  # type: ignore[attr-defined] # it is buffered
             with contextlib.suppress(OSError):  # ours may be full as well
                 log.write(data)
 

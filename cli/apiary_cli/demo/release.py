@@ -31,11 +31,11 @@ class RolloutFollower:
     stop: Callable[[], bool] = lambda: False
 
     def ask(self, op: str, **args: Any) -> Any:
-        """Ask the coordinator, as `apiary release` does. Raises ApiaryError."""
+        """Send the coordinator a request, as `apiary release` does. Raises ApiaryError."""
         return ask(self.settings, f"release.{op}", args, 60.0)
 
     def until_over(self, since: float = 0.0) -> dict[str, Any]:
-        """Tell of each step after `since` until the roll-out is over, and its nodes have followed.
+        """Report each step after `since` until the roll-out is over, and its nodes have followed.
 
         Raises RunFailed where that takes too long, KeyboardInterrupt where it was to stop.
         """
@@ -43,16 +43,16 @@ class RolloutFollower:
         while time.monotonic() < until and not self.stop():
             self.federation.check()
             try:
-                told: dict[str, Any] = self.ask("status")
+                status: dict[str, Any] = self.ask("status")
             except NoAnswer:  # it is starting
                 time.sleep(_LOOK_S)
                 continue
-            for noted in told["history"]:
+            for noted in status["history"]:
                 if noted["at"] > since:
                     self.say(f"  {noted['text']}")
                     since = noted["at"]
-            if told["rollout"] is not None and told["rollout"]["state"] in OVER and _followed(told):
-                return told
+            if status["rollout"] is not None and status["rollout"]["state"] in OVER and _followed(status):
+                return status
             time.sleep(_LOOK_S)
         if self.stop():
             raise KeyboardInterrupt
@@ -73,10 +73,10 @@ def settings_for(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def table_of(told: Mapping[str, Any]) -> list[str]:
+def table_of(status: Mapping[str, Any]) -> list[str]:
     """Each node, and what it has, in a line."""
     lines = []
-    for node, one in sorted(told["nodes"].items()):
+    for node, one in sorted(status["nodes"].items()):
         accuracy = one.get("accuracy")
         tested = (
             "" if accuracy is None else f"{accuracy:.0%} of its {one['pictures']} held-out pictures right, "
@@ -88,8 +88,8 @@ def table_of(told: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _followed(told: Mapping[str, Any]) -> bool:
-    """Whether every node that is here has what the outcome says."""
-    rollout = told["rollout"]
+def _followed(status: Mapping[str, Any]) -> bool:
+    """Whether every node that is here predicts with the outcome's release."""
+    rollout = status["rollout"]
     wanted = rollout["release"]["name"] if rollout["state"] == "done" else rollout["stable"]
-    return all(one.get("current") == wanted for one in told["nodes"].values() if one["here"])
+    return all(one.get("current") == wanted for one in status["nodes"].values() if one["here"])

@@ -57,7 +57,7 @@ def init(args: argparse.Namespace, settings: Settings) -> int:
         )
         print(f"its fingerprint, for devices that join: {ca.sha256}")
         print("next: apiary pki enrol broker --role server --san HOST --dir DIR")
-    return _tell(trouble)
+    return _exit_code(trouble)
 
 
 def enrol(args: argparse.Namespace, settings: Settings) -> int:
@@ -90,7 +90,7 @@ def renew(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def revoke(args: argparse.Namespace, settings: Settings) -> int:
-    """Shut somebody out, and tell the broker."""
+    """Revoke somebody's certificates, and update the broker."""
     ca = open_folder(settings)
     gone = ca.revoke(args.name, args.serial)
     known = [i for i in ca.issued() if i.name == args.name and args.serial in (None, i.serial)]
@@ -110,7 +110,7 @@ def revoke(args: argparse.Namespace, settings: Settings) -> int:
         print(f"{args.name!r} had no valid certificate left; the broker was told once more")
     if settings.pki.broker_dir is None and not args.json:
         print(f"give {ca.folder / 'crl.pem'} to the broker and the coordinator (pki.broker_dir does that)")
-    return _tell(trouble)
+    return _exit_code(trouble)
 
 
 def list_issued(args: argparse.Namespace, settings: Settings) -> int:
@@ -148,10 +148,10 @@ def apply_again(args: argparse.Namespace, settings: Settings) -> int:
         print(json.dumps({"trouble": trouble}))
     elif not trouble:
         pki = settings.pki
-        told = [f"ca.pem, crl.pem and acl.conf are in {pki.broker_dir}"] if pki.broker_dir is not None else []
-        told += [f"ran: {shlex.join(pki.reload)}"] if pki.reload else []
-        print("; ".join(told) or "nothing was done: neither pki.broker_dir nor pki.reload is set")
-    return _tell(trouble)
+        done = [f"ca.pem, crl.pem and acl.conf are in {pki.broker_dir}"] if pki.broker_dir is not None else []
+        done += [f"ran: {shlex.join(pki.reload)}"] if pki.reload else []
+        print("; ".join(done) or "nothing was done: neither pki.broker_dir nor pki.reload is set")
+    return _exit_code(trouble)
 
 
 def token(args: argparse.Namespace, settings: Settings) -> int:
@@ -200,7 +200,7 @@ def _give(
     trouble = broker_files.apply(ca, settings, revoked=[whom.name] if replace_old else [])
     latest = [i for i in ca.issued() if i.name == whom.name][-len(uses) :]
     _report(args, whom, where, latest, trouble)
-    return _tell(trouble)
+    return _exit_code(trouble)
 
 
 def _report(
@@ -222,7 +222,7 @@ def _one_way(args: argparse.Namespace) -> None:
         )
 
 
-def _tell(trouble: list[str]) -> int:
+def _exit_code(trouble: list[str]) -> int:
     for line in trouble:
         print(f"apiary: {line}", file=sys.stderr)
     return _BROKER_TROUBLE if trouble else 0

@@ -136,9 +136,9 @@ def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
 def _refusal(answer: bytes) -> str:
     """What the plugin could not do; that a name exists already is no matter, since it is deleted next."""
     try:
-        told = json.loads(answer)["responses"]
+        responses = json.loads(answer)["responses"]
         return "; ".join(
-            str(r["error"])[:100] for r in told if "error" in r and r["command"] != "createClient"
+            str(r["error"])[:100] for r in responses if "error" in r and r["command"] != "createClient"
         )
     except (ValueError, KeyError, TypeError):
         return "an answer that cannot be read"

@@ -98,8 +98,8 @@ def renew(args: argparse.Namespace, settings: Settings) -> int:
     if not args.force and not _due(old):
         # The list of revoked certificates may be newer all the same.
         device.store_lists(read_answer(service.authority(), args.url))
-        said = "the list of revoked certificates is new; its own are not due yet and hold"
-        return _report(args, device, whom.name, said=said)
+        note = "the list of revoked certificates is new; its own are not due yet and hold"
+        return _report(args, device, whom.name, note=note)
     pem = device.request(whom.name, renew=True)
     body: dict[str, Any] = {"request": pem.decode(), "force": args.force}
     if pair is None:
@@ -110,7 +110,7 @@ def renew(args: argparse.Namespace, settings: Settings) -> int:
 
 
 class _Service:
-    """The enrolment service at `url`. What it is, its certificate says, by whatever name it is reached."""
+    """The enrolment service at `url`; its certificate identifies it, whatever name it is reached by."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class _Service:
                 self._check_name(connection.sock)
             connection.request(verb, path, body, {"Content-Type": "application/json"} if body else {})
             response = connection.getresponse()
-            said = response.read(MAX_PEM_BYTES)
+            received = response.read(MAX_PEM_BYTES)
         except ssl.SSLCertVerificationError as e:
             raise WireError(
                 f"{self._url}: its certificate does not hold: {e.verify_message}; check this machine's "
@@ -188,9 +188,9 @@ class _Service:
         finally:
             connection.close()
         if response.status != 200:
-            words = "".join(c for c in said[:300].decode(errors="replace") if c.isprintable())
+            words = "".join(c for c in received[:300].decode(errors="replace") if c.isprintable())
             raise WireError(f"{self._url} refuses: {words}")
-        return said
+        return received
 
     def _check_name(self, sock: Any) -> None:
         shown = x509.load_der_x509_certificate(sock.getpeercert(binary_form=True))
@@ -218,7 +218,7 @@ def _due(certificate: x509.Certificate) -> bool:
     return time.time() > (certificate.not_valid_after_utc - term * RENEWABLE).timestamp()
 
 
-def _report(args: argparse.Namespace, device: Device, name: str, said: str | None = None) -> int:
+def _report(args: argparse.Namespace, device: Device, name: str, note: str | None = None) -> int:
     certificate = device.certificate(device.uses[0])
     until = certificate.not_valid_after_utc
     if args.json:
@@ -228,10 +228,10 @@ def _report(args: argparse.Namespace, device: Device, name: str, said: str | Non
                     "name": name,
                     "dir": str(device.folder),
                     "not_after": until.timestamp(),
-                    "renewed": said is None,
+                    "renewed": note is None,
                 }
             )
         )
     else:
-        print(f"{name}: {said or 'certificates'} until {until:%Y-%m-%d}, in {device.folder}")
+        print(f"{name}: {note or 'certificates'} until {until:%Y-%m-%d}, in {device.folder}")
     return 0

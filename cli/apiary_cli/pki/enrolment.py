@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Refusal(Exception):  # noqa: N818 - an answer to a peer, not an error of ours
-    """What a peer is told, and how."""
+    """A request that is refused: the HTTP status and the reason for the peer."""
 
     def __init__(self, status: HTTPStatus, why: str):
         super().__init__(why)

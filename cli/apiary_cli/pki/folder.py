@@ -79,7 +79,7 @@ class Issued:
 
 
 class CaFolder:
-    """An authority on disk. `passphrase` is asked only where the key is locked."""
+    """An authority on disk. `passphrase` is called only where the key is locked."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class CaFolder:
 
     @property
     def sha256(self) -> str:
-        """Of the authority's certificate, in hexadecimal: what a device is told to trust."""
+        """Of the authority's certificate, in hexadecimal: what a device is given to trust."""
         return self.certificate.fingerprint(hashes.SHA256()).hex()
 
     @property

@@ -136,26 +136,26 @@ class _Handler(BaseHTTPRequestHandler):
             if self.server.limiter.wait_s(address) > 0:
                 wait = f"refused too often: wait {PER_ADDRESS_S:.0f} s"
                 raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, wait)
-            status, said = HTTPStatus.OK, work()
+            status, content = HTTPStatus.OK, work()
         except Refusal as e:
             waiting = e.status == HTTPStatus.TOO_MANY_REQUESTS
             if not waiting:
                 self.server.limiter.failed(address)
             level = logging.DEBUG if waiting else logging.WARNING
             log.log(level, "pki: %s: %s refused: %s", address, self.path[:100], e)
-            status, said = e.status, str(e).encode()
+            status, content = e.status, str(e).encode()
         except ApiaryError as e:
             self.server.limiter.failed(address)
             log.warning("pki: %s: %s refused: %s", address, self.path[:100], e)
-            status, said = HTTPStatus.BAD_REQUEST, str(e).encode()
+            status, content = HTTPStatus.BAD_REQUEST, str(e).encode()
         self.send_response(status)
         self.send_header(
             "Content-Type", "application/x-pem-file" if status == HTTPStatus.OK else "text/plain"
         )
-        self.send_header("Content-Length", str(len(said)))
+        self.send_header("Content-Length", str(len(content)))
         self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(said)
+        self.wfile.write(content)
 
     def _body(self) -> dict[str, Any]:
         length = self.headers.get("Content-Length", "")
@@ -205,11 +205,11 @@ def serve(ca: CaFolder, settings: Settings, *, as_json: bool = False) -> int:
 
 def make_service(ca: CaFolder, settings: Settings) -> Service:
     """The service, listening. Unlocks the authority's key, and makes its own certificate where it is due."""
-    _ = ca.authority  # read now, so that a wrong passphrase is said at the start
+    _ = ca.authority  # read now, so that a wrong passphrase is an error at the start
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     show_certificate(ca, settings, context, at_start=True)
-    # Shown to renew; whether it still holds, the index says.
+    # Shown to renew; whether it still holds is in the index.
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(ca.folder / "ca.pem")
     try:

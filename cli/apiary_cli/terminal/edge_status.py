@@ -1,4 +1,4 @@
-"""`apiary edge status`: what the node of this machine is at, for its owner, without any network."""
+"""`apiary edge status`: the state of this machine's node, for its owner, without any network."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def show(settings: Settings, *, as_json: bool) -> int:
     found = status_file.find(settings, now)
     slot = _slot(settings)
     if as_json:
-        told = {**found.told, "slot": slot, "running": found.alive, "hangs": found.hangs} if found else None
-        print(json.dumps(told or {"running": False, "node": settings.edge.node_id}))
+        report = {**found.told, "slot": slot, "running": found.alive, "hangs": found.hangs} if found else None
+        print(json.dumps(report or {"running": False, "node": settings.edge.node_id}))
     elif found is None:
         places = " or ".join(str(p) for p in status_file.places(settings))
         print(f"node {settings.edge.node_id} has not run here: there is no {places}")
@@ -32,29 +32,29 @@ def show(settings: Settings, *, as_json: bool) -> int:
 
 def render(found: Found, slot: dict[str, Any] | None, now: float) -> str:
     """The same for people, a line a matter."""
-    told = found.told
-    lines = [("node", f"{told['node']}, version {told['version']}, {_service(found, now)}")]
-    lines.append(("state", _and(told.get("state", "unknown"), told.get("why"), ": ")))
-    if (now_on := told.get("round")) is not None:
-        lines.append(("round", _round(now_on) + _progress(told.get("progress"), found, now)))
-    labels = told.get("labels") or {}
+    status = found.told
+    lines = [("node", f"{status['node']}, version {status['version']}, {_service(found, now)}")]
+    lines.append(("state", _and(status.get("state", "unknown"), status.get("why"), ": ")))
+    if (now_on := status.get("round")) is not None:
+        lines.append(("round", _round(now_on) + _progress(status.get("progress"), found, now)))
+    labels = status.get("labels") or {}
     each = ", ".join(f"{label} {n}" for label, n in labels.items())
-    lines.append(("pictures", _and(f"{told.get('samples') or 0}", each, ": ")))
+    lines.append(("pictures", _and(f"{status.get('samples') or 0}", each, ": ")))
     if found.alive:
-        lines.append(("broker", f"{told['address']}, {_link(told.get('broker') or {}, now)}"))
-        coordinator = told.get("coordinator")
+        lines.append(("broker", f"{status['address']}, {_link(status.get('broker') or {}, now)}"))
+        coordinator = status.get("coordinator")
         if coordinator is not None:
             run = coordinator.get("run")
             lines.append(("coordinator", _and(coordinator.get("state", ""), run and f"run {run}", ", ")))
-    if told.get("health"):
-        lines.append(("machine", _machine(told["health"])))
+    if status.get("health"):
+        lines.append(("machine", _machine(status["health"])))
     if slot is not None:
         lines.append(("model", _model(slot)))
-    if told.get("camera"):
-        lines.append(("camera", _and(told["camera"]["kind"], told["camera"].get("text"), ": ")))
-    if told.get("predictions"):
-        lines.append(("predictions", str(told["predictions"])))
-    for i, last in enumerate(reversed((told.get("last") or [])[-_MAX_ROUNDS:])):
+    if status.get("camera"):
+        lines.append(("camera", _and(status["camera"]["kind"], status["camera"].get("text"), ": ")))
+    if status.get("predictions"):
+        lines.append(("predictions", str(status["predictions"])))
+    for i, last in enumerate(reversed((status.get("last") or [])[-_MAX_ROUNDS:])):
         lines.append(("last rounds" if i == 0 else "", _last(last)))
     return "\n".join(f"{name:<12} {text}" for name, text in lines)
 
@@ -81,9 +81,9 @@ def _service(found: Found, now: float) -> str:
     return f"{how} {when} (systemctl status apiary-edge)"
 
 
-def _round(told: dict[str, Any]) -> str:
-    of = f" of {told['of']}" if told.get("of") else ""
-    return f"{told['number']}{of}, run {told['run']}"
+def _round(current: dict[str, Any]) -> str:
+    of = f" of {current['of']}" if current.get("of") else ""
+    return f"{current['number']}{of}, run {current['run']}"
 
 
 def _progress(progress: dict[str, Any] | None, found: Found, now: float) -> str:
@@ -131,24 +131,24 @@ def _model(slot: dict[str, Any]) -> str:
     return _and(f"{name} ({slot.get('kind', '?')})", accuracy and f"accuracy {accuracy:.1%}", ", ")
 
 
-def _last(told: dict[str, Any]) -> str:
-    parts = [f"{told['round']} {told['outcome']}"]
-    if "samples" in told:
-        parts.append(f"{told['samples']} pictures")
-    if "seconds" in told:
-        parts.append(f"trained {duration(told['seconds'])}")
-    if "accuracy" in told:
-        parts.append(f"accuracy {told['accuracy']:.1%}")
-    return _and(", ".join(parts), told.get("why"), ": ")
+def _last(last: dict[str, Any]) -> str:
+    parts = [f"{last['round']} {last['outcome']}"]
+    if "samples" in last:
+        parts.append(f"{last['samples']} pictures")
+    if "seconds" in last:
+        parts.append(f"trained {duration(last['seconds'])}")
+    if "accuracy" in last:
+        parts.append(f"accuracy {last['accuracy']:.1%}")
+    return _and(", ".join(parts), last.get("why"), ": ")
 
 
 def _slot(settings: Settings) -> dict[str, Any] | None:
     """The released model that this node predicts with, where it has one."""
     try:
-        told = json.loads((settings.edge.state_dir / "slots" / "current.json").read_bytes())
+        slot = json.loads((settings.edge.state_dir / "slots" / "current.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return told if isinstance(told, dict) else None
+    return slot if isinstance(slot, dict) else None
 
 
 def _and(text: str, more: str | None, between: str) -> str:

@@ -53,7 +53,7 @@ def settings_of(args: argparse.Namespace, **flags: Any) -> Settings:
 
 
 def overrides_of(args: argparse.Namespace, **flags: Any) -> dict[str, Any]:
-    """What the command line says of settings, by dotted key: `--set`, `--host`, `--port`, then `flags`."""
+    """The settings on the command line, by dotted key: `--set`, `--host`, `--port`, then `flags`."""
     given = {
         "broker.host": getattr(args, "host", None),
         "broker.port": getattr(args, "port", None),

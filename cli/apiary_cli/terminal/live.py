@@ -65,8 +65,12 @@ class LiveView:
         from rich.console import Group
         from rich.text import Text
 
-        view, told, best = self.view, self.view.round, self.view.best
-        state = "waiting for nodes" if told is None else f"round {told.round}/{told.rounds} {told.state}"
+        view, announced, best = self.view, self.view.round, self.view.best
+        state = (
+            "waiting for nodes"
+            if announced is None
+            else f"round {announced.round}/{announced.rounds} {announced.state}"
+        )
         if view.coordinator == "offline":
             state = f"{state}, coordinator offline"
         top = (

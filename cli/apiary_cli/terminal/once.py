@@ -16,7 +16,7 @@ class FirstConnection:
         self._bus = bus
 
     def wait(self, timeout_s: float, should_stop: Callable[[], bool]) -> BrokerLimits | None:
-        """The broker's limits once connected, None where told to stop; raises the first attempt's BusError.
+        """The broker's limits once connected, None where it is to stop; raises the first attempt's BusError.
 
         To be called before anything is subscribed, so that no message can be lost to it.
         """

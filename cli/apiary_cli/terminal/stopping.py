@@ -17,7 +17,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignal:
-    """Calling it says whether a signal came."""
+    """A flag that is called: whether a signal came."""
 
     def __init__(self) -> None:
         self.signal: int | None = None

@@ -1,4 +1,4 @@
-"""What a watcher knows of a run from its control messages, and the plain lines that tell it. Pure."""
+"""What a watcher knows of a run from its control messages, and the lines to print about it. Pure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class NodeView:
 class RunView:
     """Fed with every control message in the order seen; `take` gives the lines that are new.
 
-    `alone`: nobody else tells whether the coordinator is there and when a run is over.
+    `alone`: nothing else shows whether the coordinator is there and when a run is over.
     """
 
     alone: bool = False
@@ -73,8 +73,8 @@ class RunView:
                 return []
             case Announcement():
                 return self._announced(message)
-            case Notice(announcement=Announcement() as told):
-                return self._announced(told)
+            case Notice(announcement=Announcement() as announcement):
+                return self._announced(announcement)
             case RoundResult():
                 return self._result(message)
             case CoordinatorStatus():
@@ -108,16 +108,16 @@ class RunView:
         news = status.state != before and (before is not None or status.state == "offline")
         return [f"the coordinator is {status.state}"] if news and self.alone else []
 
-    def _announced(self, told: Announcement) -> list[str]:
+    def _announced(self, new: Announcement) -> list[str]:
         before = self.round
-        self.run, self.round = told.run, told
-        was_finished = self.finished and before is not None and before.run == told.run
-        self.finished = told.state == "finished"
+        self.run, self.round = new.run, new
+        was_finished = self.finished and before is not None and before.run == new.run
+        self.finished = new.state == "finished"
         if self.finished:
-            over = f"run {told.run} is over after round {told.round}/{told.rounds}"
+            over = f"run {new.run} is over after round {new.round}/{new.rounds}"
             return [over] if self.alone and not was_finished else []
-        if before is None or (before.run, before.round) != (told.run, told.round):
-            return [f"round {told.round}/{told.rounds} opened for {told.cohort_size} nodes"]
+        if before is None or (before.run, before.round) != (new.run, new.round):
+            return [f"round {new.round}/{new.rounds} opened for {new.cohort_size} nodes"]
         return []
 
     def _result(self, result: RoundResult) -> list[str]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from apiary.tags import matches, told
+from apiary.tags import as_text, matches
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus
 
@@ -28,7 +28,7 @@ class Node:
         if (self.status.samples or 0) < min_samples:
             return f"has {self.status.samples or 0} samples, the plan asks for {min_samples}"
         if not matches(self.status.tags, only):
-            return f"the run is for {', '.join(only)}; this node has {told(self.status.tags) or 'no tags'}"
+            return f"the run is for {', '.join(only)}; this node has {as_text(self.status.tags) or 'no tags'}"
         return None
 
 

@@ -131,7 +131,7 @@ def start_broker(
 
     `conf` replaces the project's mosquitto.conf; its listeners are replaced by one on `host:port`.
     `state_dir` holds the log and what the broker keeps; without it a temporary folder, gone at the end.
-    `say` is told when amqtt stands in. Raises BusError: port taken, nothing to start, or it does not come up.
+    `say` gets a line where amqtt is used instead. Raises BusError: port taken, nothing to start, no answer.
     """
     program = find_mosquitto() if prefer != "amqtt" else None
     if program is None and prefer == "mosquitto":
@@ -211,7 +211,7 @@ def _start_mosquitto(
     return _spawn([str(program), "-c", str(conf)], folder / "broker.err"), log_file
 
 
-def _set_aside(broker: BrokerProcess, folder: Path, said: str) -> bool:
+def _set_aside(broker: BrokerProcess, folder: Path, output: str) -> bool:
     """Whether a database that mosquitto could not read was put out of its way.
 
     A power cut may tear it. It holds nothing that the parties do not say again when they connect.
@@ -219,7 +219,7 @@ def _set_aside(broker: BrokerProcess, folder: Path, said: str) -> bool:
     database = folder / DATABASE
     code = broker.wait(0)
     fell = code is not None and code < 0 and code not in (-signal.SIGTERM, -signal.SIGKILL)
-    torn = fell or "database" in said
+    torn = fell or "database" in output
     if broker.kind != "mosquitto" or not torn or not database.is_file():
         return False
     aside = database.with_name(f"{DATABASE}.damaged")
@@ -286,8 +286,8 @@ def _await_answer(broker: BrokerProcess) -> None:
     while time.monotonic() < end:
         if not broker.running:
             errors = broker.log_file.with_name("broker.err").read_text(errors="replace").strip()
-            said = "\n".join(filter(None, [errors[-1000:], broker.log_tail()])) or "it said nothing"
-            raise BusError(f"{broker.kind} ended at once on {broker.host}:{broker.port}:\n{said}")
+            output = "\n".join(filter(None, [errors[-1000:], broker.log_tail()])) or "it said nothing"
+            raise BusError(f"{broker.kind} ended at once on {broker.host}:{broker.port}:\n{output}")
         if speaks_mqtt(host, broker.port):
             return
         time.sleep(0.03)

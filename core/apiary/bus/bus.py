@@ -13,7 +13,7 @@ from apiary.errors import BusError
 
 @dataclass(frozen=True, slots=True)
 class BrokerLimits:
-    """What the broker said at connect. Zero means that it named no limit."""
+    """The broker's limits at connect; zero: none."""
 
     protocol: str
     """`5.0` or `3.1.1`."""
@@ -47,7 +47,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class PublishRefused:
-    """The broker said no to a publish or a subscription (MQTT 5: not authorized, packet too large, quota)."""
+    """The broker refused a publish or a subscription (MQTT 5: not authorized, packet too large, quota)."""
 
     topic: str
     reason: str
@@ -79,7 +79,7 @@ class Bus(Protocol):
 
     @property
     def limits(self) -> BrokerLimits:
-        """What the broker said at the latest connect."""
+        """The broker's limits at the latest connect."""
         ...
 
     def subscribe(self, pattern: str) -> None:
@@ -112,7 +112,7 @@ class Bus(Protocol):
         ...
 
     def close(self) -> None:
-        """Say goodbye (a clean disconnect: the will is not published) and free the connection."""
+        """Disconnect cleanly (the will is not published) and free the connection."""
         ...
 
 

@@ -13,7 +13,7 @@ from apiary.errors import BusError
 
 @dataclass(slots=True)
 class Notes:
-    """What links have told and nobody has taken yet: a link writes notes, so that nothing runs inside it."""
+    """Events of links that nobody has taken yet: a link writes notes, so that nothing runs inside it."""
 
     events: list[Event] = field(default_factory=list)
     event_bytes: int = 0
@@ -29,7 +29,7 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What a link asks of the bus, and whom it tells that the broker has accepted it."""
+    """What a link needs of the bus."""
 
     notes: Notes
     up: Callable[[BrokerLimits], None]
@@ -38,7 +38,7 @@ class Hooks:
 
 
 class Link(Protocol):
-    """A link that has ended is never used again. `failure` says why it ended, None while it has not."""
+    """A link that has ended is never used again. `failure` is why it ended, None while it has not."""
 
     failure: BusError | None
     connected: bool
@@ -87,10 +87,10 @@ class Link(Protocol):
         """Signs of life; to be called about once a second."""
         ...
 
-    def goodbye(self) -> None:
+    def disconnect(self) -> None:
         """Begin a clean disconnect: the will is not published."""
         ...
 
     def drop(self) -> None:
-        """Close the socket and forget what waited; nothing is told any more."""
+        """Close the socket and forget what waited; no event follows."""
         ...

@@ -111,7 +111,7 @@ class MemoryBroker:
         self._faults.clear()
 
     def cut(self, client_id: str, *, for_s: float = 0.0) -> None:
-        """Break a client's link without a goodbye: its will is published, what waited for it is lost.
+        """Break a client's link without a DISCONNECT: its will is published, what waited for it is lost.
 
         It connects again by itself at the first `poll` after `for_s` seconds; `math.inf`: never, it is dead.
         """
@@ -145,7 +145,7 @@ class MemoryBroker:
         self._clients[bus.client_id] = bus
 
     def leave(self, bus: MemoryBus) -> None:
-        """A clean goodbye: no will."""
+        """A clean disconnect: no will."""
         if self._clients.get(bus.client_id) is bus:
             del self._clients[bus.client_id]
 
@@ -237,7 +237,7 @@ class MemoryBus:
 
     @property
     def limits(self) -> BrokerLimits:
-        """What the broker says of itself."""
+        """The broker's own limits."""
         return self._broker.limits
 
     @property
@@ -288,7 +288,7 @@ class MemoryBus:
         """Nothing to do: `poll` never waits."""
 
     def close(self) -> None:
-        """Say goodbye; the will is not published."""
+        """Disconnect; the will is not published."""
         self._broker.leave(self)
         self._closed = True
         self._connected = False

@@ -96,9 +96,9 @@ class _Client(paho.Client):
         Instead of `loop_read`: packets that come often are taken here, the others by paho.
         """
         while True:
-            asked = self._packets.ask
+            wanted = self._packets.ask
             try:
-                data = self._stream.recv(asked)
+                data = self._stream.recv(wanted)
             except BlockingIOError:
                 return False
             if not data:
@@ -109,9 +109,9 @@ class _Client(paho.Client):
             for first, body in found:
                 self._packet(first, body)
                 if self._sock is None:
-                    return False  # paho has closed it: a refusal, or a goodbye
-            if found or len(data) < asked:
-                return len(data) == asked or self._stream.reads_ahead
+                    return False  # paho has closed it: a refusal, or a DISCONNECT
+            if found or len(data) < wanted:
+                return len(data) == wanted or self._stream.reads_ahead
 
     def _packet(self, first: int, body: memoryview) -> None:
         kind = first & 0xF0
@@ -275,7 +275,7 @@ class _PahoLink:
     def misc(self) -> None:
         self._client.loop_misc()
 
-    def goodbye(self) -> None:
+    def disconnect(self) -> None:
         self._client.disconnect()
 
     def drop(self) -> None:
@@ -286,7 +286,7 @@ class _PahoLink:
         self._outgoing.clear()
         self._subscribing.clear()
 
-    # -- what paho tells
+    # -- events of paho
 
     def _on_connect(
         self, _client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, properties: Properties | None

@@ -11,7 +11,7 @@ from typing import Final
 from apiary.errors import BusError
 
 MAX_PACKET_BYTES: Final = 1 << 20
-"""Twice what the largest message or chunk takes, and more; a broker is told so where it speaks MQTT 5."""
+"""Twice what the largest message or chunk takes, and more; sent to a broker that speaks MQTT 5."""
 _READ_BYTES: Final = 16_384
 _READ_MOST: Final = 131_072
 _LENGTH_BYTES: Final = 4

@@ -96,7 +96,7 @@ class ReconnectingBus:
 
     @property
     def limits(self) -> BrokerLimits:
-        """What the broker said at the latest connect."""
+        """The broker's limits at the latest connect."""
         return self._limits
 
     def subscribe(self, pattern: str) -> None:
@@ -154,7 +154,7 @@ class ReconnectingBus:
         return self._watch.fileno()
 
     def due(self) -> float:
-        """When, on this bus's clock, `poll` is due even if `fileno` stays quiet; asked after each `poll`."""
+        """When, on this bus's clock, `poll` is due even if `fileno` stays quiet; read after each `poll`."""
         self._watch_link()
         if self._notes.events or self._reading_ahead() or self._failed():
             return self._clock()
@@ -165,7 +165,7 @@ class ReconnectingBus:
         self._watch.wake()
 
     def close(self) -> None:
-        """Say goodbye, after a short wait for what was published last, and free the connection."""
+        """Disconnect, after a short wait for what was published last, and free the connection."""
         if self._closed:
             return
         self._closed = True
@@ -175,7 +175,7 @@ class ReconnectingBus:
             self._notes.take()
         link = self._link
         if link is not None and link.connected:
-            link.goodbye()
+            link.disconnect()
             while link.want_write and link.sock and self._clock() < end:
                 self._wait(min(0.1, end - self._clock()))
                 self._notes.take()

@@ -1,4 +1,4 @@
-"""What a broker says when it refuses, in words that name the setting to change."""
+"""A broker's reason codes as errors that name the setting to change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HINTS: Final = {
 
 
 class VersionRefused(BrokerRefused):
-    """The broker does not speak the version of MQTT that was asked for."""
+    """The broker does not speak the requested version of MQTT."""
 
 
 class WindowRefused(BusError):  # noqa: N818
@@ -40,8 +40,8 @@ def unreachable(where: str, why: str) -> BusError:
     return BrokerUnreachable(f"{where}: {why}; {HINT}")
 
 
-def refused(where: str, code: int, said: str, *, client_id: str, protocol: str) -> BusError:
-    """The broker's reason code and what it stands for, as the error that tells how to mend it."""
+def refused(where: str, code: int, reason: str, *, client_id: str, protocol: str) -> BusError:
+    """The broker's reason code and what it stands for, as an error that names the remedy."""
     if code == _UNSUPPORTED_VERSION:
         return VersionRefused(f'{where}: it does not speak MQTT {protocol}; set broker.protocol = "auto"')
     if code == _SESSION_TAKEN_OVER:
@@ -52,4 +52,4 @@ def refused(where: str, code: int, said: str, *, client_id: str, protocol: str) 
     if code == _PACKET_TOO_LARGE:
         return BrokerRefused(f"{where}: it cut the link: a message was larger than it takes")
     hint = _HINTS.get(code)
-    return BrokerRefused(f"{where}: it said: {said}" + (f"; {hint}" if hint else ""))
+    return BrokerRefused(f"{where}: it said: {reason}" + (f"; {hint}" if hint else ""))

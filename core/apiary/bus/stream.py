@@ -1,4 +1,4 @@
-"""The socket under a link: small packets leave together, and TLS says "not now" as a plain socket does.
+"""The socket under a link: small packets leave together, and TLS blocks as a plain socket does.
 
 paho writes each acknowledgement by itself: 37 system calls a node and round of 0.84 MB (measured), each of
 which woke the broker.
@@ -70,7 +70,7 @@ class Stream:
         self._sock.setblocking(blocking)
 
     def close(self) -> None:
-        """Close the socket; a goodbye that was held back leaves first."""
+        """Close the socket; a DISCONNECT that was held back leaves first."""
         try:
             self.flush()
         except OSError:

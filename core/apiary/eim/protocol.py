@@ -1,4 +1,4 @@
-"""What is said to an `.eim` program and what it answers. Pure: bytes and values, no socket, no clock.
+"""Requests to an `.eim` program and its responses. Pure: bytes and values, no socket, no clock.
 
 Requests are JSON with an integer `id`; the program finds their end by counting braces, so none may stand in
 a string. Answers end with a NUL on the socket, with a line end on stdout.
@@ -39,7 +39,7 @@ class SharedMemory:
 
 @dataclass(frozen=True, slots=True)
 class EimModel:
-    """What a program says of its model: a picture of width x height, grey (1) or RGB (3), to labels."""
+    """A program's model: a picture of width x height, grey (1) or RGB (3), to labels."""
 
     project: str
     deploy_version: int
@@ -123,7 +123,7 @@ class Answers:
 
 
 def accept(answer: Mapping[str, Any], number: int) -> Mapping[str, Any]:
-    """An answer to request `number` that says success. Raises EimError with the program's own words."""
+    """An answer to request `number` that reports success. Raises EimError with the program's own words."""
     if answer.get("success") is not True:
         raise EimError(f"the program refuses: {str(answer.get('error') or 'it gives no reason')[:300]}")
     if answer.get("id") != number:
@@ -184,10 +184,10 @@ def read_result(answer: Mapping[str, Any], labels: Sequence[str]) -> Classified:
         if not _number(value) or not -0.01 <= value <= 1.01:
             raise EimError(f"the program gives {label!r} the probability {value!r}, expected 0 to 1")
     timing = answer.get("timing")
-    told = timing if isinstance(timing, Mapping) else {}
+    times = timing if isinstance(timing, Mapping) else {}
     return Classified(
         {label: float(found[label]) for label in labels},
-        Timing(_milliseconds(told.get("dsp")), _milliseconds(told.get("classification"))),
+        Timing(_milliseconds(times.get("dsp")), _milliseconds(times.get("classification"))),
     )
 
 
@@ -225,11 +225,11 @@ def _whole(model: Mapping[str, Any], key: str, most: int) -> int:
     return value
 
 
-def _shared_memory(told: Any, features: int) -> SharedMemory | None:
+def _shared_memory(block: Any, features: int) -> SharedMemory | None:
     """The offer, where it is one that we can use; otherwise features are sent in the request."""
-    if not isinstance(told, Mapping) or told.get("type") != "float32":
+    if not isinstance(block, Mapping) or block.get("type") != "float32":
         return None
-    name, elements = _SHM_NAME.fullmatch(str(told.get("name"))), told.get("elements")
+    name, elements = _SHM_NAME.fullmatch(str(block.get("name"))), block.get("elements")
     if name is None or not isinstance(elements, int) or not features <= elements <= MAX_PIXELS:
         return None
     return SharedMemory(name[1], elements)

@@ -1,6 +1,6 @@
 """What an access list of mosquitto (`acl_file`) lets a user read. Pure.
 
-mosquitto grants every subscription and filters what it delivers; this says beforehand what that will be.
+mosquitto grants every subscription and filters what it delivers; this computes beforehand what that will be.
 """
 
 from __future__ import annotations

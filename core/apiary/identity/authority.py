@@ -33,7 +33,7 @@ PublicKey = EllipticCurvePublicKey | Ed25519PublicKey
 
 
 class KeyUse(Enum):
-    """What a certificate is for, as its extended key usage says."""
+    """What a certificate is for, by its extended key usage."""
 
     CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
     SERVER = ExtendedKeyUsageOID.SERVER_AUTH
@@ -50,7 +50,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A P-256 key and the certificate that says it speaks for the fleet."""
+    """A P-256 key and the certificate of the fleet's authority."""
 
     key: EllipticCurvePrivateKey
     certificate: x509.Certificate
@@ -119,7 +119,7 @@ def found(key: EllipticCurvePrivateKey, name: str, term: Term, serial: int) -> A
 def requested_key(csr: x509.CertificateSigningRequest, use: KeyUse, who: str) -> PublicKey:
     """The key that a request proves to hold. Raises WireError naming `who` and what is expected.
 
-    Nothing else in a request counts: who it is for, and for what, the authority says.
+    Nothing else in a request counts: the authority decides who it is for, and for what.
     """
     key = csr.public_key()
     fits = isinstance(key, Ed25519PublicKey) if use is KeyUse.SIGNING else _on_p256(key)

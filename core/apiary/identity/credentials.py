@@ -161,7 +161,7 @@ def load_signer(
 
 
 def _is_last_will(kind: TopicKind, payload: bytes) -> bool:
-    """The broker publishes a coordinator's last will, unsealed; it says only that nobody is there."""
+    """The broker publishes a coordinator's last will, unsealed; all it states is that nobody is there."""
     if kind is not TopicKind.COORDINATOR_STATUS or len(payload) > 1_000:
         return False
     try:

@@ -1,4 +1,4 @@
-"""On disk: the newest that each signer said on each topic, and a counter that never goes back.
+"""On disk: the newest message of each signer on each topic, and a counter that never goes back.
 
 The counter survives a power cut at any instant, and a clock that is set back. Marks survive a kill at any
 instant; a power cut may take those of the last seconds back, so that a node writes its card less.

@@ -66,7 +66,7 @@ _TABLE: Final[Mapping[TopicKind, tuple[Right, Right, Right, Right]]] = {
     TopicKind.NODE_NOTICE: _SAID_TO_NODE,
     TopicKind.NODE_GRANT: _SAID_TO_NODE,
     TopicKind.NODE_RECEIPT: _SAID_TO_NODE,
-    # What was asked and answered is between the two: a node's log may stand in a reply.
+    # A request and its reply concern the two alone: a node's log may stand in a reply.
     TopicKind.NODE_COMMAND: (_RW, _OWN_R, _NO, _NO),
     TopicKind.NODE_REPLY: (_R, _OWN_W, _NO, _NO),
     TopicKind.OPERATOR_REQUEST: (_R, _NO, _OWN_W, _NO),

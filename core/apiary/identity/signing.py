@@ -58,7 +58,7 @@ class Signer:
         self._encoded = base64.b64encode(certificate.public_bytes(Encoding.DER))
 
     def seal(self, topic: str, payload: bytes) -> bytes:
-        """`payload`, a JSON object with a key at least, with who says it on `topic`, when, and the proof."""
+        """`payload`, a JSON object with a key at least, with its signer, `topic`, time and signature."""
         if not payload.startswith(b"{") or not payload.endswith(b"}") or len(payload) < 3:
             raise ValueError(f"{topic}: only a JSON object with a key can be sealed")
         body = b'%b,"issued":%d,"cert":"%b"' % (payload[:-1], self._issue(), self._encoded)

@@ -26,7 +26,7 @@ _MAGIC: Final = b"APC1"
 class ArrayCache:
     """Arrays by space (what they are made with) and digest (what they are made of), at most `max_mb` MB.
 
-    One process at a time. The oldest entries go first. `failed` says why nothing is stored any more.
+    One process at a time. The oldest entries go first. `failed` is why nothing is stored any more.
     """
 
     def __init__(self, folder: Path, max_mb: float):
@@ -92,5 +92,5 @@ class ArrayCache:
 
     def _drop(self, path: Path) -> None:
         self._total -= self._entries().pop(path, 0)
-        with contextlib.suppress(OSError):  # it is torn or old, and only made again where it is asked for
+        with contextlib.suppress(OSError):  # it is torn or old, and made again when it is needed
             path.unlink(missing_ok=True)

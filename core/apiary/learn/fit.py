@@ -98,9 +98,9 @@ def fit(
     progress: Callable[[FitProgress], None] | None = None,
     enough: Callable[[int], bool] = lambda epoch: False,
 ) -> Fit:
-    """Train `weights` on `data` as `plan` says. Deterministic in its arguments and the runtime.
+    """Train `weights` on `data` by `plan`. Deterministic in its arguments and the runtime.
 
-    `enough(epoch)` is asked after each whole epoch, and ends training early where it says so.
+    `enough(epoch)` is called after each whole epoch; true ends training early.
 
     Raises DataError for fewer than `plan.min_samples` training samples or data of another shape, ModelError
     where weights or plan do not fit the manifest, or where training ran away (NaN or infinite).
@@ -180,12 +180,12 @@ def _accuracy(trainer: Trainer, data: Dataset) -> float | None:
 def _check(manifest: Manifest, plan: Plan, data: Dataset, weights: Weights) -> list[str]:
     if why := differs(weights.shapes, manifest.shapes):
         raise ModelError(f"the weights are not those of the model {manifest.recipe}: {why}")
-    asked: dict[str, Any] = {"batch_size": plan.batch_size, "optimizer": plan.optimizer}
+    planned: dict[str, Any] = {"batch_size": plan.batch_size, "optimizer": plan.optimizer}
     built: dict[str, Any] = {"batch_size": manifest.batch_size, "optimizer": manifest.optimizer}
     if plan.optimizer == "sgd":
-        asked["momentum"], built["momentum"] = plan.momentum, manifest.momentum
-    if asked != built:
-        raise ModelError(f"the plan asks for {asked}, the model was exported for {built}")
+        planned["momentum"], built["momentum"] = plan.momentum, manifest.momentum
+    if planned != built:
+        raise ModelError(f"the plan asks for {planned}, the model was exported for {built}")
     if data.labels != manifest.labels:
         raise DataError(
             f"the pictures have the labels {list(data.labels)}, the model {list(manifest.labels)}"

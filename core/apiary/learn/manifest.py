@@ -25,7 +25,7 @@ class Tensor(_Part):
 
 
 INPUT: Final = "input.json"
-"""A run's file that says what its model reads: a `PictureInput`."""
+"""The file of a run with its model's input: a `PictureInput`."""
 LETTERS: Final = "abcdefghijklmnopqrstuvwxyz '-.,"
 """What short texts are reduced to: accents dropped, in lower case."""
 

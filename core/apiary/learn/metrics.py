@@ -70,8 +70,8 @@ def cross_entropy(probabilities: Array, y: NDArray[np.int64]) -> float:
 
 
 def _one(confusion: NDArray[np.int64], i: int) -> ClassReport:
-    hit, said, real = int(confusion[i, i]), int(confusion[:, i].sum()), int(confusion[i].sum())
-    precision = hit / said if said else 0.0
+    hit, predicted, real = int(confusion[i, i]), int(confusion[:, i].sum()), int(confusion[i].sum())
+    precision = hit / predicted if predicted else 0.0
     recall = hit / real if real else 0.0
-    f1 = 2 * hit / (said + real) if said + real else 0.0
+    f1 = 2 * hit / (predicted + real) if predicted + real else 0.0
     return ClassReport(precision, recall, f1, real)

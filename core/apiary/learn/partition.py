@@ -113,9 +113,9 @@ def _check(
         raise DataError(f"labels are {y.dtype}{list(y.shape)}, expected one row of integers")
     if by not in KINDS:
         raise DataError(f"no partition {by!r}. There are: {', '.join(KINDS)}")
-    for told, number, least in (("nodes", nodes, 1), ("samples a node", min_samples, 1), ("seed", seed, 0)):
+    for what, number, least in (("nodes", nodes, 1), ("samples a node", min_samples, 1), ("seed", seed, 0)):
         if number < least:
-            raise DataError(f"{told}: {number}, expected {least} or more")
+            raise DataError(f"{what}: {number}, expected {least} or more")
     for name, value, used in (("alpha", alpha, by == "dirichlet"), ("sigma", sigma, by == "quantity")):
         if used and not (np.isfinite(value) and value > 0):
             raise DataError(f"{name} is {value}, expected a number above 0")

@@ -17,7 +17,7 @@ from apiary.wire.topics import check_name
 
 
 class StoreSettings(Section):
-    """The bounds of a node's sample store; docs/appliance.md says what leaves when it is full."""
+    """The bounds of a node's sample store; docs/appliance.md: what leaves when it is full."""
 
     max_count: int = Field(20_000, ge=1, le=10**6, description="pictures kept")
     max_mb: int = Field(2000, ge=1, le=10**6, description="megabytes of picture files")

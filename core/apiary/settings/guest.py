@@ -1,4 +1,4 @@
-"""`[edge.guest]`: when a node leaves its machine to others; docs/appliance.md says what each rule does."""
+"""`[edge.guest]`: when a node leaves its machine to others; docs/appliance.md explains each rule."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _DTYPES: Final = {"f4": 4, "f2": 2, "i1": 1, "u1": 1}
 
 @dataclass(frozen=True, slots=True)
 class WeightsBlob:
-    """Decoded weights and what the header says about them."""
+    """Decoded weights and their header."""
 
     weights: Weights
     codec: str

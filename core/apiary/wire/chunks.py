@@ -48,7 +48,7 @@ def encode(digest: Digest, index: int, data: bytes | memoryview) -> bytes:
 
 
 class Assembly:
-    """Which chunks of one blob have come. Keeps no bytes: `accept` says where a chunk's bytes belong."""
+    """Which chunks of one blob have come. Keeps no bytes: `accept` gives where a chunk's bytes belong."""
 
     __slots__ = ("_have", "_left", "_unverified", "bytes", "chunks", "digest")
 
@@ -144,7 +144,7 @@ def indices(runs: Iterable[tuple[int, int]], chunks: int) -> Iterator[int]:
 
 
 def _decode(digest: Digest, index: int, size: int, payload: bytes) -> tuple[memoryview, int]:
-    """A chunk's bytes, and the checksum that it says they have. Raises ChunkError."""
+    """A chunk's bytes, and its checksum of them. Raises ChunkError."""
     if len(payload) > size + ENVELOPE_BYTES:
         raise ChunkError(
             f"chunk {index} of blob {digest[:12]} has {len(payload)} bytes, expected about {size}"

@@ -6,7 +6,7 @@ import pytest
 
 from apiary.errors import SettingsError
 from apiary.settings import load_settings
-from apiary.tags import matches, parse_rule, told
+from apiary.tags import as_text, matches, parse_rule
 
 NORTH = {"site": "north", "hardware": "pi4"}
 
@@ -36,7 +36,7 @@ def test_what_is_no_rule_is_told_what_one_is(text: str) -> None:
 
 
 def test_for_people() -> None:
-    assert told(NORTH) == "hardware=pi4 site=north"
+    assert as_text(NORTH) == "hardware=pi4 site=north"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What runs a training step: one runtime a file. `base` says what each must offer."""
+"""What runs a training step: one runtime a file. what each must offer is in `base`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the coordinator says to all: itself, the round, its result, the model. Pure."""
+"""Messages of the coordinator to all: its state, the round, its result, the model. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RoundState = Literal["open", "collecting", "aggregating", "evaluating", "closed"
 
 
 class Needs(Part):
-    """What decides how much memory a round takes: told before a node fetches anything.
+    """What decides how much memory a round takes: announced before a node fetches anything.
 
     A picture's bytes once it is decoded, the numbers (float32) that its frozen base makes of it where there
     is one, and the numbers that all trained layers give for it.
@@ -126,8 +126,8 @@ def _first_of(nodes: dict[str, Any], room: int) -> tuple[dict[str, Any], int]:
     kept: dict[str, Any] = {}
     taken = 0
     for name, value in nodes.items():
-        told = value.model_dump_json() if isinstance(value, Contributor) else json.dumps(value)
-        size = len(name) + len(told) + len('"":,')
+        text = value.model_dump_json() if isinstance(value, Contributor) else json.dumps(value)
+        size = len(name) + len(text) + len('"":,')
         if taken + size > room:
             break
         kept[name] = value

@@ -13,7 +13,7 @@ Flags = Annotated[list[Text], Field(max_length=8)]
 
 
 class NodeHealth(Message):
-    """A node's machine; keys that it cannot tell are left out. MB are 10**6 bytes.
+    """A node's machine; keys that it cannot read are left out. MB are 10**6 bytes.
 
     `throttled` is what the firmware complains of now (under-voltage, frequency capped, throttled, soft
     temperature limit), `throttled_since_boot` what it has. `memory_available_mb` knows the limits of control

@@ -1,4 +1,4 @@
-"""What a node says of itself. Pure."""
+"""Messages of a node about itself. Pure."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Likely(Part):
 
 
 class Prediction(Message):
-    """What a node's model says of its camera's newest frame; `at` is in seconds since 1970.
+    """A node's prediction on its camera's newest frame; `at` is in seconds since 1970.
 
     `label` is None where no probability is high enough; `top` holds the most probable ones, best first.
     `personal`: the model `model` was tuned to this node's own pictures.

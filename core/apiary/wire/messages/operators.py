@@ -57,7 +57,7 @@ class OperatorRequest(Message):
 
 
 class OperatorReply(Message):
-    """The answer; `working` may come any number of times before `done` or `refused`, which says `why`."""
+    """The answer; `working` may come any number of times before `done` or `refused`, which has `why`."""
 
     kind: ClassVar[TopicKind] = TopicKind.OPERATOR_REPLY
     id: Name
@@ -67,7 +67,7 @@ class OperatorReply(Message):
 
 
 class NodeCommand(Message):
-    """What the coordinator tells one node to do, and which operator asked for it."""
+    """A command of the coordinator to one node, and the operator who requested it."""
 
     kind: ClassVar[TopicKind] = TopicKind.NODE_COMMAND
     id: Name

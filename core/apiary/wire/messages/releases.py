@@ -27,7 +27,7 @@ from apiary.wire.topics import TopicKind
 MAX_CANARIES: Final = 500
 MAX_PINS: Final = 500
 MAX_PINNED: Final = 8
-"""Releases that pins may name beside the two of the roll-out; each is told in full."""
+"""Releases that pins may name beside the two of the roll-out; each is sent in full."""
 
 ReleaseKind = Literal["tflite", "eim"]
 Machine = Literal["aarch64", "armv7", "x86_64"]
@@ -53,7 +53,7 @@ class Release(Part):
     """What one release is. `machine` is None where any node can run the file (`.tflite`).
 
     `accuracy` is on the server's held-out pictures; `created` and `expires` are seconds since 1970.
-    `relabels` says that other labels than those of the release before are meant. `attempt` counts how often
+    `relabels`: other labels than those of the release before are meant. `attempt` counts how often
     it was tried: a node that refused one attempt tries the next.
     """
 
@@ -111,7 +111,7 @@ class ReleaseCurrent(Message):
 class NodeRelease(Message):
     """How a node stands to the release that is meant for it, by its own test on its own pictures.
 
-    `release`, `digest` and `attempt` are of the one it was told to have, `current` the one it predicts with.
+    `release`, `digest` and `attempt` are of the one it is to have, `current` the one it predicts with.
     `pictures` is how many held-out ones the accuracies are of: of this release, and of the one before it.
     """
 

@@ -1,4 +1,4 @@
-"""A client of the bus that nobody invited: it sees everything, and says it again, late or damaged."""
+"""A rogue client of the broker: it records all traffic, and publishes it again, late or damaged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apiary.wire.topics import TopicKind, Topics
 KEPT: Final = 24
 """Messages kept of each kind: those of the last rounds."""
 AT_ONCE: Final = 12
-"""Messages that one fault says again."""
+"""Messages that one fault repeats."""
 _REPEATED: Final = (
     TopicKind.ROUND_CURRENT,
     TopicKind.COORDINATOR_STATUS,
@@ -32,8 +32,8 @@ _REPEATED: Final = (
 )
 
 
-class Saboteur:
-    """Watches a federation's whole traffic; tells how far the run is, and repeats or damages messages."""
+class TrafficReplayer:
+    """Watches a federation's whole traffic; follows the run's progress, and repeats or damages messages."""
 
     def __init__(self, port: int, topics: Topics):
         self.messages = 0
@@ -47,7 +47,7 @@ class Saboteur:
         self._topics = topics
         self._kept: dict[TopicKind, deque[tuple[str, bytes]]] = {k: deque(maxlen=KEPT) for k in _REPEATED}
         self._bus = MqttBus(
-            BrokerSettings(host="127.0.0.1", port=port, retry_max_s=0.5), client_id="chaos-saboteur"
+            BrokerSettings(host="127.0.0.1", port=port, retry_max_s=0.5), client_id="chaos-replayer"
         )
         self._bus.subscribe(f"{topics.root}/{topics.federation}/#")
         self._bus.subscribe(f"{topics.blob_root}/{topics.federation}/#")
@@ -70,22 +70,22 @@ class Saboteur:
         self._bus.close()
 
     def repeat(self, seed: int) -> str | None:
-        """Say recorded messages again, word by word, in another order; None where nobody could hear it."""
+        """Publish recorded messages again, unchanged, in another order; None without a connection."""
         chance = random.Random(seed)  # noqa: S311 - faults to repeat, nothing to guess
-        return self._say(self._draw(chance), chance)
+        return self._publish(self._draw(chance), chance)
 
     def corrupt(self, seed: int) -> str | None:
-        """Say damaged copies of recorded messages; None where nobody could hear it."""
+        """Publish damaged copies of recorded messages; None without a connection."""
         chance = random.Random(seed)  # noqa: S311
         messages = [self._damaged(chance, t, p) for t, p in self._draw(chance)]
         self._damaged_lately += messages
-        return self._say(messages, chance)
+        return self._publish(messages, chance)
 
     def _draw(self, chance: random.Random) -> list[tuple[str, bytes]]:
         kinds = [kind for kind, kept in self._kept.items() if kept]
         return [chance.choice(self._kept[chance.choice(kinds)]) for _ in range(AT_ONCE)] if kinds else []
 
-    def _say(self, messages: list[tuple[str, bytes]], chance: random.Random) -> str | None:
+    def _publish(self, messages: list[tuple[str, bytes]], chance: random.Random) -> str | None:
         chance.shuffle(messages)
         count = 0
         for topic, payload in messages:
@@ -132,17 +132,21 @@ class Saboteur:
 
     def _announced(self, payload: bytes) -> None:
         try:
-            told = Announcement.decode(payload, who="the coordinator")
+            announcement = Announcement.decode(payload, who="the coordinator")
         except WireError:
             return
-        if told.state != "finished" and told.round > self.round:
-            self.round, self.messages, self.receipts = told.round, 0, 0
-        if told.round == told.rounds and told.round == self.round and told.state == "evaluating":
+        if announcement.state != "finished" and announcement.round > self.round:
+            self.round, self.messages, self.receipts = announcement.round, 0, 0
+        if (
+            announcement.round == announcement.rounds
+            and announcement.round == self.round
+            and announcement.state == "evaluating"
+        ):
             self.finishing = True
 
     def _receipted(self, payload: bytes) -> None:
         try:
-            told = Receipt.decode(payload, who="the coordinator")
+            receipt = Receipt.decode(payload, who="the coordinator")
         except WireError:
             return
-        self.receipts += told.state == "accepted" and told.round == self.round
+        self.receipts += receipt.state == "accepted" and receipt.round == self.round

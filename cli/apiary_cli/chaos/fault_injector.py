@@ -1,4 +1,4 @@
-"""Dealing the scheduled faults to a fleet as its run goes on."""
+"""Injects the scheduled faults into a fleet as its run goes on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Final
 from apiary.errors import StoreError
 from apiary_cli.chaos import torn
 from apiary_cli.chaos.fleet import BROKER, COORDINATOR, RUN, Fleet
-from apiary_cli.chaos.saboteur import Saboteur
 from apiary_cli.chaos.schedule import KINDS, Fault
+from apiary_cli.chaos.traffic_replayer import TrafficReplayer
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +27,18 @@ MAX_DISTURBED: Final = 3
 """Parties that are down or stopped at once."""
 
 OnFault = Callable[[int, int, Fault, str], None]
-"""Told of each fault: how many there were with it, the round that is open, the fault, and what was done."""
+"""Called for each fault: how many there were with it, the open round, the fault, and what was done."""
 
 
-class Dealer:
-    """Holds what is still to be dealt; `turn` deals at most one fault."""
+class FaultInjector:
+    """Holds the faults that are left; `turn` injects at most one."""
 
-    def __init__(self, schedule: list[Fault], fleet: Fleet, saboteur: Saboteur, on_fault: OnFault):
+    def __init__(self, schedule: list[Fault], fleet: Fleet, replayer: TrafficReplayer, on_fault: OnFault):
         self.dealt: Counter[str] = Counter()
         self._left = list(schedule)
         self._children: Counter[tuple[int, str]] = Counter()
         self._fleet = fleet
-        self._saboteur = saboteur
+        self._replayer = replayer
         self._on_fault = on_fault
         self._next_at = 0.0
         self._moved_at = time.monotonic()
@@ -53,28 +53,28 @@ class Dealer:
         self._moved_at = time.monotonic()
 
     def turn(self) -> None:
-        """Deal what is due, where its victim is there to be hit."""
+        """Inject the fault that is due, if its victim is up."""
         now = time.monotonic()
         if now < self._next_at or self._fleet.disturbed >= MAX_DISTURBED:
             return
         quiet = now - self._moved_at >= QUIET_S
         for fault in self._left:
             if not self._due(fault, quiet=quiet):
-                if fault.receipts and fault.round == self._saboteur.round:
+                if fault.receipts and fault.round == self._replayer.round:
                     continue  # its moment is a later one of this round
                 return
-            how = self._deal(fault)
+            how = self._inject(fault)
             if how is not None:
                 self._left.remove(fault)
                 self.dealt[fault.kind] += 1
-                late = fault.round < self._saboteur.round
+                late = fault.round < self._replayer.round
                 self._next_at = now + (min(fault.gap_s, LATE_GAP_S) if late else fault.gap_s)
                 self._moved_at = now
-                self._on_fault(self.dealt.total(), self._saboteur.round, fault, how)
+                self._on_fault(self.dealt.total(), self._replayer.round, fault, how)
                 return
 
     def _due(self, fault: Fault, *, quiet: bool) -> bool:
-        seen = self._saboteur
+        seen = self._replayer
         if seen.finishing:
             return True
         if fault.round != seen.round:
@@ -83,7 +83,7 @@ class Dealer:
             return seen.receipts >= fault.receipts or quiet
         return seen.messages >= fault.after or quiet
 
-    def _deal(self, fault: Fault) -> str | None:
+    def _inject(self, fault: Fault) -> str | None:
         """What was done, or None where it cannot be done now."""
         fleet, chance = self._fleet, random.Random(fault.seed)  # noqa: S311 - faults to repeat
         back = f"back in {fault.seconds:.1f} s"
@@ -115,7 +115,7 @@ class Dealer:
             case "link-leaky":
                 share = chance.uniform(0.1, 0.4)
                 fleet.links.leak(
-                    fault.victim, fault.seconds, share=share, seed=fault.seed, blobs=self._saboteur.blobs
+                    fault.victim, fault.seconds, share=share, seed=fault.seed, blobs=self._replayer.blobs
                 )
                 return f"{share:.0%} for {fault.seconds:.1f} s"
             case "link-refused":
@@ -125,16 +125,16 @@ class Dealer:
                 fleet.fill_disk(fault.victim, fault.seconds)
                 return f"for {fault.seconds:.1f} s"
             case "repeat":
-                return self._saboteur.repeat(fault.seed)
+                return self._replayer.repeat(fault.seed)
             case "corrupt":
-                return self._saboteur.corrupt(fault.seed)
+                return self._replayer.corrupt(fault.seed)
             case _:
                 raise AssertionError(fault.kind)
 
     def _kill_child(self, fault: Fault) -> str | None:
         """Of the victim, or of whoever trains now; a node waits twice as long after each in a round."""
         for node in (fault.victim, *self._fleet.nodes):
-            place = (self._saboteur.round, node)
+            place = (self._replayer.round, node)
             if self._children[place] >= MAX_CHILDREN or not self._fleet.up(node):
                 continue
             if (how := self._fleet.kill_child(node)) is not None:
