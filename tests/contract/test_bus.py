@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from tests.stand_ins.memory_bus import MemoryBroker
 
 from apiary.bus.broker import find_mosquitto, start_broker
 from apiary.bus.bus import Bus, Connected, Disconnected, Event, Received, Will
 from apiary.bus.flow import ChunkFlow
-from apiary.bus.memory import MemoryBroker
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import BusError
 from apiary.settings import BrokerSettings

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.stand_ins.memory_bus import MemoryBroker, MemoryBus
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Received
-from apiary.bus.memory import MemoryBroker, MemoryBus
 from apiary.identity.gate import OPEN, MessageGate
 from apiary.identity.roles import Role
 from apiary.learn.manifest import Manifest, PictureInput, Tensor

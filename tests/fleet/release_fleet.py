@@ -16,12 +16,12 @@ from typing import Any, TypeVar, cast
 from tests.fleet.signed_party import Party
 from tests.places import COLOURS
 from tests.stand_ins.eim_program import write_program
+from tests.stand_ins.memory_bus import MemoryBroker
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Connected, Received, Will
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.inlet import Delivery, decode
-from apiary.bus.memory import MemoryBroker
 from apiary.bus.outlet import Outlet
 from apiary.errors import StoreError, WireError
 from apiary.identity.gate import OPEN, MessageGate

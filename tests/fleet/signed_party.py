@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tests.stand_ins.fleet_keys import NOW
 from tests.stand_ins.fleet_keys import Fleet as Keys
+from tests.stand_ins.memory_bus import MemoryBroker
 
-from apiary.bus.memory import MemoryBroker
 from apiary.identity.credentials import SigningGate
 from apiary.identity.gate import MessageGate
 from apiary.identity.marks import DiskMarks

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.fleet.harness import SHAPES, FakeTraining, Fleet, MakeFleet, samples_of
+from tests.stand_ins.memory_bus import LinkFault, MemoryBus
 
 from apiary.blobs import Download
 from apiary.bus.bus import Received
-from apiary.bus.memory import LinkFault, MemoryBus
 from apiary.errors import StoreError
 from apiary.settings import Settings
 from apiary.tensors import Weights

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from tests.fleet.harness import Fleet, MakeFleet
+from tests.stand_ins.memory_bus import LinkFault
 
-from apiary.bus.memory import LinkFault
 from apiary.wire.messages import Announcement
 from apiary_coordinator.round.collector import spool_path
 from apiary_edge.training.newest import NewestRound

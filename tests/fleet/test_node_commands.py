@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from tests.fleet.harness import Fleet, MakeFleet
+from tests.stand_ins.memory_bus import LinkFault
 
 from apiary.bus.bus import Received
-from apiary.bus.memory import LinkFault
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeReply
 from apiary.wire.topics import TopicKind

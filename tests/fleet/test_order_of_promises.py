@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from tests.fleet.harness import MakeFleet
+from tests.stand_ins.memory_bus import LinkFault
 
-from apiary.bus.memory import LinkFault
 from apiary.bus.outlet import Outlet
 from apiary.wire.messages import Announcement, Receipt
 from apiary_coordinator.journal import AcceptedRow, Journal

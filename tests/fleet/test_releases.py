@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.fleet.release_fleet import BAD, CRASH, GOOD, HANG, TOPICS, ReleaseFleet, all_have, finished_run
+from tests.stand_ins.memory_bus import LinkFault
 
 from apiary.bus.bus import Received
-from apiary.bus.memory import LinkFault
 from apiary.errors import RequestRefused, StoreError
 from apiary.identity.release_key import seal
 from apiary.identity.roles import Role

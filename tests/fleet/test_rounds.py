@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.fleet.harness import Fleet, MakeFleet, samples_of, update_of
+from tests.stand_ins.memory_bus import LinkFault, MemoryBroker
 
 from apiary.blobs import BlobStore
-from apiary.bus.memory import LinkFault, MemoryBroker
 from apiary.wire import Digest, blob
 
 NODES = 20

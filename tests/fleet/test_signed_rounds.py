@@ -10,9 +10,9 @@ import pytest
 from tests.fleet.harness import Fleet, MakeFleet
 from tests.fleet.signed_party import Party
 from tests.stand_ins.fleet_keys import authority
+from tests.stand_ins.memory_bus import MemoryBroker, MemoryBus
 
 from apiary.bus.bus import Received
-from apiary.bus.memory import MemoryBroker, MemoryBus
 from apiary.identity.credentials import SigningGate
 from apiary.identity.marks import DiskMarks
 from apiary.identity.roles import Role

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tests.fleet.harness import FakeTraining, Fleet
+from tests.stand_ins.memory_bus import MemoryBroker
 
-from apiary.bus.memory import MemoryBroker
 from apiary.notify import MAX_STATUS_CHARS, Notifier
 from apiary_edge.training.job import TrainingEvent
 

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 
 import pytest
+from tests.stand_ins.memory_bus import MemoryBroker, MemoryBus
 
 from apiary.bus.bus import Disconnected, Event
-from apiary.bus.memory import MemoryBroker, MemoryBus
 from apiary.errors import BrokerRefused, BrokerUnreachable
 from apiary_cli.terminal.once import FirstConnection
 from apiary_cli.terminal.stopping import stop_on_signals

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from pydantic import Field
+from tests.stand_ins.memory_bus import MemoryBroker
 
 from apiary.bus.inlet import Delivery, decode
-from apiary.bus.memory import MemoryBroker
 from apiary.bus.outlet import Outlet
 from apiary.errors import MessageError, StoreError
 from apiary.wire import NodeId

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from tests.stand_ins.memory_bus import MemoryBroker, MemoryBus
 
 from apiary.bus.bus import Received
 from apiary.bus.flow import ChunkFlow
-from apiary.bus.memory import MemoryBroker, MemoryBus
 from apiary.errors import StoreError
 from apiary.wire import Digest
 from apiary.wire.chunks import CHUNK_BYTES, Assembly, digest_of

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import json
 
+from tests.stand_ins.memory_bus import MemoryBroker
+
 from apiary.bus.bus import Received
-from apiary.bus.memory import MemoryBroker
 from apiary.bus.outlet import Outlet
 from apiary.wire import NodeId
 from apiary.wire.messages import Ask, Message, NodeStatus, Progress

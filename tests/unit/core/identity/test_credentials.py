@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from tests.stand_ins.fleet_keys import NOW, Fleet
+from tests.stand_ins.memory_bus import MemoryBroker
 
-from apiary.bus.memory import MemoryBroker
 from apiary.bus.outlet import Outlet
 from apiary.errors import SettingsError, SignatureRefused
 from apiary.identity.gate import OPEN, MessageGate, load_gate

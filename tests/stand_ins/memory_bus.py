@@ -89,7 +89,7 @@ class MemoryBroker:
         self.retained: dict[str, bytes] = {}
         self.counts = TrafficCounts()
         self.up = True
-        self._random = random.Random(seed)  # noqa: S311 - faults to repeat, nothing to guess
+        self._random = random.Random(seed)
         self._faults: list[tuple[LinkFault, list[float]]] = []
         self._clients: dict[str, MemoryBus] = {}
         self._sequence = 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+from tests.stand_ins.memory_bus import QUEUE_LIMIT, RETRY_S, LinkFault, MemoryBroker, MemoryBus
 
 from apiary.bus.bus import BrokerLimits, Connected, Disconnected, PublishRefused, Received, Will, matches
-from apiary.bus.memory import QUEUE_LIMIT, RETRY_S, LinkFault, MemoryBroker, MemoryBus
 from apiary.errors import BrokerRefused, BrokerUnreachable
 
 
