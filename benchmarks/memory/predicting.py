@@ -36,7 +36,6 @@ from apiary.wire import blob
 from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
-from apiary_edge.capture.job import job_of
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.job import PredictionEvent, PredictJob, parse
 from apiary_edge.predicting.model_files import ModelFile
@@ -91,9 +90,7 @@ def measure(args: argparse.Namespace, state: Path, built: Built, address: str) -
         capture=CaptureSettings(interval_s=0.2, near_duplicate_bits=-1, min_sharpness=0),
         predict=PredictSettings(enabled=True, port=0, fps=args.fps),
     )
-    job = PredictJob(
-        predict=edge.predict, state_dir=state, node="pi-1", federation="bench", capture=job_of(edge)
-    )
+    job = PredictJob(edge=edge, federation="bench")
     child = subprocess.Popen(
         [sys.executable, "-m", "apiary_edge.predicting.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -19,7 +19,6 @@ from apiary.identity.gate import load_gate
 from apiary.identity.roles import Role
 from apiary.settings import EdgeSettings, Settings
 from apiary.wire import NodeId
-from apiary_edge.capture.job import bounds_of, job_of, store_dir
 from apiary_edge.capture.process import CameraStatus, CaptureFeature, CaptureProcess
 from apiary_edge.feature import Clocks, NodeFeature
 from apiary_edge.guest.stay import Guest
@@ -28,11 +27,13 @@ from apiary_edge.operators.commands import Commands
 from apiary_edge.operators.log_tail import LogTail
 from apiary_edge.owner.board import Board
 from apiary_edge.owner.status_file import StatusFile, runtime_folder
+from apiary_edge.paths import store_dir
 from apiary_edge.predicting.announcing import HomeAssistant
 from apiary_edge.predicting.background import BackgroundTasks
-from apiary_edge.predicting.background_job import chores_job
-from apiary_edge.predicting.feature import PredictionFeature, PredictionStatus, PredictProcess, predict_job
+from apiary_edge.predicting.background_job import BackgroundJob
+from apiary_edge.predicting.feature import PredictionFeature, PredictionStatus, PredictProcess
 from apiary_edge.predicting.follower import ModelFollower
+from apiary_edge.predicting.job import PredictJob
 from apiary_edge.releases.agent import ReleaseAgent
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.selftest_process import TrialProcess
@@ -100,13 +101,13 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
         Commands(service.channel, service, edge.state_dir, tail),
     ]
     if camera is not None and not edge.predict.enabled:
-        service.features.append(CaptureFeature(CaptureProcess(job_of(edge), bus.wake), camera))
+        service.features.append(CaptureFeature(CaptureProcess(edge, bus.wake), camera))
     service.features += _following(settings, service, samples, bus.wake)
     if edge.predict.enabled:
         service.features.append(
             PredictionFeature(
                 service.channel,
-                PredictProcess(predict_job(settings), bus.wake),
+                PredictProcess(PredictJob(edge=edge, federation=settings.federation), bus.wake),
                 camera=camera,
                 says=says,
                 publish=edge.predict.publish,
@@ -149,8 +150,8 @@ def _following(
 ) -> list[NodeFeature]:
     """What follows the federation's model. Without predictions, suggestions and tuning, only its labels."""
     edge = settings.edge
-    job = chores_job(edge, store=samples is not None)
-    background = job.suggest or job.personal.enabled
+    job = BackgroundJob(edge=edge, store=store_dir(edge) if samples is not None else None)
+    background = job.suggests or edge.personal.enabled
     found: list[NodeFeature] = [
         ModelFollower(
             service.node,
@@ -174,7 +175,7 @@ def _samples(settings: Settings) -> SampleStore | None:
     edge = settings.edge
     if edge.camera.kind is None and not store_dir(edge).is_dir():
         return None
-    return SampleStore(store_dir(edge), edge.state_dir / "cache", bounds_of(edge.store), time.time)
+    return SampleStore.of_node(edge)
 
 
 def _runtimes(settings: Settings) -> list[str]:

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, ImageDraw
 from tests.browser.chromium import BINARY, Tab, chromium
 
-from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import Added, SampleId, StoreBounds
+from apiary.settings import StoreSettings
+from apiary_edge.samples.model import Added, Incoming, SampleId
 from apiary_edge.samples.store import SampleStore
 
 pytestmark = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 def node(tmp_path: Path) -> Iterator[tuple[SampleStore, str, list[SampleId]]]:
     """A store with 48 pictures, a page on it in a process of its own, and the page's address."""
     state = tmp_path / "edge"
-    store = SampleStore(state / "samples", state / "cache", StoreBounds(min_free_bytes=0), time.time)
+    store = SampleStore(state / "samples", state / "cache", StoreSettings(min_free_mb=0), time.time)
     outcomes = list(store.add_many(Incoming(drawn(i), f"drawn {i}") for i in range(48)))
     ids = [o.id for o in outcomes if isinstance(o, Added)]
     assert len(ids) == 48

@@ -23,9 +23,9 @@ from tests.browser.chromium import BINARY, Tab, chromium
 from apiary.bus.broker import find_mosquitto, start_broker
 from apiary.bus.bus import Received
 from apiary.bus.mqtt import MqttBus
-from apiary.settings import BrokerSettings
+from apiary.settings import BrokerSettings, StoreSettings
 from apiary.wire.messages import NodeStatus, Prediction
-from apiary_edge.samples.model import StoreBounds, check_id
+from apiary_edge.samples.model import check_id
 from apiary_edge.samples.store import SampleStore
 
 pytestmark = [
@@ -201,7 +201,7 @@ def test_forty_labels_become_a_model_that_the_page_shows(tmp_path: Path, pytestc
         labelling = label.says(r"http://\S+")[0]
         predicting = edge.says(r"predictions page: (http://\S+)")[1]
         token = labelling.partition("?token=")[2]
-        store = SampleStore(tmp_path / "node" / "samples", None, StoreBounds(), time.time)
+        store = SampleStore(tmp_path / "node" / "samples", None, StoreSettings(), time.time)
         wait_for("capture", lambda: store.counts().total == PICTURES, edge)
 
         tab.screen(1280, 800)

@@ -25,9 +25,10 @@ from PIL import Image
 from tests.contract import picamera2_stand_in
 
 from apiary.errors import CameraError, SettingsError
+from apiary.settings import CameraSettings
 from apiary_edge.cameras import base
 from apiary_edge.cameras import folder as folder_camera
-from apiary_edge.cameras.base import Camera, CameraOptions, EndOfFrames, PassedOver
+from apiary_edge.cameras.base import Camera, EndOfFrames, PassedOver
 
 TIMEOUT_S = 1.0
 WIDTH, HEIGHT = 160, 120
@@ -108,8 +109,8 @@ def write_video(path: Path, frames: int) -> Path:
     return path
 
 
-def options(source: object = "") -> CameraOptions:
-    return CameraOptions(str(source), WIDTH, HEIGHT, TIMEOUT_S)
+def options(kind: str, source: object = "") -> CameraSettings:
+    return CameraSettings(kind=kind, source=str(source), width=WIDTH, height=HEIGHT, timeout_s=TIMEOUT_S)
 
 
 def rig_picamera2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
@@ -117,7 +118,7 @@ def rig_picamera2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[R
     kind = picamera2_stand_in.Picamera2
     kind.scene, kind.plugged = scene(), 1
     yield Rig(
-        base.make("picamera2", options()),
+        base.make(options("picamera2")),
         lambda: setattr(kind, "plugged", 0),
         lambda: setattr(kind, "plugged", 1),
     )
@@ -129,7 +130,7 @@ def rig_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]
     servers = [MjpegServer()]
     port = servers[0].port
     yield Rig(
-        base.make("stream", options(f"http://127.0.0.1:{port}/stream.mjpg")),
+        base.make(options("stream", f"http://127.0.0.1:{port}/stream.mjpg")),
         servers[0].close,
         lambda: servers.append(MjpegServer(port)),
     )
@@ -137,7 +138,7 @@ def rig_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]
 
 
 def rig_stream_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield Rig(base.make("stream", options(write_video(tmp_path / "clip.avi", 5))))
+    yield Rig(base.make(options("stream", write_video(tmp_path / "clip.avi", 5))))
 
 
 def rig_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
@@ -147,14 +148,14 @@ def rig_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]
     for i in range(3):
         (folder / f"{i}.jpg").write_bytes(jpeg(scene()))
     away = tmp_path / "unplugged"
-    yield Rig(base.make("folder", options(folder)), lambda: folder.rename(away), lambda: away.rename(folder))
+    yield Rig(base.make(options("folder", folder)), lambda: folder.rename(away), lambda: away.rename(folder))
 
 
 def rig_usb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     device = os.environ.get("APIARY_VIDEO_DEVICE")
     if device is None:
         pytest.skip("needs a video device: set APIARY_VIDEO_DEVICE to one that shows the scene")
-    yield Rig(base.make("usb", options(device)))
+    yield Rig(base.make(options("usb", device)))
 
 
 RIGS = {
@@ -243,35 +244,35 @@ def test_an_error_says_what_it_is_and_how_to_mend_it(tmp_path: Path, monkeypatch
     ]
     for kind, source, says in wrong:
         with pytest.raises(CameraError, match=says) as e:
-            base.make(kind, options(source)).open()
+            base.make(options(kind, source)).open()
         assert "secret" not in str(e.value)
 
 
 def test_options_that_cannot_be_meant() -> None:
     with pytest.raises(SettingsError, match="cameras: no 'ubs'; did you mean 'usb'"):
-        base.make("ubs", options())
+        base.make(options("ubs"))
     with pytest.raises(CameraError, match="expected a camera's number such as 0"):
-        base.make("picamera2", options("/dev/video0"))
+        base.make(options("picamera2", "/dev/video0"))
     with pytest.raises(CameraError, match="begins with file://, expected http, https, rtsp or rtsps"):
-        base.make("stream", options("file:///etc/passwd"))
+        base.make(options("stream", "file:///etc/passwd"))
     for kind in ("stream", "folder"):
         with pytest.raises(CameraError, match=r"no source; set edge\.camera\.source"):
-            base.make(kind, options())
+            base.make(options(kind))
 
 
 def test_a_pi_camera_that_is_missing_or_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "picamera2", picamera2_stand_in.module())
     monkeypatch.setattr(picamera2_stand_in.Picamera2, "plugged", 0)
     with pytest.raises(CameraError, match="no such camera is connected; power off, check the ribbon cable"):
-        base.make("picamera2", options()).open()
+        base.make(options("picamera2")).open()
     monkeypatch.setattr(picamera2_stand_in.Picamera2, "plugged", 1)
     monkeypatch.setattr(picamera2_stand_in.Picamera2, "in_use", {0})
     with pytest.raises(CameraError, match="another program may hold it"):
-        base.make("picamera2", options()).open()
+        base.make(options("picamera2")).open()
 
 
 def test_a_video_file_ends_once_all_its_frames_were_seen(tmp_path: Path) -> None:
-    camera = base.make("stream", options(write_video(tmp_path / "clip.avi", 5)))
+    camera = base.make(options("stream", write_video(tmp_path / "clip.avi", 5)))
     camera.open()
     for _ in range(5):
         assert camera.frame() is not None
@@ -284,7 +285,7 @@ def test_a_slow_reader_of_a_stream_sees_the_present(tmp_path: Path) -> None:
     """Frames are not queued: who asks again after a while gets a frame sent after that."""
     pytest.importorskip("cv2", reason="needs the extra 'camera'")
     server = MjpegServer()
-    camera = base.make("stream", options(f"http://127.0.0.1:{server.port}/"))
+    camera = base.make(options("stream", f"http://127.0.0.1:{server.port}/"))
     camera.open()
     assert camera.frame() is not None
     server.switched_on.clear()
@@ -315,7 +316,7 @@ def test_a_watched_folder_gives_each_picture_once_oldest_first_and_nothing_else(
         time.sleep(0.01)
         Image.new("RGB", size, (200, 10, 10)).save(folder / name)
     time.sleep(0.15)
-    camera = base.make("folder", options(folder))
+    camera = base.make(options("folder", folder))
     camera.open()
     with pytest.raises(PassedOver, match=r"torn\.jpg: not a readable JPEG"):
         camera.frame()
@@ -354,7 +355,7 @@ def test_a_watched_folder_of_100_000_files_holds_some_thousand_names_at_a_time(t
         for i in range(1, 50_000):
             os.link(first, tmp_path / f"{part}{i}.jpg")
     time.sleep(folder_camera.SETTLED_S + 0.1)
-    camera = base.make("folder", options(tmp_path))
+    camera = base.make(options("folder", tmp_path))
     camera.open()
     assert camera.frame() is not None  # Pillow's own modules
     camera.close()

@@ -19,26 +19,23 @@ import io, json, subprocess, sys, time, urllib.request
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from apiary.settings import CameraSettings, CaptureSettings, StoreSettings
+from apiary.settings import CameraSettings, CaptureSettings, EdgeSettings, StoreSettings
 from apiary.wire.messages import Plan
-from apiary_edge.capture.job import CaptureJob
 from apiary_edge.training.job import TrainJob
-from apiary_edge.samples.model import StoreBounds
 from apiary_edge.samples.store import SampleStore
 
 disk, pictures, built = map(Path, sys.argv[1:])
-capture = CaptureJob(
+edge = EdgeSettings(
+    state_dir=disk,
     camera=CameraSettings(kind="folder", source=str(pictures)),
     capture=CaptureSettings(min_sharpness=0, near_duplicate_bits=-1),
     store=StoreSettings(min_free_mb=0),
-    store_dir=disk / "samples",
-    cache_dir=disk / "cache",
 )
 child = subprocess.Popen(
     [sys.executable, "-m", "apiary_edge.capture.worker"],
     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
 )
-child.stdin.write(capture.model_dump_json())
+child.stdin.write(edge.model_dump_json())
 child.stdin.close()
 kept = 0
 for line in child.stdout:
@@ -63,12 +60,12 @@ def fill():
 
 fill()
 
-store = SampleStore(disk / "samples", disk / "cache", StoreBounds(min_free_bytes=0), time.time)
+store = SampleStore.of_node(edge)
 ids = [s.id for s in store.page(limit=100).samples]
 assert len(ids) == kept
 from apiary_edge.labelling.app import App
 from apiary_edge.web.gate import OwnerGate
-app = App(lambda: store, OwnerGate("t" * 32, 80, time.monotonic, time.sleep), StoreBounds())
+app = App(lambda: store, OwnerGate("t" * 32, 80, time.monotonic, time.sleep), 0.2)
 
 def post(path, body):
     data = json.dumps(body).encode()

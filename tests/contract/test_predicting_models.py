@@ -18,7 +18,7 @@ from tests.stand_ins.eim_program import write_program
 from apiary.errors import ApiaryError, ModelError
 from apiary.learn import images
 from apiary.learn.runtimes import litert
-from apiary.settings import EdgeSettings
+from apiary.settings import EdgeSettings, StoreSettings
 from apiary.tensors import Weights
 from apiary.wire import blob
 from apiary.wire.chunks import digest_of
@@ -26,11 +26,10 @@ from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
 from apiary_edge.predicting import model_files, models, personal, suggesting
-from apiary_edge.predicting.background_job import BackgroundJob, chores_job
+from apiary_edge.predicting.background_job import BackgroundJob
 from apiary_edge.predicting.live import Bytes
 from apiary_edge.predicting.model_files import ModelFile
-from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import StoreBounds
+from apiary_edge.samples.model import Incoming
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.training.job import TrainingEvent, parse
 
@@ -78,8 +77,8 @@ class Node:
         edge = EdgeSettings.model_validate(
             {"state_dir": folder, "personal": {"enabled": True, "epochs": 6, "learning_rate": 0.02}}
         )
-        self.job: BackgroundJob = chores_job(edge, store=True)
-        bounds = StoreBounds(min_free_bytes=0, held_out=0.3)
+        self.job = BackgroundJob(edge=edge, store=folder / "samples")
+        bounds = StoreSettings(min_free_mb=0, held_out=0.3)
         self.store = SampleStore(folder / "samples", folder / "cache", bounds, time.time)
 
     def keep(self, data: bytes) -> Path:
@@ -211,13 +210,13 @@ def test_suggestions_come_for_all_that_wait_and_once(node: Node) -> None:
     assert path is not None
     path.write_bytes(b"torn on the disk")
     said: list[str] = []
-    assert suggesting.suggest(node.folder / "samples", found, said.append) == (39, 1)
+    assert suggesting.suggest(node.folder / "samples", StoreSettings(), found, said.append) == (39, 1)
     assert len(said) == 1 and victim[:12] in said[0]
     counts = node.store.counts()
     assert sum(counts.suggested.values()) == 39 and set(counts.suggested) <= set(LABELS)
-    assert suggesting.suggest(node.folder / "samples", found, said.append) == (0, 1)
+    assert suggesting.suggest(node.folder / "samples", StoreSettings(), found, said.append) == (0, 1)
     newer = node.model(moved(node.built.initial, 0.1), "round 2")
-    assert suggesting.suggest(node.folder / "samples", newer, said.append) == (39, 1)
+    assert suggesting.suggest(node.folder / "samples", StoreSettings(), newer, said.append) == (39, 1)
 
 
 def test_the_chores_child_tunes_and_suggests_and_ends(node: Node) -> None:

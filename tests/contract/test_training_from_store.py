@@ -18,12 +18,12 @@ from tests.stand_ins.disk_trace import unsynced
 from apiary.errors import DataError
 from apiary.learn import images
 from apiary.learn.manifest import PictureInput
+from apiary.settings import StoreSettings
 from apiary.wire import blob
 from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
-from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import StoreBounds
+from apiary_edge.samples.model import Incoming
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.training import pictures
 from apiary_edge.training.job import TrainingEvent, TrainJob, parse
@@ -46,7 +46,7 @@ def shade(label: str, seed: int) -> bytes:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SampleStore]:
     made = SampleStore(
-        tmp_path / "samples", tmp_path / "cache", StoreBounds(min_free_bytes=0, held_out=0.3), time.time
+        tmp_path / "samples", tmp_path / "cache", StoreSettings(min_free_mb=0, held_out=0.3), time.time
     )
     yield made
     made.close()

@@ -40,7 +40,6 @@ from apiary_edge.service import Edge, will
 from apiary_edge.status.presence import NodeFacts
 from apiary_edge.stores import NodeStores
 from apiary_edge.training.job import TrainingEvent, TrainJob
-from apiary_edge.training.update import encode_update
 from apiary_edge.transfer.outbox import Outbox
 
 TICK_S = 0.1
@@ -144,14 +143,10 @@ class FakeTraining:
         before = blob.decode(job.model.read_bytes(), who="test").weights
         after, samples = update_of(job.node, job.round, before)
         document = self.spoil(
-            encode_update(
-                before,
-                after,
-                codec=job.plan.codec,
-                run=job.run,
-                round_number=job.round,
-                node=job.node,
-                samples=samples,
+            blob.encode(
+                after - before,
+                codec_name=job.plan.codec,
+                about={"run": job.run, "round": job.round, "node": job.node, "samples": samples},
             )
         )
         job.out.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from apiary.files import write_atomic
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.updates.spool import Spool
 from apiary_edge.releases.store import ReleaseStore, folder_of
-from apiary_edge.samples.incoming import Incoming
+from apiary_edge.samples.model import Incoming
 from apiary_edge.training.process import scratch
 from apiary_edge.transfer.outbox import Outbox
 

@@ -10,7 +10,7 @@ from apiary.errors import CameraError, SettingsError
 from apiary_cli.terminal.flags import settings_of
 from apiary_cli.terminal.stopping import stop_on_signals
 from apiary_edge.cameras.base import kinds
-from apiary_edge.capture.job import CaptureEvent, job_of
+from apiary_edge.capture.job import CaptureEvent
 
 EXAMPLES = """examples:
   apiary capture --camera picamera2 --count 20
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
                 print(f"kept {event.kept}{f'; dropped {dropped}' if dropped else ''}", flush=True)
 
     with stop_on_signals(stop.set) as signals:
-        worker.run(job_of(edge), on_event, stop)
+        worker.run(edge, on_event, stop)
     if never:
         raise CameraError(never[0])
     return signals.exit_code

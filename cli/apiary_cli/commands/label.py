@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted. Raises ApiaryError."""
-    from apiary_edge.capture.job import bounds_of, store_dir
     from apiary_edge.labelling.server import give_memory_back, make_server
     from apiary_edge.predicting.model_files import known_labels
     from apiary_edge.web.token import load_or_make
@@ -48,9 +47,7 @@ def run(args: argparse.Namespace) -> int:
     give_memory_back()
     token = load_or_make(edge.state_dir)
     server = make_server(
-        store_dir(edge),
-        edge.state_dir / "cache",
-        bounds_of(edge.store),
+        edge,
         token,
         host=args.host,
         port=args.port,

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apiary.errors import DataError, StoreError
-from apiary.settings import Settings, load_settings
+from apiary.settings import load_settings
 from apiary_cli.terminal.table import table
-from apiary_edge.capture.job import bounds_of, store_dir
+from apiary_edge.paths import store_dir
 from apiary_edge.samples.model import MAX_PAGE, Filter, Order, Sample, SampleId, SampleState
 from apiary_edge.samples.store import SampleStore
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             f"there is no sample store in {folder}: apiary samples import makes one, a node with a camera "
             "does, too; or say where it is: --state-dir (edge.state_dir)"
         )
-    store = open_store(settings)
+    store = SampleStore.of_node(settings.edge)
     try:
         match args.action:
             case "import":
@@ -97,12 +97,6 @@ def run(args: argparse.Namespace) -> int:
     finally:
         store.close()
     return 0
-
-
-def open_store(settings: Settings) -> SampleStore:
-    """This node's sample store. Raises StoreError."""
-    edge = settings.edge
-    return SampleStore(store_dir(edge), edge.state_dir / "cache", bounds_of(edge.store), time.time)
 
 
 def resolve(store: SampleStore, texts: Sequence[str]) -> list[SampleId]:

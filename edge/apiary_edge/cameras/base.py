@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from apiary.errors import CameraError
@@ -14,16 +13,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Frame = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class CameraOptions:
-    """How a camera is opened; `width` and `height` are wishes, `timeout_s` bounds every wait for it."""
-
-    source: str = ""
-    width: int = 640
-    height: int = 480
-    timeout_s: float = 10.0
 
 
 class Camera(Protocol):
@@ -55,8 +44,8 @@ class Camera(Protocol):
 class CameraModule(Protocol):
     """What a module of this package offers."""
 
-    def camera(self, options: CameraOptions) -> Camera:
-        """A camera that is not open yet. Raises CameraError for options that cannot be meant."""
+    def camera(self, options: CameraSettings) -> Camera:
+        """A camera that is not open yet. Raises CameraError for settings that cannot be meant."""
         ...
 
 
@@ -68,16 +57,11 @@ class PassedOver(CameraError):  # noqa: N818 - the camera is there, and goes on 
     """A file that is no readable picture, with the reason."""
 
 
-def make(kind: str, options: CameraOptions) -> Camera:
-    """A camera of a kind. Raises SettingsError for a kind that there is not, CameraError for its options."""
-    return cast("CameraModule", load("apiary_edge.cameras", kind)).camera(options)
+def make(settings: CameraSettings) -> Camera:
+    """The camera that is set. Raises SettingsError for an unknown kind, CameraError for the others."""
+    return cast("CameraModule", load("apiary_edge.cameras", settings.kind or "")).camera(settings)
 
 
 def kinds() -> list[str]:
     """Every kind of camera there is."""
     return names("apiary_edge.cameras")
-
-
-def options_of(settings: CameraSettings) -> CameraOptions:
-    """The options that the settings ask for."""
-    return CameraOptions(settings.source, settings.width, settings.height, settings.timeout_s)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from apiary.errors import CameraError, DataError
 from apiary.learn.sample_files import PICTURES
-from apiary_edge.cameras.base import Camera, CameraOptions, PassedOver
+from apiary.settings import CameraSettings
+from apiary_edge.cameras.base import Camera, PassedOver
 
 if TYPE_CHECKING:
     from apiary_edge.cameras.base import Frame
@@ -25,7 +26,7 @@ AHEAD: Final = 4096
 _Key = tuple[int, str]
 
 
-def camera(options: CameraOptions) -> Camera:
+def camera(options: CameraSettings) -> Camera:
     """A folder as a camera."""
     if not options.source:
         raise CameraError("folder: no source; set edge.camera.source to the folder to watch")

@@ -7,13 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from apiary.errors import CameraError
-from apiary_edge.cameras.base import Camera, CameraOptions
+from apiary.settings import CameraSettings
+from apiary_edge.cameras.base import Camera
 
 if TYPE_CHECKING:
     from apiary_edge.cameras.base import Frame
 
 
-def camera(options: CameraOptions) -> Camera:
+def camera(options: CameraSettings) -> Camera:
     """A ribbon cable's camera; an empty source means the first one."""
     if options.source and not options.source.isdecimal():
         raise CameraError(
@@ -28,7 +29,7 @@ class PiCamera:
 
     live = True
 
-    def __init__(self, number: int, options: CameraOptions):
+    def __init__(self, number: int, options: CameraSettings):
         self.name = f"picamera2 {number}"
         self._number = number
         self._options = options

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apiary.errors import CameraError
+from apiary.settings import CameraSettings
 from apiary_edge.cameras._opencv import opencv
-from apiary_edge.cameras.base import Camera, CameraOptions, EndOfFrames
+from apiary_edge.cameras.base import Camera, EndOfFrames
 
 if TYPE_CHECKING:
     from apiary_edge.cameras.base import Frame
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"(https?|rtsps?)://(?:[^/@]*@)?(.+)")
 
 
-def camera(options: CameraOptions) -> Camera:
+def camera(options: CameraSettings) -> Camera:
     """A network camera for an address, a file else."""
     if not options.source:
         raise CameraError(
@@ -82,7 +83,7 @@ class NetworkCamera:
 
     live = True
 
-    def __init__(self, name: str, options: CameraOptions):
+    def __init__(self, name: str, options: CameraSettings):
         self.name = name
         self._options = options
         self._following: _Following | None = None

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apiary.errors import CameraError
+from apiary.settings import CameraSettings
 from apiary_edge.cameras._opencv import opencv
-from apiary_edge.cameras.base import Camera, CameraOptions
+from apiary_edge.cameras.base import Camera
 
 if TYPE_CHECKING:
     from apiary_edge.cameras.base import Frame
 
 
-def camera(options: CameraOptions) -> Camera:
+def camera(options: CameraSettings) -> Camera:
     """A Video4Linux camera; an empty source means the first one."""
     source = options.source or "0"
     device = Path(f"/dev/video{source}" if source.isdecimal() else source)
@@ -27,7 +28,7 @@ class UsbCamera:
 
     live = True
 
-    def __init__(self, device: Path, options: CameraOptions):
+    def __init__(self, device: Path, options: CameraSettings):
         self.name = f"usb {device}"
         self._device = device
         self._options = options

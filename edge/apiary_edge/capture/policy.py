@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from apiary.errors import SettingsError
 from apiary.settings import CaptureSettings
 from apiary_edge import hours
-from apiary_edge.hours import ALWAYS, Hours
 
 if TYPE_CHECKING:
     from apiary_edge.capture.perceptual import Looks
 
 
 class FrameVerdict(StrEnum):
-    """What becomes of a frame; the words are what an owner reads."""
+    """Whether a frame is kept, or why not; the words are what an owner reads."""
 
     KEEP = "keep"
     TOO_DARK = "too dark"
@@ -29,12 +28,25 @@ class FrameVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A part of the frame in shares of its width and height."""
+    """A part of the frame in shares of its width and height. Raises SettingsError where it lies outside."""
 
     left: float = 0.0
     top: float = 0.0
     width: float = 1.0
     height: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (
+            0 <= self.left < 1
+            and 0 <= self.top < 1
+            and 0 < self.width <= 1 - self.left + 1e-9
+            and 0 < self.height <= 1 - self.top + 1e-9
+        ):
+            region = [self.left, self.top, self.width, self.height]
+            raise SettingsError(
+                f"edge.capture.region is {region}: expected [left, top, width, height] as shares of the "
+                "frame, within it, such as [0.25, 0.0, 0.5, 1.0] for its middle"
+            )
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Left, top, right, bottom in pixels; never empty."""
@@ -44,64 +56,30 @@ class Region:
         return left, top, right, bottom
 
 
-@dataclass(frozen=True, slots=True)
-class CaptureRules:
-    """The settings of capture, understood."""
-
-    interval_s: float = 30.0
-    hours: Hours = ALWAYS
-    region: Region = Region()
-    near_duplicate_bits: int = 4
-    near_duplicate_window: int = 64
-    min_sharpness: float = 15.0
-    min_brightness: float = 16.0
-    max_white: float = 0.8
-
-
-def rules_of(settings: CaptureSettings) -> CaptureRules:
-    """The rules that the settings mean. Raises SettingsError."""
-    region = Region(*settings.region) if settings.region is not None else Region()
-    if not (
-        0 <= region.left < 1
-        and 0 <= region.top < 1
-        and 0 < region.width <= 1 - region.left + 1e-9
-        and 0 < region.height <= 1 - region.top + 1e-9
-    ):
-        raise SettingsError(
-            f"edge.capture.region is {settings.region}: expected [left, top, width, height] as shares of the "
-            "frame, within it, such as [0.25, 0.0, 0.5, 1.0] for its middle"
-        )
-    return CaptureRules(
-        interval_s=settings.interval_s,
-        hours=hours.parse(settings.hours, "edge.capture.hours"),
-        region=region,
-        near_duplicate_bits=settings.near_duplicate_bits,
-        near_duplicate_window=settings.near_duplicate_window,
-        min_sharpness=settings.min_sharpness,
-        min_brightness=settings.min_brightness,
-        max_white=settings.max_white,
-    )
-
-
 class CapturePolicy:
-    """Remembers when a frame was kept and what the late ones looked like; `late` is the newest first."""
+    """Remembers when a frame was kept and what the late ones looked like; `late` is the newest first.
 
-    def __init__(self, rules: CaptureRules, late: Iterable[int] = ()):
-        self.rules = rules
+    Raises SettingsError for a region or hours that cannot be meant.
+    """
+
+    def __init__(self, settings: CaptureSettings, late: Iterable[int] = ()):
+        self.region = Region(*settings.region) if settings.region is not None else Region()
+        self.hours = hours.parse(settings.hours, "edge.capture.hours")
+        self._settings = settings
         self._kept_at: float | None = None
         self._late: deque[int] = deque(
-            list(late)[: rules.near_duplicate_window][::-1], rules.near_duplicate_window
+            list(late)[: settings.near_duplicate_window][::-1], settings.near_duplicate_window
         )
 
     def due(self, now: float, minute_of_day: int) -> bool:
         """Whether a frame is wanted now: the interval is over, and the hours are open."""
-        if not self.rules.hours.open_at(minute_of_day):
+        if not self.hours.open_at(minute_of_day):
             return False
-        return self._kept_at is None or now - self._kept_at >= self.rules.interval_s
+        return self._kept_at is None or now - self._kept_at >= self._settings.interval_s
 
     def judge(self, looks: Looks) -> FrameVerdict:
-        """What becomes of a frame that is wanted; the interval goes on only with a kept one."""
-        rules = self.rules
+        """Whether a wanted frame is kept; the interval begins anew only with a kept one."""
+        rules = self._settings
         if looks.brightness < rules.min_brightness:
             return FrameVerdict.TOO_DARK
         if looks.white > rules.max_white:

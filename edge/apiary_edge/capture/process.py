@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from apiary_edge.capture.job import CaptureEvent, CaptureJob, parse
+from apiary.settings import CameraSettings, EdgeSettings
+from apiary_edge.capture.job import CaptureEvent, parse
 from apiary_edge.child.lasting_child import LastingChild
 from apiary_edge.feature import NodeFeature
 
@@ -60,8 +61,8 @@ class CaptureProcess(LastingChild[CaptureEvent]):
     name = "capture"
     module = "apiary_edge.capture.worker"
 
-    def __init__(self, job: CaptureJob, wake: Callable[[], None], nice: int = 5):
-        super().__init__(job.model_dump_json().encode(), silent_s(job), wake, nice)
+    def __init__(self, edge: EdgeSettings, wake: Callable[[], None], nice: int = 5):
+        super().__init__(edge.model_dump_json().encode(), silent_s(edge.camera), wake, nice)
 
     def parse(self, line: bytes) -> CaptureEvent | None:
         """A line of the child."""
@@ -80,6 +81,6 @@ class CaptureProcess(LastingChild[CaptureEvent]):
         return told.kind in ("ended", "failed")
 
 
-def silent_s(job: CaptureJob | None) -> float:
-    """How long a child with this camera may say nothing."""
-    return SILENT_S + (2 * job.camera.timeout_s if job is not None else 0.0)
+def silent_s(camera: CameraSettings) -> float:
+    """How long a child with this camera, or none, may report nothing."""
+    return SILENT_S + (2 * camera.timeout_s if camera.kind is not None else 0.0)

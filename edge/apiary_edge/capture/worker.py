@@ -22,12 +22,12 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 from apiary.errors import ApiaryError, CameraError, StoreError  # noqa: E402
 from apiary.process.allocator import tune  # noqa: E402 - after the thread settings
+from apiary.settings import EdgeSettings  # noqa: E402
 from apiary_edge.cameras import base  # noqa: E402
 from apiary_edge.cameras.base import Camera, EndOfFrames, PassedOver  # noqa: E402
-from apiary_edge.capture.job import CaptureEvent, CaptureJob, bounds_of  # noqa: E402
-from apiary_edge.capture.policy import Backoff, CapturePolicy, FrameVerdict, rules_of  # noqa: E402
-from apiary_edge.samples.incoming import Incoming  # noqa: E402
-from apiary_edge.samples.model import Added, Duplicate  # noqa: E402
+from apiary_edge.capture.job import CaptureEvent  # noqa: E402
+from apiary_edge.capture.policy import Backoff, CapturePolicy, FrameVerdict  # noqa: E402
+from apiary_edge.samples.model import Added, Duplicate, Incoming  # noqa: E402
 from apiary_edge.samples.store import SampleStore  # noqa: E402
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class CaptureLoop:
 
     def __init__(
         self,
-        job: CaptureJob,
+        edge: EdgeSettings,
         camera: Camera,
         store: SampleStore,
         tell: Tell,
@@ -63,20 +63,19 @@ class CaptureLoop:
         watch: Watch | None = None,
         watch_fps: float = 0.0,
     ):
-        rules = rules_of(job.capture)
         self.kept = 0
         self.dropped: Counter[str] = Counter()
         self.ended = False
-        self._quality = job.capture.jpeg_quality
-        self._pause_s = 1 / max(job.camera.fps, watch_fps if watch else 0.0)
+        self._quality = edge.capture.jpeg_quality
+        self._pause_s = 1 / max(edge.camera.fps, watch_fps if watch else 0.0)
         self._camera = camera
         self._store = store
         self._tell = tell
         self._clock = clock
         self._minute = minute
         self._watch = watch
-        self._policy = CapturePolicy(rules, store.recent_likeness(rules.near_duplicate_window))
-        self._backoff = Backoff(job.camera.retry_max_s)
+        self._policy = CapturePolicy(edge.capture, store.recent_likeness(edge.capture.near_duplicate_window))
+        self._backoff = Backoff(edge.camera.retry_max_s)
         self._open = False
         self._trouble_until: float | None = None
         self._told_at = clock()
@@ -128,12 +127,12 @@ class CaptureLoop:
             self._trouble_until = None
         if self._camera.live:
             return self._policy.due(now, self._minute())
-        return self._policy.rules.hours.open_at(self._minute())
+        return self._policy.hours.open_at(self._minute())
 
     def _judge(self, frame: Frame, now: float) -> None:
         from apiary_edge.capture.perceptual import looks
 
-        left, top, right, bottom = self._policy.rules.region.box(frame.shape[1], frame.shape[0])
+        left, top, right, bottom = self._policy.region.box(frame.shape[1], frame.shape[0])
         part = frame[top:bottom, left:right]
         seen = looks(part)
         verdict = self._policy.judge(seen)
@@ -190,7 +189,7 @@ def minute_of_day() -> int:
 
 
 def run(
-    job: CaptureJob,
+    edge: EdgeSettings,
     tell: Tell,
     stop: threading.Event,
     *,
@@ -198,10 +197,10 @@ def run(
     watch_fps: float = 0.0,
 ) -> None:
     """Capture until `stop` is set or a file has ended. Raises SettingsError, CameraError, StoreError."""
-    camera = base.make(job.camera.kind or "", base.options_of(job.camera))
-    store = SampleStore(job.store_dir, job.cache_dir, bounds_of(job.store), time.time)
+    camera = base.make(edge.camera)
+    store = SampleStore.of_node(edge)
     capture = CaptureLoop(
-        job,
+        edge,
         camera,
         store,
         tell,
@@ -225,12 +224,12 @@ def run(
 def main() -> int:
     """Run one job; what happens is on standard output as `CaptureEvent` lines."""
     tune(small=True)
-    job = CaptureJob.model_validate_json(sys.stdin.buffer.read())
+    edge = EdgeSettings.model_validate_json(sys.stdin.buffer.read())
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        run(job, _print, stop)
+        run(edge, _print, stop)
     except ApiaryError as e:
         _print(CaptureEvent(kind="failed", text=str(e)[:500]))
         return e.exit_code

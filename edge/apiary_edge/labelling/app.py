@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
 from apiary.errors import DataError
-from apiary_edge.labelling import need
 from apiary_edge.labelling.thumbnails import SIDES, Thumbnails
 from apiary_edge.samples.model import (
     Filter,
@@ -15,7 +15,6 @@ from apiary_edge.samples.model import (
     Sample,
     SampleId,
     SampleState,
-    StoreBounds,
     check_id,
     check_label,
 )
@@ -35,6 +34,15 @@ from apiary_edge.web.site import (
 MAX_IDS: Final = 500
 """In one request; 500 ids of 67 bytes fit the body."""
 WHO: Final = "page"
+ENOUGH: Final = 30
+"""Trained pictures that a label should have: with a frozen base, tens a class is where curves flatten."""
+BALANCE: Final = 3
+"""A label should have at least this part of the largest one's, or the model learns to say the largest."""
+RULE: Final = (
+    f"A label should have {ENOUGH} pictures to train on, and at least a third as many as the largest label. "
+    "Held-out pictures test the model and do not count. It is a rule of thumb: more variety helps more than "
+    "more of the same."
+)
 _FILES: Final = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -54,14 +62,16 @@ class App:
         self,
         stores: Callable[[], SampleStore],
         gate: OwnerGate,
-        bounds: StoreBounds,
+        held_out_share: float,
         *,
         labels: tuple[str, ...] = (),
         may_add: bool = True,
         modelled: Callable[[], tuple[str, ...]] = tuple,
     ):
         self.thumbnails = Thumbnails()
-        pages = Labelling(stores, bounds, self.thumbnails, labels=labels, may_add=may_add, modelled=modelled)
+        pages = Labelling(
+            stores, held_out_share, self.thumbnails, labels=labels, may_add=may_add, modelled=modelled
+        )
         self._site = Site("labelling page", gate, pages, package="apiary_edge.labelling", files=_FILES)
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -75,7 +85,7 @@ class Labelling:
     def __init__(
         self,
         stores: Callable[[], SampleStore],
-        bounds: StoreBounds,
+        held_out_share: float,
         thumbnails: Thumbnails,
         *,
         labels: tuple[str, ...],
@@ -83,7 +93,7 @@ class Labelling:
         modelled: Callable[[], tuple[str, ...]],
     ):
         self._stores = stores
-        self._bounds = bounds
+        self._held_out_share = held_out_share
         self._thumbnails = thumbnails
         self._labels = labels
         self._may_add = may_add
@@ -114,8 +124,8 @@ class Labelling:
             "suggested": sum(counts.suggested.values()),
             "unlabelled": counts.unlabelled,
             "total": counts.total,
-            "needed": need.needed(counts.trainable, labels, self._bounds.held_out),
-            "rule": need.RULE,
+            "needed": needed(counts.trainable, labels, self._held_out_share),
+            "rule": RULE,
         }
 
     def _known(self, *more: Iterable[str]) -> list[str]:
@@ -175,6 +185,13 @@ class Labelling:
                 return as_json({"deleted": deleted})
             case _:
                 raise not_found()
+
+
+def needed(trainable: Mapping[str, int], labels: Sequence[str], held_out_share: float) -> dict[str, int]:
+    """More pictures to label, by label; those that will be held out are added to what is missing."""
+    aim = max(ENOUGH, math.ceil(max(trainable.values(), default=0) / BALANCE))
+    kept = max(0.1, 1 - held_out_share)
+    return {label: math.ceil(max(0, aim - trainable.get(label, 0)) / kept) for label in labels}
 
 
 def _sample(s: Sample) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from typing import Final
 from apiary.errors import DataError
 from apiary.learn.sample_files import PICTURES
 from apiary_edge.cameras._still import read_file
-from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import Added, Duplicate, check_label
+from apiary_edge.samples.model import Added, Duplicate, Incoming, check_label
 from apiary_edge.samples.store import SampleStore
 
 MAX_REASONS: Final = 20

@@ -9,12 +9,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from apiary.errors import SettingsError
+from apiary.settings import EdgeSettings
 from apiary_edge.labelling.app import App
-from apiary_edge.samples.model import StoreBounds, check_label
+from apiary_edge.samples.model import check_label
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.web.gate import OwnerGate
 from apiary_edge.web.site import MAX_BODY_BYTES
@@ -67,9 +67,7 @@ def give_memory_back() -> None:
 
 
 def make_server(
-    folder: Path,
-    cache: Path,
-    bounds: StoreBounds,
+    edge: EdgeSettings,
     token: str,
     *,
     host: str,
@@ -81,12 +79,12 @@ def make_server(
     """The labelling page, listening; `.run()` serves, `.close()` ends. Raises SettingsError, StoreError."""
     for label in labels:
         check_label(label)
-    stores = Stores(lambda: SampleStore(folder, cache, bounds, time.time))
-    stores().labels()  # a store that cannot be used is told before the page is
+    stores = Stores(lambda: SampleStore.of_node(edge))
+    stores().labels()  # a store that cannot be used is reported before the page is
     app = App(
         stores,
         OwnerGate(token, port, time.monotonic, time.sleep),
-        bounds,
+        edge.store.held_out,
         labels=tuple(labels),
         may_add=may_add,
         modelled=modelled,

@@ -54,6 +54,7 @@ class BackgroundTasks(NodeFeature):
         self._limit_s = limit_s
         self._began_at = 0.0
         self._job = job
+        self._state_dir = job.edge.state_dir
         self._child = child
         self._store = store
         self._node = node
@@ -95,13 +96,13 @@ class BackgroundTasks(NodeFeature):
         return self._status
 
     def _has_work(self) -> bool:
-        newest = model_files.newest(self._job.state_dir)
-        if self._job.personal.enabled and newest is not None:
-            done = model_files.personal(self._job.state_dir)
+        newest = model_files.newest(self._state_dir)
+        if self._job.edge.personal.enabled and newest is not None:
+            done = model_files.personal(self._state_dir)
             if model_files.stale(done, newest, self._rounds.samples):
                 return True
-        found = model_files.chosen(self._job.state_dir)
-        if not self._job.suggest or self._store is None or found is None:
+        found = model_files.chosen(self._state_dir)
+        if not self._job.suggests or self._store is None or found is None:
             return False
         return bool(self._store.awaiting_suggestion(found.digest, 1))
 
@@ -125,14 +126,17 @@ class BackgroundTasks(NodeFeature):
 
     def _tell_accuracies(self) -> None:
         """Read again where the files have changed."""
-        stamp = model_files.stamp(self._job.state_dir)
+        stamp = model_files.stamp(self._state_dir)
         if stamp == self._stamp:
             return
         self._stamp = stamp
-        newest, done = model_files.newest(self._job.state_dir), model_files.personal(self._job.state_dir)
+        newest, done = (
+            model_files.newest(self._state_dir),
+            model_files.personal(self._state_dir),
+        )
         self._status = {}
         if (
-            self._job.personal.enabled
+            self._job.edge.personal.enabled
             and newest is not None
             and done is not None
             and done.of == newest.digest

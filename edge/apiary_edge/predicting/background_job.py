@@ -1,4 +1,4 @@
-"""What a chores child is asked to do, in its spare time."""
+"""The job of a background child: what it does between rounds."""
 
 from __future__ import annotations
 
@@ -6,46 +6,31 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from apiary.settings import EdgeSettings, PersonalSettings
-from apiary_edge.capture.job import store_dir
+from apiary.settings import EdgeSettings
 
 
 class BackgroundJob(BaseModel):
-    """`out` is where it may write what is not kept; pictures come as for a round.
-
-    It gives up where the machine has less than `reserve_mb` left, or it would take more than `max_memory_mb`.
-    """
+    """Pictures come from the sample store in `store`, from `edge.data_dir`, or from both, as for a round."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    state_dir: Path
-    out: Path
+    edge: EdgeSettings
     store: Path | None
-    data_dir: Path | None
-    cache_dir: Path
-    cache_mb: int
-    runtime: str
-    personal: PersonalSettings
-    suggest: bool
     counted: int = 0
     """Labelled pictures of this node."""
     seed: int = 0
-    reserve_mb: int = 0
-    max_memory_mb: int | None = None
 
+    @property
+    def out(self) -> Path:
+        """Where it may write what is not kept."""
+        return self.edge.state_dir / "chores"
 
-def chores_job(edge: EdgeSettings, *, store: bool) -> BackgroundJob:
-    """The job that the settings of a node ask for."""
-    return BackgroundJob(
-        state_dir=edge.state_dir,
-        out=edge.state_dir / "chores",
-        store=store_dir(edge) if store else None,
-        data_dir=edge.data_dir,
-        cache_dir=edge.state_dir / "cache",
-        cache_mb=edge.cache_mb,
-        runtime=edge.runtime,
-        personal=edge.personal,
-        suggest=edge.predict.suggest and store,
-        reserve_mb=edge.guest.min_memory_mb // 2,
-        max_memory_mb=edge.guest.max_memory_mb,
-    )
+    @property
+    def data_dir(self) -> Path | None:
+        """Folder of folders by label."""
+        return self.edge.data_dir
+
+    @property
+    def suggests(self) -> bool:
+        """Whether it notes suggestions for the labelling page."""
+        return self.edge.predict.suggest and self.store is not None

@@ -27,7 +27,8 @@ def main(argv: list[str]) -> int:
     """Do one job; what happened is on standard output as `TrainingEvent` lines."""
     job = BackgroundJob.model_validate_json(Path(argv[1]).read_bytes())
     be_first_to_go()
-    guard = MemoryGuard(limits(job.reserve_mb, job.max_memory_mb), give_up)
+    guest = job.edge.guest
+    guard = MemoryGuard(limits(guest.min_memory_mb // 2, guest.max_memory_mb), give_up)
     guard.start()
     try:
         do(job, _print)
@@ -48,17 +49,17 @@ def do(job: BackgroundJob, tell: Callable[[TrainingEvent], None]) -> None:
     def say(text: str) -> None:
         tell(TrainingEvent(kind="warning", text=text[:500]))
 
-    newest = model_files.newest(job.state_dir)
-    if job.personal.enabled and newest is not None:
-        done = model_files.personal(job.state_dir)
+    newest = model_files.newest(job.edge.state_dir)
+    if job.edge.personal.enabled and newest is not None:
+        done = model_files.personal(job.edge.state_dir)
         if model_files.stale(done, newest, job.counted):
             say(_tune(job, newest, say))
     noted = 0
-    found = model_files.chosen(job.state_dir)
-    if job.suggest and job.store is not None and found is not None:
+    found = model_files.chosen(job.edge.state_dir)
+    if job.suggests and job.store is not None and found is not None:
         from apiary_edge.predicting.suggesting import suggest
 
-        noted, failed = suggest(job.store, found, say)
+        noted, failed = suggest(job.store, job.edge.store, found, say)
         if noted or failed:
             say(f"suggestions for {noted} pictures by {found.name}")
     tell(TrainingEvent(kind="done", samples=noted))

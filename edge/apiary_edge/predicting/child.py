@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 from apiary.errors import ApiaryError
@@ -20,7 +19,6 @@ from apiary_edge.capture import worker
 from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.capture.worker import ALIVE_S
 from apiary_edge.labelling.server import give_memory_back
-from apiary_edge.predicting.changes import Changes
 from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob
 
 _JOIN_S: Final = 6.0
@@ -91,17 +89,9 @@ def run(job: PredictJob, tell: Callable[[Line], None], stop: threading.Event) ->
     """Capture, predict and serve until `stop` is set. Raises SettingsError, CameraError, StoreError."""
     from apiary_edge.predicting.live import LivePredictor
 
-    wants = job.predict
-    live = LivePredictor(
-        job.state_dir,
-        tell,
-        Changes(wants.every_s, wants.min_change, wants.repeat_s),
-        fps=wants.fps,
-        min_probability=wants.min_probability,
-        clock=time.monotonic,
-        wall=time.time,
-    )
-    camera = CameraView(job.capture.camera.kind if job.capture else None)
+    edge = job.edge
+    live = LivePredictor(edge.state_dir, tell, edge.predict, clock=time.monotonic, wall=time.time)
+    camera = CameraView(edge.camera.kind)
     server = _serve(job, live, camera, tell)
     predicting = PredictionThread(live.run, stop)
 
@@ -110,8 +100,8 @@ def run(job: PredictJob, tell: Callable[[Line], None], stop: threading.Event) ->
         tell(line)
 
     try:
-        if job.capture is not None:
-            worker.run(job.capture, told, stop, watch=live.offer, watch_fps=wants.fps)
+        if edge.camera.kind is not None:
+            worker.run(edge, told, stop, watch=live.offer, watch_fps=edge.predict.fps)
         # A file that was read to its end stays to be looked at, until the service ends us.
         while not stop.wait(ALIVE_S):
             tell(CaptureEvent(kind="alive"))
@@ -155,13 +145,14 @@ def _serve(job: PredictJob, live: Any, camera: CameraView, tell: Callable[[Line]
     from apiary_edge.web.gate import OwnerGate
     from apiary_edge.web.token import load_or_make
 
+    wants = job.edge.predict
     try:
-        host = check_host(job.predict.host, "edge.predict.host")
-        gate = OwnerGate(load_or_make(Path(job.state_dir)), job.predict.port, time.monotonic, time.sleep)
+        host = check_host(wants.host, "edge.predict.host")
+        gate = OwnerGate(load_or_make(job.edge.state_dir), wants.port, time.monotonic, time.sleep)
         server = listen(
-            site(live, gate, job.node, job.federation, camera),
+            site(live, gate, job.edge.node_id, job.federation, camera),
             host,
-            job.predict.port,
+            wants.port,
             max_body_bytes=MAX_BYTES,
             setting="edge.predict.port",
         )

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apiary.settings import Settings
 from apiary.wire.messages import Likely, Prediction
-from apiary_edge.capture.job import CaptureEvent, job_of
+from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.capture.process import CameraStatus, silent_s
 from apiary_edge.child.lasting_child import LastingChild
 from apiary_edge.feature import NodeFeature
@@ -108,7 +107,7 @@ class PredictProcess(LastingChild[Line]):
     module = "apiary_edge.predicting.child"
 
     def __init__(self, job: PredictJob, wake: Callable[[], None], nice: int = 5):
-        super().__init__(job.model_dump_json().encode(), silent_s(job.capture), wake, nice)
+        super().__init__(job.model_dump_json().encode(), silent_s(job.edge.camera), wake, nice)
 
     def parse(self, line: bytes) -> Line | None:
         """A line of the child."""
@@ -125,18 +124,6 @@ class PredictProcess(LastingChild[Line]):
     def is_over(self, told: Line) -> bool:
         """Settings do not mend themselves; a file at its end is still looked at."""
         return told.kind == "failed"
-
-
-def predict_job(settings: Settings) -> PredictJob:
-    """The job that the settings of a node ask for."""
-    edge = settings.edge
-    return PredictJob(
-        predict=edge.predict,
-        state_dir=edge.state_dir,
-        node=edge.node_id,
-        federation=settings.federation,
-        capture=job_of(edge) if edge.camera.kind is not None else None,
-    )
 
 
 def prediction_of(told: PredictionEvent) -> Prediction:

@@ -1,14 +1,13 @@
-"""What the service asks of a predicting child, and what the child tells: JSON, a line each."""
+"""A predicting child's job, and the events that it reports: JSON, a line each."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from apiary.settings import PredictSettings
-from apiary_edge.capture.job import CaptureEvent, CaptureJob
+from apiary.settings import EdgeSettings
+from apiary_edge.capture.job import CaptureEvent
 
 
 class _Part(BaseModel):
@@ -16,13 +15,10 @@ class _Part(BaseModel):
 
 
 class PredictJob(_Part):
-    """Everything a predicting child needs; without `capture` there is no camera, only the page."""
+    """Everything a predicting child needs; without `edge.camera.kind` there is no camera, only the page."""
 
-    predict: PredictSettings
-    state_dir: Path
-    node: str
+    edge: EdgeSettings
     federation: str
-    capture: CaptureJob | None = None
 
 
 class PredictionEvent(_Part):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from apiary.errors import ApiaryError, ModelError
 from apiary.learn.manifest import PictureInput
+from apiary.settings import PredictSettings
 from apiary_edge.predicting import model_files, models
-from apiary_edge.predicting.changes import Changes
 from apiary_edge.predicting.job import PredictionEvent
 from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.predicting.models import Answered, OpenedModel
@@ -62,6 +62,32 @@ class Shown:
             return self._jpeg
 
 
+class Changes:
+    """Which predictions are worth a message: at most one in `every_s`, and only for news.
+
+    News is another label, a probability that moved by `min_change` or more, another model, or nothing said
+    for `repeat_s`: who came later has not received the last one, because predictions are not retained.
+    """
+
+    def __init__(self, settings: PredictSettings):
+        self._settings = settings
+        self._published: tuple[str, str | None] | None = None
+        self._probability = 0.0
+        self._published_at = 0.0
+
+    def due(self, model: str, label: str | None, probability: float, now: float) -> bool:
+        """Whether to publish it; then it counts as published. `now` is monotonic."""
+        if self._published is not None:
+            past = now - self._published_at
+            if past < self._settings.every_s:
+                return False
+            moved = abs(probability - self._probability) >= self._settings.min_change
+            if self._published == (model, label) and not moved and past < self._settings.repeat_s:
+                return False
+        self._published, self._probability, self._published_at = (model, label), probability, now
+        return True
+
+
 class LivePredictor:
     """Predictions on frames that `offer` brings. `turn` is a step of its thread, the rest is for any thread.
 
@@ -72,10 +98,8 @@ class LivePredictor:
         self,
         state_dir: Path,
         tell: Callable[[PredictionEvent], None],
-        changes: Changes,
+        settings: PredictSettings,
         *,
-        fps: float,
-        min_probability: float,
         clock: Callable[[], float],
         wall: Callable[[], float],
         opening: Callable[[ModelFile], OpenedModel] = models.open_model,
@@ -84,9 +108,9 @@ class LivePredictor:
         self._failing: str | None = None
         self._state_dir = state_dir
         self._tell = tell
-        self._changes = changes
-        self._pause_s = 1 / fps
-        self._min_probability = min_probability
+        self._changes = Changes(settings)
+        self._pause_s = 1 / settings.fps
+        self._min_probability = settings.min_probability
         self._clock = clock
         self._wall = wall
         self._opening = opening

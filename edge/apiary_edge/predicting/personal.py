@@ -27,6 +27,7 @@ from apiary.settings import PersonalSettings
 from apiary.tensors import Array, Weights
 from apiary.wire import blob
 from apiary.wire.messages import Plan
+from apiary_edge.paths import cache_dir
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.background_job import BackgroundJob
 from apiary_edge.predicting.model_files import ModelFile, Personal
@@ -38,11 +39,11 @@ VALIDATION_SHARE: Final = 0.2
 
 def tune(job: BackgroundJob, found: ModelFile, say: Callable[[str], None]) -> Personal:
     """Tune, compare, and write both down; what came of it. Raises DataError, ModelError, StoreError."""
-    settings = job.personal
+    settings = job.edge.personal
     if found.manifest is None:
         raise ModelError(f"{found.name}: its description names no manifest")
     manifest = Manifest.decode(found.manifest.read_bytes())
-    runtime = choose(job.runtime)
+    runtime = choose(job.edge.runtime)
     train, test = _pictures(job, manifest, found, runtime)
     short = _too_few(settings, len(train), len(test))
     if short is not None:
@@ -69,7 +70,7 @@ def tune(job: BackgroundJob, found: ModelFile, say: Callable[[str], None]) -> Pe
     document = blob.encode(tuned)
     digest = hashlib.sha256(document).hexdigest()
     # A name of its own: who reads the old description meanwhile finds the old file.
-    file = model_files.folder(job.state_dir) / f"personal-{digest[:16]}.blob"
+    file = model_files.folder(job.edge.state_dir) / f"personal-{digest[:16]}.blob"
     write_atomic(file, document)
     result = _write(
         job,
@@ -135,7 +136,7 @@ def _pictures(
     job: BackgroundJob, manifest: Manifest, found: ModelFile, runtime: Runtime
 ) -> tuple[Dataset, Dataset]:
     """What trains the head, and what no round and no tuning ever trains."""
-    cache = ArrayCache(job.cache_dir, job.cache_mb)
+    cache = ArrayCache(cache_dir(job.edge), job.edge.cache_mb)
 
     def load(scan: Scan) -> Dataset:
         if manifest.features is None:
@@ -174,7 +175,7 @@ def _too_few(settings: PersonalSettings, samples: int, held_out: int) -> str | N
 
 def _write(job: BackgroundJob, personal: Personal) -> Personal:
     personal = personal.model_copy(update={"counted": job.counted})
-    file: Path = model_files.personal_file(job.state_dir)
+    file: Path = model_files.personal_file(job.edge.state_dir)
     write_atomic(file, personal.model_dump_json(indent=2).encode())
     return personal
 

@@ -9,22 +9,25 @@ from typing import Final
 
 from apiary.errors import DataError
 from apiary.learn import images
+from apiary.settings import StoreSettings
 from apiary_edge.predicting import http_upload, models
 from apiary_edge.predicting.model_files import ModelFile
-from apiary_edge.samples.model import SampleId, StoreBounds
+from apiary_edge.samples.model import SampleId
 from apiary_edge.samples.store import SampleStore
 
 BATCH: Final = 32
 """Noted together, with one wait for the disk."""
 
 
-def suggest(folder: Path, found: ModelFile, say: Callable[[str], None]) -> tuple[int, int]:
+def suggest(
+    folder: Path, bounds: StoreSettings, found: ModelFile, say: Callable[[str], None]
+) -> tuple[int, int]:
     """Note suggestions until every picture has one of this model: how many, and how many cannot be read.
 
     Raises ModelError, StoreError.
     """
     model = models.open_model(found)
-    store = SampleStore(folder, None, StoreBounds(), time.time)
+    store = SampleStore(folder, None, bounds, time.time)
     noted = 0
     failed: set[SampleId] = set()
     try:

@@ -15,14 +15,14 @@ from apiary.settings import Settings
 from apiary.wire import Digest
 from apiary.wire.messages import NodeRelease, Release, ReleaseCurrent
 from apiary.wire.topics import TopicKind
-from apiary_edge.capture.job import store_dir
 from apiary_edge.feature import Clocks, NodeFeature
+from apiary_edge.paths import store_dir
 from apiary_edge.releases import compatibility, state
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.job import TrialJob, TrialModel
 from apiary_edge.releases.selftest_process import Trial
 from apiary_edge.releases.slot import Slot
-from apiary_edge.releases.state import Held, ReleaseLimits, ReleaseState
+from apiary_edge.releases.state import Held, ReleaseState
 from apiary_edge.releases.store import ReleaseStore
 from apiary_edge.releases.trust import Open
 from apiary_edge.transfer.channel import NodeChannel
@@ -61,11 +61,7 @@ class ReleaseAgent(NodeFeature):
         host: Host,
         open_: Open,
     ):
-        self.standing = ReleaseState(
-            limits=ReleaseLimits(
-                **settings.edge.slots.model_dump(include=set(ReleaseLimits.__dataclass_fields__)),
-            )
-        )
+        self.standing = ReleaseState(settings.edge.slots)
         self._settings = settings
         self._channel = channel
         self._clocks = clocks

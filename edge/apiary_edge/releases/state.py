@@ -24,21 +24,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
+from apiary.settings import SlotSettings
 from apiary.wire.messages import Release
 from apiary_edge.releases.slot import Findings
 
 State = Literal["none", "fetching", "testing", "healthy", "failed", "unfit"]
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseLimits:
-    """What a release must hold; the fields are those of the settings section `edge.slots`."""
-
-    max_accuracy_drop: float = 0.05
-    min_accuracy: float = 0.0
-    min_pictures: int = 10
-    max_inference_ms: float | None = None
-    tries: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +162,7 @@ class Held:
 class ReleaseState:
     """How this node stands. `current` and `previous` are what the shelf holds."""
 
-    limits: ReleaseLimits = field(default_factory=ReleaseLimits)
+    limits: SlotSettings = field(default_factory=SlotSettings)
     state: State = "none"
     wanted: Release | None = None
     current: Held | None = None
@@ -210,7 +200,7 @@ def handle(node: ReleaseState, event: Event) -> Outcome:
             assert_never(event)
 
 
-def judge(tested: Findings, limits: ReleaseLimits) -> str | None:
+def judge(tested: Findings, limits: SlotSettings) -> str | None:
     """Why a tested release is not good enough, None where it is.
 
     With few pictures, one more that is wrong is no difference: a drop counts from the second picture on.

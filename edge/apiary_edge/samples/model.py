@@ -93,6 +93,23 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Incoming:
+    """A picture on its way into the store: a JPEG or PNG file's bytes, and their source (a camera or file).
+
+    `captured_at` None means now. `automatic` pictures (a camera's) do not come back once their owner deleted
+    them. `likeness` is the perceptual hash of a captured frame, `who` gave the label.
+    """
+
+    data: bytes
+    source: str
+    label: str | None = None
+    captured_at: float | None = None
+    automatic: bool = False
+    likeness: int | None = None
+    who: str = "import"
+
+
+@dataclass(frozen=True, slots=True)
 class Added:
     """The picture is in the store; `evicted` had to leave for it."""
 
@@ -153,17 +170,6 @@ class SampleCounts:
         """Samples of each label that are trained."""
         left = {label: n - self.held_out.get(label, 0) for label, n in self.labelled.items()}
         return {label: n for label, n in left.items() if n}
-
-
-@dataclass(frozen=True, slots=True)
-class StoreBounds:
-    """What a store may hold. `held_out` is the share of all pictures that is never trained."""
-
-    max_count: int = 20_000
-    max_bytes: int = 2000 * 2**20
-    max_per_label: int = 5_000
-    min_free_bytes: int = 200 * 2**20
-    held_out: float = 0.2
 
 
 def check_id(text: str) -> SampleId:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from apiary.errors import StoreError
-from apiary_edge.samples import queries
+from apiary_edge.samples import queries, schema
 from apiary_edge.samples.layout import Pictures
 from apiary_edge.samples.model import (
     MAX_PAGE,
@@ -23,16 +23,20 @@ from apiary_edge.samples.model import (
 )
 
 MAX_AWAITING: Final = 1024
-"""Samples told at once of those that wait for a suggestion."""
+"""Samples returned at once of those that wait for a suggestion."""
 
 
 class SampleReader:
     """What is in a store. Methods raise StoreError for the disk."""
 
-    def __init__(self, db: sqlite3.Connection, file: Path, pictures: Pictures):
-        self._db = db
-        self._file = file
-        self._pictures = pictures
+    def __init__(self, folder: Path):
+        self._file = folder / "samples.sqlite"
+        self._pictures = Pictures(folder / "pictures")
+        self._db = schema.connect(self._file)
+
+    def close(self) -> None:
+        """Close the index."""
+        self._db.close()
 
     def get(self, sample: SampleId) -> Sample | None:
         """One sample, None where there is none."""

@@ -13,10 +13,13 @@ from __future__ import annotations
 import os
 import sqlite3
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from apiary.errors import StoreError
-from apiary_edge.samples.model import SampleId, SampleRefused, StoreBounds
+from apiary_edge.samples.model import SampleId, SampleRefused
+
+if TYPE_CHECKING:
+    from apiary.settings import StoreSettings
 
 _OPEN_OLDEST_FIRST: Final = """
 SELECT id, bytes FROM sample WHERE label IS NULL ORDER BY suggested IS NOT NULL, number"""
@@ -27,7 +30,7 @@ SELECT id FROM sample WHERE label = ? AND NOT held_out ORDER BY labelled_at, num
 class StoreRoom:
     """Decides, inside the store's write transaction, what has to leave; it changes nothing itself."""
 
-    def __init__(self, db: sqlite3.Connection, bounds: StoreBounds, folder: Path):
+    def __init__(self, db: sqlite3.Connection, bounds: StoreSettings, folder: Path):
         self._db = db
         self._bounds = bounds
         self._folder = folder
@@ -36,10 +39,10 @@ class StoreRoom:
         """Who leaves for a picture of `size` bytes; refused where nobody may."""
         bounds = self._bounds
         free = _free_bytes(self._folder)
-        if free < bounds.min_free_bytes + size:
+        if free < bounds.min_free_mb * 2**20 + size:
             return SampleRefused(
-                f"the disk has {free // 2**20} MB free, and {bounds.min_free_bytes // 2**20} MB are to stay "
-                "free (edge.store.min_free_mb): delete something",
+                f"the disk has {free // 2**20} MB free, and {bounds.min_free_mb} MB are to stay free "
+                "(edge.store.min_free_mb): delete something",
                 full=True,
             )
         if label is not None and self._of(label) >= bounds.max_per_label:
@@ -48,7 +51,7 @@ class StoreRoom:
                 "(edge.store.max_per_label): raise it, or delete some",
             )
         count, used = self._db.execute("SELECT count, bytes FROM total").fetchone()
-        over_count, over_bytes = count + 1 - bounds.max_count, used + size - bounds.max_bytes
+        over_count, over_bytes = count + 1 - bounds.max_count, used + size - bounds.max_mb * 2**20
         victims: list[SampleId] = []
         if over_count > 0 or over_bytes > 0:
             for victim, freed in self._db.execute(_OPEN_OLDEST_FIRST):
@@ -59,7 +62,7 @@ class StoreRoom:
         if over_count > 0 or over_bytes > 0:
             return SampleRefused(
                 f"the store is full of labelled pictures: {count} of {bounds.max_count}, {used // 2**20} of "
-                f"{bounds.max_bytes // 2**20} MB; raise edge.store.max_count or edge.store.max_mb, "
+                f"{bounds.max_mb} MB; raise edge.store.max_count or edge.store.max_mb, "
                 "or delete some",
                 full=True,
             )

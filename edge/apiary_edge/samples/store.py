@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,15 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 from apiary.errors import DataError, StoreError
 from apiary.files import advice, clear_partial
 from apiary.wire.messages import MAX_LABELS
+from apiary_edge.paths import cache_dir, store_dir
 from apiary_edge.samples import queries, schema
 from apiary_edge.samples.layout import PREFIXES, Pictures, Reserve, forget_cached
 from apiary_edge.samples.model import (
     Added,
     Duplicate,
+    Incoming,
     Outcome,
     SampleId,
     SampleRefused,
-    StoreBounds,
     Undone,
     check_id,
     check_label,
@@ -34,8 +36,8 @@ from apiary_edge.samples.reader import SampleReader
 from apiary_edge.samples.room import StoreRoom
 
 if TYPE_CHECKING:
+    from apiary.settings import EdgeSettings, StoreSettings
     from apiary_edge.samples.clean import CleanPicture
-    from apiary_edge.samples.incoming import Incoming
 
 log = logging.getLogger(__name__)
 
@@ -57,24 +59,24 @@ class SampleStore(SampleReader):
     The metadata of a picture (EXIF with its place, comments, profiles' names) is not stored.
     """
 
-    def __init__(self, folder: Path, cache: Path | None, bounds: StoreBounds, wall: Callable[[], float]):
+    def __init__(self, folder: Path, cache: Path | None, bounds: StoreSettings, wall: Callable[[], float]):
         self.folder = folder
         self.bounds = bounds
         self._cache = cache
         self._wall = wall
-        file, pictures = folder / "samples.sqlite", Pictures(folder / "pictures")
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as e:
             raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
-        pictures.prepare()
+        Pictures(folder / "pictures").prepare()
         self._reserve = Reserve(folder / "reserve")
         self._reserve.keep()
-        super().__init__(schema.connect(file), file, pictures)
+        super().__init__(folder)
 
-    def close(self) -> None:
-        """Close the index."""
-        self._db.close()
+    @classmethod
+    def of_node(cls, edge: EdgeSettings) -> SampleStore:
+        """The store of the node with these settings. Raises StoreError."""
+        return cls(store_dir(edge), cache_dir(edge), edge.store, time.time)
 
     # -- pictures in and out ---------------------------------------------------------------------------
 

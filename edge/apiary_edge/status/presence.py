@@ -17,7 +17,6 @@ from apiary.wire import NodeId
 from apiary.wire.messages import NodeState, NodeStatus
 from apiary.wire.topics import TopicKind, Topics
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.status.pause_reasons import PauseReasons
 from apiary_edge.training import census
 from apiary_edge.training.session import Session, SessionState
 from apiary_edge.transfer.channel import NodeChannel
@@ -35,6 +34,28 @@ _STATES: Final[dict[SessionState, NodeState]] = {
     SessionState.TRAINING: "training",
     SessionState.SENDING: "sending",
 }
+
+
+class PauseReasons:
+    """Reasons by who gave them; the node trains while there is none."""
+
+    def __init__(self) -> None:
+        self._why: dict[str, str] = {}
+
+    def set(self, who: str, why: str | None) -> bool:
+        """Give, change or take back (None) a reason; whether that changed anything."""
+        if self._why.get(who) == why:
+            return False
+        if why is None:
+            del self._why[who]
+        else:
+            self._why[who] = why
+        return True
+
+    @property
+    def why(self) -> str | None:
+        """All of them in a line, or None."""
+        return "; ".join(self._why.values()) or None
 
 
 @dataclass(frozen=True, slots=True)

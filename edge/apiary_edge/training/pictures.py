@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +14,8 @@ from apiary.errors import DataError
 from apiary.learn import images
 from apiary.learn.images import Dataset, PictureRecord, Scan
 from apiary.learn.manifest import PictureInput
-from apiary_edge.samples.model import StoreBounds, TrainingSample
-from apiary_edge.samples.store import SampleStore
+from apiary_edge.samples.model import TrainingSample
+from apiary_edge.samples.reader import SampleReader
 
 
 class Sources(Protocol):
@@ -39,7 +38,7 @@ def find(job: Sources, labels: Sequence[str], to: PictureInput) -> Scan:
         if job.data_dir is None:
             raise DataError("there are no pictures: neither a data folder nor a sample store is set")
         return images.scan(job.data_dir, labels, to)
-    with _opened(job.store) as store:
+    with closing(SampleReader(job.store)) as store:
         found = _scan(job.store, store.training(), labels)
         counts = store.counts()
     if job.data_dir is not None:
@@ -60,7 +59,7 @@ def find(job: Sources, labels: Sequence[str], to: PictureInput) -> Scan:
 
 def held_out(store: Path, labels: Sequence[str]) -> Scan:
     """The labelled pictures that are never trained, to test a model with; there may be none."""
-    with _opened(store) as opened:
+    with closing(SampleReader(store)) as opened:
         return _scan(store, opened.held_out(), labels)
 
 
@@ -73,7 +72,7 @@ def without_held_out(job: Sources, found: Scan, data: Dataset) -> Dataset:
     ours = {r.path.stem for r in found.records if r.path.is_relative_to(job.store)}
     chosen: list[int] = []
     seen: set[str] = set()
-    with _opened(job.store) as store:
+    with closing(SampleReader(job.store)) as store:
         for i, digest in enumerate(data.digests):
             if digest not in seen and (digest in ours or store.knows(digest) is None):
                 chosen.append(i)
@@ -86,15 +85,6 @@ def without_held_out(job: Sources, found: Scan, data: Dataset) -> Dataset:
         )
     kept = data.take(np.array(chosen, np.int64))
     return Dataset(kept.x, kept.y, kept.digests, kept.labels, data.skipped)
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[SampleStore]:
-    store = SampleStore(folder, None, StoreBounds(), time.time)
-    try:
-        yield store
-    finally:
-        store.close()
 
 
 def _scan(folder: Path, samples: Sequence[TrainingSample], labels: Sequence[str]) -> Scan:

@@ -11,9 +11,9 @@ from apiary.errors import StoreError
 from apiary.settings import EdgeSettings
 from apiary.wire import Digest
 from apiary.wire.messages import Announcement, BlobRef, Offer, Progress
-from apiary_edge.capture.job import store_dir
 from apiary_edge.health.memory import address_limit
 from apiary_edge.health.readings import MB
+from apiary_edge.paths import cache_dir, store_dir
 from apiary_edge.stores import NodeStores
 from apiary_edge.training import session as table
 from apiary_edge.training.job import TrainingEvent, TrainJob
@@ -228,7 +228,7 @@ class TrainingSupervisor:
             model=path(Digest(told.model.digest)),
             data_dir=settings.data_dir,
             store=store_dir(settings) if self._stores.samples is not None else None,
-            cache_dir=settings.state_dir / "cache",
+            cache_dir=cache_dir(settings),
             cache_mb=settings.cache_mb,
             out=scratch(settings.state_dir),
             runtime=settings.runtime,

@@ -67,7 +67,6 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
     from apiary.learn.runtimes import choose
     from apiary.wire import blob
     from apiary_edge.training import pictures
-    from apiary_edge.training.update import encode_update
 
     began = time.monotonic()
     manifest = Manifest.decode(job.manifest.read_bytes())
@@ -125,15 +124,8 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
         )
     for warning in result.warnings:
         tell(TrainingEvent(kind="warning", text=warning[:500]))
-    document = encode_update(
-        before,
-        result.weights,
-        codec=job.plan.codec,
-        run=job.run,
-        round_number=job.round,
-        node=job.node,
-        samples=result.samples,
-    )
+    about = {"run": job.run, "round": job.round, "node": job.node, "samples": result.samples}
+    document = blob.encode(result.weights - before, codec_name=job.plan.codec, about=about)
     write_atomic(job.out / "update.blob", document)
     tell(
         TrainingEvent(

@@ -19,13 +19,12 @@ from apiary.settings import CameraSettings, CaptureSettings, EdgeSettings, Store
 from apiary_edge import hours
 from apiary_edge.cameras.base import EndOfFrames, PassedOver
 from apiary_edge.capture import perceptual
-from apiary_edge.capture.job import CaptureEvent, CaptureJob, bounds_of, job_of
+from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.capture.perceptual import Looks, distance, looks
-from apiary_edge.capture.policy import Backoff, CapturePolicy, CaptureRules, FrameVerdict, Region, rules_of
+from apiary_edge.capture.policy import Backoff, CapturePolicy, FrameVerdict, Region
 from apiary_edge.capture.process import SILENT_S, CaptureProcess
 from apiary_edge.capture.worker import TROUBLE_PAUSE_S, CaptureLoop, encode
 from apiary_edge.child.lasting_child import LastingChild
-from apiary_edge.samples.model import StoreBounds
 from apiary_edge.samples.store import SampleStore
 
 # -- what a frame looks like
@@ -79,8 +78,8 @@ def test_real_pictures_are_sharp_enough_and_blurred_ones_are_not(shared_data: Pa
     kept = dropped = 0
     for path in paths:
         frame = np.asarray(Image.open(path).convert("RGB").resize((640, 480)))
-        kept += CapturePolicy(CaptureRules()).judge(looks(frame)) is FrameVerdict.KEEP
-        dropped += CapturePolicy(CaptureRules()).judge(looks(blurred(frame, 8))) is FrameVerdict.BLURRED
+        kept += CapturePolicy(CaptureSettings()).judge(looks(frame)) is FrameVerdict.KEEP
+        dropped += CapturePolicy(CaptureSettings()).judge(looks(blurred(frame, 8))) is FrameVerdict.BLURRED
     assert kept >= 0.95 * len(paths) > 0 and dropped == len(paths)
 
 
@@ -100,24 +99,24 @@ GOOD = Looks(likeness=0, sharpness=100, brightness=100, white=0)
     ],
 )
 def test_a_frame_is_judged_at_each_limit(seen: Looks, verdict: FrameVerdict) -> None:
-    assert CapturePolicy(CaptureRules()).judge(seen) is verdict
+    assert CapturePolicy(CaptureSettings()).judge(seen) is verdict
 
 
 def test_near_duplicates_of_the_late_ones_only() -> None:
     policy = CapturePolicy(
-        CaptureRules(near_duplicate_bits=2, near_duplicate_window=2), late=[0b1111_0000, 0, 2**63]
+        CaptureSettings(near_duplicate_bits=2, near_duplicate_window=2), late=[0b1111_0000, 0, 2**63]
     )
     assert policy.judge(Looks(0b1111_0011, 100, 100, 0)) is FrameVerdict.SEEN
     assert policy.judge(Looks(0b1111_0111, 100, 100, 0)) is FrameVerdict.KEEP
     assert policy.judge(Looks(2**63, 100, 100, 0)) is FrameVerdict.SEEN, "0 is one bit away"
     policy.kept(Looks(2**64 - 1, 100, 100, 0), 0.0)
     assert policy.judge(Looks(1, 100, 100, 0)) is FrameVerdict.KEEP, "0 was the older one of two"
-    off = CapturePolicy(CaptureRules(near_duplicate_bits=-1), late=[0])
+    off = CapturePolicy(CaptureSettings(near_duplicate_bits=-1), late=[0])
     assert off.judge(GOOD) is FrameVerdict.KEEP
 
 
 def test_due_by_interval_and_hours() -> None:
-    policy = CapturePolicy(CaptureRules(interval_s=30, hours=hours.parse(["08:00-18:00"], "x")))
+    policy = CapturePolicy(CaptureSettings(interval_s=30, hours=["08:00-18:00"]))
     assert not policy.due(0.0, 7 * 60 + 59) and policy.due(0.0, 8 * 60)
     policy.judge(GOOD)
     assert policy.due(1.0, 600), "a frame that was only looked at is not kept"
@@ -151,7 +150,7 @@ def test_a_region_is_part_of_the_frame_and_never_empty() -> None:
     assert (left, top, right, bottom) == (9, 9, 10, 10)
     for wrong in ([0.5, 0, 0.6, 1], [-0.1, 0, 1, 1], [0, 0, 0, 1], [0, 1, 1, 1], [float("nan"), 0, 1, 1]):
         with pytest.raises(SettingsError, match=r"edge.capture.region is .* \[0.25, 0.0, 0.5, 1.0\]"):
-            rules_of(CaptureSettings(region=wrong))
+            CapturePolicy(CaptureSettings(region=wrong))
 
 
 def test_pauses_double_up_to_their_bound() -> None:
@@ -191,7 +190,7 @@ class Scripted:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SampleStore]:
-    made = SampleStore(tmp_path / "samples", tmp_path / "cache", StoreBounds(min_free_bytes=0), time.time)
+    made = SampleStore(tmp_path / "samples", tmp_path / "cache", StoreSettings(min_free_mb=0), time.time)
     yield made
     made.close()
 
@@ -204,15 +203,12 @@ class Loop:
         self.minute = 600
         self.told: list[CaptureEvent] = []
         self.watched: list[Frame] = []
-        job = CaptureJob(
+        edge = EdgeSettings(
             camera=CameraSettings(kind="usb", fps=2.0),
             capture=CaptureSettings.model_validate({"interval_s": 0, **settings}),
-            store=StoreSettings(),
-            store_dir=store.folder,
-            cache_dir=store.folder,
         )
         self.capture = CaptureLoop(
-            job, camera, store, self.told.append, clock=lambda: self.now, minute=lambda: self.minute
+            edge, camera, store, self.told.append, clock=lambda: self.now, minute=lambda: self.minute
         )
 
     def turn(self, times: int = 1) -> None:
@@ -293,10 +289,10 @@ def test_a_full_store_or_disk_is_told_and_tried_again_after_a_while(
 ) -> None:
     camera = Scripted([pattern(i) for i in range(400)])
     loop = Loop(store, camera)
-    store.bounds = StoreBounds(min_free_bytes=2**60)
+    store.bounds = StoreSettings(min_free_mb=10**6)
     loop.turn(10)
     assert loop.kinds() == ["back", "trouble"] and len(camera.frames) == 399
-    store.bounds = StoreBounds(min_free_bytes=0)
+    store.bounds = StoreSettings(min_free_mb=0)
 
     def fails(_: object) -> object:
         raise StoreError("cannot write: the disk is full; free some space, nothing was lost")
@@ -373,7 +369,7 @@ def test_a_child_captures_from_a_folder_survives_its_going_and_is_restarted(tmp_
     folder.mkdir()
     for i in range(3):
         Image.fromarray(pattern(i)).save(folder / f"{i}.png")
-    job = job_of(edge_settings(tmp_path, folder))
+    job = edge_settings(tmp_path, folder)
     process = CaptureProcess(job, lambda: None)
     try:
         wait_for(process, "kept")
@@ -388,7 +384,7 @@ def test_a_child_captures_from_a_folder_survives_its_going_and_is_restarted(tmp_
         told = wait_for(process, "gone")
         assert any("the capture child was ended by signal 9; it is started again" in t.text for t in told)
         wait_for(process, "back")
-        store = SampleStore(job.store_dir, job.cache_dir, bounds_of(job.store), time.time)
+        store = SampleStore.of_node(job)
         end = time.monotonic() + 15
         while store.counts().unlabelled < 3 and time.monotonic() < end:
             time.sleep(0.05)
@@ -432,7 +428,7 @@ def test_a_child_that_ends_by_itself_is_told_with_its_last_words() -> None:
 
 
 def test_a_child_that_hangs_is_ended_and_one_with_wrong_settings_is_not_started_again(tmp_path: Path) -> None:
-    job = job_of(edge_settings(tmp_path, tmp_path))
+    job = edge_settings(tmp_path, tmp_path)
     process = CaptureProcess(job, lambda: None)
     process.tick(0.0)
     child = process._child
@@ -444,7 +440,7 @@ def test_a_child_that_hangs_is_ended_and_one_with_wrong_settings_is_not_started_
     assert child.returncode is not None, "it is ended, and waited for"
     assert any("said nothing for" in t.text for t in process.collect())
     process.stop()
-    wrong = CaptureProcess(job_of(edge_settings(tmp_path, tmp_path, kind="ubs")), lambda: None)
+    wrong = CaptureProcess(edge_settings(tmp_path, tmp_path, kind="ubs"), lambda: None)
     told = wait_for(wrong, "failed")
     assert "did you mean 'usb'?" in told[-1].text
     for _ in range(100):

@@ -11,8 +11,7 @@ from tests.stand_ins.browser import Browser, Clock
 from tests.unit.edge.labelling.parts import BOUNDS, TOKEN, picture
 
 from apiary_edge.labelling.app import App
-from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import Added, SampleId
+from apiary_edge.samples.model import Added, Incoming, SampleId
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.web.gate import OwnerGate
 
@@ -37,7 +36,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 def stranger(store: SampleStore, clock: Clock) -> Browser:
-    return Browser(App(lambda: store, OwnerGate(TOKEN, 4911, clock, clock.pauses.append), BOUNDS), TOKEN)
+    return Browser(
+        App(lambda: store, OwnerGate(TOKEN, 4911, clock, clock.pauses.append), BOUNDS.held_out), TOKEN
+    )
 
 
 @pytest.fixture

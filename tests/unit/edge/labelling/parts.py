@@ -6,10 +6,10 @@ import io
 
 from PIL import Image
 
-from apiary_edge.samples.model import StoreBounds
+from apiary.settings import StoreSettings
 
 TOKEN = "a-token-of-the-owner-that-is-long-enough"
-BOUNDS = StoreBounds(min_free_bytes=0)
+BOUNDS = StoreSettings(min_free_mb=0)
 
 
 def picture(i: int, size: tuple[int, int] = (32, 24), kind: str = "JPEG") -> bytes:

@@ -16,10 +16,10 @@ from PIL import Image
 from tests.unit.edge.samples.parts import picture
 
 from apiary.errors import DataError
+from apiary.settings import StoreSettings
 from apiary_cli.main import main
 from apiary_edge.labelling import folder, terminal
-from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import Added, SampleId, StoreBounds
+from apiary_edge.samples.model import Added, Incoming, SampleId
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.training import census
 
@@ -31,7 +31,7 @@ def on_any_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SampleStore]:
-    made = SampleStore(tmp_path / "state" / "samples", None, StoreBounds(min_free_bytes=0), time.time)
+    made = SampleStore(tmp_path / "state" / "samples", None, StoreSettings(min_free_mb=0), time.time)
     yield made
     made.close()
 
@@ -101,7 +101,7 @@ def test_an_import_stops_with_the_reason_when_the_store_is_full(tmp_path: Path, 
     (root / "cat").mkdir(parents=True)
     for i in range(100):
         (root / "cat" / f"{i}.jpg").write_bytes(picture(i))
-    store.bounds = StoreBounds(max_count=10, min_free_bytes=0)
+    store.bounds = StoreSettings(max_count=10, min_free_mb=0)
     done = folder.import_folder(store, root)
     assert done.added == 10 and done.stopped is not None and "edge.store.max_count" in done.stopped
     assert store.counts().labelled == {"cat": 10}

@@ -16,11 +16,9 @@ from tests.stand_ins.browser import Browser, Clock
 from tests.unit.edge.labelling.parts import BOUNDS, TOKEN, picture
 
 from apiary.errors import DataError
-from apiary_edge.labelling.app import MAX_IDS, App
-from apiary_edge.labelling.need import ENOUGH, needed
+from apiary_edge.labelling.app import ENOUGH, MAX_IDS, App, needed
 from apiary_edge.labelling.thumbnails import Thumbnails
-from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import Added, SampleId
+from apiary_edge.samples.model import Added, Incoming, SampleId
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.web.gate import OwnerGate
 from apiary_edge.web.site import MAX_BODY_BYTES
@@ -143,7 +141,9 @@ def test_the_rule_of_thumb() -> None:
 
 def test_with_given_labels_others_are_refused(store: SampleStore, ids: list[SampleId], clock: Clock) -> None:
     gate = OwnerGate(TOKEN, 4911, clock, clock.pauses.append)
-    browser = Browser(App(lambda: store, gate, BOUNDS, labels=("head", "helmet"), may_add=False), TOKEN)
+    browser = Browser(
+        App(lambda: store, gate, BOUNDS.held_out, labels=("head", "helmet"), may_add=False), TOKEN
+    )
     browser.login()
     store.label(ids[:1], "older", "test")
     assert browser.get("/api/state")["labels"] == ["head", "helmet"]

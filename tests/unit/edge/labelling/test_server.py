@@ -12,6 +12,7 @@ import pytest
 from tests.unit.edge.labelling.parts import BOUNDS, TOKEN
 
 from apiary.errors import SettingsError
+from apiary.settings import EdgeSettings
 from apiary_edge.labelling.server import check_host, make_server
 from apiary_edge.samples.model import SampleId
 from apiary_edge.samples.store import SampleStore
@@ -25,9 +26,8 @@ def test_listens_on_one_address_of_the_own_network_only(host: str) -> None:
 
 
 def test_a_real_server_bounds_what_it_reads(store: SampleStore, ids: list[SampleId], tmp_path: Path) -> None:
-    server = make_server(
-        tmp_path / "samples", tmp_path / "cache", BOUNDS, TOKEN, host="127.0.0.1", port=0, labels=["a"]
-    )
+    edge = EdgeSettings(state_dir=tmp_path, store=BOUNDS)
+    server = make_server(edge, TOKEN, host="127.0.0.1", port=0, labels=["a"])
     thread = threading.Thread(target=server.run, name="labelling-page")
     thread.start()
     try:
@@ -56,7 +56,7 @@ def test_a_real_server_bounds_what_it_reads(store: SampleStore, ids: list[Sample
             assert ask("GET", f"/picture/small/{ids[0]}", Cookie=cookie)[0] == 200
         assert len(os.listdir("/proc/self/fd")) < open_files + 20  # noqa: PTH208
         with pytest.raises(SettingsError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*another --port"):
-            make_server(tmp_path / "s", tmp_path / "c", BOUNDS, TOKEN, host="127.0.0.1", port=port)
+            make_server(EdgeSettings(state_dir=tmp_path / "s"), TOKEN, host="127.0.0.1", port=port)
     finally:
         server.trigger.pull_trigger(server.close)  # by its own thread, whose loop ends then
         thread.join(10)

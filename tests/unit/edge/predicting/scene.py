@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from apiary.errors import ModelError
 from apiary.learn.manifest import PictureInput
+from apiary.settings import PredictSettings
 from apiary_edge.predicting import model_files
-from apiary_edge.predicting.changes import Changes
 from apiary_edge.predicting.job import PredictionEvent
 from apiary_edge.predicting.live import LOOK_EVERY_S, Bytes, LivePredictor
 from apiary_edge.predicting.model_files import ModelFile
@@ -81,13 +80,13 @@ class Scene:
         self.opened: list[StandIn] = []
         self.refuses: set[str] = set()
         self.renews = False
-        wishes: dict[str, Any] = {"every_s": 0.0, "least": 0.0, "repeat_s": 1.0, **changes}
+        wishes = {"every_s": 0.0, "min_change": 0.0, "repeat_s": 1.0, **changes}
+        # Copied, not validated: the bound of `every_s` is higher.
+        settings = PredictSettings().model_copy(update=wishes)
         self.live = LivePredictor(
             tmp_path,
             self.told.append,
-            Changes(**wishes),
-            fps=5,
-            min_probability=0.5,
+            settings,
             clock=self.clock,
             wall=lambda: 1_700_000_000.0 + self.clock.now,
             opening=self.open,

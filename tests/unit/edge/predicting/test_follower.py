@@ -22,7 +22,7 @@ from apiary_edge.feature import Clocks
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.announcing import HomeAssistant
 from apiary_edge.predicting.background import FAILED_PAUSE_S, LOOK_EVERY_S, BackgroundTasks
-from apiary_edge.predicting.background_job import BackgroundJob, chores_job
+from apiary_edge.predicting.background_job import BackgroundJob
 from apiary_edge.predicting.follower import AGAIN_S, OWNER, ModelFollower
 from apiary_edge.predicting.model_files import ModelFile, Personal
 from apiary_edge.training.job import TrainingEvent
@@ -324,7 +324,7 @@ class Spare:
         rounds: Any = self
         self.samples = 30
         self.feature = BackgroundTasks(
-            chores_job(edge, store=True),
+            BackgroundJob(edge=edge, store=folder),
             self.child,
             store,
             "pi-7",

@@ -12,16 +12,16 @@ import pytest
 from tests.unit.edge.predicting.scene import LABELS, Scene, digest, frame, model_file
 
 from apiary.errors import ModelError
+from apiary.settings import PredictSettings
 from apiary.wire import NodeId
 from apiary.wire.messages import Prediction
 from apiary.wire.topics import Topics
 from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.predicting import home_assistant, model_files
-from apiary_edge.predicting.changes import Changes
 from apiary_edge.predicting.child import PredictionThread
 from apiary_edge.predicting.feature import PredictionFeature, PredictionStatus, prediction_of
 from apiary_edge.predicting.job import Line, PredictionEvent, parse
-from apiary_edge.predicting.live import AGAIN_S, SHOWN
+from apiary_edge.predicting.live import AGAIN_S, SHOWN, Changes
 from apiary_edge.predicting.model_files import Personal
 
 
@@ -231,7 +231,7 @@ def test_a_description_that_does_not_hold_is_as_good_as_none(tmp_path: Path, tor
 
 
 def test_news_is_another_label_or_a_move_and_never_too_often() -> None:
-    changes = Changes(every_s=2.0, least=0.1, repeat_s=60.0)
+    changes = Changes(PredictSettings(every_s=2.0, min_change=0.1, repeat_s=60.0))
     asked = [
         (0.0, "cat", 0.90, True),  # the first
         (1.0, "dog", 0.90, False),  # news, but too soon
@@ -247,7 +247,7 @@ def test_news_is_another_label_or_a_move_and_never_too_often() -> None:
 
 
 def test_a_label_that_flickers_is_said_at_the_given_rate() -> None:
-    changes = Changes(every_s=2.0, least=0.1, repeat_s=60.0)
+    changes = Changes(PredictSettings(every_s=2.0, min_change=0.1, repeat_s=60.0))
     said = sum(changes.due("m", "ab"[i % 2], 0.9, i / 5) for i in range(500))  # 100 s at 5 frames/s
     assert 40 <= said <= 50
 

@@ -14,14 +14,14 @@ from tests.places import COLOURS
 from tests.stand_ins.eim_program import write_program
 
 from apiary.errors import ModelError
+from apiary.settings import StoreSettings
 from apiary.wire.messages import BlobRef, PictureShape, Release
 from apiary_edge.releases.compatibility import Host, check_file, why_unfit
 from apiary_edge.releases.job import TrialJob, TrialModel
 from apiary_edge.releases.selftest import run
 from apiary_edge.releases.selftest_process import TrialProcess
 from apiary_edge.releases.state import TrialCrashed, TrialDone
-from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import StoreBounds
+from apiary_edge.samples.model import Incoming
 from apiary_edge.samples.store import SampleStore
 
 LABELS = {"red": (250, 20, 10), "green": (0, 220, 30), "blue": (10, 20, 240)}
@@ -96,7 +96,7 @@ def test_only_pictures_that_never_trained_count(here: Path) -> None:
     files = sorted((here / "pictures").rglob("*.png"))
     held = split(tuple(hashlib.sha256(f.read_bytes()).hexdigest() for f in files), 0.4)[1]
     assert run(job(here, folder_share=0.4)).pictures == len(held) > 0
-    store = SampleStore(here / "store", None, StoreBounds(), time.time)
+    store = SampleStore(here / "store", None, StoreSettings(), time.time)
     for f in files:
         store.add(Incoming(f.read_bytes(), "import", f.parent.name))
     kept = len(store.held_out())

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from tests.unit.coordinator.releases.rollouts import release
 
+from apiary.settings import SlotSettings
 from apiary_edge.releases import state
 from apiary_edge.releases.slot import Findings
-from apiary_edge.releases.state import Held, ReleaseLimits, ReleaseState, handle, judge
+from apiary_edge.releases.state import Held, ReleaseState, handle, judge
 
 ONE, TWO = release("one"), release("two")
 GOOD = Findings(pictures=20, right=19, right_before=18, inference_ms=5.0)
@@ -134,19 +135,19 @@ def test_a_file_that_is_another_is_refused() -> None:
     [(95, 100, True), (94, 100, False), (99, 100, True), (100, 94, True), (0, None, True)],
 )
 def test_a_drop_is_allowed_up_to_the_limit(right: int, before: int | None, *, good: bool) -> None:
-    assert (judge(Findings(100, right, before, 1.0), ReleaseLimits(max_accuracy_drop=0.05)) is None) == good
+    assert (judge(Findings(100, right, before, 1.0), SlotSettings(max_accuracy_drop=0.05)) is None) == good
 
 
 def test_with_few_pictures_one_more_that_is_wrong_is_no_difference() -> None:
-    limits = ReleaseLimits(max_accuracy_drop=0.0, min_pictures=10)
+    limits = SlotSettings(max_accuracy_drop=0.0, min_pictures=10)
     assert judge(Findings(10, 9, 10, 1.0), limits) is None
     assert judge(Findings(10, 8, 10, 1.0), limits) is not None
     assert judge(Findings(9, 0, 9, 1.0), limits) is None, "fewer than min_pictures decide nothing"
 
 
 def test_the_other_limits() -> None:
-    assert judge(Findings(0, 0, None, 51.0), ReleaseLimits(max_inference_ms=50.0)) == (
+    assert judge(Findings(0, 0, None, 51.0), SlotSettings(max_inference_ms=50.0)) == (
         "51 ms a picture, expected at most 50 (edge.slots.max_inference_ms)"
     )
-    assert judge(Findings(20, 11, None, 1.0), ReleaseLimits(min_accuracy=0.6)) is not None
-    assert judge(Findings(20, 12, None, 1.0), ReleaseLimits(min_accuracy=0.6)) is None
+    assert judge(Findings(20, 11, None, 1.0), SlotSettings(min_accuracy=0.6)) is not None
+    assert judge(Findings(20, 12, None, 1.0), SlotSettings(min_accuracy=0.6)) is None

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from apiary_edge.samples.incoming import Incoming
+from apiary.settings import StoreSettings
 from apiary_edge.samples.model import (
     Added,
+    Incoming,
     Outcome,
     SampleId,
-    StoreBounds,
 )
 from apiary_edge.samples.store import SampleStore
 
-ROOMY = StoreBounds(min_free_bytes=0)
+ROOMY = StoreSettings(min_free_mb=0)
 
 
 class Clock:
@@ -38,7 +38,7 @@ def picture(seed: int, kind: str = "JPEG", size: tuple[int, int] = (24, 16), **o
     return out.getvalue()
 
 
-def opened(folder: Path, bounds: StoreBounds = ROOMY) -> SampleStore:
+def opened(folder: Path, bounds: StoreSettings = ROOMY) -> SampleStore:
     return SampleStore(folder / "samples", folder / "cache", bounds, Clock())
 
 

@@ -9,9 +9,9 @@ import pytest
 from tests.unit.edge.samples.parts import ROOMY, fill, opened, picture
 
 from apiary.errors import DataError
-from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import (
     Filter,
+    Incoming,
     Order,
     SampleId,
     SampleRefused,

@@ -12,10 +12,10 @@ from tests.unit.edge.samples.parts import ROOMY, added, fill, opened, picture
 from apiary.errors import DataError
 from apiary.learn.cache import ArrayCache
 from apiary_edge.samples.clean import clean
-from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import (
     Added,
     Filter,
+    Incoming,
     SampleId,
     SampleRefused,
     is_held_out,
@@ -24,7 +24,7 @@ from apiary_edge.samples.store import SampleStore
 
 
 def test_when_full_the_oldest_unlabelled_go_first_then_suggested_and_labelled_never(tmp_path: Path) -> None:
-    store = opened(tmp_path, replace(ROOMY, max_count=6))
+    store = opened(tmp_path, ROOMY.model_copy(update={"max_count": 6}))
     ids = fill(store, 6)
     store.label(ids[:2], "cat", "ann")
     store.set_suggestions("m", [(ids[2], "cat", 0.9)])
@@ -50,7 +50,7 @@ def test_when_full_the_oldest_unlabelled_go_first_then_suggested_and_labelled_ne
 
 def test_the_bound_in_megabytes_counts_the_files(tmp_path: Path) -> None:
     one = len(clean(picture(0, "PNG")).data)
-    store = opened(tmp_path, replace(ROOMY, max_bytes=one * 3 + one // 2))
+    store = opened(tmp_path, ROOMY.model_copy(update={"max_mb": (one * 3 + one // 2) / 2**20}))
     for i in range(6):
         assert isinstance(store.add(Incoming(picture(i, "PNG"), "camera")), Added)
     counts = store.counts()
@@ -61,7 +61,7 @@ def test_the_bound_in_megabytes_counts_the_files(tmp_path: Path) -> None:
 
 
 def test_a_full_label_lets_go_of_what_was_labelled_longest_ago_but_not_of_held_out(tmp_path: Path) -> None:
-    store = opened(tmp_path, replace(ROOMY, max_per_label=10))
+    store = opened(tmp_path, ROOMY.model_copy(update={"max_per_label": 10}))
     ids = fill(store, 30)
     for sample in ids[:15]:
         store.label([sample], "cat", "ann")
@@ -81,7 +81,7 @@ def test_a_full_label_lets_go_of_what_was_labelled_longest_ago_but_not_of_held_o
 
 
 def test_no_picture_is_taken_where_the_disk_is_nearly_full(tmp_path: Path) -> None:
-    store = opened(tmp_path, replace(ROOMY, min_free_bytes=2**60))
+    store = opened(tmp_path, ROOMY.model_copy(update={"min_free_mb": 2**40}))
     refused = store.add(Incoming(picture(1), "camera"))
     assert isinstance(refused, SampleRefused) and refused.full and "edge.store.min_free_mb" in refused.why
     store.close()
@@ -120,7 +120,7 @@ def test_what_the_owner_deleted_comes_back_by_import_only(store: SampleStore) ->
 
 
 def test_an_evicted_picture_may_come_back(tmp_path: Path) -> None:
-    store = opened(tmp_path, replace(ROOMY, max_count=1))
+    store = opened(tmp_path, ROOMY.model_copy(update={"max_count": 1}))
     for seed in (1, 2, 1):
         assert isinstance(store.add(Incoming(picture(seed), "camera", automatic=True)), Added)
     store.close()

@@ -23,16 +23,16 @@ from tests.unit.edge.samples.parts import picture
 
 from apiary.errors import StoreError
 from apiary.learn.cache import ArrayCache
+from apiary.settings import StoreSettings
 from apiary_edge.samples import schema
-from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import Added, SampleId, StoreBounds
+from apiary_edge.samples.model import Added, Incoming, SampleId
 from apiary_edge.samples.store import SampleStore
 
-ROOMY = StoreBounds(min_free_bytes=0)
+ROOMY = StoreSettings(min_free_mb=0)
 PICTURES = [picture(seed) for seed in range(6)]
 
 
-def opened(folder: Path, bounds: StoreBounds = ROOMY) -> SampleStore:
+def opened(folder: Path, bounds: StoreSettings = ROOMY) -> SampleStore:
     return SampleStore(folder / "samples", folder / "cache", bounds, time.time)
 
 
@@ -143,7 +143,7 @@ def test_a_batch_is_there_as_a_whole_or_not_at_all(tmp_path: Path, template: Pat
 
 def test_adding_to_a_full_store_evicts_one_for_one(tmp_path: Path, template: Path) -> None:
     def act(store: SampleStore) -> None:
-        store.bounds = StoreBounds(max_count=3, min_free_bytes=0)
+        store.bounds = StoreSettings(max_count=3, min_free_mb=0)
         assert isinstance(store.add(Incoming(PICTURES[3], "camera")), Added)
 
     sets = [frozenset(check(folder)) for folder in every_cut(tmp_path, template, act)]
@@ -231,8 +231,8 @@ def test_killed_again_and_again_while_it_imports_and_labels(tmp_path: Path) -> N
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from apiary_edge.samples.incoming import Incoming
-from tests.unit.edge.samples.parts import opened, picture
+from apiary_edge.samples.model import Incoming
+from tests.unit.edge.samples.parts import ROOMY, opened, picture
 store = opened(Path({str(tmp_path)!r}))
 store.reconcile()
 for i in range(10**6):
@@ -272,11 +272,10 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from apiary.errors import StoreError
-from apiary_edge.samples.incoming import Incoming
-from apiary_edge.samples.model import StoreBounds
-from tests.unit.edge.samples.parts import opened, picture
+from apiary_edge.samples.model import Incoming
+from tests.unit.edge.samples.parts import ROOMY, opened, picture
 folder = Path(sys.argv[1])
-store = opened(folder, StoreBounds(min_free_bytes=-(2**40)))
+store = opened(folder, ROOMY.model_copy(update={{"min_free_mb": -(10**6)}}))
 added = []
 said = ""
 for i in range(200):

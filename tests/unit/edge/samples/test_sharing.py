@@ -13,9 +13,9 @@ from tests.unit.edge.samples.parts import fill, opened, picture
 
 from apiary.errors import StoreError
 from apiary_edge.samples import layout
-from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import (
     Filter,
+    Incoming,
     Order,
 )
 

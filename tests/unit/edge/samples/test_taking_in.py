@@ -18,10 +18,10 @@ import apiary.learn.images
 from apiary.errors import DataError
 from apiary_edge import samples
 from apiary_edge.samples.clean import clean
-from apiary_edge.samples.incoming import Incoming
 from apiary_edge.samples.model import (
     Added,
     Duplicate,
+    Incoming,
     SampleRefused,
     SampleState,
 )

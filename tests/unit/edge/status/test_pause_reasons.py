@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apiary_edge.status.pause_reasons import PauseReasons
+from apiary_edge.status.presence import PauseReasons
 
 
 def test_it_trains_while_nobody_holds_it() -> None:

@@ -6,7 +6,6 @@ import pytest
 from apiary.errors import ModelError
 from apiary.tensors import Weights
 from apiary.wire import blob
-from apiary_edge.training.update import encode_update
 
 
 def weights(value: float, name: str = "w") -> Weights:
@@ -14,7 +13,8 @@ def weights(value: float, name: str = "w") -> Weights:
 
 
 def encoded(before: Weights, after: Weights) -> bytes:
-    return encode_update(before, after, codec="raw_f32", run="r", round_number=4, node="pi-1", samples=9)
+    about = {"run": "r", "round": 4, "node": "pi-1", "samples": 9}
+    return blob.encode(after - before, codec_name="raw_f32", about=about)
 
 
 def test_an_update_is_new_minus_old_and_says_whose_it_is() -> None:
