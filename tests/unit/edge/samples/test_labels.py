@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,7 +100,7 @@ def test_held_out_is_a_fixed_share_by_digest_and_never_trained(tmp_path: Path) -
     assert all(Path(s.file).stat().st_size == s.bytes for s in trained)
     # A share that is changed later concerns newcomers: what was trained does not become a test.
     store.close()
-    later = opened(tmp_path, replace(ROOMY, held_out=0.9))
+    later = opened(tmp_path, ROOMY.model_copy(update={"held_out": 0.9}))
     assert [s.digest for s in later.held_out()] == [s.digest for s in tests]
     later.close()
 
