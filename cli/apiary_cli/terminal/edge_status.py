@@ -9,6 +9,9 @@ from typing import Any
 from apiary.settings import Settings
 from apiary_edge.owner import status_file
 from apiary_edge.owner.status_file import Found
+from apiary_edge.releases.slot import Slot
+from apiary_edge.releases.store import current as installed_release
+from apiary_edge.releases.store import described
 
 _MAX_ROUNDS = 5
 
@@ -17,10 +20,14 @@ def show(settings: Settings, *, as_json: bool) -> int:
     """Print it; 0 where the node runs, 1 where it does not, or hangs."""
     now = time.monotonic()
     found = status_file.find(settings, now)
-    slot = _slot(settings)
+    slot = installed_release(settings.edge.state_dir)
     if as_json:
-        report = {**found.told, "slot": slot, "running": found.alive, "hangs": found.hangs} if found else None
-        print(json.dumps(report or {"running": False, "node": settings.edge.node_id}))
+        told = (
+            {**found.told, "slot": slot and described(slot), "running": found.alive, "hangs": found.hangs}
+            if found
+            else None
+        )
+        print(json.dumps(told or {"running": False, "node": settings.edge.node_id}))
     elif found is None:
         places = " or ".join(str(p) for p in status_file.places(settings))
         print(f"node {settings.edge.node_id} has not run here: there is no {places}")
@@ -30,7 +37,7 @@ def show(settings: Settings, *, as_json: bool) -> int:
     return 0 if found is not None and found.alive and not found.hangs else 1
 
 
-def render(found: Found, slot: dict[str, Any] | None, now: float) -> str:
+def render(found: Found, slot: Slot | None, now: float) -> str:
     """The same for people, a line a matter."""
     status = found.told
     lines = [("node", f"{status['node']}, version {status['version']}, {_service(found, now)}")]
@@ -125,10 +132,9 @@ def _machine(health: dict[str, Any]) -> str:
     return "; ".join([", ".join(parts), *complaints])
 
 
-def _model(slot: dict[str, Any]) -> str:
-    name = slot.get("release") or str(slot.get("digest", ""))[:12]
-    accuracy = slot.get("accuracy")
-    return _and(f"{name} ({slot.get('kind', '?')})", accuracy and f"accuracy {accuracy:.1%}", ", ")
+def _model(slot: Slot) -> str:
+    accuracy = slot.accuracy
+    return _and(f"{slot.release} ({slot.kind})", accuracy and f"accuracy {accuracy:.1%}", ", ")
 
 
 def _last(last: dict[str, Any]) -> str:
@@ -140,15 +146,6 @@ def _last(last: dict[str, Any]) -> str:
     if "accuracy" in last:
         parts.append(f"accuracy {last['accuracy']:.1%}")
     return _and(", ".join(parts), last.get("why"), ": ")
-
-
-def _slot(settings: Settings) -> dict[str, Any] | None:
-    """The released model that this node predicts with, where it has one."""
-    try:
-        slot = json.loads((settings.edge.state_dir / "slots" / "current.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return slot if isinstance(slot, dict) else None
 
 
 def _and(text: str, more: str | None, between: str) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apiary.wire.messages import MAX_LABELS, Hex, Label
+from apiary_edge.releases.store import current as installed_release
+from apiary_edge.releases.store import current_file
 
 _MAX_BYTES: Final = 2**20
 _T = TypeVar("_T", bound=BaseModel)
@@ -81,15 +83,6 @@ def stale(tuned: Personal | None, newest: ModelFile, counted: int) -> bool:
     return counted > tuned.counted and counted >= GROWTH * tuned.counted
 
 
-class _Slot(_Part):
-    kind: Literal["tflite", "eim"]
-    file: Path
-    labels: Labels
-    digest: Hex
-    release: str = ""
-    accuracy: Share | None = None
-
-
 class _Labels(_Part):
     labels: Annotated[tuple[Label, ...], Field(max_length=MAX_LABELS)]
 
@@ -114,11 +107,6 @@ def labels_file(state_dir: Path) -> Path:
     return folder(state_dir) / "labels.json"
 
 
-def slot_file(state_dir: Path) -> Path:
-    """Describes the release that is installed."""
-    return state_dir / "slots" / "current.json"
-
-
 def newest(state_dir: Path) -> ModelFile | None:
     """The federation's newest model that lies here."""
     return _read(ModelFile, newest_file(state_dir))
@@ -131,14 +119,13 @@ def personal(state_dir: Path) -> Personal | None:
 
 def chosen(state_dir: Path) -> ModelFile | None:
     """The model to predict with: the installed release, else the newest one, tuned where that is better."""
-    slot = _read(_Slot, slot_file(state_dir))
+    slot = installed_release(state_dir)
     if slot is not None:
         return ModelFile(
             kind=slot.kind,
-            name=f"release {slot.release}" if slot.release else "release",
+            name=f"release {slot.release}",
             digest=slot.digest,
-            # A path in the file may be relative to it.
-            file=slot_file(state_dir).parent / slot.file,
+            file=slot.path,
             labels=slot.labels,
             accuracy=slot.accuracy,
         )
@@ -171,7 +158,7 @@ def known_labels(state_dir: Path) -> tuple[str, ...]:
 
 def stamp(state_dir: Path) -> tuple[object, ...]:
     """Changes whenever `chosen` may give something else."""
-    return tuple(map(_stamp, (slot_file(state_dir), newest_file(state_dir), personal_file(state_dir))))
+    return tuple(map(_stamp, (current_file(state_dir), newest_file(state_dir), personal_file(state_dir))))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

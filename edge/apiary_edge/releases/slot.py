@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from apiary.wire.messages import PictureShape, Release
+from pydantic import BaseModel, ConfigDict, Field
+
+from apiary.wire.messages import MAX_LABELS, Hex, Label, PictureShape, Release
+from apiary.wire.messages.releases import ReleaseKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +37,15 @@ class Findings:
         return self.right_before / self.pictures if self.pictures and self.right_before is not None else None
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """What prediction uses. `path` is the file; `labels` are in the model's order; `input` as trained.
+class Slot(BaseModel):
+    """What prediction uses. `path` is the file; `labels` are in the model's order; `input` as trained."""
 
-    `accuracy` is on this node's own held-out pictures, None where it has none.
-    """
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
-    kind: Literal["tflite", "eim"]
+    kind: ReleaseKind
     path: Path
-    labels: tuple[str, ...]
-    digest: str
+    labels: Annotated[tuple[Label, ...], Field(min_length=2, max_length=MAX_LABELS)]
+    digest: Hex
     release: str
     attempt: int
     bytes: int
@@ -53,7 +54,7 @@ class Slot:
 
     @property
     def accuracy(self) -> float | None:
-        """On this node's own held-out pictures."""
+        """On this node's own held-out pictures, None where it has none."""
         return self.tested.accuracy
 
 
@@ -74,36 +75,13 @@ def slot_of(release: Release, path: Path, tested: Findings) -> Slot:
 
 def to_json(slot: Slot) -> dict[str, Any]:
     """As in `current.json`; `file` is the name within the folder of the slots."""
-    return {
-        "v": 1,
-        "kind": slot.kind,
-        "file": slot.path.name,
-        "labels": list(slot.labels),
-        "digest": slot.digest,
-        "release": slot.release,
-        "attempt": slot.attempt,
-        "bytes": slot.bytes,
-        "input": slot.input.model_dump(),
-        "accuracy": slot.accuracy,
-        "tested": asdict(slot.tested),
-    }
+    fields = slot.model_dump(mode="json", exclude={"path"})
+    return {"v": 1, **fields, "file": slot.path.name, "accuracy": slot.accuracy}
 
 
 def from_json(value: Mapping[str, Any], folder: Path) -> Slot:
-    """Read it back. Raises ValueError, KeyError or TypeError for anything else."""
-    if value["v"] != 1 or value["kind"] not in ("tflite", "eim"):
-        raise ValueError
+    """Read it back. Raises ValueError or KeyError for anything else."""
     name = str(value["file"])
-    if PurePath(name).name != name or name in ("", "."):
+    if value["v"] != 1 or PurePath(name).name != name or name in ("", "."):
         raise ValueError
-    return Slot(
-        kind=value["kind"],
-        path=folder / name,
-        labels=tuple(str(label) for label in value["labels"]),
-        digest=str(value["digest"]),
-        release=str(value["release"]),
-        attempt=int(value["attempt"]),
-        bytes=int(value["bytes"]),
-        input=PictureShape.model_validate(value["input"]),
-        tested=Findings(**value["tested"]),
-    )
+    return Slot.model_validate({**value, "path": folder / name})

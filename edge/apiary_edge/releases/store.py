@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,9 +34,19 @@ def folder_of(state_dir: Path) -> Path:
     return state_dir / "slots"
 
 
+def current_file(state_dir: Path) -> Path:
+    """Describes the release that is installed."""
+    return folder_of(state_dir) / CURRENT
+
+
 def current(state_dir: Path) -> Slot | None:
-    """The slot to predict with, for other processes than the service. None where there is none."""
+    """The slot to predict with, for any process; the one reader of `current.json`. None where there is none."""
     return _read_current(folder_of(state_dir))
+
+
+def described(slot: Slot) -> dict[str, Any]:
+    """The content of `current.json`."""
+    return to_json(slot) | {"file": f"{FILES}/{slot.path.name}"}
 
 
 class ReleaseStore:
@@ -115,7 +124,7 @@ class ReleaseStore:
         """Back to the release before, under the name and attempt of `release` where one is given."""
         slot = self.previous
         if slot is not None and release is not None:
-            slot = replace(slot, release=release.name, attempt=release.attempt)
+            slot = slot.model_copy(update={"release": release.name, "attempt": release.attempt})
         self._set(slot)
         self._write(previous=None)
         self._tidy()
@@ -149,7 +158,7 @@ class ReleaseStore:
             except OSError as e:
                 raise StoreError(f"cannot remove {path}: {e.strerror}") from e
         else:
-            write_json(path, to_json(slot) | {"file": f"{FILES}/{slot.path.name}"})
+            write_json(path, described(slot))
         self.current = slot
 
     def _write(self, **changed: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from apiary.files import write_json
 from apiary.settings import Settings
 from apiary.wire.messages import (
     Announcement,
@@ -26,6 +27,7 @@ from apiary.wire.messages import (
     NodeStatus,
     Notice,
     Offer,
+    PictureShape,
     Plan,
     Progress,
     Receipt,
@@ -35,6 +37,8 @@ from apiary.wire.topics import TopicKind
 from apiary_cli.terminal.edge_status import duration, render, show
 from apiary_edge.owner.board import MAX_LAST, Board
 from apiary_edge.owner.status_file import StatusFile, find, runtime_folder
+from apiary_edge.releases.slot import Findings, Slot
+from apiary_edge.releases.store import current_file, described
 
 WAIT_S = 30.0
 REF = BlobRef(digest="a" * 64, bytes=1000)
@@ -270,9 +274,18 @@ def test_the_screen_of_a_node_in_the_middle_of_a_round(
     file.connected()
     clock.now += 2
     file.tick(clock.now)
-    slots = settings.edge.state_dir / "slots"
-    slots.mkdir()
-    (slots / "current.json").write_text('{"release": "autumn", "kind": "tflite", "accuracy": 0.97}')
+    slot = Slot(
+        kind="tflite",
+        path=Path("autumn.tflite"),
+        labels=("cat", "dog"),
+        digest="0" * 64,
+        release="autumn",
+        attempt=1,
+        bytes=1000,
+        input=PictureShape(height=8, width=8, channels=3),
+        tested=Findings(pictures=100, right=97, right_before=None, inference_ms=5.0),
+    )
+    write_json(current_file(settings.edge.state_dir), described(slot))
     assert show(settings, as_json=False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("node         pi-1, version ")

@@ -23,6 +23,7 @@ from apiary_edge.predicting.feature import PredictionFeature, PredictionStatus, 
 from apiary_edge.predicting.job import Line, PredictionEvent, parse
 from apiary_edge.predicting.live import AGAIN_S, SHOWN, Changes
 from apiary_edge.predicting.model_files import Personal
+from apiary_edge.releases.store import current_file
 
 
 @pytest.fixture
@@ -209,17 +210,20 @@ def test_a_release_goes_before_the_personal_model_and_that_before_the_newest(tmp
     for worse in ({"accuracy_personal": 0.7}, {"of": digest("another")}, {"digest": None}):
         write(model_files.personal_file(tmp_path), tuned.model_copy(update=worse).model_dump_json())
         assert model_files.chosen(tmp_path) == newest
-    slot = {"v": 1, "kind": "tflite", "file": "abc", "labels": list(LABELS), "release": "june"}
-    write(model_files.slot_file(tmp_path), {**slot, "digest": digest("r"), "accuracy": None, "attempt": 1})
+    slot = {"v": 1, "kind": "tflite", "file": "files/abc", "labels": list(LABELS), "release": "june"}
+    tested = {"pictures": 0, "right": 0, "right_before": None, "inference_ms": 5.0}
+    shape = {"height": 8, "width": 8, "channels": 3}
+    more = {"digest": digest("r"), "attempt": 1, "bytes": 3, "input": shape, "tested": tested}
+    write(current_file(tmp_path), {**slot, **more})
     chosen = model_files.chosen(tmp_path)
     assert chosen is not None and chosen.name == "release june"
-    assert chosen.file == tmp_path / "slots" / "abc"
+    assert chosen.file == tmp_path / "slots" / "files" / "abc"
 
 
 @pytest.mark.parametrize("torn", ["", "{", '{"kind":"pickle"}', "[]", '{"labels":[]}', "x" * 2**21])
 def test_a_description_that_does_not_hold_is_as_good_as_none(tmp_path: Path, torn: str) -> None:
     write(model_files.newest_file(tmp_path), model_file("round 1").model_dump_json())
-    for file in (model_files.slot_file(tmp_path), model_files.personal_file(tmp_path)):
+    for file in (current_file(tmp_path), model_files.personal_file(tmp_path)):
         write(file, torn)
     found = model_files.chosen(tmp_path)
     assert found is not None and found.name == "round 1"
