@@ -22,12 +22,11 @@ def show(settings: Settings, *, as_json: bool) -> int:
     found = status_file.find(settings, now)
     slot = installed_release(settings.edge.state_dir)
     if as_json:
-        told = (
-            {**found.told, "slot": slot and described(slot), "running": found.alive, "hangs": found.hangs}
-            if found
-            else None
-        )
-        print(json.dumps(told or {"running": False, "node": settings.edge.node_id}))
+        status: dict[str, Any] = {"running": False, "node": settings.edge.node_id}
+        if found is not None:
+            state = {"running": found.alive, "hangs": found.hangs}
+            status = {**found.told, "slot": slot and described(slot), **state}
+        print(json.dumps(status))
     elif found is None:
         places = " or ".join(str(p) for p in status_file.places(settings))
         print(f"node {settings.edge.node_id} has not run here: there is no {places}")

@@ -40,7 +40,7 @@ def current_file(state_dir: Path) -> Path:
 
 
 def current(state_dir: Path) -> Slot | None:
-    """The slot to predict with, for any process; the one reader of `current.json`. None where there is none."""
+    """The slot to predict with, read from `current.json` for any process; None where there is none."""
     return _read_current(folder_of(state_dir))
 
 
