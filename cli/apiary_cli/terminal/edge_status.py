@@ -132,8 +132,8 @@ def _machine(health: dict[str, Any]) -> str:
 
 
 def _model(slot: Slot) -> str:
-    accuracy = slot.accuracy
-    return _and(f"{slot.release} ({slot.kind})", accuracy and f"accuracy {accuracy:.1%}", ", ")
+    accuracy = f"accuracy {slot.accuracy:.1%}" if slot.accuracy is not None else None
+    return _and(f"{slot.release} ({slot.kind})", accuracy, ", ")
 
 
 def _last(last: dict[str, Any]) -> str:
