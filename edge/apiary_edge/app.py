@@ -37,8 +37,7 @@ from apiary_edge.predicting.job import PredictJob
 from apiary_edge.releases.agent import ReleaseAgent
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.selftest_process import TrialProcess
-from apiary_edge.releases.store import ReleaseStore, folder_of
-from apiary_edge.releases.trust import opened_before, trusting
+from apiary_edge.releases.store import ReleaseStore, folder_of, opened_before, trusting
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge, will
 from apiary_edge.status.presence import NodeFacts

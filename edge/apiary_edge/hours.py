@@ -1,11 +1,11 @@
-"""Hours of the day, such as `08:00-18:00` or `22:00-06:00`. Pure: the time of day comes as an argument."""
+"""Hours of the day, such as `08:00-18:00` or `22:00-06:00`. The time comes as an argument."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 
 from apiary.errors import SettingsError
 
@@ -26,7 +26,10 @@ class Hours:
         )
 
 
-ALWAYS: Final = Hours()
+def minute_of_day(wall: float) -> int:
+    """The local time of day in minutes, 0 to 1439; `wall` in seconds since 1970."""
+    local = time.localtime(wall)
+    return local.tm_hour * 60 + local.tm_min
 
 
 def parse(texts: Iterable[str], setting: str) -> Hours:

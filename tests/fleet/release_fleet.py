@@ -45,8 +45,7 @@ from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.job import TrialJob
 from apiary_edge.releases.slot import Findings
 from apiary_edge.releases.state import TrialCrashed, TrialDone
-from apiary_edge.releases.store import ReleaseStore, folder_of
-from apiary_edge.releases.trust import opened_before, trusting
+from apiary_edge.releases.store import ReleaseStore, folder_of, opened_before, trusting
 from apiary_edge.transfer.channel import NodeChannel
 from apiary_edge.transfer.downloads import Downloads
 

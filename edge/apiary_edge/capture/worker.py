@@ -27,6 +27,7 @@ from apiary_edge.cameras import base  # noqa: E402
 from apiary_edge.cameras.base import Camera, EndOfFrames, PassedOver  # noqa: E402
 from apiary_edge.capture.job import CaptureEvent  # noqa: E402
 from apiary_edge.capture.policy import Backoff, CapturePolicy, FrameVerdict  # noqa: E402
+from apiary_edge.hours import minute_of_day  # noqa: E402
 from apiary_edge.samples.model import Added, Duplicate, Incoming  # noqa: E402
 from apiary_edge.samples.store import SampleStore  # noqa: E402
 
@@ -182,12 +183,6 @@ def encode(frame: Frame, quality: int) -> bytes:
     return out.getvalue()
 
 
-def minute_of_day() -> int:
-    """The local time in minutes since midnight."""
-    now = time.localtime()
-    return now.tm_hour * 60 + now.tm_min
-
-
 def run(
     edge: EdgeSettings,
     tell: Tell,
@@ -205,7 +200,7 @@ def run(
         store,
         tell,
         clock=time.monotonic,
-        minute=minute_of_day,
+        minute=lambda: minute_of_day(time.time()),
         watch=watch,
         watch_fps=watch_fps,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -39,12 +38,6 @@ class Machine(Protocol):
         ...
 
 
-def minute_of_day(wall: float) -> int:
-    """The local time of day in minutes, 0 to 1439; `wall` in seconds since 1970."""
-    local = time.localtime(wall)
-    return local.tm_hour * 60 + local.tm_min
-
-
 class Guest(NodeFeature):
     """Publishes the machine's health, and keeps training off it where `[edge.guest]` says so."""
 
@@ -58,7 +51,7 @@ class Guest(NodeFeature):
         settings: GuestSettings,
         machine: Machine,
         runtime: str,
-        minute: Callable[[float], int] = minute_of_day,
+        minute: Callable[[float], int] = hours.minute_of_day,
     ):
         self.pause = TrainingPause()
         self._channel = channel

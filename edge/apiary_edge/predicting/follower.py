@@ -82,9 +82,6 @@ class ModelFollower(NodeFeature):
         if self._wanted is not None and digest in {ref.digest for ref in _parts(self._wanted)}:
             self._go()
 
-    def connected(self) -> None:
-        """What was lost with the link is asked for by the downloads themselves."""
-
     def tick(self, now: float) -> None:
         """Ask again for what has not come."""
         if self._wanted is not None and now - self._asked_at >= AGAIN_S:

@@ -66,7 +66,7 @@ class OpenedModel(Protocol):
 
         Raises ModelError, and nothing has changed, where the weights cannot be used.
         """
-        ...
+        return False
 
     def close(self) -> None:
         """Let go of it."""
@@ -93,7 +93,7 @@ def check(model: OpenedModel, labels: tuple[str, ...]) -> None:
         raise ModelError(f"the model answers {str(dict(answered.top(5)))[:200]} to a grey picture")
 
 
-class _Tflite:
+class _Tflite(OpenedModel):
     squashes = True
 
     def __init__(self, found: ModelFile):
@@ -111,14 +111,11 @@ class _Tflite:
         squashed = time.monotonic()
         return _answered(self._labels, self._model.predict(picture), began, squashed)
 
-    def renew(self, found: ModelFile) -> bool:
-        return False
-
     def close(self) -> None:
         pass
 
 
-class _Trained:
+class _Trained(OpenedModel):
     """An exported training step: only its `infer` signature is used, so only that takes memory."""
 
     squashes = True
@@ -170,7 +167,7 @@ class _Trained:
         self._model.set_weights(weights)
 
 
-class _Eim:
+class _Eim(OpenedModel):
     squashes = False
 
     def __init__(self, found: ModelFile):
@@ -190,9 +187,6 @@ class _Eim:
         took = 1000 * (time.monotonic() - began)
         inference = min(took, found.timing.classification_ms) or took
         return Answered(found.probabilities, took - inference, inference)
-
-    def renew(self, found: ModelFile) -> bool:
-        return False
 
     def close(self) -> None:
         self._program.close()

@@ -15,7 +15,6 @@ from typing import Final
 
 from apiary.errors import ModelError
 from apiary.files import write_atomic
-from apiary.learn import features, images
 from apiary.learn.cache import ArrayCache
 from apiary.learn.fit import fit, predict, split
 from apiary.learn.images import Dataset, Scan
@@ -139,19 +138,8 @@ def _pictures(
     cache = ArrayCache(cache_dir(job.edge), job.edge.cache_mb)
 
     def load(scan: Scan) -> Dataset:
-        if manifest.features is None:
-            return images.load(scan, manifest.input, cache=cache)
-        if found.base is None or found.base_digest is None:
-            raise ModelError(f"{found.name}: the model needs a frozen base, and none is described")
-        base = found.base
-        return features.load(
-            scan,
-            manifest.input,
-            lambda: runtime.open_base(base),
-            length=manifest.features,
-            base_digest=found.base_digest,
-            cache=cache,
-        )
+        base, digest = found.base, found.base_digest
+        return pictures.load(scan, manifest, runtime, cache, base=base, base_digest=digest)
 
     scan = pictures.find(job, manifest.labels, manifest.input)
     every = pictures.without_held_out(job, scan, load(scan))

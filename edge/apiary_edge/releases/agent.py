@@ -23,8 +23,7 @@ from apiary_edge.releases.job import TrialJob, TrialModel
 from apiary_edge.releases.selftest_process import Trial
 from apiary_edge.releases.slot import Slot
 from apiary_edge.releases.state import Held, ReleaseState
-from apiary_edge.releases.store import ReleaseStore
-from apiary_edge.releases.trust import Open
+from apiary_edge.releases.store import Open, ReleaseStore
 from apiary_edge.transfer.channel import NodeChannel
 from apiary_edge.transfer.downloads import Downloads
 

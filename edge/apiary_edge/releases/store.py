@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -195,6 +196,36 @@ class ReleaseStore:
             for path in (self.folder / FILES).iterdir():
                 if path.name not in named:
                     path.unlink(missing_ok=True)
+
+
+Open = Callable[[str, bytes], bytes]
+"""Topic and payload to the message without its seal. Raises SignatureRefused."""
+
+
+def opened_before(topic: str, payload: bytes) -> bytes:
+    """Where the fleet has an authority every message is opened before any part of the node sees it."""
+    return payload
+
+
+def trusting(shelf: ReleaseStore, pinned: str | None) -> Open:
+    """Opens what the release key sealed: the one given, else the one seen first, which the shelf keeps."""
+
+    def open_(topic: str, payload: bytes) -> bytes:
+        # Only here: a node that never hears of a release needs no cryptography in its memory.
+        from apiary.identity.release_key import PinnedKey
+
+        key = PinnedKey(pinned or shelf.key)
+        opened = key.open(topic, payload)
+        if key.pinned is not None and pinned is None and shelf.key is None:
+            shelf.pin_key(key.pinned)
+            log.warning(
+                "releases signed with the key %s are trusted from now on, because it came first; to choose "
+                "it yourself, set edge.slots.release_key",
+                key.pinned,
+            )
+        return opened
+
+    return open_
 
 
 def _key(release: str, attempt: int) -> str:

@@ -11,9 +11,11 @@ from typing import Protocol
 import numpy as np
 
 from apiary.errors import DataError
-from apiary.learn import images
+from apiary.learn import features, images
+from apiary.learn.cache import ArrayCache
 from apiary.learn.images import Dataset, PictureRecord, Scan
-from apiary.learn.manifest import PictureInput
+from apiary.learn.manifest import Manifest, PictureInput
+from apiary.learn.runtimes.base import Runtime
 from apiary_edge.samples.model import TrainingSample
 from apiary_edge.samples.reader import SampleReader
 
@@ -61,6 +63,33 @@ def held_out(store: Path, labels: Sequence[str]) -> Scan:
     """The labelled pictures that are never trained, to test a model with; there may be none."""
     with closing(SampleReader(store)) as opened:
         return _scan(store, opened.held_out(), labels)
+
+
+def load(
+    found: Scan,
+    manifest: Manifest,
+    runtime: Runtime,
+    cache: ArrayCache,
+    *,
+    base: Path | None,
+    base_digest: str | None,
+) -> Dataset:
+    """Decode the pictures, or compute their features with the frozen base that the model stands on.
+
+    Raises DataError where the model needs a base and there is none.
+    """
+    if manifest.features is None:
+        return images.load(found, manifest.input, cache=cache)
+    if base is None or base_digest is None:
+        raise DataError("the model needs a frozen base, and none is named")
+    return features.load(
+        found,
+        manifest.input,
+        lambda: runtime.open_base(base),
+        length=manifest.features,
+        base_digest=base_digest,
+        cache=cache,
+    )
 
 
 def without_held_out(job: Sources, found: Scan, data: Dataset) -> Dataset:

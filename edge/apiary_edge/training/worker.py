@@ -60,7 +60,6 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
 
     `awake` are seconds that stand still while the process is frozen: what is left is told by them.
     """
-    from apiary.learn import features, images
     from apiary.learn.cache import ArrayCache
     from apiary.learn.fit import FitProgress, fit, node_seed
     from apiary.learn.manifest import Manifest
@@ -73,20 +72,7 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
     runtime = choose(job.runtime)
     cache = ArrayCache(job.cache_dir, job.cache_mb)
     found = pictures.find(job, manifest.labels, manifest.input)
-    if manifest.features is None:
-        loaded = images.load(found, manifest.input, cache=cache)
-    elif job.base is None or job.base_digest is None:
-        raise DataError("the model needs a frozen base, and the announcement names none")
-    else:
-        base = job.base
-        loaded = features.load(
-            found,
-            manifest.input,
-            lambda: runtime.open_base(base),
-            length=manifest.features,
-            base_digest=job.base_digest,
-            cache=cache,
-        )
+    loaded = pictures.load(found, manifest, runtime, cache, base=job.base, base_digest=job.base_digest)
     data = pictures.without_held_out(job, found, loaded)
     for message in [
         *found.messages(),

@@ -129,7 +129,7 @@ def test_hours_over_midnight_and_those_that_cannot_be_meant() -> None:
     assert [night.open_at(m) for m in (0, 359, 360, 719, 720, 749, 750, 1319, 1320, 1439)] == [
         True, True, False, False, True, True, False, False, True, True,
     ]  # fmt: skip
-    assert hours.parse(["00:00-24:00"], "x").open_at(1439) and hours.ALWAYS.open_at(3)
+    assert hours.parse(["00:00-24:00"], "x").open_at(1439) and hours.Hours().open_at(3)
     for wrong in (
         "8-18",
         "24:00-25:00",

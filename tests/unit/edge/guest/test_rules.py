@@ -13,7 +13,7 @@ from apiary_edge import hours
 from apiary_edge.guest.room import RoundNeeds, room_for, too_small
 from apiary_edge.guest.rules import Reason, TrainingPause, advance, in_vain, judge, opens_in_s
 from apiary_edge.health.readings import MB, Heat, Readings
-from apiary_edge.hours import ALWAYS
+from apiary_edge.hours import Hours
 
 WELL = Readings(
     heat=Heat("cpu-thermal", 60.0),
@@ -27,7 +27,7 @@ NIGHT = hours.parse(["22:00-06:00"], "test")
 
 def why(found: Readings, *held: Reason, wanted: int = 0, **settings: Any) -> dict[Reason, str]:
     guest = GUEST.model_copy(update=settings)
-    return judge(found, guest, ALWAYS, 0, held=dict.fromkeys(held, "x"), wanted_memory=wanted)
+    return judge(found, guest, Hours(), 0, held=dict.fromkeys(held, "x"), wanted_memory=wanted)
 
 
 def hot(celsius: float) -> Readings:
@@ -102,7 +102,7 @@ def test_hours(minute: int, rests: bool) -> None:
 @pytest.mark.parametrize(("minute", "seconds"), [(1320, 0), (1319, 60), (360, 57_600), (0, 0)])
 def test_when_the_hours_begin_again(minute: int, seconds: float) -> None:
     assert opens_in_s(NIGHT, minute) == seconds
-    assert opens_in_s(ALWAYS, minute) == 0
+    assert opens_in_s(Hours(), minute) == 0
 
 
 def test_a_pause_ends_once_all_was_well_for_a_while_and_not_in_between() -> None:
