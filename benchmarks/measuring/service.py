@@ -31,7 +31,7 @@ from apiary.files import write_atomic
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
 from apiary.learn.metrics import Evaluation
 from apiary.process.allocator import tune
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import die_with_parent
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import NodeId, blob

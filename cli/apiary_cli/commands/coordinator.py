@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from apiary.blobs import BlobStore
 from apiary.errors import RunFailed, SettingsError, StoreError
 from apiary.notify import Notifier
 from apiary.process.allocator import tune
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import run_to_end
 from apiary.settings import Settings
 from apiary_cli.terminal import flags
 from apiary_cli.terminal.live import LiveView, log_through
@@ -179,25 +178,16 @@ def _after(folder: Path, *, settings: Settings, stop: Callable[[], bool]) -> Non
 
 def _report(folder: Path, limit_s: float = _REPORT_S) -> None:
     """Draw the report in a child: its plotting library would stay in the coordinator's memory."""
-    child = [sys.executable, "-m", "apiary_coordinator.report", str(folder)]
     try:
-        done = subprocess.run(
-            child,
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-            check=False,
-            # Its own group: Ctrl-C is for the coordinator, which finishes what it has begun.
-            start_new_session=True,
-            preexec_fn=die_with_parent,
+        code, printed = run_to_end(
+            [sys.executable, "-m", "apiary_coordinator.report", str(folder)], timeout_s=limit_s
         )
-    except subprocess.TimeoutExpired:
-        log.warning("the report could not be drawn within %.0f s: %s holds its numbers", limit_s, folder)
     except OSError as e:
-        log.warning("the report could not be drawn: %s", e)
-    else:
-        if done.returncode != 0:
-            log.warning("the report could not be drawn: %s", done.stderr.strip()[-500:])
+        code, printed = 1, str(e)
+    if code is None:
+        log.warning("the report could not be drawn within %.0f s: %s holds its numbers", limit_s, folder)
+    elif code != 0:
+        log.warning("the report could not be drawn: %s", printed[-500:])
 
 
 def _print_finished(folder: Path, *, as_json: bool) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from apiary_edge.capture.job import CaptureEvent, CaptureJob, parse
-from apiary_edge.child.lasting_child import LastingChild
+from apiary_edge.capture.lasting_child import LastingChild
 from apiary_edge.feature import NodeFeature
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ crashes or hangs takes nothing else with it.
 from __future__ import annotations
 
 import io
-import os
 import signal
 import sys
 import threading
@@ -16,19 +15,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-# Before numpy is imported: its pool of threads costs memory and is of no use here.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
-
-from apiary.errors import ApiaryError, CameraError, StoreError  # noqa: E402
-from apiary.process.allocator import tune  # noqa: E402 - after the thread settings
-from apiary_edge.cameras import base  # noqa: E402
-from apiary_edge.cameras.base import Camera, EndOfFrames, PassedOver  # noqa: E402
-from apiary_edge.capture.job import CaptureEvent, CaptureJob, bounds_of  # noqa: E402
-from apiary_edge.capture.policy import Backoff, CapturePolicy, FrameVerdict, rules_of  # noqa: E402
-from apiary_edge.samples.incoming import Incoming  # noqa: E402
-from apiary_edge.samples.model import Added, Duplicate  # noqa: E402
-from apiary_edge.samples.store import SampleStore  # noqa: E402
+from apiary.errors import ApiaryError, CameraError, StoreError
+from apiary.process.allocator import tune
+from apiary_edge.cameras import base
+from apiary_edge.cameras.base import Camera, EndOfFrames, PassedOver
+from apiary_edge.capture.job import CaptureEvent, CaptureJob, bounds_of
+from apiary_edge.capture.policy import Backoff, CapturePolicy, FrameVerdict, rules_of
+from apiary_edge.samples.incoming import Incoming
+from apiary_edge.samples.model import Added, Duplicate
+from apiary_edge.samples.store import SampleStore
 
 if TYPE_CHECKING:
     from apiary_edge.cameras.base import Frame

@@ -6,21 +6,16 @@ It tells lines as a training child does, and ends.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-# Before numpy is imported: its pool of threads costs memory and is of no use to a one-thread runtime.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
-
-from apiary.errors import ApiaryError, DataError, StoreError  # noqa: E402 - after the thread settings
-from apiary_edge.predicting import model_files  # noqa: E402
-from apiary_edge.predicting.background_job import BackgroundJob  # noqa: E402
-from apiary_edge.training.job import TrainingEvent  # noqa: E402
-from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits  # noqa: E402
-from apiary_edge.training.worker import give_up  # noqa: E402
+from apiary.errors import ApiaryError, DataError, StoreError
+from apiary_edge.predicting import model_files
+from apiary_edge.predicting.background_job import BackgroundJob
+from apiary_edge.training.job import TrainingEvent
+from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits
+from apiary_edge.training.worker import give_up
 
 
 def main(argv: list[str]) -> int:

@@ -14,8 +14,6 @@ from typing import Any, Final
 
 from apiary.errors import ApiaryError
 from apiary.process.allocator import tune
-
-# First: it sets how many threads numpy may have, and tunes memory.
 from apiary_edge.capture import worker
 from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.capture.worker import ALIVE_S

@@ -10,8 +10,8 @@ from typing import Any
 from apiary.settings import Settings
 from apiary.wire.messages import Likely, Prediction
 from apiary_edge.capture.job import CaptureEvent, job_of
+from apiary_edge.capture.lasting_child import LastingChild
 from apiary_edge.capture.process import CameraStatus, silent_s
-from apiary_edge.child.lasting_child import LastingChild
 from apiary_edge.feature import NodeFeature
 from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob, parse
 from apiary_edge.transfer.channel import NodeChannel

@@ -6,7 +6,6 @@ A process of its own: a model that crashes its runtime, hangs or takes all memor
 from __future__ import annotations
 
 import hashlib
-import os
 import statistics
 import sys
 import time
@@ -14,14 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
+import numpy as np
 
-import numpy as np  # noqa: E402 - after the thread settings
-
-from apiary.errors import ApiaryError, DataError, EimError, ModelError  # noqa: E402
-from apiary.files import write_atomic  # noqa: E402
-from apiary_edge.releases.job import TrialJob, TrialModel, TrialResult  # noqa: E402
+from apiary.errors import ApiaryError, DataError, EimError, ModelError
+from apiary.files import write_atomic
+from apiary_edge.releases.job import TrialJob, TrialModel, TrialResult
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,7 +1,8 @@
 """The training child: `python -m apiary_edge.training.worker JOB.json`. Pictures in, one update file out.
 
 A process of its own, so that its memory goes back to the system after each round and a crash costs one
-round at most. One thread of arithmetic: the same job gives the same bits each time.
+round at most. One thread of arithmetic: the same job gives the same bits each time. `TrainingProcess` sets that
+in the environment; start it by hand with `OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1`.
 """
 
 from __future__ import annotations
@@ -13,20 +14,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Before numpy is imported: its pool of threads costs memory and is of no use to a one-thread runtime.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
-# pydantic looks through every installed package for plug-ins; we have none.
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-
-from apiary.errors import ApiaryError, DataError  # noqa: E402 - after the thread settings
-from apiary.files import write_atomic  # noqa: E402
-from apiary.wire.chunks import digest_of  # noqa: E402
-from apiary.wire.messages import TrainMetrics  # noqa: E402
-from apiary_edge.health.memory import address_limit  # noqa: E402
-from apiary_edge.health.readings import MB  # noqa: E402
-from apiary_edge.training.job import TrainingEvent, TrainJob  # noqa: E402
-from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits  # noqa: E402
+from apiary.errors import ApiaryError, DataError
+from apiary.files import write_atomic
+from apiary.wire.chunks import digest_of
+from apiary.wire.messages import TrainMetrics
+from apiary_edge.health.memory import address_limit
+from apiary_edge.health.readings import MB
+from apiary_edge.training.job import TrainingEvent, TrainJob
+from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits
 
 Tell = Callable[[TrainingEvent], None]
 

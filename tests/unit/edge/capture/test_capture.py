@@ -20,11 +20,11 @@ from apiary_edge import hours
 from apiary_edge.cameras.base import EndOfFrames, PassedOver
 from apiary_edge.capture import perceptual
 from apiary_edge.capture.job import CaptureEvent, CaptureJob, bounds_of, job_of
+from apiary_edge.capture.lasting_child import LastingChild
 from apiary_edge.capture.perceptual import Looks, distance, looks
 from apiary_edge.capture.policy import Backoff, CapturePolicy, CaptureRules, FrameVerdict, Region, rules_of
 from apiary_edge.capture.process import SILENT_S, CaptureProcess
 from apiary_edge.capture.worker import TROUBLE_PAUSE_S, CaptureLoop, encode
-from apiary_edge.child.lasting_child import LastingChild
 from apiary_edge.samples.model import StoreBounds
 from apiary_edge.samples.store import SampleStore
 
