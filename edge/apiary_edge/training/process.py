@@ -83,20 +83,14 @@ class TrainingProcess:
         file = job.out / "job.json"
         write_atomic(file, job.model_dump_json().encode(), sync=False)
         # ionice is part of util-linux, and execs in its own place.
-        idle_io = self._guest.idle_io and shutil.which("ionice") is not None
+        idle = self._guest.idle_io and shutil.which("ionice") is not None
+        prefix = ["ionice", "-t", "-c", "3"] if idle else []
         try:
             process = start(
-                [
-                    *(["ionice", "-t", "-c", "3"] if idle_io else []),
-                    sys.executable,
-                    "-m",
-                    self._module,
-                    str(file),
-                ],
+                [*prefix, sys.executable, "-m", self._module, str(file)],
                 # SIGKILL: a frozen process would never take SIGTERM.
                 limits=ProcessLimits(self._guest.nice, self._guest.max_cores, death_signal=signal.SIGKILL),
-                # One arena of the allocator: each more is 64 MB of address space, and a thread or two gain
-                # nothing.
+                # One arena of the allocator: each more takes 64 MB of address space, for no gain.
                 env=light_environment(MALLOC_ARENA_MAX="1"),
             )
         except OSError as e:

@@ -1,8 +1,8 @@
 """The training child: `python -m apiary_edge.training.worker JOB.json`. Pictures in, one update file out.
 
 A process of its own, so that its memory goes back to the system after each round and a crash costs one
-round at most. One thread of arithmetic: the same job gives the same bits each time. `TrainingProcess` sets that
-in the environment; start it by hand with `OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1`.
+round at most. One thread of arithmetic: the same job gives the same bits each time. Whoever starts it
+sets that in the environment, as `TrainingProcess` does; by hand: `OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1`.
 """
 
 from __future__ import annotations

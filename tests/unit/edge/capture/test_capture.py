@@ -384,9 +384,12 @@ def test_a_child_captures_from_a_folder_survives_its_going_and_is_restarted(tmp_
         wait_for(process, "back")
         child = process._child
         assert child is not None
-        child.kill()
+        child.process.kill()
         told = wait_for(process, "gone")
-        assert any("the capture child was ended by signal 9; it is started again" in t.text for t in told)
+        assert any(
+            "the capture child was ended by signal 9 (out of memory?); it is started again" in t.text
+            for t in told
+        )
         wait_for(process, "back")
         store = SampleStore(job.store_dir, job.cache_dir, bounds_of(job.store), time.time)
         end = time.monotonic() + 15
@@ -438,10 +441,8 @@ def test_a_child_that_hangs_is_ended_and_one_with_wrong_settings_is_not_started_
     child = process._child
     assert child is not None
     limit = SILENT_S + 2 * job.camera.timeout_s
-    time.sleep(0.1)
-    process._heard = False
     process.tick(limit + 1)
-    assert child.returncode is not None, "it is ended, and waited for"
+    assert child.process.returncode is not None, "it is ended, and waited for"
     assert any("said nothing for" in t.text for t in process.collect())
     process.stop()
     wrong = CaptureProcess(job_of(edge_settings(tmp_path, tmp_path, kind="ubs")), lambda: None)
