@@ -131,9 +131,8 @@ def _train(python: Path, built: Built, pictures: Path, folder: Path) -> Weights:
 
 
 def _run(command: list[str | Path], cwd: Path | None = None) -> str:
-    environment = {
-        k: v for k, v in light_environment().items() if not k.startswith(("PYTHON", "PYENV", "APIARY_"))
-    }
+    ours = ("PYTHON", "PYENV", "APIARY_")
+    environment = {k: v for k, v in light_environment().items() if not k.startswith(ours)}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=environment
     )

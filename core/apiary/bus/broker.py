@@ -207,7 +207,7 @@ def _start_mosquitto(
 def _set_aside(broker: BrokerProcess, folder: Path, output: str) -> bool:
     """Whether a database that mosquitto could not read was put out of its way.
 
-    A power cut may tear it. It holds nothing that the parties do not say again when they connect.
+    A power cut may tear it. It holds nothing that the parties do not send again when they connect.
     """
     database = folder / DATABASE
     code = broker.wait(0)

@@ -1,4 +1,4 @@
-"""What the service asks of a capture child, and what the child tells: JSON, a line each."""
+"""The job of a capture child and the events that it reports: JSON, a line each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CaptureEvent(_Part):
     """One line of the child.
 
     `kept` a frame became sample `id`; `gone` the camera is not there, and tried again in `retry_s`; `back` it
-    is there (again); `trouble` the store took nothing, and why; `alive` said every few seconds, with what was
+    is there (again); `trouble` the store took nothing, and why; `alive` sent every few seconds, with what was
     `kept` and what was `dropped` for which reason so far; `ended` a file was read to its end; `failed` the
     settings cannot be meant.
     """
@@ -43,7 +43,7 @@ class CaptureEvent(_Part):
 
 
 def job_of(edge: EdgeSettings) -> CaptureJob:
-    """The job that the settings of a node ask for."""
+    """The job that follows from a node's settings."""
     return CaptureJob(
         camera=edge.camera,
         capture=edge.capture,

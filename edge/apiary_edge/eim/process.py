@@ -18,12 +18,12 @@ from apiary.errors import EimError
 from apiary.process.child import ProcessLimits, end, start, wait
 from apiary_edge.eim.shared_memory import Mapped
 
-_SAID_BYTES: Final = 2048
+_PRINTED_BYTES: Final = 2048
 _RETRY_S: Final = 0.02
 _LEAVE_S: Final = 0.3
 """A program that is well ends itself when its connection closes, and removes its shared memory."""
 _ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
-"""All that a downloaded program is told of ours: no key, no password."""
+"""All of our environment that a downloaded program gets: no key, no password."""
 
 
 class Process:
@@ -33,7 +33,7 @@ class Process:
         """Start it and connect. Raises EimError."""
         self._program = program
         self._stop_s = stop_s
-        self._said = b""
+        self._printed = b""
         self._answers = Answers()
         self._number = 0
         self._socket: socket.socket | None = None
@@ -51,7 +51,7 @@ class Process:
         except OSError as e:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise EimError(f"{program} cannot be started: {e.strerror}") from None
-        assert self._child.stdout is not None  # noqa: S101 - we asked for a pipe
+        assert self._child.stdout is not None  # noqa: S101 - stdout is a pipe
         os.set_blocking(self._child.stdout.fileno(), False)
         try:
             self._socket = self._connect(time.monotonic() + start_s, start_s)
@@ -154,7 +154,7 @@ class Process:
             data = os.read(self._child.stdout.fileno(), 65536)
         except BlockingIOError:
             return True
-        self._said = (self._said + data)[-_SAID_BYTES:]
+        self._printed = (self._printed + data)[-_PRINTED_BYTES:]
         return bool(data)
 
     def _ended(self, when: str) -> EimError:
@@ -170,9 +170,9 @@ class Process:
         return EimError(f"{self._program.name} {how} {when}{self._last_words()}")
 
     def _last_words(self) -> str:
-        lines = self._said.decode(errors="replace").split("\n")
-        said = " | ".join(line.strip() for line in lines if line.strip())[-300:]
-        return f": {said}" if said else ""
+        lines = self._printed.decode(errors="replace").split("\n")
+        text = " | ".join(line.strip() for line in lines if line.strip())[-300:]
+        return f": {text}" if text else ""
 
 
 def _signal(number: int) -> str:

@@ -1,4 +1,4 @@
-"""What the service asks of a predicting child, and what the child tells: JSON, a line each."""
+"""The job of a predicting child and the events that it reports: JSON, a line each."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from apiary_edge.health.readings import MB
 from apiary_edge.training.job import TrainingEvent, TrainJob
 from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits
 
-Tell = Callable[[TrainingEvent], None]
+Emit = Callable[[TrainingEvent], None]
 
 
 def main(argv: list[str]) -> int:
@@ -50,10 +50,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic) -> None:
+def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic) -> None:
     """Load, train, and leave the update in `job.out`. Raises DataError, ModelError, StoreError.
 
-    `awake` are seconds that stand still while the process is frozen: what is left is told by them.
+    `awake` counts seconds, but not those while the process is frozen: the time left is computed with it.
     """
     from apiary.learn import features, images
     from apiary.learn.cache import ArrayCache
@@ -88,7 +88,7 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
         *found.messages(),
         *(f"{s.path}: left out: {s.why}" for s in data.skipped[len(found.skipped) :]),
     ]:
-        tell(TrainingEvent(kind="warning", text=message[:500]))
+        emit(TrainingEvent(kind="warning", text=message[:500]))
     before = blob.decode(job.model.read_bytes(), who="the announced model").weights
     trainer = runtime.open_trainer(manifest, job.trainer, threads=job.threads)
     # A step is a millisecond; going through all that was imported, again and again, would be a tenth of it.
@@ -98,7 +98,7 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
     def progress(p: FitProgress) -> None:
         done = (p.epoch - 1 + p.fraction) / p.epochs
         left = round((awake() - fitting_awake) * (1 - done) / done, 1) if done > 0 else None
-        tell(
+        emit(
             TrainingEvent(
                 kind="progress", epoch=p.epoch, epochs=p.epochs, loss=p.loss, accuracy=p.accuracy, left_s=left
             )
@@ -113,13 +113,13 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
 
     result = fit(trainer, manifest, job.plan, data, before, seed=seed, progress=progress, enough=enough)
     if result.epochs < job.plan.epochs:
-        tell(
+        emit(
             TrainingEvent(
                 kind="warning", text=f"out of time after {result.epochs} of {job.plan.epochs} epochs"
             )
         )
     for warning in result.warnings:
-        tell(TrainingEvent(kind="warning", text=warning[:500]))
+        emit(TrainingEvent(kind="warning", text=warning[:500]))
     document = encode_update(
         before,
         result.weights,
@@ -130,7 +130,7 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
         samples=result.samples,
     )
     write_atomic(job.out / "update.blob", document)
-    tell(
+    emit(
         TrainingEvent(
             kind="done",
             digest=digest_of(document),
@@ -160,8 +160,8 @@ def _under() -> str:
     return f": its address space is limited to {limit // MB} MB (RLIMIT_AS, ulimit -v)" if limit else ""
 
 
-def _print(told: TrainingEvent) -> None:
-    sys.stdout.write(told.model_dump_json(exclude_none=True) + "\n")
+def _print(event: TrainingEvent) -> None:
+    sys.stdout.write(event.model_dump_json(exclude_none=True) + "\n")
     sys.stdout.flush()
 
 
