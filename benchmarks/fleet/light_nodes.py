@@ -25,7 +25,7 @@ from apiary.bus.bus import Connected, Disconnected, Received
 from apiary.bus.flow import ChunkFlow
 from apiary.bus.mqtt import MqttBus
 from apiary.process.allocator import tune
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import die_with_parent
 from apiary.settings import Settings
 from apiary.wire import Digest, NodeId
 from apiary.wire.chunks import Assembly

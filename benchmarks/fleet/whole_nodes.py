@@ -23,7 +23,7 @@ from benchmarks.measuring.service import started_node
 
 from apiary.bus.mqtt import MqttBus
 from apiary.process.allocator import tune
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import die_with_parent
 from apiary_edge.service import Edge
 
 QUIET_S = 2.0

@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, TextIO
 
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import die_with_parent
 
 PROGRAM: Final = "linux.uml"
 MEMORY: Final = "1G"

@@ -26,22 +26,23 @@ from benchmarks.measuring.kernel_figures import children, cpu_of, per_round
 
 from apiary.blobs import BlobStore
 from apiary.bus.mqtt import MqttBus
+from apiary.clocks import Clocks
 from apiary.files import write_atomic
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.learn.metrics import Evaluation
 from apiary.process.allocator import tune
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import die_with_parent
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
 from apiary.wire.messages import Announcement, BlobRef, Message, RoundResult, TrainMetrics
 from apiary.wire.topics import TopicKind
+from apiary_coordinator import app
 from apiary_coordinator.journal import Journal
-from apiary_coordinator.model.builder import Evaluation, ExportedModel
-from apiary_coordinator.run.assignment import Assignment
-from apiary_coordinator.service import Coordinator
+from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.resources import Platform, Storage
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.worker import ThreadWorker
-from apiary_edge.feature import Clocks
 from apiary_edge.service import RECEIVE_MAXIMUM, Edge
 from apiary_edge.service import will as edge_will
 from apiary_edge.status.presence import NodeFacts
@@ -85,7 +86,7 @@ def main() -> int:
     return 0
 
 
-class Workshop:
+class BenchmarkModelBuilder:
     """A model of `layers` equal tensors, and a judge without pictures."""
 
     def __init__(self, blobs: BlobStore, size: int, layers: int):
@@ -108,13 +109,13 @@ class Workshop:
             initial=self._keep(blob.encode(initial)),
         )
 
-    def manifest(self, artefacts: ExportedModel) -> Manifest:
+    def manifest(self, exported: ExportedModel) -> Manifest:
         return self._manifest()
 
-    def evaluate(self, artefacts: ExportedModel, weights: Weights) -> Evaluation:
-        return Evaluation(0.5, 0.5, {})
+    def evaluate(self, exported: ExportedModel, weights: Weights) -> Evaluation:
+        return Evaluation(0.5, 0.5, 0, (), {}, ())
 
-    def finish(self, artefacts: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
+    def finish(self, exported: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
         return {}
 
     def _manifest(self) -> Manifest:
@@ -246,24 +247,19 @@ def coordinator(args: argparse.Namespace) -> None:
     settings = settings_of(args)
     tune()
     journal = Journal(settings.coordinator.state_dir)
-    journal.open_run("run", time.time(), "{}")
     blobs = BlobStore(settings.coordinator.state_dir / "blobs")
     bus = MqttBus(settings.broker, "bench-coordinator", coordinator_will(settings.topics, "epoch"))
     watch = Stopwatch({}, {}, {}, [], {}, {})
-    service = Coordinator(
+    clocks = Clocks(time.monotonic, time.time)
+    service = app.build(
         settings,
-        bus=bus,
-        journal=journal,
-        blobs=blobs,
-        worker=ThreadWorker("worker", bus.wake),
-        clock=time.monotonic,
-        wall=time.time,
-        epoch="epoch",
-        tap=watch.tap,
+        Platform(bus, ThreadWorker("worker", bus.wake), clocks, "epoch", tap=watch.tap),
+        Storage(journal, blobs),
+        one=journal.open_run("run", time.time(), settings.run.model_dump_json()),
+        builders=lambda _, blobs: BenchmarkModelBuilder(blobs, args.bytes, args.layers),
     )
     try:
         service.start()
-        service.begin(Assignment("run", time.time(), settings, Workshop(blobs, args.bytes, args.layers)))
         service.run(lambda: False)
     finally:
         service.close()

@@ -25,6 +25,7 @@ from benchmarks.measuring.processes import end
 from PIL import Image
 
 from apiary.bus.broker import start_broker
+from apiary.process.child import light_environment
 from apiary.wire import blob
 from apiary.wire.chunks import digest_of
 from apiary.wire.messages import Plan
@@ -98,7 +99,9 @@ def train(built: Built, scratch: Path) -> float:
     )  # fmt: skip
     (out / "job.json").write_text(job.model_dump_json())
     child = subprocess.Popen(
-        [sys.executable, "-m", "apiary_edge.training.worker", str(out / "job.json")], stdout=subprocess.PIPE
+        [sys.executable, "-m", "apiary_edge.training.worker", str(out / "job.json")],
+        stdout=subprocess.PIPE,
+        env=light_environment(),
     )
     assert child.stdout is not None
     last = child.stdout.read().splitlines()[-1]

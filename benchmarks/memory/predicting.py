@@ -31,6 +31,7 @@ from benchmarks.measuring.kernel_figures import Memory, cpu_seconds, memory
 from benchmarks.measuring.processes import end
 from PIL import Image
 
+from apiary.process.child import light_environment
 from apiary.settings import CameraSettings, CaptureSettings, EdgeSettings, PredictSettings
 from apiary.wire import blob
 from apiary.wire.messages import Plan
@@ -92,7 +93,10 @@ def measure(args: argparse.Namespace, state: Path, built: Built, address: str) -
     )
     job = PredictJob(edge=edge, federation="bench")
     child = subprocess.Popen(
-        [sys.executable, "-m", "apiary_edge.predicting.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "apiary_edge.predicting.child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=light_environment(),
     )
     assert child.stdin is not None and child.stdout is not None
     try:

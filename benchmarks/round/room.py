@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from apiary.learn.manifest import Manifest
+from apiary.process.child import light_environment
 from apiary.wire.messages import Announcement, BlobRef, Bounds, Plan
 from apiary_coordinator.export.job import DONE, BuildJob
 from apiary_coordinator.run.messages import needs
@@ -172,7 +172,7 @@ def announcement(case: Case, build: Path) -> Announcement:
 
 def peak_of(command: list[str]) -> Peak:
     """Run it to its end and read the kernel's marks until then."""
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "MALLOC_ARENA_MAX": "1"})
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=light_environment(MALLOC_ARENA_MAX="1"))
     peak = Peak(0, 0)
     end = time.monotonic() + LATEST_S
     while child.poll() is None and time.monotonic() < end:

@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from apiary.errors import StoreError
 from apiary.files import is_full
 from apiary.folder_lock import hold_folder
 from apiary.wire import Digest, NodeId
-from apiary.wire.messages import Contributor
+from apiary.wire.messages import Contributor, Offer
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (
@@ -47,7 +47,7 @@ _SLIM: Final = "json_remove(result, {})".format(", ".join(f"'$.{key}'" for key i
 
 @dataclass(frozen=True, slots=True)
 class AcceptedRow:
-    """One accepted update: whose, where it lies in the spool, and the offer it came with."""
+    """One accepted update: its node, where it lies in the spool, and the offer it came with."""
 
     node: NodeId
     digest: Digest
@@ -55,7 +55,7 @@ class AcceptedRow:
     bytes: int
     samples: int
     seconds: float
-    offer: str
+    offer: Offer
 
     @property
     def contributor(self) -> Contributor:
@@ -65,12 +65,12 @@ class AcceptedRow:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run as journaled; `settings` and `artefacts` are JSON."""
+    """A run as journaled; `settings` and `exported` are JSON."""
 
     id: str
     created: float
     settings: str
-    artefacts: str | None
+    exported: str | None
     state: str
     stop: str | None
 
@@ -79,7 +79,7 @@ class RunRow:
 class RoundRow:
     """A round as journaled: `opened` is what was decided at its opening, `result` None while it is open.
 
-    `opened` is empty once it is over, and `result` has none of what is `BULKY`: `told` has.
+    `opened` is empty once it is over, and `result` has none of what is `BULKY`: `results` has.
     """
 
     number: int
@@ -117,13 +117,14 @@ class Journal:
         self._db.close()
         self._held.close()
 
-    def open_run(self, run: str, created: float, settings: str) -> None:
+    def open_run(self, run: str, created: float, settings: str) -> RunRow:
         """Begin a run."""
         self.commit([("INSERT INTO run (id, created, settings) VALUES (?, ?, ?)", (run, created, settings))])
+        return RunRow(run, created, settings, None, "active", None)
 
-    def set_artefacts(self, run: str, artefacts: str) -> None:
+    def set_exported(self, run: str, exported: str) -> None:
         """Note the digests of what the run trains."""
-        self.commit([("UPDATE run SET artefacts = ? WHERE id = ?", (artefacts, run))])
+        self.commit([("UPDATE run SET artefacts = ? WHERE id = ?", (exported, run))])
 
     def ask_to_stop(self, run: str, why: str) -> None:
         """The run is to come to its end; it stays active until it has."""
@@ -160,12 +161,7 @@ class Journal:
     def accept(self, run: str, number: int, rows: Iterable[AcceptedRow]) -> None:
         """Write down accepted updates in one commit. A second of one node and round raises StoreError."""
         insert = "INSERT INTO accepted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        self.commit(
-            [
-                (insert, (run, number, r.node, r.digest, r.slot, r.bytes, r.samples, r.seconds, r.offer))
-                for r in rows
-            ]
-        )
+        self.commit([(insert, (run, number, *astuple(r)[:-1], r.offer.model_dump_json())) for r in rows])
 
     def forget(self, run: str, number: int, node: NodeId) -> None:
         """Strike out an accepted update whose bytes are damaged, so that the node may send it again."""
@@ -195,7 +191,7 @@ class Journal:
             for n, o, r, m, s in self.select(f"{query} WHERE run = ? ORDER BY number", (run,))
         ]
 
-    def told(self, run: str) -> Iterator[dict[str, Any]]:
+    def results(self, run: str) -> Iterator[dict[str, Any]]:
         """The results of a run's rounds as they were closed, oldest first, one in memory at a time."""
         query = "SELECT result FROM round WHERE run = ? AND result IS NOT NULL ORDER BY number"
         try:
@@ -220,7 +216,10 @@ class Journal:
             "SELECT node, digest, slot, bytes, samples, seconds, offer FROM accepted"
             " WHERE run = ? AND round = ? ORDER BY rowid"
         )
-        return [AcceptedRow(*row) for row in self.select(query, (run, number))]
+        return [
+            AcceptedRow(node, digest, slot, size, samples, seconds, Offer.model_validate_json(offer))
+            for node, digest, slot, size, samples, seconds, offer in self.select(query, (run, number))
+        ]
 
     def counted(self, run: str, number: int, node: NodeId) -> bool:
         """Whether an update of this node was accepted in this round."""

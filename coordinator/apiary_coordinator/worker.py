@@ -14,7 +14,7 @@ Then = Callable[[Any], None]
 
 
 class Lane:
-    """Whose jobs they are: once `left`, what they give is nobody's any more."""
+    """Marks the jobs of one owner: once it has `left`, their results are dropped."""
 
     def __init__(self) -> None:
         self.left = False
@@ -31,8 +31,16 @@ class Done:
     error: Exception | None = None
 
 
+class JobQueue(Protocol):
+    """Where jobs are submitted; they run one after another, in the order they came."""
+
+    def submit(self, job: Job, then: Then) -> None:
+        """Run `job` later; `then` gets its value on the loop."""
+        ...
+
+
 class Worker(Protocol):
-    """Jobs run one after another, in the order they were given."""
+    """A job queue as its owner sees it."""
 
     @property
     def pending(self) -> int:
@@ -126,32 +134,15 @@ class ThreadWorker:
 
 
 class LaneWorker:
-    """A worker as one owner sees it: everything that it submits is in its lane."""
+    """A job queue whose jobs are all in one lane."""
 
     def __init__(self, worker: Worker, lane: Lane):
         self._worker = worker
         self._lane = lane
 
-    @property
-    def pending(self) -> int:
-        """Jobs given and not yet collected, of all owners."""
-        return self._worker.pending
-
-    @property
-    def ended(self) -> int:
-        """Jobs that ended, of all owners."""
-        return self._worker.ended
-
-    def submit(self, job: Job, then: Then, lane: Lane | None = None) -> None:
-        """Run `job` in this lane, whatever `lane` says."""
+    def submit(self, job: Job, then: Then) -> None:
+        """Run `job` in this lane."""
         self._worker.submit(job, then, self._lane)
-
-    def collect(self) -> list[Done]:
-        """Nothing: whoever owns the worker collects."""
-        return []
-
-    def close(self, timeout_s: float) -> None:
-        """Nothing to stop."""
 
 
 def _run(job: Job, then: Then, lane: Lane | None) -> Done:

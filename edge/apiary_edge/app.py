@@ -13,6 +13,7 @@ from apiary import __version__
 from apiary.blobs import BlobStore
 from apiary.bus.client_id import lasting_id
 from apiary.bus.mqtt import MqttBus
+from apiary.clocks import Clocks
 from apiary.eim import elf
 from apiary.errors import RuntimeUnavailable
 from apiary.identity.gate import load_gate
@@ -20,7 +21,7 @@ from apiary.identity.roles import Role
 from apiary.settings import EdgeSettings, Settings
 from apiary.wire import NodeId
 from apiary_edge.capture.process import CameraStatus, CaptureFeature, CaptureProcess
-from apiary_edge.feature import Clocks, NodeFeature
+from apiary_edge.feature import NodeFeature
 from apiary_edge.guest.stay import Guest
 from apiary_edge.health.reader import Reader
 from apiary_edge.operators.commands import Commands

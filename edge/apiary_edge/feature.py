@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from apiary.service import Feature
@@ -11,14 +10,6 @@ from apiary.wire import Digest
 from apiary.wire.messages import Announcement
 from apiary_edge.training.session import Session
 from apiary_edge.training.supervisor import TrainingSupervisor
-
-
-@dataclass(frozen=True, slots=True)
-class Clocks:
-    """Seconds: `monotonic` for what lasts, `wall` (since 1970) for what has a date."""
-
-    monotonic: Callable[[], float]
-    wall: Callable[[], float]
 
 
 class Rounds(Protocol):

@@ -10,6 +10,7 @@ from typing import Final, assert_never
 from apiary.bus.bus import BrokerLimits, Bus
 from apiary.bus.inlet import Delivery
 from apiary.bus.outlet import Tap, no_tap
+from apiary.clocks import Clocks
 from apiary.errors import BusError, StoreError
 from apiary.files import clear_partial
 from apiary.identity.gate import OPEN, MessageGate
@@ -27,7 +28,7 @@ from apiary.wire.messages import (
     Receipt,
 )
 from apiary.wire.topics import Topic, TopicKind
-from apiary_edge.feature import Clocks, NodeFeature
+from apiary_edge.feature import NodeFeature
 from apiary_edge.status.presence import NodeFacts, Presence, lost, will
 from apiary_edge.stores import NodeStores
 from apiary_edge.training import session as table

@@ -19,6 +19,7 @@ from tests.aarch64.owner import label_in_terminal, samples
 from tests.aarch64.tree import Tree
 
 from apiary.errors import ExportError
+from apiary.process.child import light_environment
 from apiary.tensors import Weights
 from apiary.wire import blob
 from apiary.wire.chunks import digest_of
@@ -151,7 +152,10 @@ def _train(job: TrainJob, out: Path, tree: Tree | None) -> tuple[TrainingEvent, 
         said = tree.run(arguments)
     else:
         command = [sys.executable, *map(str, arguments)]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, check=True, env=light_environment()
+        )
+        said = done.stdout
     last = parse(said.splitlines()[-1].encode())
     if last is None or last.kind != "done":
         raise DiffersError(f"the training ended with: {said[-500:]}")

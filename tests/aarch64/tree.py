@@ -18,6 +18,8 @@ from typing import Final
 
 from packaging.requirements import Requirement
 
+from apiary.process.child import light_environment
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 MIRROR: Final = "http://deb.debian.org/debian"
 PLATFORMS: Final = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
@@ -74,9 +76,8 @@ class Tree:
     @property
     def environment(self) -> dict[str, str]:
         """Nothing of this machine's Python; our sources and the Pi's wheels."""
-        kept = {
-            k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYENV", "APIARY_", "LD_"))
-        }
+        ours = ("PYTHON", "PYENV", "APIARY_", "LD_")
+        kept = {k: v for k, v in light_environment().items() if not k.startswith(ours)}
         path = os.pathsep.join([*(str(ROOT / s) for s in SOURCES), str(self.site)])
         return {**kept, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "USER": "pi"}
 

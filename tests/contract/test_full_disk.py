@@ -19,6 +19,7 @@ import io, json, subprocess, sys, time, urllib.request
 from pathlib import Path
 import numpy as np
 from PIL import Image
+from apiary.process.child import light_environment
 from apiary.settings import CameraSettings, CaptureSettings, EdgeSettings, StoreSettings
 from apiary.wire.messages import Plan
 from apiary_edge.training.job import TrainJob
@@ -33,7 +34,7 @@ edge = EdgeSettings(
 )
 child = subprocess.Popen(
     [sys.executable, "-m", "apiary_edge.capture.worker"],
-    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=light_environment(),
 )
 child.stdin.write(edge.model_dump_json())
 child.stdin.close()
@@ -105,7 +106,7 @@ def train(out):
     file = Path(sys.argv[2]) / "job.json"
     file.write_text(job.model_dump_json())
     command = [sys.executable, "-m", "apiary_edge.training.worker", file]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=light_environment())
     return json.loads(done.stdout.splitlines()[-1]), done
 
 out = disk / "training"

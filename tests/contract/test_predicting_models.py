@@ -18,6 +18,7 @@ from tests.stand_ins.eim_program import write_program
 from apiary.errors import ApiaryError, ModelError
 from apiary.learn import images
 from apiary.learn.runtimes import litert
+from apiary.process.child import light_environment
 from apiary.settings import EdgeSettings, StoreSettings
 from apiary.tensors import Weights
 from apiary.wire import blob
@@ -230,7 +231,7 @@ def test_the_chores_child_tunes_and_suggests_and_ends(node: Node) -> None:
 
     def chores() -> list[TrainingEvent]:
         command = [sys.executable, "-m", "apiary_edge.predicting.background_worker", str(file)]
-        done = subprocess.run(command, check=True, capture_output=True, timeout=120)
+        done = subprocess.run(command, check=True, capture_output=True, timeout=120, env=light_environment())
         return [t for line in done.stdout.splitlines() if (t := parse(line)) is not None]
 
     told = chores()

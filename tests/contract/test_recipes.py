@@ -219,7 +219,7 @@ def test_widths_past_the_last_halving_keep_the_resolution() -> None:
 
 def test_choosing_and_evaluating_import_no_tensorflow() -> None:
     code = (
-        "import sys, json; import apiary_coordinator.model.evaluate, apiary_coordinator.export.client; "
+        "import sys, json; import apiary_coordinator.model.keras, apiary_coordinator.export.client; "
         "from apiary_coordinator.recipes.base import check_options; check_options('mobilenet_v2', {}); "
         "from apiary.learn import runtimes; runtimes.choose('litert'); runtimes.usable(); "
         "print(json.dumps([m for m in ('tensorflow', 'keras', 'matplotlib', 'rich') if m in sys.modules]))"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from tests.stand_ins.disk_trace import unsynced
 from apiary.errors import DataError
 from apiary.learn import images
 from apiary.learn.manifest import PictureInput
+from apiary.process.child import light_environment
 from apiary.settings import StoreSettings
 from apiary.wire import blob
 from apiary.wire.messages import Plan
@@ -222,7 +222,7 @@ def under(limit_mb: int, file: Path) -> tuple[int, TrainingEvent | None]:
             "apiary_edge.training.worker",
             str(file),
         ],
-        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        env=light_environment(MALLOC_ARENA_MAX="1"),
         capture_output=True,
         timeout=120,
         check=False,

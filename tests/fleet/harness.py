@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from tests.stand_ins.memory_bus import MemoryBroker, MemoryBus
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Received
+from apiary.clocks import Clocks
 from apiary.identity.gate import OPEN, MessageGate
 from apiary.identity.roles import Role
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.learn.metrics import Evaluation
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
@@ -28,14 +29,14 @@ from apiary.wire.messages import BlobRef, OperatorReply, OperatorRequest, TrainM
 from apiary.wire.topics import TopicKind
 from apiary_coordinator import app
 from apiary_coordinator.journal import Journal
-from apiary_coordinator.model.builder import Evaluation, ExportedModel
+from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.resources import Platform, Storage
 from apiary_coordinator.round.runner import RoundRunner
-from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.run.run import Run
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.worker import InlineWorker
-from apiary_edge.feature import Clocks, NodeFeature
+from apiary_edge.feature import NodeFeature
 from apiary_edge.service import Edge, will
 from apiary_edge.status.presence import NodeFacts
 from apiary_edge.stores import NodeStores
@@ -51,7 +52,7 @@ Features = Callable[[Edge], Sequence[NodeFeature]]
 """What a node does beside training."""
 
 
-class FakeWorkshop:
+class FakeModelBuilder:
     """Two tensors, no pictures; accuracy is a number made of the weights."""
 
     def __init__(self, blobs: BlobStore):
@@ -71,14 +72,14 @@ class FakeWorkshop:
             initial=self._keep(blob.encode(initial)),
         )
 
-    def manifest(self, artefacts: ExportedModel) -> Manifest:
+    def manifest(self, exported: ExportedModel) -> Manifest:
         return self._manifest()
 
-    def evaluate(self, artefacts: ExportedModel, weights: Weights) -> Evaluation:
+    def evaluate(self, exported: ExportedModel, weights: Weights) -> Evaluation:
         accuracy = 1 - 1 / (2 + abs(float(weights["a/bias"].sum(dtype=np.float64))))
-        return Evaluation(accuracy, 1 - accuracy, {"per_class": {}, "confusion": [[1, 0], [0, 1]]})
+        return Evaluation(accuracy, 1 - accuracy, 2, ("a", "b"), {}, ((1, 0), (0, 1)))
 
-    def finish(self, artefacts: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
+    def finish(self, exported: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
         return {"int8_accuracy": 0.5}
 
     def _manifest(self) -> Manifest:
@@ -239,29 +240,23 @@ class Fleet:
         self.starts += 1
         epoch = f"epoch-{self.starts}"
         self._journal = Journal(settings.coordinator.state_dir)
-        row = self._journal.active_run()
-        if row is None and not self.stay:
-            self._journal.open_run("run", 0.0, "{}")
-            row = self._journal.active_run()
-        blobs = BlobStore(settings.coordinator.state_dir / "blobs")
-        self.coordinator = Coordinator(
+        one = None if self.stay else self._journal.active_run()
+        if one is None and not self.stay:
+            one = self._journal.open_run("run", 0.0, settings.run.model_dump_json())
+        self.coordinator = app.build(
             settings,
-            bus=self.broker.bus("coordinator", coordinator_will(settings.topics, epoch)),
-            journal=self._journal,
-            blobs=blobs,
-            worker=InlineWorker(),
-            clock=lambda: self.broker.now,
-            wall=lambda: self.broker.now,
-            epoch=epoch,
-            stay=self.stay,
-            features=partial(app.features, workshops=(lambda _, b: FakeWorkshop(b)) if self.stay else None),
-            gate=self.gates(Role.COORDINATOR, "hive", settings.coordinator.state_dir),
+            Platform(
+                self.broker.bus("coordinator", coordinator_will(settings.topics, epoch)),
+                InlineWorker(),
+                Clocks(lambda: self.broker.now, lambda: self.broker.now),
+                epoch,
+                self.gates(Role.COORDINATOR, "hive", settings.coordinator.state_dir),
+            ),
+            Storage(self._journal, BlobStore(settings.coordinator.state_dir / "blobs")),
+            one=one,
+            builders=lambda _, blobs: FakeModelBuilder(blobs),
         )
         self.coordinator.start()
-        if self.stay or row is None:
-            return
-        artefacts = ExportedModel.model_validate_json(row.artefacts) if row.artefacts is not None else None
-        self.coordinator.begin(Assignment(row.id, 0.0, settings, FakeWorkshop(blobs), artefacts, row.stop))
 
     def ask(self, op: str, /, *, id: str | None = None, **args: Any) -> OperatorReply:  # noqa: A002
         """What an operator is told; turns until there is an answer. Fails where none comes."""
@@ -285,14 +280,19 @@ class Fleet:
     @property
     def hosted(self) -> Run:
         """The run that the coordinator hosts; fails where there is none."""
-        assert self.coordinator is not None and self.coordinator.course is not None
-        return self.coordinator.course
+        assert self.coordinator is not None and self.coordinator.host.current is not None
+        return self.coordinator.host.current
 
     @property
-    def live(self) -> RoundRunner | None:
+    def runner(self) -> RoundRunner | None:
         """What runs the open round; None between rounds, and where no coordinator or run is."""
-        course = self.coordinator.course if self.coordinator is not None else None
-        return course.live if course is not None else None
+        return self.coordinator.host.runner if self.coordinator is not None else None
+
+    @property
+    def journal(self) -> Journal:
+        """The coordinator's; fails where that has never been started."""
+        assert self._journal is not None
+        return self._journal
 
     def kill_coordinator(self) -> None:
         """As `kill -9`: nothing is said, what is in memory is gone."""
@@ -348,10 +348,10 @@ class Fleet:
         for i in range(int(seconds / TICK_S)):
             each(i)
             self.turn()
-            course = self.coordinator.course if self.coordinator is not None else None
-            if course is not None and course.stage == "done":
-                return course.summary
-        stage = course.stage if course else "dead"
+            run = self.coordinator.host.current if self.coordinator is not None else None
+            if run is not None and run.stage == "done":
+                return run.summary
+        stage = run.stage if run else "dead"
         states = {n: e.session.state.value for n, e in self.nodes.items()}
         raise AssertionError(f"not over after {seconds} s: coordinator {stage}, nodes {states}")
 
@@ -365,7 +365,7 @@ class Fleet:
 
     def results(self) -> list[dict[str, Any]]:
         assert self._journal is not None
-        return list(self._journal.told("run"))
+        return list(self._journal.results("run"))
 
     def close(self) -> None:
         if self._journal is not None:

@@ -20,9 +20,9 @@ from tests.stand_ins.memory_bus import MemoryBroker
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Connected, Received, Will
-from apiary.bus.flow import ChunkFlow
 from apiary.bus.inlet import Delivery, decode
 from apiary.bus.outlet import Outlet
+from apiary.clocks import Clocks
 from apiary.errors import StoreError, WireError
 from apiary.identity.gate import OPEN, MessageGate
 from apiary.identity.roles import Role
@@ -30,16 +30,16 @@ from apiary.settings import Settings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import BlobRef, NodeStatus, PictureShape, Release, Want
 from apiary.wire.topics import TopicKind, Topics
-from apiary_coordinator.feature import Desk
 from apiary_coordinator.fleet.roster import Roster
+from apiary_coordinator.journal import Journal
 from apiary_coordinator.publishers._record import PublishRecord
 from apiary_coordinator.releases.build import BuiltRelease
 from apiary_coordinator.releases.ledger import Ledger
-from apiary_coordinator.releases.service import ReleaseService, policy_of
+from apiary_coordinator.releases.service import ReleaseService
 from apiary_coordinator.releases.signer import CertificateSigner, ReleaseKeySigner
+from apiary_coordinator.resources import Outgoing, Resources, Storage
 from apiary_coordinator.updates.model_server import ModelServer
 from apiary_coordinator.worker import InlineWorker
-from apiary_edge.feature import Clocks
 from apiary_edge.releases.agent import ReleaseAgent
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.job import TrialJob
@@ -174,29 +174,26 @@ class Headquarters:
         self.bus = fleet.broker.bus("coordinator")
         self.blobs = BlobStore(state / "blobs")
         self.roster = Roster()
-        self._flow = ChunkFlow()
         self._gate = fleet.gate(Role.COORDINATOR, "hq", state)
         self.outlet = Outlet(self.bus, TOPICS, gate=self._gate)
-        self._down = ModelServer(TOPICS, self.blobs, self._flow, 0.1)
+        self._model_server = ModelServer(TOPICS, self.blobs, 0.1)
         self._fleet = fleet
-        desk = self.desk = _of(
-            Desk,
-            settings=settings,
-            worker=InlineWorker(),
-            bus=self.bus,
-            topics=TOPICS,
-            outlet=self.outlet,
-            blobs=self.blobs,
-            down=self._down,
-            roster=self.roster,
-            clock=lambda: fleet.broker.now,
-            wall=lambda: fleet.broker.now,
+        self.settings, self.worker = settings, InlineWorker()
+        no_journal = cast(Journal, None)  # releases have a ledger of their own
+        self.resources = Resources(
+            Clocks(lambda: fleet.broker.now, lambda: fleet.broker.now),
+            Storage(no_journal, self.blobs),
+            Outgoing(self.bus, self.outlet, self._model_server),
+            self.worker,
         )
         self.releasing = ReleaseService(
-            settings.release,
-            desk,
-            Ledger(state, policy_of(settings.release)),
-            CertificateSigner(desk) if fleet.party else ReleaseKeySigner(desk, state / "release-key.pem"),
+            settings,
+            self.resources,
+            self.roster,
+            Ledger(state, settings.release),
+            CertificateSigner(self.outlet)
+            if fleet.party
+            else ReleaseKeySigner(self.outlet, TOPICS, state / "release-key.pem"),
         )
         for kind in (
             TopicKind.NODE_STATUS,
@@ -216,8 +213,8 @@ class Headquarters:
                 with contextlib.suppress(WireError):
                     self._received(event, now)
         self.releasing.tick(now)
-        self._down.due(now)
-        self._flow.pump(self.bus, 20)
+        self._model_server.due(now)
+        self._model_server.flow.pump(self.bus, 20)
 
     def _received(self, event: Received, now: float) -> None:
         topic = TOPICS.parse(event.topic)
@@ -227,7 +224,7 @@ class Headquarters:
         if isinstance(content, NodeStatus):
             self.roster.update(node, content, now)
         if isinstance(content, Want):
-            self._down.want(node, content, now)
+            self._model_server.want(node, content, now)
         else:
             self.releasing.received(Delivery(topic, content, event.retained, event.topic))
 

@@ -194,7 +194,7 @@ def raw_offer(data: bytes, **more: Any) -> dict[str, Any]:
 def until_round(fleet: Fleet) -> None:
     for _ in range(100):
         fleet.turn()
-        if fleet.live is not None:
+        if fleet.runner is not None:
             return
     raise AssertionError("no round was opened")
 
@@ -468,17 +468,17 @@ def test_a_damaged_update_in_the_spool_is_trained_again_and_the_model_is_the_sam
 
     def disturb(_: int) -> None:
         nonlocal done, victim
-        live = fleet.live
-        if done or live is None or len(live.round.accepted) != (4 if when == "sealed" else 2):
+        runner = fleet.runner
+        if done or runner is None or len(runner.round.accepted) != (4 if when == "sealed" else 2):
             return
         done = True
-        victim = next(iter(live.round.accepted))
+        victim = next(iter(runner.round.accepted))
         if when == "sealed":
-            assert live.parts.journal.rounds("run")[0].opened["sealed"]
+            assert fleet.journal.rounds("run")[0].opened["sealed"]
         for _ in range(5):  # its receipt is on its way
             fleet.nodes[victim].step(0)
         assert fleet.nodes[victim]._stores.outbox.done() == ("run", 1)
-        slot = next(r.slot for r in live.parts.journal.accepted("run", 1) if r.node == victim)
+        slot = next(r.slot for r in fleet.journal.accepted("run", 1) if r.node == victim)
         fleet.kill_coordinator()
         (spool,) = (fleet.folder / "coordinator" / "spool").iterdir()
         data = bytearray(spool.read_bytes())
@@ -553,8 +553,8 @@ def test_an_update_struck_out_of_the_journal_is_taken_when_it_comes_again(make_f
 
     def disturb(_: int) -> None:
         nonlocal done
-        live = fleet.live
-        if done or live is None or len(live.round.accepted) != 2:
+        runner = fleet.runner
+        if done or runner is None or len(runner.round.accepted) != 2:
             return
         done = True
         fleet.kill_coordinator()

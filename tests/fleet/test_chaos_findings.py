@@ -18,8 +18,8 @@ def stage(fleet: Fleet) -> str:
 
 
 def round_number(fleet: Fleet) -> int:
-    live = fleet.live
-    return live.round.number if live is not None else 0
+    runner = fleet.runner
+    return runner.round.number if runner is not None else 0
 
 
 def test_a_spool_left_by_a_power_cut_goes_at_the_next_start(make_fleet: MakeFleet) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from tests.fleet.harness import Fleet, MakeFleet
@@ -12,10 +12,10 @@ from tests.fleet.harness import Fleet, MakeFleet
 from apiary.blobs import BlobStore
 from apiary.errors import RunFailed, StoreError
 from apiary.wire import Digest
-from apiary.wire.messages import BlobRef
+from apiary.wire.messages import RoundResult
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.round.runner import RoundRunner
-from apiary_coordinator.round.start import ServerState
+from apiary_coordinator.run.announcer import Announcer
 from apiary_coordinator.run.run import Run
 from apiary_coordinator.updates.spool import Spool
 from apiary_coordinator.worker import Done, InlineWorker
@@ -23,14 +23,13 @@ from apiary_coordinator.worker import Done, InlineWorker
 FULL = "the journal refused a commit: database or disk is full"
 
 
-def course_of(fleet: Fleet) -> Run:
-    assert fleet.coordinator is not None and fleet.coordinator.course is not None
-    return fleet.coordinator.course
+def run_of(fleet: Fleet) -> Run:
+    return fleet.hosted
 
 
 def accepted(fleet: Fleet) -> int:
-    live = course_of(fleet).live
-    return len(live.round.accepted) if live is not None else 0
+    runner = run_of(fleet).runner
+    return len(runner.round.accepted) if runner is not None else 0
 
 
 class Refusing:
@@ -57,7 +56,7 @@ def test_a_full_disk_is_asked_again_after_a_pause(
     disk = Refusing(monkeypatch)
     disk.times = 4
     fleet = make_fleet(3, rounds=1)
-    fleet.until(lambda: course_of(fleet).live)
+    fleet.until(lambda: run_of(fleet).runner)
     assert disk.asked == caplog.messages.count(FULL) + 1 == 5
     assert fleet.broker.now > 4 * 5
     assert fleet.run()["rounds_closed"] == 1
@@ -77,9 +76,9 @@ def test_a_round_is_taken_up_once_however_often_the_disk_refuses(
     made: list[int] = []
     real = Run._begin
 
-    def begin(run: Run, live: RoundRunner) -> None:
-        made.append(live.round.number)
-        real(run, live)
+    def begin(run: Run, runner: RoundRunner) -> None:
+        made.append(runner.round.number)
+        real(run, runner)
 
     monkeypatch.setattr(Run, "_begin", begin)
     disk.times = 1
@@ -118,14 +117,14 @@ def test_a_model_that_cannot_be_told_of_yet_does_not_end_its_run(
     fleet = make_fleet(3, rounds=3)
     fleet.until(lambda: len(fleet.results()) == 1)
     left = [FULL, FULL]
-    real = ServerState.__dict__["model_ref"].fget
+    real = Announcer.result
 
-    def model_ref(opening: ServerState) -> BlobRef:
+    def result(announcer: Announcer, result: RoundResult) -> None:
         if left:
             raise StoreError(left.pop())
-        return cast("BlobRef", real(opening))
+        real(announcer, result)
 
-    monkeypatch.setattr(ServerState, "model_ref", property(model_ref))
+    monkeypatch.setattr(Announcer, "result", result)
     assert fleet.run()["rounds_closed"] == 3
     assert not left and any(FULL in message for message in caplog.messages)
 
@@ -213,7 +212,7 @@ def test_what_follows_a_run_does_not_fail_it(
     def inspect(folder: Path) -> None:
         raise subprocess.TimeoutExpired("the report", 120)
 
-    fleet.coordinator._inspect = inspect
+    fleet.coordinator._after_run = inspect
     if stay:
         fleet.ask("run.start", name="run")
         fleet.until(lambda: fleet._journal and fleet._journal.active_run() is None)

@@ -56,8 +56,8 @@ def test_a_node_learns_the_labels_of_a_run_that_waits_for_nodes(tmp_path: Path) 
         for _ in range(1000):
             fleet.turn()
         assert fleet.results() == []
-        assert fleet.hosted.artefacts is not None
-        labels = tuple(fleet.hosted.artefacts.labels)
+        assert fleet.hosted.exported is not None
+        labels = tuple(fleet.hosted.exported.labels)
         assert model_files.known_labels(tmp_path / "follow" / "pi-00") == labels
     finally:
         fleet.close()

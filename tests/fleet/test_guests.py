@@ -108,11 +108,11 @@ def test_a_node_that_comes_back_after_the_grace_joins_again_while_there_is_time(
     training.seconds, other.seconds = 3.0, 60.0
     fleet.until(lambda: training.started == 1)
     machine.now = HOT
-    live = fleet.live
-    assert live is not None
-    fleet.until(lambda: NodeId("pi-00") in live.round.gone)
+    runner = fleet.runner
+    assert runner is not None
+    fleet.until(lambda: NodeId("pi-00") in runner.round.gone)
     machine.now = WELL
-    fleet.until(lambda: NodeId("pi-00") in live.round.accepted)
+    fleet.until(lambda: NodeId("pi-00") in runner.round.accepted)
     fleet.run()
     assert training.started == 1
     assert set(fleet.results()[0]["contributors"]) == {"pi-00", "pi-01"}
@@ -128,9 +128,9 @@ def test_a_frozen_node_that_asks_meanwhile_is_not_sent_away(
     training = fleet.trainings["pi-00"]
     fleet.until(lambda: training.started == 1)
     machine.now = HOT
-    live = fleet.live
-    assert live is not None
-    fleet.until(lambda: NodeId("pi-00") in live.round.gone)
+    runner = fleet.runner
+    assert runner is not None
+    fleet.until(lambda: NodeId("pi-00") in runner.round.gone)
     # More than edge.refresh_s: it asks what is current, and is told.
     for _ in range(800):
         fleet.turn()

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fleet.harness import FakeWorkshop, MakeFleet
+from tests.fleet.harness import FakeModelBuilder, MakeFleet
 
 import apiary_edge.status.presence as presence_module
 from apiary import __version__
 from apiary.blobs import BlobStore
+from apiary.clocks import Clocks
 from apiary.errors import StoreError
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus
 from apiary.wire.topics import TopicKind
+from apiary_coordinator import app
 from apiary_coordinator.journal import Journal
-from apiary_coordinator.run.assignment import Assignment
-from apiary_coordinator.service import Coordinator, will
+from apiary_coordinator.resources import Platform, Storage
+from apiary_coordinator.service import will
 from apiary_coordinator.worker import InlineWorker
 from apiary_edge.training.job import TrainingEvent
 
@@ -66,20 +67,20 @@ def test_a_second_coordinator_of_the_federation_is_said_by_both(
         fleet.turn()
     settings = fleet.settings()
     folder = fleet.folder / "second"
-    journal, blobs = Journal(folder), BlobStore(folder / "blobs")
-    journal.open_run("other", 0.0, "{}")
-    second = Coordinator(
+    journal = Journal(folder)
+    second = app.build(
         settings,
-        bus=fleet.broker.bus("second", will(settings.topics, "epoch-second")),
-        journal=journal,
-        blobs=blobs,
-        worker=InlineWorker(),
-        clock=lambda: fleet.broker.now,
-        wall=lambda: fleet.broker.now,
-        epoch="epoch-second",
+        Platform(
+            fleet.broker.bus("second", will(settings.topics, "epoch-second")),
+            InlineWorker(),
+            Clocks(lambda: fleet.broker.now, lambda: fleet.broker.now),
+            "epoch-second",
+        ),
+        Storage(journal, BlobStore(folder / "blobs")),
+        one=journal.open_run("other", 0.0, settings.run.model_dump_json()),
+        builders=lambda _, blobs: FakeModelBuilder(blobs),
     )
     second.start()
-    second.begin(Assignment("other", 0.0, settings, FakeWorkshop(blobs)))
     for _ in range(5):
         second.step(0)
         fleet.turn()
@@ -131,8 +132,8 @@ def test_a_late_joiner_takes_the_place_of_one_that_declined(make_fleet: MakeFlee
     joined: list[str] = []
 
     def disturb(turn: int) -> None:
-        live = fleet.live
-        if live is not None and not joined and turn > 40:
+        runner = fleet.runner
+        if runner is not None and not joined and turn > 40:
             joined.append("pi-09")
             fleet.trainings["pi-01"].tells(TrainingEvent(kind="declined", text="this node is too hot"))
             fleet.start_node("pi-09")
@@ -164,16 +165,17 @@ def test_many_late_joiners_are_journaled_together_before_any_is_invited(
 
     def disturb(turn: int) -> None:
         nonlocal before
-        live = fleet.live
-        if live is not None and turn > 40 and not before:
+        runner = fleet.runner
+        if runner is not None and turn > 40 and not before:
             before = len(journaled)
-            invite = live.parts.invite
+            run = fleet.hosted
+            invite = run.invite
 
             def noting(node: NodeId) -> None:
                 invited.append((node, journaled[-1]))
                 invite(node)
 
-            live.parts = replace(live.parts, invite=noting)
+            monkeypatch.setattr(run, "invite", noting)
             for i in range(2, 8):
                 fleet.trainings[f"pi-{i:02d}"].tells(TrainingEvent(kind="declined", text="too hot"))
             for name in sorted(newcomers):

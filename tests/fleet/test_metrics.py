@@ -163,7 +163,7 @@ def test_the_round_that_fails_a_run_is_counted(measured: Callable[..., Fleet]) -
     fleet.ask("run.start", name="run")
     for _ in range(200):
         fleet.turn()
-    assert fleet.coordinator is not None and fleet.coordinator.course is None
+    assert fleet.coordinator is not None and fleet.coordinator.host.current is None
     found = scrape(feature_of(fleet))
     assert found["apiary_rounds_total", (("state", "failed"),)] == 2
     assert found["apiary_updates_total", (("result", "missing"),)] == 6

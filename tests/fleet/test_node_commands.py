@@ -173,7 +173,7 @@ def test_retrain_says_where_there_is_nothing_to_train_again(commanded: Callable[
     found = answers(fleet, "retrain", "pi-00")["pi-00"]
     assert (found["state"], found["why"]) == ("refused", "its update of round 1 was counted already")
     fleet.until(lambda: _rounds(fleet))
-    fleet.until(lambda: fleet.coordinator is not None and fleet.coordinator.course is None)
+    fleet.until(lambda: fleet.coordinator is not None and fleet.coordinator.host.current is None)
     for node in ("pi-01", "pi-02"):
         found = answers(fleet, "retrain", node)[node]
         why = f"round 1 of run {run} is over: nothing to train again"

@@ -25,12 +25,12 @@ class Asking:
         self.said: list[OperatorReply] = []
         outlet = Outlet(fleet.hq.bus, TOPICS, lambda kind, node, message: self.said.append(message))  # type: ignore[arg-type]  # replies only
         self.operators = OperatorRequests(outlet, lambda: fleet.broker.now)
-        operations.register(self.operators, fleet.hq.releasing, fleet.hq.desk)
+        operations.register(self.operators, fleet.hq.releasing, fleet.hq.settings, fleet.hq.resources)
 
     def __call__(self, op: str, **args: Any) -> Any:
         request = OperatorRequest(id=f"r{len(self.said)}", op=f"release.{op}", args=args)
         self.operators.received(Delivery(Topic(TopicKind.OPERATOR_REQUEST, node=ANNA), request))
-        for done in self.fleet.hq.desk.worker.collect():
+        for done in self.fleet.hq.worker.collect():
             done.then(done.value)
         last = self.said[-1]
         if last.state == "refused":

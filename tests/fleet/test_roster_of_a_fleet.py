@@ -31,7 +31,7 @@ def test_a_last_will_is_no_sign_of_life(make_fleet: MakeFleet) -> None:
 def test_a_node_whose_status_was_removed_is_gone_for_good(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(3, rounds=1, lost_grace_s=5)
     fleet.trainings["pi-02"].seconds = 1000
-    fleet.until(lambda: fleet.live)
+    fleet.until(lambda: fleet.runner)
     del fleet.nodes["pi-02"]  # it hangs: its link is up, and the broker says nothing of it
     topic = fleet.settings().topics.build(TopicKind.NODE_STATUS, node=NodeId("pi-02"))
     operator = fleet.broker.bus("operator", None)

@@ -40,8 +40,8 @@ def test_the_first_round_is_the_exact_mean_of_what_the_nodes_trained(make_fleet:
     summary = fleet.run()
     store = BlobStore(fleet.folder / "coordinator" / "blobs")
     final = blob.decode(store.read(Digest(summary["model_sha256"])), who="test").weights
-    assert fleet.hosted.artefacts is not None
-    first = fleet.hosted.artefacts.initial.digest
+    assert fleet.hosted.exported is not None
+    first = fleet.hosted.exported.initial.digest
     initial = blob.decode(store.read(Digest(first)), who="test").weights
     updates = {n: update_of(n, 1, initial) for n in fleet.nodes}
     total = sum(samples for _, samples in updates.values())
@@ -122,9 +122,9 @@ def test_a_node_that_never_comes_back_is_replaced_from_the_reserve(make_fleet: M
     killed: list[str] = []
 
     def disturb(turn: int) -> None:
-        live = fleet.live
-        if live is not None and not killed:
-            killed.append(live.round.cohort[0])
+        runner = fleet.runner
+        if runner is not None and not killed:
+            killed.append(runner.round.cohort[0])
             fleet.kill_node(killed[0])
 
     fleet.run(each=disturb)

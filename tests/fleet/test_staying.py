@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.fleet.harness import TICK_S, FakeWorkshop, Fleet, MakeFleet
+from tests.fleet.harness import TICK_S, FakeModelBuilder, Fleet, MakeFleet
 
 from apiary.bus.bus import Received
 from apiary.errors import SettingsError, StoreError
@@ -32,7 +32,7 @@ def state_of(fleet: Fleet) -> dict[str, str]:
 
 def stage(fleet: Fleet) -> str | None:
     assert fleet.coordinator is not None
-    return fleet.coordinator.course.stage if fleet.coordinator.course is not None else None
+    return fleet.hosted.stage if fleet.coordinator.host.current is not None else None
 
 
 @pytest.fixture
@@ -188,8 +188,8 @@ def test_a_stopped_run_ends_with_its_best_model_and_the_next_one_begins(
     fleet = staying(rounds=50)
     fleet.ask("run.start", name="long")
     fleet.ask("run.start", name="next", settings={"rounds": 1})
-    fleet.until(lambda: stage(fleet) is not None and fleet.hosted.record.next_number == 3)
-    found = fleet.hosted.record.best
+    fleet.until(lambda: stage(fleet) is not None and fleet.hosted.history.next_number == 3)
+    found = fleet.hosted.history.best
     assert found is not None
     best = found.round
     assert fleet.ask("run.stop").result == {"run": "long", "state": "stopping", "best": best}
@@ -239,13 +239,13 @@ def test_a_stopped_round_frees_its_nodes_before_the_run_is_finished(
     """Finishing takes as long as its publishers do; nobody shall train for nothing so long."""
     fleet = staying(rounds=5)
     fleet.ask("run.start", name="long")
-    fleet.until(lambda: stage(fleet) is not None and fleet.hosted.record.next_number == 2)
+    fleet.until(lambda: stage(fleet) is not None and fleet.hosted.history.next_number == 2)
     for training in fleet.trainings.values():
         training.seconds = 5000
     fleet.until(lambda: all(node.session.state is SessionState.TRAINING for node in fleet.nodes.values()))
     freed: list[bool] = []
 
-    def finish(self: FakeWorkshop, *args: Any) -> dict[str, Any]:
+    def finish(self: FakeModelBuilder, *args: Any) -> dict[str, Any]:
         for _ in range(20):
             fleet.broker.now += TICK_S
             for node in fleet.nodes.values():
@@ -253,7 +253,7 @@ def test_a_stopped_round_frees_its_nodes_before_the_run_is_finished(
         freed.append(all(node.session.state is SessionState.IDLE for node in fleet.nodes.values()))
         return {}
 
-    monkeypatch.setattr(FakeWorkshop, "finish", finish)
+    monkeypatch.setattr(FakeModelBuilder, "finish", finish)
     fleet.ask("run.stop", name="long")
     fleet.until(lambda: state_of(fleet) == {"long": "stopped"})
     assert freed == [True]
@@ -262,7 +262,7 @@ def test_a_stopped_round_frees_its_nodes_before_the_run_is_finished(
 def test_a_stop_survives_the_coordinators_death(staying: Callable[..., Fleet]) -> None:
     fleet = staying(rounds=50)
     fleet.ask("run.start", name="long")
-    fleet.until(lambda: stage(fleet) is not None and fleet.hosted.record.next_number == 2)
+    fleet.until(lambda: stage(fleet) is not None and fleet.hosted.history.next_number == 2)
     fleet.until(lambda: stage(fleet) == "round")
     fleet.hosted.stop("stopped by operator anna")
     fleet.kill_coordinator()
@@ -273,19 +273,19 @@ def test_a_stop_survives_the_coordinators_death(staying: Callable[..., Fleet]) -
 def test_a_run_that_cannot_be_built_is_told_and_the_next_one_begins(
     staying: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.fleet.harness import FakeWorkshop
+    from tests.fleet.harness import FakeModelBuilder
 
     from apiary.errors import DataError
 
     fleet = staying()
-    build, failing = FakeWorkshop.build, [True]
+    build, failing = FakeModelBuilder.build, [True]
 
-    def fail_once(self: FakeWorkshop) -> Any:
+    def fail_once(self: FakeModelBuilder) -> Any:
         if failing.pop() if failing else False:
             raise DataError("the pictures are gone")
         return build(self)
 
-    monkeypatch.setattr(FakeWorkshop, "build", fail_once)
+    monkeypatch.setattr(FakeModelBuilder, "build", fail_once)
     fleet.ask("run.start", name="bad")
     fleet.ask("run.start", name="good")
     fleet.until(lambda: state_of(fleet) == {"bad": "failed", "good": "finished"})
@@ -343,7 +343,7 @@ def test_blobs_of_old_runs_are_removed(staying: Callable[..., Fleet]) -> None:
 def test_a_coordinator_for_one_run_refuses_another_and_can_be_stopped(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2, rounds=50)
     assert (fleet.ask("run.start").why or "").startswith("this coordinator was started for one run")
-    fleet.until(lambda: stage(fleet) is not None and fleet.hosted.record.next_number == 3)
+    fleet.until(lambda: stage(fleet) is not None and fleet.hosted.history.next_number == 3)
     assert fleet.ask("run.stop").state == "done"
     assert fleet.run()["stop"] == "stopped by operator anna"
 
@@ -391,14 +391,14 @@ def test_a_time_that_passes_while_the_coordinator_is_down_is_made_up_for(
 def test_a_run_without_held_out_pictures_is_refused_at_once(
     staying: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.fleet.harness import FakeWorkshop
+    from tests.fleet.harness import FakeModelBuilder
 
     from apiary.errors import DataError
 
-    def check(self: FakeWorkshop) -> None:
+    def check(self: FakeModelBuilder) -> None:
         raise DataError("no held-out pictures")
 
     fleet = staying()
-    monkeypatch.setattr(FakeWorkshop, "check", check)
+    monkeypatch.setattr(FakeModelBuilder, "check", check)
     answer = fleet.ask("run.start", name="x")
     assert (answer.state, answer.why, state_of(fleet)) == ("refused", "no held-out pictures", {})

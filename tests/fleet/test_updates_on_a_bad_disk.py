@@ -27,20 +27,20 @@ def test_updates_of_one_commit_count_though_the_next_step_is_refused(
     """Three rows are journaled at once; what follows of the first is refused once."""
     undisturbed = make_fleet(3, rounds=1).run()["model_sha256"]
     fleet = make_fleet(3, rounds=1, deadline_s=200, quorum=0.3)
-    sync_next, accepted = Collector._sync_next, RoundRunner._accepted
+    sync_next, accepted = Collector._sync_next, RoundRunner.accepted
     refusals = [StoreError(FULL)]
 
     def all_at_once(collection: Collector) -> None:
         if collection._syncing or len(collection._screened) >= 3 or not collection._screened:
             sync_next(collection)
 
-    def refused(live: RoundRunner, row: AcceptedRow) -> None:
-        accepted(live, row)
+    def refused(runner: RoundRunner, row: AcceptedRow) -> None:
+        accepted(runner, row)
         if refusals:
             raise refusals.pop()
 
     monkeypatch.setattr(Collector, "_sync_next", all_at_once)
-    monkeypatch.setattr(RoundRunner, "_accepted", refused)
+    monkeypatch.setattr(RoundRunner, "accepted", refused)
     assert fleet.run(seconds=100)["model_sha256"] == undisturbed
     assert fleet.results()[0]["n_contributors"] == 3
 

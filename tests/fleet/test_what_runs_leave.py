@@ -31,7 +31,7 @@ def do(fleet: Fleet, run: str, **settings: Any) -> None:
     """Ask for a run and wait for its end."""
     assert fleet.ask("run.start", name=run, settings=settings).state == "done"
     fleet.until(lambda: _state(fleet, run) not in ("waiting", "active"))
-    fleet.until(lambda: fleet.coordinator and fleet.coordinator.course is None)
+    fleet.until(lambda: fleet.coordinator and fleet.coordinator.host.current is None)
 
 
 def _state(fleet: Fleet, run: str) -> str:
@@ -54,7 +54,7 @@ def test_old_runs_leave_the_journal_and_their_folders(staying: Callable[..., Fle
     assert rows(fleet, "accepted") == {"run-5", "run-6"}
     told: Any = fleet.ask("run.show", name="run-3").result
     assert told["rounds"] == 1 and told["results"][0]["contributors"] == 2
-    (entry,) = journal_of(fleet).told("run-3")
+    (entry,) = journal_of(fleet).results("run-3")
     assert "shares" not in entry and entry["n_contributors"] == 2
 
 

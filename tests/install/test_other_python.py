@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apiary.process.child import light_environment
 from apiary.tensors import Weights
 from apiary.wire import blob
 from apiary.wire.messages import Plan
@@ -131,7 +131,8 @@ def _train(python: Path, built: Built, pictures: Path, folder: Path) -> Weights:
 
 
 def _run(command: list[str | Path], cwd: Path | None = None) -> str:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYENV", "APIARY_"))}
+    ours = ("PYTHON", "PYENV", "APIARY_")
+    environment = {k: v for k, v in light_environment().items() if not k.startswith(ours)}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=environment
     )

@@ -9,25 +9,25 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from apiary.clocks import Clocks
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.fleet.harness import FakeTraining, FakeWorkshop
+from tests.fleet.harness import FakeModelBuilder, FakeTraining
 
 from apiary.blobs import BlobStore
 from apiary.bus.mqtt import MqttBus
+from apiary.bus.outlet import no_tap
 from apiary.settings import Settings, load_settings
 from apiary.wire import NodeId
 from apiary_cli.terminal import logs
 from apiary_coordinator import app
 from apiary_coordinator.journal import Journal
+from apiary_coordinator.resources import Storage
 from apiary_coordinator.service import Coordinator
-from apiary_coordinator.service import will as coordinator_will
-from apiary_coordinator.worker import ThreadWorker
-from apiary_edge.feature import Clocks
 from apiary_edge.operators.commands import Commands
 from apiary_edge.service import Edge, will
 from apiary_edge.status.presence import NodeFacts
@@ -46,21 +46,12 @@ class Clock:
 
 
 def coordinator(settings: Settings) -> Coordinator:
-    epoch = secrets.token_hex(4)
-    bus = MqttBus(
-        settings.broker, client_id=f"c-{settings.federation}", will=coordinator_will(settings.topics, epoch)
-    )
-    return Coordinator(
+    state = settings.coordinator.state_dir
+    return app.build(
         settings,
-        bus=bus,
-        journal=Journal(settings.coordinator.state_dir),
-        blobs=BlobStore(settings.coordinator.state_dir / "blobs"),
-        worker=ThreadWorker("worker", bus.wake),
-        clock=time.monotonic,
-        wall=time.time,
-        epoch=epoch,
-        stay=True,
-        features=partial(app.features, workshops=lambda _, blobs: FakeWorkshop(blobs)),
+        app.platform(settings, no_tap),
+        Storage(Journal(state), BlobStore(state / "blobs")),
+        builders=lambda _, blobs: FakeModelBuilder(blobs),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ def test_every_path_and_module_named_exists(source: str) -> None:
 def is_module(folder: Path, name: str) -> bool:
     path = folder / name.replace(".", "/")
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_list_begins_after_an_empty_line(source: str) -> None:
+    """Markdown takes it for a part of the paragraph otherwise."""
+    lines = prose(source).splitlines()
+    for before, line in pairwise(lines):
+        if re.match(r"(\d+\.|[-*]) ", line):
+            assert not before.strip() or re.match(r"\s*(\d+\.|[-*]) |\s{2,}", before), f"{source}: {line}"
 
 
 def test_the_addresses_of_the_project_agree() -> None:

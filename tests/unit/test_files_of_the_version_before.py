@@ -11,11 +11,11 @@ from tests.fixtures.state_8fbd764.unpack import unpack
 
 from apiary.files import sha256_of
 from apiary.identity.marks import DiskMarks
+from apiary.settings import ReleaseSettings
 from apiary.wire import Digest
 from apiary_cli.main import main
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.releases.ledger import Ledger
-from apiary_coordinator.releases.rollout_events import RolloutPolicy
 from apiary_edge.predicting import model_files
 from apiary_edge.releases.store import ReleaseStore, current, folder_of
 from apiary_edge.transfer.outbox import Outbox
@@ -79,7 +79,7 @@ def test_the_installed_release_is_still_installed(state: tuple[Path, dict[str, A
     assert sha256_of(slot.path) == slot.digest
     store = ReleaseStore(folder_of(node))
     assert store.current == slot
-    book = Ledger(folder / "node" / "coordinator", RolloutPolicy()).book
+    book = Ledger(folder / "node" / "coordinator", ReleaseSettings()).book
     assert book.rollout is not None and book.rollout.state == "done"
     assert book.rollout.release.file.digest == slot.digest
     assert store.serial == book.serial

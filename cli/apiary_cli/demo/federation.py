@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 
 from apiary.errors import RunFailed, StoreError
 from apiary.files import advice, write_atomic
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import end, start
 from apiary.settings import to_toml
 
 MARK: Final = "FEDERATION_FOLDER"
@@ -54,13 +54,7 @@ class Party:
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Ask it to end, then end it."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        end(self.process, timeout_s)
         if self._copying is not None:
             self._copying.join(_COPIED_S)
         for f in self._files:
@@ -116,14 +110,11 @@ class LocalFederation:
     def _start(self, name: str, command: str, *flags: str) -> Party:
         log, out = self.folder / f"{name}.log", self.folder / f"{name}.out"
         files: list[IO[bytes]] = [log.open("ab", buffering=0), out.open("wb")]
-        process = subprocess.Popen(
+        process = start(
             [sys.executable, "-m", "apiary_cli", command, "--config", str(self.settings_file), *flags],
-            stdin=subprocess.DEVNULL,
             stdout=files[1],
             # Through us: errors of a party whose log cannot be written are worth reading.
             stderr=subprocess.PIPE,
-            start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls prctl only
             env=_clean_environment() | {MARK: str(self.folder.resolve())},
         )
         copying = threading.Thread(target=_copy, args=(process, files[0]), name=f"{name}-log", daemon=True)

@@ -7,10 +7,8 @@ import importlib.metadata
 import json
 import logging
 import os
-import selectors
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -22,7 +20,7 @@ from typing import Final
 from apiary.errors import ApiaryError, DataError, ExportError, ModelError, SettingsError
 from apiary.files import write_atomic
 from apiary.learn.manifest import Manifest
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import ChildProcess, how_ended, start
 from apiary.tensors import Weights
 from apiary.wire.blob import decode
 from apiary_coordinator.export.job import REVISION, BuildJob, FinishJob, sealed
@@ -184,59 +182,29 @@ def run_again_where_killed(run: Callable[[], None], pause: Callable[[float], Non
 
 
 def _run_once(task: str, command: list[str], out: Path, timeout_s: float, on_line: OnLine | None) -> None:
-    # One group of its own: Ctrl-C reaches us alone, and we end the child.
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        # A killed coordinator is started again at once: the new one's child and ours share a folder.
-        preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls prctl only
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
+    until = time.monotonic() + timeout_s
+    kept: deque[str] = deque(maxlen=_KEPT_LINES)
+    child = ChildProcess(start(command, env=os.environ | {"PYTHONUNBUFFERED": "1"}), _text, name="export")
     try:
-        lines = _follow(child, time.monotonic() + timeout_s, on_line)
-        code = child.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        raise ExportError(f"the export ({task}) was stopped after {timeout_s:.0f} s") from None
+        for lines in child.batches():
+            for line in lines:
+                kept.append(line)
+                if on_line:
+                    on_line(line)
+            if time.monotonic() >= until:
+                raise ExportError(f"the export ({task}) was stopped after {timeout_s:.0f} s")
+        code = child.poll() or 0
     finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)  # with the gate's own child
-            child.wait()
-        if child.stdout:
-            child.stdout.close()
+        child.end()
     if code == 0 and sealed(out) is not None:
         return
-    said = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), None)
-    if said:
-        raise _BY_EXIT.get(code, ExportError)(said)
-    how = f"by signal {-code} (out of memory?)" if code < 0 else f"with code {code}"
+    message = next((line.removeprefix("error: ") for line in kept if line.startswith("error: ")), None)
+    if message:
+        raise _BY_EXIT.get(code, ExportError)(message)
     killed = code == -signal.SIGKILL
-    last = " | ".join(list(lines)[-3:])[:500]
-    raise (KilledError if killed else ExportError)(f"the export ({task}) ended {how}: {last}")
+    last = " | ".join(list(kept)[-3:])[:500]
+    raise (KilledError if killed else ExportError)(f"the export ({task}) {how_ended(code)}: {last}")
 
 
-def _follow(child: subprocess.Popen[bytes], until: float, on_line: OnLine | None) -> deque[str]:
-    """The child's last lines, each handed on as it comes. Raises TimeoutExpired."""
-    assert child.stdout is not None  # noqa: S101 - we asked for a pipe
-    lines: deque[str] = deque(maxlen=_KEPT_LINES)
-    rest = b""
-    with selectors.DefaultSelector() as waits:
-        waits.register(child.stdout, selectors.EVENT_READ)
-        while True:
-            left = until - time.monotonic()
-            if left <= 0:
-                raise subprocess.TimeoutExpired("export", 0)
-            if not waits.select(min(left, 1.0)):
-                continue
-            data = os.read(child.stdout.fileno(), 65536)
-            *whole, rest = (rest + data).split(b"\n")
-            for raw in whole if data else [*whole, rest]:
-                line = raw.decode(errors="replace").rstrip()[:2000]
-                if line:
-                    lines.append(line)
-                    if on_line:
-                        on_line(line)
-            if not data:
-                return lines
+def _text(line: bytes) -> str | None:
+    return line.decode(errors="replace").rstrip()[:2000] or None

@@ -6,7 +6,6 @@ runtime, because tflite-runtime and TensorFlow cannot live in one process.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from apiary.errors import ApiaryError, ExportError
 from apiary.learn.manifest import Manifest
 from apiary.learn.runtimes import choose
 from apiary.learn.runtimes.base import Trainer
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import run_to_end
 from apiary.tensors import Array, Weights
 from apiary.wire.blob import decode
 
@@ -73,22 +72,17 @@ def take(trainer: Trainer, manifest: Manifest, initial: Weights) -> Steps:
 
 
 def light(folder: Path, manifest: Manifest, runtime: str = "litert") -> Steps:
-    """The gate's steps in a process of its own. Raises ExportError with what it said."""
+    """The gate's steps in a process of its own. Raises ExportError with what it printed."""
     out = folder / "parity.npz"
     command = [sys.executable, "-m", "apiary_coordinator.export.parity", runtime, str(folder), str(out)]
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            timeout=LIGHT_TIMEOUT_S,
-            check=False,
-            preexec_fn=die_with_parent,
-        )
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
+        code, printed = run_to_end(command, timeout_s=LIGHT_TIMEOUT_S)
+        if code is None:
+            raise ExportError(f"{manifest.recipe}: {STEPS} steps in {runtime} took over {LIGHT_TIMEOUT_S} s")
+        if code:
             raise ExportError(
                 f"{manifest.recipe}: the exported trainer does not run in {runtime} "
-                f"(exit {done.returncode}): {said[0][:400]}"
+                f"(exit {code}): {printed[-400:] or 'nothing'}"
             )
         with np.load(out, allow_pickle=False) as kept:
             return Steps(
@@ -96,10 +90,6 @@ def light(folder: Path, manifest: Manifest, runtime: str = "litert") -> Steps:
                 Weights({t.name: kept[t.argument] for t in manifest.tensors}),
                 kept["probabilities"],
             )
-    except subprocess.TimeoutExpired:
-        raise ExportError(
-            f"{manifest.recipe}: {STEPS} steps in {runtime} took over {LIGHT_TIMEOUT_S} s"
-        ) from None
     finally:
         out.unlink(missing_ok=True)
 

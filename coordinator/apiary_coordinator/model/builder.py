@@ -1,20 +1,20 @@
-"""What a run needs besides the bus: a model to train, a judge of it, and its final files."""
+"""What a run needs of its model: built before the first round, evaluated after each, finished at the end."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from apiary.learn.manifest import Manifest
+from apiary.learn.metrics import Evaluation
 from apiary.tensors import Weights
 from apiary.wire.messages import BlobRef
 
 
 class ExportedModel(BaseModel):
-    """What a run announces besides its model: digests of blobs that the store holds."""
+    """What a run announces besides its newest model: digests of blobs that the store holds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -24,18 +24,14 @@ class ExportedModel(BaseModel):
     base: BlobRef | None
     initial: BlobRef
 
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """How good a model is on the server's held-out pictures; `details` are JSON for the history."""
-
-    accuracy: float
-    loss: float
-    details: dict[str, Any]
+    @property
+    def files(self) -> list[BlobRef]:
+        """What a node needs besides the weights."""
+        return [ref for ref in (self.manifest, self.trainer, self.base) if ref is not None]
 
 
 class ModelBuilder(Protocol):
-    """Slow work, called on the worker's thread only but for `check`."""
+    """Slow work: all but `check` is called on the worker's thread only."""
 
     def check(self) -> None:
         """Refuse quickly what could not be built: called on the loop. Raises DataError."""
@@ -45,14 +41,14 @@ class ModelBuilder(Protocol):
         """Export the recipe and put its files into the blob store. Raises ModelError, DataError."""
         ...
 
-    def manifest(self, artefacts: ExportedModel) -> Manifest:
-        """The manifest of what was built."""
+    def manifest(self, exported: ExportedModel) -> Manifest:
+        """Read the manifest of what was built."""
         ...
 
-    def evaluate(self, artefacts: ExportedModel, weights: Weights) -> Evaluation:
-        """Judge weights on held-out pictures, without TensorFlow."""
+    def evaluate(self, exported: ExportedModel, weights: Weights) -> Evaluation:
+        """Evaluate weights on held-out pictures, without TensorFlow. Raises DataError."""
         ...
 
-    def finish(self, artefacts: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
-        """Write the final model's files into `folder`; what the summary should say of them."""
+    def finish(self, exported: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
+        """Write the final model's files into `folder`; returns what the summary adds about them."""
         ...

@@ -1,27 +1,27 @@
-"""The models of a run in the blob store: read, looked after, removed."""
+"""The models of one run in the blob store: verified, read, removed."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
 from apiary.blobs import BlobStore
-from apiary.errors import RunFailed
+from apiary.errors import RunFailed, StoreError
 from apiary.tensors import Weights
 from apiary.wire import Digest, blob
+from apiary.wire.messages import BlobRef
 from apiary_coordinator.model.builder import ExportedModel
 
 
 class Checkpoints:
-    """What one run has there."""
+    """The models of one run."""
 
     def __init__(self, run: str, blobs: BlobStore):
         self._run = run
         self._blobs = blobs
 
-    def whole(self, artefacts: ExportedModel) -> bool:
+    def whole(self, exported: ExportedModel) -> bool:
         """Whether all that was built is there, and as it was. Raises StoreError."""
-        refs = (artefacts.manifest, artefacts.trainer, artefacts.base, artefacts.initial)
-        return all(self._blobs.verify(Digest(ref.digest)) for ref in refs if ref is not None)
+        return all(self._blobs.verify(Digest(ref.digest)) for ref in (*exported.files, exported.initial))
 
     def weights(self, digest: Digest) -> Weights:
         """A model. Raises RunFailed where no disk will give it back, StoreError where it may."""
@@ -33,8 +33,16 @@ class Checkpoints:
             )
         return blob.decode(self._blobs.read(digest), who="the blob store").weights
 
-    def prune(self, made: Iterable[str | None], keep: Container[str]) -> None:
-        """Remove what rounds have made, but for what is to be kept. Raises StoreError."""
-        for model in made:
+    def prune(self, models: Iterable[str | None], keep: Container[str]) -> None:
+        """Remove these models but for those to keep. Raises StoreError."""
+        for model in models:
             if model and model not in keep:
                 self._blobs.remove(Digest(model))
+
+
+def model_ref(blobs: BlobStore, digest: Digest) -> BlobRef:
+    """A model as messages name it. Raises StoreError."""
+    try:
+        return BlobRef(digest=digest, bytes=blobs.path(digest).stat().st_size)
+    except OSError as e:
+        raise StoreError(f"the model {digest[:12]} cannot be read: {e.strerror}") from e

@@ -1,11 +1,11 @@
-"""The real workshop: recipes exported by a child with TensorFlow, judged here in the light runtime."""
+"""Builds models with Keras: a child with TensorFlow exports recipes, the light runtime evaluates them."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,21 @@ from apiary.learn import features as frozen
 from apiary.learn import images
 from apiary.learn.cache import ArrayCache
 from apiary.learn.classifier import Classifier
-from apiary.learn.classifier import evaluate as judge
+from apiary.learn.classifier import evaluate as evaluate_classifier
+from apiary.learn.fit import predict
 from apiary.learn.images import Dataset
 from apiary.learn.manifest import INPUT, Manifest
+from apiary.learn.metrics import Evaluation, report
 from apiary.learn.runtimes import choose
 from apiary.learn.runtimes.base import Trainer
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import Digest, blob
 from apiary.wire.messages import MAX_LABEL_CHARS, MAX_LABELS, BlobRef, fits_label
+from apiary_coordinator import strategies
 from apiary_coordinator.export.client import Built, build_in_child, finish_in_child
 from apiary_coordinator.export.job import BuildJob, FinishJob
-from apiary_coordinator.model.builder import Evaluation, ExportedModel
-from apiary_coordinator.model.evaluate import evaluate
-from apiary_coordinator.round.start import strategy
+from apiary_coordinator.model.builder import ExportedModel
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ _CACHE_MB = 1024
 
 
 class KerasModelBuilder:
-    """Builds, judges and finishes for one run's settings."""
+    """Builds, evaluates and finishes the model of one run."""
 
     def __init__(self, settings: Settings, blobs: BlobStore):
         self._settings = settings
@@ -65,29 +66,26 @@ class KerasModelBuilder:
                 initial=self._keep(blob.encode(built.initial)),
             )
 
-    def manifest(self, artefacts: ExportedModel) -> Manifest:
+    def manifest(self, exported: ExportedModel) -> Manifest:
         """The manifest of what was built."""
-        return Manifest.decode(self._blobs.read(Digest(artefacts.manifest.digest)))
+        return Manifest.decode(self._blobs.read(Digest(exported.manifest.digest)))
 
-    def evaluate(self, artefacts: ExportedModel, weights: Weights) -> Evaluation:
-        """Judge weights on the held-out pictures."""
-        manifest = self.manifest(artefacts)
-        held_out = self._pictures(artefacts, manifest, features=True)
+    def evaluate(self, exported: ExportedModel, weights: Weights) -> Evaluation:
+        """Evaluate weights on the held-out pictures."""
+        manifest = self.manifest(exported)
+        held_out = self._pictures(exported, manifest, features=True)
         if self._trainer is None:
-            trainer = self._blobs.path(Digest(artefacts.trainer.digest)) if artefacts.trainer else None
+            trainer = self._blobs.path(Digest(exported.trainer.digest)) if exported.trainer else None
             self._trainer = choose("auto").open_trainer(manifest, trainer, threads=1)
-        found = evaluate(self._trainer, weights, held_out, manifest.labels)
-        told = found.to_json()
-        details = {"per_class": told["classes"], "confusion": told["confusion"]}
-        return Evaluation(found.accuracy, found.loss, details)
+        return evaluate(self._trainer, weights, held_out, manifest.labels)
 
-    def finish(self, artefacts: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
+    def finish(self, exported: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
         """Write the final files; the int8 model's accuracy on the same pictures."""
         with _on_disk("the final model"):
-            manifest = self.manifest(artefacts)
+            manifest = self.manifest(exported)
             weights_file = self._state / "final.blob"
             write_atomic(weights_file, blob.encode(weights))
-            pictures = self._pictures(artefacts, manifest, features=False)
+            pictures = self._pictures(exported, manifest, features=False)
             representative = self._state / "representative.npy"
             # At most 100, spread over the classes: Keras' converter wants a hundred or so to find the ranges.
             np.save(representative, pictures.x[:: max(1, len(pictures) // 100)][:100], allow_pickle=False)
@@ -104,9 +102,9 @@ class KerasModelBuilder:
                 write_atomic(folder / path.name, path.read_bytes())
             write_atomic(folder / INPUT, manifest.input.model_dump_json().encode() + b"\n")
             return {
-                "tflite_accuracy": judge(Classifier(finished.tflite), pictures).accuracy,
-                "int8_accuracy": judge(Classifier(finished.int8), pictures).accuracy,
-                # What was judged: a publisher refuses a file that was changed since.
+                "tflite_accuracy": evaluate_classifier(Classifier(finished.tflite), pictures).accuracy,
+                "int8_accuracy": evaluate_classifier(Classifier(finished.int8), pictures).accuracy,
+                # What was evaluated: a publisher refuses a file that was changed since.
                 "files": {
                     path.name: hashlib.sha256(path.read_bytes()).hexdigest()
                     for path in (finished.tflite, finished.int8)
@@ -119,7 +117,7 @@ class KerasModelBuilder:
             recipe=run.recipe,
             options=run.recipe_options,
             labels=labels,
-            plan=strategy(self._settings).plan(run.plan, run.strategy_options),
+            plan=strategies.load(run).plan(run.plan, run.strategy_options),
             base_weights=self._settings.coordinator.base_weights,
             seed=run.seed,
             out=self._state / "build",
@@ -127,8 +125,8 @@ class KerasModelBuilder:
         cache = self._settings.coordinator.exports_dir or self._state / "exports"
         return build_in_child(job, cache=cache, on_line=_debug)
 
-    def _pictures(self, artefacts: ExportedModel, manifest: Manifest, *, features: bool) -> Dataset:
-        wants_features = features and artefacts.base is not None and manifest.features is not None
+    def _pictures(self, exported: ExportedModel, manifest: Manifest, *, features: bool) -> Dataset:
+        wants_features = features and exported.base is not None and manifest.features is not None
         if self._held_out is not None and features:
             return self._held_out
         folder = self._settings.coordinator.test_data
@@ -136,14 +134,14 @@ class KerasModelBuilder:
             raise DataError("no held-out pictures are set (coordinator.test_data)")
         cache = ArrayCache(self._state / "cache", _CACHE_MB)
         found = images.scan(folder, manifest.labels, manifest.input)
-        if wants_features and artefacts.base is not None and manifest.features is not None:
-            base = self._blobs.path(Digest(artefacts.base.digest))
+        if wants_features and exported.base is not None and manifest.features is not None:
+            base = self._blobs.path(Digest(exported.base.digest))
             data = frozen.load(
                 found,
                 manifest.input,
                 lambda: choose("auto").open_base(base),
                 length=manifest.features,
-                base_digest=artefacts.base.digest,
+                base_digest=exported.base.digest,
                 cache=cache,
             )
         else:
@@ -158,9 +156,19 @@ class KerasModelBuilder:
         return BlobRef(digest=self._blobs.put(data), bytes=len(data))
 
 
+def evaluate(trainer: Trainer, weights: Weights, dataset: Dataset, labels: Sequence[str]) -> Evaluation:
+    """Evaluate `weights`, which `trainer` holds afterwards. Raises DataError where labels differ."""
+    if tuple(labels) != dataset.labels:
+        raise DataError(
+            f"the held-out pictures have the labels {list(dataset.labels)}, the model {list(labels)}"
+        )
+    trainer.set_weights(weights)
+    return report(predict(trainer, dataset), dataset.y, labels)
+
+
 @contextlib.contextmanager
 def _on_disk(what: str) -> Iterator[None]:
-    """A full disk is no bug of ours: said, and tried again, as wherever else the disk refuses."""
+    """A full disk is not a bug: it becomes a StoreError, after which the job is tried again."""
     try:
         yield
     except OSError as e:

@@ -20,13 +20,17 @@ from prometheus_client import (
 )
 
 from apiary import __version__
+from apiary.bus.bus import Bus
 from apiary.errors import SettingsError
-from apiary.settings import MetricsSettings
+from apiary.settings import MetricsSettings, Settings
 from apiary.wire.messages import NodeState
-from apiary_coordinator.feature import CoordinatorFeature, Desk
+from apiary_coordinator.feature import CoordinatorFeature
+from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.monitoring.watchdog import Watchdog
 from apiary_coordinator.operators.requests import OperatorRequests
+from apiary_coordinator.run.host import RunHost
 from apiary_coordinator.run.run import Run
+from apiary_coordinator.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +53,7 @@ _OTHER: Final = "other"
 
 
 class Figures:
-    """Every metric by its name; nothing is told before there is something to tell."""
+    """Every metric by its name; a figure without a value yet is not shown."""
 
     def __init__(self, federation: str):
         self.registry = registry = CollectorRegistry()
@@ -128,16 +132,29 @@ class Figures:
 class Metrics(CoordinatorFeature):
     """Looks at the coordinator every other second; serves what it saw."""
 
-    def __init__(self, desk: Desk, operators: OperatorRequests, vigil: Watchdog):
-        self._desk = desk
+    def __init__(
+        self,
+        settings: Settings,
+        bus: Bus,
+        worker: Worker,
+        roster: Roster,
+        *,
+        host: RunHost,
+        operators: OperatorRequests,
+        watchdog: Watchdog,
+    ):
+        self._bus = bus
+        self._worker = worker
+        self._roster = roster
+        self._host = host
         self._operators = operators
-        self._vigil = vigil
-        self._settings: MetricsSettings = desk.settings.metrics
+        self._watchdog = watchdog
+        self._settings = settings.metrics
         self._look_at = 0.0
         self._seen: tuple[str, int] | None = None
-        self._course: Run | None = None
+        self._run: Run | None = None
         self._server: Any = None
-        self.figures = Figures(desk.settings.federation)
+        self.figures = Figures(settings.federation)
         self.port = 0
         """Where it listens, once it does."""
 
@@ -150,54 +167,53 @@ class Metrics(CoordinatorFeature):
 
     def tick(self, now: float) -> None:
         """Count the rounds that ended; look at the rest from time to time."""
-        course = self._desk.course()
-        if self._course is not None and self._course is not course:
-            self._rounds(self._course)  # what it did in its last turn, a round that failed it perhaps
-        self._course = course
-        if course is not None:
-            self._rounds(course)
+        run = self._host.current
+        if self._run is not None and self._run is not run:
+            self._rounds(self._run)  # what it did in its last turn, a round that failed it perhaps
+        self._run = run
+        if run is not None:
+            self._rounds(run)
         if now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S
-            self._look(course)
+            self._look()
 
     def close(self) -> None:
         """Stop listening."""
         if self._server is not None:
             self._server.close()
 
-    def _rounds(self, course: Run) -> None:
-        """Count what is new. What was there when a run was taken up was counted before the restart."""
-        rounds = course.record.rounds
-        if self._seen is None or self._seen[0] != course.run:
-            if course.artefacts is None:
+    def _rounds(self, run: Run) -> None:
+        """Count what is new. What was there when a run was resumed was counted before the restart."""
+        rounds = run.history.rounds
+        if self._seen is None or self._seen[0] != run.name:
+            if run.exported is None:
                 return  # its rounds are not read from the journal yet
-            self._seen = (course.run, len(rounds))
+            self._seen = (run.name, len(rounds))
             self.figures.best.clear()
-        if len(rounds) > self._seen[1] and course.record.newest is not None:
-            self.figures.round_over(course.record.newest)  # one a turn at most
-        self._seen = (course.run, len(rounds))
-        if (best := course.record.best) is not None:
-            self.figures.best.labels(course.run).set(best.accuracy)
+        if len(rounds) > self._seen[1] and run.history.newest is not None:
+            self.figures.round_over(run.history.newest)  # one a turn at most
+        self._seen = (run.name, len(rounds))
+        if (best := run.history.best) is not None:
+            self.figures.best.labels(run.name).set(best.accuracy)
 
-    def _look(self, course: Run | None) -> None:
-        desk, figures = self._desk, self.figures
-        figures.connected.set(desk.bus.connected)
-        figures.backlog.set(desk.bus.backlog)
-        figures.jobs.set(desk.worker.pending)
-        figures.busy.set(self._vigil.busy_s)
+    def _look(self) -> None:
+        figures, runner = self.figures, self._host.runner
+        figures.connected.set(self._bus.connected)
+        figures.backlog.set(self._bus.backlog)
+        figures.jobs.set(self._worker.pending)
+        figures.busy.set(self._watchdog.busy_s)
         figures.requests.set(self._operators.open)
-        figures.run_active.set(course is not None and course.stage != "done")
-        nodes = desk.roster.nodes.values()
+        figures.run_active.set(self._host.active is not None)
+        nodes = self._roster.nodes.values()
         states = Count(node.status.state for node in nodes)
         for state in get_args(NodeState):
             figures.nodes.labels(state).set(states[state])
         figures.samples.set(sum(n.status.samples or 0 for n in nodes if n.status.state != "lost"))
-        live = course.live if course is not None else None
-        granted, waiting = live.collection.uploading if live is not None else (0, 0)
+        granted, waiting = runner.collector.uploading if runner is not None else (0, 0)
         figures.uploads.labels("granted").set(granted)
         figures.uploads.labels("waiting").set(waiting)
-        if live is not None:
-            figures.round.set(live.round.number)
+        if runner is not None:
+            figures.round.set(runner.round.number)
 
 
 def reason_of(why: str) -> str:

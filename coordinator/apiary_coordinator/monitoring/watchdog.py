@@ -7,7 +7,8 @@ from typing import Final
 
 from apiary.errors import ApiaryError
 from apiary.settings import PublishSettings
-from apiary_coordinator.feature import CoordinatorFeature, Desk
+from apiary_coordinator.feature import CoordinatorFeature
+from apiary_coordinator.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +21,10 @@ GIVE_UP_S: Final = 2 * 3600.0
 class Watchdog(CoordinatorFeature):
     """`busy_s` is how long the worker has been at the job that it is at, 0 where it is at none."""
 
-    def __init__(self, desk: Desk):
-        self._desk = desk
-        self._limit_s = GIVE_UP_S + longest(desk.settings.publish)
+    def __init__(self, worker: Worker, publish: PublishSettings):
+        self._worker = worker
+        # Publishing after a run may take this long, all publishers together.
+        self._limit_s = GIVE_UP_S + publish.timeout_s * len(publish.after_run)
         self._ended = -1
         self._since = 0.0
         self._say_at = 0.0
@@ -30,7 +32,7 @@ class Watchdog(CoordinatorFeature):
 
     def tick(self, now: float) -> None:
         """Raises ApiaryError where the worker is stuck: whoever starts us again has the run go on."""
-        worker = self._desk.worker
+        worker = self._worker
         if not worker.pending or worker.ended != self._ended:
             self._ended, self._since, self._say_at = worker.ended, now, now + SAY_S
         self.busy_s = now - self._since
@@ -48,8 +50,3 @@ class Watchdog(CoordinatorFeature):
                 self.busy_s / 60,
                 self._limit_s / 3600,
             )
-
-
-def longest(publish: PublishSettings) -> float:
-    """How long publishing after a run may take, in seconds."""
-    return publish.timeout_s * len(publish.after_run)

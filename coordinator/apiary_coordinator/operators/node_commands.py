@@ -1,4 +1,4 @@
-"""Commands of operators for nodes: sent to each, repeated while it is silent, answered with its own reply."""
+"""Commands of operators for nodes: sent to each, repeated until it replies; its reply is the answer."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ from typing import Any, Final, Literal
 from pydantic import Field, JsonValue, ValidationError
 
 from apiary.bus.inlet import Delivery
+from apiary.bus.outlet import Outlet
+from apiary.clocks import Clocks
 from apiary.errors import RequestRefused
 from apiary.tags import matches, parse_rule
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeCommand, NodeReply, OperatorReply
 from apiary.wire.topics import TopicKind
-from apiary_coordinator.feature import CoordinatorFeature, Desk
+from apiary_coordinator.feature import CoordinatorFeature
 from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
+from apiary_coordinator.run.host import RunHost
 
 log = logging.getLogger(__name__)
 
 MAX_OPEN: Final = 8
 """Orders at a time."""
 MAX_NODES: Final = 2_000
-"""Of one order: what they answer must fit into one message."""
+"""Of one order: their replies must fit into one message."""
 _REPEAT_S: Final = 3.0
 _PATIENCE: Final = 5
-_TELL_EVERY_S: Final = 1.0
+_REPORT_EVERY_S: Final = 1.0
 _LOG_BYTES: Final = 160_000
 """Of all nodes together."""
 _ANSWER_BYTES: Final = 240_000
-"""The results of all nodes of an order together, each with an equal share: one node shall not crowd out what
-the others answer."""
+"""The results of all nodes of an order together, each with an equal share: one node shall not crowd out the
+replies of the others."""
 ALL: Final = "all"
 State = Literal["sent", "working", "done", "refused", "silent", "absent"]
 
@@ -54,7 +57,7 @@ class LogsArguments(NodeSelector):
 
 @dataclass(slots=True)
 class _One:
-    """A node's answer as it stands."""
+    """A node's reply as it stands."""
 
     state: State = "sent"
     why: str | None = None
@@ -65,7 +68,7 @@ class _One:
     def open(self) -> bool:
         return self.state in ("sent", "working") and not self.late
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         found = {"state": self.state, "why": self.why, "result": self.result}
         return {key: value for key, value in found.items() if value is not None}
 
@@ -79,11 +82,11 @@ class _Order:
     nodes: dict[NodeId, _One] = field(default_factory=dict)
     repeat_at: float = 0.0
     repeats: int = 0
-    told_at: float = 0.0
+    reported_at: float = 0.0
     news: bool = False
 
-    def told(self) -> JsonValue:
-        return {"nodes": {node: one.told() for node, one in self.nodes.items()}}
+    def to_json(self) -> JsonValue:
+        return {"nodes": {node: one.to_json() for node, one in self.nodes.items()}}
 
 
 class NodeCommands(CoordinatorFeature):
@@ -91,8 +94,13 @@ class NodeCommands(CoordinatorFeature):
 
     kinds = (TopicKind.NODE_REPLY,)
 
-    def __init__(self, desk: Desk, operators: OperatorRequests):
-        self._desk = desk
+    def __init__(
+        self, operators: OperatorRequests, host: RunHost, roster: Roster, outlet: Outlet, clocks: Clocks
+    ):
+        self._host = host
+        self._roster = roster
+        self._outlet = outlet
+        self._clocks = clocks
         self._orders: dict[str, _Order] = {}
         for op in ("pause", "resume", "drain", "retrain"):
             operators.register(f"node.{op}", NodeSelector, partial(self._order, op))
@@ -115,10 +123,10 @@ class NodeCommands(CoordinatorFeature):
         retrained = order.command.op == "retrain" and reply.state == "done"
         if retrained and (why := self._invite_again(node, reply.result)) is not None:
             one.state, one.why = "refused", why
-        self._advance(order, self._desk.clock())
+        self._advance(order, self._clocks.monotonic())
 
     def tick(self, now: float) -> None:
-        """Say again what was not answered; end what takes too long."""
+        """Send again what was not answered; end what takes too long."""
         for order in list(self._orders.values()):
             if now >= order.until:
                 for one in order.nodes.values():
@@ -133,25 +141,25 @@ class NodeCommands(CoordinatorFeature):
             self._advance(order, now)
 
     def _logs(self, call: Call, args: LogsArguments) -> None:
-        chosen = choose(self._desk.roster, args.nodes)
+        chosen = choose(self._roster, args.nodes)
         self._order("logs", call, args, lines=args.lines, bytes=min(16_000, _LOG_BYTES // len(chosen)))
 
     def _heard(self, call: Call, args: Arguments) -> None:
         """When the coordinator last heard each node, seconds since 1970: a broker does not keep that."""
-        newest = sorted(self._desk.roster.heard.items(), key=lambda item: -item[1])[:MAX_NODES]
-        call.done({"now": round(self._desk.wall(), 1), "heard": {n: round(at, 1) for n, at in newest}})
+        newest = sorted(self._roster.heard.items(), key=lambda item: -item[1])[:MAX_NODES]
+        call.done({"now": round(self._clocks.wall(), 1), "heard": {n: round(at, 1) for n, at in newest}})
 
     def _order(self, op: str, call: Call, args: NodeSelector, **more: JsonValue) -> None:
         if len(self._orders) >= MAX_OPEN:
             raise RequestRefused(f"{MAX_OPEN} commands are under way; try again when they are answered")
-        now = self._desk.clock()
-        chosen = choose(self._desk.roster, args.nodes)
-        # The same after a restart of ours, so that a node need not do twice what was asked once.
+        now = self._clocks.monotonic()
+        chosen = choose(self._roster, args.nodes)
+        # The same after a restart, so that a node does not do twice what was requested once.
         id_ = hashlib.sha256(f"{call.operator}/{call.id}".encode()).hexdigest()[:32]
         command = NodeCommand(id=id_, op=op, by=call.operator, args=more)
         order = _Order(call, command, now + args.timeout_s, args.timeout_s)
         for node in chosen:
-            status = self._desk.roster[node].status
+            status = self._roster[node].status
             gone = status.state == "lost"
             order.nodes[node] = _One("absent", status.why or "lost") if gone else _One()
         self._orders[id_] = order
@@ -163,40 +171,40 @@ class NodeCommands(CoordinatorFeature):
         order.repeat_at = now + _REPEAT_S
         order.repeats += 1
         for node, one in order.nodes.items():
-            # Who works at it is asked less often: only the last word may have been lost.
+            # A node that works at it gets it less often: only its last reply may have been lost.
             if one.state == "sent" or (one.state == "working" and order.repeats % _PATIENCE == 0):
-                self._desk.outlet.send(order.command, node)
+                self._outlet.send(order.command, node)
 
     def _advance(self, order: _Order, now: float) -> None:
         if not any(one.open for one in order.nodes.values()):
             self._orders.pop(order.command.id, None)
-            order.call.done(order.told())
-        elif order.news and now - order.told_at >= _TELL_EVERY_S:
-            order.news, order.told_at = False, now
-            order.call.working(order.told())
+            order.call.done(order.to_json())
+        elif order.news and now - order.reported_at >= _REPORT_EVERY_S:
+            order.news, order.reported_at = False, now
+            order.call.working(order.to_json())
 
     def _invite_again(self, node: NodeId, result: JsonValue) -> str | None:
         """Invite a node that has forgotten its answer to the open round; why it trains nothing, or None.
 
-        The node does not know what became of its answer, and may not have heard that the round is over.
+        The node does not know whether its update counted, and may have missed that the round is over.
         """
         run, number = (result.get("run"), result.get("round")) if isinstance(result, dict) else (None, None)
         if run is None:
             return "it has answered or given up no round that it could train again"
-        course = self._desk.course()
-        live = course.live if course is not None else None
-        if live is None or not live.round.collecting or (run, number) != (live.parts.run, live.round.number):
+        runner = self._host.runner
+        current = (runner.round.run, runner.round.number) if runner is not None else None
+        if runner is None or not runner.round.collecting or (run, number) != current:
             return f"round {number} of run {run} is over: nothing to train again"
-        if node in live.round.accepted:
+        if node in runner.round.accepted:
             return f"its update of round {number} was counted already"
-        if node in live.round.rejected:
-            return f"its update of round {number} was refused: {live.round.rejected[node]}"
-        live.ask_again(node)
-        return None if live.round.welcomes(node) else f"it was not drawn for round {number}"
+        if node in runner.round.rejected:
+            return f"its update of round {number} was refused: {runner.round.rejected[node]}"
+        runner.ask_again(node)
+        return None if runner.round.welcomes(node) else f"it was not drawn for round {number}"
 
 
 def _unfit(node: NodeId, reply: NodeReply, room: int) -> str | None:
-    """Why a node's result cannot be told beside those of others; None where it can."""
+    """Why a node's result cannot be sent beside those of others; None where it can."""
     try:
         OperatorReply(id=reply.id, state="done", result={"nodes": {node: {"result": reply.result}}})
     except ValidationError:

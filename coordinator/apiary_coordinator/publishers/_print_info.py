@@ -1,13 +1,12 @@
-"""Asks a downloaded program what model it holds, where this machine can run it. It gets nothing of ours."""
+"""Reads from a downloaded program what model it holds, where this machine can run it.
+
+The program gets none of our environment.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import resource
-import signal
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,7 @@ from typing import Final
 from apiary.eim import elf, protocol
 from apiary.eim.protocol import EimModel
 from apiary.errors import EimError
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import ProcessLimits, end, how_ended, start, wait
 
 TIMEOUT_S: Final = 20.0
 _PRINTED_BYTES: Final = 2**20
@@ -30,38 +29,23 @@ def print_info(program: Path, *, timeout_s: float = TIMEOUT_S) -> EimModel:
     """The model by `--print-info`: in an empty folder, without our environment, bounded. Raises EimError."""
     with tempfile.TemporaryDirectory(prefix="apiary-eim-") as folder, tempfile.TemporaryFile() as printed:
         try:
-            child = subprocess.Popen(
+            process = start(
                 [str(program.resolve()), "--print-info"],
-                stdin=subprocess.DEVNULL,
+                limits=ProcessLimits(max_file_bytes=_PRINTED_BYTES),
                 stdout=printed,
-                stderr=subprocess.STDOUT,
                 cwd=folder,
                 env={"PATH": os.defpath},
-                start_new_session=True,
-                preexec_fn=_bounds,  # noqa: PLW1509 - system calls only
             )
         except OSError as e:
             raise EimError(f"{program} cannot be started: {e.strerror}") from None
         try:
-            code = child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise EimError(f"{program.name} --print-info did not end within {timeout_s:g} s") from None
+            code = wait(process, timeout_s)
         finally:
-            _kill(child)
+            end(process)
+        if code is None:
+            raise EimError(f"{program.name} --print-info did not end within {timeout_s:g} s")
         printed.seek(0)
         text = printed.read(_PRINTED_BYTES).decode(errors="replace")
     if code != 0:
-        raise EimError(f"{program.name} --print-info ended with code {code}: {' '.join(text.split())[-300:]}")
+        raise EimError(f"{program.name} --print-info {how_ended(code)}: {' '.join(text.split())[-300:]}")
     return protocol.read_info(text)
-
-
-def _bounds() -> None:
-    die_with_parent()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_PRINTED_BYTES, _PRINTED_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()

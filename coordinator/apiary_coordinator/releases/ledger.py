@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from apiary.errors import StoreError
 from apiary.files import write_json
+from apiary.settings import ReleaseSettings
 from apiary.wire.messages import Release, ReleaseCurrent
 from apiary_coordinator.releases.rollout import Rollout
-from apiary_coordinator.releases.rollout_events import Pins, RolloutPolicy
+from apiary_coordinator.releases.rollout_events import Pins
 
 NAME: Final = "releases.json"
 MAX_HISTORY: Final = 200
@@ -99,7 +100,7 @@ def current(rollout: Rollout, serial: int) -> ReleaseCurrent:
 class Ledger:
     """The book on disk."""
 
-    def __init__(self, folder: Path, policy: RolloutPolicy):
+    def __init__(self, folder: Path, policy: ReleaseSettings):
         self._path = folder / NAME
         self.book = _read(self._path, policy)
 
@@ -135,7 +136,7 @@ def _to_json(book: Book) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, policy: RolloutPolicy) -> Book:
+def _read(path: Path, policy: ReleaseSettings) -> Book:
     try:
         told = json.loads(path.read_bytes())
         return _from_json(told, policy)
@@ -150,7 +151,7 @@ def _read(path: Path, policy: RolloutPolicy) -> Book:
         ) from None
 
 
-def _from_json(told: dict[str, Any], policy: RolloutPolicy) -> Book:
+def _from_json(told: dict[str, Any], policy: ReleaseSettings) -> Book:
     if told["v"] != 1:
         raise ValueError(f"version {told['v']}")
     entries = {}
@@ -169,7 +170,7 @@ def _from_json(told: dict[str, Any], policy: RolloutPolicy) -> Book:
 
 
 def _rollout(
-    told: dict[str, Any] | None, entries: Mapping[str, Entry], pins: Pins, policy: RolloutPolicy
+    told: dict[str, Any] | None, entries: Mapping[str, Entry], pins: Pins, policy: ReleaseSettings
 ) -> Rollout | None:
     if told is None:
         return None

@@ -10,19 +10,20 @@ from typing import Annotated, Any, Final
 from pydantic import Field
 
 from apiary.errors import ApiaryError, RequestRefused
+from apiary.settings import Settings
 from apiary.tags import parse_rule
 from apiary.wire.messages import MAX_LABELS, Label, Name, Release
 from apiary.wire.messages.releases import ReleaseKind
-from apiary_coordinator.feature import Desk
 from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
 from apiary_coordinator.publishers.base import Kind
 from apiary_coordinator.releases import build
 from apiary_coordinator.releases.build import BuiltRelease, ReleaseRequest
 from apiary_coordinator.releases.rollout import Rollout
 from apiary_coordinator.releases.service import ReleaseService
+from apiary_coordinator.resources import Resources
 from apiary_coordinator.run.finished import find_run
 
-MAX_TOLD: Final = 500
+MAX_LISTED: Final = 500
 """Nodes named in one answer, those that failed first; the counts are of all."""
 
 
@@ -58,12 +59,16 @@ class PinRelease(Arguments):
     release: Name | None = None
 
 
-def register(operators: OperatorRequests, releasing: ReleaseService, desk: Desk) -> None:
-    """Let `apiary release` ask."""
+def register(
+    operators: OperatorRequests, releasing: ReleaseService, settings: Settings, resources: Resources
+) -> None:
+    """Answer the requests of `apiary release`."""
     operators.register("release.list", NoArguments, lambda call, _: call.done(listed(releasing)))
     operators.register("release.status", NoArguments, lambda call, _: call.done(status(releasing)))
     operators.register(
-        "release.create", CreateRelease, lambda call, told: _create(call, told, releasing, desk)
+        "release.create",
+        CreateRelease,
+        lambda call, args: _create(call, args, releasing, settings, resources),
     )
     for name in ("pause", "resume", "abort"):
         act: Callable[[], Rollout] = getattr(releasing, name)
@@ -71,10 +76,10 @@ def register(operators: OperatorRequests, releasing: ReleaseService, desk: Desk)
     operators.register(
         "release.rollback",
         RollbackRelease,
-        lambda call, told: call.done(told_of(releasing.rollback(told.release))),
+        lambda call, args: call.done(in_short(releasing.rollback(args.release))),
     )
     operators.register("release.key", NoArguments, lambda call, _: call.done({"key": releasing.key()}))
-    operators.register("release.pin", PinRelease, lambda call, told: _pin(call, told, releasing))
+    operators.register("release.pin", PinRelease, lambda call, args: _pin(call, args, releasing))
 
 
 def listed(releasing: ReleaseService) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def status(releasing: ReleaseService) -> dict[str, Any]:
         return {"rollout": None, "nodes": {}, "counts": {}, "history": history}
     nodes = {}
     order = {"failed": 0, "unfit": 1, "waiting": 2, "healthy": 3}
-    for node in sorted(rollout.fleet, key=lambda n: (order[rollout.verdict(n)], n))[:MAX_TOLD]:
+    for node in sorted(rollout.fleet, key=lambda n: (order[rollout.verdict(n)], n))[:MAX_LISTED]:
         member, report = rollout.fleet[node], rollout.fleet[node].report
         nodes[node] = {
             "verdict": rollout.verdict(node),
@@ -107,10 +112,9 @@ def status(releasing: ReleaseService) -> dict[str, Any]:
             "pinned": rollout.is_pinned(node),
         }
         if report is not None:
-            told = report.model_dump(exclude_none=True, exclude={"v", "digest", "serial"})
-            nodes[node] |= told
+            nodes[node] |= report.model_dump(exclude_none=True, exclude={"v", "digest", "serial"})
     return {
-        "rollout": told_of(rollout),
+        "rollout": in_short(rollout),
         "counts": dict(Counter(rollout.verdict(n) for n in rollout.fleet)),
         "nodes": nodes,
         "pins": {"nodes": dict(rollout.pins.nodes), "tags": dict(rollout.pins.tags)},
@@ -118,7 +122,7 @@ def status(releasing: ReleaseService) -> dict[str, Any]:
     }
 
 
-def told_of(rollout: Rollout) -> dict[str, Any]:
+def in_short(rollout: Rollout) -> dict[str, Any]:
     """A roll-out in short."""
     return {
         "release": described(rollout.release),
@@ -138,30 +142,35 @@ def described(release: Release) -> dict[str, Any]:
 
 
 def _doing(act: Callable[[], Rollout]) -> Callable[[Call, NoArguments], None]:
-    return lambda call, _: call.done(told_of(act()))
+    return lambda call, _: call.done(in_short(act()))
 
 
-def _create(call: Call, told: CreateRelease, releasing: ReleaseService, desk: Desk) -> None:
-    if (told.run is None) == (told.file is None):
+def _create(
+    call: Call,
+    args: CreateRelease,
+    releasing: ReleaseService,
+    settings: Settings,
+    resources: Resources,
+) -> None:
+    if (args.run is None) == (args.file is None):
         raise RequestRefused("release.create: give either a run or a file")
     wish = ReleaseRequest(
-        name=told.name,
-        kind=told.kind,
-        numbers=told.numbers,
-        labels=tuple(told.labels) if told.labels is not None else None,
-        min_version=told.min_version,
-        expires_days=told.expires_days,
-        relabels=told.relabels,
+        name=args.name,
+        kind=args.kind,
+        numbers=args.numbers,
+        labels=tuple(args.labels) if args.labels is not None else None,
+        min_version=args.min_version,
+        expires_days=args.expires_days,
+        relabels=args.relabels,
     )
-    settings = desk.settings
 
     def make() -> BuiltRelease | ApiaryError:
         try:
-            if told.file is not None:
-                made = build.from_file(told.file, wish, settings, desk.wall())
+            if args.file is not None:
+                made = build.from_file(args.file, wish, settings, resources.clocks.wall())
             else:
-                folder = find_run(told.run or "latest", settings.coordinator.runs_dir, anywhere=False)
-                made = build.from_run(folder, wish, settings, desk.wall())
+                folder = find_run(args.run or "latest", settings.coordinator.runs_dir, anywhere=False)
+                made = build.from_run(folder, wish, settings, resources.clocks.wall())
             return releasing.keep(made)
         except ApiaryError as e:
             return e
@@ -170,21 +179,21 @@ def _create(call: Call, told: CreateRelease, releasing: ReleaseService, desk: De
         try:
             if isinstance(made, ApiaryError):
                 raise made
-            call.done(told_of(releasing.begin(made.release)))
+            call.done(in_short(releasing.begin(made.release)))
         except ApiaryError as e:
             call.refuse(str(e))
 
     call.working()
-    desk.worker.submit(make, then)
+    resources.worker.submit(make, then)
 
 
-def _pin(call: Call, told: PinRelease, releasing: ReleaseService) -> None:
-    if (told.node is None) == (told.tag is None):
+def _pin(call: Call, args: PinRelease, releasing: ReleaseService) -> None:
+    if (args.node is None) == (args.tag is None):
         raise RequestRefused("release.pin: give either a node or a tag")
-    if told.tag is not None:
+    if args.tag is not None:
         try:
-            parse_rule(told.tag)
+            parse_rule(args.tag)
         except ValueError as e:
             raise RequestRefused(str(e)) from None
-    pins = releasing.pin(node=told.node, rule=told.tag, name=told.release)
+    pins = releasing.pin(node=args.node, rule=args.tag, name=args.release)
     call.done({"nodes": dict(pins.nodes), "tags": dict(pins.tags)})

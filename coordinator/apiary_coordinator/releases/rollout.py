@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
+from apiary.settings import ReleaseSettings
 from apiary.wire.messages import NodeRelease, Release, RolloutState
 from apiary.wire.messages.releases import pinned_to, place
 from apiary_coordinator.releases.rollout_events import (
@@ -39,7 +40,6 @@ from apiary_coordinator.releases.rollout_events import (
     Pins,
     Publish,
     ResumeRollout,
-    RolloutPolicy,
     RolloutTick,
 )
 
@@ -52,7 +52,7 @@ class Rollout:
 
     release: Release
     stable: Release | None
-    policy: RolloutPolicy
+    policy: ReleaseSettings
     state: RolloutState = "rolling"
     wave: int = 0
     share: float = 0.0
@@ -92,7 +92,7 @@ class Rollout:
 def begin(
     release: Release,
     stable: Release | None,
-    policy: RolloutPolicy,
+    policy: ReleaseSettings,
     now: float,
     *,
     pins: Pins | None = None,
@@ -105,7 +105,7 @@ def begin(
 
 def restore(
     release: Release,
-    policy: RolloutPolicy,
+    policy: ReleaseSettings,
     now: float,
     *,
     pins: Pins | None = None,
@@ -252,7 +252,7 @@ def _open(rollout: Rollout, wave: int, now: float, before: str) -> Outcome:
     share, canaries = policy.waves[wave], rollout.canaries
     if wave == 0 and policy.canaries:
         members = [n for n in policy.canaries if n in order]
-        cut, canaries = 0.0, policy.canaries
+        cut, canaries = 0.0, tuple(policy.canaries)
     elif share >= 1:
         members, cut = order, 1.0
     else:

@@ -1,4 +1,4 @@
-"""What may happen to a roll-out, what is known of nodes, and how careful it is: the words of `rollout`."""
+"""The events and commands of the state table in `rollout`, and what it knows of nodes and pins. Pure."""
 
 from __future__ import annotations
 
@@ -9,22 +9,8 @@ from apiary.wire.messages import NodeRelease, Release
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutPolicy:
-    """How careful a roll-out is; the fields are those of the settings section `release`."""
-
-    waves: tuple[float, ...] = (0.1, 0.5, 1.0)
-    canaries: tuple[str, ...] = ()
-    wave_s: float = 3600.0
-    soak_s: float = 60.0
-    min_healthy: float = 0.8
-    max_failed: float = 0.1
-    max_accuracy_drop: float = 0.05
-    max_inference_ms: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Member:
-    """What is known of a node: whether it is here, its tags, and the last it said of releases."""
+    """What is known of a node: whether it is here, its tags, and its last report of a release."""
 
     here: bool = False
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -79,7 +65,7 @@ Event = Known | RolloutTick | PauseRollout | ResumeRollout | AbortRollout | Pinn
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Journal the roll-out as it stands, then say it to the fleet; `note` is for its history."""
+    """Journal the roll-out as it stands, then publish it to the fleet; `note` is for its history."""
 
     note: str
     bad: bool = False

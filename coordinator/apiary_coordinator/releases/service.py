@@ -10,20 +10,22 @@ from typing import Final
 
 from apiary.bus.inlet import Delivery
 from apiary.errors import ApiaryError, RequestRefused, StoreError
-from apiary.settings import ReleaseSettings
+from apiary.settings import Settings
 from apiary.wire import Digest
 from apiary.wire.messages import MAX_BYTES, NodeRelease, Release
 from apiary.wire.messages.releases import MAX_PINNED, MAX_PINS
 from apiary.wire.topics import TopicKind
-from apiary_coordinator.feature import CoordinatorFeature, Desk
+from apiary_coordinator.feature import CoordinatorFeature
+from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.releases import build
 from apiary_coordinator.releases import rollout as table
 from apiary_coordinator.releases import rollout_events as words
 from apiary_coordinator.releases.build import BuiltRelease, ReleaseRequest
 from apiary_coordinator.releases.ledger import Book, HistoryLine, Ledger, current
 from apiary_coordinator.releases.rollout import Rollout
-from apiary_coordinator.releases.rollout_events import Member, Pins, Publish, RolloutPolicy
+from apiary_coordinator.releases.rollout_events import Member, Pins, Publish
 from apiary_coordinator.releases.signer import ReleaseSigner
+from apiary_coordinator.resources import Resources
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +54,22 @@ class ReleaseService(CoordinatorFeature):
 
     kinds = (TopicKind.NODE_RELEASE, TopicKind.NODE_STATUS, TopicKind.RELEASE_CURRENT)
 
-    def __init__(self, settings: ReleaseSettings, desk: Desk, ledger: Ledger, voice: ReleaseSigner):
-        self._settings = settings
-        self._policy = policy_of(settings)
-        self._desk = desk
+    def __init__(
+        self,
+        settings: Settings,
+        resources: Resources,
+        roster: Roster,
+        ledger: Ledger,
+        signer: ReleaseSigner,
+    ):
+        self._all_settings = settings
+        self._settings = settings.release
+        self._clocks = resources.clocks
+        self._blobs = resources.storage.blobs
+        self._model_server = resources.outgoing.model_server
+        self._roster = roster
         self._ledger = ledger
-        self._voice = voice
+        self._signer = signer
         self._fleet: dict[str, Member] = {}
         self._news: dict[str, Member] = {}
         """Of the fleet, what the roll-out was not told yet."""
@@ -75,13 +87,13 @@ class ReleaseService(CoordinatorFeature):
 
     def key(self) -> str:
         """The public key that nodes pin."""
-        return self._voice.key()
+        return self._signer.key()
 
     def start(self, now: float) -> None:
         """Take up what the ledger holds, and say it again."""
         self._fleet = {
             n.id: Member(here=n.status.state != "lost", tags=n.status.tags)
-            for n in self._desk.roster.nodes.values()
+            for n in self._roster.nodes.values()
         }
         rollout = self._ledger.book.rollout
         if rollout is not None:
@@ -105,9 +117,9 @@ class ReleaseService(CoordinatorFeature):
                 log.debug("node=%s release=%s %s %s", node, report.release, report.state, report.why or "")
             self._fleet[node] = self._news[node] = replace(before, report=report)
             return
-        if node not in self._desk.roster:
+        if node not in self._roster:
             return
-        status = self._desk.roster[node].status
+        status = self._roster[node].status
         member = self._fleet.get(node, Member())
         here, tags = status.state != "lost", dict(status.tags)
         if (member.here, dict(member.tags)) != (here, tags):
@@ -120,7 +132,7 @@ class ReleaseService(CoordinatorFeature):
             return
         try:
             wish = ReleaseRequest(kind="tflite" if kind == "tflite" else None)
-            made = self.keep(build.from_run(folder, wish, self._desk.settings, self._desk.wall()))
+            made = self.keep(build.from_run(folder, wish, self._all_settings, self._clocks.wall()))
         except ApiaryError as e:
             log.warning(
                 "run=%s is not released: %s; `apiary release create %s` tries again",
@@ -161,8 +173,8 @@ class ReleaseService(CoordinatorFeature):
             data = made.file.read_bytes()
         except OSError as e:
             raise StoreError(f"{made.file}: {e.strerror}") from None
-        self._desk.blobs.verify(Digest(made.release.file.digest))  # a damaged one of before is removed
-        digest = self._desk.blobs.put(data)
+        self._blobs.verify(Digest(made.release.file.digest))  # a damaged one of before is removed
+        digest = self._blobs.put(data)
         if digest != made.release.file.digest:
             raise StoreError(f"{made.file} changed while it was read: try again")
         return made
@@ -190,7 +202,7 @@ class ReleaseService(CoordinatorFeature):
         if stable is not None and release.relabels:
             stable = stable.model_copy(update={"relabels": True})  # the way back is meant as well
         rollout, commands = table.begin(
-            release, stable, self._policy, self._desk.clock(), pins=book.pins, fleet=dict(self._fleet)
+            release, stable, self._settings, self._clocks.monotonic(), pins=book.pins, fleet=dict(self._fleet)
         )
         self._check_size(rollout)
         self._perform(rollout, commands)
@@ -228,8 +240,8 @@ class ReleaseService(CoordinatorFeature):
         self._must_have(release)
         rollout, commands = table.restore(
             release.model_copy(update={"attempt": release.attempt + 1, "relabels": True}),
-            self._policy,
-            self._desk.clock(),
+            self._settings,
+            self._clocks.monotonic(),
             pins=book.pins,
             fleet=dict(self._fleet),
         )
@@ -258,7 +270,7 @@ class ReleaseService(CoordinatorFeature):
                 f"at most {MAX_PINS} nodes and tags are pinned, to at most {MAX_PINNED} releases"
             )
         pinned = Pins(nodes, tags, used)
-        rollout, commands = table.handle(self._rollout, words.Pinned(pinned), self._desk.clock())
+        rollout, commands = table.handle(self._rollout, words.Pinned(pinned), self._clocks.monotonic())
         self._check_size(rollout)
         self._perform(rollout, commands)
         return pinned
@@ -286,13 +298,13 @@ class ReleaseService(CoordinatorFeature):
         """Tell the table what was heard of nodes, of all at once."""
         if self._rollout is not None and self._news:
             known = words.Known(self._news)
-            self._rollout, _ = table.handle(self._rollout, known, self._desk.clock())
+            self._rollout, _ = table.handle(self._rollout, known, self._clocks.monotonic())
             self._news = {}
 
     def _take(self, event: words.Event) -> None:
         self._catch_up()
         if self._rollout is not None:
-            rollout, commands = table.handle(self._rollout, event, self._desk.clock())
+            rollout, commands = table.handle(self._rollout, event, self._clocks.monotonic())
             self._perform(rollout, commands)
 
     def _perform(self, rollout: Rollout, commands: list[Publish]) -> None:
@@ -300,7 +312,7 @@ class ReleaseService(CoordinatorFeature):
         if not commands:
             self._rollout = rollout
             return
-        book, wall = self._ledger.book, self._desk.wall()
+        book, wall = self._ledger.book, self._clocks.wall()
         for command in commands:
             book = book.with_rollout(rollout, HistoryLine(round(wall, 3), command.note, command.bad))
         self._ledger.write(replace(book, serial=book.next_serial(wall)))
@@ -309,12 +321,12 @@ class ReleaseService(CoordinatorFeature):
             log.log(logging.WARNING if command.bad else logging.INFO, "release: %s", command.note)
         self._serve()
         self._tidy()
-        self._say(self._desk.clock())
+        self._say(self._clocks.monotonic())
 
     def _heard(self, payload: bytes) -> None:
         """What stands on our topic: where it is not ours, nodes that come would find nothing to follow."""
-        now = self._desk.clock()
-        if self._rollout is None or self._voice.is_ours(payload) or now - self._said_at < _AGAIN_S:
+        now = self._clocks.monotonic()
+        if self._rollout is None or self._signer.is_ours(payload) or now - self._said_at < _AGAIN_S:
             return
         log.warning("release/current held %d bytes that are not ours; said again", len(payload))
         self._say(now)
@@ -322,7 +334,7 @@ class ReleaseService(CoordinatorFeature):
     def _say(self, now: float) -> None:
         if self._rollout is not None:
             self._said_at = now - _REPEAT_S + _AGAIN_S  # where it cannot be sealed, again after a short while
-            self._voice.send(current(self._rollout, self._ledger.book.serial))
+            self._signer.send(current(self._rollout, self._ledger.book.serial))
             self._said_at = now
 
     def _serve(self) -> None:
@@ -330,10 +342,10 @@ class ReleaseService(CoordinatorFeature):
         assert self._rollout is not None  # noqa: S101 - called where there is one
         told = [self._rollout.release, self._rollout.stable, *self._rollout.pins.releases.values()]
         refs = {r.file.digest: r.file for r in told if r is not None}
-        self._desk.down.serve(list(refs.values()), max(1, len(self._rollout.members)), OWNER)
+        self._model_server.serve(list(refs.values()), max(1, len(self._rollout.members)), OWNER)
 
     def _must_have(self, release: Release) -> None:
-        if not self._desk.blobs.verify(Digest(release.file.digest)):
+        if not self._blobs.verify(Digest(release.file.digest)):
             raise RequestRefused(
                 f"the file of {release.name} is no longer kept (release.keep): create it again"
             )
@@ -353,20 +365,6 @@ class ReleaseService(CoordinatorFeature):
         kept = {e.release.file.digest for n, e in book.entries.items() if n in needed}
         for name, entry in book.entries.items():
             digest = Digest(entry.release.file.digest)
-            if name not in needed and digest not in kept and digest in self._desk.blobs:
+            if name not in needed and digest not in kept and digest in self._blobs:
                 log.info("release=%s its file is no longer kept", name)
-                self._desk.blobs.remove(digest)
-
-
-def policy_of(settings: ReleaseSettings) -> RolloutPolicy:
-    """How careful the settings are."""
-    return RolloutPolicy(
-        waves=tuple(settings.waves),
-        canaries=tuple(settings.canaries),
-        wave_s=settings.wave_s,
-        soak_s=settings.soak_s,
-        min_healthy=settings.min_healthy,
-        max_failed=settings.max_failed,
-        max_accuracy_drop=settings.max_accuracy_drop,
-        max_inference_ms=settings.max_inference_ms,
-    )
+                self._blobs.remove(digest)

@@ -1,17 +1,18 @@
-"""How what is current is said to the fleet: sealed by the coordinator's certificate or by the release key."""
+"""Publishes the current release to the fleet, sealed by the coordinator's certificate or the release key."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Protocol
 
+from apiary.bus.outlet import Outlet
 from apiary.errors import RequestRefused
 from apiary.wire.messages import ReleaseCurrent
-from apiary_coordinator.feature import Desk
+from apiary.wire.topics import Topics
 
 
 class ReleaseSigner(Protocol):
-    """Says what is current to the fleet, sealed."""
+    """Publishes the current release to the fleet, sealed."""
 
     def key(self) -> str:
         """The public key that nodes pin. Raises RequestRefused where there is none to pin, StoreError."""
@@ -29,8 +30,8 @@ class ReleaseSigner(Protocol):
 class CertificateSigner:
     """Where the fleet has an authority the coordinator's certificate signs releases like all else."""
 
-    def __init__(self, desk: Desk):
-        self._desk = desk
+    def __init__(self, outlet: Outlet):
+        self._outlet = outlet
 
     def key(self) -> str:
         """There is none to pin."""
@@ -40,7 +41,7 @@ class CertificateSigner:
 
     def send(self, message: ReleaseCurrent) -> None:
         """Publish it; the outlet seals."""
-        self._desk.outlet.send(message)
+        self._outlet.send(message)
 
     def is_ours(self, payload: bytes) -> bool:
         """What another signed was refused before it came here."""
@@ -50,10 +51,11 @@ class CertificateSigner:
 class ReleaseKeySigner:
     """Seals with the release key, made where there is none yet."""
 
-    def __init__(self, desk: Desk, key_file: Path):
-        self._desk = desk
+    def __init__(self, outlet: Outlet, topics: Topics, key_file: Path):
+        self._outlet = outlet
+        self._topics = topics
         self._file = key_file
-        self._said = b""
+        self._sent = b""
 
     def key(self) -> str:
         """The public key, as nodes pin it. Raises StoreError."""
@@ -65,11 +67,11 @@ class ReleaseKeySigner:
         """Publish it, sealed. Raises StoreError."""
         from apiary.identity.release_key import load_or_make, seal
 
-        topic = self._desk.topics.build(message.kind)
+        topic = self._topics.build(message.kind)
         sealed = seal(load_or_make(self._file), topic, message.encode(), message.serial)
-        self._said = sealed
-        self._desk.outlet.send_sealed(message.kind, sealed)
+        self._sent = sealed
+        self._outlet.send_sealed(message.kind, sealed)
 
     def is_ours(self, payload: bytes) -> bool:
         """To the last byte."""
-        return payload == self._said
+        return payload == self._sent

@@ -8,79 +8,79 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from apiary.bus.outlet import Outlet
 from apiary.errors import StoreError
-from apiary.tensors import Shapes
 from apiary.wire import Digest, NodeId, blob
 from apiary.wire.chunks import digest_of
-from apiary.wire.messages import Bounds, Grant, Offer, Receipt
-from apiary_coordinator.journal import AcceptedRow, Journal
+from apiary.wire.messages import Grant, Offer, Receipt
+from apiary_coordinator.journal import AcceptedRow
+from apiary_coordinator.resources import Resources
+from apiary_coordinator.round.start import RoundTerms
 from apiary_coordinator.round.state import Round
 from apiary_coordinator.updates.exact_sum import ExactSum
 from apiary_coordinator.updates.screening import Rejection, screen_offer, screen_update
 from apiary_coordinator.updates.spool import Spool
 from apiary_coordinator.updates.uploads import GrantNow, Upload, Uploads
-from apiary_coordinator.worker import Worker
 
 log = logging.getLogger(__name__)
 
 MAX_DAMAGED = 2
-"""A complete upload of good chunks whose digest does not hold is asked for again this often, then refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the round's announcement promised."""
-
-    bounds: Bounds
-    codec: str
-    shapes: Shapes
-    bits: int
+"""A complete upload of good chunks whose digest does not hold is granted again this often, then refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """An upload's bytes are not those it was named after; and the chunks to blame, where that can be told."""
+    """An upload's bytes do not give its digest; `chunks` are those at fault, empty where that is unknown."""
 
     chunks: tuple[int, ...]
 
 
+class CollectingRound(Protocol):
+    """The round that updates are collected for. `accepted` and `rejected` follow the journal, on the loop."""
+
+    round: Round
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it was opened."""
+        ...
+
+    def accepted(self, row: AcceptedRow) -> None:
+        """An update counts. Raises StoreError."""
+        ...
+
+    def rejected(self, node: NodeId, why: str) -> None:
+        """An update was refused. Raises StoreError."""
+        ...
+
+
 class Collector:
-    """Takes updates for one round. `on_accepted`, `on_rejected`: called on the loop, after the journal."""
+    """Takes the updates of one round."""
 
     def __init__(
         self,
-        terms: Terms,
+        terms: RoundTerms,
+        runner: CollectingRound,
+        resources: Resources,
         *,
         spool: Spool,
         uploads: Uploads,
-        journal: Journal,
-        worker: Worker,
-        outlet: Outlet,
-        current: Callable[[], Round],
-        on_accepted: Callable[[AcceptedRow], None],
-        on_rejected: Callable[[NodeId, str], None],
-        seconds: Callable[[], float],
     ):
         self._terms = terms
+        self._runner = runner
+        self._journal = resources.storage.journal
+        self._worker = resources.worker
+        self._outlet = resources.outgoing.outlet
         self._spool = spool
         self._uploads = uploads
-        self._journal = journal
-        self._worker = worker
-        self._outlet = outlet
-        self._current = current
-        self._on_accepted = on_accepted
-        self._on_rejected = on_rejected
-        self._seconds = seconds
         self._screened: list[AcceptedRow] = []
         self._syncing: list[AcceptedRow] = []
         self._counted: deque[AcceptedRow] = deque()
-        """Journaled, and not yet told of."""
+        """Journaled, and their receipts not sent yet."""
         self._damaged: dict[NodeId, int] = {}
         self._digests: dict[NodeId, Digest] = {}
         self.sum = ExactSum(terms.shapes, terms.bits)
@@ -99,8 +99,8 @@ class Collector:
             self._worker.submit(partial(self._add, row), _nothing)
 
     def offered(self, node: NodeId, offer: Offer, now: float) -> None:
-        """Answer an offer for this round: grant it, or say what became of it."""
-        round_ = self._current()
+        """Answer an offer for this round with a grant, now or later, or with a receipt."""
+        round_ = self._runner.round
         if node in round_.accepted:
             again = None if self._digests.get(node) == offer.update.digest else "another update was counted"
             self._receipt(node, offer, "duplicate", again)
@@ -111,7 +111,7 @@ class Collector:
             self._receipt(node, offer, "closed", why)
         elif self._in_hand(node):
             log.debug("node=%s offers again what is being screened", node)
-        elif (refused := screen_offer(offer, self._terms.bounds, self._terms.codec)) is not None:
+        elif (refused := screen_offer(offer, self._terms.bounds, self._terms.plan.codec)) is not None:
             self._reject(node, offer, refused.why)
         else:
             self._free(self._uploads.superseded(node, Digest(offer.update.digest)))
@@ -119,7 +119,7 @@ class Collector:
 
     def chunk(self, node: NodeId, digest: Digest, index: int, payload: bytes, now: float) -> None:
         """Take one chunk of a granted upload; others are dropped. Raises ChunkError and StoreError."""
-        if not self._current().collecting:
+        if not self._runner.round.collecting:
             return
         upload = self._uploads.receiving(node, digest, now)
         if upload is None or upload.assembly.complete:
@@ -140,8 +140,8 @@ class Collector:
             self._perform(self._uploads.arrived(upload, now))
 
     def tick(self, now: float) -> None:
-        """Ask again for what stalled, and grant what has room."""
-        if self._current().collecting:
+        """Grant again what stalled, and grant what has room."""
+        if self._runner.round.collecting:
             self._perform(self._uploads.tick(now))
 
     def left(self, node: NodeId, now: float) -> None:
@@ -192,9 +192,9 @@ class Collector:
                 self._perform(self._uploads.again(upload, verdict.chunks, now))
                 return
             verdict = Rejection(f"node {upload.node}: the update's bytes do not give the digest it offered")
-        if verdict is None and upload.node in self._current().rejected:
+        if verdict is None and upload.node in self._runner.round.rejected:
             # It offered another update meanwhile, which was refused: one answer a round.
-            verdict = Rejection(self._current().rejected[upload.node])
+            verdict = Rejection(self._runner.round.rejected[upload.node])
         self._finished(upload.node, now)
         if isinstance(verdict, Rejection):
             self._spool.release(upload.slot, upload.assembly.bytes)
@@ -207,15 +207,15 @@ class Collector:
                 slot=upload.slot,
                 bytes=upload.assembly.bytes,
                 samples=upload.offer.samples,
-                seconds=self._seconds(),
-                offer=upload.offer.model_dump_json(),
+                seconds=self._runner.elapsed_s,
+                offer=upload.offer,
             )
         )
         self._sync_next()
 
     def _sync_next(self) -> None:
         """One sync and one commit for all that were screened meanwhile."""
-        if not self._current().collecting:
+        if not self._runner.round.collecting:
             self._turn_away(self._screened)
             self._screened = []
         elif self._screened and not self._syncing:
@@ -224,7 +224,7 @@ class Collector:
 
     def _on_synced(self, _: None) -> None:
         rows = self._syncing
-        round_ = self._current()
+        round_ = self._runner.round
         room = round_.goal - len(round_.accepted) if round_.collecting else 0
         counted, late = rows[:room], rows[room:]
         if counted:
@@ -236,22 +236,22 @@ class Collector:
             self._worker.submit(partial(self._add, row), _nothing)
         self._counted += counted
         self._turn_away(late)
-        self._tell()
+        self._confirm()
         self._sync_next()
 
-    def _tell(self) -> None:
-        """Say of each row that it counts. What the disk refuses of what follows costs others nothing."""
+    def _confirm(self) -> None:
+        """Send each counted row's receipt. What the disk refuses of what follows costs others nothing."""
         while self._counted:
             row = self._counted.popleft()
-            self._receipt(row.node, Offer.model_validate_json(row.offer), "accepted")
+            self._receipt(row.node, row.offer, "accepted")
             try:
-                self._on_accepted(row)
+                self._runner.accepted(row)
             except StoreError as e:
                 log.error("%s; trying again", e)  # the round's steps stay first in line for its next tick
 
     def _turn_away(self, rows: list[AcceptedRow]) -> None:
         for row in rows:
-            self._receipt(row.node, Offer.model_validate_json(row.offer), "closed", "the round had enough")
+            self._receipt(row.node, row.offer, "closed", "the round had enough")
 
     def _wind_up(self) -> None:
         """Worker: after its last look at the spool."""
@@ -270,7 +270,7 @@ class Collector:
         self._journal.reject(offer.run, offer.round, node, why)
         log.warning("round=%d node=%s update rejected: %s", offer.round, node, why)
         self._receipt(node, offer, "rejected", why)
-        self._on_rejected(node, why)
+        self._runner.rejected(node, why)
 
     def _receipt(self, node: NodeId, offer: Offer, state: str, why: str | None = None) -> None:
         self._outlet.send(receipt(offer, state, why), node)
@@ -282,7 +282,7 @@ class Collector:
 
     def _finished(self, node: NodeId, now: float) -> None:
         self._free(self._uploads.drop(node))
-        if self._current().collecting:
+        if self._runner.round.collecting:
             self._perform(self._uploads.freed(now))
 
 

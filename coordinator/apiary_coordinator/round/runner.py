@@ -1,4 +1,4 @@
-"""One round in progress: performs what the state table commands, and journals each step before it is told."""
+"""One round in progress: performs what the state table commands; each step is journaled, then published."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Container
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, assert_never
+from typing import Any, Final, Protocol, assert_never
 
 from apiary.errors import StoreError
+from apiary.learn.metrics import Evaluation
+from apiary.settings import RunSettings, Settings
 from apiary.tensors import Weights
-from apiary.wire import Digest, NodeId, blob
-from apiary.wire.messages import BlobRef, Bounds, NodeStatus, Offer, Plan, RoundResult
-from apiary_coordinator.fleet.roster import Draw, Roster, draw
+from apiary.wire import NodeId, blob
+from apiary.wire.messages import BlobRef, Bounds, NodeStatus, Plan, RoundResult
+from apiary_coordinator import strategies
+from apiary_coordinator.fleet.roster import Roster
+from apiary_coordinator.fleet.selection import Draw, draw
 from apiary_coordinator.journal import AcceptedRow, RoundRow
-from apiary_coordinator.model.builder import Evaluation
+from apiary_coordinator.model.builder import ModelBuilder
+from apiary_coordinator.resources import Resources
 from apiary_coordinator.round import state as table
-from apiary_coordinator.round.collector import Collector, Terms, spool_path
+from apiary_coordinator.round.collector import Collector, spool_path
 from apiary_coordinator.round.deadline import deadline_s
-from apiary_coordinator.round.start import ClosedRound, Parts, strategy
+from apiary_coordinator.round.start import ClosedRound, NextModel, RoundTerms, ServerState
 from apiary_coordinator.round.state import Phase, Round
+from apiary_coordinator.strategies.base import Strategy
 from apiary_coordinator.updates.capacity import most_uploads
 from apiary_coordinator.updates.exact_sum import grid_bits
 from apiary_coordinator.updates.spool import Spool
@@ -33,30 +39,70 @@ log = logging.getLogger(__name__)
 _LEFT: Final = {"lost": "lost the connection", "paused": "paused"}
 
 
-@dataclass(slots=True)
-class RoundRunner:
-    """The round's state, its collection of updates, and the shell around both."""
+class RoundOwner(Protocol):
+    """The run that a round belongs to."""
 
-    parts: Parts
-    round: Round
-    plan: Plan
-    bounds: Bounds
-    deadline_s: float
-    collection: Collector = field(init=False)
-    again: set[NodeId] = field(default_factory=set)
-    """Nodes whose update had its receipt and was damaged since: they are asked to train once more."""
-    _opened_at: float = 0.0
-    _resumed: list[AcceptedRow] = field(default_factory=list)
-    _shares: dict[str, Any] = field(default_factory=dict)
-    _next: tuple[Weights, Digest, Digest | None] | None = None
-    _judgement: Evaluation | None = None
-    _todo: deque[Callable[[], None]] = field(default_factory=deque)
-    _unjournaled: bool = False
+    def announce(self) -> None:
+        """Publish the round as it stands now."""
+        ...
+
+    def invite(self, node: NodeId) -> None:
+        """Notify a node that it belongs to the cohort."""
+        ...
+
+    def round_closed(self, closed: ClosedRound) -> None:
+        """The round is over. Raises StoreError, and is called again then."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RoundContext:
+    """What every round of a run works with."""
+
+    run: str
+    settings: Settings
+    builder: ModelBuilder
+    server: ServerState
+    resources: Resources
+    owner: RoundOwner
+
+
+class RoundRunner:
+    """The round's state and the collector of its updates. Made by `open` or `resume`."""
+
+    def __init__(self, context: RoundContext, round_: Round, terms: RoundTerms, shares: dict[str, Any]):
+        self.round = round_
+        self.terms = terms
+        self.server = context.server
+        self.again: set[NodeId] = set()
+        """Nodes whose update had its receipt and was damaged since: they are to train once more."""
+        self._settings = context.settings
+        self._builder = context.builder
+        self._resources = context.resources
+        self._journal = context.resources.storage.journal
+        self._clock = context.resources.clocks.monotonic
+        self._owner = context.owner
+        self._shares = shares
+        self._opened_at = self._clock()
+        self._resumed: list[AcceptedRow] = []
+        self._made: NextModel | None = None
+        self._evaluation: Evaluation | None = None
+        self._todo: deque[Callable[[], None]] = deque()
+        self._unjournaled = False
+        coordinator = self._settings.coordinator
+        path = spool_path(coordinator.state_dir, round_.run, round_.number)
+        self.collector = Collector(
+            terms,
+            self,
+            self._resources,
+            spool=Spool(path, sync=coordinator.sync),
+            uploads=Uploads(self.max_uploads, coordinator.upload_idle_s),
+        )
 
     @classmethod
     def open(
         cls,
-        parts: Parts,
+        context: RoundContext,
         candidates: list[NodeId],
         *,
         number: int,
@@ -64,104 +110,102 @@ class RoundRunner:
         roster: Roster,
         now: float,
     ) -> RoundRunner:
-        """Draw a cohort, fix plan and bounds, and journal them."""
-        run = parts.settings.run
-        drawn = draw(
-            candidates,
-            seed=run.seed,
-            round_number=number,
-            fraction=run.fraction,
-            min_nodes=run.min_nodes,
-            cohort_size=run.cohort_size,
-            over_select=run.over_select,
-            groups=roster.groups(run.per_tag),
-        )
+        """Draw a cohort, fix plan and bounds, and journal them. Raises StoreError."""
+        run = context.settings.run
+        drawn = draw(candidates, run, number, roster.groups(run.per_tag))
         samples = max((roster[n].status.samples or 1 for n in candidates), default=1)
         bounds = run.bounds.model_copy(
             # Room for a node whose folder grows meanwhile; the tighter the bound, the finer the sum's grid.
             update={"max_samples": min(run.bounds.max_samples, 2 ** math.ceil(math.log2(2 * samples)))}
         )
         plan = run.plan.model_copy(update={"seed": run.seed})
-        plan = strategy(parts.settings).plan(plan, run.strategy_options)
-        seconds = deadline_s(recent, fixed=run.deadline_s, first=run.first_deadline_s)
-        live = cls(parts, _fresh(parts, number, drawn, seconds, now), plan, bounds, seconds)
-        live._shares = {n: _share(roster[n].status) for n in drawn.cohort}
-        live._collect(grid_bits(bounds, drawn.goal), now)
+        terms = RoundTerms(
+            plan=strategies.load(run).plan(plan, run.strategy_options),
+            bounds=bounds,
+            deadline_s=deadline_s(recent, fixed=run.deadline_s, first=run.first_deadline_s),
+            shapes=context.server.manifest.shapes,
+            bits=grid_bits(bounds, drawn.goal),
+        )
+        round_ = _fresh(context.run, run, number, drawn, now + terms.deadline_s)
+        runner = cls(context, round_, terms, {n: _share(roster[n].status) for n in drawn.cohort})
         try:
-            live._journal(sealed=False)
+            runner._journal_round(sealed=False)
         except StoreError:
-            live.collection.close(remove=False)  # it is opened anew, and a descriptor must not stay each time
+            runner.collector.close(remove=False)  # it is opened anew, and no descriptor may stay each time
             raise
-        return live
+        return runner
 
     @classmethod
     def resume(
-        cls, parts: Parts, row: RoundRow, rows: list[AcceptedRow], whole: Container[NodeId], now: float
+        cls,
+        context: RoundContext,
+        row: RoundRow,
+        rows: list[AcceptedRow],
+        whole: Container[NodeId],
+        now: float,
     ) -> RoundRunner:
-        """Take up a round that the journal holds as open, with those accepted `rows` that are `whole`."""
+        """Resume a round that the journal holds as open, with those accepted `rows` that are `whole`.
+
+        Raises StoreError.
+        """
         o = row.opened
-        drawn = Draw(tuple(o["cohort"]), tuple(o["reserve"]), o["goal"])
-        seconds = o["deadline_s"]
-        live = cls(
-            parts,
-            _fresh(parts, row.number, drawn, seconds, now),
-            Plan.model_validate(o["plan"]),
-            Bounds.model_validate(o["bounds"]),
-            seconds,
+        terms = RoundTerms(
+            plan=Plan.model_validate(o["plan"]),
+            bounds=Bounds.model_validate(o["bounds"]),
+            deadline_s=o["deadline_s"],
+            shapes=context.server.manifest.shapes,
+            bits=o["bits"],
         )
-        live._shares = o["shares"]
-        live._collect(o["bits"], now)
-        live._resumed = [r for r in rows if r.node in whole]
-        live.collection.restore(live._resumed)
+        run, drawn = context.run, Draw(tuple(o["cohort"]), tuple(o["reserve"]), o["goal"])
+        round_ = _fresh(run, context.settings.run, row.number, drawn, now + terms.deadline_s)
+        runner = cls(context, round_, terms, o["shares"])
+        runner._resumed = [r for r in rows if r.node in whole]
+        runner.collector.restore(runner._resumed)
         damaged = [r.node for r in rows if r.node not in whole]
-        live.again = {*o.get("again", ()), *damaged} - {r.node for r in live._resumed}
-        accepted = {r.node: r.contributor for r in live._resumed}
-        rejected = parts.journal.rejected(parts.run, row.number)
+        runner.again = {*o.get("again", ()), *damaged} - {r.node for r in runner._resumed}
+        accepted = {r.node: r.contributor for r in runner._resumed}
+        rejected = runner._journal.rejected(run, row.number)
         phase = Phase.COLLECTING if accepted else Phase.OPEN
-        live.round = replace(live.round, phase=phase, accepted=accepted, rejected=rejected)
+        runner.round = replace(round_, phase=phase, accepted=accepted, rejected=rejected)
         if o["sealed"] and not damaged:
             # It had begun to aggregate: exactly these updates count, even if more could come now.
-            live.round = replace(live.round, goal=len(accepted), deadline_at=now)
+            runner.round = replace(runner.round, goal=len(accepted), deadline_at=now)
         elif o["sealed"]:
             # The same updates, and no others: those that were damaged are waited for once more.
             chosen = tuple(r.node for r in rows)
-            live.round = replace(live.round, cohort=chosen, reserve=(), goal=len(chosen))
+            runner.round = replace(runner.round, cohort=chosen, reserve=(), goal=len(chosen))
         if damaged:
             try:
-                live._strike(damaged)
+                runner._strike(damaged)
             except StoreError:
-                live.collection.close(remove=False)
+                runner.collector.close(remove=False)
                 raise
-        return live
+        return runner
 
     def _strike(self, damaged: list[NodeId]) -> None:
-        """Take journaled updates back whose bytes do not hold; whose they are is journaled first."""
-        self._journal(sealed=False)
+        """Take back journaled updates whose bytes do not hold; their nodes are journaled first."""
+        self._journal_round(sealed=False)
         for node in damaged:
             log.warning("round=%d node=%s its update in the spool is damaged", self.round.number, node)
-            self.parts.journal.forget(self.parts.run, self.round.number, node)
+            self._journal.forget(self.round.run, self.round.number, node)
 
     @property
     def max_uploads(self) -> int:
         """How many updates may be on their way at once."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        derived = most_uploads(self.model.bytes, self.parts.limits().receive_maximum, memory)
-        return self.parts.settings.coordinator.max_uploads or derived
+        receive_maximum = self._resources.outgoing.bus.limits.receive_maximum
+        derived = most_uploads(self.server.model.bytes, receive_maximum, memory)
+        return self._settings.coordinator.max_uploads or derived
 
     @property
-    def model(self) -> BlobRef:
-        """The model that this round starts from."""
-        return self.parts.model
-
-    @property
-    def _asked(self) -> tuple[int, list[str]]:
-        """What a node must have to be drawn: samples and tags."""
-        return self.plan.min_samples, self.parts.settings.run.only
+    def elapsed_s(self) -> float:
+        """Seconds since the round was opened, or resumed."""
+        return self._clock() - self._opened_at
 
     def begin(self, now: float) -> None:
-        """Start the clock; a resumed round may already have all it needs."""
+        """Start; a resumed round may already have all it needs. Raises StoreError."""
         for node in sorted(self.again):
-            self.parts.invite(node)
+            self._owner.invite(node)
         if self._resumed:
             self.tick(now)
 
@@ -173,22 +217,32 @@ class RoundRunner:
         """Give the round up where it still collects; one that aggregates comes to its end by itself."""
         self._handle(table.Abandoned(why))
 
+    def accepted(self, row: AcceptedRow) -> None:
+        """An update was journaled: it counts. Raises StoreError."""
+        self.again.discard(row.node)
+        self._handle(table.UpdateAccepted(row.node, row.contributor))
+
+    def rejected(self, node: NodeId, why: str) -> None:
+        """An update was refused. Raises StoreError."""
+        self._handle(table.UpdateRejected(node, why))
+
     def tick(self, now: float) -> None:
-        """Time has passed."""
+        """Time has passed. Raises StoreError."""
         self._work_off()
         self._handle(table.RoundTick())
         if self.round.collecting:
-            self.collection.tick(now)
+            self.collector.tick(now)
 
     def node_status(self, node: NodeId, status: NodeStatus, roster: Roster, now: float) -> None:
-        """A node's state as far as it touches this round."""
-        here = (status.run, status.round) == (self.parts.run, self.round.number)
+        """A node's status as far as it concerns this round. Raises StoreError."""
+        here = (status.run, status.round) == (self.round.run, self.round.number)
+        fits = self.terms.plan.min_samples, self._settings.run.only
         if status.declined and here:
             self._handle(table.Left(node, status.why or status.state, final=True))
-            self.collection.left(node, now)
+            self.collector.left(node, now)
         elif status.state in ("lost", "paused"):
             self._handle(table.Left(node, status.why or _LEFT[status.state], final=False))
-        elif node in roster and not status.declined and roster[node].unfit(*self._asked) is None:
+        elif node in roster and not status.declined and roster[node].unfit(*fits) is None:
             self._shares.setdefault(node, _share(status))
             # With the next tick: a thousand that come in one turn are journaled once, then invited.
             self._take(table.Joined(node))
@@ -200,9 +254,9 @@ class RoundRunner:
         self._work_off()
 
     def _take(self, event: table.Event) -> None:
-        """What an event makes of the round, and what is then to be done."""
+        """Put an event through the state table, and what it commands into the queue."""
         before = self.round
-        self.round, commands = table.handle(self.round, event, self.parts.clock())
+        self.round, commands = table.handle(self.round, event, self._clock())
         if self.round.cohort is not before.cohort:
             self._unjournaled = True
             self._todo.append(self._journal_cohort)
@@ -217,66 +271,72 @@ class RoundRunner:
     def _perform(self, command: table.Command) -> None:
         match command:
             case table.Announce():
-                self.parts.announce()
+                self._owner.announce()
             case table.Invite(node):
                 log.info("round=%d node=%s invited to a free place", self.round.number, node)
-                self.parts.invite(node)
+                self._owner.invite(node)
             case table.Aggregate():
-                self._journal(sealed=True)
-                self.parts.worker.submit(self._aggregate, self._aggregated)
+                self._journal_round(sealed=True)
+                self._resources.worker.submit(self._aggregate, self._aggregated)
             case table.Evaluate():
-                assert self._next is not None  # noqa: S101 - Aggregated came before
-                evaluate = partial(self.parts.workshop.evaluate, self.parts.artefacts, self._next[0])
-                self.parts.worker.submit(evaluate, self._evaluated)
+                assert self._made is not None  # noqa: S101 - Aggregated came before
+                evaluate = partial(self._builder.evaluate, self.server.exported, self._made.weights)
+                self._resources.worker.submit(evaluate, self._evaluated)
             case table.Close():
                 self._close()
             case table.Fail(why):
                 result = self._result("failed", why, self._node_metrics())
-                self.parts.closed(ClosedRound(result, {"shares": self._shares}))
+                self._owner.round_closed(ClosedRound(result, {"shares": self._shares}))
             case _:
                 assert_never(command)
 
-    def _aggregate(self) -> tuple[Weights, Digest, Digest | None]:
-        """Worker: the next model, on disk before anything speaks of it."""
-        if (added := self.collection.sum.updates) != len(self.round.accepted):
+    def _aggregate(self) -> NextModel:
+        """Worker: the next model, on disk before any message names it."""
+        if (added := self.collector.sum.updates) != len(self.round.accepted):
             raise AssertionError(f"the sum holds {added} updates, {len(self.round.accepted)} were accepted")
-        strat = strategy(self.parts.settings)
-        state, weights = strat.apply(self.parts.state, self.parts.weights, self.collection.sum.mean())
-        model = self.parts.blobs.put(blob.encode(weights))
-        return weights, model, self.parts.blobs.put(blob.encode(state)) if len(state) else None
+        strategy, blobs = strategies.load(self._settings.run), self._resources.storage.blobs
+        state, weights = strategy.apply(self._state(strategy), self.server.weights, self.collector.sum.mean())
+        document = blob.encode(weights)
+        model = BlobRef(digest=blobs.put(document), bytes=len(document))
+        return NextModel(weights, model, blobs.put(blob.encode(state)) if len(state) else None)
 
-    def _accepted(self, row: AcceptedRow) -> None:
-        self.again.discard(row.node)
-        self._handle(table.UpdateAccepted(row.node, row.contributor))
+    def _state(self, strategy: Strategy) -> Weights:
+        """The strategy's state before this round."""
+        if self.server.strategy_state is None:
+            return strategy.init(self.server.weights)
+        kept = self._resources.storage.blobs.read(self.server.strategy_state)
+        return blob.decode(kept, who="the journal").weights
 
-    def _aggregated(self, made: tuple[Weights, Digest, Digest | None]) -> None:
-        self._next = made
+    def _aggregated(self, made: NextModel) -> None:
+        self._made = made
         self._handle(table.Aggregated())
 
-    def _evaluated(self, judgement: Evaluation) -> None:
-        self._judgement = judgement
+    def _evaluated(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
         self._handle(table.Evaluated())
 
     def _close(self) -> None:
-        assert self._next is not None and self._judgement is not None  # noqa: S101 - the table says so
-        weights, model, state = self._next
-        metrics = self._node_metrics()
-        details = {"shares": self._shares, "node_metrics": metrics, **self._judgement.details}
-        result = self._result("closed", None, metrics)
-        self.parts.closed(ClosedRound(result, details, weights, model, state))
-        # A round is part of cycles: the models would stay until their collector comes by.
-        self._next = None
-        self.parts = replace(self.parts, weights=Weights({}), state=Weights({}))
+        assert self._made is not None and self._evaluation is not None  # noqa: S101 - the table says so
+        metrics, shown = self._node_metrics(), self._evaluation.to_json()
+        details = {
+            "shares": self._shares,
+            "node_metrics": metrics,
+            "per_class": shown["classes"],
+            "confusion": shown["confusion"],
+        }
+        self._owner.round_closed(ClosedRound(self._result("closed", None, metrics), details, self._made))
+        # A round is part of cycles: the model would stay until their collector comes by.
+        self._made = None
 
     def _result(self, state: str, why: str | None, metrics: dict[str, Any]) -> RoundResult:
-        judged = self._judgement
+        evaluation = self._evaluation
         return RoundResult.model_validate(
             {
-                "run": self.parts.run,
+                "run": self.round.run,
                 "round": self.round.number,
                 "state": state,
-                "accuracy": judged.accuracy if judged else None,
-                "loss": judged.loss if judged else None,
+                "accuracy": evaluation.accuracy if evaluation else None,
+                "loss": evaluation.loss if evaluation else None,
                 "n_contributors": len(self.round.accepted),
                 "n_rejected": len(self.round.rejected),
                 "n_missing": len(self.round.missing),
@@ -287,54 +347,36 @@ class RoundRunner:
                 "node_accuracy": _mean(
                     [m["accuracy"] for m in metrics.values() if m.get("accuracy") is not None]
                 ),
-                "bytes_up": self.collection.bytes_up,
-                "seconds": round(self.parts.clock() - self._opened_at, 3),
-                "model": self._next[1] if self._next else None,
+                "bytes_up": self.collector.bytes_up,
+                "seconds": round(self.elapsed_s, 3),
+                "model": self._made.model.digest if self._made else None,
                 "why": why,
             }
         )
 
     def _node_metrics(self) -> dict[str, Any]:
-        """What the accepted nodes say of their training."""
-        rows = self.parts.journal.accepted(self.parts.run, self.round.number)
-        return {r.node: Offer.model_validate_json(r.offer).metrics.model_dump(mode="json") for r in rows}
-
-    def _collect(self, bits: int, now: float) -> None:
-        parts, coordinator = self.parts, self.parts.settings.coordinator
-        self._opened_at = now
-        self.collection = Collector(
-            Terms(self.bounds, self.plan.codec, parts.manifest.shapes, bits),
-            spool=Spool(
-                spool_path(coordinator.state_dir, parts.run, self.round.number), sync=coordinator.sync
-            ),
-            uploads=Uploads(self.max_uploads, coordinator.upload_idle_s),
-            journal=parts.journal,
-            worker=parts.worker,
-            outlet=parts.outlet,
-            current=lambda: self.round,
-            on_accepted=self._accepted,
-            on_rejected=lambda node, why: self._handle(table.UpdateRejected(node, why)),
-            seconds=lambda: self.parts.clock() - self._opened_at,
-        )
+        """What the accepted nodes reported of their training."""
+        rows = self._journal.accepted(self.round.run, self.round.number)
+        return {r.node: r.offer.metrics.model_dump(mode="json") for r in rows}
 
     def _journal_cohort(self) -> None:
         """The cohort as it is now: what stands in line behind may have been journaled with it."""
         if self._unjournaled:
-            self._journal(sealed=False)
+            self._journal_round(sealed=False)
             self._unjournaled = False
 
-    def _journal(self, *, sealed: bool) -> None:
-        self.parts.journal.open_round(
-            self.parts.run,
+    def _journal_round(self, *, sealed: bool) -> None:
+        self._journal.open_round(
+            self.round.run,
             self.round.number,
             {
                 "cohort": list(self.round.cohort),
                 "reserve": list(self.round.reserve),
                 "goal": self.round.goal,
-                "plan": self.plan.model_dump(mode="json"),
-                "bounds": self.bounds.model_dump(mode="json"),
-                "bits": self.collection.sum.bits,
-                "deadline_s": self.deadline_s,
+                "plan": self.terms.plan.model_dump(mode="json"),
+                "bounds": self.terms.bounds.model_dump(mode="json"),
+                "bits": self.terms.bits,
+                "deadline_s": self.terms.deadline_s,
                 "shares": self._shares,
                 "sealed": sealed,
                 "again": sorted(self.again),
@@ -342,16 +384,15 @@ class RoundRunner:
         )
 
 
-def _fresh(parts: Parts, number: int, drawn: Draw, seconds: float, now: float) -> Round:
-    run = parts.settings.run
+def _fresh(name: str, run: RunSettings, number: int, drawn: Draw, deadline_at: float) -> Round:
     return Round(
-        run=parts.run,
+        run=name,
         number=number,
         cohort=drawn.cohort,
         reserve=drawn.reserve,
         goal=drawn.goal,
         quorum=max(1, math.ceil(run.quorum * drawn.goal - 1e-9)),
-        deadline_at=now + seconds,
+        deadline_at=deadline_at,
         lost_grace_s=run.lost_grace_s,
     )
 

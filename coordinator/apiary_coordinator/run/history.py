@@ -29,9 +29,9 @@ Entry = dict[str, Any]
 
 
 class RunHistory:
-    """Everything that is told of a run. `told` gives the results of its rounds from the journal, in full."""
+    """Everything that is known of a run. `results` gives its rounds' results from the journal, in full."""
 
-    def __init__(self, run: str, created: float, settings: Settings, told: Callable[[], Iterator[Entry]]):
+    def __init__(self, run: str, created: float, settings: Settings, results: Callable[[], Iterator[Entry]]):
         self.run = run
         self.rounds: list[Entry] = []
         """Results as JSON, oldest first, without what grows with the fleet."""
@@ -41,12 +41,12 @@ class RunHistory:
         self.initial: Entry = {}
         self.stop: str | None = None
         """Why it is over, once it is."""
-        self.told_to_stop: str | None = None
+        self.stop_requested: str | None = None
         self.paces: deque[list[float]] = deque(maxlen=LOOKED_AT)
         """Seconds that each contributor took, of the last rounds that had any."""
         self._created = created
         self._settings = settings
-        self._told = told
+        self._results = results
         self._nodes: set[str] = set()
         self._best: Best | None = None
         self._file = HistoryFile(self.folder)
@@ -79,14 +79,14 @@ class RunHistory:
             if r["state"] == "closed":
                 break
             failed += 1
-        self.stop = self.told_to_stop or stopping.stop(self._settings.run, _closed(self.rounds), failed)
+        self.stop = self.stop_requested or stopping.stop(self._settings.run, _closed(self.rounds), failed)
         return self.stop
 
-    def take_up(self) -> None:
+    def resume(self) -> None:
         """Read what the journal has of the run, in place of what was known. Raises StoreError."""
         self.rounds, self._best, self._nodes = [], None, set()
         self.paces.clear()
-        for entry in self._told():
+        for entry in self._results():
             self._note(entry)
 
     def begin(self) -> None:
@@ -139,7 +139,7 @@ class RunHistory:
             "rounds_failed": len(self.rounds) - len(good),
             "nodes": len(self._nodes),
             "contributors": {
-                str(r["round"]): sorted(r["contributors"]) for r in self._told() if r["state"] == "closed"
+                str(r["round"]): sorted(r["contributors"]) for r in self._results() if r["state"] == "closed"
             },
             "bytes_up": sum(r["bytes_up"] for r in self.rounds),
             "bytes_down": sum(r["bytes_down"] for r in self.rounds),
@@ -168,7 +168,7 @@ class RunHistory:
             "initial": self.initial,
         }
         best: Best | None = None
-        for entry in self._told():
+        for entry in self._results():
             best = _better(best, entry)
             yield _line(entry, best)
 

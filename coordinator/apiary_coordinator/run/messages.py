@@ -1,4 +1,4 @@
-"""What the coordinator says about a run, built from what it knows. Pure."""
+"""The messages that the coordinator publishes of a run, built from what it knows. Pure."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from typing import Final, Literal
 
 from apiary import __version__
 from apiary.learn.manifest import Manifest
+from apiary.settings import RunSettings
 from apiary.wire.messages import (
     READABLE_BYTES,
     SEAL_BYTES,
     Announcement,
     BlobRef,
-    Bounds,
     CoordinatorStatus,
+    ModelManifest,
     Needs,
-    Plan,
-    RoundState,
+    RoundResult,
 )
 from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.round.start import RoundTerms, ServerState
 from apiary_coordinator.round.state import Phase, Round
 
 REPEATED_BYTES: Final = 4_000
@@ -25,66 +26,69 @@ REPEATED_BYTES: Final = 4_000
 the first only. Reading 1000 names takes a node 0.2 ms (measured), four more times; who missed them asks."""
 
 
-def opened(
-    round_: Round,
-    artefacts: ExportedModel,
-    *,
-    model: BlobRef,
-    plan: Plan,
-    bounds: Bounds,
-    deadline_s: float,
-    rounds: int,
-    epoch: str,
-    needs: Needs,
-) -> Announcement:
+def opened(round_: Round, terms: RoundTerms, server: ServerState, *, rounds: int, epoch: str) -> Announcement:
     """The round as it stands; without its cohort where that is not readable, or too long to repeat."""
-    full = _announcement(
-        artefacts,
+    full = Announcement(
         run=round_.run,
-        number=round_.number,
+        round=round_.number,
         state=round_.phase.value,
         rounds=rounds,
         epoch=epoch,
-        model=model,
-        plan=plan,
-        bounds=bounds,
-        deadline_s=deadline_s,
+        labels=list(server.exported.labels),
+        model=server.model,
+        manifest=server.exported.manifest,
+        trainer=server.exported.trainer,
+        base=server.exported.base,
+        plan=terms.plan,
+        bounds=terms.bounds,
+        deadline_s=terms.deadline_s,
         cohort=list(round_.cohort),
-        needs=needs,
+        cohort_size=len(round_.cohort),
+        needs=needs(server.manifest),
     )
     room = (READABLE_BYTES if round_.phase is Phase.OPEN else REPEATED_BYTES) - SEAL_BYTES
     return full if len(full.encode()) <= room else full.model_copy(update={"cohort": None})
 
 
-def finished(
-    artefacts: ExportedModel,
-    *,
-    run: str,
-    number: int,
-    model: BlobRef,
-    plan: Plan,
-    bounds: Bounds,
-    rounds: int,
-    epoch: str,
-) -> Announcement:
-    """The run is over: nobody is drawn any more."""
-    return _announcement(
-        artefacts,
+def finished(run: str, number: int, settings: RunSettings, server: ServerState, epoch: str) -> Announcement:
+    """The run is over after round `number`: no cohort is drawn any more."""
+    return Announcement(
         run=run,
-        number=number,
+        round=number,
         state="finished",
-        rounds=rounds,
+        rounds=settings.rounds,
         epoch=epoch,
-        model=model,
-        plan=plan,
-        bounds=bounds,
+        labels=list(server.exported.labels),
+        model=server.model,
+        manifest=server.exported.manifest,
+        trainer=server.exported.trainer,
+        base=server.exported.base,
+        plan=settings.plan,
+        bounds=settings.bounds,
         deadline_s=1.0,
         cohort=[],
     )
 
 
+def newest_model(
+    result: RoundResult, model: BlobRef, exported: ExportedModel, *, best: bool
+) -> ModelManifest:
+    """The model that a closed round made; `best` of its run so far."""
+    return ModelManifest(
+        run=result.run,
+        round=result.round,
+        model=model,
+        labels=list(exported.labels),
+        accuracy=result.accuracy,
+        best=best,
+        manifest=exported.manifest,
+        trainer=exported.trainer,
+        base=exported.base,
+    )
+
+
 def needs(manifest: Manifest) -> Needs:
-    """What a model asks of a node's memory."""
+    """What a model takes of a node's memory."""
     side = manifest.input
     return Needs(
         picture_bytes=side.height * side.width * side.channels,
@@ -94,40 +98,5 @@ def needs(manifest: Manifest) -> Needs:
 
 
 def status(state: Literal["online", "offline"], epoch: str, run: str | None) -> CoordinatorStatus:
-    """The coordinator's birth, goodbye, or last will."""
+    """The coordinator's status: its first message, its last, and its will."""
     return CoordinatorStatus(state=state, epoch=epoch, version=__version__, run=run)
-
-
-def _announcement(
-    artefacts: ExportedModel,
-    *,
-    run: str,
-    number: int,
-    state: RoundState,
-    rounds: int,
-    epoch: str,
-    model: BlobRef,
-    plan: Plan,
-    bounds: Bounds,
-    deadline_s: float,
-    cohort: list[str],
-    needs: Needs | None = None,
-) -> Announcement:
-    return Announcement(
-        run=run,
-        round=number,
-        state=state,
-        rounds=rounds,
-        epoch=epoch,
-        labels=list(artefacts.labels),
-        model=model,
-        manifest=artefacts.manifest,
-        trainer=artefacts.trainer,
-        base=artefacts.base,
-        plan=plan,
-        bounds=bounds,
-        deadline_s=deadline_s,
-        cohort=cohort,
-        cohort_size=len(cohort),
-        needs=needs,
-    )

@@ -1,75 +1,96 @@
-"""The course of a run: building -> waiting -> (round -> waiting)* -> finishing -> parting -> done.
+"""A run: building -> waiting -> (round -> waiting)* -> finishing -> parting -> done.
 
-Whatever the journal holds is taken up again at the next start, at the stage where it stood. A run that is to
+Whatever the journal holds is resumed at the next start, at the stage where it stood. A run that is to
 stop gives up a round that still collects, and is finished with the best model it has, if any.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from apiary.errors import RequestRefused, RunFailed, StoreError
+from apiary.learn.metrics import Evaluation
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Notice, RoundResult
+from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.journal import AcceptedRow, RoundRow
-from apiary_coordinator.model.builder import Evaluation, ExportedModel
-from apiary_coordinator.model.checkpoints import Checkpoints
+from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.model.checkpoints import Checkpoints, model_ref
+from apiary_coordinator.resources import Resources
 from apiary_coordinator.round.collector import clear_spools, intact, spool_path
-from apiary_coordinator.round.runner import RoundRunner
-from apiary_coordinator.round.start import ClosedRound, Parts, ServerState
+from apiary_coordinator.round.runner import RoundContext, RoundRunner
+from apiary_coordinator.round.start import ClosedRound, ServerState
+from apiary_coordinator.run import messages
 from apiary_coordinator.run.announcer import Announcer
-from apiary_coordinator.run.assignment import Assignment, Means
+from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.run.history import RunHistory
-from apiary_coordinator.worker import Lane, LaneWorker
+from apiary_coordinator.worker import Lane
 
 log = logging.getLogger(__name__)
 
 Stage = Literal["building", "waiting", "round", "finishing", "parting", "done"]
-LENT: Final = "model"
-"""Whose blobs are served between rounds: those of the newest model."""
+MODEL_OWNER: Final = "model"
+"""Owner of the blobs that the model server serves between rounds: those of the newest model."""
 _SAY_EVERY_S: Final = 10.0
 _COUNT_EVERY_S: Final = 0.25
 """While there are too few nodes, they are counted so often: each turn would make thousands that come slow."""
 _RETRY_S: Final = 5.0
 """A step that the disk refused is tried again after this pause: neither the log nor the disk is flooded."""
 _PARTING_S: Final = 60.0
-"""The broker may take this long to hear that the run is over: longer than a dead link goes unnoticed."""
+"""The broker may take this long to receive the end of the run: longer than a dead link goes unnoticed."""
 
 
 class Run:
-    """One run, from its first start to its last word. Called on the loop only."""
+    """One run, from its first start to its last message. Called on the loop only.
 
-    def __init__(self, means: Means, assignment: Assignment, *, epoch: str):
-        self.run = assignment.run
-        self.lane = Lane()
+    The worker of `resources` puts each job into `lane`.
+    """
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        resources: Resources,
+        lane: Lane,
+        *,
+        roster: Roster,
+        epoch: str,
+        after_run: Callable[[Path], object],
+    ):
+        self.name = assignment.run
+        self.lane = lane
         self.stage: Stage = "building"
-        self.live: RoundRunner | None = None
-        self.artefacts: ExportedModel | None = None
-        self.record = RunHistory(
-            assignment.run,
-            assignment.created,
-            assignment.settings,
-            partial(means.journal.told, assignment.run),
-        )
-        self.record.told_to_stop = assignment.stop
+        self.runner: RoundRunner | None = None
+        """Of the round that is under way, if any."""
+        self.exported: ExportedModel | None = None
         self.summary: dict[str, Any] = {}
-        """What became of it; empty where it ended without a model."""
-        self._means = means
+        """The run's result; empty where it ended without a model."""
         self._assignment = assignment
         self._settings = assignment.settings
-        self._workshop = assignment.workshop
-        self._models = Checkpoints(assignment.run, means.blobs)
-        self._worker = LaneWorker(means.worker, self.lane)
-        self._bulletin = Announcer(self.run, self._settings.run, outlet=means.outlet, epoch=epoch)
-        self._opening: ServerState | None = None
+        self._builder = assignment.builder
+        self._resources = resources
+        self._journal = resources.storage.journal
+        self._worker = resources.worker
+        self._clock = resources.clocks.monotonic
+        self._roster = roster
+        self._after_run = after_run
+        self._models = Checkpoints(self.name, resources.storage.blobs)
+        self._announcer = Announcer(
+            self.name, self._settings.run, outlet=resources.outgoing.outlet, epoch=epoch
+        )
+        results = partial(self._journal.results, self.name)
+        self.history = RunHistory(self.name, assignment.created, self._settings, results)
+        self.history.stop_requested = assignment.stop
+        self._server: ServerState | None = None
         self._said = (-_SAY_EVERY_S, "")
-        self._newcomer_at = means.clock()
+        self._newcomer_at = self._clock()
         self._count_at = 0.0
-        self._taking_up = False
-        """A round is open, and is not under way yet: its model is judged, its updates are read."""
+        self._resuming = False
+        """A round is open, and is not under way yet: its model is evaluated, its updates are read."""
         self._undecided = False
         """What follows the last round could not be settled yet: the disk refused it."""
         self._part_at = 0.0
@@ -77,25 +98,25 @@ class Run:
 
     def start(self) -> None:
         """Begin to build, or with what was built before."""
-        artefacts, stop = self._assignment.artefacts, self.record.told_to_stop
-        rows = self._means.journal.rounds(self.run)
-        self._taking_up = bool(rows) and rows[-1].result is None
-        if artefacts is None and stop is not None:
+        exported, stop = self._assignment.exported, self.history.stop_requested
+        rows = self._journal.rounds(self.name)
+        self._resuming = bool(rows) and rows[-1].result is None
+        if exported is None and stop is not None:
             self._give_up("stopped", stop)
-        elif artefacts is not None and self._models.whole(artefacts):
-            self._built(artefacts)
+        elif exported is not None and self._models.whole(exported):
+            self._built(exported)
         else:
-            log.info("run=%s building the model recipe=%s", self.run, self._settings.run.recipe)
-            self._worker.submit(self._workshop.build, self._built)
+            log.info("run=%s building the model recipe=%s", self.name, self._settings.run.recipe)
+            self._worker.submit(self._builder.build, self._built)
 
     def tick(self) -> None:
         """Time has passed. Raises StoreError, and then does nothing for a while."""
-        now = self._means.clock()
+        now = self._clock()
         if now < self._turn_at:
             return
         try:
-            if self.live is not None:
-                self.live.tick(now)
+            if self.runner is not None:
+                self.runner.tick(now)
             elif self.stage == "waiting" and self._undecided:
                 self._next()
             elif self.stage == "waiting":
@@ -111,32 +132,32 @@ class Run:
         self._newcomer_at = now
 
     def notice(self, node: NodeId) -> Notice | None:
-        """What is current, for one node; None while a round is being taken up: it may be training for it."""
-        if self.live is not None:
-            return self._bulletin.notice(self.live, node)
-        if self._taking_up:
+        """What is current, for one node; None while a round is being resumed: it may be training for it."""
+        if self.runner is not None:
+            return self._announcer.notice(self.runner, node)
+        if self._resuming:
             return None
         # An owner who has labelled nothing yet should know what there is to choose from.
-        return Notice(labels=list(self.artefacts.labels) if self.artefacts is not None else None)
+        return Notice(labels=list(self.exported.labels) if self.exported is not None else None)
 
     def stop(self, why: str) -> None:
         """Come to an end early. Raises RequestRefused where the run is over in any case, StoreError."""
         if self.stage in ("finishing", "parting", "done"):
-            raise RequestRefused(f"run {self.run} is being finished already: {self.record.stop}")
-        if self.record.told_to_stop is not None:
+            raise RequestRefused(f"run {self.name} is being finished already: {self.history.stop}")
+        if self.history.stop_requested is not None:
             return
-        self._means.journal.ask_to_stop(self.run, why)
-        self.record.told_to_stop = why
-        log.info("run=%s is to stop: %s", self.run, why)
+        self._journal.ask_to_stop(self.name, why)
+        self.history.stop_requested = why
+        log.info("run=%s is to stop: %s", self.name, why)
         match self.stage:
-            case "building" if self.artefacts is None and self._assignment.artefacts is None:
+            case "building" if self.exported is None and self._assignment.exported is None:
                 self._give_up("stopped", why)
             case "waiting":
                 self._next()
-            case "round" if self.live is not None:
-                self.live.abandon(why)
+            case "round" if self.runner is not None:
+                self.runner.abandon(why)
             case _:
-                pass  # the judge of the first model is at work: what follows asks why_stop
+                pass  # the first model is being evaluated: what follows calls why_stop
 
     def fail(self, why: str) -> None:
         """It cannot go on: something that it needs does not work. Raises StoreError."""
@@ -144,247 +165,234 @@ class Run:
 
     # -- building --------------------------------------------------------------------------------------
 
-    def _built(self, artefacts: ExportedModel) -> None:
-        means = self._means
-        self.artefacts = artefacts
-        self.record.labels = artefacts.labels
-        means.journal.set_artefacts(self.run, artefacts.model_dump_json())
-        rows = means.journal.rounds(self.run)
-        self.record.take_up()
-        model = next((row.model for row in reversed(rows) if row.model), Digest(artefacts.initial.digest))
-        state = next((row.state for row in reversed(rows) if row.state), None)
-        self._opening = ServerState(
-            self._settings,
-            artefacts,
-            self._workshop.manifest(artefacts),
+    def _built(self, exported: ExportedModel) -> None:
+        self.exported = exported
+        self.history.labels = exported.labels
+        self._journal.set_exported(self.name, exported.model_dump_json())
+        rows = self._journal.rounds(self.name)
+        self.history.resume()
+        first = Digest(exported.initial.digest)
+        model = next((row.model for row in reversed(rows) if row.model), first)
+        self._server = ServerState(
+            exported,
+            self._builder.manifest(exported),
             self._models.weights(model),
-            model,
-            state,
-            means.blobs,
+            model_ref(self._resources.storage.blobs, model),
+            next((row.state for row in reversed(rows) if row.state), None),
         )
-        first = self._models.weights(Digest(artefacts.initial.digest))
-        self._worker.submit(partial(self._workshop.evaluate, artefacts, first), self._judged)
+        evaluate = partial(self._builder.evaluate, exported, self._models.weights(first))
+        self._worker.submit(evaluate, self._evaluated)
 
-    def _judged(self, judgement: Evaluation) -> None:
+    def _evaluated(self, evaluation: Evaluation) -> None:
         if self.stage != "building":
-            return  # a full disk came in between, and the round that was taken up is under way
-        means = self._means
-        self.record.initial = {"accuracy": judgement.accuracy, "loss": judgement.loss}
-        self.record.begin()
-        log.info("run=%s the untrained model has accuracy=%.1f%%", self.run, 100 * judgement.accuracy)
-        rows = means.journal.rounds(self.run)
+            return  # a full disk came in between, and the resumed round is under way
+        self.history.initial = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+        self.history.begin()
+        log.info("run=%s the untrained model has accuracy=%.1f%%", self.name, 100 * evaluation.accuracy)
+        rows = self._journal.rounds(self.name)
         row = rows[-1] if rows and rows[-1].result is None else None
         state_dir = self._settings.coordinator.state_dir
-        spool = spool_path(state_dir, self.run, row.number) if row else None
+        spool = spool_path(state_dir, self.name, row.number) if row else None
         clear_spools(state_dir, spool)
         if row is not None and spool is not None:
-            accepted = means.journal.accepted(self.run, row.number)
-            log.info("run=%s going on in round=%d updates=%d", self.run, row.number, len(accepted))
-            self._worker.submit(partial(intact, spool, accepted), partial(self._take_up, row, accepted))
+            accepted = self._journal.accepted(self.name, row.number)
+            log.info("run=%s going on in round=%d updates=%d", self.name, row.number, len(accepted))
+            self._worker.submit(partial(intact, spool, accepted), partial(self._resume, row, accepted))
         else:
-            self._newcomer_at = means.clock()
+            self._newcomer_at = self._clock()
             self._next()
 
-    def _take_up(self, row: RoundRow, accepted: list[AcceptedRow], whole: set[NodeId]) -> None:
-        self._begin(RoundRunner.resume(self._parts(), row, accepted, whole, self._means.clock()))
+    def _resume(self, row: RoundRow, accepted: list[AcceptedRow], whole: set[NodeId]) -> None:
+        self._begin(RoundRunner.resume(self._context(), row, accepted, whole, self._clock()))
         self._catch_up()
 
     def _catch_up(self) -> None:
-        """What came while a round was being taken up, of nodes that may not say it again: they are lost."""
-        roster = self._means.roster
+        """Handle what came while the round was being resumed: nodes may not send it again."""
+        runner, roster = self.runner, self._roster
+        if runner is None:
+            return
         with suppress(StoreError):  # it is decided; what could not be written is tried again with each tick
-            if self.live is not None and self.record.told_to_stop is not None:
-                self.live.abandon(self.record.told_to_stop)
-        for node in self.live.round.awaited if self.live is not None else ():
-            if self.live is not None and node in roster:
+            if self.history.stop_requested is not None:
+                runner.abandon(self.history.stop_requested)
+        for node in runner.round.awaited:
+            if node in roster:
                 with suppress(StoreError):
-                    self.live.node_status(node, roster[node].status, roster, self._means.clock())
+                    runner.node_status(node, roster[node].status, roster, self._clock())
 
     # -- rounds ----------------------------------------------------------------------------------------
 
     def _try_open(self, now: float) -> None:
         if now < self._count_at:
             return
-        run, roster = self._settings.run, self._means.roster
+        run, roster = self._settings.run, self._roster
         fit = roster.fit(run.plan.min_samples, run.only)
         if len(fit) < run.min_nodes:
             self._count_at = now + _COUNT_EVERY_S
             which = f" with {', '.join(run.only)}" if run.only else ""
             self._say(f"waiting for nodes{which}: {len(fit)} of {run.min_nodes} are ready", now)
             return
-        if now - self._newcomer_at < run.settle_s and not self.record.rounds:
+        if now - self._newcomer_at < run.settle_s and not self.history.rounds:
             return
-        number, paces = self.record.next_number, list(self.record.paces)
-        self._begin(RoundRunner.open(self._parts(), fit, number=number, recent=paces, roster=roster, now=now))
-
-    def _parts(self) -> Parts:
-        assert self._opening is not None  # noqa: S101 - the stage says so
-        return self._opening.parts(
-            run=self.run,
-            journal=self._means.journal,
-            worker=self._worker,
-            outlet=self._means.outlet,
-            workshop=self._workshop,
-            clock=self._means.clock,
-            limits=lambda: self._means.bus.limits,
-            announce=self._announce,
-            invite=self._invite,
-            closed=self._round_closed,
+        number, paces = self.history.next_number, list(self.history.paces)
+        self._begin(
+            RoundRunner.open(self._context(), fit, number=number, recent=paces, roster=roster, now=now)
         )
 
-    def _begin(self, live: RoundRunner) -> None:
-        self.live = live
-        self.stage, self._taking_up = "round", False
-        told, size = self._bulletin.announcement(live), len(live.round.cohort)
-        refs = (told.model, told.manifest, told.trainer, told.base)
-        self._means.down.serve([ref for ref in refs if ref is not None], size)
+    def _context(self) -> RoundContext:
+        assert self._server is not None  # noqa: S101 - the stage says so
+        return RoundContext(self.name, self._settings, self._builder, self._server, self._resources, self)
+
+    def _begin(self, runner: RoundRunner) -> None:
+        self.runner = runner
+        self.stage, self._resuming = "round", False
+        size, models = len(runner.round.cohort), self._resources.outgoing.model_server
+        models.serve(runner.server.files, size)
         log.info(
             "run=%s round=%d opened cohort=%d deadline_s=%.0f uploads=%d",
-            self.run,
-            live.round.number,
+            self.name,
+            runner.round.number,
             size,
-            live.deadline_s,
-            live.max_uploads,
+            runner.terms.deadline_s,
+            runner.max_uploads,
         )
-        self._means.flow.bytes_sent = 0
-        self._announce()
+        models.flow.bytes_sent = 0
+        self.announce()
         try:
-            live.begin(self._means.clock())
+            runner.begin(self._clock())
         except StoreError as e:
             log.error("%s; trying again", e)  # what was not done stays first in line for the next tick
 
-    def _announce(self) -> None:
-        if self.live is not None:
-            self._bulletin.announce(self.live)
+    def announce(self) -> None:
+        """Publish the round as it stands now."""
+        if self.runner is not None:
+            self._announcer.announce(self.runner)
 
-    def _invite(self, node: NodeId) -> None:
-        if self.live is not None:
-            self._bulletin.invite(self.live, node)
+    def invite(self, node: NodeId) -> None:
+        """Notify a node that it belongs to the cohort."""
+        if self.runner is not None:
+            self._announcer.invite(self.runner, node)
 
-    def _round_closed(self, closed: ClosedRound) -> None:
-        live, opening, journal = self.live, self._opening, self._means.journal
-        assert live is not None and opening is not None  # noqa: S101 - the stage says so
-        result = closed.result.model_copy(update={"bytes_down": self._means.flow.bytes_sent})
+    def round_closed(self, closed: ClosedRound) -> None:
+        """Journal and publish how the round ended. Raises StoreError: then nothing was done."""
+        runner, server, models = self.runner, self._server, self._resources.outgoing.model_server
+        assert runner is not None and server is not None  # noqa: S101 - the stage says so
+        result = closed.result.model_copy(update={"bytes_down": models.flow.bytes_sent})
         entry = {**result.model_dump(mode="json", exclude={"v"}), **closed.details}
-        if closed.weights is not None and closed.model is not None:
-            journal.close_round(self.run, result.round, entry, closed.model, closed.state)
-            opening.advance(closed.weights, closed.model, closed.state)
-        else:
-            journal.close_round(self.run, result.round, entry, opening.model, opening.state)
+        model, strategy_state = server.model, server.strategy_state
+        if closed.made is not None:
+            model, strategy_state = closed.made.model, closed.made.strategy_state
+        self._journal.close_round(self.name, result.round, entry, Digest(model.digest), strategy_state)
         # Up to here a full disk changes nothing, and all of it is tried again. What follows waits for a tick.
-        self.live = None
+        server.model, server.strategy_state = model, strategy_state
+        if closed.made is not None:
+            server.weights = closed.made.weights
+        self.runner = None
         self.stage, self._undecided = "waiting", True
         if result.state == "failed":
-            # Who still trains for it learns so: finishing and publishing may take hours.
-            self._bulletin.announce(live)
-        self._bulletin.forget()
-        live.collection.close(remove=True)
-        self.record.add(entry)
+            # Nodes that still train for it stop then: finishing and publishing may take hours.
+            self._announcer.announce(runner)
+        self._announcer.forget()
+        runner.collector.close(remove=True)
+        self.history.add(entry)
+        # Nodes that predict may want the newest model while no round is open, too.
+        models.serve(server.files, len(runner.round.cohort), MODEL_OWNER)
         try:
-            self._publish(result, opening, live.parts.artefacts)
-            self._lend(opening, live.parts.artefacts, len(live.round.cohort))
+            self._publish(result, server)
         except StoreError as e:
-            log.error("%s; it is told of with the next round", e)
+            log.error("%s; it is published with the next round", e)
 
-    def _publish(self, result: RoundResult, opening: ServerState, artefacts: ExportedModel) -> None:
-        self._bulletin.result(result)
+    def _publish(self, result: RoundResult, server: ServerState) -> None:
+        self._announcer.result(result)
         if result.state == "closed":
-            best = self.record.best
+            best = self.history.best
             is_best = best is not None and best.round == result.round
-            self._bulletin.model(result, opening.model_ref, artefacts, best=is_best)
+            newest = messages.newest_model(result, server.model, server.exported, best=is_best)
+            self._resources.outgoing.outlet.send(newest)
 
-    def _lend(self, opening: ServerState, artefacts: ExportedModel, nodes: int) -> None:
-        """Nodes that predict may ask for the newest model while no round is open, too."""
-        refs = (opening.model_ref, artefacts.manifest, artefacts.trainer, artefacts.base)
-        self._means.down.serve([ref for ref in refs if ref is not None], nodes, LENT)
-
-    def _prune(self, opening: ServerState, artefacts: ExportedModel) -> None:
+    def _prune(self, server: ServerState) -> None:
         """Keep what something may still need: the first model, the best, the newest. Raises StoreError."""
-        best = self.record.best
-        keep = {opening.model, artefacts.initial.digest}
+        best = self.history.best
+        keep = {server.model.digest, server.exported.initial.digest}
         if best is not None:
-            keep.add(Digest(self.record.model_of(best.round)))
-        self._models.prune((entry["model"] for entry in self.record.rounds), keep)
+            keep.add(self.history.model_of(best.round))
+        self._models.prune((entry["model"] for entry in self.history.rounds), keep)
 
     # -- the end ---------------------------------------------------------------------------------------
 
     def _next(self) -> None:
         """A round or the end: what follows. Raises StoreError, and is settled with a later tick then."""
         self.stage, self._undecided = "waiting", True
-        if self._opening is not None and self.artefacts is not None:
-            self._prune(self._opening, self.artefacts)
+        if self._server is not None:
+            self._prune(self._server)
         self._settle()
         self._undecided = False
 
     def _settle(self) -> None:
-        stop = self.record.why_stop()
+        stop = self.history.why_stop()
         if stop is None:
             return
-        best = self.record.best
-        if best is None and self.record.told_to_stop is not None:
-            self._say_goodbye(None)
+        best = self.history.best
+        if best is None and self.history.stop_requested is not None:
+            self._begin_parting()
             return
         if best is None:
             with suppress(StoreError):  # the journal says it, too
-                self.record.end()
-            self._means.journal.end_run(self.run, "failed", stop)
-            last = self.record.rounds[-1]["why"] if self.record.rounds else "no round was opened"
-            raise RunFailed(f"run {self.run} ended without a model: {stop}; the last: {last}")
-        model = self.record.model_of(best.round)
-        assert self.artefacts is not None  # noqa: S101 - rounds were closed
-        finish = self._workshop.finish
+                self.history.end()
+            self._journal.end_run(self.name, "failed", stop)
+            last = self.history.rounds[-1]["why"] if self.history.rounds else "no round was opened"
+            raise RunFailed(f"run {self.name} ended without a model: {stop}; the last: {last}")
+        model = self.history.model_of(best.round)
+        assert self.exported is not None  # noqa: S101 - rounds were closed
         weights = self._models.weights(Digest(model))
-        log.info("run=%s %s; finishing with round=%d", self.run, stop, best.round)
+        log.info("run=%s %s; finishing with round=%d", self.name, stop, best.round)
         self.stage = "finishing"
-        self._worker.submit(
-            partial(finish, self.artefacts, weights, self.record.folder), partial(self._finished, model)
-        )
+        finish = partial(self._builder.finish, self.exported, weights, self.history.folder)
+        self._worker.submit(finish, partial(self._finished, model))
 
     def _finished(self, model: str, extra: dict[str, Any]) -> None:
-        self.summary = self.record.finish(model, self._means.wall() - self._assignment.created, extra)
-        self._worker.submit(self._follow_up, self._say_goodbye)
+        seconds = self._resources.clocks.wall() - self._assignment.created
+        self.summary = self.history.finish(model, seconds, extra)
+        self._worker.submit(self._follow_up, lambda _: self._begin_parting())
 
     def _follow_up(self) -> None:
         """Worker: report and publish. The model is written: nothing that fails here fails the run."""
         try:
-            self._means.inspect(self.record.folder)
+            self._after_run(self.history.folder)
         except Exception:
-            log.exception("run=%s is finished, but what follows it failed", self.run)
+            log.exception("run=%s is finished, but what follows it failed", self.name)
 
-    def _say_goodbye(self, _: Any) -> None:
-        assert self._opening is not None and self.artefacts is not None  # noqa: S101 - rounds were closed
-        self._bulletin.finished(self.artefacts, self._opening.model_ref, self.record.next_number - 1)
-        self._part_at = self._means.clock() + _PARTING_S
+    def _begin_parting(self) -> None:
+        assert self._server is not None  # noqa: S101 - rounds were closed
+        self._announcer.finished(self._server, self.history.next_number - 1)
+        self._part_at = self._clock() + _PARTING_S
         self.stage = "parting"
 
     def _part(self, now: float) -> None:
-        """End the run once the broker has what was said last: nobody answers after us.
+        """End the run once the broker has the last messages: nobody answers after this coordinator.
 
-        A node whose receipt was lost learns by it that its update is not waited for. Journaled after it was
-        said: a coordinator that is killed between the two says it once more.
+        A node whose receipt was lost learns by them that its update is not waited for. Journaled after they
+        were published: a coordinator that is killed between the two publishes them once more.
         """
-        means, bus = self._means, self._means.bus
-        quiet = means.flow.pending == 0 and means.down.next_due() is None
-        if (bus.connected and bus.backlog == 0 and quiet) or now >= self._part_at:
-            state = "finished" if self.record.told_to_stop is None else "stopped"
-            self.record.end()
-            self._means.journal.end_run(self.run, state, self.record.stop or "")
+        bus, models = self._resources.outgoing.bus, self._resources.outgoing.model_server
+        if (bus.connected and bus.backlog == 0 and models.idle) or now >= self._part_at:
+            state = "finished" if self.history.stop_requested is None else "stopped"
+            self.history.end()
+            self._journal.end_run(self.name, state, self.history.stop or "")
             self.stage = "done"
 
     def _give_up(self, state: str, why: str) -> None:
-        """End at once and without a model; what the worker still makes is nobody's."""
-        self._means.journal.end_run(self.run, state, why)
-        self.lane.left, self._taking_up = True, False
-        self.record.stop = why
-        if self.record.rounds:
+        """End at once and without a model; what the worker still makes is dropped."""
+        self._journal.end_run(self.name, state, why)
+        self.lane.left, self._resuming = True, False
+        self.history.stop = why
+        if self.history.rounds:
             with suppress(StoreError):
-                self.record.end()
-        if self.live is not None:
-            self.live.collection.close(remove=True)
-            self.live = None
-        if self._opening is not None and self.artefacts is not None:
-            number = max(0, self.record.next_number - 1)
-            self._bulletin.finished(self.artefacts, self._opening.model_ref, number)
+                self.history.end()
+        if self.runner is not None:
+            self.runner.collector.close(remove=True)
+            self.runner = None
+        if self._server is not None:
+            self._announcer.finished(self._server, max(0, self.history.next_number - 1))
         self.stage = "done"
 
     # -- small parts -----------------------------------------------------------------------------------
@@ -392,4 +400,4 @@ class Run:
     def _say(self, what: str, now: float) -> None:
         if what != self._said[1] or now - self._said[0] >= _SAY_EVERY_S:
             self._said = (now, what)
-            log.info("run=%s %s", self.run, what)
+            log.info("run=%s %s", self.name, what)

@@ -1,4 +1,4 @@
-"""Runs one after another: asked for by operators or begun by the timetable, journaled before told of."""
+"""Runs one after another: requested by operators or begun by the schedule, journaled before confirmed."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ import secrets
 import time
 from collections.abc import Callable
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
 from pydantic import Field, JsonValue, ValidationError
 
 from apiary.blobs import BlobStore
-from apiary.errors import ApiaryError, RequestRefused, SettingsError
+from apiary.errors import ApiaryError, DataError, RequestRefused, SettingsError
 from apiary.plugins import names
-from apiary.settings import RunSettings, ScheduleSettings, Settings
+from apiary.settings import RunSettings, Settings
 from apiary.wire.topics import check_name
-from apiary_coordinator.feature import CoordinatorFeature, Desk
-from apiary_coordinator.journal import RunRow
+from apiary_coordinator import strategies
+from apiary_coordinator.feature import CoordinatorFeature
+from apiary_coordinator.fleet.roster import Roster
+from apiary_coordinator.journal import Journal, RunRow
 from apiary_coordinator.model.builder import ExportedModel, ModelBuilder
 from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
 from apiary_coordinator.recipes.base import check_options
-from apiary_coordinator.round.start import strategy
+from apiary_coordinator.resources import Resources, Storage
 from apiary_coordinator.run.assignment import Assignment
-from apiary_coordinator.run.run import Run
+from apiary_coordinator.run.host import RunHost
 from apiary_coordinator.schedule import retention, timetable
 from apiary_coordinator.schedule.runbook import MAX_LISTED, RunBook
-from apiary_coordinator.schedule.timetable import NewSamples, Past, Timetable
+from apiary_coordinator.schedule.timetable import NewSamples, Past
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ ModelBuilders = Callable[[Settings, BlobStore], ModelBuilder]
 _LOOK_EVERY_S: Final = 5.0
 _SINCE: Final = "schedule.since"
 _SAMPLES: Final = "schedule.samples"
+_RESUMES: Final = "run=%s goes on where it stopped, with the settings it began with"
 
 
 class StartRun(Arguments):
@@ -57,15 +59,32 @@ class ListRuns(Arguments):
 
 
 class RunQueue(CoordinatorFeature):
-    """Zero or one run at a time. Without `workshops` there is one run only, which somebody else began."""
+    """Zero or one run at a time. With `one` that run alone, and errors that end it are raised.
+
+    Without, it is to stay: runs begin as operators request them, or as the schedule says.
+    """
 
     def __init__(
-        self, desk: Desk, operators: OperatorRequests, book: RunBook, workshops: ModelBuilders | None
+        self,
+        settings: Settings,
+        host: RunHost,
+        resources: Resources,
+        roster: Roster,
+        *,
+        operators: OperatorRequests,
+        builders: ModelBuilders,
+        one: RunRow | None = None,
     ):
-        self._desk = desk
-        self._book = book
-        self._workshops = workshops
-        self._table = timetable_of(desk.settings.schedule)
+        self._settings = settings
+        self._schedule = settings.schedule
+        self._host = host
+        self._resources = resources
+        self._wall = resources.clocks.wall
+        self._journal = resources.storage.journal
+        self._roster = roster
+        self._book = RunBook(self._journal)
+        self._builders = builders
+        self._one = one
         self._samples = NewSamples()
         self._since = 0.0
         self._under_way: str | None = None
@@ -76,121 +95,121 @@ class RunQueue(CoordinatorFeature):
         operators.register("run.show", WhichRun, self._show)
 
     def start(self, now: float) -> None:
-        """Take up the run that was under way."""
+        """Begin the one run, or resume the one that was under way."""
         self._book.open()
         since = self._book.recall(_SINCE)
         if not isinstance(since, int | float):
-            since = self._desk.wall()
+            since = self._wall()
             self._book.remember(_SINCE, since)
         # A clock that was put back must not make it wait for what has been.
-        self._since = min(since, self._desk.wall())
+        self._since = min(since, self._wall())
         self._samples.before = self._book.recall(_SAMPLES) or {}
-        row = self._desk.journal.active_run()
+        row = self._journal.active_run()
         for run in self._book.begun(1):
             if run.state != "active" and run.ended is None:
-                self._book.ended(run.run, self._desk.wall())
-        retention.clear(self._desk, self._book, folders=self._workshops is not None)
-        retention.remind(self._desk, self._book)
-        if self._workshops is not None and row is not None:
-            self._take_up(row)
+                self._book.ended(run.run, self._wall())
+        self._clear()
+        retention.serve_newest_model(self._resources, self._book, len(self._roster))
+        if self._one is not None:
+            self._begin(self._one)
+        elif row is not None:
+            self._resume(row)
 
     def tick(self, now: float) -> None:
-        """Note what has ended; begin what waits, or what the timetable says."""
-        course = self._desk.course()
-        if course is not None and course.stage != "done":
-            self._under_way = course.run
+        """Note what has ended; begin what waits, or what the schedule says."""
+        if self._host.active is not None:
+            self._under_way = self._host.active.name
             return
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_EVERY_S
         if self._under_way is not None:
-            self._book.ended(self._under_way, self._desk.wall())
+            self._book.ended(self._under_way, self._wall())
             self._under_way = None
-        if self._workshops is None:
+        if self._one is not None:
             return
-        if (row := self._desk.journal.active_run()) is not None:
-            self._take_up(row)  # a full disk kept its end, or its beginning, from being written
+        if (row := self._journal.active_run()) is not None:
+            self._resume(row)  # a full disk kept its end, or its beginning, from being written
         elif waiting := self._book.waiting():
-            self._begin(waiting[0])
+            self._next(waiting[0])
         elif (why := self._due()) is not None:
-            settings = self._desk.settings.run.model_dump_json()
-            run = fresh_name(self._desk.wall())
-            self._book.ask_for(run, self._desk.wall(), settings, why=why, request=None)
-            self._begin(self._book.waiting()[0])
+            run = fresh_name(self._wall())
+            settings = self._settings.run.model_dump_json()
+            self._book.ask_for(run, self._wall(), settings, why=why, request=None)
+            self._next(self._book.waiting()[0])
 
     # -- operations ------------------------------------------------------------------------------------
 
     def _start(self, call: Call, args: StartRun) -> None:
-        if self._workshops is None:
+        if self._one is not None:
             raise RequestRefused(
                 "this coordinator was started for one run; with --stay it takes one after another"
             )
         request = f"{call.operator}/{call.id}"
         run = self._book.asked_by(request)
         if run is None:
-            run = args.name or fresh_name(self._desk.wall())
+            run = args.name or fresh_name(self._wall())
             check_name(run, "the run's name")
-            if (self._desk.settings.coordinator.runs_dir / run).exists():
+            if (self._settings.coordinator.runs_dir / run).exists():
                 raise RequestRefused(f"there is a folder for a run {run!r} already: give another name")
-            settings = run_settings(self._desk.settings, args.settings)
-            self._workshop(settings).check()
+            settings = run_settings(self._settings, args.settings)
+            self._builder(settings).check()
             self._book.ask_for(
                 run,
-                self._desk.wall(),
+                self._wall(),
                 settings.model_dump_json(),
                 why=f"by operator {call.operator}",
                 request=request,
             )
-            log.info("run=%s asked for by operator=%s", run, call.operator)
+            log.info("run=%s requested by operator=%s", run, call.operator)
             self._look_at = 0.0
         names = [row.id for row in self._book.waiting()]
         ahead = names.index(run) if run in names else 0
-        call.done({"run": run, "ahead": ahead + (self._course() is not None and run in names)})
+        call.done({"run": run, "ahead": ahead + (self._host.active is not None and run in names)})
 
     def _stop(self, call: Call, args: WhichRun) -> None:
-        course = self._course()
+        active = self._host.active
         why = f"stopped by operator {call.operator}"
         waiting = [row.id for row in self._book.waiting()]
         if args.name is not None and args.name in waiting:
-            self._book.withdraw(args.name, why, self._desk.wall())
+            self._book.withdraw(args.name, why, self._wall())
             call.done({"run": args.name, "state": "withdrawn"})
-        elif course is None or args.name not in (None, course.run):
+        elif active is None or args.name not in (None, active.name):
             raise RequestRefused(self._why_none(args.name))
         else:
-            course.stop(why)
-            best = course.record.best
-            state = "stopping" if course.stage != "done" else "stopped"
-            call.done({"run": course.run, "state": state, "best": best.round if best is not None else None})
+            active.stop(why)
+            best = active.history.best
+            state = "stopping" if active.stage != "done" else "stopped"
+            call.done({"run": active.name, "state": state, "best": best.round if best is not None else None})
 
     def _list(self, call: Call, args: ListRuns) -> None:
-        wall = self._desk.wall()
+        wall = self._wall()
         self._count()
         call.done(
             {
-                "runs": [run.told() for run in self._book.listed(args.limit)],
-                "next": timetable.upcoming(self._table, self._past(), wall),
+                "runs": [run.to_json() for run in self._book.listed(args.limit)],
+                "next": timetable.upcoming(self._schedule, self._past(), wall),
                 "new_samples": self._samples.count,
-                "wanted_samples": self._table.new_samples,
+                "wanted_samples": self._schedule.new_samples,
             }
         )
 
     def _show(self, call: Call, args: WhichRun) -> None:
-        course = self._course()
-        name = args.name or (course.run if course is not None else None)
+        active = self._host.active
+        name = args.name or (active.name if active is not None else None)
         if name is None:
             newest = self._book.listed(1)
             name = newest[0].run if newest else None
         found = self._book.one(name) if name is not None else None
-        row = self._desk.journal.run(name) if name is not None else None
+        row = self._journal.run(name) if name is not None else None
         if found is None or row is None:
             raise RequestRefused(f"no run {name!r}; there are: apiary run list" if name else "no run yet")
-        live = course if course is not None and course.run == name else None
         call.done(
             {
-                **found.told(),
+                **found.to_json(),
                 "settings": json.loads(row.settings),
-                "folder": str(self._desk.settings.coordinator.runs_dir / found.run),
-                "stage": live.stage if live is not None else None,
+                "folder": str(self._settings.coordinator.runs_dir / found.run),
+                "stage": active.stage if active is not None and active.name == name else None,
                 "results": list[JsonValue](self._book.rounds(found.run)),
             }
         )
@@ -206,18 +225,12 @@ class RunQueue(CoordinatorFeature):
             return f"no run {name!r}; there are: apiary run list"
         return f"run {name!r} is over already: {found.state}" + (f", {found.stop}" if found.stop else "")
 
-    def _course(self) -> Run | None:
-        course = self._desk.course()
-        return course if course is not None and course.stage != "done" else None
-
     def _due(self) -> str | None:
-        if self._table.empty:
-            return None
         self._count()
-        return timetable.due(self._table, self._past(), self._desk.wall(), self._samples.count)
+        return timetable.due(self._schedule, self._past(), self._wall(), self._samples.count)
 
     def _count(self) -> None:
-        for node in self._desk.roster.nodes.values():
+        for node in self._roster.nodes.values():
             if node.status.samples is not None:
                 self._samples.report(node.id, node.status.samples)
 
@@ -225,57 +238,115 @@ class RunQueue(CoordinatorFeature):
         began, ended = self._book.last() or (None, None)
         return Past(self._since, began, ended)
 
-    def _begin(self, row: RunRow) -> None:
-        """The next run; what made it begin is dealt with."""
+    def _clear(self) -> None:
+        """Folders are removed only where it is to stay: one run by hand leaves the others alone."""
+        coordinator = self._settings.coordinator
+        keep_runs = coordinator.keep_runs if self._one is None else 0
+        retention.clear(self._resources, self._book, coordinator.runs_dir, keep_runs)
+
+    def _next(self, row: RunRow) -> None:
+        """Begin a waiting run; what made it begin is dealt with."""
         self._count()
-        self._since = self._desk.wall()
+        self._since = self._wall()
         self._book.remember(_SINCE, self._since)
         self._book.remember(_SAMPLES, dict(self._samples.begin()))
-        self._book.begin(row.id, self._desk.wall())
-        retention.clear(self._desk, self._book, folders=True)
-        self._go(row)
+        self._book.begin(row.id, self._wall())
+        self._clear()
+        self._begin(row)
 
-    def _take_up(self, row: RunRow) -> None:
-        log.info("run=%s goes on where it stopped, with the settings it began with", row.id)
-        self._go(row)
+    def _resume(self, row: RunRow) -> None:
+        log.info(_RESUMES, row.id)
+        self._begin(row)
 
-    def _go(self, row: RunRow) -> None:
+    def _begin(self, row: RunRow) -> None:
         try:
-            self._desk.begin(self._assignment(row))
+            self._host.begin(self._assignment(row))
         except ApiaryError as e:
+            if self._one is not None:
+                raise
             log.error("run=%s cannot begin: %s", row.id, e)
-            self._desk.journal.end_run(row.id, "failed", str(e))
-            self._book.ended(row.id, self._desk.wall())
+            self._journal.end_run(row.id, "failed", str(e))
+            self._book.ended(row.id, self._wall())
 
     def _assignment(self, row: RunRow) -> Assignment:
+        run = _stored(row)
         try:
-            run = RunSettings.model_validate_json(row.settings)
-            artefacts = ExportedModel.model_validate_json(row.artefacts) if row.artefacts else None
+            exported = ExportedModel.model_validate_json(row.exported) if row.exported else None
         except ValidationError as e:
-            raise SettingsError(f"run {row.id} was journaled by another version: {e}") from None
-        settings = self._desk.settings.model_copy(update={"run": run})
-        return Assignment(row.id, row.created, settings, self._workshop(run), artefacts, row.stop)
+            raise _of_another_version(row, e) from None
+        settings = self._settings.model_copy(update={"run": run})
+        return Assignment(row.id, row.created, settings, self._builder(run), exported, row.stop)
 
-    def _workshop(self, run: RunSettings) -> ModelBuilder:
-        assert self._workshops is not None  # noqa: S101 - asked before
-        return self._workshops(self._desk.settings.model_copy(update={"run": run}), self._desk.blobs)
+    def _builder(self, run: RunSettings) -> ModelBuilder:
+        settings = self._settings.model_copy(update={"run": run})
+        return self._builders(settings, self._resources.storage.blobs)
+
+
+def one_run(
+    settings: Settings, storage: Storage, builders: ModelBuilders, *, name: str | None, new: bool
+) -> RunRow:
+    """The run of a coordinator that does not stay: the interrupted one, or a new one, journaled as active.
+
+    An interrupted run of another name, or any with `new`, is abandoned. Raises SettingsError, and DataError
+    where the model of a new run could not be built.
+    """
+    row = storage.journal.active_run()
+    if row is not None and (new or name not in (None, row.id)):
+        abandon(storage.journal, row)
+        row = None
+    if row is not None:
+        log.info(_RESUMES, row.id)
+        stored = _stored(row)
+        if stored != settings.run:
+            log.warning(
+                "run=%s keeps its own [run] settings; --new begins a run with those given now", row.id
+            )
+        strategies.load(stored)
+        return row
+    strategies.load(settings.run)
+    builders(settings, storage.blobs).check()
+    created = time.time()
+    run = name or fresh_name(created)
+    if storage.journal.run(run) is not None or (settings.coordinator.runs_dir / run).exists():
+        raise SettingsError(
+            f"there is a run {run!r} already, in {settings.coordinator.runs_dir} or the journal: "
+            "give another --run"
+        )
+    return storage.journal.open_run(run, created, settings.run.model_dump_json())
+
+
+def check_to_stay(settings: Settings, storage: Storage, builders: ModelBuilders, *, new: bool) -> None:
+    """What every run will need; with `new` an interrupted run is abandoned. Raises SettingsError."""
+    strategies.load(settings.run)
+    try:
+        builders(settings, storage.blobs).check()
+    except DataError as e:
+        log.warning("no run can begin yet: %s", e)
+    row = storage.journal.active_run()
+    if row is not None and new:
+        abandon(storage.journal, row)
+
+
+def abandon(journal: Journal, row: RunRow) -> None:
+    """Leave an interrupted run behind."""
+    log.info("run=%s is left behind unfinished", row.id)
+    journal.end_run(row.id, "abandoned", "left behind for another run")
+
+
+def _stored(row: RunRow) -> RunSettings:
+    try:
+        return RunSettings.model_validate_json(row.settings)
+    except ValidationError as e:
+        raise _of_another_version(row, e) from None
+
+
+def _of_another_version(row: RunRow, error: ValidationError) -> SettingsError:
+    return SettingsError(f"run {row.id} was journaled by another version: {error}")
 
 
 def fresh_name(wall: float) -> str:
     """A name for a run that has none: when it began, and four digits that tell two of one second apart."""
     return time.strftime("%Y%m%d-%H%M%S", time.localtime(wall)) + f"-{secrets.token_hex(2)}"
-
-
-def timetable_of(schedule: ScheduleSettings) -> Timetable:
-    """The timetable that the settings describe."""
-    return Timetable(
-        at=tuple(schedule.at),
-        days=tuple(schedule.days),
-        zone=ZoneInfo(schedule.timezone) if schedule.timezone else None,
-        every_s=schedule.every_hours * 3600 if schedule.every_hours is not None else None,
-        new_samples=schedule.new_samples,
-        min_pause_s=schedule.min_pause_s,
-    )
 
 
 def run_settings(settings: Settings, changes: dict[str, JsonValue]) -> RunSettings:
@@ -298,5 +369,5 @@ def run_settings(settings: Settings, changes: dict[str, JsonValue]) -> RunSettin
     if run.recipe not in (known := names("apiary_coordinator.recipes")):
         raise SettingsError(f"run.recipe is {run.recipe[:60]!r}; there are: {', '.join(known)}")
     check_options(run.recipe, run.recipe_options)
-    strategy(settings.model_copy(update={"run": run})).plan(run.plan, run.strategy_options)
+    strategies.load(run).plan(run.plan, run.strategy_options)
     return run

@@ -44,7 +44,7 @@ class Listed:
     rounds: int
     accuracy: float | None
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
 
@@ -56,7 +56,7 @@ class NewestModel:
     run: str
     result: dict[str, Any]
     model: Digest
-    artefacts: str
+    exported: str
     best: bool
 
 
@@ -174,10 +174,10 @@ class RunBook:
         """Every blob that a run trains, or made."""
         query = "SELECT model FROM round WHERE run = ?1 UNION SELECT state_digest FROM round WHERE run = ?1"
         found = {Digest(row[0]) for row in self._journal.select(query, (run,)) if row[0]}
-        artefacts = self._journal.select("SELECT artefacts FROM run WHERE id = ?", (run,))
-        for told in json.loads(artefacts[0][0] or "{}").values() if artefacts else ():
-            if isinstance(told, dict) and "digest" in told:
-                found.add(Digest(told["digest"]))
+        exported = self._journal.select("SELECT artefacts FROM run WHERE id = ?", (run,))
+        for ref in json.loads(exported[0][0] or "{}").values() if exported else ():
+            if isinstance(ref, dict) and "digest" in ref:
+                found.add(Digest(ref["digest"]))
         return found
 
     def newest_model(self) -> NewestModel | None:
@@ -189,7 +189,7 @@ class RunBook:
         )
         if not found:
             return None
-        run, artefacts = found[0]
+        run, exported = found[0]
         loss = "json_extract(result, '$.loss')"
         rounds = self._journal.select(
             f"SELECT number, json_extract(result, '$.accuracy'), {loss} FROM round"  # noqa: S608 - fixed names
@@ -201,7 +201,7 @@ class RunBook:
         ((result, model),) = self._journal.select(query, (run, number))
         best = stopping.best_of([(n, a, x) for n, a, x in rounds])
         is_best = best is not None and best.round == number
-        return NewestModel(run, json.loads(result), Digest(model), artefacts, is_best)
+        return NewestModel(run, json.loads(result), Digest(model), exported, is_best)
 
     def one(self, run: str) -> Listed | None:
         """One of them."""

@@ -10,29 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, timedelta
 from typing import Final
+from zoneinfo import ZoneInfo
+
+from apiary.settings import ScheduleSettings
 
 LATE_S: Final = 3600.0
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-
-
-@dataclass(frozen=True, slots=True)
-class Timetable:
-    """What the settings ask for."""
-
-    at: tuple[str, ...] = ()
-    days: tuple[str, ...] = ()
-    zone: tzinfo | None = None
-    """None: that of this machine."""
-    every_s: float | None = None
-    new_samples: int | None = None
-    min_pause_s: float = 0.0
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing ever begins by itself."""
-        return not self.at and self.every_s is None and self.new_samples is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,45 +36,48 @@ class Past:
         return Past(self.since if self.since <= now else now - LATE_S, began, ended)
 
 
-def due(table: Timetable, past: Past, now: float, samples: int) -> str | None:
+def due(schedule: ScheduleSettings, past: Past, now: float, samples: int) -> str | None:
     """Why a run begins now, or None. `samples`: labelled since the last run."""
     past = past.as_of(now)
-    if past.ended is not None and now - past.ended < table.min_pause_s:
+    if past.ended is not None and now - past.ended < schedule.min_pause_s:
         return None
-    for moment, text in times(table, max(past.since, now - LATE_S), now):
+    for moment, text in times(schedule, max(past.since, now - LATE_S), now):
         if moment <= now:
             return f"at {text}"
-    if table.every_s is not None and (past.began is None or now - past.began >= table.every_s):
-        return f"every {table.every_s / 3600:g} hours"
-    if table.new_samples is not None and samples >= table.new_samples:
+    if schedule.every_hours is not None and (
+        past.began is None or now - past.began >= schedule.every_hours * 3600
+    ):
+        return f"every {schedule.every_hours:g} hours"
+    if schedule.new_samples is not None and samples >= schedule.new_samples:
         return f"{samples} new samples"
     return None
 
 
-def upcoming(table: Timetable, past: Past, now: float) -> float | None:
+def upcoming(schedule: ScheduleSettings, past: Past, now: float) -> float | None:
     """When the clock begins the next run, seconds since 1970; None where it does not."""
     past = past.as_of(now)
     # One that passed and is still to be made up for comes before the next.
-    moments = [moment for moment, _ in times(table, max(past.since, now - LATE_S), now + 8 * 86400)][:1]
-    if table.every_s is not None:
-        moments.append(now if past.began is None else past.began + table.every_s)
+    moments = [moment for moment, _ in times(schedule, max(past.since, now - LATE_S), now + 8 * 86400)][:1]
+    if schedule.every_hours is not None:
+        moments.append(now if past.began is None else past.began + schedule.every_hours * 3600)
     if not moments:
         return None
-    free = past.ended + table.min_pause_s if past.ended is not None else now
+    free = past.ended + schedule.min_pause_s if past.ended is not None else now
     return max(min(moments), free, now)
 
 
-def times(table: Timetable, after: float, until: float) -> list[tuple[float, str]]:
-    """Times of the table later than `after`, up to `until`, each with its `HH:MM`; in order."""
+def times(schedule: ScheduleSettings, after: float, until: float) -> list[tuple[float, str]]:
+    """Times of day later than `after`, up to `until`, each with its `HH:MM`; in order."""
     found: list[tuple[float, str]] = []
-    day = datetime.fromtimestamp(after, table.zone).date()
-    last = datetime.fromtimestamp(until, table.zone).date()
-    while day <= last and table.at:
-        if not table.days or DAYS[day.weekday()] in table.days:
-            for text in table.at:
+    zone = ZoneInfo(schedule.timezone) if schedule.timezone else None  # None: that of this machine
+    day = datetime.fromtimestamp(after, zone).date()
+    last = datetime.fromtimestamp(until, zone).date()
+    while day <= last and schedule.at:
+        if not schedule.days or DAYS[day.weekday()] in schedule.days:
+            for text in schedule.at:
                 hour, minute = (int(part) for part in text.split(":"))
                 # fold=0: the first of two; of none, what the clock would have said without the change.
-                moment = datetime(day.year, day.month, day.day, hour, minute, tzinfo=table.zone).timestamp()
+                moment = datetime(day.year, day.month, day.day, hour, minute, tzinfo=zone).timestamp()
                 if after < moment <= until:
                     found.append((moment, text))
         day += timedelta(days=1)
@@ -107,7 +95,7 @@ class NewSamples:
     now: dict[str, int] = field(default_factory=dict)
 
     def report(self, node: str, samples: int) -> None:
-        """What a node says that it has."""
+        """A node reports how many it has."""
         self.now[node] = samples
         if samples < self.before.get(node, 0):
             self.before[node] = samples

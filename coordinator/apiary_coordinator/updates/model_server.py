@@ -1,4 +1,4 @@
-"""Blobs to the nodes: wishes are gathered, then each chunk is published once for all who asked."""
+"""Blobs to the nodes: requests are gathered, then each chunk is published once for all who sent one."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class _Gathering:
 class ModelServer:
     """The coordinator's side of `want`. Only blobs that were announced are served."""
 
-    def __init__(self, topics: Topics, blobs: BlobStore, flow: ChunkFlow, gather_s: float):
+    def __init__(self, topics: Topics, blobs: BlobStore, gather_s: float):
+        self.flow = ChunkFlow()
         self._topics = topics
         self._blobs = blobs
-        self._flow = flow
         self._gather_s = gather_s
         self._served: dict[str, dict[Digest, int]] = {}
         self._expected: dict[str, int] = {}
@@ -86,13 +86,18 @@ class ModelServer:
             del self._gathering[digest]
             wanted = ranges(sorted(gathering.wanted), limit=2**31)
             if (owner := self._owner(digest)) is not None:
-                self._flow.add(
+                self.flow.add(
                     digest,
                     self._served[owner][digest],
                     wanted,
                     topic=partial(self._topic, digest),
                     read=partial(self._blobs.read_part, digest),
                 )
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing was asked for that is still to be published."""
+        return not self._gathering and self.flow.pending == 0
 
     def next_due(self) -> float | None:
         """When `due` has something to do at the latest."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import os
@@ -19,7 +18,7 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 from apiary.errors import BusError
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import end, start, wait
 
 Kind = Literal["mosquitto", "amqtt"]
 START_S: Final = 15.0
@@ -84,21 +83,15 @@ class BrokerProcess:
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait for its end; the exit code, or None where it runs on after `timeout_s`."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(timeout_s)
-        return None
+        return wait(self._process, timeout_s)
 
     def kill(self) -> None:
         """End it as a power cut would."""
-        self._process.kill()
-        self._process.wait()
+        end(self._process)
 
     def stop(self) -> None:
         """End it in order: SIGTERM, and SIGKILL where that does not help in time."""
-        if self.running:
-            self._process.terminate()
-            if self.wait(STOP_S) is None:
-                self.kill()
+        end(self._process, STOP_S)
         if self._temporary is not None:
             self._temporary.cleanup()
 
@@ -214,7 +207,7 @@ def _start_mosquitto(
 def _set_aside(broker: BrokerProcess, folder: Path, output: str) -> bool:
     """Whether a database that mosquitto could not read was put out of its way.
 
-    A power cut may tear it. It holds nothing that the parties do not say again when they connect.
+    A power cut may tear it. It holds nothing that the parties do not send again when they connect.
     """
     database = folder / DATABASE
     code = broker.wait(0)
@@ -236,15 +229,7 @@ def _start_amqtt(host: str, port: int, folder: Path) -> tuple[subprocess.Popen[b
 
 def _spawn(command: list[str], errors: Path) -> subprocess.Popen[bytes]:
     with errors.open("wb") as err:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=err,
-            stderr=err,
-            # Its own group: Ctrl-C in a terminal reaches us, and we end it in order.
-            start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, looked up before the fork
-        )
+        return start(command, stdout=err)
 
 
 def _claim(host: str, port: int) -> int:

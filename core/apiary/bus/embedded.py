@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import Any, Final
 
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import die_with_parent
 
 CONNECT_S: Final = 10.0
 """A connection that has not begun its CONNECT after this long is closed."""

@@ -1,1 +1,1 @@
-"""This process and its children: allocator, death signal."""
+"""This process and its children: allocator, child processes."""

@@ -11,7 +11,7 @@ class CaptureEvent(BaseModel):
     """One line of the child.
 
     `kept` a frame became sample `id`; `gone` the camera is not there, and tried again in `retry_s`; `back` it
-    is there (again); `trouble` the store took nothing, and why; `alive` said every few seconds, with what was
+    is there (again); `trouble` the store took nothing, and why; `alive` sent every few seconds, with what was
     `kept` and what was `dropped` for which reason so far; `ended` a file was read to its end; `failed` the
     settings cannot be meant.
     """

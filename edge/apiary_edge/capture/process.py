@@ -1,4 +1,4 @@
-"""The service's side of the capture child."""
+"""The service's side of the capture child: start it again where it ends, log its events."""
 
 from __future__ import annotations
 
@@ -8,47 +8,49 @@ from typing import Final
 
 from apiary.settings import CameraSettings, EdgeSettings
 from apiary_edge.capture.job import CaptureEvent, parse
-from apiary_edge.child.lasting_child import LastingChild
+from apiary_edge.capture.lasting_child import LastingChild
 from apiary_edge.feature import NodeFeature
 
 log = logging.getLogger(__name__)
 
 SILENT_S: Final = 30.0
-"""On top of two of the camera's own timeouts: a child that says nothing for so long hangs in a driver."""
+"""On top of two of the camera's own timeouts: a child that prints nothing for so long hangs in a driver."""
 
 
 class CameraStatus:
-    """What the camera's child tells: into the log, and the last of it in `text`, for people."""
+    """Logs the events of the camera's child; `text` holds the latest, for people."""
 
     def __init__(self, node: str):
         self.text = "starting"
         self._node = node
 
-    def __call__(self, told: CaptureEvent) -> None:
-        """One line of it."""
-        match told.kind:
+    def __call__(self, event: CaptureEvent) -> None:
+        """Take one event."""
+        match event.kind:
             case "gone" | "trouble" | "failed":
-                log.warning("node=%s camera: %s", self._node, told.text)
+                log.warning("node=%s camera: %s", self._node, event.text)
             case "back" | "ended":
-                log.info("node=%s camera: %s", self._node, told.text or told.kind)
+                log.info("node=%s camera: %s", self._node, event.text or event.kind)
             case _:
-                log.debug("node=%s camera %s id=%s kept=%d", self._node, told.kind, told.id[:12], told.kept)
-        working = told.kind in ("kept", "alive", "back")
-        self.text = "taking pictures" if working else told.text or told.kind
+                log.debug(
+                    "node=%s camera %s id=%s kept=%d", self._node, event.kind, event.id[:12], event.kept
+                )
+        working = event.kind in ("kept", "alive", "back")
+        self.text = "taking pictures" if working else event.text or event.kind
 
 
 class CaptureFeature(NodeFeature):
     """The camera child as a part of the node."""
 
-    def __init__(self, process: CaptureProcess, says: CameraStatus):
+    def __init__(self, process: CaptureProcess, status: CameraStatus):
         self._process = process
-        self._says = says
+        self._status = status
 
     def tick(self, now: float) -> None:
-        """Keep the child going, and say what it tells."""
+        """Keep the child running, and log its events."""
         self._process.tick(now)
-        for told in self._process.collect():
-            self._says(told)
+        for event in self._process.collect():
+            self._status(event)
 
     def close(self) -> None:
         """End the child."""
@@ -72,13 +74,13 @@ class CaptureProcess(LastingChild[CaptureEvent]):
         """As if the camera were gone."""
         return CaptureEvent(kind="gone", text=why, retry_s=retry_s)
 
-    def is_well(self, told: CaptureEvent) -> bool:
+    def is_well(self, line: CaptureEvent) -> bool:
         """The camera is there."""
-        return told.kind == "back"
+        return line.kind == "back"
 
-    def is_over(self, told: CaptureEvent) -> bool:
+    def is_over(self, line: CaptureEvent) -> bool:
         """Settings do not mend themselves, and a file stays at its end."""
-        return told.kind in ("ended", "failed")
+        return line.kind in ("ended", "failed")
 
 
 def silent_s(camera: CameraSettings) -> float:

@@ -7,7 +7,6 @@ crashes or hangs takes nothing else with it.
 from __future__ import annotations
 
 import io
-import os
 import signal
 import sys
 import threading
@@ -16,30 +15,26 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-# Before numpy is imported: its pool of threads costs memory and is of no use here.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
-
-from apiary.errors import ApiaryError, CameraError, StoreError  # noqa: E402
-from apiary.process.allocator import tune  # noqa: E402 - after the thread settings
-from apiary.settings import EdgeSettings  # noqa: E402
-from apiary_edge.cameras import base  # noqa: E402
-from apiary_edge.cameras.base import Camera, EndOfFrames, PassedOver  # noqa: E402
-from apiary_edge.capture.job import CaptureEvent  # noqa: E402
-from apiary_edge.capture.policy import Backoff, CapturePolicy, FrameVerdict  # noqa: E402
-from apiary_edge.hours import minute_of_day  # noqa: E402
-from apiary_edge.samples.model import Added, Duplicate, Incoming  # noqa: E402
-from apiary_edge.samples.store import SampleStore  # noqa: E402
+from apiary.errors import ApiaryError, CameraError, StoreError
+from apiary.process.allocator import tune
+from apiary.settings import EdgeSettings
+from apiary_edge.cameras import base
+from apiary_edge.cameras.base import Camera, EndOfFrames, PassedOver
+from apiary_edge.capture.job import CaptureEvent
+from apiary_edge.capture.policy import Backoff, CapturePolicy, FrameVerdict
+from apiary_edge.hours import minute_of_day
+from apiary_edge.samples.model import Added, Duplicate, Incoming
+from apiary_edge.samples.store import SampleStore
 
 if TYPE_CHECKING:
     from apiary_edge.cameras.base import Frame
     from apiary_edge.capture.perceptual import Looks
 
-Tell = Callable[[CaptureEvent], None]
+Emit = Callable[[CaptureEvent], None]
 Watch = Callable[["Frame"], None]
 
 ALIVE_S: Final = 5.0
-"""The child says something at least this often, while its camera answers in time."""
+"""The child sends an event at least this often, while its camera answers in time."""
 TROUBLE_PAUSE_S: Final = 60.0
 """A store that took a picture not is tried again after this; a full disk does not mend itself faster."""
 
@@ -57,7 +52,7 @@ class CaptureLoop:
         edge: EdgeSettings,
         camera: Camera,
         store: SampleStore,
-        tell: Tell,
+        emit: Emit,
         *,
         clock: Callable[[], float],
         minute: Callable[[], int],
@@ -71,7 +66,7 @@ class CaptureLoop:
         self._pause_s = 1 / max(edge.camera.fps, watch_fps if watch else 0.0)
         self._camera = camera
         self._store = store
-        self._tell = tell
+        self._emit = emit
         self._clock = clock
         self._minute = minute
         self._watch = watch
@@ -79,7 +74,7 @@ class CaptureLoop:
         self._backoff = Backoff(edge.camera.retry_max_s)
         self._open = False
         self._trouble_until: float | None = None
-        self._told_at = clock()
+        self._emitted_at = clock()
 
     def step(self) -> float:
         """One frame, judged and perhaps kept; seconds to wait. Camera and disk may fail, it goes on."""
@@ -90,14 +85,14 @@ class CaptureLoop:
                 self._camera.open()
                 self._open = True
                 self._backoff.reset()
-                self._tell(CaptureEvent(kind="back", text=self._camera.name))
+                self._emit(CaptureEvent(kind="back", text=self._camera.name))
             due = self._due(began)
             if not (due or self._watch) or not (self._camera.live or due):
                 return self._pause_s
             frame = self._camera.frame()
         except EndOfFrames as e:
             self.ended = True
-            self._tell(CaptureEvent(kind="ended", text=str(e)))
+            self._emit(CaptureEvent(kind="ended", text=str(e)))
             return 0.0
         except PassedOver:
             self.dropped["no readable picture"] += 1
@@ -106,7 +101,7 @@ class CaptureLoop:
             self._open = False
             self._camera.close()
             pause = self._backoff.pause()
-            self._tell(CaptureEvent(kind="gone", text=str(e)[:500], retry_s=pause))
+            self._emit(CaptureEvent(kind="gone", text=str(e)[:500], retry_s=pause))
             return pause
         if frame is None:
             return self._pause_s
@@ -155,7 +150,7 @@ class CaptureLoop:
             case Added(sample, _):
                 self._policy.kept(seen, now)
                 self.kept += 1
-                self._tell(CaptureEvent(kind="kept", id=sample))
+                self._emit(CaptureEvent(kind="kept", id=sample))
             case Duplicate():
                 self._policy.kept(seen, now)
                 self.dropped["in the store already"] += 1
@@ -166,12 +161,12 @@ class CaptureLoop:
 
     def _trouble(self, why: str, now: float) -> None:
         self._trouble_until = now + TROUBLE_PAUSE_S
-        self._tell(CaptureEvent(kind="trouble", text=why[:500], retry_s=TROUBLE_PAUSE_S))
+        self._emit(CaptureEvent(kind="trouble", text=why[:500], retry_s=TROUBLE_PAUSE_S))
 
     def _alive(self, now: float) -> None:
-        if now - self._told_at >= ALIVE_S:
-            self._told_at = now
-            self._tell(CaptureEvent(kind="alive", kept=self.kept, dropped=dict(self.dropped)))
+        if now - self._emitted_at >= ALIVE_S:
+            self._emitted_at = now
+            self._emit(CaptureEvent(kind="alive", kept=self.kept, dropped=dict(self.dropped)))
 
 
 def encode(frame: Frame, quality: int) -> bytes:
@@ -185,7 +180,7 @@ def encode(frame: Frame, quality: int) -> bytes:
 
 def run(
     edge: EdgeSettings,
-    tell: Tell,
+    emit: Emit,
     stop: threading.Event,
     *,
     watch: Watch | None = None,
@@ -198,7 +193,7 @@ def run(
         edge,
         camera,
         store,
-        tell,
+        emit,
         clock=time.monotonic,
         minute=lambda: minute_of_day(time.time()),
         watch=watch,
@@ -210,7 +205,7 @@ def run(
             while wait > 0 and not stop.wait(min(wait, ALIVE_S)):
                 wait -= ALIVE_S
                 if wait > 0:
-                    tell(CaptureEvent(kind="alive", kept=capture.kept, dropped=dict(capture.dropped)))
+                    emit(CaptureEvent(kind="alive", kept=capture.kept, dropped=dict(capture.dropped)))
     finally:
         capture.close()
         store.close()
@@ -231,8 +226,8 @@ def main() -> int:
     return 0
 
 
-def _print(told: CaptureEvent) -> None:
-    sys.stdout.write(told.model_dump_json(exclude_defaults=True) + "\n")
+def _print(event: CaptureEvent) -> None:
+    sys.stdout.write(event.model_dump_json(exclude_defaults=True) + "\n")
     sys.stdout.flush()
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -17,15 +15,15 @@ from typing import Any, Final
 
 from apiary.eim.protocol import Answers, SharedMemory, accept
 from apiary.errors import EimError
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import ProcessLimits, end, start, wait
 from apiary_edge.eim.shared_memory import Mapped
 
-_SAID_BYTES: Final = 2048
+_PRINTED_BYTES: Final = 2048
 _RETRY_S: Final = 0.02
 _LEAVE_S: Final = 0.3
 """A program that is well ends itself when its connection closes, and removes its shared memory."""
 _ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
-"""All that a downloaded program is told of ours: no key, no password."""
+"""All of our environment that a downloaded program gets: no key, no password."""
 
 
 class Process:
@@ -35,7 +33,7 @@ class Process:
         """Start it and connect. Raises EimError."""
         self._program = program
         self._stop_s = stop_s
-        self._said = b""
+        self._printed = b""
         self._answers = Answers()
         self._number = 0
         self._socket: socket.socket | None = None
@@ -43,11 +41,17 @@ class Process:
         # 0700: nobody else may connect before us, and the program takes one connection only.
         self._folder = Path(tempfile.mkdtemp(prefix="apiary-eim-"))
         try:
-            self._child = _start(program, self._folder / "socket")
+            self._child = start(
+                [str(program.resolve()), str(self._folder / "socket")],
+                # SIGKILL: the program is somebody else's, and may ignore SIGTERM.
+                limits=ProcessLimits(death_signal=signal.SIGKILL),
+                cwd=self._folder,
+                env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
+            )
         except OSError as e:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise EimError(f"{program} cannot be started: {e.strerror}") from None
-        assert self._child.stdout is not None  # noqa: S101 - we asked for a pipe
+        assert self._child.stdout is not None  # noqa: S101 - stdout is a pipe
         os.set_blocking(self._child.stdout.fileno(), False)
         try:
             self._socket = self._connect(time.monotonic() + start_s, start_s)
@@ -98,15 +102,8 @@ class Process:
         """End it: its connection, SIGTERM, then SIGKILL; remove socket and shared memory."""
         if self._socket is not None:
             self._socket.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(min(_LEAVE_S, self._stop_s))
-        with contextlib.suppress(ProcessLookupError):
-            if self.alive:
-                os.killpg(self._child.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(self._stop_s)
-            os.killpg(self._child.pid, signal.SIGKILL)  # also whatever it has started
-        self._child.wait()
+            wait(self._child, min(_LEAVE_S, self._stop_s))
+        end(self._child, self._stop_s)
         if self._child.stdout:
             self._child.stdout.close()
         if self._mapped is not None:
@@ -157,14 +154,12 @@ class Process:
             data = os.read(self._child.stdout.fileno(), 65536)
         except BlockingIOError:
             return True
-        self._said = (self._said + data)[-_SAID_BYTES:]
+        self._printed = (self._printed + data)[-_PRINTED_BYTES:]
         return bool(data)
 
     def _ended(self, when: str) -> EimError:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(self._stop_s)  # the socket closes a moment before the process is gone
+        code = wait(self._child, self._stop_s)  # the socket closes a moment before the process is gone
         self._listen()
-        code = self._child.poll()
         how = (
             "closed its connection"
             if code is None
@@ -175,27 +170,9 @@ class Process:
         return EimError(f"{self._program.name} {how} {when}{self._last_words()}")
 
     def _last_words(self) -> str:
-        lines = self._said.decode(errors="replace").split("\n")
-        said = " | ".join(line.strip() for line in lines if line.strip())[-300:]
-        return f": {said}" if said else ""
-
-
-def _start(program: Path, socket_path: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [str(program.resolve()), str(socket_path)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=socket_path.parent,
-        env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
-        start_new_session=True,
-        preexec_fn=_prepare,  # noqa: PLW1509 - it calls prctl only
-    )
-
-
-def _prepare() -> None:
-    # Not SIGTERM: it is somebody else's program, which may ignore that.
-    die_with_parent(signal.SIGKILL)
+        lines = self._printed.decode(errors="replace").split("\n")
+        text = " | ".join(line.strip() for line in lines if line.strip())[-300:]
+        return f": {text}" if text else ""
 
 
 def _signal(number: int) -> str:

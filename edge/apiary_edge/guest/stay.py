@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from apiary.blobs import BlobStore
+from apiary.clocks import Clocks
 from apiary.settings import GuestSettings
 from apiary.wire import Digest
 from apiary.wire.messages import Announcement, NodeHealth
 from apiary_edge import hours
-from apiary_edge.feature import Clocks, NodeFeature, Rounds
+from apiary_edge.feature import NodeFeature, Rounds
 from apiary_edge.guest import rules
 from apiary_edge.guest.room import RoundNeeds, room_for, too_small
 from apiary_edge.guest.rules import TrainingPause

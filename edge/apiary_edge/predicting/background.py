@@ -1,4 +1,4 @@
-"""The service's side of the chores: one child at a time, while the node has nothing better to do."""
+"""The service's side of the background tasks: one child at a time, while the node is not busy."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ FAILED_PAUSE_S: Final = 600.0
 """After a child that failed, or could note nothing."""
 
 
-class Child(Protocol):
-    """As `apiary_edge.training.process.TrainingProcess`."""
+class BackgroundProcess(Protocol):
+    """`apiary_edge.training.process.TrainingProcess`, as far as it is used here."""
 
     def start(self, job: BackgroundJob) -> None:
         """Begin. Raises StoreError."""
         ...
 
     def collect(self) -> list[TrainingEvent]:
-        """What was told since the last call."""
+        """Events since the last call."""
         ...
 
     def stop(self) -> None:
@@ -36,15 +36,15 @@ class Child(Protocol):
 
 
 class BackgroundTasks(NodeFeature):
-    """Runs a child while no round takes the node's time; one that begins ends it, and what it noted stays.
+    """Runs a child while no round takes the node's time; a round that begins ends it, its results stay.
 
-    So does one that takes longer than `limit_s`: it hangs, and without rounds nobody else would end it.
+    A child that takes longer than `limit_s` is ended too: it hangs, and without rounds nothing else ends it.
     """
 
     def __init__(
         self,
         job: BackgroundJob,
-        child: Child,
+        child: BackgroundProcess,
         store: SampleStore | None,
         node: str,
         *,
@@ -63,12 +63,12 @@ class BackgroundTasks(NodeFeature):
         self._look_at = 0.0
         self._stamp: tuple[object, ...] | None = None
         self._status: dict[str, Any] = {}
-        self._complained = ""
+        self._last_failure = ""
 
     def tick(self, now: float) -> None:
         """Begin where there is something to do; end where there is something better. Raises StoreError."""
-        for told in self._child.collect():
-            self._told(told, now)
+        for event in self._child.collect():
+            self._receive(event, now)
         if self._rounds.busy:
             if self._running:
                 self._child.stop()
@@ -76,13 +76,13 @@ class BackgroundTasks(NodeFeature):
             return
         if self._running and now - self._began_at >= self._limit_s:
             self._child.stop()
-            self._told(
+            self._receive(
                 TrainingEvent(kind="failed", text=f"it took longer than {self._limit_s:g} s and was ended"),
                 now,
             )
         elif not self._running and now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
-            self._tell_accuracies()
+            self._read_accuracies()
             if self._has_work():
                 self._child.start(self._job.model_copy(update={"counted": self._rounds.samples}))
                 self._running, self._began_at = True, now
@@ -106,25 +106,25 @@ class BackgroundTasks(NodeFeature):
             return False
         return bool(self._store.awaiting_suggestion(found.digest, 1))
 
-    def _told(self, told: TrainingEvent, now: float) -> None:
-        match told.kind:
+    def _receive(self, event: TrainingEvent, now: float) -> None:
+        match event.kind:
             case "warning":
-                log.info("node=%s %s", self._node, told.text)
+                log.info("node=%s %s", self._node, event.text)
             case "done":
                 self._running = False
-                self._tell_accuracies()
-                if self._has_work() and told.samples == 0:
+                self._read_accuracies()
+                if self._has_work() and event.samples == 0:
                     self._look_at = now + FAILED_PAUSE_S
             case "failed" | "declined" | "crashed":
-                level = logging.DEBUG if told.text == self._complained else logging.WARNING
-                log.log(level, "node=%s spare time: %s", self._node, told.text)
-                self._complained = told.text
+                level = logging.DEBUG if event.text == self._last_failure else logging.WARNING
+                log.log(level, "node=%s spare time: %s", self._node, event.text)
+                self._last_failure = event.text
                 self._running = False
                 self._look_at = now + FAILED_PAUSE_S
             case _:
                 pass
 
-    def _tell_accuracies(self) -> None:
+    def _read_accuracies(self) -> None:
         """Read again where the files have changed."""
         stamp = model_files.stamp(self._state_dir)
         if stamp == self._stamp:

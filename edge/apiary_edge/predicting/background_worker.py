@@ -1,26 +1,21 @@
 """The background child: `python -m apiary_edge.predicting.background_worker JOB.json`, between rounds.
 
 It tunes the newest model's head to this node, where that is wanted and not done, and then notes suggestions.
-It tells lines as a training child does, and ends.
+It reports events as a training child does, and ends.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-# Before numpy is imported: its pool of threads costs memory and is of no use to a one-thread runtime.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
-
-from apiary.errors import ApiaryError, DataError, StoreError  # noqa: E402 - after the thread settings
-from apiary_edge.predicting import model_files  # noqa: E402
-from apiary_edge.predicting.background_job import BackgroundJob  # noqa: E402
-from apiary_edge.training.job import TrainingEvent  # noqa: E402
-from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits  # noqa: E402
-from apiary_edge.training.worker import give_up  # noqa: E402
+from apiary.errors import ApiaryError, DataError, StoreError
+from apiary_edge.predicting import model_files
+from apiary_edge.predicting.background_job import BackgroundJob
+from apiary_edge.training.job import TrainingEvent
+from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits
+from apiary_edge.training.worker import give_up
 
 
 def main(argv: list[str]) -> int:
@@ -43,33 +38,33 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def do(job: BackgroundJob, tell: Callable[[TrainingEvent], None]) -> None:
+def do(job: BackgroundJob, emit: Callable[[TrainingEvent], None]) -> None:
     """Tune, then suggest. Raises ModelError, StoreError."""
 
-    def say(text: str) -> None:
-        tell(TrainingEvent(kind="warning", text=text[:500]))
+    def warn(text: str) -> None:
+        emit(TrainingEvent(kind="warning", text=text[:500]))
 
     newest = model_files.newest(job.edge.state_dir)
     if job.edge.personal.enabled and newest is not None:
         done = model_files.personal(job.edge.state_dir)
         if model_files.stale(done, newest, job.counted):
-            say(_tune(job, newest, say))
+            warn(_tune(job, newest, warn))
     noted = 0
     found = model_files.chosen(job.edge.state_dir)
     if job.suggests and job.store is not None and found is not None:
         from apiary_edge.predicting.suggesting import suggest
 
-        noted, failed = suggest(job.store, job.edge.store, found, say)
+        noted, failed = suggest(job.store, job.edge.store, found, warn)
         if noted or failed:
-            say(f"suggestions for {noted} pictures by {found.name}")
-    tell(TrainingEvent(kind="done", samples=noted))
+            warn(f"suggestions for {noted} pictures by {found.name}")
+    emit(TrainingEvent(kind="done", samples=noted))
 
 
-def _tune(job: BackgroundJob, newest: model_files.ModelFile, say: Callable[[str], None]) -> str:
+def _tune(job: BackgroundJob, newest: model_files.ModelFile, warn: Callable[[str], None]) -> str:
     from apiary_edge.predicting import personal
 
     try:
-        result = personal.tune(job, newest, say)
+        result = personal.tune(job, newest, warn)
     except StoreError:
         raise
     except (DataError, ApiaryError, MemoryError) as e:
@@ -83,8 +78,8 @@ def _tune(job: BackgroundJob, newest: model_files.ModelFile, say: Callable[[str]
     )
 
 
-def _print(told: TrainingEvent) -> None:
-    sys.stdout.write(told.model_dump_json(exclude_none=True) + "\n")
+def _print(event: TrainingEvent) -> None:
+    sys.stdout.write(event.model_dump_json(exclude_none=True) + "\n")
     sys.stdout.flush()
 
 

@@ -13,8 +13,6 @@ from typing import Any, Final
 
 from apiary.errors import ApiaryError
 from apiary.process.allocator import tune
-
-# First: it sets how many threads numpy may have, and tunes memory.
 from apiary_edge.capture import worker
 from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.capture.worker import ALIVE_S
@@ -26,24 +24,24 @@ _JOIN_S: Final = 6.0
 
 
 class CameraView:
-    """What is told of the camera, for people who look at the page while there is no picture."""
+    """The state of the camera, for people who look at the page while there is no picture."""
 
     def __init__(self, kind: str | None):
-        self._says = "The camera is being opened …" if kind else NO_CAMERA
+        self._text = "The camera is being opened …" if kind else NO_CAMERA
 
     def __call__(self) -> str:
         """In a few words."""
-        return self._says
+        return self._text
 
-    def told(self, told: CaptureEvent) -> None:
-        """Something happened to it."""
-        match told.kind:
+    def update(self, event: CaptureEvent) -> None:
+        """Take an event of the camera."""
+        match event.kind:
             case "gone" | "failed":
-                self._says = f"No picture: {told.text}"
+                self._text = f"No picture: {event.text}"
             case "back":
-                self._says = "The camera is there; its first picture comes."
+                self._text = "The camera is there; its first picture comes."
             case "ended":
-                self._says = "The camera's file has been read to its end."
+                self._text = "The camera's file has been read to its end."
             case _:
                 pass
 
@@ -61,16 +59,16 @@ def main() -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    tell = Teller(sys.stdout.write, sys.stdout.flush)
+    emit = EventWriter(sys.stdout.write, sys.stdout.flush)
     try:
-        run(job, tell, stop)
+        run(job, emit, stop)
     except ApiaryError as e:
-        tell(CaptureEvent(kind="failed", text=str(e)[:500]))
+        emit(CaptureEvent(kind="failed", text=str(e)[:500]))
         return e.exit_code
     return 0
 
 
-class Teller:
+class EventWriter:
     """Writes lines, whole, from whichever thread."""
 
     def __init__(self, write: Callable[[str], object], flush: Callable[[], object]):
@@ -78,33 +76,33 @@ class Teller:
         self._flush = flush
         self._lock = threading.Lock()
 
-    def __call__(self, told: Line) -> None:
+    def __call__(self, event: Line) -> None:
         """One line."""
         with self._lock:
-            self._write(told.model_dump_json(exclude_defaults=True) + "\n")
+            self._write(event.model_dump_json(exclude_defaults=True) + "\n")
             self._flush()
 
 
-def run(job: PredictJob, tell: Callable[[Line], None], stop: threading.Event) -> None:
+def run(job: PredictJob, emit: Callable[[Line], None], stop: threading.Event) -> None:
     """Capture, predict and serve until `stop` is set. Raises SettingsError, CameraError, StoreError."""
     from apiary_edge.predicting.live import LivePredictor
 
     edge = job.edge
-    live = LivePredictor(edge.state_dir, tell, edge.predict, clock=time.monotonic, wall=time.time)
+    live = LivePredictor(edge.state_dir, emit, edge.predict, clock=time.monotonic, wall=time.time)
     camera = CameraView(edge.camera.kind)
-    server = _serve(job, live, camera, tell)
+    server = _serve(job, live, camera, emit)
     predicting = PredictionThread(live.run, stop)
 
-    def told(line: CaptureEvent) -> None:
-        camera.told(line)
-        tell(line)
+    def on_capture(event: CaptureEvent) -> None:
+        camera.update(event)
+        emit(event)
 
     try:
         if edge.camera.kind is not None:
-            worker.run(edge, told, stop, watch=live.offer, watch_fps=edge.predict.fps)
+            worker.run(edge, on_capture, stop, watch=live.offer, watch_fps=edge.predict.fps)
         # A file that was read to its end stays to be looked at, until the service ends us.
         while not stop.wait(ALIVE_S):
-            tell(CaptureEvent(kind="alive"))
+            emit(CaptureEvent(kind="alive"))
     finally:
         stop.set()
         if server is not None:
@@ -123,7 +121,7 @@ class PredictionThread:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait for it. Raises what it failed of."""
+        """Wait for it. Raises the error that it failed with."""
         self._thread.join(_JOIN_S)
         if self._failed is not None:
             raise self._failed
@@ -137,7 +135,7 @@ class PredictionThread:
             self._stop.set()
 
 
-def _serve(job: PredictJob, live: Any, camera: CameraView, tell: Callable[[Line], None]) -> Any | None:
+def _serve(job: PredictJob, live: Any, camera: CameraView, emit: Callable[[Line], None]) -> Any | None:
     """The page in a thread of its own; predictions go on without it where its port is taken."""
     from apiary_edge.labelling.server import check_host, listen, run_until_closed
     from apiary_edge.predicting.http_upload import MAX_BYTES
@@ -157,11 +155,11 @@ def _serve(job: PredictJob, live: Any, camera: CameraView, tell: Callable[[Line]
             setting="edge.predict.port",
         )
     except ApiaryError as e:
-        tell(PredictionEvent(kind="closed", text=str(e)[:500]))
+        emit(PredictionEvent(kind="closed", text=str(e)[:500]))
         return None
     threading.Thread(target=run_until_closed, args=(server,), name="page", daemon=True).start()
     shown = f"[{server.effective_host}]" if ":" in str(server.effective_host) else server.effective_host
-    tell(PredictionEvent(kind="page", text=f"http://{shown}:{server.effective_port}/"))
+    emit(PredictionEvent(kind="page", text=f"http://{shown}:{server.effective_port}/"))
     return server
 
 

@@ -1,4 +1,4 @@
-"""The service's side of live prediction: the child, what it tells, and what of it goes on the bus."""
+"""The service's side of live prediction: its child, the events, and what is published of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from apiary.wire.messages import Likely, Prediction
 from apiary_edge.capture.job import CaptureEvent
+from apiary_edge.capture.lasting_child import LastingChild
 from apiary_edge.capture.process import CameraStatus, silent_s
-from apiary_edge.child.lasting_child import LastingChild
 from apiary_edge.feature import NodeFeature
 from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob, parse
 from apiary_edge.transfer.channel import NodeChannel
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class PredictionStatus:
-    """What the predicting child told last, for people."""
+    """The latest state of the predicting child, for people."""
 
     model: str = "no model yet"
     trouble: str = ""
@@ -35,7 +35,7 @@ class PredictionStatus:
 class PredictionFeature(NodeFeature):
     """The predicting child as a part of the node; it captures, too, where there is a camera.
 
-    `refused` hears the digest of a model that cannot be used or does not answer, and why.
+    `refused` is called with the digest of a model that cannot be used or does not answer, and why.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class PredictionFeature(NodeFeature):
         publish: bool,
         refused: Callable[[str, str], None] = lambda digest, why: None,
     ):
-        self._says = says
+        self._status = says
         self._channel = channel
         self._camera = camera
         self._process = process
@@ -61,42 +61,42 @@ class PredictionFeature(NodeFeature):
         return {"model": self._serves[:500]} if self._serves is not None else {}
 
     def tick(self, now: float) -> None:
-        """Keep the child going; say on the bus what it predicts."""
+        """Keep the child running; publish its predictions."""
         self._process.tick(now)
-        for told in self._process.collect():
-            if isinstance(told, PredictionEvent):
-                self._told(told)
+        for event in self._process.collect():
+            if isinstance(event, PredictionEvent):
+                self._receive(event)
                 continue
-            if self._process.is_over(told):
+            if self._process.is_over(event):
                 self._serves = None
             if self._camera is not None:
-                self._camera(told)
-            elif told.kind in ("gone", "failed"):
-                log.warning("node=%s predictions: %s", self._channel.node, told.text)
+                self._camera(event)
+            elif event.kind in ("gone", "failed"):
+                log.warning("node=%s predictions: %s", self._channel.node, event.text)
 
     def close(self) -> None:
         """End the child."""
         self._process.stop()
 
-    def _told(self, told: PredictionEvent) -> None:
+    def _receive(self, event: PredictionEvent) -> None:
         node = self._channel.node
-        match told.kind:
+        match event.kind:
             case "said":
                 if self._publish:
-                    self._channel.send(prediction_of(told))
+                    self._channel.send(prediction_of(event))
             case "model":
-                self._says.model, self._says.trouble = told.text, ""
-                self._serves = told.text + (" (tuned)" if told.personal else "")
+                self._status.model, self._status.trouble = event.text, ""
+                self._serves = event.text + (" (tuned)" if event.personal else "")
                 log.info("node=%s predicts with %s", node, self._serves)
             case "refused" | "closed":
-                self._says.trouble = told.text
-                log.warning("node=%s predictions: %s", node, told.text)
-                if told.kind == "refused":
-                    self._refused(told.model, told.text)
+                self._status.trouble = event.text
+                log.warning("node=%s predictions: %s", node, event.text)
+                if event.kind == "refused":
+                    self._refused(event.model, event.text)
             case "page":
-                self._says.page = told.text
+                self._status.page = event.text
                 log.info(
-                    "node=%s predictions page: %s (apiary predictions prints its token)", node, told.text
+                    "node=%s predictions page: %s (apiary predictions prints its token)", node, event.text
                 )
 
 
@@ -117,26 +117,26 @@ class PredictProcess(LastingChild[Line]):
         """As if the camera were gone."""
         return CaptureEvent(kind="gone", text=why, retry_s=retry_s)
 
-    def is_well(self, told: Line) -> bool:
+    def is_well(self, line: Line) -> bool:
         """It sees, or it understands."""
-        return told.kind in ("back", "model")
+        return line.kind in ("back", "model")
 
-    def is_over(self, told: Line) -> bool:
+    def is_over(self, line: Line) -> bool:
         """Settings do not mend themselves; a file at its end is still looked at."""
-        return told.kind == "failed"
+        return line.kind == "failed"
 
 
-def prediction_of(told: PredictionEvent) -> Prediction:
-    """What goes on the bus of what the child said: words and numbers."""
+def prediction_of(event: PredictionEvent) -> Prediction:
+    """The message that is published for a `said` event."""
     return Prediction(
-        label=told.label,
+        label=event.label,
         # A softmax in float32 may come out as 1.0000001.
-        probability=_share(told.probability),
-        top=[Likely(label=label, probability=_share(p)) for label, p in told.top],
-        model=told.model,
-        personal=told.personal,
-        ms=told.ms,
-        at=told.at,
+        probability=_share(event.probability),
+        top=[Likely(label=label, probability=_share(p)) for label, p in event.top],
+        model=event.model,
+        personal=event.personal,
+        ms=event.ms,
+        at=event.at,
     )
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from apiary.bus.inlet import Delivery
+from apiary.clocks import Clocks
 from apiary.files import write_atomic, write_json
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Announcement, BlobRef, ModelManifest, Notice
 from apiary.wire.topics import TopicKind
-from apiary_edge.feature import Clocks, NodeFeature
+from apiary_edge.feature import NodeFeature
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.transfer.downloads import Downloads

@@ -1,4 +1,4 @@
-"""A predicting child's job, and the events that it reports: JSON, a line each."""
+"""The job of a predicting child and the events that it reports: JSON, a line each."""
 
 from __future__ import annotations
 

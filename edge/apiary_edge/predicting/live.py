@@ -37,7 +37,7 @@ _TOP: Final = 5
 
 @dataclass(slots=True)
 class Shown:
-    """A frame and what the model said of it. `label` is None where no probability is high enough."""
+    """A frame and what the model predicts for it. `label` is None where no probability is high enough."""
 
     number: int
     at: float
@@ -91,13 +91,13 @@ class Changes:
 class LivePredictor:
     """Predictions on frames that `offer` brings. `turn` is a step of its thread, the rest is for any thread.
 
-    `clock` is monotonic, `wall` seconds since 1970. What is worth telling goes to `tell`.
+    `clock` is monotonic, `wall` seconds since 1970. Events go to `emit`.
     """
 
     def __init__(
         self,
         state_dir: Path,
-        tell: Callable[[PredictionEvent], None],
+        emit: Callable[[PredictionEvent], None],
         settings: PredictSettings,
         *,
         clock: Callable[[], float],
@@ -107,7 +107,7 @@ class LivePredictor:
         self._refused: str | None = None
         self._failing: str | None = None
         self._state_dir = state_dir
-        self._tell = tell
+        self._emit = emit
         self._changes = Changes(settings)
         self._pause_s = 1 / settings.fps
         self._min_probability = settings.min_probability
@@ -203,7 +203,7 @@ class LivePredictor:
         self._stamp, self._again_at = stamp, float("inf")
         found = model_files.chosen(self._state_dir)
         if found is None or (found == self._found and self._failing is None):
-            self._refused = None  # what could not be used is no longer asked for
+            self._refused = None  # what could not be used is no longer wanted
             return
         try:
             with self._using:
@@ -214,11 +214,11 @@ class LivePredictor:
             keeps = f"; going on with {self._found.name}" if self._found else ""
             before, self._refused = self._refused, f"{found.name} cannot be used: {why}{keeps}"[:500]
             if self._refused != before:
-                self._tell(PredictionEvent(kind="refused", text=self._refused, model=found.digest))
+                self._emit(PredictionEvent(kind="refused", text=self._refused, model=found.digest))
             return
         self._refused = self._failing = None
         self._fresh = self._frame is not None
-        self._tell(
+        self._emit(
             PredictionEvent(kind="model", text=found.name, model=found.digest, personal=found.personal)
         )
 
@@ -247,7 +247,7 @@ class LivePredictor:
                 answered = self._model.predict(frame)
             except ApiaryError as e:
                 if self._failing is None:
-                    self._tell(PredictionEvent(kind="refused", text=str(e)[:500], model=found.digest))
+                    self._emit(PredictionEvent(kind="refused", text=str(e)[:500], model=found.digest))
                     self._again_at = min(self._again_at, self._clock() + AGAIN_S)
                 self._failing = str(e)[:500]
                 return
@@ -257,7 +257,7 @@ class LivePredictor:
         at = self._wall()
         self._shown.append(Shown(self._number, at, frame, answered, found, label))
         if self._changes.due(found.digest, label, answered.probability, self._clock()):
-            self._tell(
+            self._emit(
                 PredictionEvent(
                     kind="said",
                     label=label,

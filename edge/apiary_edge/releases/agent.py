@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Final, Literal, assert_never
 
 from apiary.bus.inlet import Delivery
+from apiary.clocks import Clocks
 from apiary.errors import ModelError, StoreError
 from apiary.settings import Settings
 from apiary.wire import Digest
 from apiary.wire.messages import NodeRelease, Release, ReleaseCurrent
 from apiary.wire.topics import TopicKind
-from apiary_edge.feature import Clocks, NodeFeature
+from apiary_edge.feature import NodeFeature
 from apiary_edge.paths import store_dir
 from apiary_edge.releases import compatibility, state
 from apiary_edge.releases.compatibility import Host

@@ -6,7 +6,6 @@ A process of its own: a model that crashes its runtime, hangs or takes all memor
 from __future__ import annotations
 
 import hashlib
-import os
 import statistics
 import sys
 import time
@@ -14,14 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
+import numpy as np
 
-import numpy as np  # noqa: E402 - after the thread settings
-
-from apiary.errors import ApiaryError, DataError, EimError, ModelError  # noqa: E402
-from apiary.files import write_atomic  # noqa: E402
-from apiary_edge.releases.job import TrialJob, TrialModel, TrialResult  # noqa: E402
+from apiary.errors import ApiaryError, DataError, EimError, ModelError
+from apiary.files import write_atomic
+from apiary_edge.releases.job import TrialJob, TrialModel, TrialResult
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +37,7 @@ def main(argv: list[str]) -> int:
     try:
         result = run(job)
     except (ModelError, DataError) as e:
-        # On the shelf it is named by its digest, which tells an operator nothing.
+        # In the store it is named by its digest, which means nothing to an operator.
         result = TrialResult(failed=str(e).replace(job.model.file.name, "the program")[:400])
     except MemoryError:
         result = TrialResult(failed="this node has not enough memory for it")
@@ -68,7 +64,7 @@ def run(job: TrialJob) -> TrialResult:
 
 
 def _before(job: TrialJob, before: TrialModel, data: Dataset) -> int | None:
-    """How many of the same pictures the present release has right, None where it cannot be asked."""
+    """How many of the same pictures the present release has right, None where it gives no answer."""
     try:
         if before.input != job.model.input:
             data = _load(_scan(job, before.labels), before)
@@ -113,9 +109,9 @@ def _open(model: TrialModel, threads: int) -> tuple[Answer, Callable[[], None]]:
 
     runner = EimRunner(model.file, labels=model.labels)
     try:
-        told = runner.start()
-        if (told.height, told.width, told.channels) != (want.height, want.width, want.channels):
-            raise EimError(_other_input((told.width, told.height, told.channels), model))
+        offered = runner.start()
+        if (offered.height, offered.width, offered.channels) != (want.height, want.width, want.channels):
+            raise EimError(_other_input((offered.width, offered.height, offered.channels), model))
     except BaseException:
         runner.close()
         raise

@@ -1,12 +1,8 @@
-"""The service's side of the testing child: start it, see how it ended, end it where it takes too long."""
+"""The service's side of a release's trial: start the child, read its result, end one that takes too long."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import resource
-import signal
-import subprocess
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -17,14 +13,16 @@ from pydantic import ValidationError
 
 from apiary.errors import StoreError
 from apiary.files import write_atomic
-from apiary.process.deathsig import die_with_parent
+from apiary.process.child import ChildProcess, ProcessLimits, how_ended, light_environment, start
 from apiary_edge.releases.job import TrialJob, TrialResult
 from apiary_edge.releases.slot import Findings
 from apiary_edge.releases.state import TrialCrashed, TrialDone
 
+log = logging.getLogger(__name__)
+
 _FILE_BYTES: Final = 64 * 2**20
 """What the child may write to one file: shared memory of a program counts too."""
-_SAID_BYTES: Final = 300
+_PRINTED_CHARS: Final = 300
 
 
 class Trial(Protocol):
@@ -39,7 +37,7 @@ class Trial(Protocol):
         ...
 
     def stop(self) -> None:
-        """End it, if it runs; nothing of it is told any more."""
+        """End it, if it runs, without a result."""
         ...
 
 
@@ -50,7 +48,7 @@ class TrialProcess:
         self._limit_s = limit_s
         self._nice = nice
         self._clock = clock
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: ChildProcess[bytes] | None = None
         self._out = Path()
         self._until = 0.0
 
@@ -58,21 +56,18 @@ class TrialProcess:
         """Write the job down and start the child on it."""
         self.stop()
         self._out = job.out
-        file, said = job.out.with_name("job.json"), job.out.with_name("test.log")
+        file = job.out.with_name("job.json")
         job.out.unlink(missing_ok=True)
         write_atomic(file, job.model_dump_json().encode(), sync=False)
         try:
-            with said.open("wb") as log:
-                self._child = subprocess.Popen(
-                    [sys.executable, "-m", "apiary_edge.releases.selftest", str(file)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    preexec_fn=self._prepare,  # noqa: PLW1509 - it calls nice, setrlimit and prctl only
-                )
+            process = start(
+                [sys.executable, "-m", "apiary_edge.releases.selftest", str(file)],
+                limits=ProcessLimits(self._nice, max_file_bytes=_FILE_BYTES),
+                env=light_environment(),
+            )
         except OSError as e:
             raise StoreError(f"cannot start the test of a release: {e.strerror}") from e
+        self._child = ChildProcess(process, lambda line: None, name="trial")
         self._until = self._clock() + self._limit_s
 
     def poll(self) -> TrialDone | TrialCrashed | None:
@@ -87,39 +82,22 @@ class TrialProcess:
             self.stop()
             return TrialCrashed(f"its test took longer than {self._limit_s:g} s (edge.slots.test_s)")
         self._child = None
-        if code != 0:
-            how = f"by signal {-code}" if code < 0 else f"with code {code}"
-            hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-            return TrialCrashed(f"its test ended {how}{hint}{self._said()}")
-        return self._result()
+        printed = child.printed[-_PRINTED_CHARS:]
+        log.debug("the trial of a release %s: %s", how_ended(code), printed)
+        why = f"its test {how_ended(code)}" if code else None
+        result = None if why else self._result()
+        return result or TrialCrashed(f"{why or 'its test left no result'}{printed and f': {printed}'}")
 
     def stop(self) -> None:
         """Kill the child; a program that it started dies with it."""
         child, self._child = self._child, None
         if child is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            child.end()
 
-    def _result(self) -> TrialDone | TrialCrashed:
+    def _result(self) -> TrialDone | None:
         try:
             result = TrialResult.model_validate_json(self._out.read_bytes())
         except (OSError, ValidationError):
-            return TrialCrashed(f"its test left no result{self._said()}")
+            return None
         tested = Findings(result.pictures, result.right, result.right_before, result.inference_ms)
         return TrialDone(tested, result.failed)
-
-    def _said(self) -> str:
-        try:
-            with self._out.with_name("test.log").open("rb") as f:
-                f.seek(max(0, f.seek(0, os.SEEK_END) - _SAID_BYTES))
-                text = " | ".join(f.read().decode(errors="replace").split("\n")).strip(" |")
-        except OSError:
-            return ""
-        return f": {text}" if text else ""
-
-    def _prepare(self) -> None:
-        os.nice(self._nice)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (_FILE_BYTES, _FILE_BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        die_with_parent()

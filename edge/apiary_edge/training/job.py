@@ -1,4 +1,4 @@
-"""What the service asks of a training child, and what the child tells while it works: JSON, a line each."""
+"""The job of a training child and the events that it reports: JSON, a line each."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TrainingEvent(_Part):
     """One line of the child: progress, a warning, the end, or why there is none.
 
     `declined` is a reason of the node's own (too few pictures), `failed` one that the operator should see;
-    `crashed` is said by the service when the child ended without a word, and is worth another try.
+    `crashed` is added by the service when the child ended without a conclusion, and is worth another try.
     """
 
     kind: Literal["progress", "warning", "done", "declined", "failed", "crashed"]

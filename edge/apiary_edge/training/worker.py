@@ -1,7 +1,8 @@
 """The training child: `python -m apiary_edge.training.worker JOB.json`. Pictures in, one update file out.
 
 A process of its own, so that its memory goes back to the system after each round and a crash costs one
-round at most. One thread of arithmetic: the same job gives the same bits each time.
+round at most. One thread of arithmetic: the same job gives the same bits each time. Whoever starts it
+sets that in the environment, as `TrainingProcess` does; by hand: `OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1`.
 """
 
 from __future__ import annotations
@@ -13,22 +14,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Before numpy is imported: its pool of threads costs memory and is of no use to a one-thread runtime.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
-# pydantic looks through every installed package for plug-ins; we have none.
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+from apiary.errors import ApiaryError, DataError
+from apiary.files import write_atomic
+from apiary.wire.chunks import digest_of
+from apiary.wire.messages import TrainMetrics
+from apiary_edge.health.memory import address_limit
+from apiary_edge.health.readings import MB
+from apiary_edge.training.job import TrainingEvent, TrainJob
+from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits
 
-from apiary.errors import ApiaryError, DataError  # noqa: E402 - after the thread settings
-from apiary.files import write_atomic  # noqa: E402
-from apiary.wire.chunks import digest_of  # noqa: E402
-from apiary.wire.messages import TrainMetrics  # noqa: E402
-from apiary_edge.health.memory import address_limit  # noqa: E402
-from apiary_edge.health.readings import MB  # noqa: E402
-from apiary_edge.training.job import TrainingEvent, TrainJob  # noqa: E402
-from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits  # noqa: E402
-
-Tell = Callable[[TrainingEvent], None]
+Emit = Callable[[TrainingEvent], None]
 
 
 def main(argv: list[str]) -> int:
@@ -55,10 +50,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic) -> None:
+def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic) -> None:
     """Load, train, and leave the update in `job.out`. Raises DataError, ModelError, StoreError.
 
-    `awake` are seconds that stand still while the process is frozen: what is left is told by them.
+    `awake` counts seconds, but not those while the process is frozen: the time left is computed with it.
     """
     from apiary.learn.cache import ArrayCache
     from apiary.learn.fit import FitProgress, fit, node_seed
@@ -78,7 +73,7 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
         *found.messages(),
         *(f"{s.path}: left out: {s.why}" for s in data.skipped[len(found.skipped) :]),
     ]:
-        tell(TrainingEvent(kind="warning", text=message[:500]))
+        emit(TrainingEvent(kind="warning", text=message[:500]))
     before = blob.decode(job.model.read_bytes(), who="the announced model").weights
     trainer = runtime.open_trainer(manifest, job.trainer, threads=job.threads)
     # A step is a millisecond; going through all that was imported, again and again, would be a tenth of it.
@@ -88,7 +83,7 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
     def progress(p: FitProgress) -> None:
         done = (p.epoch - 1 + p.fraction) / p.epochs
         left = round((awake() - fitting_awake) * (1 - done) / done, 1) if done > 0 else None
-        tell(
+        emit(
             TrainingEvent(
                 kind="progress", epoch=p.epoch, epochs=p.epochs, loss=p.loss, accuracy=p.accuracy, left_s=left
             )
@@ -103,17 +98,17 @@ def train(job: TrainJob, tell: Tell, awake: Callable[[], float] = time.monotonic
 
     result = fit(trainer, manifest, job.plan, data, before, seed=seed, progress=progress, enough=enough)
     if result.epochs < job.plan.epochs:
-        tell(
+        emit(
             TrainingEvent(
                 kind="warning", text=f"out of time after {result.epochs} of {job.plan.epochs} epochs"
             )
         )
     for warning in result.warnings:
-        tell(TrainingEvent(kind="warning", text=warning[:500]))
+        emit(TrainingEvent(kind="warning", text=warning[:500]))
     about = {"run": job.run, "round": job.round, "node": job.node, "samples": result.samples}
     document = blob.encode(result.weights - before, codec_name=job.plan.codec, about=about)
     write_atomic(job.out / "update.blob", document)
-    tell(
+    emit(
         TrainingEvent(
             kind="done",
             digest=digest_of(document),
@@ -143,8 +138,8 @@ def _under() -> str:
     return f": its address space is limited to {limit // MB} MB (RLIMIT_AS, ulimit -v)" if limit else ""
 
 
-def _print(told: TrainingEvent) -> None:
-    sys.stdout.write(told.model_dump_json(exclude_none=True) + "\n")
+def _print(event: TrainingEvent) -> None:
+    sys.stdout.write(event.model_dump_json(exclude_none=True) + "\n")
     sys.stdout.flush()
 
 

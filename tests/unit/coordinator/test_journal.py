@@ -16,24 +16,33 @@ import pytest
 
 from apiary.errors import StoreError
 from apiary.wire import Digest, NodeId
+from apiary.wire.messages import BlobRef, Offer, TrainMetrics
 from apiary_coordinator.journal import AcceptedRow, Journal
 
 A, B = NodeId("a"), NodeId("b")
+OFFER = Offer(
+    run="r",
+    round=1,
+    update=BlobRef(digest="d" * 64, bytes=100),
+    codec="dense",
+    samples=7,
+    metrics=TrainMetrics(loss=0.5, accuracy=0.9, accuracy_before=0.8, seconds=1.0),
+)
 
 
 def row(node: str, slot: int = 0) -> AcceptedRow:
-    return AcceptedRow(NodeId(node), Digest("d" * 64), slot, 100, 7, 1.23456, '{"offer": 1}')
+    return AcceptedRow(NodeId(node), Digest("d" * 64), slot, 100, 7, 1.23456, OFFER)
 
 
 def test_a_run_from_its_opening_to_its_end(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     assert journal.active_run() is None
     journal.open_run("r1", 5.0, '{"rounds": 3}')
-    journal.set_artefacts("r1", '{"a": 1}')
+    journal.set_exported("r1", '{"a": 1}')
     found = journal.active_run()
     assert found is not None
     assert (found.id, found.created, found.settings) == ("r1", 5.0, '{"rounds": 3}')
-    assert (found.artefacts, found.state, found.stop) == ('{"a": 1}', "active", None)
+    assert (found.exported, found.state, found.stop) == ('{"a": 1}', "active", None)
     journal.end_run("r1", "finished", "all done")
     assert journal.active_run() is None
     ended = journal.run("r1")
@@ -94,13 +103,13 @@ def test_what_grows_with_the_fleet_is_told_one_round_at_a_time_and_left_of_a_run
         journal.close_round(run, 1, whole, Digest("m"), Digest("s"))
     slim = {"round": 1, "state": "closed", "n_contributors": 1}
     assert [(r.opened, r.result, r.model) for r in journal.rounds("r")] == [({}, slim, "m")]
-    assert list(journal.told("r")) == [whole]
+    assert list(journal.results("r")) == [whole]
     journal.trim("r")
     journal.trim("r")
-    assert list(journal.told("r")) == [slim]
+    assert list(journal.results("r")) == [slim]
     assert (journal.rounds("r")[0].model, journal.rounds("r")[0].state) == ("m", "s")
     assert not journal.accepted("r", 1) and not journal.rejected("r", 1)
-    assert list(journal.told("other")) == [whole] and journal.accepted("other", 1)
+    assert list(journal.results("other")) == [whole] and journal.accepted("other", 1)
     journal.close()
 
 
@@ -164,7 +173,7 @@ def test_a_commit_on_a_full_disk_changes_nothing_and_can_be_tried_again(tmp_path
     journal.accept("r", 1, [row("a")])
     pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
     journal._db.execute(f"PRAGMA max_page_count = {pages}")
-    big = AcceptedRow(B, Digest("d" * 64), 0, 1, 1, 1.0, "x" * 200_000)
+    big = AcceptedRow(B, Digest("d" * 200_000), 0, 1, 1, 1.0, OFFER)
     with pytest.raises(StoreError, match="full; free some disk space"):
         journal.accept("r", 1, [row("c"), big])
     assert [r.node for r in journal.accepted("r", 1)] == ["a"]
@@ -212,11 +221,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from apiary.wire import Digest, NodeId
+from apiary.wire.messages import Offer
 from apiary_coordinator.journal import AcceptedRow, Journal
-journal = Journal(Path(sys.argv[1]))
+journal, offer = Journal(Path(sys.argv[1])), Offer.model_validate_json(sys.argv[2])
 i = 0
 while True:
-    rows = [AcceptedRow(NodeId(f"{i}-{k}"), Digest("d" * 64), 0, 1, 1, 1.0, "{}") for k in range(3)]
+    rows = [AcceptedRow(NodeId(f"{i}-{k}"), Digest("d" * 64), 0, 1, 1, 1.0, offer) for k in range(3)]
     journal.accept("r", 1, rows)
     print(i, flush=True)
     i += 1
@@ -226,7 +236,9 @@ while True:
 @pytest.mark.parametrize("after_s", [0.02, 0.11])
 def test_what_was_told_is_there_after_kill_9(tmp_path: Path, after_s: float) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _WRITER, str(tmp_path), OFFER.model_dump_json()],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None
     first = child.stdout.readline()
@@ -254,7 +266,7 @@ def test_sqlite_is_new_enough_for_what_the_journal_asks() -> None:
         lambda j: j.active_run(),
         lambda j: j.run("r"),
         lambda j: j.rounds("r"),
-        lambda j: list(j.told("r")),
+        lambda j: list(j.results("r")),
         lambda j: j.accepted("r", 1),
         lambda j: j.counted("r", 1, A),
         lambda j: j.rejected("r", 1),

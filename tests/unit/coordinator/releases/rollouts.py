@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from apiary.settings import ReleaseSettings
 from apiary.wire.messages import BlobRef, NodeRelease, PictureShape, Release, ReleaseCurrent
 from apiary_coordinator.releases import rollout as table
 from apiary_coordinator.releases import rollout_events as words
 from apiary_coordinator.releases.rollout import Rollout
-from apiary_coordinator.releases.rollout_events import Member, RolloutPolicy
+from apiary_coordinator.releases.rollout_events import Member
 
 NODES = [f"pi-{i}" for i in range(10)]
 
-POLICY = RolloutPolicy(waves=(0.2, 0.5, 1.0), wave_s=100.0, soak_s=10.0)
+POLICY = ReleaseSettings(waves=[0.2, 0.5, 1.0], wave_s=100.0, soak_s=10.0)
 
 
 def release(name: str = "two", **more: Any) -> Release:
@@ -36,7 +37,7 @@ def fleet(nodes: list[str] = NODES) -> dict[str, Member]:
     return {n: Member(here=True) for n in nodes}
 
 
-def begun(policy: RolloutPolicy = POLICY, nodes: list[str] = NODES, **more: Any) -> Rollout:
+def begun(policy: ReleaseSettings = POLICY, nodes: list[str] = NODES, **more: Any) -> Rollout:
     rollout, commands = table.begin(release(), ONE, policy, 0.0, fleet=fleet(nodes), **more)
     assert len(commands) == 1
     return rollout

@@ -18,7 +18,7 @@ from apiary.errors import SignatureRefused, StoreError
 from apiary.identity.release_key import PinnedKey, load_or_make, public_text, seal
 from apiary_cli.commands.release import render
 from apiary_coordinator.releases.ledger import MAX_HISTORY, MAX_RELEASES, Book, HistoryLine, Ledger
-from apiary_coordinator.releases.operations import told_of
+from apiary_coordinator.releases.operations import in_short
 from apiary_coordinator.releases.rollout_events import Pins
 
 NOTE = HistoryLine(12.5, "it begins")
@@ -52,7 +52,7 @@ def test_no_book_is_an_empty_one_and_another_file_is_refused(tmp_path: Path) -> 
 
 def test_fewer_waves_in_the_settings_than_it_began_with(tmp_path: Path) -> None:
     Ledger(tmp_path, POLICY).write(book(rollout=replace(begun(), wave=2)))
-    read = Ledger(tmp_path, replace(POLICY, waves=(1.0,))).book
+    read = Ledger(tmp_path, POLICY.model_copy(update={"waves": [1.0]})).book
     assert read.rollout is not None and read.rollout.wave == 0
 
 
@@ -131,7 +131,7 @@ def test_a_key_that_is_set_is_not_replaced_by_the_first_seen() -> None:
 
 
 def test_what_is_asked_is_told_so_that_people_can_read_it() -> None:
-    rollout = told_of(replace(begun(), why="3 of 5 nodes failed", state="halted"))
+    rollout = in_short(replace(begun(), why="3 of 5 nodes failed", state="halted"))
     text = render("pause", rollout)
     first, second = text.split("\n")
     assert first == "two (tflite): halted, wave 1 of 3, 0 of 2 nodes of it healthy; the rest has one"

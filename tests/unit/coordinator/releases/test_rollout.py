@@ -53,7 +53,7 @@ def test_the_first_of_the_order_are_the_canaries_and_another_release_has_others(
 
 def test_a_wave_has_one_node_at_least() -> None:
     assert len(begun(nodes=["only"]).members) == 1
-    assert len(begun(replace(POLICY, waves=(0.01, 1.0))).members) == 1
+    assert len(begun(POLICY.model_copy(update={"waves": [0.01, 1.0]})).members) == 1
 
 
 def test_a_failure_in_the_canary_takes_it_back_and_the_rest_never_has_it() -> None:
@@ -69,13 +69,13 @@ def test_a_failure_in_the_canary_takes_it_back_and_the_rest_never_has_it() -> No
 
 def test_a_few_failures_in_a_large_wave_are_no_reason_to_stop() -> None:
     nodes = [f"n{i}" for i in range(100)]
-    rollout = begun(replace(POLICY, waves=(1.0,)), nodes)
+    rollout = begun(POLICY.model_copy(update={"waves": [1.0]}), nodes)
     rollout = reported(rollout, nodes[:10], "failed")
     assert ticked(rollout, 1.0)[0].state == "rolling"
     rollout = reported(rollout, nodes[10:])
     rollout, _ = ticked(rollout, 2.0)
     assert ticked(rollout, 12.0)[0].state == "done"
-    rollout = reported(begun(replace(POLICY, waves=(1.0,)), nodes), nodes[:11], "failed")
+    rollout = reported(begun(POLICY.model_copy(update={"waves": [1.0]}), nodes), nodes[:11], "failed")
     assert ticked(rollout, 1.0)[0].state == "halted"
 
 
@@ -116,7 +116,7 @@ def test_reports_of_another_release_or_attempt_do_not_count() -> None:
 
 
 def test_the_fleets_pictures_together_judge_what_one_nodes_could_not() -> None:
-    policy = replace(POLICY, waves=(0.5, 1.0), max_accuracy_drop=0.05)
+    policy = POLICY.model_copy(update={"waves": [0.5, 1.0], "max_accuracy_drop": 0.05})
     rollout = begun(policy)
     rollout = reported(rollout, rollout.members, pictures=20, accuracy=0.90, accuracy_before=0.94)
     assert ticked(rollout, 1.0)[0].state == "rolling"
@@ -127,7 +127,7 @@ def test_the_fleets_pictures_together_judge_what_one_nodes_could_not() -> None:
 
 
 def test_a_node_that_is_too_slow_has_failed() -> None:
-    rollout = begun(replace(POLICY, max_inference_ms=50.0))
+    rollout = begun(POLICY.model_copy(update={"max_inference_ms": 50.0}))
     rollout = reported(rollout, rollout.members, inference_ms=50.1)
     rollout, notes = ticked(rollout, 1.0)
     assert rollout.state == "halted" and "too slow" in notes[0]
@@ -145,13 +145,13 @@ def test_nodes_whom_it_is_not_for_count_in_no_wave() -> None:
 
 
 def test_named_canaries_are_the_first_wave_and_are_not_waited_for_without_end() -> None:
-    rollout = begun(replace(POLICY, canaries=("pi-7",)))
+    rollout = begun(POLICY.model_copy(update={"canaries": ["pi-7"]}))
     assert rollout.members == {"pi-7"} == holders(rollout)
     rollout = reported(rollout, ["pi-7"])
     rollout, _ = ticked(rollout, 0.0)
     rollout, _ = ticked(rollout, 10.0)
     assert "pi-7" in rollout.members and len(rollout.members) in (5, 6)
-    lonely = begun(replace(POLICY, canaries=("pi-absent",)))
+    lonely = begun(POLICY.model_copy(update={"canaries": ["pi-absent"]}))
     for now in (0.0, 50.0, 99.0):
         lonely, _ = ticked(lonely, now)
         assert lonely.state == "rolling"
@@ -215,7 +215,9 @@ def test_pinned_nodes_keep_what_they_are_pinned_to_and_belong_to_no_wave() -> No
     rollout, _ = table.handle(rollout, known(rollout, "pi-4", here=True, tags={"site": "north"}), 0.0)
     rollout, commands = table.handle(rollout, words.Pinned(pins), 0.0)
     assert len(commands) == 1
-    rollout = replace(rollout, policy=replace(POLICY, waves=(1.0,)), members=frozenset(), share=0.0)
+    rollout = replace(
+        rollout, policy=POLICY.model_copy(update={"waves": [1.0]}), members=frozenset(), share=0.0
+    )
     rollout, _ = ticked(rollout, 1.0)
     assert rollout.members == set(NODES) - {"pi-3", "pi-4"}
     assert "pi-3" not in holders(rollout)
@@ -228,7 +230,9 @@ def test_after_a_restart_a_wave_has_its_full_time_again() -> None:
 
 
 def test_a_wave_that_would_add_nobody_is_left_out() -> None:
-    rollout = reported(begun(replace(POLICY, waves=(0.1, 0.3, 0.5, 1.0)), ["a", "b"]), ["a", "b"])
+    rollout = reported(
+        begun(POLICY.model_copy(update={"waves": [0.1, 0.3, 0.5, 1.0]}), ["a", "b"]), ["a", "b"]
+    )
     assert len(rollout.members) == 1
     rollout, _ = ticked(rollout, 0.0)
     rollout, notes = ticked(rollout, 10.0)

@@ -35,7 +35,7 @@ def record(folder: Path, *rounds: dict[str, Any]) -> RunHistory:
     journaled = list(rounds)
     made = RunHistory("run", 1.0, settings, lambda: iter(journaled))
     made.labels, made.initial = ("a", "b"), {"accuracy": 0.5, "loss": 0.7}
-    made.take_up()
+    made.resume()
     add = made.add
 
     def journal_and_add(entry: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def test_the_end_is_written_once_and_costs_no_look_at_the_rounds(tmp_path: Path)
     writing.begin()
     writing.add(entry(2, 0.9))
     writing.stop = "2 rounds"
-    writing._told = lambda: iter(())
+    writing._results = lambda: iter(())
     writing.end()
     writing.end()
     data = (tmp_path / "run" / NAME).read_bytes()

@@ -6,30 +6,35 @@ from dataclasses import replace
 
 import pytest
 
+from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId
-from apiary.wire.messages import READABLE_BYTES, SEAL_BYTES, Announcement, BlobRef, Bounds, Needs, Plan
+from apiary.wire.messages import READABLE_BYTES, SEAL_BYTES, Announcement, BlobRef, Bounds, Plan
 from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.round.start import RoundTerms, ServerState
 from apiary_coordinator.round.state import Phase, Round
 from apiary_coordinator.run.messages import REPEATED_BYTES, opened
 
 REF = BlobRef(digest=Digest("ab" * 32), bytes=840_000)
-ARTEFACTS = ExportedModel(labels=("a", "b"), manifest=REF, trainer=REF, base=None, initial=REF)
+EXPORTED = ExportedModel(labels=("a", "b"), manifest=REF, trainer=REF, base=None, initial=REF)
+
+MANIFEST = Manifest(
+    recipe="fake",
+    input=PictureInput(height=96, width=96, channels=3),
+    labels=("a", "b"),
+    tensors=(Tensor(name="a", shape=(1,), argument="p0"),),
+    batch_size=16,
+    optimizer="adam",
+    activations=100_000,
+)
 
 
 def announced(nodes: int, phase: Phase) -> Announcement:
     cohort = tuple(NodeId(f"pi-{i:05d}") for i in range(nodes))
     round_ = Round("run", 3, cohort, (), nodes, nodes, deadline_at=60.0)
-    return opened(
-        replace(round_, phase=phase),
-        ARTEFACTS,
-        model=REF,
-        plan=Plan(),
-        bounds=Bounds(),
-        deadline_s=60.0,
-        rounds=10,
-        epoch="e",
-        needs=Needs(picture_bytes=27_648, activations=100_000),
-    )
+    terms = RoundTerms(Plan(), Bounds(), 60.0, {}, 0)
+    server = ServerState(EXPORTED, MANIFEST, Weights({}), REF, None)
+    return opened(replace(round_, phase=phase), terms, server, rounds=10, epoch="e")
 
 
 def most_listed(phase: Phase) -> int:

@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from apiary.errors import SettingsError
-from apiary.settings import load_settings
-from apiary_coordinator.schedule.timetable import LATE_S, NewSamples, Past, Timetable, due, times, upcoming
+from apiary.settings import ScheduleSettings, load_settings
+from apiary_coordinator.schedule.timetable import LATE_S, NewSamples, Past, due, times, upcoming
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -19,15 +19,14 @@ def at(text: str, zone: ZoneInfo = BERLIN) -> float:
     return datetime.fromisoformat(text).replace(tzinfo=zone).timestamp()
 
 
-NIGHTLY = Timetable(at=("02:00",), zone=BERLIN)
+NIGHTLY = ScheduleSettings(at=["02:00"], timezone="Europe/Berlin")
 MIDNIGHT = at("2026-11-20T00:00")
 TWO = at("2026-11-20T02:00")
 
 
 def test_an_empty_table_never_begins_anything() -> None:
-    assert Timetable().empty
-    assert due(Timetable(), Past(0.0), TWO, 10**6) is None
-    assert upcoming(Timetable(), Past(0.0), TWO) is None
+    assert due(ScheduleSettings(), Past(0.0), TWO, 10**6) is None
+    assert upcoming(ScheduleSettings(), Past(0.0), TWO) is None
 
 
 @pytest.mark.parametrize(
@@ -51,9 +50,9 @@ def test_a_clock_that_was_years_ahead_is_not_waited_for() -> None:
     past = Past(ahead, ahead, ahead + 60)
     assert due(NIGHTLY, past, TWO + 60, 0) == "at 02:00"
     assert due(NIGHTLY, past, TWO - 60, 0) is None
-    every = Timetable(every_s=3600.0, min_pause_s=600.0)
+    every = ScheduleSettings(every_hours=1, min_pause_s=600.0)
     assert due(every, past, TWO, 0) == "every 1 hours"
-    assert due(Timetable(new_samples=5, min_pause_s=600.0), past, TWO, 5) == "5 new samples"
+    assert due(ScheduleSettings(new_samples=5, min_pause_s=600.0), past, TWO, 5) == "5 new samples"
     assert upcoming(every, past, TWO) == TWO
 
 
@@ -64,7 +63,7 @@ def test_a_time_that_was_dealt_with_is_not_due_again() -> None:
 
 def test_what_is_made_up_for_is_told_as_the_next() -> None:
     """It passed in a run, or in the pause after it: the next run is not tomorrow's."""
-    table = Timetable(at=("02:00",), zone=BERLIN, min_pause_s=600.0)
+    table = ScheduleSettings(at=["02:00"], timezone="Europe/Berlin", min_pause_s=600.0)
     ended = TWO + 120
     past = Past(TWO - 300, TWO - 300, ended)
     assert due(table, past, ended + 30, 0) is None
@@ -75,7 +74,7 @@ def test_what_is_made_up_for_is_told_as_the_next() -> None:
 
 def test_days() -> None:
     # 2026-11-20 is a Friday.
-    table = Timetable(at=("02:00", "14:30"), days=("sat", "mon"), zone=BERLIN)
+    table = ScheduleSettings(at=["02:00", "14:30"], days=["sat", "mon"], timezone="Europe/Berlin")
     assert due(table, Past(MIDNIGHT), TWO, 0) is None
     week = [datetime.fromtimestamp(m, BERLIN).strftime("%a %H:%M") for m, _ in times(table, TWO, TWO + 5e5)]
     assert week == ["Sat 02:00", "Sat 14:30", "Mon 02:00", "Mon 14:30"]
@@ -84,7 +83,7 @@ def test_days() -> None:
 def test_a_time_that_the_spring_skips_comes_an_hour_later_and_one_that_the_autumn_repeats_comes_once() -> (
     None
 ):
-    table = Timetable(at=("02:30",), zone=BERLIN)
+    table = ScheduleSettings(at=["02:30"], timezone="Europe/Berlin")
     spring = times(table, at("2026-03-29T00:00"), at("2026-03-30T00:00"))
     assert [datetime.fromtimestamp(m, BERLIN).strftime("%H:%M") for m, _ in spring] == ["03:30"]
     autumn = times(table, at("2026-10-25T00:00"), at("2026-10-26T00:00"))
@@ -97,7 +96,7 @@ def test_after_the_change_the_time_is_again_that_of_the_wall_clock() -> None:
 
 
 def test_every_so_many_hours_counts_from_the_beginning_of_the_last_run() -> None:
-    table = Timetable(every_s=6 * 3600)
+    table = ScheduleSettings(every_hours=6)
     assert due(table, Past(0.0), 100.0, 0) == "every 6 hours"
     past = Past(0.0, began=100.0, ended=200.0)
     assert due(table, past, 100 + 6 * 3600 - 1, 0) is None
@@ -109,17 +108,17 @@ def test_every_so_many_hours_counts_from_the_beginning_of_the_last_run() -> None
     ("samples", "why"), [(199, None), (200, "200 new samples"), (250, "250 new samples")]
 )
 def test_new_samples(samples: int, why: str | None) -> None:
-    assert due(Timetable(new_samples=200), Past(0.0), 10.0, samples) == why
+    assert due(ScheduleSettings(new_samples=200), Past(0.0), 10.0, samples) == why
 
 
 def test_nothing_begins_within_the_pause_after_a_run() -> None:
-    table = Timetable(new_samples=1, min_pause_s=600)
+    table = ScheduleSettings(new_samples=1, min_pause_s=600)
     assert due(table, Past(0.0, began=1.0, ended=1000.0), 1599.0, 5) is None
     assert due(table, Past(0.0, began=1.0, ended=1000.0), 1600.0, 5) == "5 new samples"
 
 
 def test_a_time_that_falls_into_the_pause_is_made_up_for() -> None:
-    table = Timetable(at=("02:00",), zone=BERLIN, min_pause_s=600)
+    table = ScheduleSettings(at=["02:00"], timezone="Europe/Berlin", min_pause_s=600)
     past = Past(MIDNIGHT, began=MIDNIGHT, ended=TWO - 60)
     assert due(table, past, TWO + 500, 0) is None
     assert due(table, past, TWO + 541, 0) == "at 02:00"

@@ -101,12 +101,12 @@ def test_slow_link_is_not_asked_for_what_is_on_its_way(tmp_path: Path) -> None:
     assert downloads.chunk(DIGEST, 3, chunk(3), 61.0) == DIGEST
 
 
-def downlink(folder: Path, expected: int) -> tuple[ModelServer, ChunkFlow]:
-    blobs, flow = BlobStore(folder), ChunkFlow()
+def model_server(folder: Path, expected: int) -> tuple[ModelServer, ChunkFlow]:
+    blobs = BlobStore(folder)
     blobs.put(BLOB)
-    down = ModelServer(TOPICS, blobs, flow, gather_s=0.1)
-    down.serve([BlobRef(digest=DIGEST, bytes=len(BLOB))], expected)
-    return down, flow
+    server = ModelServer(TOPICS, blobs, gather_s=0.1)
+    server.serve([BlobRef(digest=DIGEST, bytes=len(BLOB))], expected)
+    return server, server.flow
 
 
 def want(down: ModelServer, number: int, now: float) -> None:
@@ -114,7 +114,7 @@ def want(down: ModelServer, number: int, now: float) -> None:
 
 
 def test_wishes_that_keep_coming_are_answered_once(tmp_path: Path) -> None:
-    down, flow = downlink(tmp_path, expected=11)
+    down, flow = model_server(tmp_path, expected=11)
     sent = 0
     for i in range(10):
         want(down, i, now=0.09 * i)
@@ -132,14 +132,14 @@ def test_wishes_that_keep_coming_are_answered_once(tmp_path: Path) -> None:
 def test_the_fewer_have_asked_the_longer_others_are_waited_for(
     tmp_path: Path, asked: int, times: float
 ) -> None:
-    down, _ = downlink(tmp_path, expected=1000)
+    down, _ = model_server(tmp_path, expected=1000)
     for i in range(asked):
         want(down, i, now=0.0)
     assert down.next_due() == pytest.approx(0.1 * times)
 
 
 def test_wishes_are_put_off_for_so_long_and_no_longer(tmp_path: Path) -> None:
-    down, flow = downlink(tmp_path, expected=1000)
+    down, flow = model_server(tmp_path, expected=1000)
     latest = GATHER_AT_MOST * 0.1
     for i in range(500):
         want(down, i, now=0.09 * i)
@@ -152,7 +152,7 @@ def test_wishes_are_put_off_for_so_long_and_no_longer(tmp_path: Path) -> None:
 
 
 def test_one_node_that_asks_again_and_again_puts_nobody_off(tmp_path: Path) -> None:
-    down, flow = downlink(tmp_path, expected=1000)
+    down, flow = model_server(tmp_path, expected=1000)
     want(down, 1, now=0.0)
     due = down.next_due()
     assert due is not None
@@ -165,7 +165,7 @@ def test_one_node_that_asks_again_and_again_puts_nobody_off(tmp_path: Path) -> N
 
 
 def test_everyone_has_asked_so_nothing_is_waited_for(tmp_path: Path) -> None:
-    down, flow = downlink(tmp_path, expected=2)
+    down, flow = model_server(tmp_path, expected=2)
     want(down, 1, now=0.0)
     want(down, 2, now=0.05)
     down.due(0.05)

@@ -13,12 +13,12 @@ from apiary.blobs import BlobStore
 from apiary.bus.bus import BrokerLimits
 from apiary.bus.inlet import Delivery
 from apiary.bus.outlet import Outlet
+from apiary.clocks import Clocks
 from apiary.errors import StoreError
 from apiary.settings import EdgeSettings, PredictSettings
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import BlobRef, Message, ModelManifest, Notice
 from apiary.wire.topics import Topic, TopicKind, Topics
-from apiary_edge.feature import Clocks
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.announcing import HomeAssistant
 from apiary_edge.predicting.background import FAILED_PAUSE_S, LOOK_EVERY_S, BackgroundTasks

@@ -206,7 +206,7 @@ def test_a_child_that_dies_is_a_crash(
     monkeypatch.setenv("PYTHONPATH", f"{here}:{':'.join(__import__('sys').path)}")
     child.start(job(here))
     told = ended(child)
-    assert isinstance(told, TrialCrashed) and "its test ended by signal 6" in told.why
+    assert isinstance(told, TrialCrashed) and "its test was ended by signal 6" in told.why
 
 
 def test_a_child_that_is_stopped_tells_nothing(here: Path, child: TrialProcess) -> None:

@@ -106,8 +106,8 @@ def test_a_child_that_grows_declines_with_its_figures_and_is_not_killed() -> Non
 def test_time_that_a_child_was_frozen_does_not_count() -> None:
     code = (
         "import sys, time\n"
-        "from apiary_edge.training.memory_guard import MemoryGuard, Limits\n"
-        "guard = MemoryGuard(Limits(0), print); guard.start()\n"
+        "from apiary_edge.training.memory_guard import MemoryGuard, MemoryLimits\n"
+        "guard = MemoryGuard(MemoryLimits(0), print); guard.start()\n"
         "print('ready', flush=True); sys.stdin.readline(); time.sleep(1)\n"
         "print(guard.frozen_s, flush=True)\n"
     )

@@ -11,7 +11,7 @@ from apiary_coordinator.monitoring.watchdog import GIVE_UP_S, SAY_S, Watchdog
 from apiary_coordinator.worker import Done, InlineWorker
 
 
-def vigil_of(fleet: Fleet) -> Watchdog:
+def watchdog_of(fleet: Fleet) -> Watchdog:
     assert fleet.coordinator is not None
     (watchdog,) = [f for f in fleet.coordinator.features if isinstance(f, Watchdog)]
     return watchdog
@@ -30,7 +30,7 @@ def test_a_job_that_does_not_end(
 ) -> None:
     fleet = make_fleet(2, stay=True, more={"publish": {"after_run": ["directory"], "timeout_s": 1000}})
     pass_(fleet, SAY_S + 60)
-    assert vigil_of(fleet).busy_s == 0
+    assert watchdog_of(fleet).busy_s == 0
     assert not [r for r in caplog.records if r.name == watchdog.__name__]
 
     def hangs(worker: InlineWorker) -> list[Done]:
@@ -40,7 +40,7 @@ def test_a_job_that_does_not_end(
     fleet.ask("run.start", name="run")
     began = fleet.broker.now
     pass_(fleet, SAY_S + 60)
-    assert SAY_S < vigil_of(fleet).busy_s < SAY_S + 200
+    assert SAY_S < watchdog_of(fleet).busy_s < SAY_S + 200
     (said,) = [m for m in caplog.messages if m.startswith("the worker has been at one job for 15 minutes")]
     assert said.endswith("at 2.3 hours the coordinator ends, to be started again")
     with pytest.raises(ApiaryError, match=r"at one job for 2\.3 hours"):
@@ -53,6 +53,6 @@ def test_many_jobs_that_end_are_no_reason(make_fleet: MakeFleet, monkeypatch: py
     monkeypatch.setattr(InlineWorker, "pending", property(lambda worker: 5))
     for _ in range(20):
         assert fleet.coordinator is not None
-        fleet.coordinator._worker.submit(lambda: None, lambda _: None)
+        fleet.coordinator.resources.worker.submit(lambda: None, lambda _: None)
         pass_(fleet, SAY_S / 2)
-    assert vigil_of(fleet).busy_s < SAY_S
+    assert watchdog_of(fleet).busy_s < SAY_S
