@@ -1,4 +1,4 @@
-"""`constraints.py WHEEL TO`: the versions that a wheel was tested with, for this Python, as constraints for pip.
+"""`constraints.py WHEEL TO`: the versions that a wheel was tested with, for this Python, as a file for pip.
 
 An empty file where the wheel names none: for another Python, on 32-bit systems, in older wheels. Standard
 library only.
