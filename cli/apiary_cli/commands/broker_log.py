@@ -24,7 +24,8 @@ from typing import Final
 from apiary.identity.access import AccessList, Reach
 
 EXAMPLES: Final = """examples:
-  mosquitto -c mosquitto.conf 2> >(apiary broker-log /etc/mosquitto/apiary/acl.conf)
+  apiary broker-log /etc/mosquitto/apiary/acl.conf < mosquitto.log
+  mosquitto -c mosquitto.conf 2> >(apiary broker-log /etc/mosquitto/apiary/acl.conf)       in bash
 """
 WINDOW_S: Final = 10.0
 PER_WINDOW: Final = 20
