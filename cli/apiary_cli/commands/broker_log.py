@@ -1,9 +1,9 @@
 """`apiary broker-log`: filter mosquitto's log on its way to the journal, stdin to stdout.
 
 The broker's unit runs it. mosquitto 2.0 logs who was denied what at `log_type debug` only, among a line for
-every packet. A subscription to topics of others it does not log at all: it grants it and delivers nothing. This
-filter drops the lines of packets, adds the certificate's name to those of denials, judges subscriptions by the
-access list, and counts what comes in floods instead of passing it on.
+every packet. A subscription to topics of others it does not log at all: it grants it and delivers nothing.
+This filter drops the lines of packets, adds the certificate's name to those of denials, judges subscriptions
+by the access list, and counts what comes in floods instead of passing it on.
 """
 
 from __future__ import annotations
