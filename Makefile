@@ -41,8 +41,8 @@ $(VENV)/.demo: pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/python
 	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
-	$(INSTALL) --editable '.[dev]'
+$(VENV)/.dev: $(VENV)/.demo deploy/requirements.txt
+	$(INSTALL) --editable '.[dev]' --requirement deploy/requirements.txt
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/python

@@ -1,4 +1,4 @@
-"""Fixtures that every kind of test shares."""
+"""What every kind of test shares: examples of property tests, the real pictures, and the check of skips."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from tests import skip_check
 
 # The same examples each time, and no clock: what fails here fails for all. `make search` draws new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with `hardhat/`, `cifar10/` and `fer2013/`: APIARY_DATA, or beside the checkout."""
-    folder = Path(os.environ.get("APIARY_DATA") or ROOT.parent / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip(f"real images not found: set APIARY_DATA to their folder (looked in {folder})")
-    return folder
+    """The folder that APIARY_DATA names, with `hardhat/`, `cifar10/` and `fer2013/`."""
+    named = os.environ.get("APIARY_DATA")
+    if not named:
+        pytest.skip("needs real pictures: APIARY_DATA names their folder")
+    assert Path(named).is_dir(), f"APIARY_DATA names {named}, which is no folder"
+    return Path(named)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    skip_check.pytest_configure(config)

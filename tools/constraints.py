@@ -16,6 +16,9 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.13")
 MACHINES = ("x86_64", "aarch64")
+# uv takes no notice of a package's newest Python, and pip does: 1.3 is for Python before 3.11 only. LiteRT
+# asks for it on every Python.
+HELD_BACK = ("backports-strenum<1.3",)
 HEADER = """# Versions for Python {python} on 64-bit Linux, all extras; written by `make constraints`.
 # pip install --constraint constraints/{name} ...
 """
@@ -30,7 +33,8 @@ def compile_for(python: str) -> str:
     ]
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder, "pyproject.toml")
-        inputs.write_text(f"{project}\n[tool.uv]\nenvironments = {environments!r}\n", encoding="utf-8")
+        choice = f"environments = {environments!r}\nconstraint-dependencies = {list(HELD_BACK)!r}\n"
+        inputs.write_text(f"{project}\n[tool.uv]\n{choice}", encoding="utf-8")
         command = [
             *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"),
             *("--universal", "--python-version", python, "--all-extras", "--upgrade"),

@@ -54,7 +54,7 @@ def measure(size: int, count: int, *, denials: bool) -> tuple[float, float, floa
             f"listener {PORT} 127.0.0.1\nallow_anonymous true\nacl_file {folder / 'acl'}\n"
         )
         read, write = os.pipe()
-        words = [sys.executable, "-I", "-m", "apiary_cli.commands.broker_log", str(folder / "acl")]
+        words = [str(Path(sys.executable).with_name("apiary")), "broker-log", str(folder / "acl")]
         log = subprocess.Popen(words if denials else ["cat"], stdin=read, stdout=subprocess.DEVNULL)
         broker = subprocess.Popen([str(find_mosquitto()), "-c", folder / "conf"], stderr=write)
         os.close(read)

@@ -14,13 +14,13 @@ from typing import Any, Final, Protocol, cast
 
 from apiary import __version__
 from apiary.errors import ApiaryError, SettingsError, StoreError
-from apiary.files import advice
 from apiary_cli.terminal import logs
 from apiary_cli.terminal.stopping import Interrupted
 
 COMMANDS: Final = {
     "demo": "a whole federation on this machine: broker, coordinator, nodes, result",
     "broker": "run the MQTT broker",
+    "broker-log": "filter mosquitto's log: who was denied what, without a line for every packet",
     "coordinator": "run the coordinator: rounds, aggregation, evaluation, result",
     "edge": "run an edge node: train on this machine's pictures",
     "watch": "watch a federation as it goes",
@@ -98,6 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         if e.filename is None or e.strerror is None:
             raise
+        from apiary.files import advice  # brings hashlib, which is 5 MB: not every command holds it
+
         # Which file the system refused is what its user needs; a traceback would not mend it.
         _complain(f"{e.filename}: {e.strerror}{advice(e)}")
         return StoreError.exit_code
@@ -126,7 +128,7 @@ def _parse(argv: list[str]) -> tuple[Command, argparse.Namespace]:
         )
         if name == chosen:
             # Only the chosen one is imported: a node's memory should not hold the others.
-            module = cast("Command", importlib.import_module(f"apiary_cli.commands.{name}"))
+            module = cast("Command", importlib.import_module(f"apiary_cli.commands.{name.replace('-', '_')}"))
             sub.epilog = module.EXAMPLES
             _common(sub)
             module.add_arguments(sub)

@@ -30,8 +30,8 @@ class Filtered(Secured):
         super().__init__(folder, "certificates", extra="log_type debug")
         self._journal = (folder / "journal").open("wb")
         follow = subprocess.Popen(["tail", "-n", "+1", "-F", self.log_file], stdout=subprocess.PIPE)
-        module, rights = "apiary_cli.commands.broker_log", str(folder / "apiary" / "acl.conf")
-        words = [sys.executable, "-I", "-m", module, rights]
+        command, rights = Path(sys.executable).with_name("apiary"), folder / "apiary" / "acl.conf"
+        words = [str(command), "broker-log", str(rights)]
         self._children = [follow, subprocess.Popen(words, stdin=follow.stdout, stdout=self._journal)]
 
     def said(self, text: str, within_s: float = 15) -> str:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,11 @@ from apiary.bus.bus import Disconnected, Event, Received
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import BrokerRefused
 from apiary.settings import BrokerSettings
+from apiary_cli.chaos.experiment import Experiment
 from apiary_cli.chaos.invariants import InvariantResult
 from apiary_cli.chaos.links import Links
 from apiary_cli.chaos.processes import ports_in_use
 from apiary_cli.chaos.schedule import KINDS
-from apiary_cli.commands import chaos
 from apiary_cli.datasets.partition import materialise
 from apiary_cli.main import main
 
@@ -102,11 +101,12 @@ def test_an_export_ends_with_its_killed_coordinator(tmp_path: Path) -> None:
 def test_a_broken_invariant_is_said_and_is_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def outcome(*_: Any) -> Any:
-        broken = InvariantResult("the model is bit-identical", False, "b, undisturbed a")
-        return [broken], Counter({"torn": 2}), {"undisturbed": 1.0, "disturbed": 2.0}
+    def outcome(experiment: Experiment, nodes: int) -> list[InvariantResult]:
+        experiment.injected.update({"torn": 2})
+        experiment.seconds.update({"undisturbed": 1.0, "disturbed": 2.0})
+        return [InvariantResult("the model is bit-identical", False, "b, undisturbed a")]
 
-    monkeypatch.setattr(chaos, "_both", outcome)
+    monkeypatch.setattr(Experiment, "run", outcome)
     assert main(["chaos", "--runs-dir", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert "BROKEN  the model is bit-identical: b, undisturbed a" in shown

@@ -165,9 +165,9 @@ def test_doctor_may_send_a_message_to_itself(secured: Secured) -> None:
     close(party)
 
 
+# Certificates are revoked: test_attacks.py.
+@pytest.mark.parametrize("secured", ["password"], indirect=True)
 def test_a_password_taken_away_ends_the_connection(secured: Secured) -> None:
-    if secured.mode != "password":
-        pytest.skip("certificates are revoked: test_attacks.py")
     party = secured.party("bob")
     connect(party)
     passwords = str(secured.folder / "apiary" / "passwords")

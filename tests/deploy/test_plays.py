@@ -16,12 +16,15 @@ import pytest
 import yaml
 
 from apiary.settings import load_settings
+from apiary_cli.image import first_boot
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 LINTER = PLAYBOOK.with_name("ansible-lint")
 PLAYS = ["site.yml", "verify.yml", "revoke.yml", "decommission.yml", "backup.yml", "restore.yml"]
 ROLES = tuple(f"{folder.name}_" for folder in DEPLOY.glob("roles/*"))
+OLDER = "/srv/dist/apiary-0.1.0-py3-none-any.whl"
+"""A wheel of before the distribution was named apiary-fl."""
 SECRET_LOOKING = 'a "quoted" \\ word, ä'
 
 pytestmark = pytest.mark.skipif(not PLAYBOOK.exists(), reason="ansible-core is not installed")
@@ -77,6 +80,13 @@ def test_no_variable_of_a_role_is_without_effect(role: str) -> None:
         assert re.search(rf"\b{name}\b", used), name
 
 
+def test_installed_files_call_sub_commands_and_no_module() -> None:
+    """A module moves; a unit that names it would outlive it on the hosts."""
+    written = {"first_boot": first_boot.UNIT + first_boot.FIRST_RUN + first_boot._SCRIPT}
+    written |= {str(f): f.read_text() for f in DEPLOY.rglob("*") if f.is_file()}
+    assert [name for name, text in written.items() if re.search(r"-m[ ',\"]+apiary", text)] == []
+
+
 def fleet_of(folder: Path, **groups: list[str]) -> Path:
     """Hosts of which none must be reached."""
     children = {group: {"hosts": dict.fromkeys(hosts)} for group, hosts in groups.items()}
@@ -125,7 +135,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
                                   "broker": {"password": SECRET_LOOKING}},
                 "edge_data_dir": "/srv/pictures",
                 "broker_conf": str(DEPLOY.parent / "broker/mosquitto.conf"),
-                "wheel": {"version": "1", "tag": "1-0", "file": "x", "sha256": "0"},
+                "wheel": {"version": "1", "tag": "1-0", "file": "apiary_fl-1-none.whl", "sha256": "0"},
                 # Nothing is prepared on this machine: the roles' variables are wanted, not their work.
                 "common_prepared": True,
                 "common_architecture": {"stdout": "amd64"},
@@ -166,7 +176,11 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
                   common_service_home="/var/lib/apiary-pki",
                   common_service_config="/etc/apiary/operator.toml"),
              task("common", "apiary.toml.j2", "operator.toml", common_settings=operator)),
-        play("server", "broker", task("broker", "mosquitto.conf.j2", "mosquitto.conf")),
+        play("server", "broker",
+             task("broker", "mosquitto.conf.j2", "mosquitto.conf"),
+             task("broker", "mosquitto.service.conf.j2", "mosquitto.service.conf"),
+             task("broker", "mosquitto.conf.j2", "older.conf", common_wheel_file=OLDER),
+             task("broker", "mosquitto.service.conf.j2", "older.service.conf", common_wheel_file=OLDER)),
         play("pi-1", "edge",
              task("edge", "apiary-edge.service.j2", "apiary-edge.service", common_service="apiary-edge"),
              task("common", "apiary-renew.service.j2", "apiary-renew.service", **renewal),
@@ -232,6 +246,14 @@ def test_the_broker_lets_nobody_in_without_a_certificate(rendered: Path) -> None
     assert [line for line in lines if line.startswith("listener")] == ["listener 8883"]
     assert "allow_anonymous true" not in lines
     assert "require_certificate true" in lines
+
+
+def test_the_brokers_log_is_filtered_by_wheels_that_can(rendered: Path) -> None:
+    unit, conf = (rendered / f"mosquitto{kind}.conf" for kind in (".service", ""))
+    assert f"{rendered}/opt/venv/bin/apiary broker-log /etc/mosquitto/apiary/acl.conf" in unit.read_text()
+    assert "log_type debug" in conf.read_text()
+    older_unit, older_conf = (rendered / f"older{kind}.conf" for kind in (".service", ""))
+    assert "broker-log" not in older_unit.read_text() and "log_type debug" not in older_conf.read_text()
 
 
 @pytest.mark.skipif(not LINTER.exists(), reason="pip install -r deploy/requirements.txt")

@@ -46,6 +46,7 @@ class Fleet:
         self.pis = {name: self._machine(name, 11 + n) for n, name in enumerate((*PIS, LATER))}
         self.members = [name for name in PIS if not (WORK / name / "gone").exists()]
         self.members += [LATER] * (WORK / LATER / "joined").exists()
+        self.run_settings: dict[str, Any] = {"lost_grace_s": 5, "min_nodes": 2, "quorum": 0.3}
         self._plays = 0
 
     def _machine(self, name: str, number: int) -> Machine:
@@ -78,7 +79,7 @@ class Fleet:
                     "coordinator_settings": {"run": {
                         "recipe_options": {"size": 16, "channels": 1, "widths": [16, 32, 48]},
                         "plan": {"epochs": 8, "batch_size": 16, "learning_rate": 0.003, "shift": 0.07},
-                        "lost_grace_s": 5, "min_nodes": 2, "quorum": 0.3,
+                        **self.run_settings,
                     }},
                     "edge_data_dir": "/var/lib/apiary/pictures",
                     "edge_waves": [1, "100%"],
@@ -89,26 +90,35 @@ class Fleet:
         path.write_text(json.dumps(told, indent=1))
         return path
 
-    def play(self, book: str, *more: str, code: int = 0) -> Played:
-        """Run a playbook; its end must be `code`."""
+    def play(self, book: str, *more: str, code: int = 0, tree: Path = ROOT) -> Played:
+        """Run a playbook of the checkout `tree`; its end must be `code`."""
+        playing = self.begin(book, *more, tree=tree)
+        try:
+            ended = playing.wait(3600)
+        finally:
+            playing.kill()
+        log = self._log(book)
+        told = {m[1]: int(m[2]) for m in RECAP.finditer(log.read_text())}
+        assert ended == code, (
+            f"{book} {' '.join(more)}: exit {ended}, expected {code}; see {log}\n{log.read_text()[-3000:]}"
+        )
+        return Played(ended, told, log)
+
+    def begin(self, book: str, *more: str, tree: Path = ROOT) -> subprocess.Popen[bytes]:
+        """Start a playbook; the caller waits for its end."""
         self._plays += 1
-        log = WORK / f"play-{self._plays:02d}-{Path(book).stem}.log"
         command = ["ansible-playbook", "-i", str(self.inventory()), f"deploy/{book}", *more]
         environment = os.environ | {
-            "ANSIBLE_CONFIG": str(ROOT / "deploy/ansible.cfg"),
+            "ANSIBLE_CONFIG": str(tree / "deploy/ansible.cfg"),
             "ANSIBLE_NOCOLOR": "1",
-            "PWD": str(ROOT),
+            "PWD": str(tree),
         }
-        with log.open("w") as out:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=out, stderr=out, timeout=3600, check=False
-            )
-        told = {m[1]: int(m[2]) for m in RECAP.finditer(log.read_text())}
-        assert done.returncode == code, (
-            f"{' '.join(command)}: exit {done.returncode}, expected {code}; see {log}\n"
-            + log.read_text()[-3000:]
-        )
-        return Played(done.returncode, told, log)
+        with self._log(book).open("w") as out:
+            return subprocess.Popen(command, cwd=tree, env=environment, stdout=out, stderr=out)
+
+    def _log(self, book: str) -> Path:
+        """Of the last play."""
+        return WORK / f"play-{self._plays:02d}-{Path(book).stem}.log"
 
     def operator(self, command: str, *, check: bool = True) -> str:
         """`sudo apiary ...` on the server."""

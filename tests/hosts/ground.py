@@ -29,7 +29,7 @@ def wheel(version: str, *, breaks: bool = False) -> Path:
         return made
     tree = WORK / "tree"
     shutil.rmtree(tree, ignore_errors=True)
-    for name in ("core", "coordinator", "edge", "cli", "broker", "datasets"):
+    for name in ("core", "coordinator", "edge", "cli", "broker", "constraints", "datasets"):
         ignore = shutil.ignore_patterns("__pycache__", "*.npz", "images")
         shutil.copytree(ROOT / name, tree / name, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -65,14 +65,16 @@ def prepare(suites: dict[str, str], *, keep: bool) -> None:
 
 
 def fill_wheelhouse(python: str, extras: list[str]) -> None:
-    """Download what hosts with this Python install, once for each state of pyproject.toml."""
+    """Download what hosts with this Python install, once for each state of its bounds and versions."""
     house = BUILD / "wheelhouse"
     stamp = house / f"complete-{python}-{'-'.join(extras)}"
-    needs = (ROOT / "pyproject.toml").read_bytes()
+    versions = ROOT / "constraints" / f"py{python.replace('.', '')}.txt"
+    bounds = (ROOT / "pyproject.toml").read_bytes()
+    needs = bounds + versions.read_bytes()
     if stamp.exists() and stamp.read_bytes() == needs:
         return
     print(f"downloading what Python {python} installs of {' and '.join(extras)} (once)", flush=True)
-    told = tomllib.loads(needs.decode())["project"]
+    told = tomllib.loads(bounds.decode())["project"]
     wanted = [*told["dependencies"], *(r for e in extras for r in extra_requirements(told, e))]
     # pip's --python-version chooses wheels, but leaves markers to the Python that it runs on.
     target = {"python_version": python, "python_full_version": f"{python}.0"}
@@ -81,7 +83,8 @@ def fill_wheelhouse(python: str, extras: list[str]) -> None:
         if requirement.marker is None or requirement.marker.evaluate(target):
             requirement.marker = None
             plain.append(str(requirement))
-    pip(["download", "--only-binary=:all:", "--python-version", python, "--dest", str(house), *plain])
+    target_words = ["--only-binary=:all:", "--python-version", python, "--constraint", str(versions)]
+    pip(["download", *target_words, "--dest", str(house), *plain])
     stamp.write_bytes(needs)
 
 

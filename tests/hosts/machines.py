@@ -136,10 +136,12 @@ class Machine:
         self._process.wait(30)
 
     def destroy(self) -> None:
-        """It burns down: killed, and its disk is gone."""
-        self.kill()
-        sh("umount", self.root)
-        shutil.rmtree(self.folder)
+        """It burns down: killed, and its disk is gone. Nothing where there is none."""
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+        if self.root.is_mount():
+            sh("umount", self.root)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _mount(self) -> None:
         upper, scratch = self.folder / "upper", self.folder / "scratch"
@@ -178,6 +180,11 @@ def quoted(command: str) -> str:
 
 def children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def descendants(pid: int) -> list[int]:
+    """A process, its children, theirs, and so on."""
+    return [pid, *(found for child in children(pid) for found in descendants(child))]
 
 
 def in_namespaces(module: str, arguments: Sequence[str]) -> int:

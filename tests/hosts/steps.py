@@ -14,6 +14,7 @@ from tests.hosts.fleet import Fleet, until
 from tests.hosts.ground import BUILD, PIS, ROOT, WORK, wheel
 from tests.hosts.page import page
 from tests.hosts.renewal import fire, renew
+from tests.hosts.version_before import version_before
 
 
 def boot(fleet: Fleet) -> str:
@@ -201,4 +202,6 @@ STEPS: Final[tuple[tuple[str, Callable[[Fleet], str]], ...]] = (
     ("decommission.yml", decommission),
     ("a card that joins by itself", card),
     ("backup, another host, restore", restore),
+    # At the end: all hosts begin anew.
+    ("from the version before, and back", version_before),
 )

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import resource
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -309,8 +308,3 @@ class Fleet:
             lines = Path(f"/proc/{pid}/status").read_text().splitlines()
             line = next(text for text in lines if text.startswith("VmHWM:"))
             self.peaks_mb[role] = max(self.peaks_mb.get(role, 0.0), int(line.split()[1]) / 1024)
-
-
-def remove(folder: Path) -> None:
-    """Remove a fleet's folder."""
-    shutil.rmtree(folder, ignore_errors=True)

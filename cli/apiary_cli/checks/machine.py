@@ -18,6 +18,7 @@ from typing import Final, Literal
 from apiary.bus.bus import BrokerLimits, Bus, Connected, Disconnected, PublishRefused, Received
 from apiary.errors import ApiaryError, DataError, SettingsError
 from apiary.settings import Settings
+from apiary_edge.health import readings
 
 State = Literal["ok", "warn", "fail"]
 CHUNK_BYTES: Final = 120_300
@@ -131,9 +132,9 @@ def nearest(folder: Path) -> Path:
 def memory(role: str, proc: Path = Path("/proc")) -> Check:
     """Memory that is free or can be freed; a training child takes 77 to 120 MB, an export about 1 GB."""
     try:
-        lines = dict(x.split(":", 1) for x in (proc / "meminfo").read_text().splitlines() if ":" in x)
-        available, swap = (int(lines[k].split()[0]) / 1024 for k in ("MemAvailable", "SwapTotal"))
-    except (OSError, KeyError, ValueError, IndexError):
+        found = readings.meminfo((proc / "meminfo").read_text())
+        available, swap = (found[key] / 2**20 for key in ("MemAvailable", "SwapTotal"))
+    except (OSError, KeyError):
         return Check("memory", "ok", "this system does not tell")
     need, comfortable = (120, 250) if role == "edge" else (600, 1500)
     what = f"{available:.0f} MB available, {swap:.0f} MB swap"
@@ -157,23 +158,18 @@ def heat(sys_root: Path = Path("/sys"), *, vcgencmd: str = "vcgencmd") -> list[C
         mend = "" if state == "ok" else "add a heat sink or a fan, and give it air"
         found.append(Check("temperature", state, f"{degrees:.0f} °C", mend))
     if shutil.which(vcgencmd):
-        try:
-            output = subprocess.run(
-                [vcgencmd, "get_throttled"], capture_output=True, text=True, timeout=5, check=True
-            ).stdout
-            found.append(throttling(int(output.strip().partition("=")[2], 16)))
-        except (OSError, subprocess.SubprocessError, ValueError):
-            found.append(
-                Check("throttling", "warn", f"{vcgencmd} gives no answer", "add this user to group video")
-            )
+        bits = readings.throttled(_output(vcgencmd, "get_throttled") or "")
+        found.append(
+            throttling(bits)
+            if bits is not None
+            else Check("throttling", "warn", f"{vcgencmd} gives no answer", "add this user to group video")
+        )
     return found
 
 
 def throttling(bits: int) -> Check:
-    """The firmware's word: bits 0 to 3 are now, 16 to 19 since boot."""
-    names = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
-    now = [n for i, n in enumerate(names) if bits >> i & 1]
-    since = [n for i, n in enumerate(names) if bits >> (16 + i) & 1]
+    """The firmware's flags: what is so now, what has been since the boot."""
+    now, since = readings.flags(bits)
     mend = "use the official power supply and a short cable; cool the board"
     if now:
         return Check("throttling", "fail", f"now: {', '.join(now)}", mend)
@@ -293,16 +289,16 @@ def _write_speed(folder: Path) -> Check:
 
 
 def _ntp_synchronised() -> bool | None:
-    if shutil.which("timedatectl") is None:
-        return None
+    answer = _output("timedatectl", "show", "--property=NTPSynchronized", "--value")
+    return {"yes": True, "no": False}.get((answer or "").strip())
+
+
+def _output(*command: str) -> str | None:
+    """What a program writes; None where it is not there, or fails."""
     try:
-        output = subprocess.run(
-            ["timedatectl", "show", "--property=NTPSynchronized", "--value"],
-            capture_output=True, text=True, timeout=5, check=True,
-        ).stdout.strip()  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"yes": True, "no": False}.get(output)
 
 
 def _version(package: str) -> str | None:

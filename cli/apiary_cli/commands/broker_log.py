@@ -1,20 +1,20 @@
-"""Filter mosquitto's log on its way to the journal: ACL_FILE as the argument, stdin to stdout.
+"""`apiary broker-log`: filter mosquitto's log on its way to the journal, stdin to stdout.
 
-mosquitto 2.0 logs who was denied what at `log_type debug` only, among a line for every packet. A subscription
-to topics of others it does not log at all: it grants it and delivers nothing. This filter drops the lines of
-packets, adds the certificate's name to those of denials, judges subscriptions by the access list, and counts
-what comes in floods instead of passing it on.
+The broker's unit runs it. mosquitto 2.0 logs who was denied what at `log_type debug` only, among a line for
+every packet. A subscription to topics of others it does not log at all: it grants it and delivers nothing.
+This filter drops the lines of packets, adds the certificate's name to those of denials, judges subscriptions
+by the access list, and counts what comes in floods instead of passing it on.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import os
 import re
 import selectors
 import signal
-import sys
 import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
@@ -23,6 +23,10 @@ from typing import Final
 
 from apiary.identity.access import AccessList, Reach
 
+EXAMPLES: Final = """examples:
+  apiary broker-log /etc/mosquitto/apiary/acl.conf < mosquitto.log
+  mosquitto -c mosquitto.conf 2> >(apiary broker-log /etc/mosquitto/apiary/acl.conf)       in bash
+"""
 WINDOW_S: Final = 10.0
 PER_WINDOW: Final = 20
 """Lines of one kind about one peer in a window; the rest is counted."""
@@ -143,12 +147,22 @@ def passed_on(log: BrokerLog, raw: bytes, now: float) -> list[str]:
         return [raw.decode(errors="replace"), f"Error: the filter of this log failed on that line: {e!r}"]
 
 
-def main(acl_file: Path) -> None:
-    """Until mosquitto closes its end; a SIGTERM for the whole service does not cut its last words."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.add_argument("acl_file", type=Path, metavar="ACL_FILE", help="the broker's access list")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Filter until mosquitto closes its end. A SIGTERM for the whole service does not cut its last lines."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _filter(BrokerLog(args.acl_file))
+    return 0
+
+
+def _filter(log: BrokerLog) -> None:
     with contextlib.suppress(OSError):
         fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, MAX_BYTES)
-    log, rest = BrokerLog(acl_file), b""
+    rest = b""
     with selectors.DefaultSelector() as ready:
         ready.register(0, selectors.EVENT_READ)
         while True:
@@ -169,7 +183,3 @@ def main(acl_file: Path) -> None:
             if out:
                 with contextlib.suppress(OSError):  # the journal is away: the broker is not to feel it
                     os.write(1, ("\n".join(out) + "\n").encode())
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import re
 import tomllib
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from apiary.errors import DataError, SettingsError, StoreError
+from apiary.errors import DataError, SettingsError
 from apiary.identity.roles import Identity, Role
-from apiary.settings import Settings, load_settings, to_toml
-from apiary_cli.image import first_boot, formats
+from apiary.settings import Settings, load_settings
+from apiary_cli.image import card, first_boot
 from apiary_cli.image.plan import CardPlan, Package, Wifi
 from apiary_cli.pki.device import plain_sha256
 from apiary_cli.pki.folder import CaFolder
@@ -79,15 +78,15 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(
             f"{args.folder} is no folder: mount the card's boot partition, or make one to copy from"
         )
-    system = args.os or _system_of(args.folder)
+    system = args.os or card.system_of(args.folder)
     package, wheels = _package(args)
     plan = _plan(args, settings, package)
-    files = _files(plan, system, args.folder)
+    files = card.files_of(plan, system, args.folder)
     names = [*sorted(files), *(f"{first_boot.FOLDER}/{w.name}" for w in wheels)]
     for name, content in files.items():
-        _write(args.folder / name, content.encode())
+        card.write(args.folder / name, content.encode())
     for wheel in wheels:
-        _write(args.folder / first_boot.FOLDER / wheel.name, _read(wheel))
+        card.write(args.folder / first_boot.FOLDER / wheel.name, card.read(wheel))
     if args.json:
         print(json.dumps({"folder": str(args.folder), "os": system, "name": plan.name, "files": names}))
     else:
@@ -103,7 +102,7 @@ def _plan(args: argparse.Namespace, settings: Settings, package: Package) -> Car
     if not _USER.fullmatch(args.user):
         raise SettingsError(f"--user {args.user!r} is no user name")
     keys = tuple(
-        line.strip() for line in _read(args.ssh_key).decode(errors="replace").splitlines() if line.strip()
+        line.strip() for line in card.read(args.ssh_key).decode(errors="replace").splitlines() if line.strip()
     )
     if not keys or not all(_KEY.fullmatch(key) for key in keys):
         raise SettingsError(
@@ -115,7 +114,7 @@ def _plan(args: argparse.Namespace, settings: Settings, package: Package) -> Car
     if args.wifi_ssid is not None:
         if args.wifi_password_file is None:
             raise SettingsError("--wifi-ssid needs --wifi-password-file and --wifi-country")
-        passphrase = _read(args.wifi_password_file).decode(errors="replace").split("\n")[0].strip("\r")
+        passphrase = card.read(args.wifi_password_file).decode(errors="replace").split("\n")[0].strip("\r")
         wifi = Wifi.of(args.wifi_ssid, passphrase, args.wifi_country)
     node_settings = _node_settings(args, name)
     token, ca_sha256 = _token(args, settings, name)
@@ -129,7 +128,7 @@ def _node_settings(args: argparse.Namespace, name: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if args.settings is not None:
         try:
-            values = tomllib.loads(_read(args.settings).decode())
+            values = tomllib.loads(card.read(args.settings).decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise SettingsError(f"--settings {args.settings} is not TOML: {e}") from None
     tls, signing = "/etc/apiary/tls", "/etc/apiary/signing"
@@ -179,7 +178,7 @@ def _package(args: argparse.Namespace) -> tuple[Package, list[Path]]:
         name = args.wheel.rsplit("/", 1)[-1]
         return Package(_wheel_name(name), args.wheel, plain_sha256(args.wheel_sha256), bool(more)), more
     wheel = Path(args.wheel)
-    data = _read(wheel)
+    data = card.read(wheel)
     found = hashlib.sha256(data).hexdigest()
     if args.wheel_sha256 is not None and plain_sha256(args.wheel_sha256) != found:
         raise DataError(f"--wheel {wheel} has the SHA-256 {found}, expected {args.wheel_sha256}")
@@ -190,61 +189,3 @@ def _wheel_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.+-]+\.whl", name):
         raise SettingsError(f"--wheel: {name!r} is not the name of a wheel, NAME-VERSION-...whl")
     return name
-
-
-def _files(plan: CardPlan, system: str, folder: Path) -> dict[str, str]:
-    ours = first_boot.FOLDER
-    files = {
-        f"{ours}/first-boot.sh": first_boot.script(plan),
-        f"{ours}/apiary-first-boot.service": first_boot.UNIT,
-        f"{ours}/apiary.toml": to_toml(plan.settings),
-        f"{ours}/token": f"{plan.token}\n",
-    }
-    if system == "trixie":
-        # The last of the three that cloud-init asks for.
-        return {
-            **files,
-            "user-data": formats.user_data(plan),
-            "network-config": formats.network_config(plan),
-            "meta-data": formats.meta_data(plan),
-        }
-    before = folder / "cmdline.txt"
-    if not before.is_file():
-        raise DataError(
-            f"{before} is missing: with Bookworm the folder must be the card's own boot partition"
-        )
-    return {
-        **files,
-        f"{ours}/first-run.sh": first_boot.FIRST_RUN,
-        "custom.toml": formats.custom_toml(plan),
-        "cmdline.txt": formats.command_line(_read(before).decode(errors="replace")),
-    }
-
-
-def _system_of(folder: Path) -> str:
-    if (folder / "user-data").is_file() or (folder / "meta-data").is_file():
-        return "trixie"
-    if (folder / "cmdline.txt").is_file():
-        return "bookworm"
-    raise DataError(
-        f"{folder} is not the boot partition of Raspberry Pi OS: say --os trixie or --os bookworm"
-    )
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Plainly: the FAT of a boot partition knows neither modes nor owners."""
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with path.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-    except OSError as e:
-        raise StoreError(f"cannot write {path}: {e.strerror}") from None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise DataError(f"{path}: {e.strerror}") from None

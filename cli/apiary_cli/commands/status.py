@@ -75,8 +75,8 @@ def render(report: dict[str, Any]) -> str:
         reasons = [node["why"]] if node.get("why") else []
         reasons += node.get("health", {}).get("throttled", [])
         # A lost node reports no number, which is not the same as none.
-        samples = str(node["samples"]) if node.get("samples") is not None else ""
-        rows.append([f"  {name}", node["state"], samples, "pictures" if samples else "", "  ".join(reasons)])
+        pictures = f"{node['samples']:>5} pictures" if node.get("samples") is not None else ""
+        rows.append([f"  {name}", f"{node['state']:<9}", pictures, "  ".join(reasons)])
     return "\n".join([*lines, table((), rows)]).rstrip()
 
 

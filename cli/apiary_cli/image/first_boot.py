@@ -105,7 +105,13 @@ if [ ! -x "$VENV/bin/apiary" ]; then
         curl --fail --silent --show-error --location --max-time 600 --output "$FILE" "$URL"
     fi
     [ -z "$SHA256" ] || echo "$SHA256  $FILE" | sha256sum --check --quiet
-    "$VENV/bin/pip" install --quiet --only-binary :all: @PIP@ "$FILE[edge]"
+    # The versions that the wheel was tested with, for this Python; a 32-bit system takes what its index has.
+    CONSTRAINTS="$ROOT/opt/apiary/constraints.txt"
+    python3 -c 'import sys, zipfile
+files, name = zipfile.ZipFile(sys.argv[1]), "apiary/constraints/py%d%d.txt" % sys.version_info[:2]
+if sys.maxsize > 2**32 and name in files.namelist():
+    sys.stdout.write(files.read(name).decode())' "$FILE" > "$CONSTRAINTS"
+    "$VENV/bin/pip" install --quiet --only-binary :all: --constraint "$CONSTRAINTS" @PIP@ "$FILE[edge]"
 fi
 ln -sfn venvs/card "$ROOT/opt/apiary/venv"
 cat > "$ROOT/usr/local/bin/apiary" <<'COMMAND'

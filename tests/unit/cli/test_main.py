@@ -72,7 +72,7 @@ def test_every_command_has_help_with_the_common_flags(
 def words(name: str) -> argparse.ArgumentParser:
     """The parser of a command, without the flags that all have."""
     parser = argparse.ArgumentParser(prog=name)
-    importlib.import_module(f"apiary_cli.commands.{name}").add_arguments(parser)
+    importlib.import_module(f"apiary_cli.commands.{name.replace('-', '_')}").add_arguments(parser)
     return parser
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def image(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     (tmp_path / "card").mkdir()
     (tmp_path / "me.pub").write_text(KEY + "\n")
-    (tmp_path / "apiary_fl-0.1.0-py3-none-any.whl").write_bytes(b"a wheel")
+    with zipfile.ZipFile(tmp_path / "apiary_fl-0.1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("apiary/constraints/py{}{}.txt".format(*sys.version_info[:2]), "numpy==1.26.4\n")
     assert main(["pki", "init", "--fleet", "orchard", "--json"]) == 0
 
     def run(*words: str, code: int = 0, **flags: str | None) -> Any:
@@ -184,7 +186,7 @@ def stand_ins(tmp_path: Path) -> Path:
         "usermod": "",
         "systemctl": "",
         "install": last + 'mkdir -p "$last"; [ "$5" != 0755 ] || mkdir -p "$6"',
-        "python3": f'[ "$1" = -c ] && exit 0; {venv}',
+        "python3": f'[ "$1" = -c ] && exec {sys.executable} "$@"; {venv}',
     }
     for name, body in scripts.items():
         (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "{tmp_path}/calls"\n{body}\n')
@@ -244,6 +246,8 @@ def test_the_script_on_the_card_joins_and_cleans_up(
     ):
         assert call in calls
     assert "--only-binary :all:" in calls and "[edge]" in calls
+    constraints = root / "opt/apiary/constraints.txt"
+    assert f"--constraint {constraints}" in calls and constraints.read_text() == "numpy==1.26.4\n"
     play = (ROOT / "deploy/roles/common/templates/hardening.j2").read_text().splitlines()
     guards = {line for line in play if "=" in line and not line.startswith(("#", "CapabilityBoundingSet"))}
     for unit in ("apiary-edge.service", "apiary-renew.service"):

@@ -1,0 +1,196 @@
+"""Two runs of one federation, undisturbed and under faults, and the comparison of their results."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from apiary.errors import RunFailed
+from apiary.wire.topics import Topics
+from apiary_cli.chaos import invariants, schedule
+from apiary_cli.chaos.fault_injector import FaultInjector, OnFault
+from apiary_cli.chaos.fleet import COORDINATOR, Fleet
+from apiary_cli.chaos.invariants import FinishedRun, InvariantResult
+from apiary_cli.chaos.schedule import Fault
+from apiary_cli.chaos.traffic_replayer import TrafficReplayer
+from apiary_cli.datasets.partition import Layout, materialise
+
+PICTURES: Final = 360
+"""Training pictures of all nodes together: an epoch takes tenths of a second."""
+DRAIN_S: Final = 30.0
+"""After the run's end, the nodes may take this long to empty their outboxes."""
+STUCK_S: Final = 180.0
+"""Without a fault or a new round for so long, the run hangs."""
+_TURN_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class FaultOptions:
+    """What the schedule of a disturbed run is drawn from; `export`: it exports its model itself, too."""
+
+    count: int
+    seed: int
+    kinds: tuple[str, ...]
+    export: bool = False
+
+
+@dataclass(slots=True)
+class Experiment:
+    """An undisturbed and a disturbed run in `folder`. `say` gets lines of progress, `stop` ends it early."""
+
+    folder: Path
+    exports_dir: Path
+    rounds: int
+    faults: FaultOptions
+    say: Callable[[str], None]
+    stop: Callable[[], bool]
+    injected: Counter[str] = field(default_factory=Counter)
+    """Faults so far, by kind."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each of the two runs took."""
+    _fleets: list[Fleet] = field(default_factory=list)
+
+    def run(self, nodes: int) -> list[InvariantResult] | None:
+        """Both runs with so many nodes, and the comparison; None where it was stopped. Raises RunFailed."""
+        layout = materialise(
+            "digits", self.folder / "data", nodes=nodes, by="dirichlet", alpha=2.0, seed=0, limit=PICTURES
+        )
+        self.say(
+            f"undisturbed run: {nodes} nodes, {self.rounds} rounds (the first export takes TensorFlow's time)"
+        )
+        calm = self._one("undisturbed", "calm", layout, self.exports_dir, [])
+        if calm is None:
+            return None
+        fleet = self._fleets[0]
+        if fleet.fell:
+            raise RunFailed(f"the undisturbed run was not: {fleet.fell[0]}")
+        took = self.seconds["undisturbed"]
+        self.say(f"undisturbed: model {calm.summary['model_sha256'][:16]}, {took:.0f} s")
+        plan = schedule.draw(
+            seed=self.faults.seed, faults=self.faults.count, rounds=self.rounds, nodes=fleet.nodes,
+            kinds=self.faults.kinds, building=self.faults.export,
+        )  # fmt: skip
+        self.say(f"disturbed run: {len(plan)} faults, seed {self.faults.seed}")
+        exports = self.folder / "storm" / "exports" if self.faults.export else self.exports_dir
+        storm = self._one("disturbed", "storm", layout, exports, plan)
+        if storm is None:
+            return None
+        return _judge(calm, storm, self._fleets, self.injected.total(), len(plan))
+
+    def close(self) -> None:
+        """End all processes."""
+        for fleet in self._fleets:
+            fleet.close()
+            fleet.end_left_running()
+
+    def _one(
+        self, name: str, subfolder: str, layout: Layout, exports: Path, plan: list[Fault]
+    ) -> FinishedRun | None:
+        folder = self.folder / subfolder
+        fleet = Fleet(folder, layout, _settings(layout, folder, self.rounds, exports))
+        self._fleets.append(fleet)
+        began = time.monotonic()
+
+        def on_fault(count: int, number: int, fault: Fault, how: str) -> None:
+            self.injected[fault.kind] += 1
+            at = time.monotonic() - began
+            self.say(
+                f"[{count:>{len(str(len(plan)))}}/{len(plan)}] {at // 60:02.0f}:{at % 60:02.0f} "
+                f"round {number:<3} {fault.kind:17} {fault.victim:12} {how}"
+            )
+
+        finished = _run(fleet, plan, on_fault, self.stop)
+        self.seconds[name] = time.monotonic() - began
+        return finished
+
+
+def _run(fleet: Fleet, plan: list[Fault], on_fault: OnFault, stop: Callable[[], bool]) -> FinishedRun | None:
+    """One whole run; None where it was interrupted. Raises RunFailed where it does not end."""
+    replayer: TrafficReplayer | None = None
+    try:
+        fleet.start()
+        replayer = TrafficReplayer(fleet.port, Topics())
+        injector = FaultInjector(plan, fleet, replayer, on_fault)
+        result: dict[str, Any] | None = None
+        mark, marked_at = (0, 0), time.monotonic()
+        while (result := fleet.result) is None:
+            if stop():
+                return None
+            if replayer.poll(_TURN_S):
+                injector.moved()
+            fleet.turn()
+            injector.turn()
+            if mark != (now := (replayer.round, injector.left)):
+                mark, marked_at = now, time.monotonic()
+            if time.monotonic() - marked_at > STUCK_S:
+                raise RunFailed(
+                    f"nothing went on for {STUCK_S:.0f} s in round {replayer.round}: logs in {fleet.folder}"
+                )
+        _drain(fleet, replayer, stop)
+    finally:
+        if replayer is not None:
+            replayer.close()
+        fleet.close()
+    return invariants.read_record(fleet.folder, result["summary"], fleet.peaks_mb)
+
+
+def _drain(fleet: Fleet, replayer: TrafficReplayer, stop: Callable[[], bool]) -> None:
+    """Everybody is brought back, and has a moment to find out that the run is over."""
+    fleet.settle()
+    until = time.monotonic() + DRAIN_S
+    while time.monotonic() < until and not stop():
+        replayer.poll(_TURN_S)
+        fleet.turn()
+        waiting = any(invariants.outbox(fleet.state(node)) for node in fleet.nodes)
+        if not waiting and all(map(fleet.up, fleet.nodes)):
+            return
+
+
+def _judge(
+    calm: FinishedRun, storm: FinishedRun, fleets: list[Fleet], dealt: int, wanted: int
+) -> list[InvariantResult]:
+    undisturbed, fleet = fleets
+    return [
+        invariants.same_model(calm, storm),
+        invariants.counted_once(calm, storm),
+        invariants.journal_sound(fleet, storm),
+        invariants.stores_sound(fleet, storm),
+        invariants.result_whole(undisturbed, fleet),
+        invariants.nothing_waits(fleet),
+        invariants.nothing_half_written(fleet),
+        invariants.nothing_running(fleet),
+        invariants.no_crash(fleet),
+        invariants.memory_bounded(calm, storm),
+        invariants.all_dealt(dealt, wanted),
+    ]
+
+
+def _settings(layout: Layout, folder: Path, rounds: int, exports: Path) -> dict[str, dict[str, Any]]:
+    return {
+        # Impatient, so that a fault costs seconds: what is waited for is the same, only shorter.
+        "broker": {"retry_max_s": 2.0, "keepalive_s": 5, "connect_timeout_s": 3.0},
+        "run": {
+            "rounds": rounds,
+            "min_nodes": len(layout.nodes),
+            "settle_s": 0.5,
+            # Nobody is left behind: the cohort stays the same, so the bits must.
+            "deadline_s": 3600.0,
+            "lost_grace_s": 3600.0,
+            "quorum": 1.0,
+            "recipe_options": {"size": 16, "channels": 1, "widths": [16, 32, 64, 96]},
+        },
+        "run.plan": {"epochs": 2, "batch_size": 16, "learning_rate": 0.003, "shift": 0.07},
+        "coordinator": {
+            "test_data": layout.server.resolve(),
+            "labels": layout.labels,
+            "state_dir": folder / "state" / COORDINATOR,
+            "exports_dir": exports.resolve(),
+            "runs_dir": folder / "runs",
+            "upload_idle_s": 2.0,
+        },
+        "edge": {"upload_idle_s": 2.0, "want_idle_s": 1.5, "refresh_s": 10.0},
+    }

@@ -1,0 +1,167 @@
+"""The step in which a fleet of the version before is upgraded, with three cuts on the way, and taken back.
+
+That version's distribution was named `apiary`. Its plays and its wheel come from the repository's history.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from tests.hosts.fleet import Fleet, until
+from tests.hosts.ground import BUILD, WORK
+from tests.hosts.machines import Machine, descendants
+from tests.places import ROOT
+
+COMMIT: Final = "8fbd764adfcc7cc3474a7cffd3ed58f5cd4cd164"
+"""The last one before the modules moved and the distribution got its name."""
+NODES: Final = ("pi-1", "pi-2")
+"""One of each Debian."""
+INSTALLING: Final = "pgrep -f '[p]ip install .*apiary_fl'"
+PLACES: Final = "/etc/apiary/tls /etc/apiary/signing /var/lib/apiary/pictures /var/lib/apiary-pki/ca.pem"
+
+
+def version_before(fleet: Fleet) -> str:
+    """From nothing to a run by the plays of before; then by those of this checkout."""
+    tree = _history()
+    fleet.members[:] = NODES
+    fleet.run_settings["deadline_s"] = 3600
+    for machine in (fleet.server, *fleet.pis.values()):
+        machine.destroy()
+    machines = (fleet.server, *(fleet.pis[name] for name in NODES))
+    for number, name in enumerate(NODES, 1):
+        shutil.copytree(BUILD / "shares" / f"node-{number}", WORK / name / "upper/var/lib/apiary/pictures")
+    for machine in machines:
+        machine.boot()
+    fleet.play("site.yml", tree=tree)
+    (wheel,) = tree.glob("dist/*/apiary-*.whl")
+    before = {m.name: _program(m) for m in machines}
+    assert all(held == ["apiary"] for _, held in before.values()), before
+    kept = {m.name: _kept(m) for m in machines}
+    run = fleet.start("moved", rounds=500, nodes=1)
+    _goes_on(fleet, run)
+
+    _kill_while_the_server_installs(fleet)
+    assert _program(fleet.server) == before["server"]
+    _goes_on(fleet, run)
+    _cut_the_server_before_its_units_are_written(fleet)
+    assert _program(fleet.server)[1] == ["apiary_fl"]
+    _goes_on(fleet, run)
+    _cut_a_node_while_it_installs(fleet)
+    assert _program(fleet.pis["pi-1"]) == before["pi-1"]
+    until("pi-1 is back", lambda: fleet.node("pi-1").get("state") in ("ready", "training"), 120)
+    _goes_on(fleet, run)
+
+    number = _fill_outboxes(fleet, run)
+    fleet.play("site.yml")
+    after = {m.name: _program(m) for m in machines}
+    assert all(held == ["apiary_fl"] for _, held in after.values()), after
+    until("the round that was open is closed", lambda: len(fleet.rounds(run)) >= number, 120)
+    assert sorted(fleet.rounds(run)[number - 1]["contributors"]) == list(NODES)
+    for name in NODES:
+        fleet.pis[name].ssh("journalctl -u apiary-edge -g 'outbox holds an update; sending it' -n 1")
+    fleet.server.ssh("grep -q 'apiary broker-log' /etc/systemd/system/mosquitto.service.d/apiary.conf")
+    fleet.server.ssh("pgrep -f '[a]piary broker-log'")
+    _goes_on(fleet, run)
+    assert {m.name: _kept(m) for m in machines} == kept, "certificates or pictures are not the same"
+
+    # As docs/operations.md says: the same play with the older wheel. What it installed is still there.
+    back = fleet.play("site.yml", "-e", f"common_wheel={wheel}")
+    assert "Install the wheel, then what it needs" not in back.text()
+    assert {m.name: _program(m) for m in machines} == before
+    assert all(fleet.node(name)["state"] in ("ready", "training") for name in NODES)
+    _goes_on(fleet, run)
+    assert {m.name: _kept(m) for m in machines} == kept, "certificates or pictures are not the same"
+    fleet.stop(run)
+    rounds = len(fleet.rounds(run))
+    return f"one run of {rounds} rounds through three cuts, the upgrade and the way back; outboxes were sent"
+
+
+def _history() -> Path:
+    """The checkout of before."""
+    tree = BUILD / "before"
+    if not (tree / "pyproject.toml").exists():
+        tree.mkdir(parents=True, exist_ok=True)
+        packed = subprocess.run(["git", "archive", COMMIT], cwd=ROOT, stdout=subprocess.PIPE, check=False)
+        assert packed.returncode == 0, f"{COMMIT} is not in this clone: git fetch --unshallow"
+        subprocess.run(["tar", "--extract", "--directory", tree], input=packed.stdout, check=True)
+    return tree
+
+
+def _program(machine: Machine) -> tuple[str, list[str]]:
+    """The environment in use, and which of the project's distributions it holds."""
+    used = machine.ssh("readlink -f /opt/apiary/venv").stdout.strip()
+    held = machine.ssh(f"cd {used}/lib/python3*/site-packages && ls -d apiary*.dist-info").stdout.split()
+    machine.ssh(f"{used}/bin/python -m pip check && {used}/bin/apiary --version")
+    return used, [name.split("-")[0] for name in held]
+
+
+def _kept(machine: Machine) -> str:
+    """Checksums of what an upgrade leaves alone."""
+    files = f"find {PLACES} -type f -not -name crl.pem -exec sha256sum {{}} +"
+    return machine.ssh(f"{files} | sort", check=False).stdout
+
+
+def _goes_on(fleet: Fleet, run: str) -> None:
+    closed = len(fleet.rounds(run))
+    until(f"the run goes on after round {closed}", lambda: len(fleet.rounds(run)) > closed + 1, 300)
+
+
+def _kill_while_the_server_installs(fleet: Fleet) -> None:
+    """The controller goes away; what it started on the server does not."""
+    play = fleet.begin("site.yml")
+    until("the server installs", lambda: fleet.server.ssh(INSTALLING, check=False).returncode == 0, 300, 0.2)
+    _kill(play)
+
+
+def _cut_the_server_before_its_units_are_written(fleet: Fleet) -> None:
+    """The new program, started by the units of before."""
+    play = fleet.begin("site.yml")
+    used = "readlink /opt/apiary/venv"
+    before = fleet.server.ssh(used).stdout
+    until("the server's program is the new one", lambda: fleet.server.ssh(used).stdout != before, 1200, 0.2)
+    _kill(play)
+    fleet.server.kill()
+    fleet.server.boot()
+    fleet.server.ssh("! grep -q 'apiary broker-log' /etc/systemd/system/mosquitto.service.d/apiary.conf")
+
+
+def _cut_a_node_while_it_installs(fleet: Fleet) -> None:
+    play, pi = fleet.begin("site.yml"), fleet.pis["pi-1"]
+    until("pi-1 installs", lambda: pi.ssh(INSTALLING, check=False).returncode == 0, 900, 0.2)
+    pi.kill()
+    pi.boot()
+    assert play.wait(600) != 0, "the play did not notice that pi-1 was gone"
+
+
+def _fill_outboxes(fleet: Fleet, run: str) -> int:
+    """Nodes with an update that nobody has received, of a round that is open; its number."""
+
+    def training() -> bool:
+        return all(fleet.node(name).get("state") == "training" for name in NODES)
+
+    until("both nodes train", training, 300, 0.1)
+    fleet.server.ssh("systemctl stop mosquitto")
+    number = len(fleet.rounds(run)) + 1
+    for name in NODES:
+        _wait_for_an_update(fleet.pis[name])
+        fleet.pis[name].ssh("systemctl stop apiary-edge")
+    return number
+
+
+def _wait_for_an_update(pi: Machine) -> None:
+    outbox = "find /var/lib/apiary -path '*/outbox/*.update' | grep ."
+    until(f"{pi.name} has an update", lambda: pi.ssh(outbox, check=False).returncode == 0, 180)
+
+
+def _kill(play: subprocess.Popen[bytes]) -> None:
+    """As if the controller's power was cut: none of its processes ends in good order."""
+    for pid in descendants(play.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    play.wait(30)
