@@ -27,7 +27,7 @@ from apiary_cli.terminal.view import RunView
 from apiary_coordinator import app
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.model.keras import KerasModelBuilder
-from apiary_coordinator.publishers.after_run import publish_after_run
+from apiary_coordinator.publishers._after_run import publish_after_run
 from apiary_coordinator.resources import Storage
 from apiary_coordinator.run.host import RunHost
 from apiary_coordinator.run.run import Run

@@ -12,7 +12,7 @@ from apiary import plugins
 from apiary.errors import PublishError, SettingsError
 from apiary.settings import Settings, load_settings
 from apiary_cli.terminal.stopping import stop_on_signals
-from apiary_coordinator.publishers.after_run import Outcome, publish
+from apiary_coordinator.publishers._after_run import Outcome, publish
 from apiary_coordinator.publishers.base import PACKAGE, Candidate
 from apiary_coordinator.run.finished import find_run
 

@@ -12,10 +12,10 @@ import pytest
 from tests.stand_ins.edge_impulse_api import EdgeImpulseApi
 
 from apiary.settings import Settings, load_settings
+from apiary_coordinator.publishers._after_run import Outcome
 from apiary_coordinator.publishers._job import (
     PublishJob,
 )
-from apiary_coordinator.publishers.after_run import Outcome
 from apiary_coordinator.publishers.base import PublishProgress
 
 LABELS = {"red": (250, 20, 10), "green": (0, 220, 30), "blue": (10, 20, 240)}

@@ -22,8 +22,8 @@ from tests.contract.publishers.parts import (
 )
 from tests.stand_ins.edge_impulse_api import DEVICES, KEY, TARGETS, EdgeImpulseApi
 
+from apiary_coordinator.publishers._after_run import publish, publish_after_run
 from apiary_coordinator.publishers._record import read
-from apiary_coordinator.publishers.after_run import publish, publish_after_run
 
 
 def holds(folder: Path, text: str) -> list[Path]:

@@ -23,8 +23,8 @@ from apiary import plugins
 from apiary.errors import DataError, PublishError, SettingsError, StoreError
 from apiary.settings import load_settings
 from apiary_coordinator.publishers import edge_impulse
+from apiary_coordinator.publishers._after_run import publish
 from apiary_coordinator.publishers._record import PublishRecord, alone, read
-from apiary_coordinator.publishers.after_run import publish
 from apiary_coordinator.publishers.base import PACKAGE, candidate
 
 
