@@ -1,7 +1,7 @@
 """The journal: what must survive `kill -9` and power cuts, in SQLite with a full sync at each commit.
 
-A row is committed before anyone is told of it: the cohort before the announcement, an update before its
-receipt, a model before the round is closed. What is not in the journal did not happen.
+A row is committed before any message that reports it: the cohort before the announcement, an update before
+its receipt, a model before the round is closed. What is not in the journal did not happen.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Journal:
         """Note the digests of what the run trains."""
         self.commit([("UPDATE run SET artefacts = ? WHERE id = ?", (exported, run))])
 
-    def ask_to_stop(self, run: str, why: str) -> None:
+    def request_stop(self, run: str, why: str) -> None:
         """The run is to come to its end; it stays active until it has."""
         self.commit([("UPDATE run SET stop = ? WHERE id = ?", (why, run))])
 

@@ -7,7 +7,7 @@ from tests.fleet.harness import Fleet, MakeFleet
 
 from apiary.errors import ApiaryError
 from apiary_coordinator.monitoring import watchdog
-from apiary_coordinator.monitoring.watchdog import GIVE_UP_S, SAY_S, Watchdog
+from apiary_coordinator.monitoring.watchdog import GIVE_UP_S, WARN_S, Watchdog
 from apiary_coordinator.worker import Done, InlineWorker
 
 
@@ -29,7 +29,7 @@ def test_a_job_that_does_not_end(
     make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fleet = make_fleet(2, stay=True, more={"publish": {"after_run": ["directory"], "timeout_s": 1000}})
-    pass_(fleet, SAY_S + 60)
+    pass_(fleet, WARN_S + 60)
     assert watchdog_of(fleet).busy_s == 0
     assert not [r for r in caplog.records if r.name == watchdog.__name__]
 
@@ -39,8 +39,8 @@ def test_a_job_that_does_not_end(
     monkeypatch.setattr(InlineWorker, "collect", hangs)
     fleet.ask("run.start", name="run")
     began = fleet.broker.now
-    pass_(fleet, SAY_S + 60)
-    assert SAY_S < watchdog_of(fleet).busy_s < SAY_S + 200
+    pass_(fleet, WARN_S + 60)
+    assert WARN_S < watchdog_of(fleet).busy_s < WARN_S + 200
     (said,) = [m for m in caplog.messages if m.startswith("the worker has been at one job for 15 minutes")]
     assert said.endswith("at 2.3 hours the coordinator ends, to be started again")
     with pytest.raises(ApiaryError, match=r"at one job for 2\.3 hours"):
@@ -54,5 +54,5 @@ def test_many_jobs_that_end_are_no_reason(make_fleet: MakeFleet, monkeypatch: py
     for _ in range(20):
         assert fleet.coordinator is not None
         fleet.coordinator.resources.worker.submit(lambda: None, lambda _: None)
-        pass_(fleet, SAY_S / 2)
-    assert watchdog_of(fleet).busy_s < SAY_S
+        pass_(fleet, WARN_S / 2)
+    assert watchdog_of(fleet).busy_s < WARN_S

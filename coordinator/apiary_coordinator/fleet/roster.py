@@ -37,7 +37,7 @@ class Roster:
         self._nodes: dict[NodeId, Node] = {}
         self._max = max_nodes
         self.heard: dict[NodeId, float] = {}
-        """When each node last said something, seconds since 1970; nothing where all of it was retained."""
+        """When each node last sent something, seconds since 1970; none where all of it was retained."""
 
     def update(self, node: NodeId, status: NodeStatus, now: float) -> Node | None:
         """Take a status in; the node as it was known before. A node over the bound is not taken."""
@@ -54,7 +54,7 @@ class Roster:
         self.heard.pop(node, None)
 
     def hear(self, node: NodeId, wall: float) -> None:
-        """A node that is known said something just now."""
+        """A node that is known has just sent a message."""
         if node in self._nodes:
             self.heard[node] = wall
 

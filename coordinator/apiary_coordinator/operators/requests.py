@@ -1,6 +1,6 @@
-"""What operators ask: each request is answered by the part that registered for it, and carried out once.
+"""Operators' requests: each is answered by the part that registered for it, and carried out once.
 
-A request that comes again (its answer was lost, or takes long) is told the newest answer. What a handler
+A request that comes again (its answer was lost, or takes long) gets the newest answer. What a handler
 raises is the answer `refused`; it ends neither the loop nor anybody else's request.
 """
 
@@ -46,18 +46,18 @@ A = TypeVar("A", bound=Arguments)
 
 @dataclass(slots=True)
 class Call:
-    """One request. `working` any number of times, then once `done` or `refuse`; later words are dropped."""
+    """One request. `working` any number of times, then once `done` or `refuse`; later ones are dropped."""
 
     operator: NodeId
     id: str
     op: str
     began_at: float
     answer: OperatorReply | None = None
-    _say: Callable[[Call], None] = field(repr=False, default=lambda call: None)
+    _send: Callable[[Call], None] = field(repr=False, default=lambda call: None)
 
     @property
     def over(self) -> bool:
-        """Whether the last word was said."""
+        """Whether the last answer was given."""
         return self.answer is not None and self.answer.state != "working"
 
     def working(self, result: JsonValue = None) -> None:
@@ -79,10 +79,10 @@ class Call:
         try:
             self.answer = OperatorReply(id=self.id, state=state, why=why, result=result)
         except ValidationError as e:
-            # What nodes said may be in it, and no node shall end the coordinator's loop.
+            # Replies of nodes may be in it, and no node shall end the coordinator's loop.
             why = f"the answer cannot be told: {_first(e)}"[:500]
             self.answer = OperatorReply(id=self.id, state="refused", why=why)
-        self._say(self)
+        self._send(self)
 
 
 Handler = Callable[[Call, Any], None]
@@ -120,7 +120,7 @@ class OperatorRequests(CoordinatorFeature):
             if before.answer is not None:
                 self._outlet.send(before.answer, operator)
             return
-        call = Call(operator, request.id, request.op, self._clock(), _say=self._say)
+        call = Call(operator, request.id, request.op, self._clock(), _send=self._send)
         if self.open >= MAX_OPEN:
             call.refuse(f"{MAX_OPEN} requests are being worked on; try again when they are answered")
             return
@@ -147,11 +147,11 @@ class OperatorRequests(CoordinatorFeature):
         except ApiaryError as e:
             call.refuse(str(e))
         except Exception as e:
-            # Our own bug: said where it can be mended, and no reason to drop a run.
+            # Our own bug: logged where it can be found, and no reason to drop a run.
             log.exception("operator=%s op=%s failed", call.operator, call.op)
             call.refuse(f"the coordinator failed at it: {type(e).__name__}; its log says where")
 
-    def _say(self, call: Call) -> None:
+    def _send(self, call: Call) -> None:
         answer = call.answer
         assert answer is not None  # noqa: S101 - it has just been put there
         if len(answer.encode()) > MAX_BYTES - _ROOM:

@@ -1,1 +1,1 @@
-"""Publishers: where a finished model goes. One file each; `base.py` says what one must offer."""
+"""Publishers: where a finished model goes. One file each; `base.py` defines what one must offer."""

@@ -46,7 +46,7 @@ def publish(
     stop: Callable[[], bool] = lambda: False,
     again: bool = False,
 ) -> tuple[Candidate, list[Outcome]]:
-    """Publish the run in `folder`. `say(publisher, line)` tells of progress; `again` redoes what is done.
+    """Publish the run in `folder`. `say(publisher, line)` gets its progress; `again` redoes what is done.
 
     Raises SettingsError for an unknown publisher, DataError, ModelError, PublishError where the run's files
     do not hold; what a publisher raises is in its outcome.
@@ -58,8 +58,10 @@ def publish(
     with alone(folder):
         # What needs no network goes out before anything waits for one.
         for name, publisher in sorted(found.items(), key=lambda item: item[1].REMOTE):
-            tell = _teller(name, say)
-            outcomes.append(_one(name, publisher, chosen, settings, PublishProgress(tell, stop), again=again))
+            report = _reporter(name, say)
+            outcomes.append(
+                _one(name, publisher, chosen, settings, PublishProgress(report, stop), again=again)
+            )
     return chosen, outcomes
 
 
@@ -86,8 +88,10 @@ def publish_after_run(folder: Path, settings: Settings, stop: Callable[[], bool]
 
 def _report_accuracy(chosen: Candidate) -> None:
     """Both kinds, before anything goes out: whoever publishes int8 should know what it costs."""
-    told = " ".join(f"{kind}={value:.1%}" for kind, value in chosen.accuracy.items())
-    log.info("run=%s publishing %s, accuracy on the held-out pictures: %s", chosen.run, chosen.kind, told)
+    accuracies = " ".join(f"{kind}={value:.1%}" for kind, value in chosen.accuracy.items())
+    log.info(
+        "run=%s publishing %s, accuracy on the held-out pictures: %s", chosen.run, chosen.kind, accuracies
+    )
     lost = chosen.accuracy.get("float32", 0.0) - chosen.accuracy.get("int8", 0.0)
     if chosen.kind == "int8" and lost > _INT8_LOSS:
         log.warning("run=%s int8 is %.1f points less accurate than float32", chosen.run, 100 * lost)
@@ -126,10 +130,10 @@ def _still_there(folder: Path, result: dict[str, Any]) -> bool:
         return False
 
 
-def _teller(name: str, say: Callable[[str, str], None] | None) -> Callable[[str], None]:
-    def tell(line: str) -> None:
+def _reporter(name: str, say: Callable[[str, str], None] | None) -> Callable[[str], None]:
+    def report(line: str) -> None:
         log.info("publisher=%s %s", name, line)
         if say is not None:
             say(name, line)
 
-    return tell
+    return report

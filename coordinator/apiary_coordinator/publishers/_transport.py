@@ -69,9 +69,9 @@ def bounded(request_s: float, max_bytes: int) -> type[rest.RESTClientObject]:
                 raise _refused(what, e.status, e.reason, e.body) from None
             except urllib3.exceptions.HTTPError as e:
                 raise ApiError(f"{what}: {_network(e)}", retry=True) from None
-            told = _checked(what, answer.data)
+            body = _checked(what, answer.data)
             if method == "GET" and (job := _STATUS.search(urlsplit(url).path)):
-                self._judge_job(url, job[1], told.get("job"), more.get("headers"))
+                self._judge_job(url, job[1], body.get("job"), more.get("headers"))
             return answer
 
         def _download(self, url: str, headers: Any, what: str) -> _Download:
@@ -102,12 +102,12 @@ def bounded(request_s: float, max_bytes: int) -> type[rest.RESTClientObject]:
                 )
             return _Download(response.status, response.headers, data)
 
-        def _judge_job(self, url: str, job: str, told: Any, headers: Any) -> None:
+        def _judge_job(self, url: str, job: str, body: Any, headers: Any) -> None:
             """Raise for a job that ended badly: the SDK only looks whether it ended."""
-            if not isinstance(told, dict) or not told.get("finished"):
+            if not isinstance(body, dict) or not body.get("finished"):
                 return
-            if told.get("finishedSuccessful") is False:
-                kind = str(told.get("category") or told.get("key") or "a job")[:80]
+            if body.get("finishedSuccessful") is False:
+                kind = str(body.get("category") or body.get("key") or "a job")[:80]
                 log = self._log_of(url.removesuffix("/status") + "/stdout", headers)
                 raise ApiError(f"{kind!r} (job {job}) failed at Edge Impulse{log}", retry=True)
 
@@ -126,43 +126,43 @@ def bounded(request_s: float, max_bytes: int) -> type[rest.RESTClientObject]:
 def _checked(what: str, data: bytes) -> dict[str, Any]:
     """The JSON object that every answer must be, and a successful one."""
     try:
-        told = json.loads(data)
+        body = json.loads(data)
     except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict):
+        body = None
+    if not isinstance(body, dict):
         start = " ".join(data[:_SHOWN].decode(errors="replace").split())
         raise ApiError(
             f"{what}: expected JSON, came {start!r}: is publish.api_endpoint right, "
             "or does a proxy or a login page answer in its place?",
             retry=False,
         )
-    if told.get("success") is not True:
+    if body.get("success") is not True:
         raise ApiError(
-            f"{what}: Edge Impulse refuses: {str(told.get('error') or 'no reason given')[:500]}", retry=False
+            f"{what}: Edge Impulse refuses: {str(body.get('error') or 'no reason given')[:500]}", retry=False
         )
-    return told
+    return body
 
 
 def _refused(what: str, status: int | None, reason: Any, body: Any) -> ApiError:
     text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
     try:
-        said = str(json.loads(text)["error"])
+        detail = str(json.loads(text)["error"])
     except (ValueError, KeyError, TypeError):
-        said = "" if text.lstrip().startswith("<") else text
-    said = f"{status} {reason}" + (f": {' '.join(said.split())[:_SHOWN]}" if said else "")
+        detail = "" if text.lstrip().startswith("<") else text
+    detail = f"{status} {reason}" + (f": {' '.join(detail.split())[:_SHOWN]}" if detail else "")
     if status in (401, 403):
         return ApiError(
-            f"{what}: Edge Impulse does not take the API key ({said}): copy it again from the project's "
+            f"{what}: Edge Impulse does not take the API key ({detail}): copy it again from the project's "
             "Dashboard, Keys; it must be a project's key",
             retry=False,
         )
     if status is not None and 300 <= status <= 399:
         return ApiError(
-            f"{what}: {said}, a redirect, which is not followed: set publish.api_endpoint", retry=False
+            f"{what}: {detail}, a redirect, which is not followed: set publish.api_endpoint", retry=False
         )
     if status in _RETRIED:
-        return ApiError(f"{what}: Edge Impulse has a fault of its own ({said})", retry=True)
-    return ApiError(f"{what}: Edge Impulse refuses ({said})", retry=False)
+        return ApiError(f"{what}: Edge Impulse has a fault of its own ({detail})", retry=True)
+    return ApiError(f"{what}: Edge Impulse refuses ({detail})", retry=False)
 
 
 def _network(e: Exception) -> str:

@@ -49,7 +49,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class PublishProgress:
-    """Who is told what happens, and who may stop it."""
+    """Where a publisher reports its progress, and whether it is to stop."""
 
     say: Callable[[str], None]
     stop: Callable[[], bool] = lambda: False

@@ -48,7 +48,7 @@ def publish(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     watch.say(f"released {', '.join(manifest['files'])} in {target}")
-    files = {str(target / name): told["sha256"] for name, told in manifest["files"].items()}
+    files = {str(target / name): entry["sha256"] for name, entry in manifest["files"].items()}
     return {"folder": str(target), "files": files}
 
 

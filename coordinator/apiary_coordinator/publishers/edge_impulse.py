@@ -208,13 +208,13 @@ def _store(candidate: Candidate, chosen: PublishSettings, data: bytes, folder: P
     """Verify the download, then put it into the run's folder. Raises PublishError."""
     machine = elf.machine_of_target(chosen.target)
     who = f"the download for {chosen.target}"
-    told: dict[str, Any] = {"target": chosen.target, "bytes": len(data)}
+    result: dict[str, Any] = {"target": chosen.target, "bytes": len(data)}
     try:
         if machine is None:
             _check_zip(data, who)
         else:
             elf.check(data, machine, who=who, max_bytes=chosen.max_mb * 2**20)
-            told |= {"machine": machine, "print_info": _try_out(candidate, data, machine, folder)}
+            result |= {"machine": machine, "print_info": _try_out(candidate, data, machine, folder)}
     except ModelError as e:
         # A cut or an error page is an accident of the moment; a good program with a wrong model is not.
         raise PublishError(str(e), retry=not isinstance(e, EimError)) from None
@@ -223,7 +223,7 @@ def _store(candidate: Candidate, chosen: PublishSettings, data: bytes, folder: P
     write_atomic(path, data)
     if machine:
         path.chmod(path.stat().st_mode | 0o111)
-    return told | {"files": {path.name: file_sha256(path)}}
+    return result | {"files": {path.name: file_sha256(path)}}
 
 
 def _try_out(candidate: Candidate, data: bytes, machine: str, folder: Path) -> dict[str, Any] | str:

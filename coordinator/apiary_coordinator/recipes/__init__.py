@@ -1,1 +1,1 @@
-"""What can be trained: one model recipe a file. `base` says what a recipe is."""
+"""What can be trained: one model recipe a file. `base` defines what a recipe is."""

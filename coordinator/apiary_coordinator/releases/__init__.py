@@ -1,1 +1,1 @@
-"""Releases: made from what was published, journaled, rolled out by `rollout`, asked about by operators."""
+"""Releases: made from what was published, journaled, rolled out by `rollout`, managed by operators."""

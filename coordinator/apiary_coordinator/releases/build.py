@@ -95,7 +95,7 @@ def from_file(file: Path, wish: ReleaseRequest, settings: Settings, wall: float)
     )
     if beginning[:4] == b"\x7fELF":
         machine = _machine(file)
-        model = _asked(file, machine)
+        model = _described(file, machine)
         if wish.labels is not None and set(wish.labels) != set(model.labels):
             raise ModelError(f"{file.name} has the labels {', '.join(model.labels)[:300]}, not those given")
         return _made(
@@ -198,8 +198,8 @@ def _machine(file: Path) -> Machine:
     return cast("Machine", found)
 
 
-def _asked(file: Path, machine: str) -> EimModel:
-    """What a program says of itself. Raises ModelError where this machine cannot ask it."""
+def _described(file: Path, machine: str) -> EimModel:
+    """What a program reports of itself. Raises ModelError where this machine cannot run it."""
     if not can_run(machine):
         raise ModelError(
             f"{file.name} is for {machine} and this machine ({platform.machine()}) cannot ask it for its "

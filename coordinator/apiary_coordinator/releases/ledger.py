@@ -1,4 +1,4 @@
-"""What is known of releases, in one file that is whole or not there: written before anything is said."""
+"""What is known of releases, in one file that is whole or not there: written before anything is published."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_RELEASES: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A release and what became of it."""
+    """A release and its outcome."""
 
     release: Release
     outcome: str = "rolling"
@@ -76,14 +76,14 @@ class Book:
         return self.rollout.release if self.rollout.state == "done" else self.rollout.stable
 
     def in_use(self, rollout: Rollout | None = None) -> set[str]:
-        """Releases that somebody is told to have."""
+        """Releases that some node is to have."""
         now = rollout or self.rollout
-        told = [now.release, now.stable] if now is not None else []
-        return {r.name for r in told if r is not None} | set(self.pins.releases)
+        named = [now.release, now.stable] if now is not None else []
+        return {r.name for r in named if r is not None} | set(self.pins.releases)
 
 
 def current(rollout: Rollout, serial: int) -> ReleaseCurrent:
-    """What the fleet is told."""
+    """The message for the fleet."""
     return ReleaseCurrent(
         serial=serial,
         state=rollout.state,
@@ -138,8 +138,8 @@ def _to_json(book: Book) -> dict[str, Any]:
 
 def _read(path: Path, policy: ReleaseSettings) -> Book:
     try:
-        told = json.loads(path.read_bytes())
-        return _from_json(told, policy)
+        stored = json.loads(path.read_bytes())
+        return _from_json(stored, policy)
     except FileNotFoundError:
         return Book()
     except OSError as e:
@@ -151,39 +151,39 @@ def _read(path: Path, policy: ReleaseSettings) -> Book:
         ) from None
 
 
-def _from_json(told: dict[str, Any], policy: ReleaseSettings) -> Book:
-    if told["v"] != 1:
-        raise ValueError(f"version {told['v']}")
+def _from_json(stored: dict[str, Any], policy: ReleaseSettings) -> Book:
+    if stored["v"] != 1:
+        raise ValueError(f"version {stored['v']}")
     entries = {}
-    for one in told["releases"]:
+    for one in stored["releases"]:
         release = Release.model_validate(one["release"])
         entries[release.name] = Entry(release, str(one["outcome"]))
-    nodes, tags = dict(told["pins"]["nodes"]), dict(told["pins"]["tags"])
+    nodes, tags = dict(stored["pins"]["nodes"]), dict(stored["pins"]["tags"])
     pins = Pins(nodes, tags, {n: entries[n].release for n in sorted({*nodes.values(), *tags.values()})})
     return Book(
-        serial=int(told["serial"]),
+        serial=int(stored["serial"]),
         entries=entries,
-        rollout=_rollout(told["rollout"], entries, pins, policy),
+        rollout=_rollout(stored["rollout"], entries, pins, policy),
         pins=pins,
-        history=tuple(HistoryLine(float(n["at"]), str(n["text"]), bool(n["bad"])) for n in told["history"]),
+        history=tuple(HistoryLine(float(n["at"]), str(n["text"]), bool(n["bad"])) for n in stored["history"]),
     )
 
 
 def _rollout(
-    told: dict[str, Any] | None, entries: Mapping[str, Entry], pins: Pins, policy: ReleaseSettings
+    stored: dict[str, Any] | None, entries: Mapping[str, Entry], pins: Pins, policy: ReleaseSettings
 ) -> Rollout | None:
-    if told is None:
+    if stored is None:
         return None
     return Rollout(
-        release=entries[told["release"]].release,
-        stable=entries[told["stable"]].release if told["stable"] is not None else None,
+        release=entries[stored["release"]].release,
+        stable=entries[stored["stable"]].release if stored["stable"] is not None else None,
         policy=policy,
-        state=told["state"],
+        state=stored["state"],
         # The waves of the settings may be fewer than those it began with.
-        wave=min(int(told["wave"]), len(policy.waves) - 1),
-        share=float(told["share"]),
-        canaries=tuple(told["canaries"]),
-        members=frozenset(told["members"]),
-        why=str(told["why"]),
+        wave=min(int(stored["wave"]), len(policy.waves) - 1),
+        share=float(stored["share"]),
+        canaries=tuple(stored["canaries"]),
+        members=frozenset(stored["members"]),
+        why=str(stored["why"]),
         pins=pins,
     )

@@ -28,7 +28,7 @@ MAX_LISTED: Final = 500
 
 
 class NoArguments(Arguments):
-    """Nothing is asked for."""
+    """An operation without arguments."""
 
 
 class CreateRelease(Arguments):

@@ -184,10 +184,10 @@ def _settle(rollout: Rollout, now: float) -> Outcome:
     rollout = replace(rollout, healthy_since=since)
     if now - since < rollout.policy.soak_s:
         return rollout, []
-    told = f"{len(healthy)} of {len(members)} nodes healthy"
+    outcome = f"{len(healthy)} of {len(members)} nodes healthy"
     if rollout.wave + 1 < len(rollout.policy.waves):
-        return _open(rollout, _next_wave(rollout), now, f"wave {rollout.wave + 1}: {told}")
-    return replace(rollout, state="done"), [Publish(f"{rollout.release.name} is out: {told}")]
+        return _open(rollout, _next_wave(rollout), now, f"wave {rollout.wave + 1}: {outcome}")
+    return replace(rollout, state="done"), [Publish(f"{rollout.release.name} is out: {outcome}")]
 
 
 def _nobody(rollout: Rollout, now: float) -> Outcome:
@@ -210,19 +210,19 @@ def _too_bad(rollout: Rollout) -> str | None:
         report = rollout.about(failed[0])
         why = (report.why if report is not None else None) or "too slow"
         return f"{len(failed)} of {len(rollout.members)} nodes failed; {failed[0]}: {why}"
-    told = [
+    compared = [
         report
         for node in rollout.having("healthy")
         if (report := rollout.about(node)) is not None
         and report.accuracy_before is not None
         and report.pictures
     ]
-    if len(told) < 2:
+    if len(compared) < 2:
         return None  # one node's own test has judged its own pictures
-    pictures = sum(r.pictures for r in told)
-    lost = sum(r.pictures * ((r.accuracy_before or 0.0) - (r.accuracy or 0.0)) for r in told) / pictures
+    pictures = sum(r.pictures for r in compared)
+    lost = sum(r.pictures * ((r.accuracy_before or 0.0) - (r.accuracy or 0.0)) for r in compared) / pictures
     if lost > rollout.policy.max_accuracy_drop:
-        return f"on {pictures} held-out pictures of {len(told)} nodes it is {100 * lost:.1f} points worse"
+        return f"on {pictures} held-out pictures of {len(compared)} nodes it is {100 * lost:.1f} points worse"
     return None
 
 

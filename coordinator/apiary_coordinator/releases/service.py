@@ -1,4 +1,4 @@
-"""Rolling releases out: journals what the table decides, says it to the fleet, serves the file."""
+"""Rolls releases out: journals what the table decides, publishes it to the fleet, serves the file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 OWNER: Final = "release"
 MAX_FLEET: Final = 20_000
 _REPEAT_S: Final = 300.0
-"""What is current is said again: nothing depends on one message, or on what the broker remembers."""
+"""What is current is published again: nothing depends on one message, or on what the broker remembers."""
 _AGAIN_S: Final = 10.0
 """Between two times that a foreign message is answered by ours."""
 _TICK_S: Final = 0.5
@@ -55,12 +55,7 @@ class ReleaseService(CoordinatorFeature):
     kinds = (TopicKind.NODE_RELEASE, TopicKind.NODE_STATUS, TopicKind.RELEASE_CURRENT)
 
     def __init__(
-        self,
-        settings: Settings,
-        resources: Resources,
-        roster: Roster,
-        ledger: Ledger,
-        signer: ReleaseSigner,
+        self, settings: Settings, resources: Resources, roster: Roster, ledger: Ledger, signer: ReleaseSigner
     ):
         self._all_settings = settings
         self._settings = settings.release
@@ -72,9 +67,9 @@ class ReleaseService(CoordinatorFeature):
         self._signer = signer
         self._fleet: dict[str, Member] = {}
         self._news: dict[str, Member] = {}
-        """Of the fleet, what the roll-out was not told yet."""
+        """Of the fleet, what the roll-out does not know yet."""
         self._rollout: Rollout | None = None
-        self._said_at = 0.0
+        self._published_at = 0.0
         self._ticked_at = 0.0
         self._ready: deque[Release] = deque(maxlen=100)
         """Made on the worker's thread, begun on the loop's."""
@@ -90,7 +85,7 @@ class ReleaseService(CoordinatorFeature):
         return self._signer.key()
 
     def start(self, now: float) -> None:
-        """Take up what the ledger holds, and say it again."""
+        """Resume what the ledger holds, and publish it again."""
         self._fleet = {
             n.id: Member(here=n.status.state != "lost", tags=n.status.tags)
             for n in self._roster.nodes.values()
@@ -101,13 +96,13 @@ class ReleaseService(CoordinatorFeature):
             self._serve()
             if rollout.state in ("rolling", "paused"):
                 log.info("release=%s is %s, wave %d", rollout.release.name, rollout.state, rollout.wave + 1)
-            self._say(now)
+            self._publish(now)
 
     def received(self, delivery: Delivery) -> None:
         """A node reports its release, or comes, or goes."""
         node, report = delivery.topic.node, delivery.content
         if isinstance(report, bytes):
-            self._heard(report)
+            self._check_current(report)
             return
         if node is None or report is None or (node not in self._fleet and len(self._fleet) >= MAX_FLEET):
             return
@@ -152,8 +147,8 @@ class ReleaseService(CoordinatorFeature):
         self._ticked_at = now
         self._begin_ready()
         self._take(words.RolloutTick())
-        if self._rollout is not None and now - self._said_at >= _REPEAT_S:
-            self._say(now)
+        if self._rollout is not None and now - self._published_at >= _REPEAT_S:
+            self._publish(now)
 
     def close(self) -> None:
         """What was made is journaled: it is rolled out at the next start."""
@@ -210,15 +205,15 @@ class ReleaseService(CoordinatorFeature):
 
     def pause(self) -> Rollout:
         """Open no further wave."""
-        return self._asked(words.PauseRollout(), "rolling")
+        return self._change(words.PauseRollout(), "rolling")
 
     def resume(self) -> Rollout:
         """Go on; after a halt or an abort, begin again."""
-        return self._asked(words.ResumeRollout(), "paused, halted or aborted")
+        return self._change(words.ResumeRollout(), "paused, halted or aborted")
 
     def abort(self) -> Rollout:
         """Give it up."""
-        return self._asked(words.AbortRollout(), "rolling or paused")
+        return self._change(words.AbortRollout(), "rolling or paused")
 
     def rollback(self, name: str | None) -> Rollout:
         """Give the whole fleet an earlier release at once: the one before, or the one named."""
@@ -284,7 +279,7 @@ class ReleaseService(CoordinatorFeature):
                 log.warning("release=%s is not rolled out: %s", release.name, e)
             self._ready.popleft()
 
-    def _asked(self, event: words.Event, when: str) -> Rollout:
+    def _change(self, event: words.Event, when: str) -> Rollout:
         self._catch_up()
         if self._rollout is None:
             raise RequestRefused("nothing was released yet")
@@ -295,7 +290,7 @@ class ReleaseService(CoordinatorFeature):
         return self._rollout
 
     def _catch_up(self) -> None:
-        """Tell the table what was heard of nodes, of all at once."""
+        """Put what was reported of nodes through the table, all at once."""
         if self._rollout is not None and self._news:
             known = words.Known(self._news)
             self._rollout, _ = table.handle(self._rollout, known, self._clocks.monotonic())
@@ -321,27 +316,29 @@ class ReleaseService(CoordinatorFeature):
             log.log(logging.WARNING if command.bad else logging.INFO, "release: %s", command.note)
         self._serve()
         self._tidy()
-        self._say(self._clocks.monotonic())
+        self._publish(self._clocks.monotonic())
 
-    def _heard(self, payload: bytes) -> None:
+    def _check_current(self, payload: bytes) -> None:
         """What stands on our topic: where it is not ours, nodes that come would find nothing to follow."""
         now = self._clocks.monotonic()
-        if self._rollout is None or self._signer.is_ours(payload) or now - self._said_at < _AGAIN_S:
+        if self._rollout is None or self._signer.is_ours(payload) or now - self._published_at < _AGAIN_S:
             return
         log.warning("release/current held %d bytes that are not ours; said again", len(payload))
-        self._say(now)
+        self._publish(now)
 
-    def _say(self, now: float) -> None:
+    def _publish(self, now: float) -> None:
         if self._rollout is not None:
-            self._said_at = now - _REPEAT_S + _AGAIN_S  # where it cannot be sealed, again after a short while
+            self._published_at = (
+                now - _REPEAT_S + _AGAIN_S
+            )  # where it cannot be sealed, again after a short while
             self._signer.send(current(self._rollout, self._ledger.book.serial))
-            self._said_at = now
+            self._published_at = now
 
     def _serve(self) -> None:
-        """Nodes may want the files of whatever they may be told to have."""
+        """Serve the files of every release that a node may be to have."""
         assert self._rollout is not None  # noqa: S101 - called where there is one
-        told = [self._rollout.release, self._rollout.stable, *self._rollout.pins.releases.values()]
-        refs = {r.file.digest: r.file for r in told if r is not None}
+        named = [self._rollout.release, self._rollout.stable, *self._rollout.pins.releases.values()]
+        refs = {r.file.digest: r.file for r in named if r is not None}
         self._model_server.serve(list(refs.values()), max(1, len(self._rollout.members)), OWNER)
 
     def _must_have(self, release: Release) -> None:

@@ -30,7 +30,7 @@ class HistoryFile:
     def hold(self, lines: Callable[[], Iterable[dict[str, Any]]]) -> None:
         """Have the file hold these lines and nothing else; what is there of them stays. Raises StoreError.
 
-        `lines` is asked once or twice; one line at a time is in memory.
+        `lines` is called once or twice; one line at a time is in memory.
         """
         there = self._agreeing(lines())
         if there is None:
@@ -79,7 +79,7 @@ class HistoryFile:
 def read_history(folder: Path) -> dict[str, Any]:
     """A run's record as one object; what nobody finished writing is left out. Raises DataError.
 
-    Keys: run, created, settings, labels, initial, rounds (oldest first), nodes (what each said of itself
+    Keys: run, created, settings, labels, initial, rounds (oldest first), nodes (what each reported of itself
     last), best_round and stop (None while it goes on). Of the rounds' `shares` there is what `nodes` has, of
     `node_metrics` the last of each node: all of them would be most of the memory.
     """
@@ -90,7 +90,7 @@ def read_history(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} holds no {NAME}: expected the folder of a run") from None
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}") from None
-    told: dict[str, Any] = {"rounds": [], "nodes": {}, "best_round": None, "stop": None}
+    record: dict[str, Any] = {"rounds": [], "nodes": {}, "best_round": None, "stop": None}
     measured: dict[str, dict[str, Any]] = {}
     # What follows the last line's end was being written when power went, or is being written now.
     for number, raw in enumerate(data.split(b"\n")[:-1], 1):
@@ -100,28 +100,28 @@ def read_history(folder: Path) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             why = "no key 'kind'" if isinstance(e, KeyError) else str(e)[:80]
             raise DataError(f"{path} cannot be read: line {number}: {why}") from None
-        _fold(told, measured, kind, line)
-    if "run" not in told:
+        _fold(record, measured, kind, line)
+    if "run" not in record:
         raise DataError(f"{path} cannot be read: its first line is not that of a run")
-    told["nodes"] = dict(sorted(told["nodes"].items()))
-    return told
+    record["nodes"] = dict(sorted(record["nodes"].items()))
+    return record
 
 
 def _fold(
-    told: dict[str, Any], measured: dict[str, dict[str, Any]], kind: object, line: dict[str, Any]
+    record: dict[str, Any], measured: dict[str, dict[str, Any]], kind: object, line: dict[str, Any]
 ) -> None:
     """`measured` has the round's metrics that hold a node's last."""
     if kind == "round":
-        told["best_round"] = line.pop("best_round", None)
-        told["rounds"].append(line)
+        record["best_round"] = line.pop("best_round", None)
+        record["rounds"].append(line)
         shares, metrics = line.pop("shares", None), line.get("node_metrics")
-        told["nodes"].update(shares if isinstance(shares, dict) else {})
+        record["nodes"].update(shares if isinstance(shares, dict) else {})
         if isinstance(metrics, dict):
             for node in metrics:
                 measured.get(node, {}).pop(node, None)
                 measured[node] = metrics
     elif kind in ("run", "end"):
-        told.update(line)
+        record.update(line)
 
 
 def _line(value: dict[str, Any]) -> bytes:

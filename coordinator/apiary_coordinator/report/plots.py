@@ -103,7 +103,7 @@ def accuracy_and_loss(record: ReportRun, style: Style = PAPER) -> Figure:
 def confusion(
     matrix: Sequence[Sequence[int]], labels: Sequence[str], round_: int, style: Style = PAPER
 ) -> Figure:
-    """Rows are what a picture shows, columns what the model said; shaded by the share of its row."""
+    """Rows are what a picture shows, columns what the model predicted; shaded by the share of its row."""
     counts = np.asarray(matrix, dtype=np.int64)
     n = len(labels)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

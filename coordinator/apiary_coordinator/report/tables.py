@@ -41,7 +41,7 @@ class NodeMetrics(_Part):
 
 
 class ClassScore(_Part):
-    """How well one label is told from the others."""
+    """How well one label is distinguished from the others."""
 
     precision: float
     recall: float
@@ -71,7 +71,7 @@ class ReportRound(_Part):
 
 
 class ReportNode(_Part):
-    """What a node said of itself."""
+    """What a node reported of itself."""
 
     samples: int | None = None
     labels: dict[str, int] | None = None

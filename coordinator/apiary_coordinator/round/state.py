@@ -52,7 +52,7 @@ class UpdateAccepted:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRejected:
-    """An update was refused; its node is not asked again in this round."""
+    """An update was refused; its node is not invited again in this round."""
 
     node: NodeId
     why: str
@@ -123,7 +123,7 @@ class Announce:
 
 @dataclass(frozen=True, slots=True)
 class Invite:
-    """Tell one more node that it belongs to the cohort; journal the cohort first."""
+    """Notify one more node that it belongs to the cohort; journal the cohort first."""
 
     node: NodeId
 

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 Stage = Literal["building", "waiting", "round", "finishing", "parting", "done"]
 MODEL_OWNER: Final = "model"
 """Owner of the blobs that the model server serves between rounds: those of the newest model."""
-_SAY_EVERY_S: Final = 10.0
+_LOG_EVERY_S: Final = 10.0
 _COUNT_EVERY_S: Final = 0.25
 """While there are too few nodes, they are counted so often: each turn would make thousands that come slow."""
 _RETRY_S: Final = 5.0
@@ -86,7 +86,7 @@ class Run:
         self.history = RunHistory(self.name, assignment.created, self._settings, results)
         self.history.stop_requested = assignment.stop
         self._server: ServerState | None = None
-        self._said = (-_SAY_EVERY_S, "")
+        self._logged = (-_LOG_EVERY_S, "")
         self._newcomer_at = self._clock()
         self._count_at = 0.0
         self._resuming = False
@@ -146,7 +146,7 @@ class Run:
             raise RequestRefused(f"run {self.name} is being finished already: {self.history.stop}")
         if self.history.stop_requested is not None:
             return
-        self._journal.ask_to_stop(self.name, why)
+        self._journal.request_stop(self.name, why)
         self.history.stop_requested = why
         log.info("run=%s is to stop: %s", self.name, why)
         match self.stage:
@@ -229,7 +229,7 @@ class Run:
         if len(fit) < run.min_nodes:
             self._count_at = now + _COUNT_EVERY_S
             which = f" with {', '.join(run.only)}" if run.only else ""
-            self._say(f"waiting for nodes{which}: {len(fit)} of {run.min_nodes} are ready", now)
+            self._log(f"waiting for nodes{which}: {len(fit)} of {run.min_nodes} are ready", now)
             return
         if now - self._newcomer_at < run.settle_s and not self.history.rounds:
             return
@@ -397,7 +397,7 @@ class Run:
 
     # -- small parts -----------------------------------------------------------------------------------
 
-    def _say(self, what: str, now: float) -> None:
-        if what != self._said[1] or now - self._said[0] >= _SAY_EVERY_S:
-            self._said = (now, what)
+    def _log(self, what: str, now: float) -> None:
+        if what != self._logged[1] or now - self._logged[0] >= _LOG_EVERY_S:
+            self._logged = (now, what)
             log.info("run=%s %s", self.name, what)

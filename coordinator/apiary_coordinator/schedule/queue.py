@@ -135,7 +135,7 @@ class RunQueue(CoordinatorFeature):
         elif (why := self._due()) is not None:
             run = fresh_name(self._wall())
             settings = self._settings.run.model_dump_json()
-            self._book.ask_for(run, self._wall(), settings, why=why, request=None)
+            self._book.request(run, self._wall(), settings, why=why, request=None)
             self._next(self._book.waiting()[0])
 
     # -- operations ------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class RunQueue(CoordinatorFeature):
                 "this coordinator was started for one run; with --stay it takes one after another"
             )
         request = f"{call.operator}/{call.id}"
-        run = self._book.asked_by(request)
+        run = self._book.requested_by(request)
         if run is None:
             run = args.name or fresh_name(self._wall())
             check_name(run, "the run's name")
@@ -154,7 +154,7 @@ class RunQueue(CoordinatorFeature):
                 raise RequestRefused(f"there is a folder for a run {run!r} already: give another name")
             settings = run_settings(self._settings, args.settings)
             self._builder(settings).check()
-            self._book.ask_for(
+            self._book.request(
                 run,
                 self._wall(),
                 settings.model_dump_json(),

@@ -1,4 +1,4 @@
-"""Runs as the journal knows them: asked for, waiting, under way, over; and what the schedule remembers."""
+"""Runs as the journal knows them: requested, waiting, under way, over; and what the schedule remembers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LISTED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One run in a list. Times are seconds since 1970; `created` is when it began, or was asked for."""
+    """One run in a list. Times are seconds since 1970; `created` is when it began, or was requested."""
 
     run: str
     created: float
@@ -61,7 +61,7 @@ class NewestModel:
 
 
 class RunBook:
-    """Reads and writes runs; what waits is in the order it was asked for."""
+    """Reads and writes runs; what waits is in the order of its requests."""
 
     def __init__(self, journal: Journal):
         self._journal = journal
@@ -70,7 +70,7 @@ class RunBook:
         """Make the tables. Raises StoreError."""
         self._journal.commit([(statement, ()) for statement in _SCHEMA])
 
-    def ask_for(self, run: str, now: float, settings: str, *, why: str, request: str | None) -> None:
+    def request(self, run: str, now: float, settings: str, *, why: str, request: str | None) -> None:
         """Put a run at the end of the queue. Raises RequestRefused where it is full or the name is taken."""
         if len(self.waiting()) >= MAX_WAITING:
             raise RequestRefused(f"{MAX_WAITING} runs are waiting; stop one of them first")
@@ -86,8 +86,8 @@ class RunBook:
             ]
         )
 
-    def asked_by(self, request: str) -> str | None:
-        """The run that this request asked for, before a restart perhaps."""
+    def requested_by(self, request: str) -> str | None:
+        """The run of this request, from before a restart perhaps."""
         rows = self._journal.select("SELECT run FROM occasion WHERE request = ?", (request,))
         return str(rows[0][0]) if rows else None
 
@@ -121,7 +121,7 @@ class RunBook:
 
     def begun(self, limit: int) -> list[Listed]:
         """The newest runs that are not waiting any more, newest first."""
-        # By row, not by time: runs begin in the order they are asked for, whatever the clock does.
+        # By row, not by time: runs begin in the order of their requests, whatever the clock does.
         query = f"{_LISTED} WHERE run.state NOT IN ('waiting', 'withdrawn') ORDER BY run.rowid DESC LIMIT ?"
         return [Listed(*row) for row in self._journal.select(query, (limit,))]
 

@@ -27,7 +27,7 @@ OUR_RECEIVE_MAXIMUM: Final = 100
 OUR_QUEUE: Final = (10_000, 256 * 2**20)
 """Messages and bytes that wait for one client by `broker/mosquitto.conf`, which announces that maximum."""
 OTHER_QUEUE: Final = (1_000, 256 * 2**20)
-"""mosquitto's own default, for a broker that says nothing else of itself: there is no way to ask for it."""
+"""mosquitto's own default, for a broker that announces nothing else: there is no way to read it."""
 
 
 def most_uploads(update_bytes: int, receive_maximum: int, memory_bytes: int) -> int:

@@ -62,7 +62,7 @@ class ExactSum:
     def mean(self) -> Mapping[str, NDArray[np.float64]]:
         """The weighted mean of all updates, float64 by tensor name. Raises ModelError where there is none.
 
-        Each tensor is divided when it is asked for: no second copy of the sum is held.
+        Each tensor is divided when it is read: no second copy of the sum is held.
         """
         if self.samples == 0:
             raise ModelError("no update was added, so there is no mean")

@@ -17,14 +17,14 @@ from apiary.wire.topics import TopicKind, Topics
 log = logging.getLogger(__name__)
 
 FEW: Final = 10
-"""While nearly none of those expected have asked, wishes are waited for this many times `gather_s`; the
+"""While nearly no expected node has sent a request, more are waited for this many times `gather_s`; the
 nearer to all, the nearer to once. After the first two wishes of 1000 nodes came a pause longer than that."""
 LULL: Final = 0.5
 """A pause counts as the end only where it is this share of the time since the first wish: the more wishes
 a broker and a coordinator have in hand, the more unevenly they come."""
 GATHER_AT_MOST: Final = 100
 """Wishes that keep coming put a blob off by this many times `gather_s` in all. Whoever asks after a chunk was
-published has it published for all who lack the blob: with 1000 nodes that asked over a second, each chunk
+published has it published for all who lack the blob: with 1000 nodes that asked within a second, each chunk
 went out ten times and the broker held 5.6 GB (measured)."""
 
 
@@ -35,14 +35,14 @@ class _Gathering:
     first: float
     due: float = 0.0
     wanted: set[int] = field(default_factory=set)
-    asked: set[NodeId] = field(default_factory=set)
+    nodes: set[NodeId] = field(default_factory=set)
 
     def put_off(self, now: float, expected: int, gather_s: float) -> None:
-        """Somebody new has asked: wait for the next, but not for ever, and for nobody where all have."""
-        if len(self.asked) >= expected:
+        """One more node has asked: wait for the next, but not for ever, and for none where all have."""
+        if len(self.nodes) >= expected:
             self.due = now
             return
-        left = 1 - len(self.asked) / expected
+        left = 1 - len(self.nodes) / expected
         pause = max(gather_s * (1 + (FEW - 1) * left), LULL * (now - self.first))
         self.due = min(now + pause, self.first + GATHER_AT_MOST * gather_s)
 
@@ -60,7 +60,7 @@ class ModelServer:
         self._gathering: dict[Digest, _Gathering] = {}
 
     def serve(self, refs: list[BlobRef], expected: int, owner: str = "round") -> None:
-        """Of `owner` these blobs and no others may be asked for from now on, by about `expected` nodes."""
+        """From now on serve these blobs of `owner` and no others, to about `expected` nodes."""
         self._expected[owner] = expected
         self._served[owner] = {Digest(ref.digest): ref.bytes for ref in refs}
 
@@ -74,8 +74,8 @@ class ModelServer:
         size = self._served[owner][digest]
         gathering = self._gathering.setdefault(digest, _Gathering(now))
         gathering.wanted.update(indices(want.missing, count(size)))
-        if node not in gathering.asked:
-            gathering.asked.add(node)
+        if node not in gathering.nodes:
+            gathering.nodes.add(node)
             gathering.put_off(now, self._expected[owner], self._gather_s)
 
     def due(self, now: float) -> None:
@@ -96,7 +96,7 @@ class ModelServer:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing was asked for that is still to be published."""
+        """Whether nothing that was requested is still to be published."""
         return not self._gathering and self.flow.pending == 0
 
     def next_due(self) -> float | None:

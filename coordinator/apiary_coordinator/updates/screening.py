@@ -1,4 +1,4 @@
-"""What an update must hold before it may be counted. A bad update is data: `Rejection` says why."""
+"""What an update must hold before it may be counted. A bad update is data: a `Rejection` with its reason."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def screen_update(
     expected = {"run": offer.run, "round": offer.round, "node": str(node), "samples": offer.samples}
     for key, value in expected.items():
         if found.about.get(key) != value:
-            said = str(found.about.get(key))[:70]
-            return Rejection(f"node {node}: the blob says {key} {said!r}, the offer said {value!r}")
+            claimed = str(found.about.get(key))[:70]
+            return Rejection(f"node {node}: the blob says {key} {claimed!r}, the offer said {value!r}")
     if why := differs(found.weights.shapes, shapes):
         return Rejection(f"node {node}: {why}")
     return _screen_numbers(found.weights, node, bounds)

@@ -69,7 +69,7 @@ class Spool:
             finally:
                 try:
                     view.release()
-                except BufferError as e:  # pragma: no cover - a bug of ours, said plainly
+                except BufferError as e:  # pragma: no cover - a bug of ours
                     raise AssertionError("a view of the spool outlived its block") from e
 
     def sync(self) -> None:

@@ -1,9 +1,9 @@
-"""Whose update may be sent now: a bounded number at once, resumable, none forgotten.
+"""Which updates may be sent now: a bounded number at once, resumable, none forgotten.
 
 With everyone sending at once a broker's queue overflows and loses messages in silence (measured: of 1000
-acknowledged uploads 13 arrived); with ten granted at a time all 1000 did. `grants.py` says how many. What has
-come whole gives its place on the wire to the next, so that nobody waits for our disk; as many again may wait
-there to be looked at.
+acknowledged uploads 13 arrived); with ten granted at a time all 1000 did. `capacity.py` decides how many.
+What has come whole gives its place on the wire to the next, so that no node waits for the disk; as many
+again may wait there to be screened.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Uploads:
         return self._grant(now)
 
     def receiving(self, node: NodeId, digest: Digest, now: float) -> Upload | None:
-        """The granted upload that a chunk belongs to, marked as alive; None where nobody asked for it."""
+        """The granted upload that a chunk belongs to, marked as alive; None where none was granted."""
         upload = self._active.get(node)
         if upload is None or upload.digest != digest:
             return None
