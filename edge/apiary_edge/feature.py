@@ -48,7 +48,7 @@ class Rounds(Protocol):
 class NodeFeature(Feature):
     """A part of the node beside training."""
 
-    def announced(self, told: Announcement) -> None:
+    def announced(self, announcement: Announcement) -> None:
         """A round was announced that is not out of date, whether for this node or not."""
 
     def fetched(self, digest: Digest) -> None:
@@ -61,7 +61,7 @@ class NodeFeature(Feature):
         """Blobs that must not be evicted."""
         return set()
 
-    def unfit(self, told: Announcement) -> str | None:
+    def unfit(self, announcement: Announcement) -> str | None:
         """Why this node cannot take part in a round, asked before anything is fetched; None: it can."""
         return None
 

@@ -26,6 +26,7 @@ from apiary.wire.messages import (
     NodeStatus,
     Notice,
     Receipt,
+    parts_of,
 )
 from apiary.wire.topics import Topic, TopicKind
 from apiary_edge.feature import NodeFeature
@@ -189,22 +190,22 @@ class Edge(Service[NodeFeature]):
             case _:
                 pass
 
-    def _announced(self, told: Announcement, invited: bool | None, *, again: bool = False) -> None:
+    def _announced(self, announcement: Announcement, invited: bool | None, *, again: bool = False) -> None:
         now = self._clock()
-        if not self._newest.take(told, now):
-            log.debug("node=%s round=%d an announcement that is out of date", self.node, told.round)
+        if not self._newest.take(announcement, now):
+            log.debug("node=%s round=%d an announcement that is out of date", self.node, announcement.round)
             return
-        self._coordinator = told.epoch
+        self._coordinator = announcement.epoch
         for feature in self.features:
-            self._guarded(partial(feature.announced, told))
+            self._guarded(partial(feature.announced, announcement))
         if self._presence.holds.why is not None and self.session.state is SessionState.IDLE:
             return  # once it is no longer held it asks what is current
-        refs = [ref for ref in (told.manifest, told.trainer, told.base, told.model) if ref is not None]
-        if told.state not in table.OPEN_STATES or self.session.state is SessionState.SENDING:
+        refs = parts_of(announcement)
+        if announcement.state not in table.OPEN_STATES or self.session.state is SessionState.SENDING:
             refs = []  # nothing begins with this one: the disk need not be asked
         has = frozenset(Digest(r.digest) for r in refs if self._stores.blobs.verify(Digest(r.digest)))
-        unfit = next((why for f in self.features if (why := f.unfit(told)) is not None), None)
-        self._handle(table.Announced(told, invited, unfit, again), has)
+        unfit = next((why for f in self.features if (why := f.unfit(announcement)) is not None), None)
+        self._handle(table.Announced(announcement, invited, unfit, again), has)
 
     def _chunk(self, topic: Topic, payload: bytes) -> None:
         if topic.digest is None or topic.index is None:

@@ -25,7 +25,7 @@ def show(settings: Settings, *, as_json: bool) -> int:
         status: dict[str, Any] = {"running": False, "node": settings.edge.node_id}
         if found is not None:
             state = {"running": found.alive, "hangs": found.hangs}
-            status = {**found.told, "slot": slot and described(slot), **state}
+            status = {**found.status, "slot": slot and described(slot), **state}
         print(json.dumps(status))
     elif found is None:
         places = " or ".join(str(p) for p in status_file.places(settings))
@@ -38,7 +38,7 @@ def show(settings: Settings, *, as_json: bool) -> int:
 
 def render(found: Found, slot: Slot | None, now: float) -> str:
     """The same for people, a line a matter."""
-    status = found.told
+    status = found.status
     lines = [("node", f"{status['node']}, version {status['version']}, {_service(found, now)}")]
     lines.append(("state", _and(status.get("state", "unknown"), status.get("why"), ": ")))
     if (now_on := status.get("round")) is not None:
@@ -79,9 +79,13 @@ def duration(seconds: float) -> str:
 def _service(found: Found, now: float) -> str:
     if found.hangs:
         ago = duration(found.age_s or 0.0)
-        return f"process {found.told['pid']} HANGS: it has said nothing for {ago} (journalctl -u apiary-edge)"
+        return (
+            f"process {found.status['pid']} HANGS: it has said nothing for {ago} (journalctl -u apiary-edge)"
+        )
     if found.alive:
-        return f"running for {duration(now - float(found.told['started_s']))} (process {found.told['pid']})"
+        return (
+            f"running for {duration(now - float(found.status['started_s']))} (process {found.status['pid']})"
+        )
     when = "before this machine was started" if found.age_s is None else f"{duration(found.age_s)} ago"
     how = "stopped" if found.stopped else "NOT RUNNING: it ended without a word,"
     return f"{how} {when} (systemctl status apiary-edge)"
@@ -101,7 +105,7 @@ def _progress(progress: dict[str, Any] | None, found: Found, now: float) -> str:
     if "accuracy" in progress:
         parts.append(f"accuracy {progress['accuracy']:.1%}")
     if "left_s" in progress:
-        rests = found.told.get("state") == "paused"
+        rests = found.status.get("state") == "paused"
         gone = 0.0 if rests else now - float(progress["at_s"])
         parts.append(f"about {duration(max(0.0, progress['left_s'] - gone))} left")
     return ", ".join(parts)

@@ -28,14 +28,14 @@ class Mapped:
         except OSError as e:
             raise EimError(f"the program's shared memory {self._path}: {e.strerror}") from None
         try:
-            told = os.fstat(fd)
-            if not stat.S_ISREG(told.st_mode) or told.st_uid != os.geteuid():
+            about = os.fstat(fd)
+            if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
                 raise EimError(f"the program's shared memory {self._path} is not its own")
-            if told.st_size < size:
+            if about.st_size < size:
                 raise EimError(
-                    f"the program's shared memory {self._path} has {told.st_size} bytes, expected {size}"
+                    f"the program's shared memory {self._path} has {about.st_size} bytes, expected {size}"
                 )
-            self._inode = told.st_ino
+            self._inode = about.st_ino
             self._map = mmap.mmap(fd, size)
         finally:
             os.close(fd)

@@ -47,22 +47,22 @@ class RoundNeeds:
     disk: int
 
 
-def room_for(told: Announcement, *, samples: int, runtime: str, missing: int) -> RoundNeeds:
+def room_for(announcement: Announcement, *, samples: int, runtime: str, missing: int) -> RoundNeeds:
     """An upper estimate for a round on a node with so many pictures.
 
     `missing` are the bytes of blobs that are to be fetched. The caches of pictures and features do not count:
     where the disk has no room for them, training does without.
     """
     cost = _COSTS.get(runtime, _COSTS["litert"])
-    weights = _WEIGHT_COPIES * told.model.bytes
+    weights = _WEIGHT_COPIES * announcement.model.bytes
     steps = data = 0
-    if (needs := told.needs) is not None:
-        steps = _FORTH_AND_BACK * _FLOAT * needs.activations * told.plan.batch_size
+    if (needs := announcement.needs) is not None:
+        steps = _FORTH_AND_BACK * _FLOAT * needs.activations * announcement.plan.batch_size
         each = needs.picture_bytes if needs.features is None else _FLOAT * needs.features
         data = int(_PICTURE_COPIES * samples * each) + needs.picture_bytes
-    base = told.base.bytes if told.base is not None else 0
+    base = announcement.base.bytes if announcement.base is not None else 0
     memory = cost.resident + int(cost.factor * (weights + steps + base)) + data
-    return RoundNeeds(memory, memory + cost.address, missing + _UPDATE_COPIES * told.model.bytes)
+    return RoundNeeds(memory, memory + cost.address, missing + _UPDATE_COPIES * announcement.model.bytes)
 
 
 def too_small(room: RoundNeeds, found: Readings, guest: GuestSettings) -> str | None:

@@ -12,7 +12,7 @@ from apiary.blobs import BlobStore
 from apiary.clocks import Clocks
 from apiary.settings import GuestSettings
 from apiary.wire import Digest
-from apiary.wire.messages import Announcement, NodeHealth
+from apiary.wire.messages import Announcement, NodeHealth, parts_of
 from apiary_edge import hours
 from apiary_edge.feature import NodeFeature, Rounds
 from apiary_edge.guest import rules
@@ -77,19 +77,19 @@ class Guest(NodeFeature):
         if now - self._looked_at >= self._guest.check_s:
             self._look(now)
 
-    def announced(self, told: Announcement) -> None:
+    def announced(self, announcement: Announcement) -> None:
         """Note when a round was first heard of: its deadline counts from before that."""
-        if self._heard is None or self._heard[:2] != (told.run, told.round):
-            self._heard = (told.run, told.round, self._clocks.monotonic())
+        if self._heard is None or self._heard[:2] != (announcement.run, announcement.round):
+            self._heard = (announcement.run, announcement.round, self._clocks.monotonic())
 
-    def unfit(self, told: Announcement) -> str | None:
+    def unfit(self, announcement: Announcement) -> str | None:
         """Whether this machine can hold the round."""
         found = self._machine.read()
         if found.memory_available is not None:
             # A child of the round before ends when this one begins.
             free = found.memory_available + self._rounds.training.resident
             found = replace(found, memory_available=free)
-        return too_small(self._room(told), found, self._guest)
+        return too_small(self._room(announcement), found, self._guest)
 
     def close(self) -> None:
         """End what still reads."""
@@ -135,14 +135,14 @@ class Guest(NodeFeature):
         )
 
     def _publish(self, found: Readings, now: float, *, urgent: bool) -> None:
-        """Where it is news; the reason of a pause is told with it."""
+        """Publish where it is news; a new reason of a pause is published with it."""
         news = health(found)
         before, at = self._published or (None, 0.0)
         if is_news(before, news, silent_s=now - at, every_s=0.0 if urgent else self._guest.health_s):
             self._published = (news, now)
             self._channel.send(news)
 
-    def _room(self, told: Announcement) -> RoundNeeds:
-        refs = {ref.digest: ref.bytes for ref in (told.manifest, told.trainer, told.base, told.model) if ref}
+    def _room(self, announcement: Announcement) -> RoundNeeds:
+        refs = {ref.digest: ref.bytes for ref in parts_of(announcement)}
         missing = sum(size for digest, size in refs.items() if Digest(digest) not in self._blobs)
-        return room_for(told, samples=self._rounds.samples, runtime=self._runtime, missing=missing)
+        return room_for(announcement, samples=self._rounds.samples, runtime=self._runtime, missing=missing)

@@ -65,10 +65,10 @@ class Commands(NodeFeature):
 
     def start(self, now: float) -> None:
         """Stay paused where an operator said so before the restart."""
-        told = self._read()
-        if told is None:
+        kept = self._read()
+        if kept is None:
             return
-        self._mode, self._by = told
+        self._mode, self._by = kept
         log.info("node=%s still %s by operator %s", self._channel.node, self._mode, self._by)
         if self._mode == "paused":
             self._rounds.hold(_WHO, self._why)
@@ -98,7 +98,7 @@ class Commands(NodeFeature):
         else:
             self._answer(NodeReply(id=command.id, state="done", result=result))
 
-    def unfit(self, told: Announcement) -> str | None:
+    def unfit(self, announcement: Announcement) -> str | None:
         """While it drains no round begins."""
         return self._draining
 
@@ -135,8 +135,11 @@ class Commands(NodeFeature):
             self._set("paused", command.by)
             return {"state": "paused"}
         self._set("draining", command.by)
-        told = self._rounds.session.round
-        return {"state": self._rounds.session.state.value, "round": told.round if told is not None else None}
+        current = self._rounds.session.round
+        return {
+            "state": self._rounds.session.state.value,
+            "round": current.round if current is not None else None,
+        }
 
     def _retrain(self, command: NodeCommand) -> JsonValue:
         if self._mode is not None:
@@ -183,8 +186,8 @@ class Commands(NodeFeature):
 
     def _read(self) -> tuple[Mode, str] | None:
         try:
-            told: Any = json.loads(self._file.read_text())
-            mode, by = told["mode"], str(told["by"])[:64]
+            kept: Any = json.loads(self._file.read_text())
+            mode, by = kept["mode"], str(kept["by"])[:64]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as e:

@@ -48,8 +48,8 @@ class Board:
                     self._over(message.run, message.round, "declined", why=message.why)
             case Announcement():
                 self._round = (message.run, message.round, message.rounds)
-            case Notice(announcement=Announcement() as told):
-                self._round = (told.run, told.round, told.rounds)
+            case Notice(announcement=Announcement() as announcement):
+                self._round = (announcement.run, announcement.round, announcement.rounds)
             case Progress():
                 self._progress = (message, now)
             case Offer():
@@ -135,8 +135,8 @@ class Board:
     def _over(self, run: str, number: int, outcome: str, **more: Any) -> None:
         if any((r["run"], r["round"]) == (run, number) for r in self._last):
             return
-        told = {k: v for k, v in more.items() if v is not None}
-        self._last.append({"run": run, "round": number, "outcome": outcome, **told})
+        known = {k: v for k, v in more.items() if v is not None}
+        self._last.append({"run": run, "round": number, "outcome": outcome, **known})
 
 
 def _plain(message: Message | None) -> dict[str, Any] | None:

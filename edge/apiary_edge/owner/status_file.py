@@ -28,7 +28,7 @@ from apiary_edge.owner.board import Board
 RUNTIME_FOLDER: Final = Path("/run/apiary-edge")
 _MAX_BYTES: Final = 1_000_000
 _HEADLINE_S: Final = 1.0
-"""A change of the state is told this soon anywhere."""
+"""A change of the state is written this soon anywhere."""
 _LATE: Final = 3
 """A file that is older than so many of its own periods is of a service that hangs."""
 
@@ -84,7 +84,7 @@ class StatusFile(NodeFeature):
 
     def start(self, now: float) -> None:
         """Say that the service lives."""
-        self._write(self._told(), now)
+        self._write(self._status(), now)
 
     def connected(self) -> None:
         """The broker took us in."""
@@ -99,26 +99,26 @@ class StatusFile(NodeFeature):
         before, at = self._written or ({}, float("-inf"))
         if now - at < _HEADLINE_S:
             return
-        told = self._told()
-        if _headline(told) != _headline(before):
+        status = self._status()
+        if _headline(status) != _headline(before):
             due = _HEADLINE_S
         else:
-            due = self._pace.news_s if told != before else self._pace.idle_s
+            due = self._pace.news_s if status != before else self._pace.idle_s
         if now - at >= due:
-            self._write(told, now)
+            self._write(status, now)
 
     def close(self) -> None:
         """Say that it ended in good order."""
-        told = {**self._told(), "state": "stopped", "why": None, "progress": None}
-        self._write({**told, "broker": {"connected": False}}, self._clock())
+        status = {**self._status(), "state": "stopped", "why": None, "progress": None}
+        self._write({**status, "broker": {"connected": False}}, self._clock())
 
-    def _told(self) -> dict[str, Any]:
+    def _status(self) -> dict[str, Any]:
         return {**self.board.picture(), **self._more()}
 
-    def _write(self, told: dict[str, Any], now: float) -> None:
+    def _write(self, status: dict[str, Any], now: float) -> None:
         # Noted before it is tried: a full disk is not tried again in each turn.
-        self._written = (told, now)
-        document = {**self._constant, "at_s": round(now, 1), "time": int(time.time()), **told}
+        self._written = (status, now)
+        document = {**self._constant, "at_s": round(now, 1), "time": int(time.time()), **status}
         # The service's umask keeps others out of its data; on tmpfs this is for everybody at the machine.
         mode = {"mode": 0o644} if self._shared else {}
         write_atomic(self._path, json.dumps(document).encode(), sync=False, **mode)
@@ -128,27 +128,27 @@ class StatusFile(NodeFeature):
 class Found:
     """What a node's file says. `alive`: its process runs; `age_s` since it was written, None after a boot."""
 
-    told: dict[str, Any]
+    status: dict[str, Any]
     alive: bool
     age_s: float | None
 
     @property
     def hangs(self) -> bool:
         """Whether the process is there, but writes no more."""
-        late = _LATE * float(self.told.get("every_s", 0))
+        late = _LATE * float(self.status.get("every_s", 0))
         return self.alive and self.age_s is not None and self.age_s > late
 
     @property
     def stopped(self) -> bool:
         """Whether it ended in good order."""
-        return self.told.get("state") == "stopped"
+        return self.status.get("state") == "stopped"
 
 
 def find(settings: Settings, now: float, folders: tuple[Path, ...] = (RUNTIME_FOLDER,)) -> Found | None:
     """The newest word of this node; `now` monotonic. Raises StoreError where a file cannot be read."""
     found = [_read(path, now) for path in places(settings, folders)]
     order = [f for f in found if f is not None]
-    return max(order, key=lambda f: (f.alive, f.told.get("time", 0)), default=None)
+    return max(order, key=lambda f: (f.alive, f.status.get("time", 0)), default=None)
 
 
 def places(settings: Settings, folders: tuple[Path, ...] = (RUNTIME_FOLDER,)) -> list[Path]:
@@ -162,12 +162,12 @@ def runtime_folder(environ: Mapping[str, str]) -> Path | None:
     return Path(given) if given else None
 
 
-def _headline(told: Mapping[str, Any]) -> list[Any]:
+def _headline(status: Mapping[str, Any]) -> list[Any]:
     return [
-        told.get("state"),
-        told.get("why"),
-        told.get("round"),
-        (told.get("broker") or {}).get("connected"),
+        status.get("state"),
+        status.get("why"),
+        status.get("round"),
+        (status.get("broker") or {}).get("connected"),
     ]
 
 
@@ -179,20 +179,24 @@ def _path(settings: Settings, folder: Path | None) -> Path:
 def _read(path: Path, now: float) -> Found | None:
     try:
         with path.open("rb") as f:
-            told = json.loads(f.read(_MAX_BYTES))
+            status = json.loads(f.read(_MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as e:
         raise StoreError(f"cannot read {path}: {e.strerror}; try it with sudo") from None
     except ValueError:
         return None
-    if not isinstance(told, dict) or told.get("v") != 1:
+    if not isinstance(status, dict) or status.get("v") != 1:
         return None
-    if told.get("boot") != _boot():
-        return Found(told, alive=False, age_s=None)
-    pid = told.get("pid")
-    alive = isinstance(pid, int) and told.get("began") is not None and _process_start(pid) == told["began"]
-    return Found(told, alive and told.get("state") != "stopped", max(0.0, now - float(told.get("at_s", now))))
+    if status.get("boot") != _boot():
+        return Found(status, alive=False, age_s=None)
+    pid = status.get("pid")
+    alive = (
+        isinstance(pid, int) and status.get("began") is not None and _process_start(pid) == status["began"]
+    )
+    return Found(
+        status, alive and status.get("state") != "stopped", max(0.0, now - float(status.get("at_s", now)))
+    )
 
 
 def _process_start(pid: int) -> int | None:

@@ -10,7 +10,7 @@ from apiary.bus.inlet import Delivery
 from apiary.clocks import Clocks
 from apiary.files import write_atomic, write_json
 from apiary.wire import Digest, NodeId
-from apiary.wire.messages import Announcement, BlobRef, ModelManifest, Notice
+from apiary.wire.messages import Announcement, BlobRef, ModelManifest, Notice, parts_of
 from apiary.wire.topics import TopicKind
 from apiary_edge.feature import NodeFeature
 from apiary_edge.predicting import model_files
@@ -61,26 +61,26 @@ class ModelFollower(NodeFeature):
             case _:
                 pass
 
-    def _follow(self, told: ModelManifest) -> None:
-        if not self._fetch or (self._wanted is not None and self._wanted.model == told.model):
+    def _follow(self, newest: ModelManifest) -> None:
+        if not self._fetch or (self._wanted is not None and self._wanted.model == newest.model):
             return
         found = model_files.newest(self._state_dir)
-        if found is not None and found.digest == told.model.digest:
+        if found is not None and found.digest == newest.model.digest:
             return
-        if told.manifest is None or told.trainer is None:
-            log.info("node=%s round=%d the model cannot be run here: no trainer", self._node, told.round)
+        if newest.manifest is None or newest.trainer is None:
+            log.info("node=%s round=%d the model cannot be run here: no trainer", self._node, newest.round)
             return
         self._downloads.abandon(OWNER)
-        self._wanted = told
+        self._wanted = newest
         self._go()
 
-    def announced(self, told: Announcement) -> None:
+    def announced(self, announcement: Announcement) -> None:
         """The labels that the run trains."""
-        self._know(told.labels)
+        self._know(announcement.labels)
 
     def fetched(self, digest: Digest) -> None:
         """A part has come."""
-        if self._wanted is not None and digest in {ref.digest for ref in _parts(self._wanted)}:
+        if self._wanted is not None and digest in {ref.digest for ref in parts_of(self._wanted)}:
             self._go()
 
     def tick(self, now: float) -> None:
@@ -90,17 +90,17 @@ class ModelFollower(NodeFeature):
 
     def keeps(self) -> set[Digest]:
         """The parts of the model in use, and of the one on its way."""
-        wanted = _parts(self._wanted) if self._wanted is not None else []
+        wanted = parts_of(self._wanted) if self._wanted is not None else []
         return self._using | {Digest(ref.digest) for ref in wanted}
 
     def _go(self) -> None:
         """Fetch what is missing; describe the model where nothing is."""
-        told = self._wanted
-        if told is None:
+        newest = self._wanted
+        if newest is None:
             return
         now = self._asked_at = self._clocks.monotonic()
         blobs = self._downloads.blobs
-        missing = [ref for ref in _parts(told) if not blobs.verify(Digest(ref.digest))]
+        missing = [ref for ref in parts_of(newest) if not blobs.verify(Digest(ref.digest))]
         for ref in missing:
             self._downloads.fetch(ref, now, OWNER)
         if missing:
@@ -109,24 +109,24 @@ class ModelFollower(NodeFeature):
         def path(ref: BlobRef | None) -> Path | None:
             return blobs.path(Digest(ref.digest)).absolute() if ref is not None else None
 
-        file = path(told.model)
+        file = path(newest.model)
         assert file is not None  # noqa: S101 - every manifest names its model
         found = ModelFile(
             kind="trainer",
-            name=f"round {told.round} of run {told.run}",
-            digest=told.model.digest,
+            name=f"round {newest.round} of run {newest.run}",
+            digest=newest.model.digest,
             file=file,
-            labels=tuple(told.labels),
-            accuracy=told.accuracy,
-            manifest=path(told.manifest),
-            trainer=path(told.trainer),
-            base=path(told.base),
-            base_digest=told.base.digest if told.base is not None else None,
+            labels=tuple(newest.labels),
+            accuracy=newest.accuracy,
+            manifest=path(newest.manifest),
+            trainer=path(newest.trainer),
+            base=path(newest.base),
+            base_digest=newest.base.digest if newest.base is not None else None,
         )
         write_atomic(model_files.newest_file(self._state_dir), found.model_dump_json(indent=2).encode())
-        self._using = {Digest(ref.digest) for ref in _parts(told)}
+        self._using = {Digest(ref.digest) for ref in parts_of(newest)}
         self._wanted = None
-        log.info("node=%s round=%d the newest model is here", self._node, told.round)
+        log.info("node=%s round=%d the newest model is here", self._node, newest.round)
 
     def _know(self, labels: list[str]) -> None:
         if labels == self._labels:
@@ -134,7 +134,3 @@ class ModelFollower(NodeFeature):
         if tuple(labels) != model_files.told_labels(self._state_dir):
             write_json(model_files.labels_file(self._state_dir), {"labels": labels})
         self._labels = labels
-
-
-def _parts(told: ModelManifest) -> list[BlobRef]:
-    return [ref for ref in (told.manifest, told.trainer, told.base, told.model) if ref is not None]

@@ -1,4 +1,4 @@
-"""What Home Assistant is told so that predictions show up as sensors. Pure.
+"""Discovery messages that make predictions show up in Home Assistant as sensors. Pure.
 
 Source: home-assistant.io/integrations/mqtt (discovery messages) and .../sensor.mqtt (their keys). A retained
 JSON object on `PREFIX/sensor/NODE/OBJECT/config`; an empty one removes the sensor.

@@ -144,14 +144,14 @@ def chosen(state_dir: Path) -> ModelFile | None:
 
 def told_labels(state_dir: Path) -> tuple[str, ...]:
     """The labels that the coordinator named last."""
-    told = _read(_Labels, labels_file(state_dir))
-    return told.labels if told is not None else ()
+    described = _read(_Labels, labels_file(state_dir))
+    return described.labels if described is not None else ()
 
 
 def known_labels(state_dir: Path) -> tuple[str, ...]:
     """The labels that the federation's model tells apart; none where this node has not heard of any."""
-    if told := told_labels(state_dir):
-        return told
+    if described := told_labels(state_dir):
+        return described
     found = chosen(state_dir)
     return found.labels if found is not None else ()
 

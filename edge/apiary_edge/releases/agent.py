@@ -70,7 +70,7 @@ class ReleaseAgent(NodeFeature):
         self._testing = testing
         self._host = host
         self._open = open_
-        self._told: ReleaseCurrent | None = None
+        self._fleet_release: ReleaseCurrent | None = None
         self._put_off: dict[_Step, tuple[float, Callable[[], None]]] = {}
         self._commands: deque[state.Command] = deque()
         self._fetching: Release | None = None
@@ -89,24 +89,24 @@ class ReleaseAgent(NodeFeature):
         """The fleet's release as it stands now."""
         if not isinstance(delivery.content, bytes):
             return
-        told = ReleaseCurrent.decode(self._open(delivery.address, delivery.content), who="release")
-        if told.serial < self._shelf.serial:
+        current = ReleaseCurrent.decode(self._open(delivery.address, delivery.content), who="release")
+        if current.serial < self._shelf.serial:
             log.warning(
                 "node=%s release=%s serial=%d is a repetition: %d was seen; not followed",
                 self._channel.node,
-                told.release.name,
-                told.serial,
+                current.release.name,
+                current.serial,
                 self._shelf.serial,
             )
             return
         try:
-            self._shelf.seen(told.serial)
+            self._shelf.seen(current.serial)
         except StoreError as e:
             self._later("hear", partial(self.received, delivery), e)
             return
         self._put_off.pop("hear", None)
-        self._told = told
-        self._follow(told)
+        self._fleet_release = current
+        self._follow(current)
 
     def fetched(self, digest: Digest) -> None:
         """A blob is here; it may be the release's."""
@@ -147,8 +147,8 @@ class ReleaseAgent(NodeFeature):
         """End the test; it begins anew at the next start."""
         self._testing.stop()
 
-    def _follow(self, told: ReleaseCurrent) -> None:
-        release = told.wanted(self._channel.node, self._settings.edge.tags)
+    def _follow(self, current: ReleaseCurrent) -> None:
+        release = current.wanted(self._channel.node, self._settings.edge.tags)
         if release is None:
             self._handle(state.ReleaseAssigned(None))
             return
@@ -294,7 +294,7 @@ class ReleaseAgent(NodeFeature):
         self._channel.send(
             NodeRelease(
                 state=state or standing.state,
-                serial=self._told.serial if self._told is not None else self._shelf.serial,
+                serial=self._fleet_release.serial if self._fleet_release is not None else self._shelf.serial,
                 release=wanted.name if wanted is not None else None,
                 digest=wanted.file.digest if wanted is not None else None,
                 attempt=wanted.attempt if wanted is not None else 0,

@@ -1,12 +1,12 @@
 """A node's way with releases, as a state table: `handle(node, event)` gives the next state and what to do.
 
     state      event                                   next       commands
-    any        Told: none                              none       Clear, Report
-               Told: the current one                   healthy    Report
-               Told: refused before                    failed     Report
-               Told: not for this node                 unfit      Report
-               Told: the one before                    healthy    Restore, Report
-               Told: another one                       fetching   Fetch, Report
+    any        Assigned: none                              none       Clear, Report
+               Assigned: the current one                   healthy    Report
+               Assigned: refused before                    failed     Report
+               Assigned: not for this node                 unfit      Report
+               Assigned: the one before                    healthy    Restore, Report
+               Assigned: another one                       fetching   Fetch, Report
     fetching   Fetched                                 testing    StartTest, Report
                FetchFailed                             fetching   Report; the service tries again
                Spoiled                                 failed     Refuse, Report
@@ -16,7 +16,7 @@
                TrialCrashed, none left                 failed     Refuse, Report
     healthy    InUse: the current one fails            failed     Refuse, Restore, Report
 
-What was told last counts: whatever is being fetched or tested for another release is stopped.
+The last assignment counts: whatever is being fetched or tested for another release is stopped.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Back to the one before, as `release` where the fleet was told so."""
+    """Back to the one before, as `release` where one is assigned."""
 
     release: Release | None
 
@@ -177,7 +177,7 @@ def handle(node: ReleaseState, event: Event) -> Outcome:
     """What an event makes of it. Events that do not fit the state change nothing."""
     match event:
         case ReleaseAssigned():
-            return _told(node, event)
+            return _assigned(node, event)
         case ReleaseFetched(digest):
             if node.state != "fetching" or node.wanted is None or node.wanted.file.digest != digest:
                 return node, []
@@ -224,8 +224,8 @@ def judge(tested: Findings, limits: SlotSettings) -> str | None:
     return None
 
 
-def _told(node: ReleaseState, told: ReleaseAssigned) -> Outcome:
-    wanted = told.release
+def _assigned(node: ReleaseState, assigned: ReleaseAssigned) -> Outcome:
+    wanted = assigned.release
     if wanted is None:
         if node.state == "none" and node.current is None and node.wanted is None:
             return node, []
@@ -240,8 +240,8 @@ def _told(node: ReleaseState, told: ReleaseAssigned) -> Outcome:
         return node, []
     stop: list[Command] = [StopRelease()] if node.state in ("fetching", "testing") else []
     node = replace(node, wanted=wanted, tested=None, crashes=0, why=None)
-    if told.refused is not None:
-        return replace(node, state="failed", why=told.refused), [*stop, Report()]
+    if assigned.refused is not None:
+        return replace(node, state="failed", why=assigned.refused), [*stop, Report()]
     if node.current is not None and node.current.holds(wanted):
         current = replace(node.current, attempt=wanted.attempt)
         return replace(node, state="healthy", current=current, tested=current.tested), [*stop, Report()]
@@ -250,8 +250,8 @@ def _told(node: ReleaseState, told: ReleaseAssigned) -> Outcome:
         back = replace(node.previous, attempt=wanted.attempt)
         healthy = replace(node, state="healthy", current=back, previous=None, tested=back.tested)
         return healthy, [*stop, Restore(wanted), Report()]
-    if told.unfit is not None:
-        return replace(node, state="unfit", why=told.unfit), [*stop, Report()]
+    if assigned.unfit is not None:
+        return replace(node, state="unfit", why=assigned.unfit), [*stop, Report()]
     return replace(node, state="fetching"), [*stop, FetchRelease(wanted), Report()]
 
 

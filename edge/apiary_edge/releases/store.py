@@ -64,9 +64,9 @@ class ReleaseStore:
         ledger = _read(folder / LEDGER) or {}
         self.serial = _whole(ledger.get("serial"))
         self.key: str | None = ledger.get("key") if isinstance(ledger.get("key"), str) else None
-        told = ledger.get("refused")
+        record = ledger.get("refused")
         self.refused: dict[str, str] = (
-            {str(k): str(v) for k, v in told.items()} if isinstance(told, dict) else {}
+            {str(k): str(v) for k, v in record.items()} if isinstance(record, dict) else {}
         )
         self.previous = _slot(ledger.get("previous"), folder)
         self.current = _read_current(folder)
@@ -163,11 +163,11 @@ class ReleaseStore:
         self.current = slot
 
     def _write(self, **changed: Any) -> None:
-        told = {name: getattr(self, name) for name in ("serial", "key", "refused", "previous")} | changed
-        slot = told["previous"]
+        record = {name: getattr(self, name) for name in ("serial", "key", "refused", "previous")} | changed
+        slot = record["previous"]
         write_json(
             self.folder / LEDGER,
-            {"v": 1, **told, "previous": to_json(slot) if slot is not None else None},
+            {"v": 1, **record, "previous": to_json(slot) if slot is not None else None},
         )
         for name, value in changed.items():
             setattr(self, name, value)
@@ -236,11 +236,11 @@ def _read_current(folder: Path) -> Slot | None:
     return _slot(_read(folder / CURRENT), folder)
 
 
-def _slot(told: Any, folder: Path) -> Slot | None:
-    if not isinstance(told, dict):
+def _slot(record: Any, folder: Path) -> Slot | None:
+    if not isinstance(record, dict):
         return None
     try:
-        return from_json(told | {"file": str(told["file"]).removeprefix(f"{FILES}/")}, folder / FILES)
+        return from_json(record | {"file": str(record["file"]).removeprefix(f"{FILES}/")}, folder / FILES)
     except (ValueError, KeyError, TypeError):
         log.warning("%s: a slot that cannot be read is left out", folder)
         return None

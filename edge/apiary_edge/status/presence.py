@@ -125,8 +125,8 @@ class Presence:
 
     def say(self, session: Session) -> None:
         """Publish the status where it differs from what was said last. Called after every event."""
-        told = session.round
-        run, number = (told.run, told.round) if told is not None else (None, None)
+        announcement = session.round
+        run, number = (announcement.run, announcement.round) if announcement is not None else (None, None)
         if session.state is not SessionState.IDLE:
             # It takes part again: what it declined before is no longer news.
             self.declined = None
@@ -191,5 +191,5 @@ def lost(instance: str, why: str, tags: Tags | None = None) -> NodeStatus:
 
 def will(topics: Topics, node: NodeId, instance: str, tags: Tags | None = None) -> Will:
     """What the broker says when the node vanishes."""
-    said = lost(instance, "connection lost", tags)
-    return Will(topics.build(TopicKind.NODE_STATUS, node=node), said.encode())
+    status = lost(instance, "connection lost", tags)
+    return Will(topics.build(TopicKind.NODE_STATUS, node=node), status.encode())

@@ -21,14 +21,14 @@ class NewestRound:
     takes_updates: bool | None = None
     """Whether that round did when it was heard of; None before anything was."""
 
-    def take(self, told: Announcement, now: float) -> bool:
+    def take(self, announcement: Announcement, now: float) -> bool:
         """Whether to follow it; False where a broker held it back, or somebody repeated it."""
         if self.heard is not None:
             run, number, heard_at = self.heard
-            if told.run == run and told.round < number and now - heard_at < TRUST_S:
+            if announcement.run == run and announcement.round < number and now - heard_at < TRUST_S:
                 return False
-        self.heard = (told.run, told.round, now)
-        self.takes_updates = told.state in OPEN_STATES
+        self.heard = (announcement.run, announcement.round, now)
+        self.takes_updates = announcement.state in OPEN_STATES
         return True
 
     def nothing_open(self) -> None:

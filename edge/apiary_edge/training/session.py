@@ -28,7 +28,7 @@ from typing import assert_never
 
 from apiary.wire import Digest, NodeId
 from apiary.wire.chunks import Ranges
-from apiary.wire.messages import Announcement, BlobRef, Offer
+from apiary.wire.messages import Announcement, BlobRef, Offer, parts_of
 
 OPEN_STATES = ("open", "collecting")
 """States of a round in which an update may still come."""
@@ -264,21 +264,21 @@ def resume(session: Session, offer: Offer, now: float) -> Outcome:
 
 
 def _announced(session: Session, event: Announced, has: frozenset[Digest]) -> Outcome:
-    told = event.announcement
-    key = (told.run, told.round)
+    announcement = event.announcement
+    key = (announcement.run, announcement.round)
     same = _key(session.round) == key
     if session.state is SessionState.SENDING and (offer := session.offer) is not None:
         # The outbox goes first; its receipt frees us, and then we ask what is current. Where the round
         # has moved on, the receipt may come at once. After the run's end nobody is there to give one.
-        if told.state == "finished" and told.run == offer.run:
+        if announcement.state == "finished" and announcement.run == offer.run:
             done = (offer.run, offer.round)
             idle = replace(session, state=SessionState.IDLE, offer=None, round=None, done=done)
             return idle, [Drop(offer, "closed", "the run is over")]
         stale = key != (offer.run, offer.round) and key != _key(session.round)
-        return replace(session, round=told), [MakeOffer(offer)] if stale else []
-    if told.state not in OPEN_STATES:
+        return replace(session, round=announcement), [MakeOffer(offer)] if stale else []
+    if announcement.state not in OPEN_STATES:
         return _leave(session) if session.state is not SessionState.IDLE else (session, [])
-    listed = told.cohort is not None and session.node in told.cohort
+    listed = announcement.cohort is not None and session.node in announcement.cohort
     drawn = listed if event.invited is None else event.invited
     if same and session.state is not SessionState.IDLE:
         # Published again as the round goes on: a list that leaves us out is no dismissal, a notice is.
@@ -289,38 +289,42 @@ def _announced(session: Session, event: Announced, has: frozenset[Digest]) -> Ou
     if not drawn or (session.done == key and not event.again):
         return session, commands
     if event.unfit is not None:
-        return replace(session, done=key), [*commands, Decline(told, event.unfit)]
-    refs = [ref for ref in (told.manifest, told.trainer, told.base, told.model) if ref is not None]
+        return replace(session, done=key), [*commands, Decline(announcement, event.unfit)]
+    refs = parts_of(announcement)
     missing = frozenset(Digest(ref.digest) for ref in refs) - has
-    session = replace(session, state=SessionState.FETCHING, round=told, missing=missing)
+    session = replace(session, state=SessionState.FETCHING, round=announcement, missing=missing)
     if not missing:
-        return replace(session, state=SessionState.TRAINING), [*commands, Train(told)]
+        return replace(session, state=SessionState.TRAINING), [*commands, Train(announcement)]
     fetches = {ref.digest: FetchBlob(ref) for ref in refs if ref.digest in missing}
     return session, [*commands, *fetches.values()]
 
 
-def _key(told: Announcement | None) -> tuple[str, int] | None:
-    return (told.run, told.round) if told is not None else None
+def _key(announcement: Announcement | None) -> tuple[str, int] | None:
+    return (announcement.run, announcement.round) if announcement is not None else None
 
 
 def _fetched(session: Session, digest: Digest) -> Outcome:
-    told = session.round
-    if session.state is not SessionState.FETCHING or told is None:
+    announcement = session.round
+    if session.state is not SessionState.FETCHING or announcement is None:
         return session, []
     session = replace(session, missing=session.missing - {digest})
     if session.missing:
         return session, []
-    return replace(session, state=SessionState.TRAINING), [Train(told)]
+    return replace(session, state=SessionState.TRAINING), [Train(announcement)]
 
 
 def _failed(session: Session, why: str) -> Outcome:
-    told = session.round
-    if session.state not in (SessionState.FETCHING, SessionState.TRAINING) or told is None:
+    announcement = session.round
+    if session.state not in (SessionState.FETCHING, SessionState.TRAINING) or announcement is None:
         return session, []
     idle = replace(
-        session, state=SessionState.IDLE, round=None, missing=frozenset(), done=(told.run, told.round)
+        session,
+        state=SessionState.IDLE,
+        round=None,
+        missing=frozenset(),
+        done=(announcement.run, announcement.round),
     )
-    return idle, [StopTraining(), Decline(told, why)]
+    return idle, [StopTraining(), Decline(announcement, why)]
 
 
 def _receipted(session: Session, event: Receipted, now: float) -> Outcome:

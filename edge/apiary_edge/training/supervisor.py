@@ -81,17 +81,17 @@ class TrainingSupervisor:
         left, said_at = self._left_s
         return left if self._rest != "none" else max(0.0, left - (now - said_at))
 
-    def begin(self, told: Announcement, now: float) -> None:
+    def begin(self, announcement: Announcement, now: float) -> None:
         """Train for this round."""
-        self._job, self._began_at = told, now
+        self._job, self._began_at = announcement, now
         self._crashes = self._kills = 0
         if self._rest == "none":
-            self._start(told)
+            self._start(announcement)
         else:
             self._rest = "freed"
 
     def stop(self) -> None:
-        """End it; nothing of it is told any more."""
+        """End it; its events are dropped."""
         if self._job is not None:
             log.info("node=%s round=%d training ended before it was done", self._node, self._job.round)
         self._job = self._start_at = self._left_s = None
@@ -123,10 +123,10 @@ class TrainingSupervisor:
         self._failed(why)
 
     def tick(self, now: float) -> None:
-        """Take what the child told; start it again, or give up, where that is due. Raises StoreError."""
-        for told in self._training.collect():
+        """Take the child's events; start it again, or give up, where that is due. Raises StoreError."""
+        for event in self._training.collect():
             if self._job is not None:
-                self._told(self._job, told, now)
+                self._handle_event(self._job, event, now)
         if self._job is None:
             return
         limit = self._settings.train_timeout_s
@@ -135,30 +135,30 @@ class TrainingSupervisor:
         elif self._start_at is not None and now >= self._start_at and self._rest == "none":
             self._start(self._job)
 
-    def _told(self, job: Announcement, told: TrainingEvent, now: float) -> None:
-        match told.kind:
+    def _handle_event(self, job: Announcement, event: TrainingEvent, now: float) -> None:
+        match event.kind:
             case "progress":
-                self._progress(job, told, now)
+                self._progress(job, event, now)
             case "warning":
-                log.warning("node=%s %s", self._node, told.text)
+                log.warning("node=%s %s", self._node, event.text)
             case "done":
-                self._trained(job, told)
+                self._trained(job, event)
             case "declined" | "failed":
-                self._failed(told.text)
+                self._failed(event.text)
             case "crashed":
-                self._crashed(job, told, now)
+                self._crashed(job, event, now)
             case _:
-                assert_never(told.kind)
+                assert_never(event.kind)
 
-    def _trained(self, job: Announcement, told: TrainingEvent) -> None:
+    def _trained(self, job: Announcement, event: TrainingEvent) -> None:
         offer = Offer.model_validate(
             {
                 "run": job.run,
                 "round": job.round,
-                "update": BlobRef(digest=told.digest, bytes=told.bytes),
+                "update": BlobRef(digest=event.digest, bytes=event.bytes),
                 "codec": job.plan.codec,
-                "samples": told.samples,
-                "metrics": told.metrics,
+                "samples": event.samples,
+                "metrics": event.metrics,
             }
         )
         try:
@@ -170,7 +170,7 @@ class TrainingSupervisor:
             "node=%s round=%d trained samples=%d loss=%.4f seconds=%.1f",
             self._node,
             job.round,
-            told.samples,
+            event.samples,
             offer.metrics.loss,
             offer.metrics.seconds,
         )
@@ -184,48 +184,50 @@ class TrainingSupervisor:
         self._job = None
         self._handle(table.TrainingFailed(why))
 
-    def _crashed(self, job: Announcement, told: TrainingEvent, now: float) -> None:
+    def _crashed(self, job: Announcement, event: TrainingEvent, now: float) -> None:
         self._left_s = None
         limit = address_limit()
-        if limit is not None and told.signal in OUT_OF_ADDRESSES:
+        if limit is not None and event.signal in OUT_OF_ADDRESSES:
             self._failed(
-                f"{told.text[:300]}; its address space is limited to {limit // MB} MB (RLIMIT_AS, ulimit -v)"
+                f"{event.text[:300]}; its address space is limited to {limit // MB} MB (RLIMIT_AS, ulimit -v)"
             )
             return
-        if told.signal == signal.SIGKILL:
+        if event.signal == signal.SIGKILL:
             self._kills += 1
         else:
             self._crashes += 1
         if self._crashes > MAX_CRASHES:
-            self._failed(told.text)
+            self._failed(event.text)
             return
         tries = self._crashes + self._kills
         pause = min(_CRASH_PAUSE_MAX_S, _CRASH_PAUSE_S * 2 ** min(tries - 1, 10))
         log.warning(
-            "node=%s round=%d %s; starting it again in %.0f s", self._node, job.round, told.text, pause
+            "node=%s round=%d %s; starting it again in %.0f s", self._node, job.round, event.text, pause
         )
         self._start_at = now + pause
 
-    def _start(self, told: Announcement) -> None:
+    def _start(self, announcement: Announcement) -> None:
         self._start_at = self._left_s = None
-        log.info("node=%s round=%d training epochs=%d", self._node, told.round, told.plan.epochs)
+        log.info(
+            "node=%s round=%d training epochs=%d", self._node, announcement.round, announcement.plan.epochs
+        )
         try:
-            self._training.start(self._job_of(told))
+            self._training.start(self._job_of(announcement))
         except StoreError as e:
             self._failed(str(e))
 
-    def _job_of(self, told: Announcement) -> TrainJob:
+    def _job_of(self, announcement: Announcement) -> TrainJob:
         settings, path = self._settings, self._stores.blobs.path
         return TrainJob(
-            run=told.run,
-            round=told.round,
+            run=announcement.run,
+            round=announcement.round,
             node=self._node,
-            plan=told.plan,
-            manifest=path(Digest(told.manifest.digest)),
-            trainer=path(Digest(told.trainer.digest)) if told.trainer else None,
-            base=path(Digest(told.base.digest)) if told.base else None,
-            base_digest=told.base.digest if told.base else None,
-            model=path(Digest(told.model.digest)),
+            plan=announcement.plan,
+            manifest=path(Digest(announcement.manifest.digest)),
+            trainer=path(Digest(announcement.trainer.digest)) if announcement.trainer else None,
+            base=path(Digest(announcement.base.digest)) if announcement.base else None,
+            base_digest=announcement.base.digest if announcement.base else None,
+            model=path(Digest(announcement.model.digest)),
             data_dir=settings.data_dir,
             store=store_dir(settings) if self._stores.samples is not None else None,
             cache_dir=cache_dir(settings),
@@ -234,14 +236,14 @@ class TrainingSupervisor:
             runtime=settings.runtime,
             threads=min(settings.threads, settings.guest.max_cores or settings.threads),
             # The rest of the time is for the way back.
-            time_s=_TRAIN_SHARE * told.deadline_s if told.plan.partial else None,
+            time_s=_TRAIN_SHARE * announcement.deadline_s if announcement.plan.partial else None,
             # The service looks seldom and pauses; the child looks often, and gives up below half of that.
             reserve_mb=settings.guest.min_memory_mb // 2,
             max_memory_mb=settings.guest.max_memory_mb,
         )
 
-    def _progress(self, job: Announcement, told: TrainingEvent, now: float) -> None:
-        self._left_s = (told.left_s, now) if told.left_s is not None else None
+    def _progress(self, job: Announcement, event: TrainingEvent, now: float) -> None:
+        self._left_s = (event.left_s, now) if event.left_s is not None else None
         if now - self._progress_at < _PROGRESS_EVERY_S:
             return
         self._progress_at = now
@@ -250,7 +252,7 @@ class TrainingSupervisor:
                 {
                     "run": job.run,
                     "round": job.round,
-                    **told.model_dump(include={"epoch", "epochs", "loss", "accuracy", "left_s"}),
+                    **event.model_dump(include={"epoch", "epochs", "loss", "accuracy", "left_s"}),
                 }
             )
         )

@@ -28,6 +28,7 @@ from apiary.wire.messages.coordinator import Needs as Needs
 from apiary.wire.messages.coordinator import Notice as Notice
 from apiary.wire.messages.coordinator import RoundResult as RoundResult
 from apiary.wire.messages.coordinator import RoundState as RoundState
+from apiary.wire.messages.coordinator import parts_of as parts_of
 from apiary.wire.messages.health import NodeHealth as NodeHealth
 from apiary.wire.messages.node import Ask as Ask
 from apiary.wire.messages.node import Likely as Likely

@@ -153,6 +153,11 @@ class ModelManifest(Message):
     base: BlobRef | None = None
 
 
+def parts_of(model: Announcement | ModelManifest) -> list[BlobRef]:
+    """The blobs that a node needs of a model, those that there are: manifest, trainer, base, weights."""
+    return [ref for ref in (model.manifest, model.trainer, model.base, model.model) if ref is not None]
+
+
 class CoordinatorStatus(Message):
     """Retained birth and last will of the coordinator. `epoch` is new at each start."""
 

@@ -170,7 +170,7 @@ def test_what_is_written_is_found_and_alive(settings: Settings) -> None:
     _, clock = written(settings)
     found = find(settings, clock.now + 5, ())
     assert found is not None and found.alive and not found.hangs and found.age_s == pytest.approx(5, abs=0.2)
-    assert (found.told["node"], found.told["address"]) == ("pi-1", "broker.local:1883")
+    assert (found.status["node"], found.status["address"]) == ("pi-1", "broker.local:1883")
 
 
 def test_a_state_is_told_at_once_and_a_figure_in_time(settings: Settings) -> None:
@@ -179,7 +179,7 @@ def test_a_state_is_told_at_once_and_a_figure_in_time(settings: Settings) -> Non
     def read() -> dict[str, Any]:
         found = find(settings, clock.now, ())
         assert found is not None
-        return found.told
+        return found.status
 
     def after(seconds: float) -> dict[str, Any]:
         clock.now += seconds
