@@ -132,16 +132,16 @@ def _guest(edge: EdgeSettings, service: Edge, runtime: str) -> Guest:
 
 def _releases(settings: Settings, service: Edge) -> ReleaseAgent:
     slots = settings.edge.slots
-    shelf = ReleaseStore(folder_of(settings.edge.state_dir))
+    store = ReleaseStore(folder_of(settings.edge.state_dir))
     return ReleaseAgent(
         settings,
         service.channel,
         service.clocks,
         service.downloads,
-        shelf=shelf,
+        store=store,
         testing=TrialProcess(slots.test_s),
         host=Host(elf.machine_of_host(platform.machine()), __version__, slots.max_mb * 2**20),
-        open_=trusting(shelf, slots.release_key) if settings.security.ca is None else opened_before,
+        open_=trusting(store, slots.release_key) if settings.security.ca is None else opened_before,
     )
 
 

@@ -116,7 +116,7 @@ class Edge(Service[NodeFeature]):
     @property
     def busy(self) -> bool:
         """Whether a round takes this node's time, or something holds it from training."""
-        return self.session.state is not SessionState.IDLE or self._presence.holds.why is not None
+        return self.session.state is not SessionState.IDLE or self._presence.pause_reasons.why is not None
 
     def start(self) -> None:
         """Count the pictures, take up what the outbox holds, subscribe. Raises DataError without pictures."""
@@ -134,7 +134,7 @@ class Edge(Service[NodeFeature]):
         self._say()
 
     def close(self) -> None:
-        """End the children and say goodbye; what the outbox holds is sent after the next start."""
+        """End the children and publish the last status; what the outbox holds is sent after the next start."""
         self.training.stop()
         self.downloads.abandon()
         self._close(lost(self._facts.instance, "stopped", self._settings.edge.tags))
@@ -198,7 +198,7 @@ class Edge(Service[NodeFeature]):
         self._coordinator = announcement.epoch
         for feature in self.features:
             self._guarded(partial(feature.announced, announcement))
-        if self._presence.holds.why is not None and self.session.state is SessionState.IDLE:
+        if self._presence.pause_reasons.why is not None and self.session.state is SessionState.IDLE:
             return  # once it is no longer held it asks what is current
         refs = parts_of(announcement)
         if announcement.state not in table.OPEN_STATES or self.session.state is SessionState.SENDING:
@@ -292,10 +292,10 @@ class Edge(Service[NodeFeature]):
 
     def hold(self, who: str, why: str | None) -> None:
         """Begin no training for this reason, until the same `who` takes it back with None."""
-        held = self._presence.holds.why is not None
-        if self._presence.holds.set(who, why):
+        held = self._presence.pause_reasons.why is not None
+        if self._presence.pause_reasons.set(who, why):
             self._say()
-            if held and self._presence.holds.why is None:
+            if held and self._presence.pause_reasons.why is None:
                 self._ask()
 
     def leave(self) -> None:

@@ -115,7 +115,7 @@ class Node:
             channel,
             Clocks(lambda: fleet.broker.now, lambda: fleet.broker.now),
             self.downloads,
-            shelf=shelf,
+            store=shelf,
             testing=self.testing,
             host=Host("aarch64", "0.1.0", 2**26),
             open_=opened_before if fleet.party else trusting(shelf, settings.edge.slots.release_key),

@@ -47,7 +47,7 @@ _ON_DISK: Final = WriteIntervals(10.0, 60.0)
 
 
 class StatusFile(NodeFeature):
-    """Writes the board down. `tap` sees the node's messages; `more` gives what no message tells."""
+    """Writes the board to the file. `tap` sees the node's messages; `more` gives what no message holds."""
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ class ReleaseAgent(NodeFeature):
         clocks: Clocks,
         downloads: Downloads,
         *,
-        shelf: ReleaseStore,
+        store: ReleaseStore,
         testing: Trial,
         host: Host,
         open_: Open,
@@ -66,7 +66,7 @@ class ReleaseAgent(NodeFeature):
         self._channel = channel
         self._clocks = clocks
         self._downloads = downloads
-        self._shelf = shelf
+        self._store = store
         self._testing = testing
         self._host = host
         self._open = open_
@@ -77,30 +77,30 @@ class ReleaseAgent(NodeFeature):
         self._complaints: list[float] = []
 
     def start(self, now: float) -> None:
-        """Take up what the shelf holds."""
-        current = _held(self._shelf.current)
+        """Take up what the store holds."""
+        current = _held(self._store.current)
         self.standing = ReleaseState(
-            limits=self.standing.limits, current=current, previous=_held(self._shelf.previous)
+            limits=self.standing.limits, current=current, previous=_held(self._store.previous)
         )
-        if self._shelf.current is not None:
-            log.info("node=%s release=%s", self._channel.node, self._shelf.current.release)
+        if self._store.current is not None:
+            log.info("node=%s release=%s", self._channel.node, self._store.current.release)
 
     def received(self, delivery: Delivery) -> None:
         """The fleet's release as it stands now."""
         if not isinstance(delivery.content, bytes):
             return
         current = ReleaseCurrent.decode(self._open(delivery.address, delivery.content), who="release")
-        if current.serial < self._shelf.serial:
+        if current.serial < self._store.serial:
             log.warning(
                 "node=%s release=%s serial=%d is a repetition: %d was seen; not followed",
                 self._channel.node,
                 current.release.name,
                 current.serial,
-                self._shelf.serial,
+                self._store.serial,
             )
             return
         try:
-            self._shelf.seen(current.serial)
+            self._store.seen(current.serial)
         except StoreError as e:
             self._later("hear", partial(self.received, delivery), e)
             return
@@ -129,7 +129,7 @@ class ReleaseAgent(NodeFeature):
 
     def complained(self, digest: str, why: str) -> None:
         """Whoever predicts found that a model fails. The current release, again and again: back from it."""
-        current = self._shelf.current
+        current = self._store.current
         if current is None or current.digest != digest:
             return
         now = self._clocks.monotonic()
@@ -153,12 +153,12 @@ class ReleaseAgent(NodeFeature):
             self._handle(state.ReleaseAssigned(None))
             return
         unfit = compatibility.why_unfit(release, self._host, self._clocks.wall())
-        refused = self._shelf.why_refused(release.name, release.attempt) or self._other_labels(release)
+        refused = self._store.why_refused(release.name, release.attempt) or self._other_labels(release)
         self._handle(state.ReleaseAssigned(release, unfit, refused))
 
     def _other_labels(self, release: Release) -> str | None:
         """A model for something else is a mistake, unless it is said to be meant."""
-        current, previous = self._shelf.current, self._shelf.previous
+        current, previous = self._store.current, self._store.previous
         if current is None or release.relabels or set(current.labels) == set(release.labels):
             return None
         if previous is not None and (previous.release, previous.digest) == (
@@ -186,7 +186,7 @@ class ReleaseAgent(NodeFeature):
             except StoreError as e:
                 self._commands.appendleft(command)
                 self._later("perform", self._go_on, e)
-                # The standing is ahead of the shelf: until they agree, the release is not done with.
+                # The standing is ahead of the store: until they agree, the release is not done with.
                 self._report(state="testing", why=str(e))
                 return
 
@@ -203,22 +203,22 @@ class ReleaseAgent(NodeFeature):
                 self._fetching = None
                 self._put_off.pop("fetch", None)
                 self._put_off.pop("test", None)
-                self._shelf.discard()
+                self._store.discard()
             case state.Swap(release, tested):
-                slot = self._shelf.swap(release, tested)
+                slot = self._store.swap(release, tested)
                 log.info(
                     "node=%s release=%s is current, accuracy=%s", node, slot.release, _share(slot.accuracy)
                 )
                 self._complaints = []
             case state.Refuse(name, attempt, why):
                 log.warning("node=%s release=%s refused: %s", node, name, why)
-                self._shelf.refuse(name, attempt, why)
-                self._shelf.discard()
+                self._store.refuse(name, attempt, why)
+                self._store.discard()
             case state.Restore(release):
-                back = self._shelf.restore(release)
+                back = self._store.restore(release)
                 log.warning("node=%s back to release=%s", node, back.release if back is not None else None)
             case state.Clear():
-                self._shelf.clear()
+                self._store.clear()
             case state.Report():
                 self._report()
             case _:
@@ -228,7 +228,7 @@ class ReleaseAgent(NodeFeature):
         self._fetching = release
         digest = Digest(release.file.digest)
         try:
-            if self._shelf.path(release).is_file() or self._downloads.blobs.verify(digest):
+            if self._store.path(release).is_file() or self._downloads.blobs.verify(digest):
                 self._arrived(release)
                 return
             self._downloads.fetch(release.file, self._clocks.monotonic(), OWNER)
@@ -239,12 +239,12 @@ class ReleaseAgent(NodeFeature):
         """Verified by its digest: give it its place, look at it, and have it tested."""
         digest = Digest(release.file.digest)
         try:
-            path = self._shelf.take(self._downloads.blobs.path(digest), release)
+            path = self._store.take(self._downloads.blobs.path(digest), release)
         except StoreError as e:
             self._fetch_later("fetch", partial(self._fetch, release), e)
             return
         self._fetching = None
-        self._downloads.blobs.remove(digest)  # the shelf has the bytes now
+        self._downloads.blobs.remove(digest)  # the store has the bytes now
         try:
             compatibility.check_file(path, release)
         except ModelError as e:
@@ -254,21 +254,21 @@ class ReleaseAgent(NodeFeature):
 
     def _test(self, release: Release) -> None:
         edge, slots = self._settings.edge, self._settings.edge.slots
-        current = self._shelf.current
-        store = store_dir(edge)
-        scratch = self._shelf.folder / _SCRATCH
+        current = self._store.current
+        samples = store_dir(edge)
+        scratch = self._store.folder / _SCRATCH
         try:
             scratch.mkdir(exist_ok=True)
             self._testing.start(
                 TrialJob(
                     model=TrialModel(
                         kind=release.kind,
-                        file=self._shelf.path(release),
+                        file=self._store.path(release),
                         labels=release.labels,
                         input=release.input,
                     ),
                     before=_model(current) if current is not None else None,
-                    store=store if store.is_dir() else None,
+                    store=samples if samples.is_dir() else None,
                     data_dir=edge.data_dir,
                     folder_share=slots.folder_share,
                     max_pictures=slots.max_pictures,
@@ -290,11 +290,11 @@ class ReleaseAgent(NodeFeature):
     def _report(self, state: state.State | None = None, why: str | None = None) -> None:
         standing, tested = self.standing, self.standing.tested
         why = why or standing.why
-        wanted, current = standing.wanted, self._shelf.current
+        wanted, current = standing.wanted, self._store.current
         self._channel.send(
             NodeRelease(
                 state=state or standing.state,
-                serial=self._fleet_release.serial if self._fleet_release is not None else self._shelf.serial,
+                serial=self._fleet_release.serial if self._fleet_release is not None else self._store.serial,
                 release=wanted.name if wanted is not None else None,
                 digest=wanted.file.digest if wanted is not None else None,
                 attempt=wanted.attempt if wanted is not None else 0,

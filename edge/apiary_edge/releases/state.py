@@ -146,7 +146,7 @@ Outcome = tuple["ReleaseState", list[Command]]
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A release that is on the shelf."""
+    """A release that is on the store."""
 
     release: str
     digest: str
@@ -160,7 +160,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseState:
-    """How this node stands. `current` and `previous` are what the shelf holds."""
+    """How this node stands. `current` and `previous` are what the store holds."""
 
     limits: SlotSettings = field(default_factory=SlotSettings)
     state: State = "none"

@@ -207,17 +207,17 @@ def opened_before(topic: str, payload: bytes) -> bytes:
     return payload
 
 
-def trusting(shelf: ReleaseStore, pinned: str | None) -> Open:
-    """Opens what the release key sealed: the one given, else the one seen first, which the shelf keeps."""
+def trusting(store: ReleaseStore, pinned: str | None) -> Open:
+    """Opens what the release key sealed: the one given, else the one seen first, which the store keeps."""
 
     def open_(topic: str, payload: bytes) -> bytes:
         # Only here: a node that never hears of a release needs no cryptography in its memory.
         from apiary.identity.release_key import PinnedKey
 
-        key = PinnedKey(pinned or shelf.key)
+        key = PinnedKey(pinned or store.key)
         opened = key.open(topic, payload)
-        if key.pinned is not None and pinned is None and shelf.key is None:
-            shelf.pin_key(key.pinned)
+        if key.pinned is not None and pinned is None and store.key is None:
+            store.pin_key(key.pinned)
             log.warning(
                 "releases signed with the key %s are trusted from now on, because it came first; to choose "
                 "it yourself, set edge.slots.release_key",

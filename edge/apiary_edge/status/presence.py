@@ -78,7 +78,7 @@ class Presence:
         store: SampleStore | None,
         more: Callable[[], Mapping[str, Any]],
     ):
-        self.holds = PauseReasons()
+        self.pause_reasons = PauseReasons()
         self.declined: tuple[str, int, str] | None = None
         """The run, round and reason of what was given up last; None once the node takes part again."""
         self._node = channel.node
@@ -118,9 +118,9 @@ class Presence:
         self._counted_at = now
         try:
             self._labels = census.count(self._data_dir, self._store)
-            self.holds.set(_PICTURES, None)
+            self.pause_reasons.set(_PICTURES, None)
         except DataError as e:
-            self.holds.set(_PICTURES, str(e))
+            self.pause_reasons.set(_PICTURES, str(e))
         return True
 
     def say(self, session: Session) -> None:
@@ -130,7 +130,7 @@ class Presence:
         if session.state is not SessionState.IDLE:
             # It takes part again: what it declined before is no longer news.
             self.declined = None
-        held = self.holds.why
+        held = self.pause_reasons.why
         why = held
         if self.declined is not None:
             run, number, declined_why = self.declined

@@ -48,7 +48,7 @@ class SessionState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """The round as the coordinator tells it; `invited` where a notice says so to this node.
+    """The round as the coordinator published it; `invited` where a notice to this node says so.
 
     `unfit` is why this node cannot take part, said before it fetches anything. `again`: the update that this
     node was done with is no longer there.
