@@ -134,7 +134,7 @@ class Edge(Service[NodeFeature]):
         self._say()
 
     def close(self) -> None:
-        """End the children and publish the last status; what the outbox holds is sent after the next start."""
+        """End the children and publish the last status; the outbox is sent after the next start."""
         self.training.stop()
         self.downloads.abandon()
         self._close(lost(self._facts.instance, "stopped", self._settings.edge.tags))
