@@ -63,11 +63,9 @@ class Command(Protocol):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its flags."""
-        ...
 
     def run(self, args: argparse.Namespace) -> int:
         """Do it; the exit code."""
-        ...
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,7 +36,6 @@ class JobQueue(Protocol):
 
     def submit(self, job: Job, then: Then) -> None:
         """Run `job` later; `then` gets its value on the loop."""
-        ...
 
 
 class Worker(Protocol):
@@ -45,50 +44,19 @@ class Worker(Protocol):
     @property
     def pending(self) -> int:
         """Jobs given and not yet collected."""
-        ...
 
     @property
     def ended(self) -> int:
         """Jobs that ended, ever: another number shows that it is not stuck."""
-        ...
 
     def submit(self, job: Job, then: Then, lane: Lane | None = None) -> None:
         """Run `job` later; `then` gets its value on the thread that collects."""
-        ...
 
     def collect(self) -> list[Done]:
         """What has ended since the last call."""
-        ...
 
     def close(self, timeout_s: float) -> None:
         """Finish the running job and stop."""
-        ...
-
-
-class InlineWorker:
-    """Runs each job at once; for tests that must be the same each time."""
-
-    def __init__(self) -> None:
-        self._done: list[Done] = []
-        self.ended = 0
-
-    @property
-    def pending(self) -> int:
-        """Jobs not collected."""
-        return len(self._done)
-
-    def submit(self, job: Job, then: Then, lane: Lane | None = None) -> None:
-        """Run it now."""
-        self._done.append(_run(job, then, lane))
-        self.ended += 1
-
-    def collect(self) -> list[Done]:
-        """What was run."""
-        done, self._done = self._done, []
-        return done
-
-    def close(self, timeout_s: float) -> None:
-        """Nothing to stop."""
 
 
 class ThreadWorker:
@@ -128,7 +96,7 @@ class ThreadWorker:
 
     def _work(self) -> None:
         while (item := self._jobs.get()) is not _CLOSE:
-            self._done.put(_run(*item))
+            self._done.put(run_job(*item))
             self.ended += 1
             self._wake()
 
@@ -145,7 +113,8 @@ class LaneWorker:
         self._worker.submit(job, then, self._lane)
 
 
-def _run(job: Job, then: Then, lane: Lane | None) -> Done:
+def run_job(job: Job, then: Then, lane: Lane | None) -> Done:
+    """Run a job on the calling thread; what it raises is kept for the loop."""
     try:
         return Done(job, then, lane, value=job())
     except Exception as e:  # the seam between threads: the loop raises it again

@@ -21,28 +21,22 @@ class Rounds(Protocol):
     @property
     def samples(self) -> int:
         """Pictures that it may train on."""
-        ...
 
     @property
     def busy(self) -> bool:
         """Whether a round takes the node's time, or something holds it from training."""
-        ...
 
     def hold(self, who: str, why: str | None) -> None:
         """Begin no training for this reason, until the same `who` takes it back with None."""
-        ...
 
     def leave(self) -> None:
         """Leave the round in hand as if it had not been announced."""
-        ...
 
     def is_over(self, run: str, number: int) -> bool:
         """Whether a round takes no update any more, by what this node has received."""
-        ...
 
     def forget(self) -> None:
         """Let the round that was answered or declined last be trained again."""
-        ...
 
 
 class NodeFeature(Feature):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.stand_ins.inline_worker import InlineWorker
 from tests.stand_ins.memory_bus import MemoryBroker, MemoryBus
 
 from apiary.blobs import BlobStore
@@ -35,7 +36,6 @@ from apiary_coordinator.round.runner import RoundRunner
 from apiary_coordinator.run.run import Run
 from apiary_coordinator.service import Coordinator
 from apiary_coordinator.service import will as coordinator_will
-from apiary_coordinator.worker import InlineWorker
 from apiary_edge.feature import NodeFeature
 from apiary_edge.service import Edge, will
 from apiary_edge.status.presence import NodeFacts

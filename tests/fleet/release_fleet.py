@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 from tests.fleet.signed_party import Party
 from tests.places import COLOURS
 from tests.stand_ins.eim_program import write_program
+from tests.stand_ins.inline_worker import InlineWorker
 from tests.stand_ins.memory_bus import MemoryBroker
 
 from apiary.blobs import BlobStore
@@ -39,7 +40,6 @@ from apiary_coordinator.releases.service import ReleaseService
 from apiary_coordinator.releases.signer import CertificateSigner, ReleaseKeySigner
 from apiary_coordinator.resources import Outgoing, Resources, Storage
 from apiary_coordinator.updates.model_server import ModelServer
-from apiary_coordinator.worker import InlineWorker
 from apiary_edge.releases.agent import ReleaseAgent
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.job import TrialJob

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.fleet.harness import Fleet, MakeFleet
+from tests.stand_ins.inline_worker import InlineWorker
 
 from apiary.blobs import BlobStore
 from apiary.errors import RunFailed, StoreError
@@ -18,7 +19,7 @@ from apiary_coordinator.round.runner import RoundRunner
 from apiary_coordinator.run.announcer import Announcer
 from apiary_coordinator.run.run import Run
 from apiary_coordinator.updates.spool import Spool
-from apiary_coordinator.worker import Done, InlineWorker
+from apiary_coordinator.worker import Done
 
 FULL = "the journal refused a commit: database or disk is full"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.fleet.harness import FakeModelBuilder, MakeFleet
+from tests.stand_ins.inline_worker import InlineWorker
 
 import apiary_edge.status.presence as presence_module
 from apiary import __version__
@@ -22,7 +23,6 @@ from apiary_coordinator import app
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.resources import Platform, Storage
 from apiary_coordinator.service import will
-from apiary_coordinator.worker import InlineWorker
 from apiary_edge.training.job import TrainingEvent
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 from tests.fleet.harness import Fleet, MakeFleet
+from tests.stand_ins.inline_worker import InlineWorker
 
 from apiary.errors import ApiaryError
 from apiary_coordinator.monitoring import watchdog
 from apiary_coordinator.monitoring.watchdog import GIVE_UP_S, WARN_S, Watchdog
-from apiary_coordinator.worker import Done, InlineWorker
+from apiary_coordinator.worker import Done
 
 
 def watchdog_of(fleet: Fleet) -> Watchdog:

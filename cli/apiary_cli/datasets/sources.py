@@ -25,21 +25,17 @@ class Source(Protocol):
     @property
     def labels(self) -> list[str]:
         """Names of the classes, in order."""
-        ...
 
     @property
     def y_train(self) -> Labels:
         """Class of each picture to train on."""
-        ...
 
     @property
     def y_test(self) -> Labels:
         """Class of each picture set apart; empty where the source has no test split of its own."""
-        ...
 
     def write(self, split: str, index: int, folder: Path) -> None:
         """Put picture `index` of `train` or `test` into `folder` as a file with a unique name."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,20 +35,15 @@ class ModelBuilder(Protocol):
 
     def check(self) -> None:
         """Refuse quickly what could not be built: called on the loop. Raises DataError."""
-        ...
 
     def build(self) -> ExportedModel:
         """Export the recipe and put its files into the blob store. Raises ModelError, DataError."""
-        ...
 
     def manifest(self, exported: ExportedModel) -> Manifest:
         """Read the manifest of what was built."""
-        ...
 
     def evaluate(self, exported: ExportedModel, weights: Weights) -> Evaluation:
         """Evaluate weights on held-out pictures, without TensorFlow. Raises DataError."""
-        ...
 
     def finish(self, exported: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
         """Write the final model's files into `folder`; returns what the summary adds about them."""
-        ...

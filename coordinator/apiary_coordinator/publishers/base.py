@@ -68,11 +68,9 @@ class Publisher(Protocol):
 
     def entry(self, candidate: Candidate, settings: Settings) -> str:
         """Its name in publish.json; another target is another entry."""
-        ...
 
     def wanted(self, candidate: Candidate, settings: Settings) -> dict[str, Any]:
         """All that the result depends on, as JSON: a record of something else is begun anew."""
-        ...
 
     def publish(
         self, candidate: Candidate, settings: Settings, record: PublishRecord, watch: PublishProgress
@@ -81,7 +79,6 @@ class Publisher(Protocol):
 
         Its `files` are the sha256 by path, relative to the run's folder or absolute. Raises ApiaryError.
         """
-        ...
 
 
 def candidate(folder: Path, kind: Kind) -> Candidate:

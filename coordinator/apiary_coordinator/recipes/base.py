@@ -37,7 +37,6 @@ class Recipe(Protocol):
 
     def build(self, options: Any, classes: int, *, base_weights: Path | None, seed: int) -> Models:
         """The models for checked options. Raises ModelError."""
-        ...
 
 
 class RecipeOptions(BaseModel):

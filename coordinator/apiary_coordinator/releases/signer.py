@@ -16,15 +16,12 @@ class ReleaseSigner(Protocol):
 
     def key(self) -> str:
         """The public key that nodes pin. Raises RequestRefused where there is none to pin, StoreError."""
-        ...
 
     def send(self, message: ReleaseCurrent) -> None:
         """Publish it. Raises StoreError."""
-        ...
 
     def is_ours(self, payload: bytes) -> bool:
         """Whether this is what was sent last."""
-        ...
 
 
 class CertificateSigner:

@@ -47,15 +47,12 @@ class CollectingRound(Protocol):
     @property
     def elapsed_s(self) -> float:
         """Seconds since it was opened."""
-        ...
 
     def accepted(self, row: AcceptedRow) -> None:
         """An update counts. Raises StoreError."""
-        ...
 
     def rejected(self, node: NodeId, why: str) -> None:
         """An update was refused. Raises StoreError."""
-        ...
 
 
 class Collector:

@@ -44,15 +44,12 @@ class RoundOwner(Protocol):
 
     def announce(self) -> None:
         """Publish the round as it stands now."""
-        ...
 
     def invite(self, node: NodeId) -> None:
         """Notify a node that it belongs to the cohort."""
-        ...
 
     def round_closed(self, closed: ClosedRound) -> None:
         """The round is over. Raises StoreError, and is called again then."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,12 @@ class Strategy(Protocol):
 
     def plan(self, plan: Plan, options: Mapping[str, Any]) -> Plan:
         """The plan with what this strategy asks of the nodes. Raises SettingsError for unknown options."""
-        ...
 
     def init(self, weights: Weights) -> Weights:
         """The server's state before the first round; no tensors where a strategy has none."""
-        ...
 
     def apply(self, state: Weights, weights: Weights, mean: Mean) -> tuple[Weights, Weights]:
         """State and weights after a round."""
-        ...
 
 
 def moved(weights: Weights, mean: Mean) -> Weights:

@@ -70,25 +70,20 @@ class Bus(Protocol):
     @property
     def connected(self) -> bool:
         """Whether the broker has accepted us and the link is up."""
-        ...
 
     @property
     def backlog(self) -> int:
         """Publishes with QoS 1 that the broker has not acknowledged yet."""
-        ...
 
     @property
     def limits(self) -> BrokerLimits:
         """The broker's limits at the latest connect."""
-        ...
 
     def subscribe(self, pattern: str) -> None:
         """Subscribe with QoS 1, now and after every reconnect."""
-        ...
 
     def unsubscribe(self, pattern: str) -> None:
         """End a subscription."""
-        ...
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
         """Hand a message over; False, and nothing kept, while there is no connection.
@@ -96,7 +91,6 @@ class Bus(Protocol):
         What was handed over and not acknowledged when a link broke is dropped: whoever needs an answer
         asks again, so nothing old floods a link that has just come back.
         """
-        ...
 
     def poll(self, timeout_s: float) -> list[Event]:
         """Do what the network allows and return what happened, within `timeout_s`; connects by itself.
@@ -105,15 +99,12 @@ class Bus(Protocol):
         most some 1,000 messages or 4 MB from the network; the rest waits in the kernel, which slows the
         broker down. Call it at least once a second, for the signs of life that the broker expects.
         """
-        ...
 
     def wake(self) -> None:
         """Make a `poll` that is waiting return; for other threads."""
-        ...
 
     def close(self) -> None:
         """Disconnect cleanly (the will is not published) and free the connection."""
-        ...
 
 
 def matches(pattern: str, topic: str) -> bool:

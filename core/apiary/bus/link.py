@@ -46,51 +46,39 @@ class Link(Protocol):
     @property
     def backlog(self) -> int:
         """Publishes with QoS 1 that are not acknowledged."""
-        ...
 
     @property
     def sock(self) -> socket.socket | None:
         """The socket under it."""
-        ...
 
     @property
     def reads_ahead(self) -> bool:
         """Whether bytes wait to be read that the kernel will not announce."""
-        ...
 
     @property
     def want_write(self) -> bool:
         """Whether something waits to be written."""
-        ...
 
     def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> bool:
         """Hand a message over; False where it was not taken."""
-        ...
 
     def subscribe(self, patterns: Sequence[str]) -> None:
         """Subscribe to all of these with QoS 1, in one packet."""
-        ...
 
     def unsubscribe(self, pattern: str) -> None:
         """End a subscription."""
-        ...
 
     def read(self) -> bool:
         """Take in some packets that have arrived; whether more may wait."""
-        ...
 
     def write(self) -> None:
         """Write what the socket takes."""
-        ...
 
     def misc(self) -> None:
         """Signs of life; to be called about once a second."""
-        ...
 
     def disconnect(self) -> None:
         """Begin a clean disconnect: the will is not published."""
-        ...
 
     def drop(self) -> None:
         """Close the socket and forget what waited; no event follows."""
-        ...

@@ -22,15 +22,12 @@ class MessageGate(Protocol):
     @property
     def generation(self) -> int:
         """Another number once messages must be sealed anew: the certificate was renewed."""
-        ...
 
     def seal(self, kind: TopicKind, topic: str, payload: bytes) -> bytes:
         """`payload` as it is sent: signed, where this kind is signed by parties such as this one."""
-        ...
 
     def open(self, at: Topic, topic: str, payload: bytes) -> bytes:
         """`payload` without its envelope. Raises SignatureRefused where it must be signed and is not."""
-        ...
 
 
 class _Open:

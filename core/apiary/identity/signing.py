@@ -42,7 +42,6 @@ class Marks(Protocol):
 
     def admit(self, signer: str, topic: str, issued: int) -> int:
         """Remember `issued` if it is the newest; returns what was the newest before (0: none)."""
-        ...
 
 
 class Signer:

@@ -26,7 +26,6 @@ class Camera(Protocol):
 
     def open(self) -> None:
         """Begin. Raises CameraError: what is missing, and how to mend it."""
-        ...
 
     def frame(self) -> Frame | None:
         """The newest picture, uint8[H, W, 3], red first; None where there is no new one now.
@@ -34,11 +33,9 @@ class Camera(Protocol):
         Raises CameraError where the camera is gone; `close` and `open` may bring it back. EndOfFrames where
         a file has been read to its end, PassedOver where one of many files is no picture.
         """
-        ...
 
     def close(self) -> None:
         """End, also after an error or a second time. Never raises."""
-        ...
 
 
 class CameraModule(Protocol):
@@ -46,7 +43,6 @@ class CameraModule(Protocol):
 
     def camera(self, options: CameraSettings) -> Camera:
         """A camera that is not open yet. Raises CameraError for settings that cannot be meant."""
-        ...
 
 
 class EndOfFrames(CameraError):  # noqa: N818 - it is no fault, like StopIteration

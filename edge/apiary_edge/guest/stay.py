@@ -32,11 +32,9 @@ class Machine(Protocol):
 
     def read(self) -> Readings:
         """How it is now; must not wait."""
-        ...
 
     def close(self) -> None:
         """End what still runs."""
-        ...
 
 
 class Guest(NodeFeature):

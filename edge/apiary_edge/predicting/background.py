@@ -24,15 +24,12 @@ class BackgroundProcess(Protocol):
 
     def start(self, job: BackgroundJob) -> None:
         """Begin. Raises StoreError."""
-        ...
 
     def collect(self) -> list[TrainingEvent]:
         """Events since the last call."""
-        ...
 
     def stop(self) -> None:
         """End it, if it runs."""
-        ...
 
 
 class BackgroundTasks(NodeFeature):

@@ -59,7 +59,6 @@ class OpenedModel(Protocol):
 
     def predict(self, frame: Bytes) -> Answered:
         """Look at uint8[H, W, 3]. Raises ModelError for what the model does wrong."""
-        ...
 
     def renew(self, found: ModelFile) -> bool:
         """Become another model of the same build by taking its weights; False where it is of another.
@@ -70,7 +69,6 @@ class OpenedModel(Protocol):
 
     def close(self) -> None:
         """Let go of it."""
-        ...
 
 
 def open_model(found: ModelFile) -> OpenedModel:

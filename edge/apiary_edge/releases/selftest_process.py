@@ -30,15 +30,12 @@ class Trial(Protocol):
 
     def start(self, job: TrialJob) -> None:
         """Begin. Raises StoreError."""
-        ...
 
     def poll(self) -> TrialDone | TrialCrashed | None:
         """How it ended, once; None while it runs or where none does."""
-        ...
 
     def stop(self) -> None:
         """End it, if it runs, without a result."""
-        ...
 
 
 class TrialProcess:

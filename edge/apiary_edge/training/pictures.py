@@ -26,12 +26,10 @@ class Sources(Protocol):
     @property
     def store(self) -> Path | None:
         """Folder of the sample store."""
-        ...
 
     @property
     def data_dir(self) -> Path | None:
         """Folder of folders by label."""
-        ...
 
 
 def find(job: Sources, labels: Sequence[str], to: PictureInput) -> Scan:

@@ -29,11 +29,9 @@ class ChildJob(Protocol):
     @property
     def out(self) -> Path:
         """Where the child may write."""
-        ...
 
     def model_dump_json(self) -> str:
         """The whole job."""
-        ...
 
 
 class Training(Protocol):
@@ -41,27 +39,21 @@ class Training(Protocol):
 
     def start(self, job: TrainJob) -> None:
         """Begin. Raises StoreError where the job cannot be written down."""
-        ...
 
     def collect(self) -> list[TrainingEvent]:
         """Events since the last call; the last one is `done`, `declined`, `failed` or `crashed`."""
-        ...
 
     def stop(self) -> None:
         """End it, if it runs, and drop its events."""
-        ...
 
     def freeze(self) -> None:
         """Suspend it where it stands, with its memory, until `thaw`."""
-        ...
 
     def thaw(self) -> None:
         """Let it continue."""
-        ...
 
     def resident(self) -> int:
         """Bytes of memory that it holds; 0 where none runs."""
-        ...
 
 
 class TrainingProcess:

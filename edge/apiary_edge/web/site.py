@@ -58,11 +58,9 @@ class Pages(Protocol):
 
     def get(self, path: str, query: Mapping[str, str]) -> Response:
         """Something to look at."""
-        ...
 
     def post(self, path: str, environ: Environ) -> Response:
         """Something that changes or costs."""
-        ...
 
 
 class Site:

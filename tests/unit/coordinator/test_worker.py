@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 import pytest
+from tests.stand_ins.inline_worker import InlineWorker
 
-from apiary_coordinator.worker import Done, InlineWorker, ThreadWorker, Worker
+from apiary_coordinator.worker import Done, ThreadWorker, Worker
 
 
 def ignore(_: Any) -> None:

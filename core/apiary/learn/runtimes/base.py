@@ -14,11 +14,9 @@ class Trainer(Protocol):
 
     def set_weights(self, weights: Weights) -> None:
         """Take these weights, zero the optimizer's state and make them the anchor of FedProx's term."""
-        ...
 
     def get_weights(self) -> Weights:
         """The weights as they are now, in the manifest's order."""
-        ...
 
     def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
         """One optimizer step on exactly `manifest.batch_size` samples.
@@ -27,11 +25,9 @@ class Trainer(Protocol):
         `w` float32[B] weight of each sample in the loss: 0 for filler, the rest sum to 1 unless classes are
         weighted. Returns the weighted sum of cross entropies.
         """
-        ...
 
     def infer(self, x: Array) -> Array:
         """Class probabilities float32[N, C] for any number of samples."""
-        ...
 
 
 class FeatureExtractor(Protocol):
@@ -39,7 +35,6 @@ class FeatureExtractor(Protocol):
 
     def features(self, picture: Array) -> Array:
         """Features of one picture."""
-        ...
 
 
 class Runtime(Protocol):
@@ -47,12 +42,9 @@ class Runtime(Protocol):
 
     def unavailable(self) -> str | None:
         """Why this runtime cannot be used on this machine and how to mend it, or None."""
-        ...
 
     def open_trainer(self, manifest: Manifest, trainer: Path | None, *, threads: int = 1) -> Trainer:
         """Load a trainer from its `.tflite` file (the keras runtime builds from `manifest.keras`)."""
-        ...
 
     def open_base(self, base: Path) -> FeatureExtractor:
         """Load a frozen base from its `.tflite` file."""
-        ...

@@ -24,11 +24,9 @@ class Codec(Protocol):
 
     def encode(self, tensor: Array) -> Encoded:
         """Bytes for a finite float32 tensor of any shape."""
-        ...
 
     def decode(self, encoded: Encoded) -> Array:
         """Flat float32 values. Raises ValueError where dtype or parameters are not this codec's."""
-        ...
 
 
 def expect(encoded: Encoded, dtype: str, parameters: int) -> None:
