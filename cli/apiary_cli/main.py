@@ -1,7 +1,5 @@
 """The `apiary` command: finds the sub-command's module, loads only that one, turns errors into exit codes."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

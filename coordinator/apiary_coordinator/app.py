@@ -1,7 +1,5 @@
 """A coordinator put together from its settings: the loop, what it runs on, its features."""
 
-from __future__ import annotations
-
 import logging
 import secrets
 import time

@@ -1,7 +1,5 @@
 """A part of the coordinator beside its run: releases, operators, metrics; called on its loop."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from apiary.service import Feature

@@ -1,7 +1,5 @@
 """Hands the messages of nodes to the roster, the model server and the run; notices another coordinator."""
 
-from __future__ import annotations
-
 import logging
 from typing import Final
 

@@ -4,8 +4,6 @@ A row is committed before any message that reports it: the cohort before the ann
 its receipt, a model before the round is closed. What is not in the journal did not happen.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """What the parts of a coordinator are handed: small bundles of things that belong together."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from apiary.blobs import BlobStore

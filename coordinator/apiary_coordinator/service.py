@@ -1,7 +1,5 @@
 """The coordinator's loop: messages to the inbox, turns to the run, and what is due to the broker."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Work that would hold up the loop, done in order on one thread; results come back to the loop."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Callable

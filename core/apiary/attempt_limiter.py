@@ -1,7 +1,5 @@
 """Slows down who guesses: failed attempts by address, for the owner's pages and the enrolment service."""
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The two clocks that services are handed, so that a test can move them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

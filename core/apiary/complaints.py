@@ -1,7 +1,5 @@
 """WARNING for the first of its kind, then DEBUG: a peer that misbehaves must not fill the log."""
 
-from __future__ import annotations
-
 import logging
 import math
 from typing import Final

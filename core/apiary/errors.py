@@ -32,8 +32,6 @@ A message names who, what came, what was expected and how to mend it. What a bad
 (`Rejected`), not an exception; an exception that is not an `ApiaryError` is our own bug.
 """
 
-from __future__ import annotations
-
 
 class ApiaryError(Exception):
     """The root; `exit_code` is what the `apiary` command ends with."""

@@ -1,7 +1,5 @@
 """Files that are whole or not there: temporary file, fsync, rename, fsync of the folder."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

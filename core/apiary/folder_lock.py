@@ -3,8 +3,6 @@
 Two nodes that share an outbox would lose each other's updates, two brokers each other's database and log.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import time

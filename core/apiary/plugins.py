@@ -1,7 +1,5 @@
 """A plug-in is a module in its kind's package, named by its file: adding one is adding one file."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import importlib

@@ -4,8 +4,6 @@ One thread runs it. What a party does beside its own part (releases, commands, m
 `Feature` that the loop calls; the loop knows that there are features, not which.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Tags of nodes (`site = "north"`) and the rules that pick nodes by them (`site=north`). Pure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final

@@ -1,7 +1,5 @@
 """A node put together from its settings: the service, its stores, its children, its features."""
 
-from __future__ import annotations
-
 import logging
 import os
 import platform

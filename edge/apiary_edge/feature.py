@@ -1,7 +1,5 @@
 """A part of the node beside training: camera, health, releases, commands. `Edge` calls each on its loop."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Protocol
 

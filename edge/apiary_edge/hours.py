@@ -1,7 +1,5 @@
 """Hours of the day, such as `08:00-18:00` or `22:00-06:00`. The time comes as an argument."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The node's service: one loop that moves messages between the bus and the session, and performs commands."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 from functools import partial

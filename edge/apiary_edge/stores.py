@@ -1,7 +1,5 @@
 """The stores that a node's service holds open in its state folder."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from apiary.blobs import BlobStore

@@ -1,7 +1,5 @@
 """Two runs of one federation, undisturbed and under faults, and the comparison of their results."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable

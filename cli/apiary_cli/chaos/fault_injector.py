@@ -1,7 +1,5 @@
 """Injects the scheduled faults into a fleet as its run goes on."""
 
-from __future__ import annotations
-
 import logging
 import random
 import time

@@ -1,7 +1,5 @@
 """The federation under test: real processes, killed, stopped and started again, and watched all the time."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """What must hold at the end, whatever was done to the fleet."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A proxy in front of the broker, one port a party, whose links can be reset, swallowed, slowed and leaky."""
 
-from __future__ import annotations
-
 import contextlib
 import random
 import selectors

@@ -3,8 +3,6 @@
 Source: MQTT 5.0 (OASIS), sections 2.1, 3.2, 3.3 and 3.4; 3.1.1 has the same where it matters here.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

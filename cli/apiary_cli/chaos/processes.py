@@ -1,7 +1,5 @@
 """Processes and ports of this machine, from /proc."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

@@ -4,8 +4,6 @@ A fault is tied to the run's progress (a round, and so many messages into it), n
 slow machine gets the same faults as a fast one.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Nothing is touched that the party had synced before it spoke of it; that is its promise, not ours to break.
 """
 
-from __future__ import annotations
-
 import random
 import sqlite3
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A rogue client of the broker: it records all traffic, and publishes it again, late or damaged."""
 
-from __future__ import annotations
-
 import random
 from collections import deque
 from typing import Final

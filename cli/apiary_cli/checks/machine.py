@@ -1,7 +1,5 @@
 """What `apiary doctor` looks at. Each check returns what it found and how to mend it; none raises."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

@@ -1,7 +1,5 @@
 """Asking the coordinator: a request over the bus, repeated until it is answered or the time is up."""
 
-from __future__ import annotations
-
 import logging
 import secrets
 import time

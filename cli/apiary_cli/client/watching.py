@@ -1,7 +1,5 @@
 """A party that only listens: every control message of a federation, decoded, as the views want it."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """`apiary broker`: run a broker in the foreground, for trying out and for small fleets."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

@@ -6,8 +6,6 @@ This filter drops the lines of packets, adds the certificate's name to those of 
 by the access list, and counts what comes in floods instead of passing it on.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import fcntl

@@ -1,7 +1,5 @@
 """`apiary capture`: frames of this node's camera into its sample store, in the foreground."""
 
-from __future__ import annotations
-
 import argparse
 import threading
 from pathlib import Path

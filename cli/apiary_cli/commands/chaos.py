@@ -1,7 +1,5 @@
 """The `apiary chaos` command: one undisturbed run, one disturbed run of the same, and what must be equal."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

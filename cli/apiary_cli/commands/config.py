@@ -1,7 +1,5 @@
 """`apiary config`: the settings as they are, where each came from, and a file to start from."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

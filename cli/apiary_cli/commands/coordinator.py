@@ -1,7 +1,5 @@
 """`apiary coordinator`: one run, or with `--stay` one after another; an unfinished one is taken up again."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

@@ -1,7 +1,5 @@
 """`apiary data`: list the known data sets, fetch one, share one out among nodes."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """`apiary demo`: a real federation on one machine, from a data set to a finished model."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

@@ -1,7 +1,5 @@
 """`apiary doctor`: what is wrong on this machine, and how to mend it."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """`apiary edge`: one node, in the foreground; `apiary edge status`: what it is at."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import time

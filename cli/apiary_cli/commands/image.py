@@ -1,7 +1,5 @@
 """`apiary image`: write a card so that a Pi joins the fleet by itself."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """`apiary label`: the labelling page of this node, in the foreground."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 from pathlib import Path

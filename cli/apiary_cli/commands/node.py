@@ -1,7 +1,5 @@
 """`apiary node`: have nodes pause, resume, drain, retrain, or send their log, through the coordinator."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """`apiary nodes`: every node in a table, from what the broker holds of it."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections import Counter

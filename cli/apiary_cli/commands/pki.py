@@ -1,7 +1,5 @@
 """`apiary pki`: who belongs to the fleet. Sub-commands of the authority, and of a device."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`apiary predictions`: the address of this node's predictions page, with its owner's token."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`apiary publish`: a finished run's model to Edge Impulse, or as plain files into a folder."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

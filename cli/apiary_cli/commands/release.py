@@ -1,7 +1,5 @@
 """`apiary release`: roll a model out to the fleet, watch it, stop it, go back. Asks the coordinator."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json

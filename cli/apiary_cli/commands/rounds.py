@@ -1,7 +1,5 @@
 """`apiary rounds`: the rounds of a run, from its folder here, or from the coordinator."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

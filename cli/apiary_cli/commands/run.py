@@ -1,7 +1,5 @@
 """`apiary run`: have the coordinator begin a run, stop it, list runs, show one. Asks the coordinator."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json

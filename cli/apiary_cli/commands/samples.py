@@ -1,7 +1,5 @@
 """`apiary samples`: the pictures of this node: import, list, label, delete, count."""
 
-from __future__ import annotations
-
 import argparse
 import getpass
 import json

@@ -1,7 +1,5 @@
 """`apiary status`: what a federation is at, in one look, from what the broker holds."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """`apiary watch`: a federation as it goes, from its retained and live messages."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """The data sets that Apiary knows: one TOML file each, in the checkout's `datasets/` or in the wheel."""
 
-from __future__ import annotations
-
 import difflib
 import tomllib
 from functools import cache

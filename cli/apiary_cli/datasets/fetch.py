@@ -1,7 +1,5 @@
 """Fetch a data set's files over HTTP: resumed where a link broke, bounded, checked, whole or not there."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import json

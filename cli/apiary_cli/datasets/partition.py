@@ -1,7 +1,5 @@
 """Lay a data set out on disk as a fleet would hold it: a folder a node, and the server's held-out ones."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Open labelled pictures wherever they are: a data set's name, LABEL/* folders, or an `.npz` of arrays."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A federation on this machine: broker, coordinator and nodes as the separate processes that a fleet runs."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

@@ -1,7 +1,5 @@
 """What `apiary demo` trains on each data set: measured settings that reach a good model in minutes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Final
 

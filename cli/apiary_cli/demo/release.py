@@ -1,7 +1,5 @@
 """The second half of `apiary demo --release`: the model goes to the nodes that trained it, in two waves."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

@@ -1,7 +1,5 @@
 """A card's boot partition: which system it has, and which files are written to it."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

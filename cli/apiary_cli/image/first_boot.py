@@ -4,8 +4,6 @@ It may be cut at any line and runs again from the start: each step looks whether
 boot partition, with the token in it, goes at the end.
 """
 
-from __future__ import annotations
-
 import shlex
 from typing import Final
 

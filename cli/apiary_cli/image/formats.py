@@ -3,8 +3,6 @@
 Pure. cloud-init reads YAML, of which JSON is a part: so no name or key can break out of its quotes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """The sub-commands of `apiary pki` on the machine that holds the authority."""
 
-from __future__ import annotations
-
 import argparse
 import getpass
 import json

@@ -5,8 +5,6 @@ holds both against connections that stand. But it leaves those connections open:
 say or hear anything any more and sits there. Its dynamic security plugin, otherwise unused, ends them.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import secrets

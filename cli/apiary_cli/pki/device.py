@@ -7,8 +7,6 @@ own and its list of revoked ones in another. New keys for a renewal wait as `key
 until their certificates are there, so that a device is never without a pair that fits.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The sub-commands of `apiary pki` for a device: request, install, join, renew."""
 
-from __future__ import annotations
-
 import argparse
 import base64
 import http.client

@@ -1,7 +1,5 @@
 """What the enrolment service grants and refuses; knows nothing of HTTP or TLS."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import logging

@@ -9,8 +9,6 @@
 Everything is bounded: connections at once, bytes, seconds, requests of one address, tokens.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

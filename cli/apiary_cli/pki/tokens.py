@@ -4,8 +4,6 @@ The first request with a token binds it to that device's keys. The very same key
 token holds, because an answer can be lost on its way to a Pi at the edge of its Wi-Fi; others may not.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """`apiary edge status`: the state of this machine's node, for its owner, without any network."""
 
-from __future__ import annotations
-
 import json
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """The flags that many commands share, and the settings they give."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

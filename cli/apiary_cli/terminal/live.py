@@ -1,7 +1,5 @@
 """A view on the terminal: a table that redraws itself, or plain lines where there is no terminal."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Callable

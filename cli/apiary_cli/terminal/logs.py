@@ -5,8 +5,6 @@ JSON form takes names from that string and values from the arguments, before any
 stay numbers, and a text that somebody sent cannot pass for a field.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """`--once`: where a broker that is not there is an error at once, not something to wait for."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM: the first asks the loop to end in good order, the second ends at once."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

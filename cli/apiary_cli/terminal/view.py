@@ -1,7 +1,5 @@
 """What a watcher knows of a run from its control messages, and the lines to print about it. Pure."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Final
 

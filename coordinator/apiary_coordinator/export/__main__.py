@@ -1,7 +1,5 @@
 """`python -m apiary_coordinator.export build|finish JOB.json`: `job` has the files' schema."""
 
-from __future__ import annotations
-
 import os
 import sys
 import warnings

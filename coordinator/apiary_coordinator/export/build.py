@@ -1,7 +1,5 @@
 """Recipe to exported model, exported model to finished ones. Imports TensorFlow: child processes only."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Runs the export in a child process, so that TensorFlow's 700 MB never enter the coordinator."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json

@@ -1,7 +1,5 @@
 """Keras to `.tflite`, builtin operations only."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import tempfile

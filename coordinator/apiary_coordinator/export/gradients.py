@@ -4,8 +4,6 @@
 are public, and nothing of TensorFlow's registry is changed: outside `builtin_gradients` all is as before.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Final

@@ -14,8 +14,6 @@
     model.keras  model.tflite  model_int8.tflite  labels.txt  done.json
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

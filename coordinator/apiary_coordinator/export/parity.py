@@ -4,8 +4,6 @@ Two processes: `python -m apiary_coordinator.export.parity RUNTIME FOLDER OUT.np
 runtime, because tflite-runtime and TensorFlow cannot live in one process.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

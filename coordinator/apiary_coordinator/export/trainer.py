@@ -1,7 +1,5 @@
 """A Keras model as a `tf.Module` that trains itself: what becomes `trainer.tflite`."""
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 import tensorflow as tf

@@ -1,7 +1,5 @@
 """The nodes that the coordinator has heard of: who is here, and what they can do."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

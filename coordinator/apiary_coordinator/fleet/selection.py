@@ -1,7 +1,5 @@
 """Which nodes take part in a round: the cohort is drawn from those that are fit. Pure."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a run needs of its model: built before the first round, evaluated after each, finished at the end."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """The models of one run in the blob store: verified, read, removed."""
 
-from __future__ import annotations
-
 from collections.abc import Container, Iterable
 
 from apiary.blobs import BlobStore

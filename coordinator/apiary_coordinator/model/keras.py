@@ -1,7 +1,5 @@
 """Builds models with Keras: a child with TensorFlow exports recipes, the light runtime evaluates them."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

@@ -1,7 +1,5 @@
 """The coordinator's figures for Prometheus, at /metrics: written by the loop, served by a thread."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections import Counter as Count

@@ -1,7 +1,5 @@
 """Watches the worker's thread: the loop, which feeds the watchdog, does not stop when the worker does."""
 
-from __future__ import annotations
-
 import logging
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Commands of operators for nodes: sent to each, repeated until it replies; its reply is the answer."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Publishes a finished run with one or more publishers: one that fails does not hold up the others."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

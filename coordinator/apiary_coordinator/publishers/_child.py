@@ -1,7 +1,5 @@
 """Starts the SDK's child and follows its events, with a limit for the first answer and one for all."""
 
-from __future__ import annotations
-
 import logging
 import os
 import subprocess

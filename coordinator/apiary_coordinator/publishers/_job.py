@@ -1,7 +1,5 @@
 """What the child with Edge Impulse's SDK is asked (JSON on stdin), and what it reports (lines on stdout)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -3,8 +3,6 @@
 The program gets none of our environment.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import tempfile

@@ -1,7 +1,5 @@
 """`publish.json` of a run: what was published where, and the steps of it that are done."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator, Mapping

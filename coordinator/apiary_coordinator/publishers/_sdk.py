@@ -4,8 +4,6 @@ It uploads, profiles, builds and downloads, and reports each step as a line of J
 environment and nowhere else.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

@@ -4,8 +4,6 @@ The SDK itself waits without end, retries a missing network for eight minutes, t
 one and hands on whatever bytes come. Loaded by the child only.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

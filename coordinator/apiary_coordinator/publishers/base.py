@@ -1,7 +1,5 @@
 """What a publisher is, and what it is given: one finished, evaluated model of a run."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping

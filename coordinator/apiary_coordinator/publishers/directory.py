@@ -1,7 +1,5 @@
 """A plain release in a folder: `.tflite` files, labels and a manifest, for people without an account."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

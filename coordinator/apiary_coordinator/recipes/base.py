@@ -1,7 +1,5 @@
 """What a recipe is: options, and a function from them to Keras models. Importing one is light."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass

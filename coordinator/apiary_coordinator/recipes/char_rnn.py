@@ -4,8 +4,6 @@ The recurrent network of the PyTorch tutorial on names, which PySyft trained on 
 (Cho et al. 2014, arXiv:1406.1078) by default. Unrolled, because light runtimes have no loop to differentiate.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """Transfer learning: MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381), frozen, and a small dense head."""
 
-from __future__ import annotations
-
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal

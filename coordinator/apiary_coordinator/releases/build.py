@@ -1,7 +1,5 @@
 """A release out of what a run published, or out of a file: looked at and named. For a worker's thread."""
 
-from __future__ import annotations
-
 import platform
 import re
 import shutil

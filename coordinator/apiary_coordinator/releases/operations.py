@@ -1,7 +1,5 @@
 """What operators may ask of releases: `release.*`. Slow work goes to the worker; the answer follows it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path

@@ -20,8 +20,6 @@ they come. Those who were there when the wave opened are its members, and it is 
 The service performs the commands and decides nothing. Times are monotonic seconds.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace

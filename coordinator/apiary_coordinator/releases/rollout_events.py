@@ -1,7 +1,5 @@
 """The events and commands of the state table in `rollout`, and what it knows of nodes and pins. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Rolls releases out: journals what the table decides, publishes it to the fleet, serves the file."""
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from dataclasses import dataclass, replace

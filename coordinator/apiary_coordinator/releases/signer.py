@@ -1,7 +1,5 @@
 """Publishes the current release to the fleet, sealed by the coordinator's certificate or the release key."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """The record of a run as people want it: a page, plots and a spreadsheet, from `history.jsonl`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from apiary.files import write_atomic

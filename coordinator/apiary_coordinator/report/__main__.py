@@ -1,7 +1,5 @@
 """`python -m apiary_coordinator.report RUN` writes a run's report again."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -6,8 +6,6 @@ journal has all of it: after a restart the file is made to say what the journal 
 costs nothing.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """`report.html`: one file that opens from disk, on a phone, in the dark and on paper, and loads nothing."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """What `history.jsonl` and `summary.json` say, checked, and as rows for the page and the spreadsheet."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

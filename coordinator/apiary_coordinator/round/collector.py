@@ -4,8 +4,6 @@ Everything slow (hashing, decoding, syncing, adding) is done by the worker, in o
 stands between an update's sync and its receipt.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How long a round may take, from how long the fleet took before. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from typing import Final

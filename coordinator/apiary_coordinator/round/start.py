@@ -1,7 +1,5 @@
 """What a round starts from, what it promises to the nodes, and what it leaves to the next."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

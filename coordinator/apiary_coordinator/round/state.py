@@ -17,8 +17,6 @@
 The service performs the commands and decides nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum

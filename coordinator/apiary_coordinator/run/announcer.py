@@ -1,7 +1,5 @@
 """Publishes a run's messages: the round as it stands, invitations, results, the end."""
 
-from __future__ import annotations
-
 import logging
 from typing import Final
 

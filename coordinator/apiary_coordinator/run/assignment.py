@@ -1,7 +1,5 @@
 """What a run is given to do."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from apiary.settings import Settings

@@ -1,7 +1,5 @@
 """Finished runs on disk: the folder that a name means, and the labels of its model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Final
 

@@ -4,8 +4,6 @@ A round's result names every node of its cohort, so the results of all rounds ar
 they are written down, one at a time; in memory is what the run's rules ask about.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator

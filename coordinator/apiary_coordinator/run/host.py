@@ -1,7 +1,5 @@
 """Hosts at most one run: begins it, gives it its turns and the worker's results, and lets it end or fail."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The messages that the coordinator publishes of a run, built from what it knows. Pure."""
 
-from __future__ import annotations
-
 from typing import Final, Literal
 
 from apiary import __version__

@@ -4,8 +4,6 @@ Whatever the journal holds is resumed at the next start, at the stage where it s
 stop gives up a round that still collects, and is finished with the best model it has, if any.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """When a run ends, and which of its models wins. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

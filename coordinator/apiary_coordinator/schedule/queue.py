@@ -1,7 +1,5 @@
 """Runs one after another: requested by operators or begun by the schedule, journaled before confirmed."""
 
-from __future__ import annotations
-
 import json
 import logging
 import secrets

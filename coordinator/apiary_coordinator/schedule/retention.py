@@ -1,7 +1,5 @@
 """Bounds what runs leave, however long a coordinator stays up; serves the newest model between runs."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from functools import partial

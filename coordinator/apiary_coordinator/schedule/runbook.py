@@ -1,7 +1,5 @@
 """Runs as the journal knows them: requested, waiting, under way, over; and what the schedule remembers."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, Final

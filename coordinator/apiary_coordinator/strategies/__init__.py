@@ -1,7 +1,5 @@
 """How accepted updates become the next model: one strategy a file."""
 
-from __future__ import annotations
-
 from typing import cast
 
 from apiary import plugins

@@ -1,7 +1,5 @@
 """What a strategy is: `init` and `apply` with explicit state, no I/O and no chance."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Protocol
 

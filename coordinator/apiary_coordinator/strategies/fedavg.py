@@ -1,7 +1,5 @@
 """Federated averaging: the next model is the sample-weighted mean (McMahan et al. 2017, arXiv:1602.05629)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

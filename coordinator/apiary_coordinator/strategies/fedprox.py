@@ -3,8 +3,6 @@
 Li et al. 2020, arXiv:1812.06127. The term lives in the nodes' training step; `mu` defaults to 0.01.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

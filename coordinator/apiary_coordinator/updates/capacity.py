@@ -6,8 +6,6 @@ all sent at once). Too few grants leave a slow fleet idle: at 1 Mbit/s a node ta
 that 1000 nodes take 12 minutes ten at a time, and three minutes 39 at a time.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 from apiary.wire.chunks import count

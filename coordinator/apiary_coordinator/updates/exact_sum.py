@@ -5,8 +5,6 @@ held as a whole number of such steps in float64. The round's declared bounds cho
 sum passes 2**52: every addition is then exact, and exact additions commute.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from itertools import accumulate

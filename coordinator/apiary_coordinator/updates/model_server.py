@@ -1,7 +1,5 @@
 """Blobs to the nodes: requests are gathered, then each chunk is published once for all who sent one."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, field
 from functools import partial

@@ -1,7 +1,5 @@
 """What an update must hold before it may be counted. A bad update is data: a `Rejection` with its reason."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Final

@@ -4,8 +4,6 @@ One file, because a whole group of updates is then made durable by a single `fda
 upload on its way needs no memory: its chunks are written where they belong.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ What has come whole gives its place on the wire to the next, so that no node wai
 again may wait there to be screened.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass

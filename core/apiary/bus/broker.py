@@ -1,7 +1,5 @@
 """Starting a broker on this machine: mosquitto where it is installed, the embedded amqtt otherwise."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os

@@ -3,8 +3,6 @@
 `bus/mqtt.py` speaks to a broker; tests join parties in one process (`tests/stand_ins/memory_bus.py`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -5,8 +5,6 @@ name and certificate are (mosquitto 2.0.11, measured): with ids that follow from
 every other out. A node keeps its id, so that after a power cut it takes its own old connection's place.
 """
 
-from __future__ import annotations
-
 import re
 import secrets
 from pathlib import Path

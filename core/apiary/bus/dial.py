@@ -4,8 +4,6 @@ Only the name lookup blocks, for as long as the system's resolver does (`options
 resolv.conf, 5 s a try by default); addresses given as numbers need none.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

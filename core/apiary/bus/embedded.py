@@ -4,8 +4,6 @@ For trying out where mosquitto is not installed: MQTT 3.1.1 only, nothing kept o
 ten to fifteen times mosquitto's CPU (measured). It listens on loopback.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import logging

@@ -1,7 +1,5 @@
 """Feeding many chunks to the bus, a few at a time and fairly, so that its queue stays short."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field

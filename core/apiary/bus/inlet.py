@@ -1,7 +1,5 @@
 """Messages in: verified and decoded once, before any receiver sees them. The counterpart of `Outlet`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

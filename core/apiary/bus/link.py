@@ -1,7 +1,5 @@
 """One connection to a broker, from CONNECT until it breaks, as the bus that renews it sees it."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 MQTT 5, or 3.1.1 where the broker refuses 5. The only module that imports paho.
 """
 
-from __future__ import annotations
-
 import contextlib
 import random
 import socket

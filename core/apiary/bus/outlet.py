@@ -1,7 +1,5 @@
 """Control messages out: built, sealed, sent, and, where retained, kept to be published on every connect."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from apiary.bus.bus import Bus

@@ -4,8 +4,6 @@ paho reads a packet's first bytes one by one and puts a payload together from pa
 coordinator's loop went into that (measured, 1000 nodes). Here what one read brought is cut at once.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 from apiary.errors import BusError

@@ -4,8 +4,6 @@ Each connection starts clean; when one breaks, what it still held is dropped wit
 waits a jittered, doubling while.
 """
 
-from __future__ import annotations
-
 import logging
 import random
 import time

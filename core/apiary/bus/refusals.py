@@ -1,7 +1,5 @@
 """A broker's reason codes as errors that name the setting to change."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from apiary.bus.dial import HINT

@@ -4,8 +4,6 @@ paho writes each acknowledgement by itself: 37 system calls a node and round of 
 which woke the broker.
 """
 
-from __future__ import annotations
-
 import socket
 import ssl
 from typing import Final

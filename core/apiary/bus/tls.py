@@ -1,7 +1,5 @@
 """The TLS context of a party that runs for years: certificates are renewed on disk under its feet."""
 
-from __future__ import annotations
-
 import logging
 import ssl
 

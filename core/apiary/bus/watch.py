@@ -1,7 +1,5 @@
 """Waiting for one socket, and for a word from another thread."""
 
-from __future__ import annotations
-
 import contextlib
 import selectors
 import socket

@@ -1,7 +1,5 @@
 """Whether bytes are a whole Linux program for the machine they are meant for, by their headers."""
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 from typing import Final

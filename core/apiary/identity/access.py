@@ -3,8 +3,6 @@
 mosquitto grants every subscription and filters what it delivers; this computes beforehand what that will be.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum

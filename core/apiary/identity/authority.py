@@ -4,8 +4,6 @@ Pure: keys, serial numbers and the time come in. Three kinds of certificates, wh
 another: TLS clients and TLS servers (P-256), and Ed25519 keys that sign messages.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta

@@ -4,8 +4,6 @@ Pure: the time comes in as an argument. An authority signs every certificate its
 intermediate ones, so that a judgement needs nothing but what `Trust` holds.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import datetime

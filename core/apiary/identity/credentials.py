@@ -3,8 +3,6 @@
 A certificate that was renewed and a list that revokes somebody count within a second, without a restart.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable

@@ -4,8 +4,6 @@ The counter survives a power cut at any instant, and a clock that is set back. M
 instant; a power cut may take those of the last seconds back, so that a node writes its card less.
 """
 
-from __future__ import annotations
-
 import logging
 import sqlite3
 from collections.abc import Callable

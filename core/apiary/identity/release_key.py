@@ -5,8 +5,6 @@ of `signing`; the certificate in it is signed by its own key and holds at any ti
 clock must judge it too. What counts is the key.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from datetime import UTC, datetime

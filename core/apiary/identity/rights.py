@@ -4,8 +4,6 @@
 is not named for, it may not do. The broker enforces this by topic; signatures hold even where it does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum

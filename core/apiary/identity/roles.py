@@ -1,7 +1,5 @@
 """The parts that a certificate lets its holder play. Free of `cryptography`: every module may name them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 

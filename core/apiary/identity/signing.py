@@ -7,8 +7,6 @@ The certificate travels along; who verifies needs the fleet's authority and its 
 `issued` is in milliseconds since 1970 and grows with every message that its signer seals.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import re

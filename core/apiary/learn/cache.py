@@ -4,8 +4,6 @@ Losing an entry costs time, never correctness: entries carry a checksum, are not
 only switches the cache off.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import struct

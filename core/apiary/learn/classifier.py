@@ -1,7 +1,5 @@
 """A finished `model.tflite` or `model_int8.tflite`: pictures to class probabilities."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

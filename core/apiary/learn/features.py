@@ -1,7 +1,5 @@
 """Pictures through a frozen base, once each: features on disk by picture digest and base digest."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

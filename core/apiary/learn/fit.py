@@ -1,7 +1,5 @@
 """Local training: one node, one round, one function over whichever runtime the machine has."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """How good predictions are: accuracy, loss, precision, recall, F1 and the confusion matrix."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -11,8 +11,6 @@
 Every result is a partition: each sample on exactly one node, no node below `min_samples`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Final, Literal, get_args
 

@@ -1,7 +1,5 @@
 """Which files are samples, and why one cannot be read: cheap to import, without Pillow."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from apiary.errors import DataError

@@ -4,8 +4,6 @@ As the handwritten maths recognisers do: ink against ground by Otsu's threshold 
 what is connected, parts above each other (of an i, of an equals sign) taken together, in reading order.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """A short text as uint8[letters, alphabet, 1]: one row a letter, 255 at its place in the alphabet."""
 
-from __future__ import annotations
-
 import unicodedata
 from typing import Final
 

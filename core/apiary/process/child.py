@@ -10,8 +10,6 @@ this process does, however this process ends; its own session keeps Ctrl-C in a 
     child.end(grace_s=5)
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """All settings of one party."""
 
-from __future__ import annotations
-
 from pydantic import Field, field_validator
 
 from apiary.errors import TopicError

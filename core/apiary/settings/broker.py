@@ -1,7 +1,5 @@
 """`[broker]`: where the MQTT broker is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

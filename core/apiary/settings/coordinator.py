@@ -1,7 +1,5 @@
 """`[coordinator]` and `[metrics]`: the server's folders and limits, its figures for Prometheus."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """`[edge]`: one node, with its store, camera and capture."""
 
-from __future__ import annotations
-
 import socket
 from pathlib import Path
 

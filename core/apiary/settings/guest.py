@@ -1,7 +1,5 @@
 """`[edge.guest]`: when a node leaves its machine to others; docs/appliance.md explains each rule."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from apiary.settings.section import Section

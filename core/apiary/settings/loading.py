@@ -1,7 +1,5 @@
 """Read settings: file < `APIARY_*` environment < command line; an error says where a value came from."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import json

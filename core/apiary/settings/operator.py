@@ -1,7 +1,5 @@
 """`[operator]`: under which name commands are sent to the coordinator."""
 
-from __future__ import annotations
-
 import getpass
 
 from pydantic import Field, field_validator

@@ -1,7 +1,5 @@
 """`[pki]`: the fleet's private authority, on the machine that runs `apiary pki`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import Field

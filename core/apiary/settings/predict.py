@@ -1,7 +1,5 @@
 """`[edge.predict]` and `[edge.personal]`: live predictions of a node, and the model it tunes to itself."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from apiary.settings.section import Section

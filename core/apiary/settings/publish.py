@@ -1,7 +1,5 @@
 """`[publish]`: where a finished model goes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit

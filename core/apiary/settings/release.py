@@ -1,7 +1,5 @@
 """`[release]`: how a release reaches the fleet; `[edge.slots]`: what a node requires of one."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator

@@ -1,7 +1,5 @@
 """`[run]`: what a run trains, on whom, and when it ends."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator

@@ -1,7 +1,5 @@
 """`[schedule]`: when a coordinator that stays up begins a run by itself."""
 
-from __future__ import annotations
-
 import re
 from typing import Final, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError

@@ -1,7 +1,5 @@
 """`[security]`: signing the messages of this party, and checking those of others."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Self
 

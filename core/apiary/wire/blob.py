@@ -4,8 +4,6 @@ The header lists the tensors (name, dtype, shape, offset, codec parameters), the
 to back, so that decoding copies nothing: raw float32 comes out as views of the document.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

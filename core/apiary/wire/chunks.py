@@ -5,8 +5,6 @@ A chunk is msgpack `[digest prefix, index, crc32, bytes]`. At most 120,000 bytes
 mosquitto 2.1 refuses packets over 2,000,000 bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import zlib
 from collections.abc import Iterable, Iterator

@@ -4,8 +4,6 @@ Control is JSON under one root, weights are chunks under another, so that a pers
 without the weights.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from enum import Enum

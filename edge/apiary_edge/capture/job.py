@@ -1,7 +1,5 @@
 """What a capture child reports: a JSON line for each event. Its job is the node's settings, `[edge]`."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError

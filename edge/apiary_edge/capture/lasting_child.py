@@ -3,8 +3,6 @@
 The capture child and the prediction child are of this kind.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 All work on a small grey version of the frame, so that a Pi Zero does 5 a second on a few percent of a core.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

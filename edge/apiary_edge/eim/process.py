@@ -1,7 +1,5 @@
 """One run of an `.eim` program: started without a shell, spoken to over its socket, and surely ended."""
 
-from __future__ import annotations
-
 import os
 import selectors
 import shutil

@@ -1,7 +1,5 @@
 """The program's shared memory as a file under /dev/shm. Not multiprocessing's: that starts a process more."""
 
-from __future__ import annotations
-
 import contextlib
 import mmap
 import os

@@ -3,8 +3,6 @@
 The formula and the measurements that it was fitted to are in docs/appliance.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

@@ -1,7 +1,5 @@
 """When training pauses, why, and when it goes on. Pure: readings, settings and times come as arguments."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum

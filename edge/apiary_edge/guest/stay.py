@@ -1,7 +1,5 @@
 """The guest rules at work on a node: look at the machine, pause and go on, decline what does not fit."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable

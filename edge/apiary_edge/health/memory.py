@@ -1,7 +1,5 @@
 """How much memory is left for one more process: of the machine, of control groups, of the address space."""
 
-from __future__ import annotations
-
 import resource
 from dataclasses import dataclass
 from pathlib import Path

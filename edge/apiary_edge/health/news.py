@@ -1,7 +1,5 @@
 """When a node's health is worth a message: what changed enough, and not too often. Pure."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from apiary.wire.messages import NodeHealth

@@ -1,7 +1,5 @@
 """Reads the machine: /proc, /sys, the disk. Where a file is not there, that figure is None."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What the kernel's figures mean: texts of /proc and /sys in, numbers out. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final

@@ -1,7 +1,5 @@
 """The labelling page as a WSGI application: what it shows, and what each change may hold."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus

@@ -1,7 +1,5 @@
 """Labels by folder: `FOLDER/LABEL/*.jpg|png` into the store; what lies right in FOLDER has no label."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The page's process: the app behind waitress, bounded in threads, connections, bodies and idle time."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import ipaddress

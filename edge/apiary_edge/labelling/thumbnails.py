@@ -1,7 +1,5 @@
 """Pictures of the store, scaled for a screen, as JPEG; a few megabytes of them are kept."""
 
-from __future__ import annotations
-
 import io
 import threading
 import warnings

@@ -11,8 +11,6 @@
 A pause, and who asked for it, is on disk before it is answered, so it survives a restart.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections import OrderedDict

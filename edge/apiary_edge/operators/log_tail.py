@@ -1,7 +1,5 @@
 """The last lines of this process's log, kept in memory for operators who ask; bounded, without paths."""
 
-from __future__ import annotations
-
 import logging
 import re
 import threading

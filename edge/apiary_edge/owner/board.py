@@ -1,7 +1,5 @@
 """What a node's own messages say of it, folded together for the owner who stands before it. Pure."""
 
-from __future__ import annotations
-
 from collections import deque
 from typing import Any, Final
 

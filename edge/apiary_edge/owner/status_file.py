@@ -5,8 +5,6 @@ folder, seldom written. Whether the service lives is judged by its process and b
 clock: a Pi's may be wrong by years.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """The node in Home Assistant: announced while the setting is on, taken out again when it is off."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

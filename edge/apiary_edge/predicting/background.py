@@ -1,7 +1,5 @@
 """The service's side of the background tasks: one child at a time, while the node is not busy."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from typing import Any, Final, Protocol

@@ -1,7 +1,5 @@
 """The job of a background child: what it does between rounds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict

@@ -4,8 +4,6 @@ It tunes the newest model's head to this node, where that is wanted and not done
 It reports events as a training child does, and ends.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -2,8 +2,6 @@
 and a page out, until it is ended. Without a camera it serves the page alone.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 import threading

@@ -1,7 +1,5 @@
 """The node follows the federation's newest model: fetches its parts, and describes it once they are whole."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Final

@@ -4,8 +4,6 @@ Source: home-assistant.io/integrations/mqtt (discovery messages) and .../sensor.
 JSON object on `PREFIX/sensor/NODE/OBJECT/config`; an empty one removes the sensor.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pictures that somebody posts: the body of a request to a frame, bounded before anything is decoded."""
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

@@ -1,7 +1,5 @@
 """The job of a predicting child and the events that it reports: JSON, a line each."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError

@@ -1,7 +1,5 @@
 """The newest frame through the newest model, a few times a second; a model that fails changes nothing."""
 
-from __future__ import annotations
-
 import io
 import threading
 from collections import deque

@@ -1,7 +1,5 @@
 """Which model this node predicts with: small JSON files that say where it lies, read by other processes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeVar
 

@@ -1,7 +1,5 @@
 """The predictions page and its API, whose paths and fields are those of Edge Impulse's runner."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus

@@ -6,8 +6,6 @@ features stay those of the federation, and the gradient of the next step is agai
 alone. Putting back empties the optimizer, so Adam takes steps of the learning rate's size; it falls to 0.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from pathlib import Path

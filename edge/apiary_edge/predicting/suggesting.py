@@ -1,7 +1,5 @@
 """What the model thinks of pictures without a label, noted in the store for the labelling page."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Releases on the node: hears which is meant for it, fetches, tests, swaps, reports. The table decides."""
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Callable

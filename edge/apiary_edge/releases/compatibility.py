@@ -1,7 +1,5 @@
 """Whether a release is for this node at all, before its file is fetched; and its file, before it is run."""
 
-from __future__ import annotations
-
 import mmap
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the service asks of the child that tests a release, and what it answers: JSON files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict

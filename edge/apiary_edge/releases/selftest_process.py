@@ -1,7 +1,5 @@
 """The service's side of a release's trial: start the child, read its result, end one that takes too long."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time

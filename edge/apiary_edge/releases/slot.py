@@ -1,7 +1,5 @@
 """A slot: a release on this node's disk that passed its test, and how it is written down. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath

@@ -19,8 +19,6 @@
 The last assignment counts: whatever is being fetched or tested for another release is stopped.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 

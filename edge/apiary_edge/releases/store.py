@@ -5,8 +5,6 @@ before it, and one that is being tested. The order of writes is such that after 
 the node has the old release or the new one, whole, and still refuses what it refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

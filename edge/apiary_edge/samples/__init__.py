@@ -1,7 +1,5 @@
 """The pictures of one node: SQLite says what they are, files hold them. `store.SampleStore` is the way in."""
 
-from __future__ import annotations
-
 from typing import Final
 
 MAX_FILE_BYTES: Final = 64 * 2**20

@@ -1,7 +1,5 @@
 """What a sample is and what may be asked of many. Pure: no files, no clock."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

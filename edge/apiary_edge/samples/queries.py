@@ -1,7 +1,5 @@
 """The store's SQL that is longer than a line, and rows to samples. Every value is bound, never pasted."""
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 from apiary_edge.samples.model import Filter, Order, Sample, SampleId, SampleState, Suggestion

@@ -1,7 +1,5 @@
 """Looking into the sample store; nothing here changes it."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path

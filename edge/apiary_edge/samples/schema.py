@@ -1,7 +1,5 @@
 """The index: one SQLite file, WAL, full sync at each commit. Several processes may have it open."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What a node says of itself: its status with labels and reasons, and a twin that speaks under its name."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Mapping

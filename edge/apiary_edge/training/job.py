@@ -1,7 +1,5 @@
 """The job of a training child and the events that it reports: JSON, a line each."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -4,8 +4,6 @@ Control groups for memory are off on a Raspberry Pi, so nobody else bounds it. U
 fails where Python can say so; on a machine that runs out, the kernel kills whom it likes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading

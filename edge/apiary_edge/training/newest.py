@@ -1,7 +1,5 @@
 """Which announcement is out of date: one of an earlier round than the run's present one. Pure."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

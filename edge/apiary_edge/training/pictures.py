@@ -1,7 +1,5 @@
 """The pictures that a training child uses: labelled samples of the store, a folder's, or both."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing

@@ -3,8 +3,6 @@
 The supervisor starts a round's training through `Training`; the background tasks use the same process class.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

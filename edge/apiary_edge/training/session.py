@@ -20,8 +20,6 @@ Work already done is not done again: a round whose update was answered is rememb
 that waits in the outbox is offered whatever round is open. The service performs commands, decides nothing.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import assert_never

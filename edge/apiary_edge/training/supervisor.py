@@ -1,7 +1,5 @@
 """A round's training on this node: the child's start, its crashes, its time, its progress, its update."""
 
-from __future__ import annotations
-
 import logging
 import signal
 from collections.abc import Callable

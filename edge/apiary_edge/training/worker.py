@@ -5,8 +5,6 @@ round at most. One thread of arithmetic: the same job gives the same bits each t
 sets that in the environment, as `TrainingProcess` does; by hand: `OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1`.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

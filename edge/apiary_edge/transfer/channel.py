@@ -1,7 +1,5 @@
 """A node's way to the broker: its messages under its own name, and plain publishes on the same connection."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from apiary.bus.bus import Bus

@@ -1,7 +1,5 @@
 """Blobs that the node lacks: subscribe, request the missing chunks, assemble them, request again."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from typing import Final

@@ -1,7 +1,5 @@
 """Updates that wait for their receipt, on disk: a PUBACK only says that the broker has a message."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """An update's chunks on their way out of the outbox, and what the disk did not give back."""
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Who may come in: the Host header, the token and its cookie, and how slowly guesses are answered."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import ipaddress

@@ -4,8 +4,6 @@ Every answer with data needs the cookie. What changes something is a POST with t
 which no other site's page can send without asking first.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """The owner's token: made at the first start, kept in a file that only this user can read."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

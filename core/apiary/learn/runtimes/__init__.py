@@ -1,7 +1,5 @@
 """What runs a training step: one runtime a file. what each must offer is in `base`."""
 
-from __future__ import annotations
-
 from typing import Final, cast
 
 from apiary.errors import RuntimeUnavailable

@@ -1,7 +1,5 @@
 """What a runtime must offer. All give the same tensors, so they mix in one round."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Protocol
 

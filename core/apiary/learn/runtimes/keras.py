@@ -1,7 +1,5 @@
 """Training with TensorFlow and Keras, for machines with 2 GB and more: the same maths, built from JSON."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """Training with `tflite-runtime` or `ai-edge-litert`, whichever is installed: no TensorFlow."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import importlib.util

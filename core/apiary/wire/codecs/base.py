@@ -1,7 +1,5 @@
 """What a codec is: one float32 tensor to bytes and back, without state and without chance."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Half precision, scaled by the largest magnitude so that nothing overflows: half the bytes, error 0.05 %."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from apiary.tensors import Array

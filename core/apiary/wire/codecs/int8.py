@@ -1,7 +1,5 @@
 """One signed byte per number and one scale per tensor: a quarter of the bytes, error 0.4 % of the largest."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from apiary.tensors import Array

@@ -1,7 +1,5 @@
 """The numbers as they are: little-endian float32. Nothing is lost, nothing is copied on decoding."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from apiary.tensors import Array

@@ -5,8 +5,6 @@ stays below `MAX_BYTES`, checked before it is parsed; MQTT Explorer shows 20,000
 announcement to a very large cohort respect.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Annotated, ClassVar, Final, Self
 

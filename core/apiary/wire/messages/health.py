@@ -1,7 +1,5 @@
 """How a node's machine is. Pure."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from pydantic import Field

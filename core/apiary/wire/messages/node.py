@@ -1,7 +1,5 @@
 """Messages of a node about itself. Pure."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Requests of operators to the coordinator, commands of the coordinator to nodes, and their answers."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Any, ClassVar, Final, Literal
 

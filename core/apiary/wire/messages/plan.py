@@ -1,7 +1,5 @@
 """How a round trains, and what its updates may hold. Pure."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """The release that nodes predict with, how far it is rolled out, and what each node reports of it."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal

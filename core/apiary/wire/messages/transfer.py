@@ -1,7 +1,5 @@
 """How blobs and updates travel: want, offer, grant, receipt. Pure."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
