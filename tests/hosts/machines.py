@@ -81,6 +81,10 @@ class Machine:
         self.root = self.folder / "root"
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def boot(self, wait_s: float = 60) -> None:
         """Start it and wait until it lets SSH in."""
         if not self.root.is_mount():
@@ -137,7 +141,7 @@ class Machine:
 
     def destroy(self) -> None:
         """It burns down: killed, and its disk is gone. Nothing where there is none."""
-        if self._process is not None and self._process.poll() is None:
+        if self.running:
             self.kill()
         if self.root.is_mount():
             sh("umount", self.root)

@@ -14,7 +14,7 @@ from tests.hosts.fleet import Fleet, until
 from tests.hosts.ground import BUILD, PIS, ROOT, WORK, wheel
 from tests.hosts.page import page
 from tests.hosts.renewal import fire, renew
-from tests.hosts.version_before import version_before
+from tests.hosts.version_before import to_this_one_and_back, version_before
 
 
 def boot(fleet: Fleet) -> str:
@@ -203,5 +203,6 @@ STEPS: Final[tuple[tuple[str, Callable[[Fleet], str]], ...]] = (
     ("a card that joins by itself", card),
     ("backup, another host, restore", restore),
     # At the end: all hosts begin anew.
-    ("from the version before, and back", version_before),
+    ("site.yml of the version before", version_before),
+    ("from there to this one, cut three times, and back", to_this_one_and_back),
 )

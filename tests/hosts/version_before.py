@@ -1,4 +1,4 @@
-"""The step in which a fleet of the version before is upgraded, with three cuts on the way, and taken back.
+"""The steps in which a fleet of the version before is upgraded, with three cuts on the way, and taken back.
 
 That version's distribution was named `apiary`. Its plays and its wheel come from the repository's history.
 """
@@ -27,22 +27,28 @@ PLACES: Final = "/etc/apiary/tls /etc/apiary/signing /var/lib/apiary/pictures /v
 
 
 def version_before(fleet: Fleet) -> str:
-    """From nothing to a run by the plays of before; then by those of this checkout."""
-    tree = _history()
-    fleet.members[:] = NODES
-    fleet.run_settings["deadline_s"] = 3600
+    """From nothing to a fleet, by the plays of before."""
     for machine in (fleet.server, *fleet.pis.values()):
         machine.destroy()
-    machines = (fleet.server, *(fleet.pis[name] for name in NODES))
+    machines = _small(fleet)
     for number, name in enumerate(NODES, 1):
         shutil.copytree(BUILD / "shares" / f"node-{number}", WORK / name / "upper/var/lib/apiary/pictures")
     for machine in machines:
         machine.boot()
-    fleet.play("site.yml", tree=tree)
-    (wheel,) = tree.glob("dist/*/apiary-*.whl")
+    played = fleet.play("site.yml", tree=_history())
+    return f"{sum(played.changed.values())} changes, by the plays of {COMMIT[:7]}"
+
+
+def to_this_one_and_back(fleet: Fleet) -> str:
+    """One run goes on through three cuts, the whole upgrade, and the way back."""
+    machines = _small(fleet)
+    for machine in machines:
+        if not machine.running:
+            machine.boot()
     before = {m.name: _program(m) for m in machines}
     assert all(held == ["apiary"] for _, held in before.values()), before
     kept = {m.name: _kept(m) for m in machines}
+    (wheel,) = _history().glob(f"dist/{Path(before['server'][0]).name.removesuffix('-coordinator')}/*.whl")
     run = fleet.start("moved", rounds=500, nodes=1)
     _goes_on(fleet, run)
 
@@ -80,6 +86,13 @@ def version_before(fleet: Fleet) -> str:
     fleet.stop(run)
     rounds = len(fleet.rounds(run))
     return f"one run of {rounds} rounds through three cuts, the upgrade and the way back; outboxes were sent"
+
+
+def _small(fleet: Fleet) -> tuple[Machine, ...]:
+    """A server and two nodes, whose rounds stay open for an hour."""
+    fleet.members[:] = NODES
+    fleet.run_settings["deadline_s"] = 3600
+    return (fleet.server, *(fleet.pis[name] for name in NODES))
 
 
 def _history() -> Path:
