@@ -22,7 +22,8 @@ COMMIT: Final = "8fbd764adfcc7cc3474a7cffd3ed58f5cd4cd164"
 """The last one before the modules moved and the distribution got its name."""
 NODES: Final = ("pi-1", "pi-2")
 """One of each Debian."""
-INSTALLING: Final = "pgrep -f '[p]ip install .*apiary_fl'"
+INSTALLING: Final = "pgrep -af '[p]ip install .*apiary_fl' | grep -v no-deps"
+"""The long part: what the wheel needs."""
 PLACES: Final = "/etc/apiary/tls /etc/apiary/signing /var/lib/apiary/pictures /var/lib/apiary-pki/ca.pem"
 
 
