@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from apiary.errors import WireError
-from apiary.identity.certificates import SIGNING_USE
+from apiary.identity.certificates import SIGNING_USE, subject_of
 from apiary.identity.roles import Identity
 
 BACKDATED: Final = timedelta(hours=1)
@@ -67,7 +67,7 @@ class Authority:
         ca = self.certificate
         key_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         builder = (
-            _builder(_subject(whom), key, term, serial, not_after=ca.not_valid_after_utc)
+            _builder(subject_of(whom), key, term, serial, not_after=ca.not_valid_after_utc)
             .issuer_name(ca.subject)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
@@ -119,22 +119,16 @@ def requested_key(csr: x509.CertificateSigningRequest, use: KeyUse, who: str) ->
 
     Nothing else in a request counts: the authority decides who it is for, and for what.
     """
-    key = csr.public_key()
-    fits = isinstance(key, Ed25519PublicKey) if use is KeyUse.SIGNING else _on_p256(key)
+    key, request = csr.public_key(), f"{who}: the request for {use.name.lower()}"
+    if use is KeyUse.SIGNING:
+        kind, fits = "Ed25519", isinstance(key, Ed25519PublicKey)
+    else:
+        kind, fits = "P-256", isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)
     if not fits or not isinstance(key, PublicKey):
-        kind = "Ed25519" if use is KeyUse.SIGNING else "P-256"
-        raise WireError(
-            f"{who}: the request for {use.name.lower()} has a {type(key).__name__}, expected {kind}"
-        )
+        raise WireError(f"{request} has a {type(key).__name__}, expected {kind}")
     if not csr.is_signature_valid:
-        raise WireError(
-            f"{who}: the request for {use.name.lower()} is not signed by its own key: make it again"
-        )
+        raise WireError(f"{request} is not signed by its own key: make it again")
     return key
-
-
-def _on_p256(key: object) -> bool:
-    return isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)
 
 
 def _builder(
@@ -149,15 +143,6 @@ def _builder(
         .not_valid_before(term.now - BACKDATED)
         .not_valid_after(min(end, not_after) if not_after else end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    )
-
-
-def _subject(whom: Identity) -> x509.Name:
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, str(whom.role)),
-            x509.NameAttribute(NameOID.COMMON_NAME, whom.name),
-        ]
     )
 
 

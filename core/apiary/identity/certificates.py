@@ -11,6 +11,14 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from apiary.errors import SettingsError, TopicError
@@ -21,6 +29,7 @@ SIGNING_USE: Final = ObjectIdentifier("1.3.6.1.5.5.7.3.36")
 """Extended key usage id-kp-documentSigning (RFC 9336): what signs messages opens no TLS link."""
 _CACHED: Final = 256
 """Certificates whose issuer need not be checked again: a check of P-256 costs a Pi about a millisecond."""
+PrivateKey = EllipticCurvePrivateKey | Ed25519PrivateKey
 _DATE: Final = "%Y-%m-%d %H:%M UTC"
 
 
@@ -34,6 +43,16 @@ def identity_of(certificate: x509.Certificate | x509.CertificateSigningRequest) 
         return Identity(check_name(name, "its common name"), Role(unit))
     except TopicError as e:
         raise ValueError(str(e)) from None
+
+
+def subject_of(whom: Identity) -> x509.Name:
+    """The subject in which `identity_of` finds `whom`."""
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, str(whom.role)),
+            x509.NameAttribute(NameOID.COMMON_NAME, whom.name),
+        ]
+    )
 
 
 class Trust:
@@ -83,6 +102,12 @@ class Trust:
             f"the list of revoked certificates of {crl.issuer.rfc4514_string()[:100]} is not signed by an "
             "authority that security.ca names: take both from the same `apiary pki` folder"
         )
+
+
+def private_pem(key: PrivateKey, passphrase: bytes | None = None) -> bytes:
+    """A key as PEM (PKCS 8), locked where there is a passphrase."""
+    lock = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
 
 
 def _issuer(certificate: x509.Certificate) -> str:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from apiary.errors import SettingsError
 from apiary.files import Stamp, stamp
 from apiary.identity.certificates import Trust
+from apiary.identity.gate import MessageGate
 from apiary.identity.marks import DiskMarks
 from apiary.identity.roles import Identity, Role
 from apiary.identity.signing import Signer, Verifier
@@ -32,24 +33,27 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class SigningGate:
-    """A `MessageGate`: messages of a signed kind carry their sender's signature, or are refused."""
-
-    generation = 0
+class SigningGate(MessageGate):
+    """Messages of a signed kind carry their sender's signature, or are refused."""
 
     def __init__(self, role: Role, verifier: Verifier, signer: Signer | None):
         self._role = role
         self.verifier = verifier
         self.signer = signer
 
+    def look(self) -> None:
+        """Called before each message: `FileGate` reads again what changed on disk."""
+
     def seal(self, kind: TopicKind, topic: str, payload: bytes) -> bytes:
         """Sign what this role signs."""
+        self.look()
         if self.signer is None or kind.signer is not self._role:
             return payload
         return self.signer.seal(topic, payload)
 
     def open(self, at: Topic, topic: str, payload: bytes) -> bytes:
         """Verify: a node and an operator may speak under their own names only."""
+        self.look()
         role = at.kind.signer
         if role is None or _is_last_will(at.kind, payload):
             return payload
@@ -76,21 +80,12 @@ class FileGate(SigningGate):
         self._marks = DiskMarks(marks, wall)
         super().__init__(
             role,
-            Verifier(load_trust(security), self._marks, self._now),
+            Verifier(load_trust(security), self._marks, lambda: datetime.fromtimestamp(wall(), UTC)),
             load_signer(security, role, name, self._marks.issue),
         )
 
-    def seal(self, kind: TopicKind, topic: str, payload: bytes) -> bytes:
-        """Sign what this role signs, by the certificate that is on disk now."""
-        self._look()
-        return super().seal(kind, topic, payload)
-
-    def open(self, at: Topic, topic: str, payload: bytes) -> bytes:
-        """Verify, by the lists that are on disk now."""
-        self._look()
-        return super().open(at, topic, payload)
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Take certificates and lists as they are on disk now; those in use stay where they do not fit."""
         now = self._wall()
         if abs(now - self._looked_at) < LOOK_S:
             return
@@ -110,9 +105,6 @@ class FileGate(SigningGate):
         self.generation += 1
         log.info("certificates read again: %s", signer.identity if signer else "to verify with")
 
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._wall(), UTC)
-
     def _stamps(self) -> tuple[Stamp, ...]:
         s = self._security
         return tuple(stamp(path) for path in (s.ca, s.crl, s.cert, s.key))
@@ -121,10 +113,9 @@ class FileGate(SigningGate):
 def load_trust(security: SecuritySettings) -> Trust:
     """The authorities and what they revoked. Raises SettingsError naming the file."""
     authorities = _read("ca", security.ca, x509.load_pem_x509_certificates)
-    revocations = []
-    if security.crl is not None:
-        revocations.append(_read("crl", security.crl, x509.load_pem_x509_crl))
-    return Trust(authorities, revocations)
+    if security.crl is None:
+        return Trust(authorities)
+    return Trust(authorities, [_read("crl", security.crl, x509.load_pem_x509_crl)])
 
 
 def load_signer(

@@ -26,6 +26,9 @@ CREATE TABLE IF NOT EXISTS mark
 CREATE INDEX IF NOT EXISTS mark_by_age ON mark (issued);
 CREATE TABLE IF NOT EXISTS counter (ceiling INTEGER NOT NULL);
 """
+_FORGET_OLDEST: Final = """
+DELETE FROM mark WHERE (signer, topic) IN (SELECT signer, topic FROM mark ORDER BY issued LIMIT 1)
+"""
 
 
 class DiskMarks:
@@ -42,7 +45,8 @@ class DiskMarks:
         try:
             self._db = sqlite3.connect(":memory:", isolation_level=None) if path is None else _on_disk(path)
             self._db.executescript(_SCHEMA)
-            self._last = self._ceiling = self._read_ceiling()
+            (ceiling,) = self._db.execute("SELECT max(ceiling) FROM counter").fetchone()
+            self._last = self._ceiling = ceiling or 0
             (self._count,) = self._db.execute("SELECT count(*) FROM mark").fetchone()
         except (OSError, sqlite3.Error) as e:
             raise StoreError(f"cannot keep what was signed in {path}: {e}") from None
@@ -58,7 +62,8 @@ class DiskMarks:
                 self._db.execute("INSERT OR REPLACE INTO mark VALUES (?, ?, ?)", (signer, topic, issued))
                 self._count += row is None
                 if self._count > self._max:
-                    self._forget_oldest()
+                    self._db.execute(_FORGET_OLDEST)
+                    self._count -= 1
         except sqlite3.Error as e:
             raise StoreError(f"cannot keep what was signed in {self._path}: {e}") from None
         return newest
@@ -82,14 +87,12 @@ class DiskMarks:
         try:
             # A Pi wakes from a power cut with the clock of yesterday: this must have reached the disk.
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("BEGIN")
             try:
-                self._db.execute("DELETE FROM counter")
-                self._db.execute("INSERT INTO counter VALUES (?)", (ceiling,))
-                self._db.execute("COMMIT")
+                with self._db:
+                    self._db.execute("BEGIN")
+                    self._db.execute("DELETE FROM counter")
+                    self._db.execute("INSERT INTO counter VALUES (?)", (ceiling,))
             finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
                 self._db.execute("PRAGMA synchronous=NORMAL")
             self._ceiling = ceiling
         except sqlite3.Error as e:
@@ -100,17 +103,6 @@ class DiskMarks:
                 self._path,
                 e,
             )
-
-    def _read_ceiling(self) -> int:
-        row = self._db.execute("SELECT max(ceiling) FROM counter").fetchone()
-        return int(row[0] or 0)
-
-    def _forget_oldest(self) -> None:
-        self._db.execute(
-            "DELETE FROM mark WHERE (signer, topic) IN "
-            "(SELECT signer, topic FROM mark ORDER BY issued LIMIT 1)"
-        )
-        self._count -= 1
 
 
 def _on_disk(path: Path) -> sqlite3.Connection:

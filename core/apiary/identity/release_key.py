@@ -14,18 +14,11 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from apiary.errors import SignatureRefused, StoreError
 from apiary.files import write_atomic
-from apiary.identity.certificates import SIGNING_USE, Trust
+from apiary.identity.certificates import SIGNING_USE, Trust, private_pem, subject_of
 from apiary.identity.roles import Identity, Role
 from apiary.identity.signing import MAX_SEAL_BYTES, Signer, Verifier
 
@@ -39,23 +32,21 @@ def load_or_make(path: Path) -> Ed25519PrivateKey:
     """The key in a PEM file, made where there is none. Raises StoreError."""
     try:
         if not path.exists():
-            key = Ed25519PrivateKey.generate()
-            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            write_atomic(path, pem, mode=0o600)
-        key_found = load_pem_private_key(path.read_bytes(), None)
+            write_atomic(path, private_pem(Ed25519PrivateKey.generate()), mode=0o600)
+        key = load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError) as e:
         raise StoreError(
             f"the release key {path} cannot be read: {getattr(e, 'strerror', None) or e}"
         ) from None
-    if not isinstance(key_found, Ed25519PrivateKey):
-        raise StoreError(f"the release key {path} is a {type(key_found).__name__}, expected Ed25519")
-    return key_found
+    if not isinstance(key, Ed25519PrivateKey):
+        raise StoreError(f"the release key {path} is a {type(key).__name__}, expected Ed25519")
+    return key
 
 
 def public_text(key: Ed25519PrivateKey | Ed25519PublicKey) -> str:
     """The public key as 44 characters of base64: what a node pins (`edge.slots.release_key`)."""
     public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
-    return base64.b64encode(public.public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+    return base64.b64encode(public.public_bytes_raw()).decode()
 
 
 def seal(key: Ed25519PrivateKey, topic: str, payload: bytes, issued: int) -> bytes:
@@ -107,12 +98,7 @@ def _carried(topic: str, payload: bytes) -> tuple[x509.Certificate, str]:
 
 def _certificate(key: Ed25519PrivateKey) -> x509.Certificate:
     """The same for the same key, at any time: serial number, dates and signature are not drawn."""
-    subject = x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, str(WHO.role)),
-            x509.NameAttribute(NameOID.COMMON_NAME, WHO.name),
-        ]
-    )
+    subject = subject_of(WHO)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -10,9 +10,9 @@ The certificate travels along; who verifies needs the fleet's authority and its 
 import base64
 import binascii
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from typing import Final, Protocol
 
 from cryptography import x509
@@ -32,7 +32,7 @@ _TAIL: Final = re.compile(
     rb',"issued":(0|[1-9][0-9]{0,15}),"cert":"([A-Za-z0-9+/]{4,4096}={0,2})","sig":"([A-Za-z0-9+/]{86}==)"\}\Z'
 )
 _CACHED: Final = 256
-"""Certificates that a verifier keeps read."""
+"""Certificates that are kept read."""
 
 
 class Marks(Protocol):
@@ -70,7 +70,6 @@ class Verifier:
         self.trust = trust
         self._marks = marks
         self._now = now
-        self._read: OrderedDict[bytes, tuple[x509.Certificate, Identity, Ed25519PublicKey]] = OrderedDict()
 
     def open(self, topic: str, payload: bytes, *, role: Role, name: str | None = None) -> bytes:
         """The message as it was before it was sealed. Raises SignatureRefused saying who and why.
@@ -86,7 +85,10 @@ class Verifier:
                 "have security.cert and security.key set?"
             )
         issued, encoded, signature = int(found[1]), found[2], found[3]
-        certificate, signer, key = self._certificate(topic, encoded)
+        try:
+            certificate, signer, key = _signing_certificate(encoded)
+        except ValueError as e:
+            raise SignatureRefused(f"{topic}: {e}") from None
         if signer.role != role or (name is not None and signer.name != name):
             raise SignatureRefused(f"{topic}: signed by {signer}, expected {expected}")
         if (why := self.trust.refusal(certificate, self._now())) is not None:
@@ -105,31 +107,23 @@ class Verifier:
             )
         return payload[: found.start()] + b"}"
 
-    def _certificate(self, topic: str, encoded: bytes) -> tuple[x509.Certificate, Identity, Ed25519PublicKey]:
-        if (known := self._read.get(encoded)) is not None:
-            self._read.move_to_end(encoded)
-            return known
-        try:
-            certificate = x509.load_der_x509_certificate(_exact(encoded))
-            signer = identity_of(certificate)
-            key = certificate.public_key()
-            uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        except (
-            ValueError,
-            UnsupportedAlgorithm,
-            x509.ExtensionNotFound,
-            x509.DuplicateExtension,
-        ) as e:
-            raise SignatureRefused(f"{topic}: its certificate cannot be used: {str(e)[:200]}") from None
-        if not isinstance(key, Ed25519PublicKey) or SIGNING_USE not in uses:
-            raise SignatureRefused(
-                f"{topic}: the certificate of {signer} is not one for signing messages "
-                "(security.cert names the signing certificate, broker.tls_cert the one for TLS)"
-            )
-        self._read[encoded] = certificate, signer, key
-        if len(self._read) > _CACHED:
-            self._read.popitem(last=False)
-        return certificate, signer, key
+
+@lru_cache(_CACHED)
+def _signing_certificate(encoded: bytes) -> tuple[x509.Certificate, Identity, Ed25519PublicKey]:
+    """A certificate in base64, and whom and what it names. Raises ValueError, which is not kept."""
+    try:
+        certificate = x509.load_der_x509_certificate(_exact(encoded))
+        signer = identity_of(certificate)
+        key = certificate.public_key()
+        uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension) as e:
+        raise ValueError(f"its certificate cannot be used: {str(e)[:200]}") from None
+    if not isinstance(key, Ed25519PublicKey) or SIGNING_USE not in uses:
+        raise ValueError(
+            f"the certificate of {signer} is not one for signing messages "
+            "(security.cert names the signing certificate, broker.tls_cert the one for TLS)"
+        )
+    return certificate, signer, key
 
 
 def _covered(topic: str, body: bytes) -> bytes:
