@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from apiary.identity.certificates import Trust
 
 _RENEW: Final = "apiary pki renew --url https://HOST:8443 (daily, by a timer)"
+_JOIN: Final = "apiary pki join with a new token"
 _NEAR: Final = ("localhost", "127.0.0.1", "::1")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
@@ -35,26 +35,19 @@ def certificates(settings: Settings, name: str | None, now: datetime | None = No
     if broker.tls_cert is not None and broker.tls_key is not None:
         crl = security.crl if broker.tls_ca is not None and broker.tls_ca == security.ca else None
         trust = SecuritySettings(ca=broker.tls_ca, crl=crl)
-        yield from _pair(_Pair("certificate", broker.tls_cert, broker.tls_key, trust), name, now)
+        yield from _pair("certificate", broker.tls_cert, broker.tls_key, trust, name=name, now=now)
     if security.cert is not None and security.key is not None:
-        yield from _pair(_Pair("signing", security.cert, security.key, security), name, now)
+        yield from _pair("signing", security.cert, security.key, security, name=name, now=now)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    what: str
-    cert: Path
-    key: Path
-    trust: SecuritySettings
-
-
-def _pair(pair: _Pair, name: str | None, now: datetime) -> Iterator[Check]:
+def _pair(
+    what: str, cert: Path, key: Path, trust: SecuritySettings, *, name: str | None, now: datetime
+) -> Iterator[Check]:
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     from apiary.identity.credentials import load_trust
 
-    what, cert, key, trust = pair.what, pair.cert, pair.key, pair.trust
     try:
         certificate = x509.load_pem_x509_certificate(cert.read_bytes())
         fits = load_pem_private_key(key.read_bytes(), None).public_key() == certificate.public_key()
@@ -84,9 +77,8 @@ def _holds(
         whom = identity_of(certificate)
     except ValueError as e:
         # One that `apiary pki` did not make; the broker may take it all the same.
-        return Check(
-            what, "warn", f"{certificate.subject.rfc4514_string()[:100]}: {e}", "apiary pki makes one"
-        )
+        subject = certificate.subject.rfc4514_string()[:100]
+        return Check(what, "warn", f"{subject}: {e}", "apiary pki makes one")
     if name is not None and whom.name != name:
         return Check(
             what, "fail", f"it is that of {whom}, and edge.node_id is {name!r}",
@@ -94,12 +86,10 @@ def _holds(
         )  # fmt: skip
     until = certificate.not_valid_after_utc
     if trust is not None and (why := trust.refusal(certificate, now)) is not None:
-        mend = (
-            "set the clock (timedatectl)" if "not valid before" in why else "apiary pki join with a new token"
-        )
-        return Check(what, "fail", f"{whom}: {why}", mend)
+        early = "not valid before" in why
+        return Check(what, "fail", f"{whom}: {why}", "set the clock (timedatectl)" if early else _JOIN)
     if now > until:
-        return Check(what, "fail", f"{whom}: expired at {until:%Y-%m-%d}", "apiary pki join with a new token")
+        return Check(what, "fail", f"{whom}: expired at {until:%Y-%m-%d}", _JOIN)
     left = (until - now).days
     validity = f"{whom}, until {until:%Y-%m-%d} ({left} days)"
     if now > until - (until - certificate.not_valid_before_utc) / 3:
@@ -110,7 +100,6 @@ def _holds(
 def _mode(what: str, key: Path) -> Check:
     mode = key.stat().st_mode
     if mode & _OTHERS:
-        return Check(
-            f"{what} key", "fail", f"{key} can be used by others ({stat.filemode(mode)})", f"chmod 600 {key}"
-        )
+        found = f"{key} can be used by others ({stat.filemode(mode)})"
+        return Check(f"{what} key", "fail", found, f"chmod 600 {key}")
     return Check(f"{what} key", "ok", f"{key} is this user's alone")

@@ -50,9 +50,8 @@ def runtime(wanted: str) -> Check:
         usable = [wanted] if wanted != "auto" else runtimes.usable()
         runtimes.choose(wanted)
     except ApiaryError as e:
-        return Check(
-            "runtime", "fail", str(e), "pip install 'apiary-fl[edge]' (numpy < 2 with tflite-runtime)"
-        )
+        mend = "pip install 'apiary-fl[edge]' (numpy < 2 with tflite-runtime)"
+        return Check("runtime", "fail", str(e), mend)
     packages = ("tflite-runtime", "ai-edge-litert", "tensorflow", "numpy")
     versions = ", ".join(f"{p} {v}" for p in packages if (v := _version(p)))
     return Check("runtime", "ok", f"{' and '.join(usable)} can train; {versions}")
@@ -62,9 +61,8 @@ def export() -> Check:
     """What only the coordinator needs: TensorFlow to export, the rest for the report."""
     missing = [p for p in ("tensorflow", "matplotlib", "jinja2", "pillow") if _version(p) is None]
     if missing:
-        return Check(
-            "export", "fail", f"not installed: {', '.join(missing)}", "pip install 'apiary-fl[coordinator]'"
-        )
+        what = f"not installed: {', '.join(missing)}"
+        return Check("export", "fail", what, "pip install 'apiary-fl[coordinator]'")
     return Check("export", "ok", f"tensorflow {_version('tensorflow')}, matplotlib {_version('matplotlib')}")
 
 
@@ -113,13 +111,11 @@ def disk(folder: Path) -> list[Check]:
         return [Check("disk", "fail", f"this user may not write to {there}", f"sudo chown $USER {there}")]
     free = shutil.disk_usage(there).free
     what = f"{free / 1e9:.1f} GB free for {folder}"
-    state: State = "fail" if free < 200e6 else "warn" if free < 1e9 else "ok"
-    found = [
-        Check("disk", state, what, "" if state == "ok" else "free some space: models and outbox go there")
-    ]
-    if free >= 200e6:
-        found.append(_write_speed(there))
-    return found
+    mend = "free some space: models and outbox go there"
+    if free < 200e6:
+        return [Check("disk", "fail", what, mend)]
+    space = Check("disk", "warn", what, mend) if free < 1e9 else Check("disk", "ok", what)
+    return [space, _write_speed(there)]
 
 
 def nearest(folder: Path) -> Path:
@@ -157,11 +153,8 @@ def heat(sys_root: Path = Path("/sys"), *, vcgencmd: str = "vcgencmd") -> list[C
         found.append(Check("temperature", state, f"{degrees:.0f} °C", mend))
     if shutil.which(vcgencmd):
         bits = readings.throttled(_output(vcgencmd, "get_throttled") or "")
-        found.append(
-            throttling(bits)
-            if bits is not None
-            else Check("throttling", "warn", f"{vcgencmd} gives no answer", "add this user to group video")
-        )
+        mute = Check("throttling", "warn", f"{vcgencmd} gives no answer", "add this user to group video")
+        found.append(mute if bits is None else throttling(bits))
     return found
 
 
@@ -182,13 +175,11 @@ def clock(now: datetime | None = None, run: Path = Path("/run")) -> Check:
     what = now.strftime("%Y-%m-%d %H:%M UTC")
     if not 2024 <= now.year < 2100:
         return Check("clock", "fail", f"it says {what}", "sudo timedatectl set-ntp true, or set the date")
-    if (run / "systemd/timesync/synchronized").exists():
+    answer = _output("timedatectl", "show", "--property=NTPSynchronized", "--value")
+    if (run / "systemd/timesync/synchronized").exists() or answer == "yes\n":
         return Check("clock", "ok", f"{what}, synchronised")
-    match _ntp_synchronised():
-        case True:
-            return Check("clock", "ok", f"{what}, synchronised")
-        case False:
-            return Check("clock", "warn", f"{what}, not synchronised", "sudo timedatectl set-ntp true")
+    if answer == "no\n":
+        return Check("clock", "warn", f"{what}, not synchronised", "sudo timedatectl set-ntp true")
     return Check("clock", "ok", f"{what}; this system does not tell whether it is synchronised")
 
 
@@ -197,9 +188,8 @@ def pictures(name: str, key: str, folder: Path | None, *, needed: bool) -> Check
     from apiary.learn.images import scan
 
     if folder is None:
-        return Check(
-            name, "fail" if needed else "warn", f"{key} is not set", f"set {key} to a folder LABEL/*.jpg"
-        )
+        state: State = "fail" if needed else "warn"
+        return Check(name, state, f"{key} is not set", f"set {key} to a folder LABEL/*.jpg")
     try:
         found = scan(folder)
     except DataError as e:
@@ -225,9 +215,8 @@ def _limits(limits: BrokerLimits, where: str) -> Check:
     if 0 < limits.max_packet_bytes < CHUNK_BYTES:
         return Check("broker", "fail", what, f"raise the broker's max_packet_size to {CHUNK_BYTES} or more")
     if limits.protocol.startswith("3"):
-        return Check(
-            "broker", "warn", what, "what this broker refuses it drops in silence: MQTT 5 would say so"
-        )
+        mend = "what this broker refuses it drops in silence: MQTT 5 would say so"
+        return Check("broker", "warn", what, mend)
     return Check("broker", "ok", what)
 
 
@@ -249,9 +238,8 @@ def _roundtrip(bus: Bus, topic: str, name: str, size: int) -> Check:
                 case PublishRefused(reason=reason):
                     return Check(name, "fail", f"the broker refused {size} bytes: {reason}", mend)
                 case Disconnected(error=error):
-                    return Check(
-                        name, "fail", f"{size} bytes broke the link: {error}", "raise max_packet_size"
-                    )
+                    what = f"{size} bytes broke the link: {error}"
+                    return Check(name, "fail", what, "raise max_packet_size")
     return Check(name, "fail" if size > 1000 else "warn", f"{size} bytes did not come back in 5 s", mend)
 
 
@@ -274,9 +262,8 @@ def _write_speed(folder: Path) -> Check:
                 os.fsync(f.fileno())
                 waits.append((time.monotonic() - started) * 1000)
     except OSError as e:
-        return Check(
-            "disk speed", "fail", f"cannot write to {folder}: {e.strerror}", "a read-only card is worn"
-        )
+        what = f"cannot write to {folder}: {e.strerror}"
+        return Check("disk speed", "fail", what, "a read-only card is worn")
     finally:
         path.unlink(missing_ok=True)
     sync = statistics.median(waits)
@@ -284,11 +271,6 @@ def _write_speed(folder: Path) -> Check:
     if speed < 2 or sync > 250:
         return Check("disk speed", "warn", what, "slow: a better SD card or an SSD saves minutes a round")
     return Check("disk speed", "ok", what)
-
-
-def _ntp_synchronised() -> bool | None:
-    answer = _output("timedatectl", "show", "--property=NTPSynchronized", "--value")
-    return {"yes": True, "no": False}.get((answer or "").strip())
 
 
 def _output(*command: str) -> str | None:

@@ -15,7 +15,6 @@ import selectors
 import signal
 import time
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -45,14 +44,6 @@ _STRANGER: Final = re.compile(
 )
 
 
-@dataclass
-class _Window:
-    """What came since `began`, by kind and peer."""
-
-    began: float
-    lines: Counter[tuple[str, str]] = field(default_factory=Counter)
-
-
 class BrokerLog:
     """The filter: lines in, lines out. `now` is monotonic, in seconds."""
 
@@ -62,7 +53,9 @@ class BrokerLog:
         self._acl_stamp = (0, 0)
         self._users: OrderedDict[str, str] = OrderedDict()
         self._subscriber: str | None = None
-        self._window = _Window(0.0)
+        self._window_began = 0.0
+        self._in_window: Counter[tuple[str, str]] = Counter()
+        """Lines since then, by kind and peer."""
 
     def line(self, raw: bytes, now: float) -> list[str]:
         """What is to be written for one line of mosquitto's, without its end."""
@@ -86,15 +79,16 @@ class BrokerLog:
 
     def tick(self, now: float) -> list[str]:
         """The lines about floods in a window that is over."""
-        if now - self._window.began < WINDOW_S:
+        if now - self._window_began < WINDOW_S:
             return []
         over = [
             f"Flood: {count - PER_WINDOW} more {kind}{f' of {peer!r}' if peer else ''} "
             f"within {WINDOW_S:.0f} s, not written one by one"
-            for (kind, peer), count in self._window.lines.most_common()
+            for (kind, peer), count in self._in_window.most_common()
             if count > PER_WINDOW
         ]
-        self._window = _Window(now)
+        self._window_began = now
+        self._in_window.clear()
         return over[:PER_WINDOW]
 
     def _packet(self, raw: bytes, at: int, now: float) -> list[str]:
@@ -122,8 +116,8 @@ class BrokerLog:
 
     def _bounded(self, kind: str, peer: str, text: str, now: float) -> list[str]:
         before = self.tick(now)
-        self._window.lines[kind, peer] += 1
-        return [*before, text] if self._window.lines[kind, peer] <= PER_WINDOW else before
+        self._in_window[kind, peer] += 1
+        return [*before, text] if self._in_window[kind, peer] <= PER_WINDOW else before
 
     def _rights(self) -> AccessList:
         """The list as it is now; where it cannot be read, as it was."""

@@ -46,13 +46,8 @@ def run(args: argparse.Namespace) -> int:
     elif not rows:
         print("every setting has its default")
     elif sys.stdout.isatty():
-        print(
-            table(
-                ["setting", "value", "from"],
-                [[key, _shown(row["value"]), row["origin"]] for key, row in rows.items()],
-                fold=True,
-            )
-        )
+        cells = [[key, _shown(row["value"]), row["origin"]] for key, row in rows.items()]
+        print(table(["setting", "value", "from"], cells, fold=True))
     else:
         for key, row in rows.items():
             print(f"{key} = {_shown(row['value'])}  # {row['origin']}")
@@ -75,49 +70,36 @@ def defaults_toml() -> str:
         "# line both: APIARY_RUN__ROUNDS=12 is rounds in [run].",
         "",
     ]
-    sections: list[str] = []
-    for name, info in Settings.model_fields.items():
-        if _section(info) is None:
-            lines += _entry(name, info)
+    return "\n".join([*lines, *_entries(Settings)]) + "\n"
+
+
+def _entries(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """The model's own settings, then its sections; `path` is that of the model, such as `edge.`."""
+    sections = []
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            about = info.description or (kind.__doc__ or "").strip().split("\n")[0]
+            sections.append((f"{path}{name}", about, kind))
         else:
-            sections += _section_lines(name, info)
-    return "\n".join(lines + sections) + "\n"
+            yield _entry(name, info)
+    for section, about, kind in sections:
+        yield ""
+        if about:
+            yield f"# {about}"
+        yield f"[{section}]"
+        yield from _entries(kind, f"{section}.")
 
 
-def _section_lines(path: str, info: FieldInfo) -> Iterator[str]:
-    model = _section(info)
-    if model is None:  # only called for sections
-        raise AssertionError(path)
-    yield ""
-    about = info.description or (model.__doc__ or "").strip().split("\n")[0]
-    if about:
-        yield f"# {about}"
-    yield f"[{path}]"
-    inner = []
-    for name, field in model.model_fields.items():
-        if _section(field) is None:
-            yield from _entry(name, field)
-        else:
-            inner.append((f"{path}.{name}", field))
-    for inner_path, field in inner:
-        yield from _section_lines(inner_path, field)
-
-
-def _section(info: FieldInfo) -> type[BaseModel] | None:
-    kind = info.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-
-
-def _entry(name: str, info: FieldInfo) -> Iterator[str]:
+def _entry(name: str, info: FieldInfo) -> str:
     fixed = info.default_factory is None or info.default_factory is dict
     default = info.get_default(call_default_factory=True, validated_data={}) if fixed else None
     about = (info.description or "").removeprefix("unset: " if default is None else "")
     limits = bounds(info)
     about += f" ({limits})" if limits else ""
     if default is None:
-        yield f"# {name} (unset): {about}"
-    else:
-        yield f"#{name} = {toml_value(default)}".ljust(_COLUMN) + f"  # {about}"
+        return f"# {name} (unset): {about}"
+    return f"#{name} = {toml_value(default)}".ljust(_COLUMN) + f"  # {about}"
 
 
 def bounds(info: FieldInfo) -> str:

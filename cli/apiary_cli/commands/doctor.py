@@ -1,7 +1,6 @@
 """`apiary doctor`: what is wrong on this machine, and how to mend it."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from apiary.settings import Settings, load_settings
 from apiary_cli.checks import machine
 from apiary_cli.checks.certificates import certificates
 from apiary_cli.checks.machine import Check
-from apiary_cli.terminal.flags import add_broker, overrides_of
+from apiary_cli.terminal.flags import add_broker, overrides_of, print_result
 
 EXAMPLES = """examples:
   apiary doctor                       everything, before a first run
@@ -34,19 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 where no check failed, 1 otherwise."""
-    show = _quiet if args.json else _rich if sys.stdout.isatty() else _plain
+    show = _rich if sys.stdout.isatty() else _plain
     found = []
     for check in examine(args):
-        show(check)
         found.append(check)
+        if not args.json:
+            show(check)
     failed = sum(c.state == "fail" for c in found)
     warned = sum(c.state == "warn" for c in found)
-    if args.json:
-        print(json.dumps({"ok": not failed, "checks": [asdict(c) for c in found]}))
-    else:
-        print(
-            f"{len(found)} checks: {failed} failed, {warned} to look at" if failed + warned else "all is well"
-        )
+    counts = f"{len(found)} checks: {failed} failed, {warned} to look at"
+    result = {"ok": not failed, "checks": [asdict(c) for c in found]}
+    print_result(args, result, counts if failed + warned else "all is well")
     return 1 if failed else 0
 
 
@@ -83,10 +80,6 @@ def examine(args: argparse.Namespace) -> Iterator[Check]:
     if coordinator:
         test = settings.coordinator.test_data
         yield machine.pictures("test pictures", "coordinator.test_data", test, needed=only)
-
-
-def _quiet(check: Check) -> None:
-    del check
 
 
 def _plain(check: Check) -> None:

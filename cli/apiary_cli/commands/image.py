@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import re
 import tomllib
 from pathlib import Path
@@ -84,12 +83,13 @@ def run(args: argparse.Namespace) -> int:
     for name, content in files.items():
         card.write(args.folder / name, content.encode())
     for wheel in wheels:
-        card.write(args.folder / first_boot.FOLDER / wheel.name, card.read(wheel))
-    if args.json:
-        print(json.dumps({"folder": str(args.folder), "os": system, "name": plan.name, "files": names}))
-    else:
-        print(f"{plan.name} ({system}): {len(names)} files in {args.folder}: unmount it, start the Pi")
-        print("it shows up in `apiary pki list` when it has joined, a few minutes after its first start")
+        card.write(args.folder / first_boot.FOLDER / wheel.name, flags.read(wheel))
+    flags.print_result(
+        args,
+        {"folder": str(args.folder), "os": system, "name": plan.name, "files": names},
+        f"{plan.name} ({system}): {len(names)} files in {args.folder}: unmount it, start the Pi",
+        "it shows up in `apiary pki list` when it has joined, a few minutes after its first start",
+    )
     return 0
 
 
@@ -99,20 +99,18 @@ def _plan(args: argparse.Namespace, settings: Settings, package: Package) -> Car
         raise SettingsError(f"--name {name!r} is no host name: letters, digits and '-', at most 63")
     if not _USER.fullmatch(args.user):
         raise SettingsError(f"--user {args.user!r} is no user name")
-    keys = tuple(
-        line.strip() for line in card.read(args.ssh_key).decode(errors="replace").splitlines() if line.strip()
-    )
+    lines = map(str.strip, flags.read(args.ssh_key).decode(errors="replace").splitlines())
+    keys = tuple(filter(None, lines))
     if not keys or not all(_KEY.fullmatch(key) for key in keys):
-        raise SettingsError(
-            f"--ssh-key {args.ssh_key}: not public SSH keys, one a line (the file ends in .pub)"
-        )
+        why = "not public SSH keys, one a line (the file ends in .pub)"
+        raise SettingsError(f"--ssh-key {args.ssh_key}: {why}")
     if not args.enrolment.startswith("https://"):
         raise SettingsError(f"--enrolment {args.enrolment!r}: expected https://HOST:PORT")
     wifi = None
     if args.wifi_ssid is not None:
         if args.wifi_password_file is None:
             raise SettingsError("--wifi-ssid needs --wifi-password-file and --wifi-country")
-        passphrase = card.read(args.wifi_password_file).decode(errors="replace").split("\n")[0].strip("\r")
+        passphrase = flags.read(args.wifi_password_file).decode(errors="replace").split("\n")[0].strip("\r")
         wifi = Wifi.of(args.wifi_ssid, passphrase, args.wifi_country)
     node_settings = _node_settings(args, name)
     token, ca_sha256 = _token(args, settings, name)
@@ -126,7 +124,7 @@ def _node_settings(args: argparse.Namespace, name: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if args.settings is not None:
         try:
-            values = tomllib.loads(card.read(args.settings).decode())
+            values = tomllib.loads(flags.read(args.settings).decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise SettingsError(f"--settings {args.settings} is not TOML: {e}") from None
     tls, signing = "/etc/apiary/tls", "/etc/apiary/signing"
@@ -176,7 +174,7 @@ def _package(args: argparse.Namespace) -> tuple[Package, list[Path]]:
         name = args.wheel.rsplit("/", 1)[-1]
         return Package(_wheel_name(name), args.wheel, plain_sha256(args.wheel_sha256), bool(more)), more
     wheel = Path(args.wheel)
-    data = card.read(wheel)
+    data = flags.read(wheel)
     found = hashlib.sha256(data).hexdigest()
     if args.wheel_sha256 is not None and plain_sha256(args.wheel_sha256) != found:
         raise DataError(f"--wheel {wheel} has the SHA-256 {found}, expected {args.wheel_sha256}")

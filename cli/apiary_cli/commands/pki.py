@@ -6,6 +6,8 @@ from pathlib import Path
 
 from apiary.identity.roles import Role
 from apiary.settings import Settings, load_settings
+from apiary_cli.pki import authority, device_side
+from apiary_cli.pki.serve import serve
 
 EXAMPLES = """examples, on the server:
   apiary pki init --fleet orchard                            found the authority (in ./pki, or pki.state_dir)
@@ -62,23 +64,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _renew(args: argparse.Namespace, settings: Settings) -> int:
-    from apiary_cli.pki import authority, device_side
-
     return authority.renew(args, settings) if args.url is None else device_side.renew(args, settings)
 
 
 def _serve(args: argparse.Namespace, settings: Settings) -> int:
-    from apiary_cli.pki.authority import open_folder
-    from apiary_cli.pki.serve import serve
-
     changes = {k: v for k, v in (("listen", args.host), ("port", args.port)) if v is not None}
     settings = settings.model_copy(update={"pki": settings.pki.model_copy(update=changes)})
-    return serve(open_folder(settings), settings, as_json=args.json)
+    return serve(authority.open_folder(settings), settings, as_json=args.json)
 
 
 def _on_the_server(add: Add) -> None:
-    from apiary_cli.pki import authority
-
     a = add("init", authority.init, "found the authority", "apiary pki init --fleet orchard --lock")
     a.add_argument("--fleet", default="apiary", metavar="NAME", help="what to call it (apiary)")
     a.add_argument("--lock", action="store_true", help="ask for a passphrase that locks its key")
@@ -88,13 +83,12 @@ def _on_the_server(add: Add) -> None:
         "apiary pki enrol pi-07 --request pi-07.request.pem --out pi-07.answer.pem",
     )  # fmt: skip
     a.add_argument("name", help="a node's id, an operator's name")
-    a.add_argument("--role", choices=[str(r) for r in Role], default="node", help="node")
+    _role(a)
     a.add_argument(
         "--san", action="append", default=[], metavar="NAME", help="a server's host name or address"
     )
     a.add_argument("--again", action="store_true", help="it was enrolled before: revoke what it had")
     _where_to(a)
-    _owner(a)
 
     a = add(
         "renew", _renew, "new certificates before the old ones end",
@@ -104,7 +98,6 @@ def _on_the_server(add: Add) -> None:
     a.add_argument("--url", help="on the device: the enrolment service")
     a.add_argument("--force", action="store_true", help="even where they are not due yet")
     _where_to(a)
-    _owner(a)
 
     a = add("revoke", authority.revoke, "shut a party out, within seconds", "apiary pki revoke pi-07")
     a.add_argument("name", help="whose certificates")
@@ -119,13 +112,9 @@ def _on_the_server(add: Add) -> None:
 
 
 def _service(add: Add) -> None:
-    from apiary_cli.pki import authority
-
     a = add("token", authority.token, "a one-time token to join with", "apiary pki token pi-08 --ttl 24h")
     a.add_argument("name", help="who may join with it")
-    a.add_argument(
-        "--role", choices=["node", "coordinator", "operator", "viewer"], default="node", help="node"
-    )
+    _role(a, but=Role.SERVER)
     a.add_argument("--ttl", default="24h", metavar="TIME", help="how long it holds, e.g. 30m, 24h, 7d (24h)")
     a.add_argument("--again", action="store_true", help="it was enrolled before: revoke what it had then")
     a.add_argument("--cancel", action="store_true", help="take back every unused token for this name")
@@ -136,28 +125,24 @@ def _service(add: Add) -> None:
 
 
 def _on_a_device(add: Add) -> None:
-    from apiary_cli.pki import device_side
-
     a = add(
         "request", device_side.request, "keys on this device, and a request for certificates",
         "apiary pki request pi-07 --dir /etc/apiary --out pi-07.request.pem",
     )  # fmt: skip
     a.add_argument("name", help="this device's id")
-    a.add_argument("--role", choices=[str(r) for r in Role], default="node", help="node")
+    _role(a)
     a.add_argument("--new-keys", action="store_true", help="for a renewal: new keys beside those in use")
     a.add_argument("--out", type=Path, metavar="FILE", help="where to write it (the terminal)")
     _folder(a)
-    _owner(a)
 
     a = add(
         "install", device_side.install, "take certificates that `enrol` wrote",
         "apiary pki install pi-07.answer.pem --dir /etc/apiary",
     )  # fmt: skip
     a.add_argument("file", type=Path, help="the answer")
-    a.add_argument("--role", choices=[str(r) for r in Role], default="node", help="node")
+    _role(a)
     a.add_argument("--ca-sha256", metavar="F", help="the authority's fingerprint, from `apiary pki init`")
     _folder(a)
-    _owner(a)
 
     a = add(
         "join", device_side.join, "join the fleet with a one-time token",
@@ -165,9 +150,7 @@ def _on_a_device(add: Add) -> None:
     )  # fmt: skip
     a.add_argument("url", help="the enrolment service")
     a.add_argument("--name", help="this device's id (edge.node_id)")
-    a.add_argument(
-        "--role", choices=["node", "coordinator", "operator", "viewer"], default="node", help="node"
-    )
+    _role(a, but=Role.SERVER)
     a.add_argument("--token", metavar="T", help="the token")
     a.add_argument(
         "--token-file", type=Path, metavar="FILE", help="or a file that holds it; removed once used"
@@ -175,22 +158,23 @@ def _on_a_device(add: Add) -> None:
     a.add_argument("--ca-sha256", required=True, metavar="F", help="the authority's fingerprint")
     a.add_argument("--wait", type=float, default=0, metavar="S", help="keep trying to reach it for S seconds")
     _folder(a)
-    _owner(a)
+
+
+def _role(action: argparse.ArgumentParser, but: Role | None = None) -> None:
+    roles = [str(role) for role in Role if role is not but]
+    action.add_argument("--role", choices=roles, default="node", help="node")
 
 
 def _where_to(action: argparse.ArgumentParser) -> None:
     action.add_argument("--request", type=Path, metavar="FILE", help="the device's request")
     action.add_argument("--out", type=Path, metavar="FILE", help="the answer goes here (the terminal)")
-    action.add_argument(
-        "--dir", type=Path, metavar="DIR", help="or for this very machine: keys and certificates go here"
-    )
+    _folder(action, None, "or for this very machine: keys and certificates go here")
 
 
-def _folder(action: argparse.ArgumentParser) -> None:
-    action.add_argument(
-        "--dir", type=Path, default=Path("/etc/apiary"), metavar="DIR", help="tls/ and signing/ (/etc/apiary)"
-    )
-
-
-def _owner(action: argparse.ArgumentParser) -> None:
+def _folder(
+    action: argparse.ArgumentParser,
+    default: Path | None = Path("/etc/apiary"),
+    text: str = "tls/ and signing/ (/etc/apiary)",
+) -> None:
+    action.add_argument("--dir", type=Path, default=default, metavar="DIR", help=text)
     action.add_argument("--owner", metavar="USER", help="the service's user, who must read the keys")

@@ -7,6 +7,7 @@ from apiary.errors import DataError, StoreError
 from apiary.settings import to_toml
 from apiary_cli.image import first_boot, formats
 from apiary_cli.image.plan import CardPlan
+from apiary_cli.terminal import flags
 
 
 def files_of(plan: CardPlan, system: str, folder: Path) -> dict[str, str]:
@@ -35,7 +36,7 @@ def files_of(plan: CardPlan, system: str, folder: Path) -> dict[str, str]:
         **files,
         f"{ours}/first-run.sh": first_boot.FIRST_RUN,
         "custom.toml": formats.custom_toml(plan),
-        "cmdline.txt": formats.command_line(read(before).decode(errors="replace")),
+        "cmdline.txt": formats.command_line(flags.read(before).decode(errors="replace")),
     }
 
 
@@ -60,11 +61,3 @@ def write(path: Path, data: bytes) -> None:
             os.fsync(f.fileno())
     except OSError as e:
         raise StoreError(f"cannot write {path}: {e.strerror}") from None
-
-
-def read(path: Path) -> bytes:
-    """The bytes of a file that the user named. Raises DataError."""
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise DataError(f"{path}: {e.strerror}") from None

@@ -2,24 +2,24 @@
 
 import argparse
 import getpass
-import json
 import shlex
 import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from apiary.errors import DataError, SettingsError
+from apiary.errors import SettingsError
 from apiary.files import write_atomic
 from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.pki import broker_files
 from apiary_cli.pki.device import USES, read_request
-from apiary_cli.pki.folder import AUTHORITY_DAYS, WARDEN, CaFolder, Issued, make_here
+from apiary_cli.pki.folder import AUTHORITY_DAYS, WARDEN, CaFolder, make_here
 from apiary_cli.pki.tokens import Tokens, seconds
+from apiary_cli.terminal.flags import print_result, read
 from apiary_cli.terminal.table import table
 
 _BROKER_TROUBLE: Final = 4
@@ -46,16 +46,14 @@ def init(args: argparse.Namespace, settings: Settings) -> int:
             raise SettingsError("the two differ, or are empty: nothing was made")
     ca = CaFolder.create(settings.pki.state_dir, args.fleet, passphrase)
     make_here(ca, Identity(WARDEN, Role.OPERATOR), (KeyUse.CLIENT,), ca.folder / "warden", AUTHORITY_DAYS)
-    trouble = broker_files.apply(ca, settings)
-    if args.json:
-        print(json.dumps({"folder": str(ca.folder), "sha256": ca.sha256, "trouble": trouble}))
-    else:
-        print(
-            f"the authority {args.fleet!r} is in {ca.folder}: back it up, keep {ca.folder / 'ca.key'} secret"
-        )
-        print(f"its fingerprint, for devices that join: {ca.sha256}")
-        print("next: apiary pki enrol broker --role server --san HOST --dir DIR")
-    return _exit_code(trouble)
+    return _finish(
+        args,
+        broker_files.apply(ca, settings),
+        {"folder": str(ca.folder), "sha256": ca.sha256},
+        f"the authority {args.fleet!r} is in {ca.folder}: back it up, keep {ca.folder / 'ca.key'} secret",
+        f"its fingerprint, for devices that join: {ca.sha256}",
+        "next: apiary pki enrol broker --role server --san HOST --dir DIR",
+    )
 
 
 def enrol(args: argparse.Namespace, settings: Settings) -> int:
@@ -97,18 +95,19 @@ def revoke(args: argparse.Namespace, settings: Settings) -> int:
         raise SettingsError(f"{args.name!r} has no certificate{which}: `apiary pki list` shows who has")
     Tokens(ca.folder).cancel(args.name)
     trouble = broker_files.apply(ca, settings, revoked=[args.name])
-    if args.json:
-        print(json.dumps({"revoked": [i.serial for i in gone], "trouble": trouble}))
-    elif gone:
-        print(f"revoked: {len(gone)} certificates of {gone[0].identity}")
+    if gone:
+        done = f"revoked: {len(gone)} certificates of {gone[0].identity}"
     elif args.serial is not None:
         state = known[0].state(time.time())
-        print(f"certificate {args.serial} of {args.name!r} is {state} already; the broker was told once more")
+        done = f"certificate {args.serial} of {args.name!r} is {state} already; the broker was told once more"
     else:
-        print(f"{args.name!r} had no valid certificate left; the broker was told once more")
-    if settings.pki.broker_dir is None and not args.json:
-        print(f"give {ca.folder / 'crl.pem'} to the broker and the coordinator (pki.broker_dir does that)")
-    return _exit_code(trouble)
+        done = f"{args.name!r} had no valid certificate left; the broker was told once more"
+    lines = [done]
+    if settings.pki.broker_dir is None:
+        lines += [
+            f"give {ca.folder / 'crl.pem'} to the broker and the coordinator (pki.broker_dir does that)"
+        ]
+    return _finish(args, trouble, {"revoked": [i.serial for i in gone]}, *lines)
 
 
 def list_issued(args: argparse.Namespace, settings: Settings) -> int:
@@ -120,21 +119,18 @@ def list_issued(args: argparse.Namespace, settings: Settings) -> int:
         # One that was renewed is no matter: the newest of its kind counts.
         newest = {(i.name, i.use): i for i in shown if i.state(now) == "valid"}
         shown = [i for i in newest.values() if i.not_after < soon]
-    if args.json:
-        listed = [{**asdict(i), "state": i.state(now)} for i in shown]
-        print(json.dumps({"sha256": ca.sha256, "certificates": listed}))
-        return 0
+    listed = [{**asdict(i), "state": i.state(now)} for i in shown]
     rows = [[i.name, i.role, i.use, i.state(now), f"until {_day(i.not_after)}", i.serial] for i in shown]
-    if rows:
-        print(table((), rows))
-    print(f"{len(shown)} certificates; the authority's fingerprint is {ca.sha256}")
+    lines = [table((), rows)] if rows else []
+    lines += [f"{len(shown)} certificates; the authority's fingerprint is {ca.sha256}"]
+    print_result(args, {"sha256": ca.sha256, "certificates": listed}, *lines)
     return 0
 
 
 def print_acl(args: argparse.Namespace, settings: Settings) -> int:
     """The access list as `pki.broker_dir` would get it."""
     text = broker_files.acl(CaFolder(settings.pki.state_dir), settings)
-    print(json.dumps({"acl": text}) if args.json else text, end="\n" if args.json else "")
+    print_result(args, {"acl": text}, text.removesuffix("\n"))
     return 0
 
 
@@ -142,14 +138,11 @@ def apply_again(args: argparse.Namespace, settings: Settings) -> int:
     """The broker's files once more, and a reload."""
     ca = CaFolder(settings.pki.state_dir)
     trouble = broker_files.apply(ca, settings, revoked=ca.revoked_names())
-    if args.json:
-        print(json.dumps({"trouble": trouble}))
-    elif not trouble:
-        pki = settings.pki
-        done = [f"ca.pem, crl.pem and acl.conf are in {pki.broker_dir}"] if pki.broker_dir is not None else []
-        done += [f"ran: {shlex.join(pki.reload)}"] if pki.reload else []
-        print("; ".join(done) or "nothing was done: neither pki.broker_dir nor pki.reload is set")
-    return _exit_code(trouble)
+    pki = settings.pki
+    done = [f"ca.pem, crl.pem and acl.conf are in {pki.broker_dir}"] if pki.broker_dir is not None else []
+    done += [f"ran: {shlex.join(pki.reload)}"] if pki.reload else []
+    line = "; ".join(done) or "nothing was done: neither pki.broker_dir nor pki.reload is set"
+    return _finish(args, trouble, {}, *([] if trouble else [line]))
 
 
 def token(args: argparse.Namespace, settings: Settings) -> int:
@@ -159,18 +152,19 @@ def token(args: argparse.Namespace, settings: Settings) -> int:
     tokens = Tokens(ca.folder)
     if args.cancel:
         count = tokens.cancel(args.name)
-        print(json.dumps({"cancelled": count}) if args.json else f"cancelled: {count} tokens")
+        print_result(args, {"cancelled": count}, f"cancelled: {count} tokens")
         return 0
-    whom = Identity(args.name, Role(args.role))
+    whom, ttl_s = Identity(args.name, Role(args.role)), seconds(args.ttl)
     ca.check_free(whom, again=args.again)
-    made = tokens.make(whom, seconds(args.ttl), again=args.again)
-    if args.json:
-        print(json.dumps({"name": whom.name, "token": made, "ca_sha256": sha256, "ttl_s": seconds(args.ttl)}))
-    else:
-        print(f"token for {whom}, once, within {args.ttl}: {made}")
-        role = "" if whom.role is Role.NODE else f" --role {whom.role}"
-        print(f"apiary pki join https://HOST:{settings.pki.port} --name {whom.name}{role} --token {made} "
-              f"--ca-sha256 {sha256}")  # fmt: skip
+    made = tokens.make(whom, ttl_s, again=args.again)
+    role = "" if whom.role is Role.NODE else f" --role {whom.role}"
+    print_result(
+        args,
+        {"name": whom.name, "token": made, "ca_sha256": sha256, "ttl_s": ttl_s},
+        f"token for {whom}, once, within {args.ttl}: {made}",
+        f"apiary pki join https://HOST:{settings.pki.port} --name {whom.name}{role} --token {made} "
+        f"--ca-sha256 {sha256}",
+    )
     return 0
 
 
@@ -186,30 +180,22 @@ def _give(
         )  # fmt: skip
         where = str(args.dir)
     else:
-        keys = read_request(_read(args.request), whom.name, uses)
+        keys = read_request(read(args.request), whom.name, uses)
         made = ca.issue(whom, keys, days, names=args.san, replace_old=replace_old)
         given = ca.answer(made).encode()
         where = str(args.out or "-")
-        if args.out is None:
-            if not args.json:
-                sys.stdout.write(given.decode())
-        else:
+        if args.out is not None:
             write_atomic(args.out, given)
+        elif not args.json:
+            sys.stdout.write(given.decode())
     trouble = broker_files.apply(ca, settings, revoked=[whom.name] if replace_old else [])
     latest = [i for i in ca.issued() if i.name == whom.name][-len(uses) :]
-    _report(args, whom, where, latest, trouble)
-    return _exit_code(trouble)
-
-
-def _report(
-    args: argparse.Namespace, whom: Identity, where: str, latest: list[Issued], trouble: list[str]
-) -> None:
-    if args.json:
-        print(json.dumps({"name": whom.name, "role": whom.role, "where": where, "trouble": trouble,
-                          "certificates": [asdict(i) for i in latest]}))  # fmt: skip
-    else:
+    if not args.json:  # standard output may hold the certificates
         until = _day(min(i.not_after for i in latest))
         print(f"{whom}: {len(latest)} certificates until {until}, in {where}", file=sys.stderr)
+    certificates = [asdict(i) for i in latest]
+    result = {"name": whom.name, "role": whom.role, "where": where, "certificates": certificates}
+    return _finish(args, trouble, result)
 
 
 def _one_way(args: argparse.Namespace) -> None:
@@ -220,17 +206,12 @@ def _one_way(args: argparse.Namespace) -> None:
         )
 
 
-def _exit_code(trouble: list[str]) -> int:
+def _finish(args: argparse.Namespace, trouble: list[str], result: dict[str, Any], *lines: str) -> int:
+    """Print the result and the broker's trouble; the exit code."""
+    print_result(args, {**result, "trouble": trouble}, *lines)
     for line in trouble:
         print(f"apiary: {line}", file=sys.stderr)
     return _BROKER_TROUBLE if trouble else 0
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as e:
-        raise DataError(f"{file}: {e.strerror}") from None
 
 
 def _first_line(file: Path) -> bytes:

@@ -22,18 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     generate_private_key,
 )
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
 from apiary.errors import SettingsError, StoreError, WireError
 from apiary.files import sync_folder, write_atomic
 from apiary.identity.authority import KeyUse, PublicKey, requested_key
-from apiary.identity.certificates import Trust, identity_of
+from apiary.identity.certificates import PrivateKey, Trust, identity_of, private_pem
 from apiary.identity.roles import Role
 from apiary_cli.terminal import flags
 
@@ -48,7 +43,6 @@ USES: Final = {
     Role.SERVER: (KeyUse.SERVER,),
 }
 """The keys that a party of each role has."""
-PrivateKey = EllipticCurvePrivateKey | Ed25519PrivateKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +86,13 @@ def read_request(pem: bytes, who: str, uses: Sequence[KeyUse]) -> list[tuple[Key
         raise WireError(f"{who}: not a certificate request: {str(e)[:100]}") from None
 
 
+@dataclass(frozen=True, slots=True)
 class Device:
     """A folder such as /etc/apiary. `owner`: the user who shall be able to read the keys."""
 
-    def __init__(
-        self, folder: Path, uses: Sequence[KeyUse] = (KeyUse.CLIENT, KeyUse.SIGNING), owner: str | None = None
-    ):
-        self.folder = folder
-        self.uses = tuple(uses)
-        self._owner = owner
+    folder: Path
+    uses: tuple[KeyUse, ...]
+    owner: str | None = None
 
     def request(self, name: str, *, renew: bool = False) -> bytes:
         """Keys, where there are none yet, and a request for their certificates; `renew`: new keys."""
@@ -121,10 +113,11 @@ class Device:
         Trust([answer.authority], [answer.crl])
         self.settle()
         fitting = [self._fitting(use, answer) for use in self.uses]
-        for use, (certificate, key_file) in zip(self.uses, fitting, strict=True):
-            self._store(_FOLDERS[use], certificate, key_file)
+        for use, certificate in zip(self.uses, fitting, strict=True):
+            self._write(self.folder / _FOLDERS[use] / "cert.pem", certificate.public_bytes(Encoding.PEM))
+            self._settle(use)
         self.store_lists(answer)
-        return identity_of(fitting[0][0]).name
+        return identity_of(fitting[0]).name
 
     def store_lists(self, answer: IssuedFiles) -> None:
         """The authority's certificate and its list of revoked ones, where they changed."""
@@ -156,55 +149,52 @@ class Device:
             key = _load_key(path)
         else:
             key = Ed25519PrivateKey.generate() if use is KeyUse.SIGNING else generate_private_key(SECP256R1())
-            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            self._write(path, pem, mode=0o600)
+            self._write(path, private_pem(key), mode=0o600)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         algorithm = None if isinstance(key, Ed25519PrivateKey) else hashes.SHA256()
         csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, algorithm)
         return csr.public_bytes(Encoding.PEM)
 
-    def _fitting(self, use: KeyUse, answer: IssuedFiles) -> tuple[x509.Certificate, Path]:
+    def _fitting(self, use: KeyUse, answer: IssuedFiles) -> x509.Certificate:
         for name in ("key.new.pem", "key.pem"):
             path = self.folder / _FOLDERS[use] / name
             if path.exists():
                 public = _load_key(path).public_key()
                 for certificate in answer.certificates:
                     if certificate.public_key() == public:
-                        return certificate, path
+                        return certificate
         raise SettingsError(
             f"no certificate for the key in {self.folder / _FOLDERS[use]}: these were made for another "
             "device, or for keys that were replaced; make a new request"
         )
 
-    def _store(self, folder: str, certificate: x509.Certificate, key_file: Path) -> None:
-        self._write(self.folder / folder / "cert.pem", certificate.public_bytes(Encoding.PEM))
-        if key_file.name != "key.pem":
-            self._move_key(folder)
-
     def settle(self) -> None:
         """Where power went between a new certificate and its key, finish what was begun."""
         for use in self.uses:
-            folder = self.folder / _FOLDERS[use]
-            if (folder / "key.new.pem").exists() and (folder / "cert.pem").exists():
-                waiting = _load_key(folder / "key.new.pem").public_key()
-                if waiting == self.certificate(use).public_key():
-                    self._move_key(_FOLDERS[use])
+            self._settle(use)
 
-    def _move_key(self, folder: str) -> None:
+    def _settle(self, use: KeyUse) -> None:
+        """Take the new key in use where the certificate is for it."""
+        folder = self.folder / _FOLDERS[use]
+        new = folder / "key.new.pem"
+        if not new.exists() or not (folder / "cert.pem").exists():
+            return
+        if _load_key(new).public_key() != self.certificate(use).public_key():
+            return
         try:
-            (self.folder / folder / "key.new.pem").replace(self.folder / folder / "key.pem")
-            sync_folder(self.folder / folder)
+            new.replace(folder / "key.pem")
+            sync_folder(folder)
         except OSError as e:
-            raise StoreError(f"cannot replace the key in {self.folder / folder}: {e.strerror}") from None
+            raise StoreError(f"cannot replace the key in {folder}: {e.strerror}") from None
 
     def _write(self, path: Path, data: bytes, mode: int = 0o644) -> None:
         write_atomic(path, data, mode=mode)
-        if self._owner is not None:
+        if self.owner is not None:
             try:
-                shutil.chown(path, self._owner)
+                shutil.chown(path, self.owner)
             except (OSError, LookupError) as e:
                 raise SettingsError(
-                    f"--owner {self._owner}: {path} cannot be given to that user: {e}"
+                    f"--owner {self.owner}: {path} cannot be given to that user: {e}"
                 ) from None
 
 

@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from apiary.errors import DataError, ServiceUnreachable, SettingsError, WireError
+from apiary.errors import ServiceUnreachable, SettingsError, WireError
 from apiary.files import write_atomic
 from apiary.identity.authority import KeyUse
 from apiary.identity.certificates import identity_of
@@ -24,6 +24,7 @@ from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.pki.device import MAX_PEM_BYTES, USES, Device, IssuedFiles, plain_sha256, read_answer
 from apiary_cli.pki.folder import ENROLMENT, RENEWABLE
+from apiary_cli.terminal.flags import print_result, read
 
 _TIMEOUT_S: Final = 20.0
 _PAUSE_S: Final = 5.0
@@ -48,23 +49,17 @@ def request(args: argparse.Namespace, settings: Settings) -> int:
 def install(args: argparse.Namespace, settings: Settings) -> int:
     """Certificates from a file."""
     del settings
-    try:
-        pem = args.file.read_bytes()
-    except OSError as e:
-        raise DataError(f"{args.file}: {e.strerror}") from None
     device = Device(args.dir, USES[Role(args.role)], args.owner)
-    name = device.install(read_answer(pem, str(args.file)), ca_sha256=args.ca_sha256)
-    return _report(args, device, name)
+    answer = read_answer(read(args.file), str(args.file))
+    return _report(args, device, device.install(answer, ca_sha256=args.ca_sha256))
 
 
 def join(args: argparse.Namespace, settings: Settings) -> int:
     """Keys here, certificates from the service, for a token."""
     name = args.name or settings.edge.node_id
-    role = Role(args.role)
     token = _token(args)
-    device = Device(args.dir, USES[role], args.owner)
-    pem = device.request(name)
-    body = {"name": name, "role": str(role), "token": token, "request": pem.decode()}
+    device = Device(args.dir, USES[Role(args.role)], args.owner)
+    body = {"name": name, "role": args.role, "token": token, "request": device.request(name).decode()}
     end = time.monotonic() + args.wait
     while True:
         try:
@@ -218,18 +213,10 @@ def _due(certificate: x509.Certificate) -> bool:
 
 def _report(args: argparse.Namespace, device: Device, name: str, note: str | None = None) -> int:
     certificate = device.certificate(device.uses[0])
-    until = certificate.not_valid_after_utc
-    if args.json:
-        print(
-            json.dumps(
-                {
-                    "name": name,
-                    "dir": str(device.folder),
-                    "not_after": until.timestamp(),
-                    "renewed": note is None,
-                }
-            )
-        )
-    else:
-        print(f"{name}: {note or 'certificates'} until {until:%Y-%m-%d}, in {device.folder}")
+    until, folder = certificate.not_valid_after_utc, str(device.folder)
+    print_result(
+        args,
+        {"name": name, "dir": folder, "not_after": until.timestamp(), "renewed": note is None},
+        f"{name}: {note or 'certificates'} until {until:%Y-%m-%d}, in {folder}",
+    )
     return 0

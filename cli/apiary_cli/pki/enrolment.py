@@ -5,23 +5,24 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from apiary.attempt_limiter import AttemptLimiter
-from apiary.identity.authority import KeyUse
+from apiary.identity.authority import KeyUse, PublicKey
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
 from apiary_cli.pki import broker_files
 from apiary_cli.pki.device import USES, IssuedFiles, read_request, to_sign
 from apiary_cli.pki.folder import CaFolder
-from apiary_cli.pki.tokens import TokenGrant, Tokens
+from apiary_cli.pki.tokens import Tokens
 
 MAX_BODY: Final = 32_768
 PER_ADDRESS: Final = 10
@@ -50,28 +51,28 @@ def limiter(clock: Callable[[], float] = time.monotonic) -> AttemptLimiter:
     )
 
 
+@dataclass(frozen=True, slots=True)
 class Enrolment:
     """Decides about requests; knows nothing of HTTP."""
 
-    def __init__(self, ca: CaFolder, settings: Settings, tokens: Tokens | None = None):
-        self._ca = ca
-        self._settings = settings
-        self._tokens = tokens or Tokens(ca.folder)
-
-    def authority(self) -> bytes:
-        """The authority's certificate and list, PEM."""
-        return self._ca.ca_pem + self._ca.crl
+    ca: CaFolder
+    settings: Settings
 
     def join(self, body: dict[str, Any]) -> IssuedFiles:
         """Certificates for a device that shows a token. Raises Refusal."""
         name, token = _text(body, "name", 64), _text(body, "token", 100)
         whom = Identity(name, _role(body))
-        keys = self._keys(body, name, whom.role)
-        der = b"".join(_der(key) for _, key in keys)
-        grant = self._tokens.take(token, whom, hashlib.sha256(der).hexdigest())
-        if grant is None:
+        keys = _keys(body, whom)
+        der = b"".join(k.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for _, k in keys)
+        again = Tokens(self.ca.folder).take(token, whom, hashlib.sha256(der).hexdigest())
+        if again is None:
             raise Refusal(HTTPStatus.FORBIDDEN, f"no such token for {whom}, or it was used, or is over")
-        return self._issue(grant, keys)
+        self.ca.check_free(whom, again=True)
+        made = self.ca.issue(whom, keys, self.settings.pki.days, replace_old=again)
+        if again or whom.role is not Role.NODE:
+            for trouble in broker_files.apply(self.ca, self.settings):
+                log.error("%s", trouble)
+        return self.ca.answer(made)
 
     def renew(self, body: dict[str, Any], serial: str | None) -> IssuedFiles:
         """New certificates for who shows the one with `serial`, or proves to be a server. Raises Refusal."""
@@ -79,20 +80,20 @@ class Enrolment:
         use = "client"
         if serial is None and "proof" in body:
             serial, use = self._proved(body), "server"
-        old = next((i for i in self._ca.issued() if i.serial == serial and i.use == use), None)
+        old = next((i for i in self.ca.issued() if i.serial == serial and i.use == use), None)
         if old is None or old.state(now) != "valid":
             raise Refusal(
                 HTTPStatus.FORBIDDEN,
                 "renewing needs the certificate in use, and a valid one: join with a new token otherwise",
             )
-        newer = [i for i in self._ca.standing(old.name) if i.use == use and not i.due(now)]
+        newer = [i for i in self.ca.standing(old.name) if i.use == use and not i.due(now)]
         if newer and not body.get("force") and not old.due(now):
             raise Refusal(HTTPStatus.CONFLICT, "not due yet")
         if len(newer) > MAX_RENEWALS:
             raise Refusal(HTTPStatus.CONFLICT, "renewed several times lately: use what came, or join anew")
-        keys = self._keys(body, old.name, old.role)
-        self._ca.check_free(old.identity, again=True)
-        return self._ca.answer(self._ca.issue(old.identity, keys, self._settings.pki.days, names=old.names))
+        keys = _keys(body, old.identity)
+        self.ca.check_free(old.identity, again=True)
+        return self.ca.answer(self.ca.issue(old.identity, keys, self.settings.pki.days, names=old.names))
 
     def _proved(self, body: dict[str, Any]) -> str:
         """The serial of the certificate whose key signed this request. Raises Refusal."""
@@ -109,21 +110,14 @@ class Enrolment:
             ) from None
         serial = f"{shown.serial_number:x}"
         # A serial alone is a number that anybody may put into a certificate of his own.
-        known = {i.serial: i.sha256 for i in self._ca.issued()}
+        known = {i.serial: i.sha256 for i in self.ca.issued()}
         if known.get(serial) != shown.fingerprint(SHA256()).hex():
             raise Refusal(HTTPStatus.FORBIDDEN, "no certificate of this authority")
         return serial
 
-    def _keys(self, body: dict[str, Any], name: str, role: Role) -> list[tuple[KeyUse, Any]]:
-        return read_request(_text(body, "request", MAX_BODY).encode(), name, USES[role])
 
-    def _issue(self, grant: TokenGrant, keys: list[tuple[KeyUse, Any]]) -> IssuedFiles:
-        self._ca.check_free(grant.whom, again=True)
-        made = self._ca.issue(grant.whom, keys, self._settings.pki.days, replace_old=grant.again)
-        if grant.again or grant.whom.role is not Role.NODE:
-            for trouble in broker_files.apply(self._ca, self._settings):
-                log.error("%s", trouble)
-        return self._ca.answer(made)
+def _keys(body: dict[str, Any], whom: Identity) -> list[tuple[KeyUse, PublicKey]]:
+    return read_request(_text(body, "request", MAX_BODY).encode(), whom.name, USES[whom.role])
 
 
 def _text(body: dict[str, Any], key: str, most: int) -> str:
@@ -143,10 +137,3 @@ def _role(body: dict[str, Any]) -> Role:
     if role is Role.SERVER:
         raise Refusal(HTTPStatus.FORBIDDEN, "a server is enrolled by hand")
     return role
-
-
-def _der(key: Any) -> bytes:
-    encoded: bytes = key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return encoded

@@ -23,18 +23,13 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     EllipticCurvePrivateKey,
     generate_private_key,
 )
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from apiary.errors import SettingsError, StoreError
 from apiary.files import write_atomic, write_json
 from apiary.folder_lock import LOCK_S, hold
 from apiary.identity.authority import Authority, KeyUse, PublicKey, Term, found
+from apiary.identity.certificates import private_pem
 from apiary.identity.roles import Identity, Role
 from apiary_cli.pki.device import Device, IssuedFiles, read_request
 from apiary_cli.terminal import flags
@@ -78,18 +73,13 @@ class Issued:
         return now > self.not_after - (self.not_after - self.not_before) * RENEWABLE
 
 
+@dataclass
 class CaFolder:
     """An authority on disk. `passphrase` is called only where the key is locked."""
 
-    def __init__(
-        self,
-        folder: Path,
-        passphrase: Callable[[], bytes] | None = None,
-        wall: Callable[[], float] = time.time,
-    ):
-        self.folder = folder
-        self._passphrase = passphrase
-        self._wall = wall
+    folder: Path
+    passphrase: Callable[[], bytes] | None = None
+    wall: Callable[[], float] = time.time
 
     @classmethod
     def create(cls, folder: Path, name: str, passphrase: bytes | None = None) -> CaFolder:
@@ -103,16 +93,12 @@ class CaFolder:
             raise StoreError(f"cannot make {folder}: {e.strerror}") from None
         key = generate_private_key(SECP256R1())
         made = found(key, name, Term(datetime.now(UTC), AUTHORITY_DAYS), x509.random_serial_number())
-        lock = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+        crl = made.revocations({}, 0, datetime.now(UTC))
         # The key last: with it the authority exists, and all else is there.
         write_json(folder / "index.json", {"version": 1, "issued": [], "crl_number": 0})
         write_atomic(folder / "ca.pem", made.certificate.public_bytes(Encoding.PEM))
-        write_atomic(
-            folder / "crl.pem", made.revocations({}, 0, datetime.now(UTC)).public_bytes(Encoding.PEM)
-        )
-        write_atomic(
-            folder / "ca.key", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock), mode=0o600
-        )
+        write_atomic(folder / "crl.pem", crl.public_bytes(Encoding.PEM))
+        write_atomic(folder / "ca.key", private_pem(key, passphrase), mode=0o600)
         return cls(folder, (lambda: passphrase) if passphrase else None)
 
     @cached_property
@@ -138,22 +124,19 @@ class CaFolder:
     @cached_property
     def authority(self) -> Authority:
         """Key and certificate. Raises SettingsError where the key stays locked."""
-        pem = self._read("ca.key")
+        file, pem = self.folder / "ca.key", self._read("ca.key")
         try:
             try:
                 key = load_pem_private_key(pem, None)
             except TypeError:  # locked
-                if self._passphrase is None:
-                    raise SettingsError(
-                        f"{self.folder / 'ca.key'} is locked: set pki.passphrase_file, or use a terminal"
-                    ) from None
-                key = load_pem_private_key(pem, self._passphrase())
+                if self.passphrase is None:
+                    why = "is locked: set pki.passphrase_file, or use a terminal"
+                    raise SettingsError(f"{file} {why}") from None
+                key = load_pem_private_key(pem, self.passphrase())
         except ValueError:
-            raise SettingsError(
-                f"{self.folder / 'ca.key'} cannot be read: wrong passphrase, or not a PEM key"
-            ) from None
+            raise SettingsError(f"{file} cannot be read: wrong passphrase, or not a PEM key") from None
         if not isinstance(key, EllipticCurvePrivateKey):
-            raise SettingsError(f"{self.folder / 'ca.key'} is a {type(key).__name__}, expected a P-256 key")
+            raise SettingsError(f"{file} is a {type(key).__name__}, expected a P-256 key")
         return Authority(key, self.certificate)
 
     def issued(self) -> list[Issued]:
@@ -162,7 +145,7 @@ class CaFolder:
 
     def standing(self, name: str) -> list[Issued]:
         """The certificates of `name` that are valid now."""
-        now = self._wall()
+        now = self.wall()
         return [i for i in self.issued() if i.name == name and i.state(now) == "valid"]
 
     def answer(self, made: Iterable[x509.Certificate]) -> IssuedFiles:
@@ -174,7 +157,7 @@ class CaFolder:
         flags.name(whom.name, "the name")
         if whom.name in (WARDEN, ENROLMENT):
             raise SettingsError(f"the name {whom.name!r} is that of `apiary pki` itself: choose another")
-        now = self._wall()
+        now = self.wall()
         for other in self.issued():
             if other.name == whom.name and other.role is not whom.role and other.state(now) == "valid":
                 raise SettingsError(
@@ -196,50 +179,35 @@ class CaFolder:
     ) -> list[x509.Certificate]:
         """Certificates of `whom` for `keys`, in the index when this returns; `replace_old` revokes others."""
         authority = self.authority
-        now = datetime.fromtimestamp(self._wall(), UTC)
+        now = datetime.fromtimestamp(self.wall(), UTC)
         self._check_clock(now)
         with self._changing() as index:
             if replace_old:
                 self._revoke(index, lambda i: i.name == whom.name, now)
             made = []
             for use, key in keys:
-                certificate = authority.issue(
-                    key, whom, use, term=Term(now, days), serial=x509.random_serial_number(),
-                    names=names if use is KeyUse.SERVER else (),
-                )  # fmt: skip
+                term, serial = Term(now, days), x509.random_serial_number()
+                shown = tuple(names) if use is KeyUse.SERVER else ()
+                certificate = authority.issue(key, whom, use, term=term, serial=serial, names=shown)
                 made.append(certificate)
-                index["issued"].append(_record(certificate, whom, use, names if use is KeyUse.SERVER else ()))
+                index["issued"].append(asdict(_entry(certificate, whom, use, shown)))
         return made
 
     def revoke(self, name: str, serial: str | None = None) -> list[Issued]:
         """Revoke every valid certificate of `name`, or the one with `serial`; what was revoked now."""
-        now = datetime.fromtimestamp(self._wall(), UTC)
+        now = datetime.fromtimestamp(self.wall(), UTC)
+
+        def chosen(i: Issued) -> bool:
+            return i.name == name and serial in (None, i.serial) and i.state(now.timestamp()) == "valid"
+
         with self._changing() as index:
-            return self._revoke(
-                index,
-                lambda i: (
-                    i.name == name and serial in (None, i.serial) and i.state(now.timestamp()) == "valid"
-                ),
-                now,
-            )
+            return self._revoke(index, chosen, now)
 
     def revoked_names(self) -> list[str]:
         """Names that have a revoked certificate and no valid one left: the broker shall not hear them."""
-        now = self._wall()
-        all_of: dict[str, set[str]] = {}
-        for i in self.issued():
-            all_of.setdefault(i.name, set()).add(i.state(now))
-        return sorted(
-            name for name, states in all_of.items() if "revoked" in states and "valid" not in states
-        )
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder against other processes. Raises StoreError where one holds it too long."""
-        self._read("ca.pem")  # without an authority, say so
-        refused = StoreError(f"another `apiary pki` holds {self.folder}: try again when it is done")
-        with hold(self.folder / "lock", refused, wait_s=LOCK_S):
-            yield
+        now = self.wall()
+        states = {(i.name, i.state(now)) for i in self.issued()}
+        return sorted(name for name, state in states if state == "revoked" and (name, "valid") not in states)
 
     def _check_clock(self, now: datetime) -> None:
         """Raises SettingsError where the clock is outside the authority's own term."""
@@ -272,23 +240,25 @@ class CaFolder:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
-        with self.locked():
+        """The index, to be changed under the folder's lock. Raises StoreError where it is held too long."""
+        self._read("ca.pem")  # without an authority, say so
+        refused = StoreError(f"another `apiary pki` holds {self.folder}: try again when it is done")
+        with hold(self.folder / "lock", refused, wait_s=LOCK_S):
             index = self._index()
             yield index
             # An expired certificate is refused without a list; what is long over need not be kept.
-            over = self._wall() - _KEPT_S
+            over = self.wall() - _KEPT_S
             index["issued"] = [raw for raw in index["issued"] if raw["not_after"] > over]
             write_json(self.folder / "index.json", index)
 
     def _index(self) -> dict[str, Any]:
+        file = self.folder / "index.json"
         try:
             index: dict[str, Any] = json.loads(self._read("index.json"))
         except ValueError as e:
-            raise StoreError(
-                f"{self.folder / 'index.json'} is torn: restore it from a backup ({e})"
-            ) from None
+            raise StoreError(f"{file} is torn: restore it from a backup ({e})") from None
         if index.get("version") != 1:
-            raise StoreError(f"{self.folder / 'index.json'}: version {index.get('version')!r}, expected 1")
+            raise StoreError(f"{file}: version {index.get('version')!r}, expected 1")
         return index
 
     def _read(self, name: str) -> bytes:
@@ -313,20 +283,16 @@ def make_here(
     device.install(ca.answer(made))
 
 
-def _record(
-    certificate: x509.Certificate, whom: Identity, use: KeyUse, names: Sequence[str]
-) -> dict[str, Any]:
-    return asdict(
-        Issued(
-            serial=f"{certificate.serial_number:x}",
-            name=whom.name,
-            role=whom.role,
-            use=use.name.lower(),
-            not_before=certificate.not_valid_before_utc.timestamp(),
-            not_after=certificate.not_valid_after_utc.timestamp(),
-            sha256=certificate.fingerprint(hashes.SHA256()).hex(),
-            names=tuple(names),
-        )
+def _entry(certificate: x509.Certificate, whom: Identity, use: KeyUse, names: tuple[str, ...]) -> Issued:
+    return Issued(
+        serial=f"{certificate.serial_number:x}",
+        name=whom.name,
+        role=whom.role,
+        use=use.name.lower(),
+        not_before=certificate.not_valid_before_utc.timestamp(),
+        not_after=certificate.not_valid_after_utc.timestamp(),
+        sha256=certificate.fingerprint(hashes.SHA256()).hex(),
+        names=names,
     )
 
 

@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.notify import Notifier
 from apiary.settings import Settings
+from apiary_cli.pki.device import IssuedFiles
 from apiary_cli.pki.enrolment import MAX_BODY, PER_ADDRESS_S, Enrolment, Refusal, limiter
 from apiary_cli.pki.folder import ENROLMENT, CaFolder, make_here
 from apiary_cli.terminal.stopping import stop_on_signals
@@ -85,8 +87,6 @@ class Service(ThreadingMixIn, TCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that broke is the peer's; anything else is a bug of ours and has a traceback."""
-        import sys
-
         error = sys.exception()
         if isinstance(error, OSError):
             log.info("pki: %s: the connection broke: %s", client_address[0], error)
@@ -100,52 +100,42 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        self._answer(self._get)
+        ca = self.server.enrolment.ca
+        self._answer({"/v1/ca": lambda: ca.ca_pem + ca.crl})
 
     def do_POST(self) -> None:
-        self._answer(self._post)
+        self._answer({"/v1/join": self._join, "/v1/renew": self._renew})
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         log.debug("pki: %s: %s", self.client_address[0], format % args)
 
-    def _get(self) -> bytes:
-        if self.path != "/v1/ca":
-            raise Refusal(HTTPStatus.NOT_FOUND, "GET /v1/ca, POST /v1/join, POST /v1/renew")
-        return self.server.enrolment.authority()
+    def _join(self) -> bytes:
+        return self._hand_out(self.server.enrolment.join(self._body()))
 
-    def _post(self) -> bytes:
-        if self.path not in ("/v1/join", "/v1/renew"):
-            raise Refusal(HTTPStatus.NOT_FOUND, "GET /v1/ca, POST /v1/join, POST /v1/renew")
-        body = self._body()
-        if self.path == "/v1/join":
-            given = self.server.enrolment.join(body)
-        else:
-            given = self.server.enrolment.renew(body, self._serial())
-        log.info(
-            "pki: %s: certificates for %r",
-            self.client_address[0],
-            given.certificates[0].subject.rfc4514_string(),
-        )
-        return given.encode()
+    def _renew(self) -> bytes:
+        return self._hand_out(self.server.enrolment.renew(self._body(), self._serial()))
 
-    def _answer(self, work: Callable[[], bytes]) -> None:
+    def _hand_out(self, made: IssuedFiles) -> bytes:
+        subject = made.certificates[0].subject.rfc4514_string()
+        log.info("pki: %s: certificates for %r", self.client_address[0], subject)
+        return made.encode()
+
+    def _answer(self, routes: dict[str, Callable[[], bytes]]) -> None:
         address = self.client_address[0]
         try:
             if self.server.limiter.wait_s(address) > 0:
                 wait = f"refused too often: wait {PER_ADDRESS_S:.0f} s"
                 raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, wait)
-            status, content = HTTPStatus.OK, work()
-        except Refusal as e:
-            waiting = e.status == HTTPStatus.TOO_MANY_REQUESTS
-            if not waiting:
+            if self.path not in routes:
+                raise Refusal(HTTPStatus.NOT_FOUND, "GET /v1/ca, POST /v1/join, POST /v1/renew")
+            status, content = HTTPStatus.OK, routes[self.path]()
+        except (Refusal, ApiaryError) as e:
+            status = e.status if isinstance(e, Refusal) else HTTPStatus.BAD_REQUEST
+            content, level = str(e).encode(), logging.DEBUG
+            if status != HTTPStatus.TOO_MANY_REQUESTS:
                 self.server.limiter.failed(address)
-            level = logging.DEBUG if waiting else logging.WARNING
+                level = logging.WARNING
             log.log(level, "pki: %s: %s refused: %s", address, self.path[:100], e)
-            status, content = e.status, str(e).encode()
-        except ApiaryError as e:
-            self.server.limiter.failed(address)
-            log.warning("pki: %s: %s refused: %s", address, self.path[:100], e)
-            status, content = HTTPStatus.BAD_REQUEST, str(e).encode()
         self.send_response(status)
         self.send_header(
             "Content-Type", "application/x-pem-file" if status == HTTPStatus.OK else "text/plain"

@@ -28,20 +28,11 @@ _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 @dataclass(frozen=True, slots=True)
-class TokenGrant:
-    """What a token allows: to become `whom`; `again`: in the place of what has the name."""
-
-    whom: Identity
-    again: bool
-
-
 class Tokens:
     """The tokens in an authority's folder. 192 random bits each, so that a plain hash hides them."""
 
-    def __init__(self, folder: Path, wall: Callable[[], float] = time.time):
-        self._file = folder / "tokens.json"
-        self._lock = folder / "tokens.lock"
-        self._wall = wall
+    folder: Path
+    wall: Callable[[], float] = time.time
 
     def make(self, whom: Identity, ttl_s: float, *, again: bool = False) -> str:
         """A new token; it is nowhere else but in what this returns. Raises SettingsError."""
@@ -52,14 +43,15 @@ class Tokens:
                     f"{MAX_TOKENS} tokens are out already: cancel some, or wait for their end"
                 )
             held[_hash(token)] = {
-                "name": whom.name, "role": str(whom.role), "until": self._wall() + ttl_s, "again": again
+                "name": whom.name, "role": str(whom.role), "until": self.wall() + ttl_s, "again": again
             }  # fmt: skip
         return token
 
-    def take(self, token: str, whom: Identity, keys: str) -> TokenGrant | None:
+    def take(self, token: str, whom: Identity, keys: str) -> bool | None:
         """Use a token of `whom` for a device with `keys`, a digest of them; None: not allowed.
 
-        What is refused uses nothing up: whoever mistook the name or the role may say it again, right.
+        Returns whether `whom` takes the place of what has the name already. What is refused uses nothing up:
+        whoever mistook the name or the role may try again.
         """
         with self._changing() as held:
             found = held.get(_hash(token))
@@ -71,7 +63,7 @@ class Tokens:
             if uses > MAX_USES:
                 return None
             held[_hash(token)] = {**found, "keys": keys, "uses": uses}
-        return TokenGrant(whom, bool(found["again"]) or uses > 1)
+        return bool(found["again"]) or uses > 1
 
     def cancel(self, name: str) -> int:
         """Take back all tokens of `name`; how many."""
@@ -83,23 +75,18 @@ class Tokens:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
-        refused = StoreError(f"another `apiary pki` holds {self._lock}: try again when it is done")
-        with hold(self._lock, refused, wait_s=LOCK_S):
-            now = self._wall()
-            before = self._read()
+        file, lock = self.folder / "tokens.json", self.folder / "tokens.lock"
+        refused = StoreError(f"another `apiary pki` holds {lock}: try again when it is done")
+        with hold(lock, refused, wait_s=LOCK_S):
+            try:
+                before = json.loads(file.read_bytes()) if file.exists() else {}
+            except (OSError, ValueError) as e:
+                raise StoreError(f"{file} cannot be read ({e}): remove it, and make new tokens") from None
+            now = self.wall()
             held = {h: t for h, t in before.items() if t["until"] > now}
             yield held
             if held != before:
-                write_json(self._file, held)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            held: dict[str, Any] = json.loads(self._file.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as e:
-            raise StoreError(f"{self._file} cannot be read ({e}): remove it, and make new tokens") from None
-        return held
+                write_json(file, held)
 
 
 def seconds(text: str) -> float:

@@ -1,9 +1,11 @@
-"""The flags that many commands share, and the settings they give."""
+"""The flags that many commands share: the settings and files they name, and what `--json` prints."""
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any
 
-from apiary.errors import SettingsError, TopicError
+from apiary.errors import DataError, SettingsError, TopicError
 from apiary.settings import Settings, load_settings
 from apiary.wire.topics import check_name
 
@@ -40,6 +42,20 @@ def name(value: str, what: str) -> str:
         return check_name(value, what)
     except TopicError as e:
         raise SettingsError(str(e)) from None
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a file that the user named. Raises DataError."""
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise DataError(f"{path}: {e.strerror}") from None
+
+
+def print_result(args: argparse.Namespace, result: dict[str, Any], *lines: str) -> None:
+    """`result` as one JSON line with `--json`, otherwise `lines`."""
+    for line in [json.dumps(result)] if args.json else lines:
+        print(line)
 
 
 def settings_of(args: argparse.Namespace, **flags: Any) -> Settings:
