@@ -13,9 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
 
-from apiary.bus.bus import BrokerLimits, Bus, Connected, Disconnected, PublishRefused, Received
-from apiary.errors import ApiaryError, DataError, SettingsError
+from apiary.bus.bus import BrokerLimits, Bus, Disconnected, PublishRefused, Received
+from apiary.errors import ApiaryError, BusError, DataError, SettingsError
 from apiary.settings import Settings
+from apiary_cli.terminal.once import FirstConnection
 from apiary_edge.health import readings
 
 State = Literal["ok", "warn", "fail"]
@@ -82,17 +83,8 @@ def broker(settings: Settings, *, coordinator: bool = False) -> list[Check]:
     place = "metric" if coordinator else f"node/{settings.edge.node_id}"
     topic = f"{settings.root}/{settings.federation}/{place}/doctor"
     try:
-        deadline = time.monotonic() + settings.broker.connect_timeout_s
-        limits: BrokerLimits | None = None
-        while limits is None:
-            for event in bus.poll(0.2):
-                if isinstance(event, Connected):
-                    limits = event.limits
-                elif isinstance(event, Disconnected):
-                    what, _, mend = str(event.error).partition("; ")
-                    return [Check("broker", "fail", what, mend or _mend_broker(where))]
-            if limits is None and time.monotonic() > deadline:
-                return [Check("broker", "fail", f"no answer from {where}", _mend_broker(where))]
+        limits = FirstConnection(bus).wait(settings.broker.connect_timeout_s, lambda: False)
+        assert limits is not None  # noqa: S101 - nothing stops it
         found = [_limits(limits, where)]
         bus.subscribe(topic)
         for name, size in (("round trip", 100), ("chunk", CHUNK_BYTES)):
@@ -100,6 +92,10 @@ def broker(settings: Settings, *, coordinator: bool = False) -> list[Check]:
             if found[-1].state != "ok":
                 break
         return found
+    except BusError as e:
+        what, _, mend = str(e).partition("; ")
+        mend = mend or f"see that the broker runs at {where} and that broker.* of `apiary config` is right"
+        return [Check("broker", "fail", what, mend)]
     finally:
         bus.close()
 
@@ -199,10 +195,6 @@ def pictures(name: str, key: str, folder: Path | None, *, needed: bool) -> Check
         more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
         return Check(name, "warn", what, warnings[0] + more)
     return Check(name, "ok", what)
-
-
-def _mend_broker(where: str) -> str:
-    return f"see that the broker runs at {where} and that broker.* of `apiary config` is right"
 
 
 def _limits(limits: BrokerLimits, where: str) -> Check:

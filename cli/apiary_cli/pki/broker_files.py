@@ -68,9 +68,8 @@ def apply(ca: CaFolder, settings: Settings, *, revoked: Iterable[str] = ()) -> l
                 stdin=subprocess.DEVNULL,
             )
             if done.returncode:
-                trouble.append(
-                    f"pki.reload {pki.reload} ended with {done.returncode}: {done.stderr.strip()[:200]}"
-                )
+                why = done.stderr.strip()[:200]
+                trouble.append(f"pki.reload {pki.reload} ended with {done.returncode}: {why}")
         names = sorted(set(revoked))
         if names and pki.kick:
             kick(ca, settings, names)
@@ -86,14 +85,10 @@ def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
     from apiary.bus.mqtt import MqttBus
 
     # The plugin ends the connections of a user that it creates or deletes, and knows nobody in between.
-    commands = [
-        command
-        for name in names
-        for command in (
-            {"command": "createClient", "username": name, "password": secrets.token_hex(16)},
-            {"command": "deleteClient", "username": name},
-        )
-    ]
+    commands = []
+    for name in names:
+        create = {"command": "createClient", "username": name, "password": secrets.token_hex(16)}
+        commands += [create, {"command": "deleteClient", "username": name}]
     own = ca.folder / "warden" / "tls"
     broker = settings.broker.model_copy(
         update={"tls_ca": ca.folder / "ca.pem", "tls_cert": own / "cert.pem", "tls_key": own / "key.pem"}
@@ -113,14 +108,12 @@ def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
                             lost = NodeStatus(state="lost", why="revoked").encode()
                             topic = settings.topics.build(TopicKind.NODE_STATUS, node=NodeId(name))
                             bus.publish(topic, lost, retain=True)
-                        if why := _refusal(payload):
-                            end = 0.0
-                            continue
-                        log.info("pki: the broker ended the connections of %s", ", ".join(names))
-                        return
+                        why, end = _refusal(payload), 0.0
+                        if not why:
+                            log.info("pki: the broker ended the connections of %s", ", ".join(names))
+                            return
                     case PublishRefused(reason=reason):
-                        why = reason
-                        end = 0.0
+                        why, end = reason, 0.0
                     case Disconnected(error=error):
                         why = str(error)
     finally:

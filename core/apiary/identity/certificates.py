@@ -64,10 +64,8 @@ class Trust:
         revocations: Iterable[x509.CertificateRevocationList] = (),
     ):
         self.authorities = tuple(authorities)
-        self._revoked: dict[x509.Name, frozenset[int]] = {}
+        self._revoked = {crl.issuer: self._serials(crl) for crl in revocations}
         self._ours: OrderedDict[x509.Certificate, None] = OrderedDict()
-        for crl in revocations:
-            self._revoked[crl.issuer] = self._serials(crl)
 
     def refusal(self, certificate: x509.Certificate, now: datetime) -> str | None:
         """Why `certificate` does not hold at `now` (with time zone); None where it does."""

@@ -102,10 +102,7 @@ def access_list(
         "# mosquitto grants a forbidden subscription and delivers nothing: reads are filtered, not refused.",
         "",
         "# Every node, by pattern: %u is its user name.",
-        *(
-            f"pattern {verb} {_topic(kind, '%u', root, blob_root, own=own)}"
-            for verb, kind, own in _rights(Role.NODE)
-        ),
+        *(f"pattern {line}" for line in _rights(Role.NODE, "%u", root, blob_root)),
         "# A message to itself: `apiary doctor`.",
         f"pattern readwrite {root}/+/node/%u/doctor",
         "# Sensors in Home Assistant (edge.predict.home_assistant); `apiary pki` adds pki.acl_extra:",
@@ -117,10 +114,7 @@ def access_list(
         for name in sorted(names):
             lines += ["", f"# {role}", f"user {name}", *_no_node(name, root, blob_root)]
             lines += [f"topic deny {t}" for t in _not_for(role, root, blob_root)]
-            lines += [
-                f"topic {verb} {_topic(kind, name, root, blob_root, own=own)}"
-                for verb, kind, own in _rights(role)
-            ]
+            lines += [f"topic {line}" for line in _rights(role, name, root, blob_root)]
             if role is not Role.VIEWER:
                 lines.append("topic read $SYS/#")
     for name in sorted(wardens):
@@ -132,16 +126,16 @@ def access_list(
     return "\n".join(lines) + "\n"
 
 
-def _rights(role: Role) -> Iterable[tuple[str, TopicKind, bool]]:
+def _rights(role: Role, name: str, root: str, blob_root: str) -> Iterable[str]:
+    """What the table gives to a party: `write apiary/+/node/pi-07/status`."""
     for kind in TopicKind:
         r = right(role, kind)
+        granted = [("write", r.write), ("read", r.read)]
         if r.write is r.read is Access.ALL:
-            yield "readwrite", kind, False
-            continue
-        if r.write is not Access.NONE:
-            yield "write", kind, r.write is Access.OWN
-        if r.read is not Access.NONE:
-            yield "read", kind, r.read is Access.OWN
+            granted = [("readwrite", Access.ALL)]
+        for verb, access in granted:
+            if access is not Access.NONE:
+                yield f"{verb} {_topic(kind, name, root, blob_root, own=access is Access.OWN)}"
 
 
 def _topic(kind: TopicKind, name: str, root: str, blob_root: str, *, own: bool) -> str:
