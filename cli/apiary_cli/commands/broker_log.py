@@ -147,14 +147,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Filter until mosquitto closes its end. A SIGTERM for the whole service does not cut its last lines."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _filter(BrokerLog(args.acl_file))
-    return 0
-
-
-def _filter(log: BrokerLog) -> None:
+    log, rest = BrokerLog(args.acl_file), b""
     with contextlib.suppress(OSError):
         fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, MAX_BYTES)
-    rest = b""
     with selectors.DefaultSelector() as ready:
         ready.register(0, selectors.EVENT_READ)
         while True:
@@ -164,7 +159,7 @@ def _filter(log: BrokerLog) -> None:
                 time.sleep(GATHER_S)
                 data = os.read(0, MAX_BYTES)
                 if not data:
-                    break
+                    return 0
                 *lines, rest = (rest + data).split(b"\n")
                 rest = rest[-MAX_LINE:]
                 now = time.monotonic()

@@ -8,6 +8,7 @@ import logging
 import ssl
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -63,7 +64,8 @@ def join(args: argparse.Namespace, settings: Settings) -> int:
     end = time.monotonic() + args.wait
     while True:
         try:
-            answer = _Service(args.url, ca_sha256=args.ca_sha256).post("/v1/join", body)
+            service = _Service(args.url, _pinned(args.url, args.ca_sha256))
+            answer = service.post("/v1/join", body)
             break
         except ServiceUnreachable as e:
             if time.monotonic() + _PAUSE_S > end:
@@ -87,7 +89,7 @@ def renew(args: argparse.Namespace, settings: Settings) -> int:
     tls = folder / "tls"
     # A server's certificate opens no connection: its key signs the request instead.
     pair = None if whom.role is Role.SERVER else (tls / "cert.pem", tls / "key.pem")
-    service = _Service(args.url, ca_file=tls / "ca.pem", pair=pair)
+    service = _Service(args.url, (tls / "ca.pem").read_text(), pair)
     if not args.force and not _due(old):
         # The list of revoked certificates may be newer all the same.
         device.store_lists(read_answer(service.authority(), args.url))
@@ -102,97 +104,93 @@ def renew(args: argparse.Namespace, settings: Settings) -> int:
     return _report(args, device, whom.name)
 
 
+@dataclass(frozen=True, slots=True)
 class _Service:
     """The enrolment service at `url`; its certificate identifies it, whatever name it is reached by."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        ca_sha256: str | None = None,
-        ca_file: Path | None = None,
-        pair: tuple[Path, Path] | None = None,
-    ):
-        parts = urlsplit(url)
-        if parts.scheme != "https" or not parts.hostname:
-            raise SettingsError(f"{url!r}: expected https://HOST:PORT of `apiary pki serve`")
-        self._url = url
-        self._address = (parts.hostname, parts.port or 443)
-        self._pair = pair
-        self._pem = self._pinned(ca_sha256) if ca_file is None else ca_file.read_text()
+    url: str
+    ca_pem: str
+    pair: tuple[Path, Path] | None = None
+    """Certificate and key that this device shows."""
 
     def authority(self) -> bytes:
         """The authority's certificate and list, PEM."""
-        return self._ask("GET", "/v1/ca", None, self._verified())
+        return _ask(self.url, "GET", "/v1/ca", None, self._verified())
 
     def post(self, path: str, body: dict[str, Any]) -> IssuedFiles:
         """What the service gives for `body`. Raises WireError with its own words where it refuses."""
-        return read_answer(self._ask("POST", path, json.dumps(body).encode(), self._verified()), self._url)
-
-    def _pinned(self, ca_sha256: str | None) -> str:
-        """The authority's certificate from somebody unknown; it is who it should be, or refused."""
-        expected = plain_sha256(ca_sha256 or "")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # nothing but a public certificate passes, and it is checked here
-        pem = self._ask("GET", "/v1/ca", None, context, named=False)
-        authority = read_answer(pem, self._url).authority
-        found = authority.fingerprint(hashes.SHA256()).hex()
-        if found != expected:
-            raise WireError(
-                f"{self._url} has an authority with the fingerprint {found}, expected {expected}: is it "
-                "the right service, and nobody between? No token was sent"
-            )
-        return pem.decode()
+        return read_answer(
+            _ask(self.url, "POST", path, json.dumps(body).encode(), self._verified()), self.url
+        )
 
     def _verified(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cadata=self._pem.partition("-----BEGIN X509 CRL")[0])
+        context = ssl.create_default_context(cadata=self.ca_pem.partition("-----BEGIN X509 CRL")[0])
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # Its name in the certificate is checked in `_ask`; by which address it is reached does not matter.
         context.check_hostname = False
-        if self._pair is not None:
-            context.load_cert_chain(*self._pair)
+        if self.pair is not None:
+            context.load_cert_chain(*self.pair)
         return context
 
-    def _ask(
-        self, verb: str, path: str, body: bytes | None, context: ssl.SSLContext, *, named: bool = True
-    ) -> bytes:
-        connection = http.client.HTTPSConnection(*self._address, timeout=_TIMEOUT_S, context=context)
-        try:
-            connection.connect()
-            if named:
-                self._check_name(connection.sock)
-            connection.request(verb, path, body, {"Content-Type": "application/json"} if body else {})
-            response = connection.getresponse()
-            received = response.read(MAX_PEM_BYTES)
-        except ssl.SSLCertVerificationError as e:
-            raise WireError(
-                f"{self._url}: its certificate does not hold: {e.verify_message}; check this machine's "
-                "clock, and that one's"
-            ) from None
-        except ssl.SSLError as e:
-            raise WireError(
-                f"{self._url}: no TLS session: {e.reason or e}; is this device's own expired?"
-            ) from None
-        except (OSError, http.client.HTTPException) as e:
-            raise ServiceUnreachable(
-                f"{self._url}: no answer: {e}; does `apiary pki serve` run there?"
-            ) from None
-        finally:
-            connection.close()
-        if response.status != 200:
-            words = "".join(c for c in received[:300].decode(errors="replace") if c.isprintable())
-            raise WireError(f"{self._url} refuses: {words}")
-        return received
 
-    def _check_name(self, sock: Any) -> None:
-        shown = x509.load_der_x509_certificate(sock.getpeercert(binary_form=True))
-        try:
-            who = identity_of(shown)
-        except ValueError as e:
-            raise WireError(f"{self._url}: {e}") from None
-        if who != Identity(ENROLMENT, Role.SERVER):
-            raise WireError(f"{self._url} is {who}, expected the enrolment service")
+def _pinned(url: str, ca_sha256: str) -> str:
+    """The authority's certificate, from somebody unknown; it is who it should be, or refused."""
+    expected = plain_sha256(ca_sha256)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # nothing but a public certificate passes, and it is checked here
+    pem = _ask(url, "GET", "/v1/ca", None, context, named=False)
+    authority = read_answer(pem, url).authority
+    found = authority.fingerprint(hashes.SHA256()).hex()
+    if found != expected:
+        raise WireError(
+            f"{url} has an authority with the fingerprint {found}, expected {expected}: is it "
+            "the right service, and nobody between? No token was sent"
+        )
+    return pem.decode()
+
+
+def _ask(
+    url: str, verb: str, path: str, body: bytes | None, context: ssl.SSLContext, *, named: bool = True
+) -> bytes:
+    parts = urlsplit(url)
+    if parts.scheme != "https" or not parts.hostname:
+        raise SettingsError(f"{url!r}: expected https://HOST:PORT of `apiary pki serve`")
+    connection = http.client.HTTPSConnection(
+        parts.hostname, parts.port or 443, timeout=_TIMEOUT_S, context=context
+    )
+    try:
+        connection.connect()
+        if named:
+            _check_name(url, connection.sock)
+        connection.request(verb, path, body, {"Content-Type": "application/json"} if body else {})
+        response = connection.getresponse()
+        received = response.read(MAX_PEM_BYTES)
+    except ssl.SSLCertVerificationError as e:
+        raise WireError(
+            f"{url}: its certificate does not hold: {e.verify_message}; check this machine's "
+            "clock, and that one's"
+        ) from None
+    except ssl.SSLError as e:
+        raise WireError(f"{url}: no TLS session: {e.reason or e}; is this device's own expired?") from None
+    except (OSError, http.client.HTTPException) as e:
+        raise ServiceUnreachable(f"{url}: no answer: {e}; does `apiary pki serve` run there?") from None
+    finally:
+        connection.close()
+    if response.status != 200:
+        words = "".join(c for c in received[:300].decode(errors="replace") if c.isprintable())
+        raise WireError(f"{url} refuses: {words}")
+    return received
+
+
+def _check_name(url: str, sock: Any) -> None:
+    shown = x509.load_der_x509_certificate(sock.getpeercert(binary_form=True))
+    try:
+        who = identity_of(shown)
+    except ValueError as e:
+        raise WireError(f"{url}: {e}") from None
+    if who != Identity(ENROLMENT, Role.SERVER):
+        raise WireError(f"{url} is {who}, expected the enrolment service")
 
 
 def _token(args: argparse.Namespace) -> str:
