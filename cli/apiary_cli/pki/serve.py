@@ -168,12 +168,10 @@ def serve(ca: CaFolder, settings: Settings, *, as_json: bool = False) -> int:
     notifier = Notifier.from_environment(os.environ, time.monotonic)
     service = make_service(ca, settings)
     port = service.server_address[1]
-    if as_json:
-        print(json.dumps({"port": port, "ca_sha256": ca.sha256}), flush=True)
-    else:
-        host = settings.pki.listen or socket.gethostname()
-        host = f"[{host}]" if ":" in host else host
-        print(f"devices join at https://{host}:{port} with --ca-sha256 {ca.sha256}", flush=True)
+    host = settings.pki.listen or socket.gethostname()
+    host = f"[{host}]" if ":" in host else host
+    line = f"devices join at https://{host}:{port} with --ca-sha256 {ca.sha256}"
+    print(json.dumps({"port": port, "ca_sha256": ca.sha256}) if as_json else line, flush=True)
     with stop_on_signals() as stop:
         thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
         thread.start()
