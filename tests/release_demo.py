@@ -102,7 +102,7 @@ class Stage:
         say(f"   all {len(before)} nodes predict with {next(iter(before.values()))} as before")
 
     def _nodes(self, number: signal.Signals) -> None:
-        for party in self.federation.nodes.values():
+        for party in (self.federation.parties[folder.name] for folder in self.layout.nodes):
             party.process.send_signal(number)
 
 

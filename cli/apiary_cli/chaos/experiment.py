@@ -11,11 +11,12 @@ from apiary.errors import RunFailed
 from apiary.wire.topics import Topics
 from apiary_cli.chaos import invariants, schedule
 from apiary_cli.chaos.fault_injector import FaultInjector, OnFault
-from apiary_cli.chaos.fleet import COORDINATOR, Fleet
+from apiary_cli.chaos.fleet import Fleet
 from apiary_cli.chaos.invariants import FinishedRun, InvariantResult
 from apiary_cli.chaos.schedule import Fault
 from apiary_cli.chaos.traffic_replayer import TrafficReplayer
 from apiary_cli.datasets.partition import Layout, materialise
+from apiary_cli.demo.federation import COORDINATOR
 
 PICTURES: Final = 360
 """Training pictures of all nodes together: an epoch takes tenths of a second."""
@@ -77,7 +78,20 @@ class Experiment:
         storm = self._one("disturbed", "storm", layout, exports, plan)
         if storm is None:
             return None
-        return _judge(calm, storm, self._fleets, self.injected.total(), len(plan))
+        undisturbed, fleet = self._fleets
+        return [
+            invariants.same_model(calm, storm),
+            invariants.counted_once(calm, storm),
+            invariants.journal_sound(fleet, storm),
+            invariants.stores_sound(fleet, storm),
+            invariants.result_whole(undisturbed, fleet),
+            invariants.nothing_waits(fleet),
+            invariants.nothing_half_written(fleet),
+            invariants.nothing_running(fleet),
+            invariants.no_crash(fleet),
+            invariants.memory_bounded(calm, storm),
+            invariants.all_dealt(self.injected.total(), len(plan)),
+        ]
 
     def close(self) -> None:
         """End all processes."""
@@ -113,7 +127,6 @@ def _run(fleet: Fleet, plan: list[Fault], on_fault: OnFault, stop: Callable[[], 
         fleet.start()
         replayer = TrafficReplayer(fleet.port, Topics())
         injector = FaultInjector(plan, fleet, replayer, on_fault)
-        result: dict[str, Any] | None = None
         mark, marked_at = (0, 0), time.monotonic()
         while (result := fleet.result) is None:
             if stop():
@@ -122,7 +135,7 @@ def _run(fleet: Fleet, plan: list[Fault], on_fault: OnFault, stop: Callable[[], 
                 injector.moved()
             fleet.turn()
             injector.turn()
-            if mark != (now := (replayer.round, injector.left)):
+            if mark != (now := (replayer.round, len(injector.left))):
                 mark, marked_at = now, time.monotonic()
             if time.monotonic() - marked_at > STUCK_S:
                 raise RunFailed(
@@ -146,25 +159,6 @@ def _drain(fleet: Fleet, replayer: TrafficReplayer, stop: Callable[[], bool]) ->
         waiting = any(invariants.outbox(fleet.state(node)) for node in fleet.nodes)
         if not waiting and all(map(fleet.up, fleet.nodes)):
             return
-
-
-def _judge(
-    calm: FinishedRun, storm: FinishedRun, fleets: list[Fleet], dealt: int, wanted: int
-) -> list[InvariantResult]:
-    undisturbed, fleet = fleets
-    return [
-        invariants.same_model(calm, storm),
-        invariants.counted_once(calm, storm),
-        invariants.journal_sound(fleet, storm),
-        invariants.stores_sound(fleet, storm),
-        invariants.result_whole(undisturbed, fleet),
-        invariants.nothing_waits(fleet),
-        invariants.nothing_half_written(fleet),
-        invariants.nothing_running(fleet),
-        invariants.no_crash(fleet),
-        invariants.memory_bounded(calm, storm),
-        invariants.all_dealt(dealt, wanted),
-    ]
 
 
 def _settings(layout: Layout, folder: Path, rounds: int, exports: Path) -> dict[str, dict[str, Any]]:

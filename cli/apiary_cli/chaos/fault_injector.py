@@ -9,9 +9,10 @@ from typing import Final
 
 from apiary.errors import StoreError
 from apiary_cli.chaos import torn
-from apiary_cli.chaos.fleet import BROKER, COORDINATOR, RUN, Fleet
+from apiary_cli.chaos.fleet import BROKER, RUN, Fleet
 from apiary_cli.chaos.schedule import KINDS, Fault
 from apiary_cli.chaos.traffic_replayer import TrafficReplayer
+from apiary_cli.demo.federation import COORDINATOR
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +33,15 @@ class FaultInjector:
     """Holds the faults that are left; `turn` injects at most one."""
 
     def __init__(self, schedule: list[Fault], fleet: Fleet, replayer: TrafficReplayer, on_fault: OnFault):
-        self.dealt: Counter[str] = Counter()
-        self._left = list(schedule)
+        self.left = list(schedule)
+        """Faults that wait."""
+        self._count = 0
         self._children: Counter[tuple[int, str]] = Counter()
         self._fleet = fleet
         self._replayer = replayer
         self._on_fault = on_fault
         self._next_at = 0.0
         self._moved_at = time.monotonic()
-
-    @property
-    def left(self) -> int:
-        """Faults that wait."""
-        return len(self._left)
 
     def moved(self) -> None:
         """Something was seen on the bus."""
@@ -56,19 +53,19 @@ class FaultInjector:
         if now < self._next_at or self._fleet.disturbed >= MAX_DISTURBED:
             return
         quiet = now - self._moved_at >= QUIET_S
-        for fault in self._left:
+        for fault in self.left:
             if not self._due(fault, quiet=quiet):
                 if fault.receipts and fault.round == self._replayer.round:
                     continue  # its moment is a later one of this round
                 return
             how = self._inject(fault)
             if how is not None:
-                self._left.remove(fault)
-                self.dealt[fault.kind] += 1
+                self.left.remove(fault)
+                self._count += 1
                 late = fault.round < self._replayer.round
                 self._next_at = now + (min(fault.gap_s, LATE_GAP_S) if late else fault.gap_s)
                 self._moved_at = now
-                self._on_fault(self.dealt.total(), self._replayer.round, fault, how)
+                self._on_fault(self._count, self._replayer.round, fault, how)
                 return
 
     def _due(self, fault: Fault, *, quiet: bool) -> bool:
@@ -84,7 +81,7 @@ class FaultInjector:
     def _inject(self, fault: Fault) -> str | None:
         """What was done, or None where it cannot be done now."""
         fleet, chance = self._fleet, random.Random(fault.seed)  # noqa: S311 - faults to repeat
-        back = f"back in {fault.seconds:.1f} s"
+        back, lasts = f"back in {fault.seconds:.1f} s", f"for {fault.seconds:.1f} s"
         if KINDS[fault.kind].victim != "wire" and not fleet.up(fault.victim):
             return None
         match fault.kind:
@@ -93,7 +90,6 @@ class FaultInjector:
                 return back
             case "coordinator-stop" | "node-stop":
                 fleet.stop(fault.victim, fault.seconds)
-                return f"for {fault.seconds:.1f} s"
             case "trainer-kill":
                 return self._kill_child(fault)
             case "torn":
@@ -105,29 +101,27 @@ class FaultInjector:
                 return f"{count} connection{'s' if count > 1 else ''}" if count else None
             case "link-dead":
                 fleet.links.swallow(fault.victim, fault.seconds)
-                return f"for {fault.seconds:.1f} s"
             case "link-slow":
                 delay_s, bytes_s = chance.uniform(0.05, 0.3), chance.uniform(30_000, 300_000)
                 fleet.links.slow(fault.victim, fault.seconds, delay_s=delay_s, bytes_s=bytes_s)
-                return f"for {fault.seconds:.1f} s, {delay_s * 1000:.0f} ms, {bytes_s / 1000:.0f} kB/s"
+                return f"{lasts}, {delay_s * 1000:.0f} ms, {bytes_s / 1000:.0f} kB/s"
             case "link-leaky":
                 share = chance.uniform(0.1, 0.4)
                 fleet.links.leak(
                     fault.victim, fault.seconds, share=share, seed=fault.seed, blobs=self._replayer.blobs
                 )
-                return f"{share:.0%} for {fault.seconds:.1f} s"
+                return f"{share:.0%} {lasts}"
             case "link-refused":
                 fleet.links.refuse(fault.victim, fault.seconds)
-                return f"for {fault.seconds:.1f} s"
             case "disk-full":
                 fleet.fill_disk(fault.victim, fault.seconds)
-                return f"for {fault.seconds:.1f} s"
             case "repeat":
                 return self._replayer.repeat(fault.seed)
             case "corrupt":
                 return self._replayer.corrupt(fault.seed)
             case _:
                 raise AssertionError(fault.kind)
+        return lasts
 
     def _kill_child(self, fault: Fault) -> str | None:
         """Of the victim, or of whoever trains now; a node waits twice as long after each in a round."""

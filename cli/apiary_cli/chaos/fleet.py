@@ -25,11 +25,10 @@ from apiary_cli.chaos.processes import (
     send,
 )
 from apiary_cli.datasets.partition import Layout
-from apiary_cli.demo.federation import LocalFederation, Party
+from apiary_cli.demo.federation import COORDINATOR, LocalFederation, Party
 
 log = logging.getLogger(__name__)
 
-COORDINATOR: Final = "coordinator"
 BROKER: Final = "broker"
 RUN: Final = "chaos"
 _MEMORY_EVERY_S: Final = 0.5
@@ -56,42 +55,38 @@ class Fleet:
         self.peaks_mb: dict[str, float] = {}
         self._layout = layout
         self._settings = settings
-        self._port = free_port()
-        self._broker: BrokerProcess | None = None
-        self._federation: LocalFederation | None = None
-        self._links: Links | None = None
+        self.port = free_port()
+        """The broker's own port, without a link in between."""
+        self.links: Links
+        """The links of the parties, once started."""
+        self._broker: BrokerProcess
+        self._federation: LocalFederation
+        self._at_end = contextlib.ExitStack()
+        # By party: when the fault is over, and what ends it.
         self._down: dict[str, tuple[float, Callable[[], None]]] = {}
-        self._stopped: dict[str, tuple[float, int]] = {}
-        self._full: dict[str, tuple[float, int]] = {}
+        self._stopped: dict[str, tuple[float, Callable[[], None]]] = {}
+        self._full: dict[str, tuple[float, Callable[[], None]]] = {}
         self._orphans: list[tuple[float, str, int, int]] = []
         self._memory_at = 0.0
 
     @property
-    def port(self) -> int:
-        """The broker's own port, without a link in between."""
-        return self._port
-
-    @property
-    def links(self) -> Links:
-        """The links of the parties."""
-        assert self._links is not None  # noqa: S101 - made by `start`
-        return self._links
-
-    @property
     def ports(self) -> list[int]:
         """Every port in use."""
-        return [self._port, *self.links.ports]
+        return [self.port, *self.links.ports]
 
     def start(self) -> None:
         """Start everything. Raises BusError, StoreError."""
         (self.folder / "state").mkdir(parents=True)
-        self._links = Links(self._port, self.parties)
+        self.links = Links(self.port, self.parties)
+        self._at_end.callback(self.links.close)
         self._settings.setdefault("broker", {})["host"] = "127.0.0.1"
         self._federation = LocalFederation(self.folder, self._settings)
         self._start_broker()
-        self._start_party(COORDINATOR)
-        for node in self.nodes:
-            self._start_party(node)
+        self._at_end.callback(lambda: self._broker.stop())  # noqa: PLW0108 - the broker of then
+        self._at_end.callback(self._federation.stop)
+        for party in self.parties:
+            self._start_party(party)
+        self._at_end.callback(self.measure)
 
     def turn(self) -> None:
         """Start again what is due, let go on what was stopped, notice who fell."""
@@ -106,8 +101,7 @@ class Fleet:
     @property
     def result(self) -> dict[str, Any] | None:
         """The coordinator's result once it has ended well, None before."""
-        federation = self._running()
-        line = federation.result()
+        line = self._federation.result()
         if line is None or COORDINATOR in self._down:
             return None
         result: dict[str, Any] = json.loads(line)
@@ -118,7 +112,7 @@ class Fleet:
     def up(self, name: str) -> bool:
         """Whether a party runs and is not stopped."""
         if name == BROKER:
-            return self._broker is not None and self._broker.running
+            return self._broker.running
         return name not in self._down and name not in self._stopped and self._party(name).code is None
 
     @property
@@ -129,7 +123,6 @@ class Fleet:
     def kill(self, name: str, pause_s: float, then: Callable[[], None] | None = None) -> None:
         """`kill -9` a party or the broker; `then` runs while it is dead; it is back after the pause."""
         if name == BROKER:
-            assert self._broker is not None  # noqa: S101 - checked by `up`
             self._broker.kill()
         else:
             party = self._party(name)
@@ -143,8 +136,7 @@ class Fleet:
             self.watch_orphans(name, children)
         if then is not None:
             then()
-        start = self._start_broker if name == BROKER else lambda: self._start_party(name)
-        self._down[name] = (time.monotonic() + pause_s, start)
+        self._bring_back(name, time.monotonic() + pause_s)
 
     def watch_orphans(
         self, name: str, children: list[tuple[int, int]], within_s: float = _OUTLIVES_S
@@ -167,13 +159,13 @@ class Fleet:
         """Stop a party as a machine that hangs, and let it go on after `seconds`."""
         pid = self._party(name).process.pid
         send(pid, signal.SIGSTOP)
-        self._stopped[name] = (time.monotonic() + seconds, pid)
+        self._stopped[name] = (time.monotonic() + seconds, partial(send, pid, signal.SIGCONT))
 
     def fill_disk(self, name: str, seconds: float) -> None:
         """No byte of a party goes into any file for `seconds`: EFBIG, where a full disk gives ENOSPC."""
         pid = self._party(name).process.pid
         limit_files(pid, 0)
-        self._full[name] = (time.monotonic() + seconds, pid)
+        self._full[name] = (time.monotonic() + seconds, partial(limit_files, pid, resource.RLIM_INFINITY))
 
     def kill_child(self, name: str) -> str | None:
         """`kill -9` the training child of a node; which process it was, None where there is none now."""
@@ -201,18 +193,11 @@ class Fleet:
 
     def close(self) -> None:
         """End everything; what does not end by itself is killed."""
-        for _, pid in self._stopped.values():
-            send(pid, signal.SIGCONT)
+        for _, go_on in self._stopped.values():
+            go_on()
         self._stopped.clear()
         self._down.clear()
-        with contextlib.suppress(OSError):
-            self.measure()
-        if self._federation is not None:
-            self._federation.stop()
-        if self._broker is not None:
-            self._broker.stop()
-        if self._links is not None:
-            self._links.close()
+        self._at_end.close()
 
     def left_running(self) -> list[str]:
         """Processes that still have something to do with the folder, by id and command."""
@@ -231,7 +216,7 @@ class Fleet:
     def measure(self) -> None:
         """Note the greatest resident memory of each role so far."""
         pids = {name: self._party(name).process.pid for name in self.parties if self.up(name)}
-        if self._broker is not None and self._broker.running:
+        if self._broker.running:
             pids[BROKER] = self._broker.pid
         for name, pid in pids.items():
             role = name if name in (COORDINATOR, BROKER) else "node"
@@ -244,35 +229,28 @@ class Fleet:
 
     def _start_broker(self) -> None:
         self._broker = start_broker(
-            self._port, state_dir=self.folder / "broker", prefer="mosquitto", say=log.info
+            self.port, state_dir=self.folder / "broker", prefer="mosquitto", say=log.info
         )
 
     def _start_party(self, name: str) -> None:
-        federation, port = self._running(), str(self.links.port(name))
+        port = str(self.links.port(name))
         if name == COORDINATOR:
-            federation.start_coordinator("--run", RUN, "--port", port)
+            self._federation.start_coordinator("--run", RUN, "--port", port)
         else:
             data = next(folder for folder in self._layout.nodes if folder.name == name)
-            federation.start_node(name, data.resolve(), "--port", port)
+            self._federation.start_node(name, data.resolve(), "--port", port)
 
     def _restore(self, now: float) -> None:
         """End the faults whose time is over."""
-        for name, (due, start) in list(self._down.items()):
-            if now >= due:
-                del self._down[name]
-                start()
-        for name, (due, pid) in list(self._stopped.items()):
-            if now >= due:
-                del self._stopped[name]
-                send(pid, signal.SIGCONT)
-        for name, (due, pid) in list(self._full.items()):
-            if now >= due:
-                del self._full[name]
-                limit_files(pid, resource.RLIM_INFINITY)
+        for faults in (self._down, self._stopped, self._full):
+            for name, (due, end) in list(faults.items()):
+                if now >= due:
+                    del faults[name]
+                    end()
 
     def _notice(self, now: float) -> None:
         """Whoever ended without a fault of ours is a finding; it is started again, as systemd would."""
-        if self._broker is not None and not self._broker.running and BROKER not in self._down:
+        if not self._broker.running and BROKER not in self._down:
             self._fall(BROKER, f"{BROKER}: {self._broker.log_tail()}", now)
         for name in self.parties:
             party = self._party(name)
@@ -280,7 +258,7 @@ class Fleet:
                 continue
             if party.code == StoreError.exit_code and self._full.pop(name, None) is not None:
                 # It was just starting: there is nothing to go on with, so it ends. As systemd does:
-                self._down[name] = (now + 1.0, partial(self._start_party, name))
+                self._bring_back(name, now + 1.0)
                 continue
             self._fall(name, f"{name} ended with exit code {party.code}: {party.tail()}", now)
 
@@ -288,18 +266,14 @@ class Fleet:
         self.fell.append(what)
         if len(self.fell) > _MAX_FALLS:
             raise RunFailed(f"parties end by themselves again and again; the last: {what}")
-        start = self._start_broker if name == BROKER else lambda: self._start_party(name)
-        self._down[name] = (now + 1.0, start)
+        self._bring_back(name, now + 1.0)
 
-    def _running(self) -> LocalFederation:
-        assert self._federation is not None  # noqa: S101 - made by `start`
-        return self._federation
+    def _bring_back(self, name: str, due: float) -> None:
+        start = self._start_broker if name == BROKER else partial(self._start_party, name)
+        self._down[name] = (due, start)
 
     def _party(self, name: str) -> Party:
-        federation = self._running()
-        party = federation.coordinator if name == COORDINATOR else federation.nodes[name]
-        assert party is not None  # noqa: S101 - started by `start`
-        return party
+        return self._federation.parties[name]
 
     def _peak(self, role: str, pid: int) -> None:
         with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):

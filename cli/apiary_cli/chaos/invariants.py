@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from apiary.files import sha256_of
-from apiary_cli.chaos.fleet import COORDINATOR, RUN, Fleet
+from apiary_cli.chaos.fleet import RUN, Fleet
 from apiary_cli.chaos.processes import ports_in_use
+from apiary_cli.demo.federation import COORDINATOR
 from apiary_coordinator.report.history_file import read_history
 
 TRACEBACK: Final = "Traceback (most recent call last)"
@@ -54,16 +55,13 @@ def read_record(folder: Path, summary: Mapping[str, Any], peaks_mb: Mapping[str,
 
 def same_model(calm: FinishedRun, storm: FinishedRun) -> InvariantResult:
     """The same final model and the same model after every round, bit by bit."""
+    name = "the model is bit-identical"
     wanted, got = calm.summary["model_sha256"], storm.summary["model_sha256"]
     ways = [r["round"] for r, s in zip(calm.rounds, storm.rounds, strict=False) if r["model"] != s["model"]]
     if wanted == got and not ways:
-        return InvariantResult(
-            "the model is bit-identical", True, f"{got[:16]} after {len(storm.rounds)} rounds"
-        )
+        return InvariantResult(name, True, f"{got[:16]} after {len(storm.rounds)} rounds")
     where = f"first in round {ways[0]}" if ways else "though each round's model is the same"
-    return InvariantResult(
-        "the model is bit-identical", False, f"{got[:16]}, undisturbed {wanted[:16]}; {where}"
-    )
+    return InvariantResult(name, False, f"{got[:16]}, undisturbed {wanted[:16]}; {where}")
 
 
 def counted_once(calm: FinishedRun, storm: FinishedRun) -> InvariantResult:

@@ -1,6 +1,7 @@
 """A proxy in front of the broker, one port a party, whose links can be reset, swallowed, slowed and leaky."""
 
 import contextlib
+import itertools
 import random
 import selectors
 import socket
@@ -37,8 +38,8 @@ class _Way:
 class _Link:
     """A party's port and its weather."""
 
-    name: str
     listener: socket.socket
+    port: int
     pairs: list[tuple[_Way, _Way]] = field(default_factory=list)
     dead_until: float = 0.0
     slow_until: float = 0.0
@@ -60,7 +61,6 @@ class Links:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._links: dict[str, _Link] = {}
-        self._ports: dict[str, int] = {}
         self.lost = 0
         """Messages that a leaky link took, acknowledged all the same."""
         self.damaged = 0
@@ -70,19 +70,18 @@ class Links:
             listener.bind(("127.0.0.1", 0))
             listener.listen(16)
             listener.setblocking(False)
-            self._links[name] = _Link(name, listener)
-            self._ports[name] = int(listener.getsockname()[1])
+            self._links[name] = _Link(listener, int(listener.getsockname()[1]))
         self._thread = threading.Thread(target=self._run, name="links", daemon=True)
         self._thread.start()
 
     def port(self, name: str) -> int:
         """The port that this party connects to."""
-        return self._ports[name]
+        return self._links[name].port
 
     @property
     def ports(self) -> list[int]:
         """Every port of the proxies."""
-        return list(self._ports.values())
+        return [link.port for link in self._links.values()]
 
     def reset(self, name: str) -> int:
         """Break every connection of a party at once; returns how many there were."""
@@ -125,11 +124,10 @@ class Links:
     def heal(self) -> None:
         """All links are good from now on."""
         with self._lock:
+            now = time.monotonic()
             for link in self._links.values():
-                link.leaky_until = min(link.leaky_until, time.monotonic())
-                link.refused_until = min(link.refused_until, time.monotonic())
-                link.slow_until = min(link.slow_until, time.monotonic())
-                link.dead_until = min(link.dead_until, time.monotonic())
+                for fault in ("dead_until", "slow_until", "leaky_until", "refused_until"):
+                    setattr(link, fault, min(getattr(link, fault), now))
 
     def close(self) -> None:
         """End everything and free the ports."""
@@ -145,9 +143,9 @@ class Links:
             with self._lock:
                 watched = self._watched()
             with selectors.DefaultSelector() as waits:
-                for sock, (mask, _) in watched.items():
+                for sock in watched:
                     with contextlib.suppress(ValueError, KeyError, OSError):  # closed meanwhile
-                        waits.register(sock, mask)
+                        waits.register(sock, selectors.EVENT_READ)
                 waits.select(_TURN_S)
             with self._lock:
                 now = time.monotonic()
@@ -155,16 +153,13 @@ class Links:
                     self._turn(link, now)
             time.sleep(0.001)
 
-    def _watched(self) -> dict[socket.socket, tuple[int, _Link]]:
+    def _watched(self) -> list[socket.socket]:
         now = time.monotonic()
-        watched = {link.listener: (selectors.EVENT_READ, link) for link in self._links.values()}
+        watched = [link.listener for link in self._links.values()]
         for link in self._links.values():
-            if now < link.dead_until:
-                continue
-            for pair in link.pairs:
-                for way in pair:
-                    if way.held < BUFFER and not way.ended:
-                        watched[way.source] = (selectors.EVENT_READ, link)
+            if now >= link.dead_until:
+                ways = itertools.chain(*link.pairs)
+                watched += [way.source for way in ways if way.held < BUFFER and not way.ended]
         return watched
 
     def _turn(self, link: _Link, now: float) -> None:

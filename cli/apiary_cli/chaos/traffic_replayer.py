@@ -1,5 +1,6 @@
 """A rogue client of the broker: it records all traffic, and publishes it again, late or damaged."""
 
+import contextlib
 import random
 from collections import deque
 from typing import Final
@@ -57,11 +58,7 @@ class TrafficReplayer:
 
     def poll(self, timeout_s: float) -> int:
         """Take what came; how many messages of others that were."""
-        seen = 0
-        for event in self._bus.poll(timeout_s):
-            if isinstance(event, Received):
-                seen += self._note(event)
-        return seen
+        return sum(self._note(e) for e in self._bus.poll(timeout_s) if isinstance(e, Received))
 
     def close(self) -> None:
         """Leave."""
@@ -85,14 +82,12 @@ class TrafficReplayer:
 
     def _publish(self, messages: list[tuple[str, bytes]], chance: random.Random) -> str | None:
         chance.shuffle(messages)
-        count = 0
-        for topic, payload in messages:
-            # Not retained: what the broker keeps is the parties' own business.
-            count += self._bus.publish(topic, payload, qos=1, retain=False)
+        # Not retained: what the broker keeps is the parties' own business.
+        count = sum(self._bus.publish(topic, payload, qos=1, retain=False) for topic, payload in messages)
         return f"{count} messages" if count else None
 
     def _damaged(self, chance: random.Random, topic: str, payload: bytes) -> tuple[str, bytes]:
-        if topic.startswith(f"{self._topics.blob_root}/"):
+        if topic.startswith(self.blobs):
             match chance.randrange(3):
                 case 0:
                     at = chance.randrange(len(payload))
@@ -121,30 +116,17 @@ class TrafficReplayer:
             return 0
         if topic.kind in self._kept and event.payload and not event.retained:
             self._kept[topic.kind].append((event.topic, event.payload))
-        if topic.kind is TopicKind.ROUND_CURRENT:
-            self._announced(event.payload)
-        elif topic.kind is TopicKind.NODE_RECEIPT:
-            self._receipted(event.payload)
+        with contextlib.suppress(WireError):
+            if topic.kind is TopicKind.ROUND_CURRENT:
+                self._announced(Announcement.decode(event.payload, who="the coordinator"))
+            elif topic.kind is TopicKind.NODE_RECEIPT:
+                receipt = Receipt.decode(event.payload, who="the coordinator")
+                self.receipts += receipt.state == "accepted" and receipt.round == self.round
         self.messages += 1
         return 1
 
-    def _announced(self, payload: bytes) -> None:
-        try:
-            announcement = Announcement.decode(payload, who="the coordinator")
-        except WireError:
-            return
+    def _announced(self, announcement: Announcement) -> None:
         if announcement.state != "finished" and announcement.round > self.round:
             self.round, self.messages, self.receipts = announcement.round, 0, 0
-        if (
-            announcement.round == announcement.rounds
-            and announcement.round == self.round
-            and announcement.state == "evaluating"
-        ):
+        if announcement.round == announcement.rounds == self.round and announcement.state == "evaluating":
             self.finishing = True
-
-    def _receipted(self, payload: bytes) -> None:
-        try:
-            receipt = Receipt.decode(payload, who="the coordinator")
-        except WireError:
-            return
-        self.receipts += receipt.state == "accepted" and receipt.round == self.round

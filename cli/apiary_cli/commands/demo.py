@@ -17,7 +17,7 @@ from apiary.settings import BrokerSettings, load_settings
 from apiary.wire.topics import Topics
 from apiary_cli.client.watching import Watcher
 from apiary_cli.datasets.partition import Layout, hardhat_layout, materialise
-from apiary_cli.demo.federation import LocalFederation, fresh_folder
+from apiary_cli.demo.federation import COORDINATOR, LocalFederation, fresh_folder
 from apiary_cli.demo.presets import PRESETS, Preset
 from apiary_cli.demo.release import RolloutFollower, settings_for, table_of
 from apiary_cli.terminal.live import LiveView
@@ -159,8 +159,9 @@ def _federate(
                 if args.release:
                     result["release"] = _release(federation, flags, live=live, stop=stop)
                 return result
-            if federation.coordinator is not None and federation.coordinator.code is not None:
-                raise RunFailed(f"the coordinator said nothing at its end:\n{federation.coordinator.tail()}")
+            coordinator = federation.parties[COORDINATOR]
+            if coordinator.code is not None:
+                raise RunFailed(f"the coordinator said nothing at its end:\n{coordinator.tail()}")
         return None
     finally:
         watcher.close()

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -18,10 +18,9 @@ from apiary.files import advice, write_atomic
 from apiary.process.child import end, start
 from apiary.settings import to_toml
 
+COORDINATOR: Final = "coordinator"
 MARK: Final = "FEDERATION_FOLDER"
 """In the environment of every process of a federation on this machine, and of its children: whose it is."""
-
-
 _COPIED_S: Final = 2.0
 """The last words of a party are in its log this soon after its end."""
 
@@ -33,8 +32,7 @@ class Party:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
-    _files: list[IO[bytes]] = field(default_factory=list)
-    _copying: threading.Thread | None = None
+    _copying: threading.Thread
 
     @property
     def code(self) -> int | None:
@@ -43,7 +41,7 @@ class Party:
 
     def tail(self, lines: int = 8) -> str:
         """The last lines of its log."""
-        if self._copying is not None and self.code is not None:
+        if self.code is not None:
             self._copying.join(_COPIED_S)
         try:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
@@ -53,10 +51,7 @@ class Party:
     def stop(self, timeout_s: float = 10.0) -> None:
         """Ask it to end, then end it."""
         end(self.process, timeout_s)
-        if self._copying is not None:
-            self._copying.join(_COPIED_S)
-        for f in self._files:
-            f.close()
+        self._copying.join(_COPIED_S)
 
 
 class LocalFederation:
@@ -66,63 +61,59 @@ class LocalFederation:
         self.folder = folder
         self.settings_file = folder / "apiary.toml"
         write_atomic(self.settings_file, to_toml(settings).encode(), sync=False)
-        self.coordinator: Party | None = None
-        self.nodes: dict[str, Party] = {}
+        self.parties: dict[str, Party] = {}
+        """By name: the nodes', and `coordinator`."""
 
-    def start_coordinator(self, *flags: str) -> Party:
+    def start_coordinator(self, *flags: str) -> None:
         """Start it; its last line on standard output is the result as JSON."""
-        self.coordinator = self._start("coordinator", "coordinator", "--json", *flags)
-        return self.coordinator
+        self._start(COORDINATOR, "coordinator", "--json", *flags)
 
-    def start_node(self, node: str, data: Path, *flags: str) -> Party:
+    def start_node(self, node: str, data: Path, *flags: str) -> None:
         """Start a node on its pictures, with a state folder of its own."""
         state = self.folder / "state" / node
-        self.nodes[node] = self._start(
-            node, "edge", "--node-id", node, "--data", str(data), "--state-dir", str(state), *flags
-        )
-        return self.nodes[node]
+        self._start(node, "edge", "--node-id", node, "--data", str(data), "--state-dir", str(state), *flags)
 
     def check(self) -> None:
         """Raise RunFailed, with the end of its output, where a party ended that should not have."""
-        for party in [*self.nodes.values(), *([self.coordinator] if self.coordinator else [])]:
+        for party in self.parties.values():
             if party.code not in (None, 0):
                 raise RunFailed(f"{party.name} ended with exit code {party.code}:\n{party.tail()}")
 
     def result(self) -> str | None:
         """The coordinator's last line once it has ended well."""
-        if self.coordinator is None or self.coordinator.code != 0:
+        if COORDINATOR not in self.parties or self.parties[COORDINATOR].code != 0:
             return None
         lines = (self.folder / "coordinator.out").read_text().splitlines()
         return lines[-1] if lines else None
 
     def stop(self) -> None:
         """End everything that was started."""
-        parties = [*self.nodes.values(), *([self.coordinator] if self.coordinator else [])]
-        for party in parties:
+        for party in self.parties.values():
             if party.code is None:
                 party.process.send_signal(signal.SIGTERM)
         until = time.monotonic() + 10
-        for party in parties:
+        for party in self.parties.values():
             party.stop(max(0.1, until - time.monotonic()))
 
-    def _start(self, name: str, command: str, *flags: str) -> Party:
-        log, out = self.folder / f"{name}.log", self.folder / f"{name}.out"
-        files: list[IO[bytes]] = [log.open("ab", buffering=0), out.open("wb")]
-        process = start(
-            [sys.executable, "-m", "apiary_cli", command, "--config", str(self.settings_file), *flags],
-            stdout=files[1],
-            # Through us: errors of a party whose log cannot be written are worth reading.
-            stderr=subprocess.PIPE,
-            env=_clean_environment() | {MARK: str(self.folder.resolve())},
-        )
-        copying = threading.Thread(target=_copy, args=(process, files[0]), name=f"{name}-log", daemon=True)
+    def _start(self, name: str, command: str, *flags: str) -> None:
+        path = self.folder / f"{name}.log"
+        log = path.open("ab", buffering=0)
+        with (self.folder / f"{name}.out").open("wb") as out:
+            process = start(
+                [sys.executable, "-m", "apiary_cli", command, "--config", str(self.settings_file), *flags],
+                stdout=out,
+                # Through us: errors of a party whose log cannot be written are worth reading.
+                stderr=subprocess.PIPE,
+                env=_clean_environment() | {MARK: str(self.folder.resolve())},
+            )
+        copying = threading.Thread(target=_copy, args=(process, log), name=f"{name}-log", daemon=True)
         copying.start()
-        return Party(name, process, log, files, copying)
+        self.parties[name] = Party(name, process, path, copying)
 
 
 def _copy(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     assert process.stderr is not None  # noqa: S101 - it is a pipe
-    with process.stderr as output:
+    with process.stderr as output, log:
         while data := output.read1(65_536):  # type: ignore[attr-defined] # it is buffered
             with contextlib.suppress(OSError):  # ours may be full as well
                 log.write(data)
