@@ -1,5 +1,6 @@
 """Asking the coordinator: a request over the bus, repeated until it is answered or the time is up."""
 
+import contextlib
 import logging
 import secrets
 import time
@@ -21,7 +22,7 @@ from apiary.settings import Settings
 from apiary.wire import NodeId
 from apiary.wire.messages import CoordinatorStatus, Message, OperatorReply, OperatorRequest
 from apiary.wire.topics import TopicKind
-from apiary_cli.terminal.once import FirstConnection
+from apiary_cli.terminal.once import first_connection
 from apiary_cli.terminal.stopping import Interrupted, stop_on_signals
 
 log = logging.getLogger(__name__)
@@ -46,13 +47,9 @@ def ask(
     `timeout_s`: wait so long (operator.timeout_s where None). Raises NoAnswer where no coordinator is online
     or it does not answer in time, RequestRefused with its reason, BusError, Interrupted on a signal.
     """
-    pending = _PendingRequest(
-        settings, OperatorRequest(id=secrets.token_hex(8), op=op, args=dict(args)), on_progress
-    )
-    try:
+    request = OperatorRequest(id=secrets.token_hex(8), op=op, args=dict(args))
+    with contextlib.closing(_PendingRequest(settings, request, on_progress)) as pending:
         return pending.run(settings.operator.timeout_s if timeout_s is None else timeout_s)
-    finally:
-        pending.close()
 
 
 class _PendingRequest:
@@ -75,7 +72,7 @@ class _PendingRequest:
 
     def run(self, timeout_s: float) -> JsonValue:
         with stop_on_signals(self._bus.wake) as stop:
-            FirstConnection(self._bus).wait(self._settings.broker.connect_timeout_s, stop)
+            first_connection(self._bus, self._settings.broker.connect_timeout_s, stop)
             self._bus.subscribe(self._topics.pattern(TopicKind.OPERATOR_REPLY, node=self._name))
             self._bus.subscribe(self._topics.pattern(TopicKind.COORDINATOR_STATUS))
             began = time.monotonic()
@@ -90,10 +87,11 @@ class _PendingRequest:
                     asked_at, self._asked = now, True
                 for event in self._bus.poll(0.2):
                     self._take(event)
-                if (answer := self._answer) is not None and answer.state == "done":
-                    return answer.result
-                if answer is not None and answer.state == "refused":
-                    raise RequestRefused(f"refused: {answer.why or 'the coordinator gave no reason'}")
+                match self._answer:
+                    case OperatorReply(state="done", result=result):
+                        return result
+                    case OperatorReply(state="refused", why=why):
+                        raise RequestRefused(f"refused: {why or 'the coordinator gave no reason'}")
         raise Interrupted(stop.signal)
 
     def close(self) -> None:
@@ -115,8 +113,6 @@ class _PendingRequest:
                     f"the broker refused {topic} to operator {self._name}: {reason}; "
                     "check broker.username and operator.name against the broker's rights"
                 )
-            case _:
-                pass
 
     def _received(self, content: Message | bytes | None) -> None:
         if isinstance(content, CoordinatorStatus):

@@ -3,20 +3,22 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Final
 
-from apiary.bus.bus import Connected, Disconnected, Received
+from apiary.bus.bus import Disconnected, Received
 from apiary.bus.client_id import passing_id
 from apiary.bus.inlet import Inlet
 from apiary.bus.mqtt import MqttBus
 from apiary.complaints import Complaints
-from apiary.errors import BrokerUnreachable, WireError
+from apiary.errors import WireError
 from apiary.identity.gate import OPEN, MessageGate, load_gate
 from apiary.identity.roles import Role
 from apiary.settings import BrokerSettings, Settings
 from apiary.wire import NodeId
 from apiary.wire.messages import Message, ReleaseCurrent
 from apiary.wire.topics import TopicKind, Topics
+from apiary_cli.terminal.once import first_connection
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,6 @@ WATCHED: Final = (
     TopicKind.RELEASE_CURRENT,
 )
 Seen = tuple[TopicKind, NodeId | None, Message]
-
-
-def reading_gate(settings: Settings) -> MessageGate:
-    """The gate of a party that only listens: verifies messages, signs none."""
-    only_read = settings.security.model_copy(update={"cert": None, "key": None})
-    return load_gate(only_read, Role.VIEWER, None, None, time.time)
 
 
 class Watcher:
@@ -77,15 +73,7 @@ class Watcher:
 
         Raises the first attempt's BusError where no broker answers.
         """
-        until = time.monotonic() + self._timeout_s
-        while not self._bus.connected:
-            if time.monotonic() > until:
-                raise BrokerUnreachable("no broker answered in time (broker.connect_timeout_s)")
-            for event in self._bus.poll(0.1):
-                if isinstance(event, Disconnected):
-                    raise event.error
-                if isinstance(event, Connected):
-                    break
+        first_connection(self._bus, self._timeout_s, lambda: False)
         heard = time.monotonic()
         while time.monotonic() - heard < quiet_s:
             for seen in self.poll(0.1):
@@ -103,3 +91,12 @@ class Watcher:
     def close(self) -> None:
         """Leave."""
         self._bus.close()
+
+
+@contextmanager
+def watch(settings: Settings) -> Iterator[Watcher]:
+    """A watcher of this federation that verifies messages and signs none, for a `with` block."""
+    only_read = settings.security.model_copy(update={"cert": None, "key": None})
+    gate = load_gate(only_read, Role.VIEWER, None, None, time.time)
+    with closing(Watcher(settings.broker, settings.topics, gate)) as watcher:
+        yield watcher

@@ -19,7 +19,7 @@ from apiary.process.child import run_to_end
 from apiary.settings import Settings
 from apiary_cli.terminal import flags
 from apiary_cli.terminal.live import LiveView, log_through
-from apiary_cli.terminal.once import FirstConnection
+from apiary_cli.terminal.once import first_connection
 from apiary_cli.terminal.stopping import stop_on_signals
 from apiary_cli.terminal.view import RunView
 from apiary_coordinator import app
@@ -131,8 +131,8 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
             ended=partial(_print_ended, as_json=args.json),
         )
         try:
-            first = FirstConnection(platform.bus) if args.once else None
-            limits = first.wait(settings.broker.connect_timeout_s, stop) if first is not None else None
+            timeout_s = settings.broker.connect_timeout_s
+            limits = first_connection(platform.bus, timeout_s, stop) if args.once else None
             if limits is not None:
                 coordinator.connected(limits)
             coordinator.start()

@@ -12,7 +12,7 @@ from apiary.notify import Notifier
 from apiary.process.allocator import tune
 from apiary_cli.terminal.edge_status import show
 from apiary_cli.terminal.flags import add_broker, settings_of
-from apiary_cli.terminal.once import FirstConnection
+from apiary_cli.terminal.once import first_connection
 from apiary_cli.terminal.stopping import stop_on_signals
 from apiary_edge.app import build
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     with hold_folder(settings.edge.state_dir, "node", _OWN_FOLDER):
         bus, service, board = build(settings)
         with stop_on_signals(bus.wake) as stop:
-            limits = FirstConnection(bus).wait(settings.broker.connect_timeout_s, stop) if args.once else None
+            limits = first_connection(bus, settings.broker.connect_timeout_s, stop) if args.once else None
             service.start()
             try:
                 if limits is not None:

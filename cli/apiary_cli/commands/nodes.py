@@ -8,9 +8,9 @@ from typing import Any, Final, get_args
 from apiary.errors import ApiaryError, SettingsError
 from apiary.settings import Settings
 from apiary.tags import as_text, matches, parse_rule
-from apiary.wire.messages import CoordinatorStatus, NodeState
+from apiary.wire.messages import NodeState
 from apiary_cli.client.asking import ask
-from apiary_cli.client.watching import Watcher, reading_gate
+from apiary_cli.client.watching import watch
 from apiary_cli.terminal.flags import add_broker, settings_of
 from apiary_cli.terminal.table import duration, table
 from apiary_cli.terminal.view import NodeView, RunView
@@ -61,16 +61,11 @@ def run(args: argparse.Namespace) -> int:
 
 def collect(settings: Settings) -> list[dict[str, Any]]:
     """Every node as plain JSON values. Raises BusError."""
-    watcher = Watcher(settings.broker, settings.topics, reading_gate(settings))
-    view, online = RunView(), False
-    try:
-        for kind, node, message in watcher.retained():
-            view.take(kind, node, message)
-            if isinstance(message, CoordinatorStatus):
-                online = message.state == "online"
-    finally:
-        watcher.close()
-    ages = _ages(settings) if online and view.nodes else {}
+    view = RunView()
+    with watch(settings) as watcher:
+        for seen in watcher.retained():
+            view.take(*seen)
+    ages = _ages(settings) if view.coordinator == "online" and view.nodes else {}
     return [describe(node, one, ages.get(node)) for node, one in view.nodes.items()]
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from apiary import plugins
 from apiary.errors import PublishError, SettingsError
-from apiary.settings import Settings, load_settings
+from apiary.settings import Settings
+from apiary_cli.terminal.flags import settings_of
 from apiary_cli.terminal.stopping import stop_on_signals
 from apiary_coordinator.publishers._after_run import Outcome, publish
 from apiary_coordinator.publishers.base import PACKAGE, Candidate
@@ -40,14 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0, or 9 where a publisher failed. Raises ApiaryError where nothing could be begun."""
-    flags = {
-        "publish.device": args.device,
-        "publish.target": args.target,
-        "publish.model_type": "int8" if args.int8 else None,
-    }
-    settings = load_settings(
-        args.config, {**args.overrides, **{k: v for k, v in flags.items() if v is not None}}
-    ).settings
+    settings = settings_of(
+        args,
+        publish__device=args.device,
+        publish__target=args.target,
+        publish__model_type="int8" if args.int8 else None,
+    )
     folder = find_run(args.run, settings.coordinator.runs_dir)
     names = args.to or _usual(settings)
     with stop_on_signals() as stop:

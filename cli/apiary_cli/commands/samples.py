@@ -1,6 +1,7 @@
 """`apiary samples`: the pictures of this node: import, list, label, delete, count."""
 
 import argparse
+import contextlib
 import getpass
 import json
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apiary.errors import DataError, StoreError
-from apiary.settings import load_settings
+from apiary_cli.terminal.flags import settings_of
 from apiary_cli.terminal.table import table
 from apiary_edge.paths import store_dir
 from apiary_edge.samples.model import MAX_PAGE, Filter, Order, Sample, SampleId, SampleState
@@ -68,16 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the action. Raises ApiaryError."""
-    overrides = {**args.overrides, **({"edge.state_dir": args.state_dir} if args.state_dir else {})}
-    settings = load_settings(args.config, overrides).settings
-    folder = store_dir(settings.edge)
+    edge = settings_of(args, edge__state_dir=args.state_dir).edge
+    folder = store_dir(edge)
     if args.action != "import" and not folder.is_dir():
         raise DataError(
             f"there is no sample store in {folder}: apiary samples import makes one, a node with a camera "
             "does, too; or say where it is: --state-dir (edge.state_dir)"
         )
-    store = SampleStore.of_node(settings.edge)
-    try:
+    with contextlib.closing(SampleStore.of_node(edge)) as store:
         match args.action:
             case "import":
                 return _import(store, args)
@@ -92,8 +91,6 @@ def run(args: argparse.Namespace) -> int:
                 print(f"deleted: {store.delete(resolve(store, args.ids))}")
             case _:
                 _stats(store, args.json)
-    finally:
-        store.close()
     return 0
 
 

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from apiary.wire.messages import CoordinatorStatus, Message, ModelManifest
-from apiary_cli.client.watching import Watcher, reading_gate
+from apiary_cli.client.watching import watch
 from apiary_cli.terminal.flags import add_broker, settings_of
 from apiary_cli.terminal.table import table
 from apiary_cli.terminal.view import NodeView, RunView
@@ -29,14 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print it; 0 where a coordinator is online, 1 where none is."""
     settings = settings_of(args)
-    watcher = Watcher(settings.broker, settings.topics, reading_gate(settings))
     view, rest = RunView(), dict[type[Message], Message]()
-    try:
+    with watch(settings) as watcher:
         for kind, node, message in watcher.retained():
             view.take(kind, node, message)
             rest[type(message)] = message
-    finally:
-        watcher.close()
     report = describe(settings.federation, view, rest)
     print(json.dumps(report) if args.json else render(report))
     return 0 if report["coordinator"]["state"] == "online" else 1

@@ -7,7 +7,7 @@ import sys
 from apiary.wire import NodeId
 from apiary.wire.messages import Message
 from apiary.wire.topics import TopicKind
-from apiary_cli.client.watching import Watcher, reading_gate
+from apiary_cli.client.watching import watch
 from apiary_cli.terminal.flags import add_broker, settings_of
 from apiary_cli.terminal.live import LiveView
 from apiary_cli.terminal.stopping import stop_on_signals
@@ -30,13 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Watch until Ctrl-C."""
     settings = settings_of(args)
-    watcher = Watcher(settings.broker, settings.topics, reading_gate(settings))
-    title = f"{settings.federation}   "
-    try:
-        with LiveView(RunView(alone=True), title=title, quiet=args.json) as live, stop_on_signals() as stop:
-            watcher.follow(_print_json if args.json else live.tap, stop)
-    finally:
-        watcher.close()
+    live = LiveView(RunView(alone=True), title=f"{settings.federation}   ", quiet=args.json)
+    with watch(settings) as watcher, live, stop_on_signals() as stop:
+        watcher.follow(_print_json if args.json else live.tap, stop)
     return 0
 
 

@@ -1,6 +1,5 @@
 """Fetch a data set's files over HTTP: resumed where a link broke, bounded, checked, whole or not there."""
 
-import hashlib
 import http.client
 import json
 import os
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 from apiary import __version__
 from apiary.errors import DataError, StoreError
-from apiary.files import sync_folder, write_json
+from apiary.files import sha256_of, sync_folder, write_json
 from apiary_cli.datasets.catalogue import Archive, DataSet
 
 RECORD: Final = "fetched.json"
@@ -83,7 +82,7 @@ def _in_place(archive: Archive, folder: Path, known: dict[str, Any]) -> bool:
         return False
     if not all((folder / name).exists() for name in known["files"]):
         return False
-    return bool(archive.unpack) or _sha256(folder / archive.file) == known["sha256"]
+    return bool(archive.unpack) or sha256_of(folder / archive.file) == known["sha256"]
 
 
 class _CutError(Exception):
@@ -119,7 +118,7 @@ def _download(
                 ) from None
             sleep(min(2.0 ** (failures - 1), 30.0))
             continue
-        digest = _sha256(part)
+        digest = sha256_of(part)
         if expected is None or digest == expected:
             break
         size = part.stat().st_size
@@ -218,7 +217,7 @@ def _unpack(archive: Archive, path: Path, folder: Path) -> list[str]:
                 with target.open("wb") as f:
                     shutil.copyfileobj(stream, f, _BLOCK)
                 if archive.members:
-                    found[str(inner)] = _sha256(target)
+                    found[str(inner)] = sha256_of(target)
         if wrong := [n for n, digest in archive.members.items() if found.get(n) != digest]:
             raise DataError(f"{path}: {len(wrong)} files differ from what was published, first {wrong[0]}")
         if not building.is_dir():
@@ -263,8 +262,3 @@ def _read_record(path: Path) -> dict[str, Any]:
     ):
         raise DataError(f"{path} is not a record of fetched files; remove it to fetch anew")
     return record
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -4,7 +4,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,25 +15,6 @@ from apiary_cli.datasets import catalogue
 
 DEFAULT_DIR: Final = Path("datasets")
 Labels = NDArray[np.int64]
-
-
-class Source(Protocol):
-    """Pictures with a class each, some perhaps set apart for testing."""
-
-    @property
-    def labels(self) -> list[str]:
-        """Names of the classes, in order."""
-
-    @property
-    def y_train(self) -> Labels:
-        """Class of each picture to train on."""
-
-    @property
-    def y_test(self) -> Labels:
-        """Class of each picture set apart; empty where the source has no test split of its own."""
-
-    def write(self, split: str, index: int, folder: Path) -> None:
-        """Put picture `index` of `train` or `test` into `folder` as a file with a unique name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +49,12 @@ class FolderSource:
     def write(self, split: str, index: int, folder: Path) -> None:
         """As a hard link to the original, or a copy where the file system has none."""
         path, name = (self.train if split == "train" else self.test)[index]
-        link_or_copy(path, folder / name)
+        try:
+            os.link(path.resolve(), folder / name)
+        except FileExistsError:
+            raise
+        except OSError:
+            shutil.copyfile(path, folder / name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +76,10 @@ class LineSource:
         (folder / name).write_text(self.lines[index] + "\n", encoding="utf-8")
 
 
-def link_or_copy(path: Path, target: Path) -> None:
-    """Hard-link `path`'s file to `target`, copying across file systems. Raises OSError."""
-    try:
-        os.link(path.resolve(), target)
-    except FileExistsError:
-        raise
-    except OSError:
-        shutil.copyfile(path, target)
+Source = ArraySource | FolderSource | LineSource
+"""Samples with a class each, as an index into `labels`, some perhaps set apart for testing: `y_train` and
+`y_test`, which is empty where the source has no test split of its own. `write` puts sample `index` of `train`
+or `test` into a folder, as a file with a unique name."""
 
 
 def open_source(source: str | Path, data_dir: Path | None = None) -> Source:
@@ -110,7 +92,7 @@ def open_source(source: str | Path, data_dir: Path | None = None) -> Source:
         return open_npz(path)
     if path.is_dir():
         lines = _line_files(path) and not _label_folders(path)
-        return _open_splits(path) or (open_lines(path) if lines else _open_folder(path))
+        return _open_splits(path) or (open_lines(path) if lines else gather([("", path)], [], path))
     if path.suffix == ".npz" or "/" in str(source):
         raise DataError(f"{source} is not there: expected a folder LABEL/*.jpg|png or an .npz file")
     try:
@@ -223,9 +205,8 @@ def _digits() -> ArraySource:
 def _cifar(folder: Path, classes: list[str]) -> ArraySource:
     inner = folder / "cifar-10-batches-bin"
     folder = inner if inner.is_dir() else folder
-    names = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
     arrays: list[Any] = []
-    for files in names.values():
+    for files in ([f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"]):
         records = []
         for name in files:
             try:
@@ -246,10 +227,6 @@ def _open_splits(folder: Path) -> FolderSource | None:
     if not (train.is_dir() and test.is_dir() and _label_folders(train)):
         return None
     return gather([("", train)], [("", test)], folder)
-
-
-def _open_folder(folder: Path) -> FolderSource:
-    return gather([("", folder)], [], folder)
 
 
 def hardhat_source(parts: list[Path]) -> FolderSource:

@@ -3,7 +3,6 @@
 import logging
 import sys
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from apiary.wire import NodeId
@@ -27,18 +26,15 @@ class LiveView:
             from rich.console import Console
             from rich.live import Live as RichLive
 
-            console = Console(stderr=True)
             self._live = RichLive(
-                get_renderable=self._table, console=console, refresh_per_second=4, transient=True
+                get_renderable=self._table, console=Console(stderr=True), refresh_per_second=4, transient=True
             )
-            self._live.__enter__()
+            self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
-            self._live.__exit__(kind, e, tb)
+            self._live.stop()
 
     def tap(self, kind: TopicKind, node: NodeId | None, message: Message) -> None:
         """Take a message in and show what is new."""

@@ -1,5 +1,6 @@
 """What a watcher knows of a run from its control messages, and the lines to print about it. Pure."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -52,7 +53,7 @@ class RunView:
     run: str | None = None
     round: Announcement | None = None
     results: list[RoundResult] = field(default_factory=list)
-    nodes: dict[NodeId, NodeView] = field(default_factory=dict)
+    nodes: defaultdict[NodeId, NodeView] = field(default_factory=lambda: defaultdict(NodeView))
     finished: bool = False
 
     def take(self, kind: TopicKind, node: NodeId | None, message: Message) -> list[str]:
@@ -61,14 +62,11 @@ class RunView:
             case NodeStatus() if node is not None:
                 return self._status(node, message)
             case Progress() if node is not None:
-                self.nodes.setdefault(node, NodeView()).progress = message
-                return []
+                self.nodes[node].progress = message
             case NodeHealth() if node is not None:
-                self.nodes.setdefault(node, NodeView()).health = message
-                return []
+                self.nodes[node].health = message
             case NodeRelease() if node is not None:
-                self.nodes.setdefault(node, NodeView()).release = message
-                return []
+                self.nodes[node].release = message
             case Announcement():
                 return self._announced(message)
             case Notice(announcement=Announcement() as announcement):
@@ -77,8 +75,7 @@ class RunView:
                 return self._result(message)
             case CoordinatorStatus():
                 return self._coordinator(message)
-            case _:
-                return []
+        return []
 
     @property
     def best(self) -> RoundResult | None:
@@ -87,7 +84,7 @@ class RunView:
         return max(closed, key=lambda r: (r.accuracy or 0, -(r.loss or 0), -r.round), default=None)
 
     def _status(self, node: NodeId, status: NodeStatus) -> list[str]:
-        view = self.nodes.setdefault(node, NodeView())
+        view = self.nodes[node]
         before = view.status.state if view.status else None
         view.status = status
         if status.state != "training":

@@ -13,7 +13,7 @@ from tests.stand_ins.memory_bus import MemoryBroker, MemoryBus
 
 from apiary.bus.bus import Disconnected, Event
 from apiary.errors import BrokerRefused, BrokerUnreachable
-from apiary_cli.terminal.once import FirstConnection
+from apiary_cli.terminal.once import first_connection
 from apiary_cli.terminal.stopping import stop_on_signals
 
 
@@ -30,25 +30,25 @@ class Told(MemoryBus):
 
 def test_a_broker_that_answers_lets_it_go_on() -> None:
     bus = MemoryBroker().bus("a")
-    FirstConnection(bus).wait(1.0, lambda: False)
+    first_connection(bus, 1.0, lambda: False)
     assert bus.connected
 
 
 @pytest.mark.parametrize("error", [BrokerUnreachable("nobody there"), BrokerRefused("wrong password")])
 def test_the_first_error_is_raised_as_it_is(error: BrokerUnreachable | BrokerRefused) -> None:
     with pytest.raises(type(error), match=str(error)):
-        FirstConnection(Told(Disconnected(error, 1.0))).wait(1.0, lambda: False)
+        first_connection(Told(Disconnected(error, 1.0)), 1.0, lambda: False)
 
 
 def test_a_signal_ends_the_waiting_without_an_error() -> None:
-    FirstConnection(Told()).wait(60.0, lambda: True)
+    first_connection(Told(), 60.0, lambda: True)
 
 
 def test_silence_is_an_error_in_the_end() -> None:
     with pytest.raises(
         BrokerUnreachable, match=r"no broker answered within 0 s \(broker.connect_timeout_s\)"
     ):
-        FirstConnection(Told()).wait(-5.0, lambda: False)
+        first_connection(Told(), -5.0, lambda: False)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
