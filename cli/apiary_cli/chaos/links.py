@@ -66,9 +66,7 @@ class Links:
         self.damaged = 0
         """Chunks that it damaged."""
         for name in names:
-            listener = socket.socket()
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(16)
+            listener = socket.create_server(("127.0.0.1", 0), backlog=16)
             listener.setblocking(False)
             self._links[name] = _Link(listener, int(listener.getsockname()[1]))
         self._thread = threading.Thread(target=self._run, name="links", daemon=True)

@@ -24,8 +24,7 @@ def ports_in_use(ports: list[int]) -> list[int]:
 
 def free_port() -> int:
     """A port that nobody has at this moment."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as s:
         return int(s.getsockname()[1])
 
 

@@ -87,22 +87,18 @@ class TrafficReplayer:
         return f"{count} messages" if count else None
 
     def _damaged(self, chance: random.Random, topic: str, payload: bytes) -> tuple[str, bytes]:
-        if topic.startswith(self.blobs):
-            match chance.randrange(3):
-                case 0:
-                    at = chance.randrange(len(payload))
-                    flipped = bytes([payload[at] ^ (1 << chance.randrange(8))])
-                    return topic, payload[:at] + flipped + payload[at + 1 :]
-                case 1:
-                    return topic, payload[: chance.randrange(len(payload))]
-                case _:
-                    # A good chunk in another's place.
-                    place, _, index = topic.rpartition("/")
-                    return f"{place}/{int(index) + 1}", payload
-        match chance.randrange(3):
-            case 0:
+        match ("chunk" if topic.startswith(self.blobs) else "message", chance.randrange(3)):
+            case ("chunk", 0):
+                at = chance.randrange(len(payload))
+                flipped = bytes([payload[at] ^ (1 << chance.randrange(8))])
+                return topic, payload[:at] + flipped + payload[at + 1 :]
+            case ("chunk", 1) | ("message", 0):
                 return topic, payload[: chance.randrange(len(payload))]
-            case 1:
+            case ("chunk", _):
+                # A good one in another's place.
+                place, _, index = topic.rpartition("/")
+                return f"{place}/{int(index) + 1}", payload
+            case (_, 1):
                 return topic, chance.randbytes(len(payload))
             case _:
                 return topic, payload.replace(b'"v":1', b'"v":2').replace(b'"v": 1', b'"v": 2')

@@ -59,13 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the action. Raises ApiaryError."""
-    match args.action:
-        case "list":
-            return _list(args)
-        case "fetch":
-            return _fetch(args)
-        case _:
-            return _partition(args)
+    return {"list": _list, "fetch": _fetch, "partition": _partition}[args.action](args)
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """`apiary demo`: a real federation on one machine, from a data set to a finished model."""
 
 import argparse
+import contextlib
 import json
 import logging
 import shutil
@@ -93,10 +94,12 @@ def run(args: argparse.Namespace) -> int:
             ) as broker:
                 live.say(f"broker: {broker.kind} on port {broker.port}; watch it with")
                 live.say(f"  mosquitto_sub -p {broker.port} -v -t 'apiary/#'")
-                settings = _settings(args, preset, folder, layout, broker)
-                result = _federate(
-                    args, layout, broker, settings=settings, folder=folder, live=live, stop=stop
-                )
+                # The user's own settings win over the demo's; unknown ones are refused here, not in a
+                # child's log.
+                load_settings(args.config, args.overrides)
+                federation = LocalFederation(folder, _settings(args, preset, folder, layout, broker))
+                with contextlib.closing(Watcher(BrokerSettings(**_reach(broker)), Topics())) as watcher:
+                    result = _federate(args, layout, federation, watcher, live=live, stop=stop)
         failed = False
         if result is None:
             return stop.exit_code
@@ -133,23 +136,18 @@ def _layout(args: argparse.Namespace, preset: Preset, folder: Path, live: LiveVi
 def _federate(
     args: argparse.Namespace,
     layout: Layout,
-    broker: BrokerProcess,
+    federation: LocalFederation,
+    watcher: Watcher,
     *,
-    settings: dict[str, dict[str, Any]],
-    folder: Path,
     live: LiveView,
     stop: StopSignal,
 ) -> dict[str, Any] | None:
-    # The user's own settings win over the demo's; unknown ones are refused here, not in a child's log.
-    load_settings(args.config, args.overrides)
-    federation = LocalFederation(folder, settings)
     flags = [flag for pair in args.set for flag in ("--set", pair)]
-    watcher = Watcher(BrokerSettings(**_reach(broker)), Topics())
     try:
         live.say("exporting the model for the nodes (TensorFlow, once)")
         federation.start_coordinator("--new", *flags)
-        for node, data in zip(_names(layout), layout.nodes, strict=True):
-            federation.start_node(node, data, *flags)
+        for data in layout.nodes:
+            federation.start_node(data.name, data, *flags)
         while not stop():
             for seen in watcher.poll(0.2):
                 live.tap(*seen)
@@ -164,7 +162,6 @@ def _federate(
                 raise RunFailed(f"the coordinator said nothing at its end:\n{coordinator.tail()}")
         return None
     finally:
-        watcher.close()
         federation.stop()
 
 
@@ -212,10 +209,6 @@ def _reach(broker: BrokerProcess) -> dict[str, Any]:
     """`[broker]` for it. amqtt's protocol was reported when it started: not once more at every connect."""
     protocol = "3.1.1" if broker.kind == "amqtt" else "auto"
     return {"host": broker.host, "port": broker.port, "protocol": protocol}
-
-
-def _names(layout: Layout) -> list[str]:
-    return [folder.name for folder in layout.nodes]
 
 
 def _report(result: dict[str, Any], seconds: float, *, as_json: bool) -> None:

@@ -29,7 +29,6 @@ _COMMANDS: Final = {
     "retrain": "forget that it answered or gave up the present round",
     "logs": "the last lines of its log, without paths of pictures",
 }
-_SLOW_S: Final = {"drain": 600.0}
 _WAIT_S: Final = 15.0
 _SLACK_S: Final = 15.0
 """For the way to the coordinator and back, beside what the nodes are given."""
@@ -43,14 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("nodes", nargs="+", metavar="NODE|TAG=VALUE|all", help="whom; several may be named")
         add_broker(sub)
-        wait = _SLOW_S.get(name, _WAIT_S)
         sub.add_argument(
-            "--timeout",
-            type=seconds,
-            default=wait,
-            metavar="S",
-            help=f"give each so long (default: {wait:g})",
+            "--timeout", type=seconds, metavar="S", help="give each so long (default: %(default)g)"
         )
+        sub.set_defaults(timeout=600.0 if name == "drain" else _WAIT_S)
         if name == "logs":
             sub.add_argument("--lines", type=int, default=50, metavar="N", help="of each (default: 50)")
         sub.add_argument("--json", action="store_true", help="print one JSON object")

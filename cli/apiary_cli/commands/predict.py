@@ -7,7 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -150,27 +150,25 @@ def open_classifier(folder: Path, labels: list[str], *, int8: bool = False) -> C
     return classifier
 
 
+@dataclass(slots=True)
 class BatchClassifier:
     """Classifies samples with one model; what cannot be read is in `skipped`, with the reason."""
 
-    def __init__(self, classifier: Classifier, labels: list[str], args: argparse.Namespace):
-        self.skipped: list[tuple[str, str]] = []
-        self._classifier = classifier
-        self._labels = labels
-        self._top: int = args.top
-        self._symbols: bool = args.symbols
-        self._negative: bool = args.negative
-        self._margin: float | None = args.margin
+    classifier: Classifier
+    labels: list[str]
+    args: argparse.Namespace
+    """The command's flags: `top`, `symbols`, `negative`, `margin`."""
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def classify(self, samples: list[PredictInput]) -> Iterator[Classification]:
         """Predictions one by one."""
         for sample in samples:
             try:
                 for box, values in self._values(sample):
-                    shown = np.invert(values) if self._negative else values
-                    probabilities = self._classifier.predict(shown)
-                    order = (-probabilities).argsort(kind="stable")[: self._top]
-                    top = [(self._labels[int(i)], float(probabilities[i])) for i in order]
+                    shown = np.invert(values) if self.args.negative else values
+                    probabilities = self.classifier.predict(shown)
+                    order = (-probabilities).argsort(kind="stable")[: self.args.top]
+                    top = [(self.labels[int(i)], float(probabilities[i])) for i in order]
                     yield Classification(sample, top, box)
             except DataError as e:
                 self.skipped.append((sample.name, str(e)))
@@ -178,16 +176,16 @@ class BatchClassifier:
     def _values(self, sample: PredictInput) -> Iterator[tuple[Box | None, Bytes]]:
         from apiary.learn import images, symbols
 
-        to = self._classifier.input
+        to = self.classifier.input
         data = images.read(sample.path) if sample.path is not None else sample.text.encode()
-        if not self._symbols:
+        if not self.args.symbols:
             yield None, images.decode(data, to)
             return
         picture = images.whole(data, to.channels)
         boxes = symbols.find(picture)
         if not boxes:
             raise DataError("no symbol stands out from the ground")
-        margin = symbols.MARGIN if self._margin is None else self._margin
+        margin: float = symbols.MARGIN if self.args.margin is None else self.args.margin
         for box in boxes:
             yield box, images.squash(symbols.cut(picture, box, margin), to)
 

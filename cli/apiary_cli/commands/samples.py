@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from apiary.errors import DataError, StoreError
@@ -179,18 +180,7 @@ def _stats(store: SampleStore, as_json: bool) -> None:
     counts = store.counts()
     waiting = counts.unlabelled + sum(counts.suggested.values())
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "labelled": dict(counts.labelled),
-                    "held_out": dict(counts.held_out),
-                    "suggested": dict(counts.suggested),
-                    "unlabelled": counts.unlabelled,
-                    "total": counts.total,
-                    "bytes": counts.bytes,
-                }
-            )
-        )
+        print(json.dumps(asdict(counts)))
         return
     for label, n in counts.labelled.items():
         print(f"{n:7}  {label}  ({counts.held_out.get(label, 0)} of them held out)")

@@ -59,16 +59,12 @@ class FolderSource:
 
 @dataclass(frozen=True, slots=True)
 class LineSource:
-    """Short texts, such as names; all of them are to train on."""
+    """Short texts, such as names; all of them are to train on, and `y_test` is empty."""
 
     labels: list[str]
     lines: list[str]
     y_train: Labels
-
-    @property
-    def y_test(self) -> Labels:
-        """None are set apart."""
-        return self.y_train[:0]
+    y_test: Labels
 
     def write(self, split: str, index: int, folder: Path) -> None:
         """As a text file of its own: a sample is a file."""
@@ -152,7 +148,7 @@ def open_lines(folder: Path) -> LineSource:
         lines += found
         y += [number] * len(found)
     labels = check_labels([path.stem for path in files], folder)
-    return LineSource(labels, lines, np.array(y, np.int64))
+    return LineSource(labels, lines, np.array(y, np.int64), np.array([], np.int64))
 
 
 def check_labels(labels: list[str], where: object) -> list[str]:
