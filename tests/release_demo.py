@@ -335,11 +335,10 @@ def _run(folder: Path, layout: Layout, federation: LocalFederation, api: EdgeImp
         camera.mkdir(parents=True)
         federation.start_node(node.name, node, "--set", f"edge.camera.source={camera}")
     until = time.monotonic() + 600
-    while (line := federation.result()) is None:
+    while (told := federation.result()) is None:
         federation.check()
         check(time.monotonic() < until, "the federation did not end within 600 s")
         time.sleep(0.2)
-    told = json.loads(line)
     run = Path(told["run"])
     accuracy = told["summary"]
     say(

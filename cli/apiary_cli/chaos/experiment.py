@@ -107,11 +107,11 @@ class Experiment:
         self._fleets.append(fleet)
         began = time.monotonic()
 
-        def on_fault(count: int, number: int, fault: Fault, how: str) -> None:
+        def on_fault(number: int, fault: Fault, how: str) -> None:
             self.injected[fault.kind] += 1
-            at = time.monotonic() - began
+            at, width = time.monotonic() - began, len(str(len(plan)))
             self.say(
-                f"[{count:>{len(str(len(plan)))}}/{len(plan)}] {at // 60:02.0f}:{at % 60:02.0f} "
+                f"[{self.injected.total():>{width}}/{len(plan)}] {at // 60:02.0f}:{at % 60:02.0f} "
                 f"round {number:<3} {fault.kind:17} {fault.victim:12} {how}"
             )
 

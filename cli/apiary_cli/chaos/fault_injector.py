@@ -25,8 +25,8 @@ MAX_CHILDREN: Final = 3
 MAX_DISTURBED: Final = 3
 """Parties that are down or stopped at once."""
 
-OnFault = Callable[[int, int, Fault, str], None]
-"""Called for each fault: how many there were with it, the open round, the fault, and what was done."""
+OnFault = Callable[[int, Fault, str], None]
+"""Called for each fault: the open round, the fault, and what was done."""
 
 
 class FaultInjector:
@@ -35,7 +35,6 @@ class FaultInjector:
     def __init__(self, schedule: list[Fault], fleet: Fleet, replayer: TrafficReplayer, on_fault: OnFault):
         self.left = list(schedule)
         """Faults that wait."""
-        self._count = 0
         self._children: Counter[tuple[int, str]] = Counter()
         self._fleet = fleet
         self._replayer = replayer
@@ -61,11 +60,10 @@ class FaultInjector:
             how = self._inject(fault)
             if how is not None:
                 self.left.remove(fault)
-                self._count += 1
                 late = fault.round < self._replayer.round
                 self._next_at = now + (min(fault.gap_s, LATE_GAP_S) if late else fault.gap_s)
                 self._moved_at = now
-                self._on_fault(self._count, self._replayer.round, fault, how)
+                self._on_fault(self._replayer.round, fault, how)
                 return
 
     def _due(self, fault: Fault, *, quiet: bool) -> bool:

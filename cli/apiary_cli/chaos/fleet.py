@@ -1,7 +1,6 @@
 """The federation under test: real processes, killed, stopped and started again, and watched all the time."""
 
 import contextlib
-import json
 import logging
 import math
 import resource
@@ -99,13 +98,9 @@ class Fleet:
         self._notice(now)
 
     @property
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Any:
         """The coordinator's result once it has ended well, None before."""
-        line = self._federation.result()
-        if line is None or COORDINATOR in self._down:
-            return None
-        result: dict[str, Any] = json.loads(line)
-        return result
+        return None if COORDINATOR in self._down else self._federation.result()
 
     # -- faults
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Final
 
@@ -79,14 +79,6 @@ class Watcher:
             for seen in self.poll(0.1):
                 heard = time.monotonic()
                 yield seen
-
-    def follow(
-        self, take: Callable[[TopicKind, NodeId | None, Message], None], stop: Callable[[], bool]
-    ) -> None:
-        """Hand on everything until `stop`."""
-        while not stop():
-            for seen in self.poll(0.3):
-                take(*seen)
 
     def close(self) -> None:
         """Leave."""

@@ -152,8 +152,8 @@ def _federate(
             for seen in watcher.poll(0.2):
                 live.tap(*seen)
             federation.check()
-            if (line := federation.result()) is not None:
-                result: dict[str, Any] = json.loads(line)
+            result: dict[str, Any] | None = federation.result()
+            if result is not None:
                 if args.release:
                     result["release"] = _release(federation, flags, live=live, stop=stop)
                 return result

@@ -31,8 +31,11 @@ def run(args: argparse.Namespace) -> int:
     """Watch until Ctrl-C."""
     settings = settings_of(args)
     live = LiveView(RunView(alone=True), title=f"{settings.federation}   ", quiet=args.json)
+    take = _print_json if args.json else live.tap
     with watch(settings) as watcher, live, stop_on_signals() as stop:
-        watcher.follow(_print_json if args.json else live.tap, stop)
+        while not stop():
+            for seen in watcher.poll(0.3):
+                take(*seen)
     return 0
 
 

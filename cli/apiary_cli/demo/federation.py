@@ -1,6 +1,7 @@
 """A federation on this machine: broker, coordinator and nodes as the separate processes that a fleet runs."""
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -79,12 +80,12 @@ class LocalFederation:
             if party.code not in (None, 0):
                 raise RunFailed(f"{party.name} ended with exit code {party.code}:\n{party.tail()}")
 
-    def result(self) -> str | None:
-        """The coordinator's last line once it has ended well."""
+    def result(self) -> Any:
+        """The coordinator's last line, decoded, once it has ended well; None before."""
         if COORDINATOR not in self.parties or self.parties[COORDINATOR].code != 0:
             return None
         lines = (self.folder / "coordinator.out").read_text().splitlines()
-        return lines[-1] if lines else None
+        return json.loads(lines[-1]) if lines else None
 
     def stop(self) -> None:
         """End everything that was started."""

@@ -40,7 +40,9 @@ def render(found: Found, slot: Slot | None, now: float) -> str:
     lines = [("node", f"{status['node']}, version {status['version']}, {_service(found, now)}")]
     lines.append(("state", _and(status.get("state", "unknown"), status.get("why"), ": ")))
     if (now_on := status.get("round")) is not None:
-        lines.append(("round", _round(now_on) + _progress(status.get("progress"), found, now)))
+        of = f" of {now_on['of']}" if now_on.get("of") else ""
+        progress = _progress(status.get("progress"), found, now)
+        lines.append(("round", f"{now_on['number']}{of}, run {now_on['run']}{progress}"))
     labels = status.get("labels") or {}
     each = ", ".join(f"{label} {n}" for label, n in labels.items())
     lines.append(("pictures", _and(f"{status.get('samples') or 0}", each, ": ")))
@@ -53,7 +55,8 @@ def render(found: Found, slot: Slot | None, now: float) -> str:
     if status.get("health"):
         lines.append(("machine", _machine(status["health"])))
     if slot is not None:
-        lines.append(("model", _model(slot)))
+        accuracy = f"accuracy {slot.accuracy:.1%}" if slot.accuracy is not None else None
+        lines.append(("model", _and(f"{slot.release} ({slot.kind})", accuracy, ", ")))
     if status.get("camera"):
         lines.append(("camera", _and(status["camera"]["kind"], status["camera"].get("text"), ": ")))
     if status.get("predictions"):
@@ -87,11 +90,6 @@ def _service(found: Found, now: float) -> str:
     when = "before this machine was started" if found.age_s is None else f"{duration(found.age_s)} ago"
     how = "stopped" if found.stopped else "NOT RUNNING: it ended without a word,"
     return f"{how} {when} (systemctl status apiary-edge)"
-
-
-def _round(current: dict[str, Any]) -> str:
-    of = f" of {current['of']}" if current.get("of") else ""
-    return f"{current['number']}{of}, run {current['run']}"
 
 
 def _progress(progress: dict[str, Any] | None, found: Found, now: float) -> str:
@@ -131,11 +129,6 @@ def _machine(health: dict[str, Any]) -> str:
     now, ever = health.get("throttled") or [], health.get("throttled_since_boot") or []
     complaints = [f"NOW {word}" for word in now] + [f"{w} since the boot" for w in ever if w not in now]
     return "; ".join([", ".join(parts), *complaints])
-
-
-def _model(slot: Slot) -> str:
-    accuracy = f"accuracy {slot.accuracy:.1%}" if slot.accuracy is not None else None
-    return _and(f"{slot.release} ({slot.kind})", accuracy, ", ")
 
 
 def _last(last: dict[str, Any]) -> str:
