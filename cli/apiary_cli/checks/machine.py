@@ -16,7 +16,7 @@ from typing import Final, Literal
 from apiary.bus.bus import BrokerLimits, Bus, Disconnected, PublishRefused, Received
 from apiary.errors import ApiaryError, BusError, DataError, SettingsError
 from apiary.settings import Settings
-from apiary_cli.terminal.once import FirstConnection
+from apiary_cli.terminal.once import first_connection
 from apiary_edge.health import readings
 
 State = Literal["ok", "warn", "fail"]
@@ -83,7 +83,7 @@ def broker(settings: Settings, *, coordinator: bool = False) -> list[Check]:
     place = "metric" if coordinator else f"node/{settings.edge.node_id}"
     topic = f"{settings.root}/{settings.federation}/{place}/doctor"
     try:
-        limits = FirstConnection(bus).wait(settings.broker.connect_timeout_s, lambda: False)
+        limits = first_connection(bus, settings.broker.connect_timeout_s, lambda: False)
         assert limits is not None  # noqa: S101 - nothing stops it
         found = [_limits(limits, where)]
         bus.subscribe(topic)
