@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,19 @@ from apiary.errors import StoreError
 _UMASK: Final = os.umask(0o077)
 os.umask(_UMASK)
 _NEEDED_BYTES: Final = 64 * 2**10
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn an OSError inside into a StoreError: `what` failed, the system's reason, how to mend it.
+
+    with disk_errors(f"cannot read {path}"):
+        data = path.read_bytes()
+    """
+    try:
+        yield
+    except OSError as e:
+        raise StoreError(f"{what}: {e.strerror or e}{advice(e)}") from e
 
 
 def write_atomic(
@@ -28,7 +42,7 @@ def write_atomic(
     `mode` is that of any other new file; 0o600 for a secret, which no other user can open at any instant.
     """
     parts = [data] if isinstance(data, bytes | memoryview) else data
-    try:
+    with disk_errors(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         try:
@@ -46,8 +60,6 @@ def write_atomic(
             raise
         if sync:
             sync_folder(path.parent)
-    except OSError as e:
-        raise StoreError(f"cannot write {path}: {e.strerror or e}{advice(e)}") from e
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -65,10 +77,8 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file if it is there. Raises StoreError."""
-    try:
+    with disk_errors(f"cannot remove {path}"):
         path.unlink(missing_ok=True)
-    except OSError as e:
-        raise StoreError(f"cannot remove {path}: {e.strerror or e}{advice(e)}") from e
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import ApiaryError, DataError, ExportError, ModelError, SettingsError
-from apiary.files import write_atomic
+from apiary.files import sha256_of, write_atomic
 from apiary.learn.manifest import Manifest
 from apiary.process.child import ChildProcess, how_ended, start
 from apiary.tensors import Weights
@@ -127,8 +127,7 @@ def cache_key(job: BuildJob) -> str:
     weights = None
     if job.base_weights is not None:
         try:
-            with job.base_weights.open("rb") as f:
-                weights = hashlib.file_digest(f, "sha256").hexdigest()
+            weights = sha256_of(job.base_weights)
         except OSError as e:
             raise ModelError(f"base_weights {job.base_weights}: {e.strerror}") from None
     plan = [job.plan.optimizer, job.plan.momentum, job.plan.batch_size]

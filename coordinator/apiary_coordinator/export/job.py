@@ -14,7 +14,6 @@
     model.keras  model.tflite  model_int8.tflite  labels.txt  done.json
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,7 +21,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apiary.errors import ExportError
-from apiary.files import write_json
+from apiary.files import sha256_of, write_json
 from apiary.wire.messages import Label, Plan
 
 DONE: Final = "done.json"
@@ -76,19 +75,14 @@ class FinishJob(_Job):
 
 def seal(folder: Path, names: list[str]) -> None:
     """Write `done.json` over these files: the mark of a complete folder."""
-    write_json(folder / DONE, {name: _sha256(folder / name) for name in names})
+    write_json(folder / DONE, {name: sha256_of(folder / name) for name in names})
 
 
 def sealed(folder: Path) -> dict[str, str] | None:
     """File names and digests of a complete, untouched folder, or None."""
     try:
         listed: dict[str, str] = json.loads((folder / DONE).read_bytes())
-        whole = all(_sha256(folder / name) == digest for name, digest in listed.items())
+        whole = all(sha256_of(folder / name) == digest for name, digest in listed.items())
     except (OSError, ValueError, AttributeError, TypeError):
         return None
     return listed if whole else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

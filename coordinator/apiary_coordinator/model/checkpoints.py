@@ -3,7 +3,8 @@
 from collections.abc import Container, Iterable
 
 from apiary.blobs import BlobStore
-from apiary.errors import RunFailed, StoreError
+from apiary.errors import RunFailed
+from apiary.files import disk_errors
 from apiary.tensors import Weights
 from apiary.wire import Digest, blob
 from apiary.wire.messages import BlobRef
@@ -40,7 +41,5 @@ class Checkpoints:
 
 def model_ref(blobs: BlobStore, digest: Digest) -> BlobRef:
     """A model as messages name it. Raises StoreError."""
-    try:
+    with disk_errors(f"the model {digest[:12]} cannot be read"):
         return BlobRef(digest=digest, bytes=blobs.path(digest).stat().st_size)
-    except OSError as e:
-        raise StoreError(f"the model {digest[:12]} cannot be read: {e.strerror}") from e

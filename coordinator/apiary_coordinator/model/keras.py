@@ -1,17 +1,15 @@
 """Builds models with Keras: a child with TensorFlow exports recipes, the light runtime evaluates them."""
 
-import contextlib
-import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from apiary.blobs import BlobStore
-from apiary.errors import DataError, StoreError
-from apiary.files import advice, write_atomic
+from apiary.errors import DataError
+from apiary.files import disk_errors, sha256_of, write_atomic
 from apiary.learn import features as frozen
 from apiary.learn import images
 from apiary.learn.cache import ArrayCache
@@ -54,7 +52,7 @@ class KerasModelBuilder:
     def build(self) -> ExportedModel:
         """Export the recipe in a child and put its files into the blob store."""
         labels = held_out_labels(self._settings)
-        with _on_disk("the export"):
+        with disk_errors("cannot make the export"):  # a full disk is no bug: the job is tried again
             built = self._export(labels)
             return ExportedModel(
                 labels=tuple(labels),
@@ -79,7 +77,7 @@ class KerasModelBuilder:
 
     def finish(self, exported: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
         """Write the final files; the int8 model's accuracy on the same pictures."""
-        with _on_disk("the final model"):
+        with disk_errors("cannot make the final model"):
             manifest = self.manifest(exported)
             weights_file = self._state / "final.blob"
             write_atomic(weights_file, blob.encode(weights))
@@ -103,10 +101,7 @@ class KerasModelBuilder:
                 "tflite_accuracy": evaluate_classifier(Classifier(finished.tflite), pictures).accuracy,
                 "int8_accuracy": evaluate_classifier(Classifier(finished.int8), pictures).accuracy,
                 # What was evaluated: a publisher refuses a file that was changed since.
-                "files": {
-                    path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                    for path in (finished.tflite, finished.int8)
-                },
+                "files": {path.name: sha256_of(path) for path in (finished.tflite, finished.int8)},
             }
 
     def _export(self, labels: list[str]) -> Built:
@@ -124,7 +119,6 @@ class KerasModelBuilder:
         return build_in_child(job, cache=cache, on_line=_debug)
 
     def _pictures(self, exported: ExportedModel, manifest: Manifest, *, features: bool) -> Dataset:
-        wants_features = features and exported.base is not None and manifest.features is not None
         if self._held_out is not None and features:
             return self._held_out
         folder = self._settings.coordinator.test_data
@@ -132,7 +126,7 @@ class KerasModelBuilder:
             raise DataError("no held-out pictures are set (coordinator.test_data)")
         cache = ArrayCache(self._state / "cache", _CACHE_MB)
         found = images.scan(folder, manifest.labels, manifest.input)
-        if wants_features and exported.base is not None and manifest.features is not None:
+        if features and exported.base is not None and manifest.features is not None:
             base = self._blobs.path(Digest(exported.base.digest))
             data = frozen.load(
                 found,
@@ -162,15 +156,6 @@ def evaluate(trainer: Trainer, weights: Weights, dataset: Dataset, labels: Seque
         )
     trainer.set_weights(weights)
     return report(predict(trainer, dataset), dataset.y, labels)
-
-
-@contextlib.contextmanager
-def _on_disk(what: str) -> Iterator[None]:
-    """A full disk is not a bug: it becomes a StoreError, after which the job is tried again."""
-    try:
-        yield
-    except OSError as e:
-        raise StoreError(f"cannot make {what}: {e.strerror or e}{advice(e)}") from e
 
 
 def held_out_labels(settings: Settings) -> list[str]:

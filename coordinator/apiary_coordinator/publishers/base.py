@@ -1,6 +1,5 @@
 """What a publisher is, and what it is given: one finished, evaluated model of a run."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from apiary.errors import DataError, PublishError
+from apiary.files import sha256_of
 from apiary.learn.manifest import PictureInput, read_input
 from apiary.settings import Settings
 from apiary_coordinator.publishers._record import PublishRecord
@@ -120,8 +120,7 @@ def candidate(folder: Path, kind: Kind) -> Candidate:
 def file_sha256(path: Path) -> str:
     """Hex digest of a file. Raises DataError."""
     try:
-        with path.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}") from None
 

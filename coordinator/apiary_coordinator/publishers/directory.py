@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from apiary.errors import PublishError, StoreError
-from apiary.files import sync_folder, write_atomic, write_json
+from apiary.errors import PublishError
+from apiary.files import disk_errors, sync_folder, write_atomic, write_json
 from apiary.settings import Settings
 from apiary_coordinator.publishers._record import PublishRecord
 from apiary_coordinator.publishers.base import Candidate, PublishProgress, file_sha256
@@ -31,18 +31,15 @@ def publish(
 ) -> dict[str, Any]:
     """Fill the release's folder aside, move it into place, point `latest` at it. Raises StoreError."""
     target = _folder(candidate, settings)
-    try:
+    with disk_errors(f"publish.directory {target.parent}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
-    except OSError as e:
-        raise StoreError(f"publish.directory {target.parent}: {e.strerror}") from None
     try:
-        manifest = _fill(candidate, aside)
-        aside.chmod(0o755)
-        sync_folder(aside)
-        _move(aside, target)
-    except OSError as e:
-        raise StoreError(f"{target}: {e.strerror or e}") from None
+        with disk_errors(f"{target}"):
+            manifest = _fill(candidate, aside)
+            aside.chmod(0o755)
+            sync_folder(aside)
+            _move(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     watch.say(f"released {', '.join(manifest['files'])} in {target}")

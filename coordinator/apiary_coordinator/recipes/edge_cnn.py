@@ -27,9 +27,7 @@ class Options(RecipeOptions):
 
     size: Annotated[int, Field(ge=8, le=512)] = 96
     channels: Literal[1, 3] = 3
-    widths: (
-        Annotated[tuple[Annotated[int, Field(ge=4, le=1024)], ...], Field(min_length=1, max_length=12)] | None
-    ) = None
+    widths: Annotated[tuple[Width, ...], Field(min_length=1, max_length=12)] | None = None
 
 
 def strides(options: Options) -> list[int]:

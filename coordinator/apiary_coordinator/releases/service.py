@@ -8,6 +8,7 @@ from typing import Final
 
 from apiary.bus.inlet import Delivery
 from apiary.errors import ApiaryError, RequestRefused, StoreError
+from apiary.files import disk_errors
 from apiary.settings import Settings
 from apiary.wire import Digest
 from apiary.wire.messages import MAX_BYTES, NodeRelease, Release
@@ -162,10 +163,8 @@ class ReleaseService(CoordinatorFeature):
 
     def keep(self, made: BuiltRelease) -> BuiltRelease:
         """Put a release's file where nodes can have it. For a worker's thread. Raises StoreError."""
-        try:
+        with disk_errors(f"{made.file}"):
             data = made.file.read_bytes()
-        except OSError as e:
-            raise StoreError(f"{made.file}: {e.strerror}") from None
         self._blobs.verify(Digest(made.release.file.digest))  # a damaged one of before is removed
         digest = self._blobs.put(data)
         if digest != made.release.file.digest:

@@ -9,12 +9,13 @@ costs nothing.
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from apiary.errors import DataError, StoreError
-from apiary.files import advice, write_atomic
+from apiary.errors import DataError
+from apiary.files import disk_errors, write_all, write_atomic
 
 NAME: Final = "history.jsonl"
 
@@ -39,39 +40,35 @@ class HistoryFile:
     def _agreeing(self, lines: Iterable[dict[str, Any]]) -> int | None:
         """How many of the lines are all that the file holds; None where it holds others, or nothing."""
         count = 0
-        try:
-            with self._path.open("rb") as f:
-                for line in map(_line, lines):
-                    found = f.read(len(line))
-                    if found != line:
-                        return None if found or count == 0 else count
-                    count += 1
-                return None if f.read(1) else count
-        except FileNotFoundError:
-            return None
-        except OSError as e:
-            raise StoreError(f"cannot read {self._path}: {e.strerror}") from e
+        with (
+            disk_errors(f"cannot read {self._path}"),
+            suppress(FileNotFoundError),
+            self._path.open("rb") as f,
+        ):
+            for line in map(_line, lines):
+                found = f.read(len(line))
+                if found != line:
+                    return None if found or count == 0 else count
+                count += 1
+            return None if f.read(1) else count
+        return None
 
     def add(self, line: dict[str, Any]) -> None:
         """One more line, synced: the whole of it or nothing. Raises StoreError."""
         self._append([_line(line)])
 
     def _append(self, lines: Iterable[bytes]) -> None:
-        try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        # Unbuffered: what could not be written must not be written later, when the file is closed.
+        with disk_errors(f"cannot write {self._path}"), self._path.open("r+b", buffering=0) as f:
+            end = at = f.seek(0, os.SEEK_END)
             try:
-                end = os.fstat(fd).st_size
-                try:
-                    for line in lines:
-                        _write(fd, line)
-                    os.fsync(fd)
-                except OSError:
-                    os.ftruncate(fd, end)  # it is written again from its beginning
-                    raise
-            finally:
-                os.close(fd)
-        except OSError as e:
-            raise StoreError(f"cannot write {self._path}: {e.strerror or e}{advice(e)}") from e
+                for line in lines:
+                    write_all(f.fileno(), line, at)
+                    at += len(line)
+                os.fsync(f.fileno())
+            except OSError:
+                f.truncate(end)  # it is written again from its beginning
+                raise
 
 
 def read_history(folder: Path) -> dict[str, Any]:
@@ -125,9 +122,3 @@ def _fold(
 def _line(value: dict[str, Any]) -> bytes:
     # Without indentation the encoder is the fast one; after every round this is the loop's time.
     return json.dumps(value).encode() + b"\n"
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

@@ -1,7 +1,6 @@
 """What `history.jsonl` and `summary.json` say, checked, and as rows for the page and the spreadsheet."""
 
 import csv
-import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apiary.errors import DataError
+from apiary.files import sha256_of
 from apiary_coordinator.report.history_file import NAME, read_history
 
 COLUMNS = (
@@ -152,9 +152,7 @@ def files_in(run_dir: Path) -> list[File]:
         name = path.relative_to(run_dir)
         if name.name == "report.html" or any(part.startswith(".") for part in name.parts):
             continue
-        with path.open("rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        found.append(File(str(name), path.stat().st_size, digest))
+        found.append(File(str(name), path.stat().st_size, sha256_of(path)))
     return found
 
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from apiary.errors import StoreError
-from apiary.files import sync_folder, write_all
+from apiary.files import disk_errors, sync_folder, write_all
 
 
 class Spool:
@@ -21,28 +20,25 @@ class Spool:
         self._path = path
         self._sync = sync
         self._free: dict[int, list[int]] = {}
-        try:
+        with disk_errors(f"cannot open the spool {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as e:
-            raise StoreError(f"cannot open the spool {path}: {e.strerror}") from e
-        try:
-            self._end = _aligned(os.fstat(self._fd).st_size)
-            if sync:
-                sync_folder(path.parent)  # the journal will name what lies here
-        except OSError as e:
-            os.close(self._fd)
-            raise StoreError(f"cannot sync the spool's folder {path.parent}: {e.strerror}") from e
+        with disk_errors(f"cannot sync the spool's folder {path.parent}"):
+            try:
+                self._end = _aligned(os.fstat(self._fd).st_size)
+                if sync:
+                    sync_folder(path.parent)  # the journal will name what lies here
+            except OSError:
+                os.close(self._fd)
+                raise
 
     def allocate(self, size: int) -> int:
         """A slot for `size` bytes; its room on the disk is taken now. Raises StoreError on a full disk."""
         if free := self._free.get(_aligned(size)):
             return free.pop()
         slot = self._end
-        try:
+        with disk_errors(f"no room for an update of {size} bytes in {self._path}"):
             os.posix_fallocate(self._fd, slot, _aligned(size))
-        except OSError as e:
-            raise StoreError(f"no room for an update of {size} bytes in {self._path}: {e.strerror}") from e
         self._end += _aligned(size)
         return slot
 
@@ -52,10 +48,8 @@ class Spool:
 
     def write(self, slot: int, offset: int, data: bytes | memoryview) -> None:
         """Write a part of an update. Raises StoreError."""
-        try:
+        with disk_errors(f"cannot write to the spool {self._path}"):
             write_all(self._fd, data, slot + offset)
-        except OSError as e:
-            raise StoreError(f"cannot write to the spool {self._path}: {e.strerror}") from e
 
     @contextmanager
     def view(self, slot: int, size: int) -> Iterator[memoryview]:
@@ -73,10 +67,8 @@ class Spool:
     def sync(self) -> None:
         """Make everything written so far survive a power cut."""
         if self._sync:
-            try:
+            with disk_errors(f"cannot sync the spool {self._path}"):
                 os.fdatasync(self._fd)
-            except OSError as e:
-                raise StoreError(f"cannot sync the spool {self._path}: {e.strerror}") from e
 
     def close(self) -> None:
         """Close the file; what it holds stays."""
@@ -84,10 +76,8 @@ class Spool:
 
     def remove(self) -> None:
         """Remove the file: the round is done. Raises StoreError."""
-        try:
+        with disk_errors(f"cannot remove the spool {self._path}"):
             self._path.unlink(missing_ok=True)
-        except OSError as e:
-            raise StoreError(f"cannot remove the spool {self._path}: {e.strerror}") from e
 
 
 def _aligned(size: int) -> int:
