@@ -117,58 +117,55 @@ class Journal:
 
     def open_run(self, run: str, created: float, settings: str) -> RunRow:
         """Begin a run."""
-        self.commit([("INSERT INTO run (id, created, settings) VALUES (?, ?, ?)", (run, created, settings))])
+        self.commit(("INSERT INTO run (id, created, settings) VALUES (?, ?, ?)", (run, created, settings)))
         return RunRow(run, created, settings, None, "active", None)
 
     def set_exported(self, run: str, exported: str) -> None:
         """Note the digests of what the run trains."""
-        self.commit([("UPDATE run SET artefacts = ? WHERE id = ?", (exported, run))])
+        self.commit(("UPDATE run SET artefacts = ? WHERE id = ?", (exported, run)))
 
     def request_stop(self, run: str, why: str) -> None:
         """The run is to come to its end; it stays active until it has."""
-        self.commit([("UPDATE run SET stop = ? WHERE id = ?", (why, run))])
+        self.commit(("UPDATE run SET stop = ? WHERE id = ?", (why, run)))
 
     def end_run(self, run: str, state: str, stop: str) -> None:
         """The run is over: `finished`, `stopped`, `failed` or `abandoned`."""
-        self.commit([("UPDATE run SET state = ?, stop = ? WHERE id = ?", (state, stop, run))])
+        self.commit(("UPDATE run SET state = ?, stop = ? WHERE id = ?", (state, stop, run)))
 
     def active_run(self) -> RunRow | None:
         """The newest run that is not over."""
-        query = "SELECT id, created, settings, artefacts, state, stop FROM run WHERE state = 'active'"
-        rows = self.select(f"{query} ORDER BY created DESC LIMIT 1")
-        return RunRow(*rows[0]) if rows else None
+        return next(iter(self.runs("state = 'active' ORDER BY created DESC LIMIT 1")), None)
 
     def run(self, run: str) -> RunRow | None:
         """A run by its id."""
-        query = "SELECT id, created, settings, artefacts, state, stop FROM run WHERE id = ?"
-        rows = self.select(query, (run,))
-        return RunRow(*rows[0]) if rows else None
+        return next(iter(self.runs("id = ?", run)), None)
+
+    def runs(self, which: str, *values: Any) -> list[RunRow]:
+        """The runs that fit a condition, `which` in SQL."""
+        query = f"SELECT id, created, settings, artefacts, state, stop FROM run WHERE {which}"  # noqa: S608 - fixed words
+        return [RunRow(*row) for row in self.select(query, values)]
 
     def open_round(self, run: str, number: int, opened: dict[str, Any]) -> None:
         """Write down a round's cohort, plan and model, or its cohort once more after an invitation."""
-        self.commit(
-            [
-                (
-                    "INSERT INTO round (run, number, opened) VALUES (?, ?, ?)"
-                    " ON CONFLICT (run, number) DO UPDATE SET opened = excluded.opened",
-                    (run, number, json.dumps(opened)),
-                )
-            ]
+        upsert = (
+            "INSERT INTO round (run, number, opened) VALUES (?, ?, ?)"
+            " ON CONFLICT (run, number) DO UPDATE SET opened = excluded.opened"
         )
+        self.commit((upsert, (run, number, json.dumps(opened))))
 
     def accept(self, run: str, number: int, rows: Iterable[AcceptedRow]) -> None:
         """Write down accepted updates in one commit. A second of one node and round raises StoreError."""
         insert = "INSERT INTO accepted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        self.commit([(insert, (run, number, *astuple(r)[:-1], r.offer.model_dump_json())) for r in rows])
+        self.commit(*((insert, (run, number, *astuple(r)[:-1], r.offer.model_dump_json())) for r in rows))
 
     def forget(self, run: str, number: int, node: NodeId) -> None:
         """Strike out an accepted update whose bytes are damaged, so that the node may send it again."""
         delete = "DELETE FROM accepted WHERE run = ? AND round = ? AND node = ?"
-        self.commit([(delete, (run, number, node))])
+        self.commit((delete, (run, number, node)))
 
     def reject(self, run: str, number: int, node: NodeId, why: str) -> None:
         """Write down a refused update."""
-        self.commit([("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", (run, number, node, why))])
+        self.commit(("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", (run, number, node, why)))
 
     def close_round(
         self, run: str, number: int, result: dict[str, Any], model: Digest, state: Digest | None
@@ -178,7 +175,7 @@ class Journal:
             "UPDATE round SET opened = '{}', result = ?, model = ?, state_digest = ?"
             " WHERE run = ? AND number = ?"
         )
-        self.commit([(update, (json.dumps(result), model, state, run, number))])
+        self.commit((update, (json.dumps(result), model, state, run, number)))
 
     def rounds(self, run: str) -> list[RoundRow]:
         """All rounds of a run, oldest first."""
@@ -201,11 +198,9 @@ class Journal:
     def trim(self, run: str) -> None:
         """Of a run that is over keep what lists of runs and rounds show; `history.jsonl` has the rest."""
         self.commit(
-            [
-                (f"UPDATE round SET opened = '{{}}', result = {_SLIM} WHERE run = ?", (run,)),  # noqa: S608 - fixed names
-                ("DELETE FROM accepted WHERE run = ?", (run,)),
-                ("DELETE FROM rejected WHERE run = ?", (run,)),
-            ]
+            (f"UPDATE round SET opened = '{{}}', result = {_SLIM} WHERE run = ?", (run,)),  # noqa: S608 - fixed names
+            ("DELETE FROM accepted WHERE run = ?", (run,)),
+            ("DELETE FROM rejected WHERE run = ?", (run,)),
         )
 
     def accepted(self, run: str, number: int) -> list[AcceptedRow]:
@@ -236,7 +231,7 @@ class Journal:
         except sqlite3.Error as e:
             raise StoreError(f"the journal cannot be read: {e}") from e
 
-    def commit(self, statements: list[tuple[str, tuple[Any, ...]]]) -> None:
+    def commit(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
         """All of these or none, on the disk when this returns. Raises StoreError."""
         try:
             self._db.execute("BEGIN IMMEDIATE")

@@ -64,19 +64,15 @@ class ThreadWorker:
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._wake = wake
-        self._pending = 0
+        self.pending = 0
+        """Jobs given and not yet collected."""
         self.ended = 0
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    @property
-    def pending(self) -> int:
-        """Jobs given and not yet collected."""
-        return self._pending
-
     def submit(self, job: Job, then: Then, lane: Lane | None = None) -> None:
         """Queue a job; the caller bounds how many."""
-        self._pending += 1
+        self.pending += 1
         self._jobs.put((job, then, lane))
 
     def collect(self) -> list[Done]:
@@ -84,7 +80,7 @@ class ThreadWorker:
         done: list[Done] = []
         while not self._done.empty():
             done.append(self._done.get_nowait())
-        self._pending -= len(done)
+        self.pending -= len(done)
         return done
 
     def close(self, timeout_s: float) -> None:

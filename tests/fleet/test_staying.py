@@ -358,11 +358,11 @@ def test_a_journal_that_cannot_commit_for_a_while_loses_no_run_and_begins_none_t
     really, chance = Journal.commit, random.Random(4)
     began: list[str] = []
 
-    def sometimes(self: Journal, statements: list[Any]) -> None:
+    def sometimes(self: Journal, *statements: tuple[str, tuple[Any, ...]]) -> None:
         if chance.random() < 0.4:
             raise StoreError("the journal refused a commit: disk I/O error")
         began.extend(values[1] for sql, values in statements if "state = 'active'" in sql)
-        really(self, statements)
+        really(self, *statements)
 
     monkeypatch.setattr(Journal, "commit", sometimes)
     fleet.until(lambda: list(state_of(fleet).values()) == ["finished"] * 4)

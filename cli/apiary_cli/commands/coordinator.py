@@ -6,16 +6,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from apiary.blobs import BlobStore
 from apiary.errors import RunFailed, SettingsError, StoreError
 from apiary.notify import Notifier
 from apiary.process.allocator import tune
-from apiary.process.child import run_to_end
 from apiary.settings import Settings
 from apiary_cli.terminal import flags
 from apiary_cli.terminal.live import LiveView, log_through
@@ -25,7 +23,7 @@ from apiary_cli.terminal.view import RunView
 from apiary_coordinator import app
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.model.keras import KerasModelBuilder
-from apiary_coordinator.publishers._after_run import publish_after_run
+from apiary_coordinator.publishers._after_run import after_run
 from apiary_coordinator.resources import Storage
 from apiary_coordinator.run.host import RunHost
 from apiary_coordinator.run.run import Run
@@ -33,8 +31,6 @@ from apiary_coordinator.schedule.queue import check_to_stay, one_run
 
 log = logging.getLogger(__name__)
 
-_REPORT_S: Final = 120.0
-"""A report takes seconds; on a machine that swaps, minutes."""
 EXAMPLES = """examples:
   apiary coordinator --test-data held-out --rounds 10 --min-nodes 2
   apiary coordinator --config apiary.toml --json
@@ -127,7 +123,7 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
             platform,
             storage,
             one=one,
-            after_run=partial(_after, settings=settings, stop=stop),
+            after_run=partial(after_run, settings=settings, stop=stop),
             ended=partial(_print_ended, as_json=args.json),
         )
         try:
@@ -166,26 +162,6 @@ def _doing(host: RunHost) -> str:
     round_ = host.runner.round if host.runner is not None else None
     number = f" {round_.number}, {round_.phase.value}" if round_ is not None else ""
     return f"{host.current.stage}{number}, run {host.current.name}"
-
-
-def _after(folder: Path, *, settings: Settings, stop: Callable[[], bool]) -> None:
-    """What follows a run, on the worker's thread: neither may fail it."""
-    _report(folder)
-    publish_after_run(folder, settings, stop)
-
-
-def _report(folder: Path, limit_s: float = _REPORT_S) -> None:
-    """Draw the report in a child: its plotting library would stay in the coordinator's memory."""
-    try:
-        code, printed = run_to_end(
-            [sys.executable, "-m", "apiary_coordinator.report", str(folder)], timeout_s=limit_s
-        )
-    except OSError as e:
-        code, printed = 1, str(e)
-    if code is None:
-        log.warning("the report could not be drawn within %.0f s: %s holds its numbers", limit_s, folder)
-    elif code != 0:
-        log.warning("the report could not be drawn: %s", printed[-500:])
 
 
 def _print_finished(folder: Path, *, as_json: bool) -> int:

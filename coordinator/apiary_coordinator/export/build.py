@@ -16,7 +16,7 @@ from apiary.tensors import Weights, differs
 from apiary.wire.blob import decode, encode
 from apiary.wire.messages import Plan
 from apiary_coordinator.export import convert, parity
-from apiary_coordinator.export.job import DONE, BuildJob, FinishJob, seal
+from apiary_coordinator.export.job import DONE, FINISHED, BuildJob, FinishJob, seal
 from apiary_coordinator.export.trainer import TrainerModule
 from apiary_coordinator.recipes.base import check_options, recipe
 
@@ -102,9 +102,10 @@ def build_folder(job: BuildJob) -> None:
         exported.base_model.save(out / "base.keras")
         names.append("base.keras")
     found = parity.check(exported.manifest, open_trainer(exported.manifest, None), out)
-    _say(
+    print(
         f"{job.recipe}: {exported.initial.count} weights, trainer {len(exported.trainer)} bytes, differs "
-        f"from Keras by {found.loss:.0e} in loss, {found.update:.0e} in updates"
+        f"from Keras by {found.loss:.0e} in loss, {found.update:.0e} in updates",
+        flush=True,
     )
     seal(out, names)
 
@@ -149,7 +150,7 @@ def finish_folder(job: FinishJob) -> None:
     if manifest.features is not None:
         base = keras.models.load_model(job.build / "base.keras", compile=False)
     finish(manifest, weights, pictures, job.out, base=base)
-    seal(job.out, ["model.keras", "model.tflite", "model_int8.tflite", "labels.txt"])
+    seal(job.out, FINISHED)
 
 
 def _joined(base: Any | None, head: Any, manifest: Manifest) -> Any:
@@ -160,10 +161,6 @@ def _joined(base: Any | None, head: Any, manifest: Manifest) -> Any:
     side = manifest.input
     picture = keras.Input((side.height, side.width, side.channels), name="picture")
     return keras.Model(picture, head(base(picture, training=False), training=False), name=manifest.recipe)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _activations(model: Any) -> int:

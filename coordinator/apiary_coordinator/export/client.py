@@ -34,7 +34,6 @@ PAUSE_S: Final = 5.0
 MAX_KEPT: Final = 16
 """Builds kept for the next run of the same recipe, options, labels and seed: 2 to 40 MB each."""
 _KEY: Final = "key"
-OnLine = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +48,11 @@ class Built:
     initial: Weights
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Finished models on disk."""
-
-    folder: Path
-    keras: Path
-    tflite: Path
-    int8: Path
-    labels: Path
-
-
-def build_in_child(
-    job: BuildJob, *, cache: Path | None = None, timeout_s: float = 600, on_line: OnLine | None = None
-) -> Built:
+def build_in_child(job: BuildJob, *, cache: Path | None = None, timeout_s: float = 600) -> Built:
     """Export a recipe into `job.out`, from the folder `cache` where the same job was done before.
 
-    `on_line` gets each line that the child prints. Raises what the child raised (SettingsError for options,
-    ModelError, ExportError), ExportError on time-out; interrupts end the child.
+    What the child prints is logged. Raises what the child raised (SettingsError for options, ModelError,
+    ExportError), ExportError on time-out; interrupts end the child.
     """
     kept = cache / cache_key(job) if cache else None
     if sealed(job.out) is None or not _same_job(job):
@@ -76,7 +62,7 @@ def build_in_child(
             os.utime(kept)
         else:
             write_atomic(job.out / _KEY, cache_key(job).encode())
-            _run("build", job, job.out, timeout_s, on_line)
+            _run("build", job, job.out, timeout_s)
             if kept is not None:
                 shutil.rmtree(kept, ignore_errors=True)
                 shutil.copytree(job.out, kept)
@@ -108,17 +94,9 @@ def read_build(folder: Path) -> Built:
     )
 
 
-def finish_in_child(job: FinishJob, *, timeout_s: float = 600, on_line: OnLine | None = None) -> Finished:
-    """Write the finished models into `job.out`. Raises as `build_in_child`."""
-    _run("finish", job, job.out, timeout_s, on_line)
-    out = job.out
-    return Finished(
-        folder=out,
-        keras=out / "model.keras",
-        tflite=out / "model.tflite",
-        int8=out / "model_int8.tflite",
-        labels=out / "labels.txt",
-    )
+def finish_in_child(job: FinishJob, *, timeout_s: float = 600) -> None:
+    """Write the files `FINISHED` into `job.out`. Raises as `build_in_child`."""
+    _run("finish", job, job.out, timeout_s)
 
 
 def cache_key(job: BuildJob) -> str:
@@ -157,12 +135,12 @@ class KilledError(ExportError):
     """The child was ended by SIGKILL: no fault of the job's."""
 
 
-def _run(task: str, job: BuildJob | FinishJob, out: Path, timeout_s: float, on_line: OnLine | None) -> None:
+def _run(task: str, job: BuildJob | FinishJob, out: Path, timeout_s: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{task}.job.json"
     write_atomic(file, job.model_dump_json(indent=2).encode())
     command = [sys.executable, "-m", "apiary_coordinator.export", task, str(file)]
-    run_again_where_killed(lambda: _run_once(task, command, out, timeout_s, on_line))
+    run_again_where_killed(lambda: _run_once(task, command, out, timeout_s))
 
 
 def run_again_where_killed(run: Callable[[], None], pause: Callable[[float], None] = time.sleep) -> None:
@@ -178,7 +156,7 @@ def run_again_where_killed(run: Callable[[], None], pause: Callable[[float], Non
             pause(PAUSE_S)
 
 
-def _run_once(task: str, command: list[str], out: Path, timeout_s: float, on_line: OnLine | None) -> None:
+def _run_once(task: str, command: list[str], out: Path, timeout_s: float) -> None:
     until = time.monotonic() + timeout_s
     kept: deque[str] = deque(maxlen=_KEPT_LINES)
     child = ChildProcess(start(command, env=os.environ | {"PYTHONUNBUFFERED": "1"}), _text, name="export")
@@ -186,8 +164,7 @@ def _run_once(task: str, command: list[str], out: Path, timeout_s: float, on_lin
         for lines in child.batches():
             for line in lines:
                 kept.append(line)
-                if on_line:
-                    on_line(line)
+                log.debug("export: %s", line)
             if time.monotonic() >= until:
                 raise ExportError(f"the export ({task}) was stopped after {timeout_s:.0f} s")
         code = child.poll() or 0

@@ -15,6 +15,7 @@
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,6 +26,7 @@ from apiary.files import sha256_of, write_json
 from apiary.wire.messages import Label, Plan
 
 DONE: Final = "done.json"
+FINISHED: Final = ("model.keras", "model.tflite", "model_int8.tflite", "labels.txt")
 REVISION: Final = 3
 """Goes into the key of cached builds: raise it when the same job gives other files."""
 
@@ -73,7 +75,7 @@ class FinishJob(_Job):
     out: Path
 
 
-def seal(folder: Path, names: list[str]) -> None:
+def seal(folder: Path, names: Iterable[str]) -> None:
     """Write `done.json` over these files: the mark of a complete folder."""
     write_json(folder / DONE, {name: sha256_of(folder / name) for name in names})
 

@@ -1,6 +1,6 @@
 """The nodes that the coordinator has heard of: who is here, and what they can do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from apiary.tags import as_text, matches
@@ -32,50 +32,45 @@ class Roster:
     """The newest status of every node that was heard of; bounded."""
 
     def __init__(self, max_nodes: int = 20_000):
-        self._nodes: dict[NodeId, Node] = {}
+        self.nodes: dict[NodeId, Node] = {}
         self._max = max_nodes
         self.heard: dict[NodeId, float] = {}
         """When each node last sent something, seconds since 1970; none where all of it was retained."""
 
     def update(self, node: NodeId, status: NodeStatus, now: float) -> Node | None:
         """Take a status in; the node as it was known before. A node over the bound is not taken."""
-        before = self._nodes.get(node)
-        if before is None and len(self._nodes) >= self._max:
+        before = self.nodes.get(node)
+        if before is None and len(self.nodes) >= self._max:
             return None
         since = before.since if before is not None and before.status.state == status.state else now
-        self._nodes[node] = Node(node, status, since)
+        self.nodes[node] = Node(node, status, since)
         return before
 
     def forget(self, node: NodeId) -> None:
         """A node is gone for good."""
-        self._nodes.pop(node, None)
+        self.nodes.pop(node, None)
         self.heard.pop(node, None)
 
     def hear(self, node: NodeId, wall: float) -> None:
         """A node that is known has just sent a message."""
-        if node in self._nodes:
+        if node in self.nodes:
             self.heard[node] = wall
 
     def __getitem__(self, node: NodeId) -> Node:
-        return self._nodes[node]
+        return self.nodes[node]
 
     def __contains__(self, node: object) -> bool:
-        return node in self._nodes
+        return node in self.nodes
 
     def __len__(self) -> int:
-        return len(self._nodes)
-
-    @property
-    def nodes(self) -> Mapping[NodeId, Node]:
-        """All of them, by id."""
-        return self._nodes
+        return len(self.nodes)
 
     def fit(self, min_samples: int, only: Sequence[str] = ()) -> list[NodeId]:
         """Those that could take part in a round now, sorted."""
-        return sorted(n.id for n in self._nodes.values() if n.unfit(min_samples, only) is None)
+        return sorted(n.id for n in self.nodes.values() if n.unfit(min_samples, only) is None)
 
     def groups(self, tag: str | None) -> dict[NodeId, str]:
         """The value of this tag of each node that has it."""
         if tag is None:
             return {}
-        return {n.id: n.status.tags[tag] for n in self._nodes.values() if tag in n.status.tags}
+        return {n.id: n.status.tags[tag] for n in self.nodes.values() if tag in n.status.tags}

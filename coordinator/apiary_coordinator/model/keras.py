@@ -27,8 +27,9 @@ from apiary.wire import Digest, blob
 from apiary.wire.messages import MAX_LABEL_CHARS, MAX_LABELS, BlobRef, fits_label
 from apiary_coordinator import strategies
 from apiary_coordinator.export.client import Built, build_in_child, finish_in_child
-from apiary_coordinator.export.job import BuildJob, FinishJob
+from apiary_coordinator.export.job import FINISHED, BuildJob, FinishJob
 from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.run.finished import MODELS
 
 log = logging.getLogger(__name__)
 
@@ -85,23 +86,22 @@ class KerasModelBuilder:
             representative = self._state / "representative.npy"
             # At most 100, spread over the classes: Keras' converter wants a hundred or so to find the ranges.
             np.save(representative, pictures.x[:: max(1, len(pictures) // 100)][:100], allow_pickle=False)
-            finished = finish_in_child(
-                FinishJob(
-                    build=self._export(list(manifest.labels)).folder,
-                    weights=weights_file,
-                    pictures=representative,
-                    out=self._state / "final",
-                ),
-                on_line=_debug,
+            job = FinishJob(
+                build=self._export(list(manifest.labels)).folder,
+                weights=weights_file,
+                pictures=representative,
+                out=self._state / "final",
             )
-            for path in (finished.keras, finished.tflite, finished.int8, finished.labels):
-                write_atomic(folder / path.name, path.read_bytes())
+            finish_in_child(job)
+            for name in FINISHED:
+                write_atomic(folder / name, (job.out / name).read_bytes())
             write_atomic(folder / INPUT, manifest.input.model_dump_json().encode() + b"\n")
+            tflite, int8 = (job.out / name for name in MODELS.values())
             return {
-                "tflite_accuracy": evaluate_classifier(Classifier(finished.tflite), pictures).accuracy,
-                "int8_accuracy": evaluate_classifier(Classifier(finished.int8), pictures).accuracy,
+                "tflite_accuracy": evaluate_classifier(Classifier(tflite), pictures).accuracy,
+                "int8_accuracy": evaluate_classifier(Classifier(int8), pictures).accuracy,
                 # What was evaluated: a publisher refuses a file that was changed since.
-                "files": {path.name: sha256_of(path) for path in (finished.tflite, finished.int8)},
+                "files": {path.name: sha256_of(path) for path in (tflite, int8)},
             }
 
     def _export(self, labels: list[str]) -> Built:
@@ -116,7 +116,7 @@ class KerasModelBuilder:
             out=self._state / "build",
         )
         cache = self._settings.coordinator.exports_dir or self._state / "exports"
-        return build_in_child(job, cache=cache, on_line=_debug)
+        return build_in_child(job, cache=cache)
 
     def _pictures(self, exported: ExportedModel, manifest: Manifest, *, features: bool) -> Dataset:
         if self._held_out is not None and features:
@@ -182,7 +182,3 @@ def held_out_labels(settings: Settings) -> list[str]:
             f"expected 1 to {MAX_LABEL_CHARS} characters of UTF-8; rename it"
         )
     return labels
-
-
-def _debug(line: str) -> None:
-    log.debug("export: %s", line)

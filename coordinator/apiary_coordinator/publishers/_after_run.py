@@ -1,6 +1,7 @@
-"""Publishes a finished run with one or more publishers: one that fails does not hold up the others."""
+"""What follows a run: its report, then its publishing; a publisher that fails does not hold up the others."""
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Final, cast
 
 from apiary import plugins
 from apiary.errors import ApiaryError
+from apiary.process.child import run_to_end
 from apiary.settings import Settings
 from apiary_coordinator.publishers._record import PublishRecord, alone
 from apiary_coordinator.publishers.base import (
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 _INT8_LOSS: Final = 0.02
 """Quantising costs well below two points on the data sets of the project; more speaks of a fault."""
 
+_REPORT_S: Final = 120.0
+"""A report takes seconds; on a machine that swaps, minutes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -33,6 +38,26 @@ class Outcome:
     result: dict[str, Any] | None
     error: ApiaryError | None = None
     fresh: bool = True
+
+
+def after_run(folder: Path, *, settings: Settings, stop: Callable[[], bool]) -> None:
+    """What follows a run, on the worker's thread: neither may fail it."""
+    draw_report(folder)
+    publish_after_run(folder, settings, stop)
+
+
+def draw_report(folder: Path, limit_s: float = _REPORT_S) -> None:
+    """Draw the report in a child: its plotting library would stay in the coordinator's memory."""
+    try:
+        code, printed = run_to_end(
+            [sys.executable, "-m", "apiary_coordinator.report", str(folder)], timeout_s=limit_s
+        )
+    except OSError as e:
+        code, printed = 1, str(e)
+    if code is None:
+        log.warning("the report could not be drawn within %.0f s: %s holds its numbers", limit_s, folder)
+    elif code != 0:
+        log.warning("the report could not be drawn: %s", printed[-500:])
 
 
 def publish(

@@ -60,7 +60,7 @@ def run(
             now = time.monotonic()
             if not reached and failed is None and now >= reach_until:
                 raise PublishError(
-                    f"{job.api_endpoint} gave no answer within {reach_s:g} s (publish.reach_s): "
+                    f"{job.publish.api_endpoint} gave no answer within {reach_s:g} s (publish.reach_s): "
                     "is this machine online?"
                 )
             if now >= until:

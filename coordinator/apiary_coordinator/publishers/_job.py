@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from apiary.settings import PublishSettings
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -21,24 +23,16 @@ class PublishJob(_Part):
     """The key is not here: it comes through the environment (EI_API_KEY).
 
     `done` are the steps to leave out; `representative` a `.npy` of float32[N, H, W, C] where Edge Impulse
-    quantises; `out` is where the download goes, at most `max_bytes` of it.
+    quantises; `out` is where the download goes, at most `publish.max_mb` of it.
     """
 
     model: Path
     sha256: str
     labels: list[str]
-    device: str
-    target: str
-    engine: str
-    model_type: Literal["float32", "int8"]
+    publish: PublishSettings
     representative: Path | None
     samples: list[HeldOutPicture]
     out: Path
-    max_bytes: int
-    api_endpoint: str
-    ingestion_endpoint: str
-    request_s: float
-    job_s: float
     done: list[str]
 
 

@@ -79,9 +79,9 @@ def _sdk(job: PublishJob) -> Any:
 
     from apiary_coordinator.publishers._transport import bounded
 
-    edgeimpulse.API_ENDPOINT = job.api_endpoint
-    edgeimpulse.INGESTION_ENDPOINT = job.ingestion_endpoint
-    rest.RESTClientObject = bounded(job.request_s, job.max_bytes)
+    edgeimpulse.API_ENDPOINT = job.publish.api_endpoint
+    edgeimpulse.INGESTION_ENDPOINT = job.publish.ingestion_endpoint
+    rest.RESTClientObject = bounded(job.publish.request_s, job.publish.max_mb * 2**20)
     return edgeimpulse
 
 
@@ -89,6 +89,7 @@ def _do(job: PublishJob, ei: Any, report: Reporter) -> None:
     data = job.model.read_bytes()
     if hashlib.sha256(data).hexdigest() != job.sha256:
         raise ValueError(f"{job.model} changed after it was verified: publish again")
+    chosen = job.publish
     client = ei.configure_generic_client(key=ei.API_KEY, host=ei.API_ENDPOINT)
     report(Reached(project=ei.default_project_id_for(client)))
     with tempfile.TemporaryDirectory(prefix="apiary-publish-") as folder:
@@ -96,13 +97,14 @@ def _do(job: PublishJob, ei: Any, report: Reporter) -> None:
         model = Path(folder) / job.model.name
         model.write_bytes(data)
         if "profile" not in job.done:
-            report(Said(text=f"uploading {model.name} ({len(data)} bytes), estimating for {job.device}"))
-            answer = ei.model.profile(model=str(model), device=job.device, timeout_sec=job.job_s)
-            report(Profiled(profile=profile_of(answer.to_dict(), job.device, job.model_type, job.engine)))
+            report(Said(text=f"uploading {model.name} ({len(data)} bytes), estimating for {chosen.device}"))
+            answer = ei.model.profile(model=str(model), device=chosen.device, timeout_sec=chosen.job_s)
+            numbers = profile_of(answer.to_dict(), chosen.device, chosen.model_type, chosen.engine)
+            report(Profiled(profile=numbers))
         if job.samples and "samples" not in job.done:
             report(Said(text=f"uploading {len(job.samples)} held-out test images"))
             report(_upload(job, ei))
-        report(Said(text=f"building {job.target}, {job.model_type}, {job.engine}"))
+        report(Said(text=f"building {chosen.target}, {chosen.model_type}, {chosen.engine}"))
         report(Downloaded(bytes=_build(job, ei, model)))
 
 
@@ -115,10 +117,10 @@ def _build(job: PublishJob, ei: Any, model: Path) -> int:
         model_output_type=ei.model.output_type.Classification(labels=list(job.labels)),
         model_input_type=picture,
         representative_data_for_quantization=str(job.representative) if job.representative else None,
-        deploy_model_type=job.model_type,
-        engine=job.engine,
-        deploy_target=job.target,
-        timeout_sec=job.job_s,
+        deploy_model_type=job.publish.model_type,
+        engine=job.publish.engine,
+        deploy_target=job.publish.target,
+        timeout_sec=job.publish.job_s,
     ).getvalue()
     job.out.write_bytes(built)
     return len(built)
@@ -140,7 +142,7 @@ def _upload(job: PublishJob, ei: Any) -> Uploaded:
             )
             for s in batch
         ]
-        answer = upload_samples(samples, timeout_sec=job.request_s, max_workers=2)
+        answer = upload_samples(samples, timeout_sec=job.publish.request_s, max_workers=2)
         errors = [str(getattr(fail, "response", fail)) for fail in answer.fails]
         refused += [e for e in errors if "already exist" not in e and "duplicate" not in e.lower()]
     if len(refused) == len(job.samples):

@@ -39,6 +39,9 @@ REMOTE: Final = True
 REPRESENTATIVE: Final = 100
 """Pictures that set the ranges of a quantised model; a hundred or so is what TensorFlow's converter wants."""
 _MAX_SAMPLES: Final = 5000
+_BUILT_FROM: Final = {
+    "device", "target", "engine", "model_type", "int8_by", "upload_test_images", "api_endpoint"
+}  # fmt: skip
 
 
 def entry(candidate: Candidate, settings: Settings) -> str:
@@ -52,13 +55,7 @@ def wanted(candidate: Candidate, settings: Settings) -> dict[str, Any]:
     return {
         "sha256": candidate.digests[_source(candidate, chosen).name],
         "labels": list(candidate.labels),
-        "device": chosen.device,
-        "target": chosen.target,
-        "engine": chosen.engine,
-        "model_type": chosen.model_type,
-        "int8_by": chosen.int8_by,
-        "upload_test_images": chosen.upload_test_images,
-        "api_endpoint": chosen.api_endpoint,
+        **chosen.model_dump(include=_BUILT_FROM),
     }
 
 
@@ -172,18 +169,10 @@ def _attempt(
             model=source.resolve(),
             sha256=candidate.digests[source.name],
             labels=list(candidate.labels),
-            device=chosen.device,
-            target=chosen.target,
-            engine=chosen.engine,
-            model_type=chosen.model_type,
+            publish=chosen,
             representative=_representative(candidate, settings, folder) if there else None,
             samples=_samples(candidate, settings) if chosen.upload_test_images else [],
             out=folder / "download",
-            max_bytes=chosen.max_mb * 2**20,
-            api_endpoint=chosen.api_endpoint,
-            ingestion_endpoint=chosen.ingestion_endpoint,
-            request_s=chosen.request_s,
-            job_s=chosen.job_s,
             done=list(record.steps),
         )
         _child.run(job, key, steps, watch, reach_s=chosen.reach_s, until=until)

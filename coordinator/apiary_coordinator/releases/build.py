@@ -6,15 +6,18 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Annotated, Final, Literal, cast
+
+from pydantic import Field
 
 from apiary.eim import elf
 from apiary.eim.protocol import EimModel
 from apiary.errors import DataError, ModelError, PublishError, SettingsError
 from apiary.files import sha256_of
 from apiary.settings import Settings
-from apiary.wire.messages import BlobRef, PictureShape, Release
+from apiary.wire.messages import MAX_LABELS, BlobRef, Label, Name, PictureShape, Release
 from apiary.wire.messages.releases import Machine, ReleaseKind
+from apiary_coordinator.operators.requests import Arguments
 from apiary_coordinator.publishers import _record
 from apiary_coordinator.publishers._print_info import can_run, print_info
 from apiary_coordinator.publishers.base import Kind, candidate
@@ -23,16 +26,15 @@ _DAY_S: Final = 86400.0
 _MODEL: Final = "model.tflite"
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseRequest:
+class ReleaseRequest(Arguments):
     """What an operator wants released. `kind` None: the program where one was built, else the .tflite."""
 
-    name: str | None = None
+    name: Name | None = None
     kind: ReleaseKind | None = None
     numbers: Kind | None = None
-    labels: tuple[str, ...] | None = None
-    min_version: str = ""
-    expires_days: float | None = None
+    labels: Annotated[tuple[Label, ...], Field(min_length=2, max_length=MAX_LABELS)] | None = None
+    min_version: Annotated[str, Field(max_length=40, pattern=r"^[0-9A-Za-z.+-]*$")] = ""
+    expires_days: Annotated[float, Field(gt=0, le=3650)] | None = None
     relabels: bool = False
 
 

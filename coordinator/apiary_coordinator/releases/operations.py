@@ -3,17 +3,13 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Final
-
-from pydantic import Field
+from typing import Any, Final
 
 from apiary.errors import ApiaryError, RequestRefused
 from apiary.settings import Settings
 from apiary.tags import parse_rule
-from apiary.wire.messages import MAX_LABELS, Label, Name, Release
-from apiary.wire.messages.releases import ReleaseKind
+from apiary.wire.messages import Name, Release
 from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
-from apiary_coordinator.publishers.base import Kind
 from apiary_coordinator.releases import build
 from apiary_coordinator.releases.build import BuiltRelease, ReleaseRequest
 from apiary_coordinator.releases.rollout import Rollout
@@ -25,22 +21,11 @@ MAX_LISTED: Final = 500
 """Nodes named in one answer, those that failed first; the counts are of all."""
 
 
-class NoArguments(Arguments):
-    """An operation without arguments."""
-
-
-class CreateRelease(Arguments):
+class CreateRelease(ReleaseRequest):
     """Of a run (its name, or `latest`) or of a file on the coordinator's machine."""
 
     run: str | None = None
     file: Path | None = None
-    name: Name | None = None
-    kind: ReleaseKind | None = None
-    numbers: Kind | None = None
-    labels: Annotated[list[Label], Field(min_length=2, max_length=MAX_LABELS)] | None = None
-    min_version: Annotated[str, Field(max_length=40, pattern=r"^[0-9A-Za-z.+-]*$")] = ""
-    expires_days: Annotated[float, Field(gt=0, le=3650)] | None = None
-    relabels: bool = False
 
 
 class RollbackRelease(Arguments):
@@ -61,8 +46,8 @@ def register(
     operators: OperatorRequests, releasing: ReleaseService, settings: Settings, resources: Resources
 ) -> None:
     """Answer the requests of `apiary release`."""
-    operators.register("release.list", NoArguments, lambda call, _: call.done(listed(releasing)))
-    operators.register("release.status", NoArguments, lambda call, _: call.done(status(releasing)))
+    operators.register("release.list", Arguments, lambda call, _: call.done(listed(releasing)))
+    operators.register("release.status", Arguments, lambda call, _: call.done(status(releasing)))
     operators.register(
         "release.create",
         CreateRelease,
@@ -70,13 +55,13 @@ def register(
     )
     for name in ("pause", "resume", "abort"):
         act: Callable[[], Rollout] = getattr(releasing, name)
-        operators.register(f"release.{name}", NoArguments, _doing(act))
+        operators.register(f"release.{name}", Arguments, _doing(act))
     operators.register(
         "release.rollback",
         RollbackRelease,
         lambda call, args: call.done(in_short(releasing.rollback(args.release))),
     )
-    operators.register("release.key", NoArguments, lambda call, _: call.done({"key": releasing.key()}))
+    operators.register("release.key", Arguments, lambda call, _: call.done({"key": releasing.key()}))
     operators.register("release.pin", PinRelease, lambda call, args: _pin(call, args, releasing))
 
 
@@ -139,36 +124,23 @@ def described(release: Release) -> dict[str, Any]:
     return release.model_dump(exclude_none=True, exclude={"labels"}) | {"labels": len(release.labels)}
 
 
-def _doing(act: Callable[[], Rollout]) -> Callable[[Call, NoArguments], None]:
+def _doing(act: Callable[[], Rollout]) -> Callable[[Call, Arguments], None]:
     return lambda call, _: call.done(in_short(act()))
 
 
 def _create(
-    call: Call,
-    args: CreateRelease,
-    releasing: ReleaseService,
-    settings: Settings,
-    resources: Resources,
+    call: Call, args: CreateRelease, releasing: ReleaseService, settings: Settings, resources: Resources
 ) -> None:
     if (args.run is None) == (args.file is None):
         raise RequestRefused("release.create: give either a run or a file")
-    wish = ReleaseRequest(
-        name=args.name,
-        kind=args.kind,
-        numbers=args.numbers,
-        labels=tuple(args.labels) if args.labels is not None else None,
-        min_version=args.min_version,
-        expires_days=args.expires_days,
-        relabels=args.relabels,
-    )
 
     def make() -> BuiltRelease | ApiaryError:
         try:
             if args.file is not None:
-                made = build.from_file(args.file, wish, settings, resources.clocks.wall())
+                made = build.from_file(args.file, args, settings, resources.clocks.wall())
             else:
                 folder = find_run(args.run or "latest", settings.coordinator.runs_dir, anywhere=False)
-                made = build.from_run(folder, wish, settings, resources.clocks.wall())
+                made = build.from_run(folder, args, settings, resources.clocks.wall())
             return releasing.keep(made)
         except ApiaryError as e:
             return e

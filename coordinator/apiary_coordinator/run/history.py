@@ -46,7 +46,8 @@ class RunHistory:
         self._settings = settings
         self._results = results
         self._nodes: set[str] = set()
-        self._best: Best | None = None
+        self.best: Best | None = None
+        """The best round so far."""
         self._file = HistoryFile(self.folder)
         self._behind = True
         self._ended: Entry | None = None
@@ -55,11 +56,6 @@ class RunHistory:
     def folder(self) -> Path:
         """Where the run's results go."""
         return self._settings.coordinator.runs_dir / self.run
-
-    @property
-    def best(self) -> Best | None:
-        """The best round so far."""
-        return self._best
 
     @property
     def next_number(self) -> int:
@@ -82,7 +78,7 @@ class RunHistory:
 
     def resume(self) -> None:
         """Read what the journal has of the run, in place of what was known. Raises StoreError."""
-        self.rounds, self._best, self._nodes = [], None, set()
+        self.rounds, self.best, self._nodes = [], None, set()
         self.paces.clear()
         for entry in self._results():
             self._note(entry)
@@ -104,7 +100,7 @@ class RunHistory:
             if self._behind:
                 self.begin()
             else:
-                self._file.add(_line(entry, self._best))
+                self._file.add(_line(entry, self.best))
         except StoreError as e:
             self._behind = True
             log.error("%s; the journal has it, it is written with the next round", e)
@@ -151,7 +147,7 @@ class RunHistory:
 
     def _note(self, entry: Entry) -> None:
         self.rounds.append({key: value for key, value in entry.items() if key not in BULKY})
-        self._best = _better(self._best, entry)
+        self.best = _better(self.best, entry)
         self._nodes.update(entry.get("shares", {}))
         if entry.get("contributors"):
             self.paces.append([c["seconds"] for c in entry["contributors"].values()])

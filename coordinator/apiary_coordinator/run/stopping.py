@@ -14,18 +14,11 @@ class Best:
     accuracy: float
     loss: float
 
-    def beaten_by(self, accuracy: float, loss: float) -> bool:
-        """Whether another model is better."""
-        return (accuracy, -loss) > (self.accuracy, -self.loss)
-
 
 def best_of(closed: Sequence[tuple[int, float, float]]) -> Best | None:
     """The best of (round, accuracy, loss), or None where no round was closed."""
-    best: Best | None = None
-    for number, accuracy, loss in closed:
-        if best is None or best.beaten_by(accuracy, loss):
-            best = Best(number, accuracy, loss)
-    return best
+    # Of equals max gives the first.
+    return Best(*max(closed, key=lambda one: (one[1], -one[2]))) if closed else None
 
 
 def stop(run: RunSettings, closed: Sequence[tuple[int, float, float]], failed_in_a_row: int) -> str | None:

@@ -5,6 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Final
 
 from pydantic import Field, JsonValue, ValidationError
@@ -185,7 +186,7 @@ class RunQueue(CoordinatorFeature):
         self._count()
         call.done(
             {
-                "runs": [run.to_json() for run in self._book.listed(args.limit)],
+                "runs": [asdict(run) for run in self._book.listed(args.limit)],
                 "next": timetable.upcoming(self._schedule, self._past(), wall),
                 "new_samples": self._samples.count,
                 "wanted_samples": self._schedule.new_samples,
@@ -204,7 +205,7 @@ class RunQueue(CoordinatorFeature):
             raise RequestRefused(f"no run {name!r}; there are: apiary run list" if name else "no run yet")
         call.done(
             {
-                **found.to_json(),
+                **asdict(found),
                 "settings": json.loads(row.settings),
                 "folder": str(self._settings.coordinator.runs_dir / found.run),
                 "stage": active.stage if active is not None and active.name == name else None,

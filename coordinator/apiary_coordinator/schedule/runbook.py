@@ -1,7 +1,7 @@
 """Runs as the journal knows them: requested, waiting, under way, over; and what the schedule remembers."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from apiary.errors import RequestRefused
@@ -20,7 +20,6 @@ _SCHEMA = (
     " (run TEXT PRIMARY KEY, why TEXT NOT NULL, request TEXT UNIQUE, ended REAL)",
     "CREATE TABLE IF NOT EXISTS remembered (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
-_RUN: Final = "run.id, run.created, run.settings, run.artefacts, run.state, run.stop"
 _LISTED: Final = (
     "SELECT run.id, run.created, run.state, run.stop, occasion.why, occasion.ended,"
     " (SELECT count(*) FROM round WHERE round.run = run.id AND result IS NOT NULL),"
@@ -42,10 +41,6 @@ class Listed:
     rounds: int
     accuracy: float | None
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class NewestModel:
@@ -66,7 +61,7 @@ class RunBook:
 
     def open(self) -> None:
         """Make the tables. Raises StoreError."""
-        self._journal.commit([(statement, ()) for statement in _SCHEMA])
+        self._journal.commit(*((statement, ()) for statement in _SCHEMA))
 
     def request(self, run: str, now: float, settings: str, *, why: str, request: str | None) -> None:
         """Put a run at the end of the queue. Raises RequestRefused where it is full or the name is taken."""
@@ -74,15 +69,9 @@ class RunBook:
             raise RequestRefused(f"{MAX_WAITING} runs are waiting; stop one of them first")
         if self._journal.run(run) is not None:
             raise RequestRefused(f"there is a run {run!r} already: give another name")
-        self._journal.commit(
-            [
-                (
-                    "INSERT INTO run (id, created, settings, state) VALUES (?, ?, ?, 'waiting')",
-                    (run, now, settings),
-                ),
-                ("INSERT INTO occasion (run, why, request) VALUES (?, ?, ?)", (run, why, request)),
-            ]
-        )
+        insert = "INSERT INTO run (id, created, settings, state) VALUES (?, ?, ?, 'waiting')"
+        occasion = "INSERT INTO occasion (run, why, request) VALUES (?, ?, ?)"
+        self._journal.commit((insert, (run, now, settings)), (occasion, (run, why, request)))
 
     def requested_by(self, request: str) -> str | None:
         """The run of this request, from before a restart perhaps."""
@@ -91,26 +80,19 @@ class RunBook:
 
     def waiting(self) -> list[RunRow]:
         """Runs that wait, the next one first."""
-        query = f"SELECT {_RUN} FROM run WHERE state = 'waiting' ORDER BY rowid"  # noqa: S608 - no values
-        return [RunRow(*row) for row in self._journal.select(query)]
+        return self._journal.runs("state = 'waiting' ORDER BY rowid")
 
     def begin(self, run: str, now: float) -> None:
         """It is under way from now on."""
-        self._journal.commit(
-            [("UPDATE run SET state = 'active', created = ? WHERE id = ?", (now, run))],
-        )
+        self._journal.commit(("UPDATE run SET state = 'active', created = ? WHERE id = ?", (now, run)))
 
     def ended(self, run: str, now: float) -> None:
         """Note when a run was over."""
-        self._journal.commit(
-            [
-                (
-                    "INSERT INTO occasion (run, why, ended) VALUES (?, '', ?)"
-                    " ON CONFLICT (run) DO UPDATE SET ended = excluded.ended",
-                    (run, now),
-                )
-            ]
+        upsert = (
+            "INSERT INTO occasion (run, why, ended) VALUES (?, '', ?)"
+            " ON CONFLICT (run) DO UPDATE SET ended = excluded.ended"
         )
+        self._journal.commit((upsert, (run, now)))
 
     def withdraw(self, run: str, why: str, now: float) -> None:
         """Take a waiting run out of the queue."""
@@ -154,13 +136,10 @@ class RunBook:
 
     def strike(self, run: str) -> None:
         """Forget a run that is over."""
-        tables = ("accepted", "rejected", "round")
+        tables = ("accepted", "rejected", "round", "occasion")
         self._journal.commit(
-            [
-                *((f"DELETE FROM {table} WHERE run = ?", (run,)) for table in tables),  # noqa: S608 - fixed names
-                ("DELETE FROM occasion WHERE run = ?", (run,)),
-                ("DELETE FROM run WHERE id = ?", (run,)),
-            ]
+            *((f"DELETE FROM {table} WHERE run = ?", (run,)) for table in tables),  # noqa: S608 - fixed names
+            ("DELETE FROM run WHERE id = ?", (run,)),
         )
 
     def listed(self, limit: int) -> list[Listed]:
@@ -197,7 +176,7 @@ class RunBook:
         number = rounds[-1][0]
         query = "SELECT result, model FROM round WHERE run = ? AND number = ?"
         ((result, model),) = self._journal.select(query, (run, number))
-        best = stopping.best_of([(n, a, x) for n, a, x in rounds])
+        best = stopping.best_of(rounds)
         is_best = best is not None and best.round == number
         return NewestModel(run, json.loads(result), Digest(model), exported, is_best)
 
@@ -222,15 +201,7 @@ class RunBook:
 
     def remember(self, name: str, value: Any) -> None:
         """Keep a JSON value under a name."""
-        self._journal.commit(
-            [
-                (
-                    "INSERT INTO remembered VALUES (?, ?)"
-                    " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                    (name, json.dumps(value)),
-                )
-            ]
-        )
+        self._journal.commit(("INSERT OR REPLACE INTO remembered VALUES (?, ?)", (name, json.dumps(value))))
 
     def recall(self, name: str) -> Any:
         """What was kept under a name, or None."""

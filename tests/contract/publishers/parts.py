@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.stand_ins.edge_impulse_api import EdgeImpulseApi
 
-from apiary.settings import Settings, load_settings
+from apiary.settings import PublishSettings, Settings, load_settings
 from apiary_coordinator.publishers._after_run import Outcome
 from apiary_coordinator.publishers._job import (
     PublishJob,
@@ -51,11 +51,14 @@ def one(outcomes: tuple[Any, list[Outcome]]) -> Outcome:
 
 
 def job(run: Path, api: EdgeImpulseApi, tmp_path: Path, **changes: Any) -> PublishJob:
+    """A job; of `changes`, those of settings go into its `publish`."""
+    chosen = {
+        "target": HERE, "max_mb": 1, "request_s": 0.6,
+        "api_endpoint": api.endpoint, "ingestion_endpoint": api.ingestion,
+    }  # fmt: skip
+    chosen |= {k: v for k, v in changes.items() if k in PublishSettings.model_fields}
     own = {
         "model": run / "model.tflite", "sha256": sha256(run / "model.tflite"), "labels": list(LABELS),
-        "device": "raspberry-pi-4", "target": HERE, "engine": "tflite", "model_type": "float32",
-        "representative": None, "samples": [], "out": tmp_path / "out", "max_bytes": 2**20,
-        "api_endpoint": api.endpoint, "ingestion_endpoint": api.ingestion, "request_s": 0.6, "job_s": 900.0,
-        "done": [],
+        "publish": chosen, "representative": None, "samples": [], "out": tmp_path / "out", "done": [],
     }  # fmt: skip
-    return PublishJob.model_validate(own | changes)
+    return PublishJob.model_validate(own | {k: v for k, v in changes.items() if k not in chosen})

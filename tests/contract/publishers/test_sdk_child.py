@@ -209,7 +209,7 @@ def test_nobody_there_is_said_soon(loop: Loop, run: Path, api: EdgeImpulseApi, t
     (failed,) = loop.do(job(run, api, tmp_path, api_endpoint=closed))
     assert isinstance(failed, Failed)
     assert re.search(r"projects: .*Connection refused", failed.message), failed.message
-    (failed,) = loop.do(job(run, api, tmp_path, api_endpoint="http://no.such.host.invalid/v1"))
+    (failed,) = loop.do(job(run, api, tmp_path, api_endpoint="https://no.such.host.invalid/v1"))
     assert isinstance(failed, Failed)
     assert "the name cannot be resolved: is this machine online?" in failed.message
 

@@ -280,18 +280,6 @@ def test_a_node_loads_neither_tensorflow_nor_the_coordinator() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_a_report_that_takes_too_long_does_not_fail_the_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It ended the coordinator, which came back, drew again, and ended again: the run was never over."""
-    from apiary_cli.commands.coordinator import _report
-
-    _report(tmp_path, limit_s=0.001)
-    assert f"the report could not be drawn within 0 s: {tmp_path} holds its numbers" in caplog.text
-    _report(tmp_path)
-    assert "the report could not be drawn: " in caplog.text
-
-
 def test_the_exit_code_stays_where_nothing_can_be_said(tmp_path: Path) -> None:
     """With its log on the disk that is full, a service ended with 1 instead of 8."""
     with Path("/dev/full").open("w") as full:

@@ -277,7 +277,7 @@ def test_what_cannot_be_read_is_said_and_no_bug_of_ours(
 ) -> None:
     """An offer of a round that is over asks the journal: a disk that fails must not end the coordinator."""
     journal = Journal(tmp_path)
-    journal.commit([(f"DROP TABLE {table}", ()) for table in ("run", "round", "accepted", "rejected")])
+    journal.commit(*((f"DROP TABLE {table}", ()) for table in ("run", "round", "accepted", "rejected")))
     with pytest.raises(StoreError, match="the journal cannot be read: no such table"):
         read(journal)
     journal.close()

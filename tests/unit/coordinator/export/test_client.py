@@ -36,7 +36,7 @@ seal(out, ["tries"])
 def export(out: Path, deaths: int, by: int, pauses: list[float]) -> int:
     """How often the child was started, of which the first `deaths` end by this signal."""
     command = [sys.executable, "-c", CHILD, str(out), str(deaths), str(by)]
-    run_again_where_killed(partial(_run_once, "build", command, out, 60.0, None), pauses.append)
+    run_again_where_killed(partial(_run_once, "build", command, out, 60.0), pauses.append)
     return len((out / "tries").read_text())
 
 

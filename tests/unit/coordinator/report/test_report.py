@@ -13,6 +13,7 @@ from PIL import Image
 
 from apiary.errors import DataError
 from apiary_coordinator import report
+from apiary_coordinator.publishers._after_run import draw_report
 from apiary_coordinator.report import page, plots
 from apiary_coordinator.report.tables import read_record
 
@@ -207,3 +208,13 @@ def test_sizes_and_times_for_people() -> None:
         "–", "2.3 s", "1 min 0 s", "1 min 15 s", "1 h 2 min",
     ]  # fmt: skip
     assert page.percent(0.9576) == "95.8 %"
+
+
+def test_a_report_that_takes_too_long_does_not_fail_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ended the coordinator, which came back, drew again, and ended again: the run was never over."""
+    draw_report(tmp_path, limit_s=0.001)
+    assert f"the report could not be drawn within 0 s: {tmp_path} holds its numbers" in caplog.text
+    draw_report(tmp_path)
+    assert "the report could not be drawn: " in caplog.text
