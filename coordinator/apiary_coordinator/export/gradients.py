@@ -25,27 +25,14 @@ def builtin_gradients() -> Iterator[None]:
         yield
 
 
-def _relu(op: Operation, g: Tensor) -> Tensor:
-    with _late(g):
-        return tf.where(op.outputs[0] > 0, g, 0.0)
+def _of_output(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Operation, Tensor], Tensor]:
+    """A gradient that follows from the operation's output y and the gradient g alone: `rule(y, g)`."""
 
+    def gradient(op: Operation, g: Tensor) -> Tensor:
+        with _late(g):
+            return rule(op.outputs[0], g)
 
-def _relu6(op: Operation, g: Tensor) -> Tensor:
-    y = op.outputs[0]
-    with _late(g):
-        return tf.where(tf.logical_and(y > 0, y < 6), g, 0.0)
-
-
-def _tanh(op: Operation, g: Tensor) -> Tensor:
-    y = op.outputs[0]
-    with _late(g):
-        return g * (1.0 - y * y)
-
-
-def _sigmoid(op: Operation, g: Tensor) -> Tensor:
-    y = op.outputs[0]
-    with _late(g):
-        return g * y * (1.0 - y)
+    return gradient
 
 
 def _strided_slice(op: Operation, g: Tensor) -> tuple[Tensor, None, None, None]:
@@ -217,10 +204,10 @@ def _pool_size(op: Operation) -> int:
 
 
 _GRADIENTS: Final[dict[str, Callable[..., Any]]] = {
-    "Relu": _relu,
-    "Relu6": _relu6,
-    "Tanh": _tanh,
-    "Sigmoid": _sigmoid,
+    "Relu": _of_output(lambda y, g: tf.where(y > 0, g, 0.0)),
+    "Relu6": _of_output(lambda y, g: tf.where(tf.logical_and(y > 0, y < 6), g, 0.0)),
+    "Tanh": _of_output(lambda y, g: g * (1.0 - y * y)),
+    "Sigmoid": _of_output(lambda y, g: g * y * (1.0 - y)),
     "StridedSlice": _strided_slice,
     "BiasAdd": _bias_add,
     "Conv2D": _conv2d,

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import Counter as Count
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final, get_args
 
 from prometheus_client import (
@@ -160,7 +160,7 @@ class Metrics(CoordinatorFeature):
         """Listen. Raises SettingsError."""
         self._server = _listen(make_wsgi_app(self.figures.registry), self._settings)
         self.port = int(self._server.effective_port)
-        threading.Thread(target=_serve(self._server), name="metrics", daemon=True).start()
+        threading.Thread(target=self._serve, name="metrics", daemon=True).start()
         log.info("metrics at http://%s:%d/metrics", self._settings.host, self.port)
 
     def tick(self, now: float) -> None:
@@ -179,6 +179,13 @@ class Metrics(CoordinatorFeature):
         """Stop listening."""
         if self._server is not None:
             self._server.close()
+
+    def _serve(self) -> None:
+        try:
+            self._server.run()
+        except OSError as e:
+            # Closing it from the loop takes the sockets away from under it.
+            log.debug("metrics: %s", e)
 
     def _rounds(self, run: Run) -> None:
         """Count what is new. What was there when a run was resumed was counted before the restart."""
@@ -238,14 +245,3 @@ def _listen(app: Any, settings: MetricsSettings) -> Any:
     except (OSError, ValueError) as e:
         where = f"{settings.host}:{settings.port}"
         raise SettingsError(f"metrics cannot listen on {where}: {e} (metrics.host, metrics.port)") from None
-
-
-def _serve(server: Any) -> Callable[[], None]:
-    def run() -> None:
-        try:
-            server.run()
-        except OSError as e:
-            # Closing it from the loop takes the sockets away from under it.
-            log.debug("metrics: %s", e)
-
-    return run

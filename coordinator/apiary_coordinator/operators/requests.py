@@ -19,6 +19,7 @@ from apiary.bus.outlet import Outlet
 from apiary.errors import ApiaryError
 from apiary.wire import NodeId
 from apiary.wire.messages import MAX_BYTES, AnswerState, OperatorReply, OperatorRequest
+from apiary.wire.messages.base import first_error
 from apiary.wire.topics import TopicKind
 from apiary_coordinator.feature import CoordinatorFeature
 
@@ -80,7 +81,7 @@ class Call:
             self.answer = OperatorReply(id=self.id, state=state, why=why, result=result)
         except ValidationError as e:
             # Replies of nodes may be in it, and no node shall end the coordinator's loop.
-            why = f"the answer cannot be told: {_first(e)}"[:500]
+            why = f"the answer cannot be told: {first_error(e, 'arguments')}"[:500]
             self.answer = OperatorReply(id=self.id, state="refused", why=why)
         self._send(self)
 
@@ -143,7 +144,7 @@ class OperatorRequests(CoordinatorFeature):
         try:
             handler(call, arguments.model_validate(args))
         except ValidationError as e:
-            call.refuse(f"{call.op}: {_first(e)}")
+            call.refuse(f"{call.op}: {first_error(e, 'arguments')}")
         except ApiaryError as e:
             call.refuse(str(e))
         except Exception as e:
@@ -171,9 +172,3 @@ class OperatorRequests(CoordinatorFeature):
             if call.over:
                 del self._calls[key]
                 total -= sizes.get(key, 0)
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(p) for p in first["loc"]) or "arguments"
-    return f"{where} is {str(first.get('input'))[:60]!r}: {first['msg']}"

@@ -93,44 +93,28 @@ def from_file(file: Path, wish: ReleaseRequest, settings: Settings, wall: float)
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", file.name.removesuffix(".eim").removesuffix(".tflite")).strip(
         "-_."
     )
-    if beginning[:4] == b"\x7fELF":
-        machine = _machine(file)
+    kind: ReleaseKind = "eim" if beginning[:4] == b"\x7fELF" else "tflite"
+    machine = _machine(file) if kind == "eim" else None
+    if machine is not None:
         model = _described(file, machine)
-        if wish.labels is not None and set(wish.labels) != set(model.labels):
-            raise ModelError(f"{file.name} has the labels {', '.join(model.labels)[:300]}, not those given")
-        return _made(
-            file,
-            wish,
-            settings,
-            wall,
-            name=f"{name[:56] or 'file'}-eim",
-            kind="eim",
-            machine=machine,
-            labels=model.labels,
-            shape=PictureShape(
-                height=model.height,
-                width=model.width,
-                channels=_channels(model.channels),
-                resize=cast("Literal['none', 'squash', 'fit-shortest', 'fit-longest']", model.resize),
-            ),
-        )
-    from apiary.learn.classifier import Classifier
+        labels = model.labels
+        if wish.labels is not None and set(wish.labels) != set(labels):
+            raise ModelError(f"{file.name} has the labels {', '.join(labels)[:300]}, not those given")
+        resize = cast("Literal['none', 'squash', 'fit-shortest', 'fit-longest']", model.resize)
+        channels = _channels(model.channels)
+        shape = PictureShape(height=model.height, width=model.width, channels=channels, resize=resize)
+    else:
+        from apiary.learn.classifier import Classifier
 
-    classifier = Classifier(file)
-    labels = wish.labels or _labels_beside(file)
-    if len(labels) != classifier.classes:
-        raise ModelError(f"{file.name} has {classifier.classes} classes, {len(labels)} labels were given")
-    took = classifier.input
+        classifier = Classifier(file)
+        labels = wish.labels or _labels_beside(file)
+        if len(labels) != classifier.classes:
+            raise ModelError(f"{file.name} has {classifier.classes} classes, {len(labels)} labels were given")
+        took = classifier.input
+        shape = PictureShape(height=took.height, width=took.width, channels=_channels(took.channels))
+    name = f"{name[:54] or 'file'}-{kind}"
     return _made(
-        file,
-        wish,
-        settings,
-        wall,
-        name=f"{name[:54] or 'file'}-tflite",
-        kind="tflite",
-        machine=None,
-        labels=labels,
-        shape=PictureShape(height=took.height, width=took.width, channels=_channels(took.channels)),
+        file, wish, settings, wall, name=name, kind=kind, machine=machine, labels=labels, shape=shape
     )
 
 

@@ -1,25 +1,11 @@
 """Publishes the current release to the fleet, sealed by the coordinator's certificate or the release key."""
 
 from pathlib import Path
-from typing import Protocol
 
 from apiary.bus.outlet import Outlet
 from apiary.errors import RequestRefused
 from apiary.wire.messages import ReleaseCurrent
 from apiary.wire.topics import Topics
-
-
-class ReleaseSigner(Protocol):
-    """Publishes the current release to the fleet, sealed."""
-
-    def key(self) -> str:
-        """The public key that nodes pin. Raises RequestRefused where there is none to pin, StoreError."""
-
-    def send(self, message: ReleaseCurrent) -> None:
-        """Publish it. Raises StoreError."""
-
-    def is_ours(self, payload: bytes) -> bool:
-        """Whether this is what was sent last."""
 
 
 class CertificateSigner:
@@ -29,7 +15,7 @@ class CertificateSigner:
         self._outlet = outlet
 
     def key(self) -> str:
-        """There is none to pin."""
+        """There is none to pin: raises RequestRefused."""
         raise RequestRefused(
             "releases are signed with the coordinator's certificate: nodes trust security.ca, not a key"
         )
@@ -68,5 +54,8 @@ class ReleaseKeySigner:
         self._outlet.send_sealed(message.kind, sealed)
 
     def is_ours(self, payload: bytes) -> bool:
-        """To the last byte."""
+        """Whether this is what was sent last, to the last byte."""
         return payload == self._sent
+
+
+ReleaseSigner = CertificateSigner | ReleaseKeySigner

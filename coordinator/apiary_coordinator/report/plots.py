@@ -96,7 +96,8 @@ def accuracy_and_loss(record: ReportRun, style: Style = PAPER) -> Figure:
     for axes in (top, bottom):
         _plain(axes, style)
     figure.align_ylabels()
-    _legend(top, style, loc="lower right")
+    legend = top.legend(frameon=False, labelcolor=style.ink, fontsize=9, loc="lower right")
+    legend.set_zorder(6)
     return figure
 
 
@@ -253,11 +254,6 @@ def _plain(axes: Axes, style: Style, *, grid: bool = True, axis: Literal["both",
     if grid:
         axes.grid(visible=True, axis=axis, color=style.ink, alpha=0.14, lw=0.8)
         axes.set_axisbelow(True)
-
-
-def _legend(axes: Axes, style: Style, **where: Any) -> None:
-    legend = axes.legend(frameon=False, labelcolor=style.ink, fontsize=9, **where)
-    legend.set_zorder(6)
 
 
 def _colour(i: int, n: int) -> Any:

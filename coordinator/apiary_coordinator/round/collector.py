@@ -15,6 +15,7 @@ from apiary.errors import StoreError
 from apiary.wire import Digest, NodeId, blob
 from apiary.wire.chunks import digest_of
 from apiary.wire.messages import Grant, Offer, Receipt
+from apiary.wire.messages.transfer import ReceiptState
 from apiary_coordinator.journal import AcceptedRow
 from apiary_coordinator.resources import Resources
 from apiary_coordinator.round.start import RoundTerms
@@ -22,7 +23,7 @@ from apiary_coordinator.round.state import Round
 from apiary_coordinator.updates.exact_sum import ExactSum
 from apiary_coordinator.updates.screening import Rejection, screen_offer, screen_update
 from apiary_coordinator.updates.spool import Spool
-from apiary_coordinator.updates.uploads import GrantNow, Upload, Uploads
+from apiary_coordinator.updates.uploads import Upload, Uploads
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +158,8 @@ class Collector:
     def _in_hand(self, node: NodeId) -> bool:
         return any(row.node == node for row in (*self._screened, *self._syncing))
 
-    def _perform(self, grants: list[GrantNow]) -> None:
-        for grant in grants:
-            upload = grant.upload
+    def _perform(self, grants: list[Upload]) -> None:
+        for upload in grants:
             if upload.slot < 0:
                 try:
                     upload.slot = self._spool.allocate(upload.assembly.bytes)
@@ -167,7 +167,7 @@ class Collector:
                     # Nothing is lost: the node keeps its update and offers it again after its own pause.
                     self._uploads.drop(upload.node)
                     raise
-            self._outlet.send(Grant(digest=upload.digest, missing=grant.missing), upload.node)
+            self._outlet.send(Grant(digest=upload.digest, missing=upload.assembly.missing()), upload.node)
 
     def _screen(self, upload: Upload) -> Rejection | Damaged | None:
         """Worker: None where the update is good."""
@@ -267,7 +267,7 @@ class Collector:
         self._receipt(node, offer, "rejected", why)
         self._runner.rejected(node, why)
 
-    def _receipt(self, node: NodeId, offer: Offer, state: str, why: str | None = None) -> None:
+    def _receipt(self, node: NodeId, offer: Offer, state: ReceiptState, why: str | None = None) -> None:
         self._outlet.send(receipt(offer, state, why), node)
 
     def _free(self, upload: Upload | None) -> None:
@@ -281,17 +281,10 @@ class Collector:
             self._perform(self._uploads.freed(now))
 
 
-def receipt(offer: Offer, state: str, why: str | None = None) -> Receipt:
+def receipt(offer: Offer, state: ReceiptState, why: str | None = None) -> Receipt:
     """The receipt for an offer."""
-    return Receipt.model_validate(
-        {
-            "digest": offer.update.digest,
-            "state": state,
-            "run": offer.run,
-            "round": offer.round,
-            "why": why[:500] if why else None,
-        }
-    )
+    why = why[:500] if why else None
+    return Receipt(digest=offer.update.digest, state=state, run=offer.run, round=offer.round, why=why)
 
 
 def spool_path(state_dir: Path, run: str, number: int) -> Path:

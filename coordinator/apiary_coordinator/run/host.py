@@ -159,4 +159,4 @@ class RunHost:
             raise error
         else:
             log.error("run=%s failed: %s", run.name, error)
-            self._must(partial(run.fail, str(error)), None)
+            self._must(partial(run.give_up, "failed", str(error)), None)

@@ -100,7 +100,7 @@ class Run:
         rows = self._journal.rounds(self.name)
         self._resuming = bool(rows) and rows[-1].result is None
         if exported is None and stop is not None:
-            self._give_up("stopped", stop)
+            self.give_up("stopped", stop)
         elif exported is not None and self._models.whole(exported):
             self._built(exported)
         else:
@@ -149,17 +149,13 @@ class Run:
         log.info("run=%s is to stop: %s", self.name, why)
         match self.stage:
             case "building" if self.exported is None and self._assignment.exported is None:
-                self._give_up("stopped", why)
+                self.give_up("stopped", why)
             case "waiting":
                 self._next()
             case "round" if self.runner is not None:
                 self.runner.abandon(why)
             case _:
                 pass  # the first model is being evaluated: what follows calls why_stop
-
-    def fail(self, why: str) -> None:
-        """It cannot go on: something that it needs does not work. Raises StoreError."""
-        self._give_up("failed", why)
 
     # -- building --------------------------------------------------------------------------------------
 
@@ -378,8 +374,8 @@ class Run:
             self._journal.end_run(self.name, state, self.history.stop or "")
             self.stage = "done"
 
-    def _give_up(self, state: str, why: str) -> None:
-        """End at once and without a model; what the worker still makes is dropped."""
+    def give_up(self, state: str, why: str) -> None:
+        """End at once and without a model; what the worker still makes is dropped. Raises StoreError."""
         self._journal.end_run(self.name, state, why)
         self.lane.left, self._resuming = True, False
         self.history.stop = why

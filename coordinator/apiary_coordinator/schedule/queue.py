@@ -6,14 +6,15 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from apiary.blobs import BlobStore
 from apiary.errors import ApiaryError, DataError, RequestRefused, SettingsError
 from apiary.plugins import names
 from apiary.settings import RunSettings, Settings
+from apiary.wire.messages.base import first_error
 from apiary.wire.topics import check_name
 from apiary_coordinator import strategies
 from apiary_coordinator.feature import CoordinatorFeature
@@ -31,6 +32,7 @@ from apiary_coordinator.schedule.timetable import NewSamples, Past
 
 log = logging.getLogger(__name__)
 
+M = TypeVar("M", bound=BaseModel)
 ModelBuilders = Callable[[Settings, BlobStore], ModelBuilder]
 _LOOK_EVERY_S: Final = 5.0
 _SINCE: Final = "schedule.since"
@@ -152,7 +154,7 @@ class RunQueue(CoordinatorFeature):
             if (self._settings.coordinator.runs_dir / run).exists():
                 raise RequestRefused(f"there is a folder for a run {run!r} already: give another name")
             settings = run_settings(self._settings, args.settings)
-            self._builder(settings).check()
+            self._builder(self._settings.model_copy(update={"run": settings})).check()
             self._book.request(
                 run,
                 self._wall(),
@@ -268,16 +270,11 @@ class RunQueue(CoordinatorFeature):
             self._book.ended(row.id, self._wall())
 
     def _assignment(self, row: RunRow) -> Assignment:
-        run = _stored(row)
-        try:
-            exported = ExportedModel.model_validate_json(row.exported) if row.exported else None
-        except ValidationError as e:
-            raise _of_another_version(row, e) from None
-        settings = self._settings.model_copy(update={"run": run})
-        return Assignment(row.id, row.created, settings, self._builder(run), exported, row.stop)
+        settings = self._settings.model_copy(update={"run": _stored(row, RunSettings, row.settings)})
+        exported = _stored(row, ExportedModel, row.exported) if row.exported else None
+        return Assignment(row.id, row.created, settings, self._builder(settings), exported, row.stop)
 
-    def _builder(self, run: RunSettings) -> ModelBuilder:
-        settings = self._settings.model_copy(update={"run": run})
+    def _builder(self, settings: Settings) -> ModelBuilder:
         return self._builders(settings, self._resources.storage.blobs)
 
 
@@ -295,7 +292,7 @@ def one_run(
         row = None
     if row is not None:
         log.info(_RESUMES, row.id)
-        stored = _stored(row)
+        stored = _stored(row, RunSettings, row.settings)
         if stored != settings.run:
             log.warning(
                 "run=%s keeps its own [run] settings; --new begins a run with those given now", row.id
@@ -332,15 +329,11 @@ def abandon(journal: Journal, row: RunRow) -> None:
     journal.end_run(row.id, "abandoned", "left behind for another run")
 
 
-def _stored(row: RunRow) -> RunSettings:
+def _stored(row: RunRow, kind: type[M], text: str) -> M:
     try:
-        return RunSettings.model_validate_json(row.settings)
+        return kind.model_validate_json(text)
     except ValidationError as e:
-        raise _of_another_version(row, e) from None
-
-
-def _of_another_version(row: RunRow, error: ValidationError) -> SettingsError:
-    return SettingsError(f"run {row.id} was journaled by another version: {error}")
+        raise SettingsError(f"run {row.id} was journaled by another version: {e}") from None
 
 
 def fresh_name(wall: float) -> str:
@@ -362,9 +355,7 @@ def run_settings(settings: Settings, changes: dict[str, JsonValue]) -> RunSettin
     try:
         run = RunSettings.model_validate(merged)
     except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"run.{where} is {str(first.get('input'))[:60]!r}: {first['msg']}") from None
+        raise SettingsError(f"run.{first_error(e)}") from None
     if run.recipe not in (known := names("apiary_coordinator.recipes")):
         raise SettingsError(f"run.recipe is {run.recipe[:60]!r}; there are: {', '.join(known)}")
     check_options(run.recipe, run.recipe_options)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from apiary.wire import Digest, NodeId
-from apiary.wire.chunks import Assembly, Ranges
+from apiary.wire.chunks import Assembly
 from apiary.wire.messages import Offer
 
 MAX_STALLS: Final = 3
@@ -39,16 +39,10 @@ class Upload:
         return self.assembly.digest
 
 
-@dataclass(frozen=True, slots=True)
-class GrantNow:
-    """Ask this node for these chunks."""
-
-    upload: Upload
-    missing: Ranges
-
-
 class Uploads:
     """The queue of one round. At most one upload a node; a new offer with another digest replaces the old.
+
+    What a method returns is granted now: its node is to be asked for the chunks that are missing.
 
     At most `max_active` are on their way at once, and at most as many more have come and are not finished.
     """
@@ -73,17 +67,17 @@ class Uploads:
         """Uploads offered and not granted."""
         return len(self._waiting)
 
-    def offered(self, node: NodeId, offer: Offer, now: float) -> list[GrantNow]:
+    def offered(self, node: NodeId, offer: Offer, now: float) -> list[Upload]:
         """An offer came. A repeated one means that the node lost our grant: it gets one again."""
         known = self._active.get(node) or self._waiting.get(node)
         if known is not None and known.digest == offer.update.digest:
             if node in self._coming:
                 known.heard_at = now
-                return [GrantNow(known, known.assembly.missing())]
-            return self._grant(now)
+                return [known]
+            return self.freed(now)
         self.drop(node)
         self._waiting[node] = Upload(node, offer, Assembly(Digest(offer.update.digest), offer.update.bytes))
-        return self._grant(now)
+        return self.freed(now)
 
     def receiving(self, node: NodeId, digest: Digest, now: float) -> Upload | None:
         """The granted upload that a chunk belongs to, marked as alive; None where none was granted."""
@@ -104,16 +98,12 @@ class Uploads:
         self._coming.discard(node)
         return self._active.pop(node, None) or self._waiting.pop(node, None)
 
-    def arrived(self, upload: Upload, now: float) -> list[GrantNow]:
+    def arrived(self, upload: Upload, now: float) -> list[Upload]:
         """All of a granted upload has come: its place is another's."""
         self._coming.discard(upload.node)
-        return self._grant(now)
+        return self.freed(now)
 
-    def freed(self, now: float) -> list[GrantNow]:
-        """Grant what the free places allow."""
-        return self._grant(now)
-
-    def again(self, upload: Upload, chunks: Sequence[int], now: float) -> list[GrantNow]:
+    def again(self, upload: Upload, chunks: Sequence[int], now: float) -> list[Upload]:
         """These chunks must come once more, or all where none is named: it is the next that gets a place.
 
         Nothing where the node has offered another update since.
@@ -127,13 +117,13 @@ class Uploads:
             self.drop(upload.node)
             self._waiting[upload.node] = upload
             self._waiting.move_to_end(upload.node, last=False)
-        return self._grant(now)
+        return self.freed(now)
 
-    def tick(self, now: float) -> list[GrantNow]:
+    def tick(self, now: float) -> list[Upload]:
         """Ask stalled uploads for what is missing; after `MAX_STALLS` others go first."""
         if now < self._look_at:
-            return self._grant(now)
-        again: list[GrantNow] = []
+            return self.freed(now)
+        again: list[Upload] = []
         for node in [n for n in self._active if n in self._coming]:
             upload = self._active[node]
             if now - upload.heard_at < self._idle_s:
@@ -145,18 +135,19 @@ class Uploads:
                 self.drop(node)
                 self._waiting[node] = upload
             else:
-                again.append(GrantNow(upload, upload.assembly.missing()))
+                again.append(upload)
         # Who is granted later, or heard of, cannot have stalled before.
         self._look_at = min((self._active[n].heard_at for n in self._coming), default=now) + self._idle_s
-        return again + self._grant(now)
+        return again + self.freed(now)
 
-    def _grant(self, now: float) -> list[GrantNow]:
-        grants: list[GrantNow] = []
+    def freed(self, now: float) -> list[Upload]:
+        """Grant what the free places allow."""
+        grants: list[Upload] = []
         most = self._max_active
         while self._waiting and len(self._coming) < most and len(self._active) < 2 * most:
             node, upload = self._waiting.popitem(last=False)
             upload.heard_at = now
             self._active[node] = upload
             self._coming.add(node)
-            grants.append(GrantNow(upload, upload.assembly.missing()))
+            grants.append(upload)
         return grants

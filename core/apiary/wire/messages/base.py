@@ -79,12 +79,13 @@ class Message(Part):
         try:
             return cls.model_validate(raw)
         except ValidationError as e:
-            raise MessageError(f"{what}: {_first(e)}") from None
+            raise MessageError(f"{what}: {first_error(e)}") from None
 
 
-def _first(error: ValidationError) -> str:
+def first_error(error: ValidationError, whole: str = "message") -> str:
+    """The first thing that is wrong: its key (`whole` where it is all of it), its value, and why."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(p) for p in first["loc"]) or "message"
+    where = ".".join(str(p) for p in first["loc"]) or whole
     return f"{where} is {str(first.get('input'))[:60]!r}: {first['msg']}"
 
 

@@ -46,12 +46,15 @@ class Grant(Message):
     missing: Ranges
 
 
+ReceiptState = Literal["accepted", "duplicate", "rejected", "closed", "missing"]
+
+
 class Receipt(Message):
     """What became of an update; anything but `missing` lets the node drop it."""
 
     kind: ClassVar[TopicKind] = TopicKind.NODE_RECEIPT
     digest: Hex
-    state: Literal["accepted", "duplicate", "rejected", "closed", "missing"]
+    state: ReceiptState
     run: Name
     round: Count
     why: Text | None = None

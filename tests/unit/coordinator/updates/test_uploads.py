@@ -5,7 +5,7 @@ from __future__ import annotations
 from apiary.wire import Digest, NodeId
 from apiary.wire.chunks import CHUNK_BYTES, digest_of, encode, span
 from apiary.wire.messages import BlobRef, Offer, TrainMetrics
-from apiary_coordinator.updates.uploads import MAX_STALLS, GrantNow, Upload, Uploads
+from apiary_coordinator.updates.uploads import MAX_STALLS, Upload, Uploads
 
 SIZE = 2 * CHUNK_BYTES + 5
 
@@ -29,17 +29,17 @@ def give(uploads: Uploads, node: str, index: int, now: float = 0.0) -> Upload:
     return upload
 
 
-def complete(uploads: Uploads, node: str) -> list[GrantNow]:
+def complete(uploads: Uploads, node: str) -> list[Upload]:
     for index in range(3):
         upload = give(uploads, node, index)
     return uploads.arrived(upload, 0.0)
 
 
-def nodes(grants: list[GrantNow]) -> list[str]:
-    return [g.upload.node for g in grants]
+def nodes(grants: list[Upload]) -> list[str]:
+    return [g.node for g in grants]
 
 
-def offered(uploads: Uploads, node: str, now: float = 0.0, version: int = 0) -> list[GrantNow]:
+def offered(uploads: Uploads, node: str, now: float = 0.0, version: int = 0) -> list[Upload]:
     return uploads.offered(NodeId(node), offer(node, version), now)
 
 
@@ -58,11 +58,11 @@ def test_as_many_as_allowed_are_granted_and_the_rest_wait_in_order() -> None:
 def test_a_grant_names_all_chunks_first_and_the_missing_ones_later() -> None:
     uploads = Uploads(1, 10)
     (grant,) = offered(uploads, "a")
-    assert grant.missing == [(0, 3)]
+    assert grant.assembly.missing() == [(0, 3)]
     give(uploads, "a", 1)
     (again,) = offered(uploads, "a")
-    assert again.missing == [(0, 1), (2, 3)]
-    assert again.upload is grant.upload
+    assert again.assembly.missing() == [(0, 1), (2, 3)]
+    assert again is grant
 
 
 def test_an_offer_repeated_while_it_waits_does_not_lose_its_place() -> None:
@@ -101,9 +101,9 @@ def test_what_came_damaged_is_next_and_takes_nobodys_place() -> None:
     offered(uploads, "b")
     offered(uploads, "c")
     assert nodes(complete(uploads, "a")) == ["b"]
-    assert uploads.again(first.upload, (), 0.0) == []
+    assert uploads.again(first, (), 0.0) == []
     (again,) = complete(uploads, "b")
-    assert (again.upload, again.missing) == (first.upload, [(0, 3)])
+    assert (again, again.assembly.missing()) == (first, [(0, 3)])
 
 
 def test_what_came_damaged_is_left_where_its_node_has_another_by_now() -> None:
@@ -111,25 +111,25 @@ def test_what_came_damaged_is_left_where_its_node_has_another_by_now() -> None:
     (old,) = offered(uploads, "a")
     complete(uploads, "a")
     (new,) = offered(uploads, "a", version=1)
-    assert uploads.again(old.upload, (), 0.0) == []
-    assert uploads.receiving(NodeId("a"), new.upload.digest, 0.0) is new.upload
+    assert uploads.again(old, (), 0.0) == []
+    assert uploads.receiving(NodeId("a"), new.digest, 0.0) is new
 
 
 def test_another_update_of_the_same_node_replaces_the_first() -> None:
     uploads = Uploads(1, 10)
     (old,) = offered(uploads, "a")
     (new,) = offered(uploads, "a", version=1)
-    assert new.upload.digest != old.upload.digest
-    assert uploads.receiving(NodeId("a"), old.upload.digest, 0.0) is None
+    assert new.digest != old.digest
+    assert uploads.receiving(NodeId("a"), old.digest, 0.0) is None
     assert uploads.active == 1
 
 
 def test_superseded_gives_back_only_another_update() -> None:
     uploads = Uploads(1, 10)
     (grant,) = offered(uploads, "a")
-    assert uploads.superseded(NodeId("a"), grant.upload.digest) is None
-    assert uploads.superseded(NodeId("b"), grant.upload.digest) is None
-    assert uploads.superseded(NodeId("a"), Digest("0" * 64)) is grant.upload
+    assert uploads.superseded(NodeId("a"), grant.digest) is None
+    assert uploads.superseded(NodeId("b"), grant.digest) is None
+    assert uploads.superseded(NodeId("a"), Digest("0" * 64)) is grant
     assert uploads.active == 0
 
 
@@ -147,11 +147,11 @@ def test_what_stalls_is_asked_for_again_after_the_idle_time_and_not_before() -> 
     offered(uploads, "a", now=0.0)
     assert uploads.tick(9.9) == []
     (grant,) = uploads.tick(10.0)
-    assert grant.missing == [(0, 3)]
+    assert grant.assembly.missing() == [(0, 3)]
     assert uploads.tick(19.9) == []
     give(uploads, "a", 0, now=19.0)
     assert uploads.tick(28.9) == []
-    assert [g.missing for g in uploads.tick(29.0)] == [[(1, 3)]]
+    assert [g.assembly.missing() for g in uploads.tick(29.0)] == [[(1, 3)]]
 
 
 def test_after_several_stalls_others_go_first_and_it_is_not_forgotten() -> None:
