@@ -147,14 +147,14 @@ def test_a_line_that_the_disk_refused_comes_with_the_next(
 ) -> None:
     writing = record(tmp_path, entry(1, 0.6))
     writing.begin()
-    real = os.write
+    real = os.pwrite
 
-    def full(fd: int, data: bytes) -> int:
-        real(fd, bytes(data[:10]))
+    def full(fd: int, data: bytes, at: int) -> int:
+        real(fd, bytes(data[:10]), at)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+        patch.setattr(os, "pwrite", full)
         writing.add(entry(2, 0.9))
     assert "it is written with the next round" in caplog.text
     assert [r["round"] for r in read_history(tmp_path / "run")["rounds"]] == [1]
