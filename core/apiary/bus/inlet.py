@@ -1,28 +1,14 @@
 """Messages in: verified and decoded once, before any receiver sees them. The counterpart of `Outlet`."""
 
 from dataclasses import dataclass
-from typing import Final
 
 from apiary.bus.bus import Received
 from apiary.complaints import Complaints
 from apiary.errors import SignatureRefused
 from apiary.identity.gate import MessageGate
+from apiary.identity.roles import Role
 from apiary.wire.messages import BY_KIND, Message
-from apiary.wire.topics import Topic, TopicKind
-
-_BY_NODES: Final = frozenset(
-    (
-        TopicKind.NODE_STATUS,
-        TopicKind.NODE_PROGRESS,
-        TopicKind.NODE_ASK,
-        TopicKind.NODE_WANT,
-        TopicKind.NODE_OFFER,
-        TopicKind.NODE_HEALTH,
-        TopicKind.NODE_PREDICTION,
-        TopicKind.NODE_REPLY,
-        TopicKind.NODE_RELEASE,
-    )
-)
+from apiary.wire.topics import Topic
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +60,6 @@ def decode(topic: Topic, payload: bytes) -> Message | bytes | None:
         return payload
     if not payload and topic.kind.retain:
         return None
-    return kind.decode(payload, who=_sender(topic))
-
-
-def _sender(topic: Topic) -> str:
-    if topic.kind in _BY_NODES:
-        return f"node {topic.node}"
-    return f"operator {topic.node}" if topic.kind is TopicKind.OPERATOR_REQUEST else "the coordinator"
+    sender = topic.kind.sender
+    who = "the coordinator" if sender is Role.COORDINATOR else f"{sender.value} {topic.node}"
+    return kind.decode(payload, who=who)

@@ -7,7 +7,6 @@ without the weights.
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
 
 from apiary.errors import TopicError
 from apiary.identity.roles import Role
@@ -19,69 +18,49 @@ _INDEX = re.compile(r"0|[1-9][0-9]{0,6}")
 
 
 class TopicKind(Enum):
-    """Pattern, QoS and retain flag. `{n}` node or operator, `{d}` digest, `{i}` chunk index, `{m}` metric."""
+    """Pattern, QoS, retain flag, sender, and whether the sender signs where a fleet signs.
 
-    COORDINATOR_STATUS = ("coordinator/status", 1, True)
-    ROUND_CURRENT = ("round/current", 1, True)
-    ROUND_LAST = ("round/last", 1, True)
-    METRIC = ("metric/{m}", 1, True)
-    MODEL_CURRENT = ("model/current", 1, True)
-    NODE_STATUS = ("node/{n}/status", 1, True)
-    NODE_PROGRESS = ("node/{n}/progress", 0, False)
-    NODE_ASK = ("node/{n}/ask", 1, False)
-    NODE_NOTICE = ("node/{n}/notice", 1, False)
-    NODE_WANT = ("node/{n}/want", 1, False)
-    NODE_OFFER = ("node/{n}/offer", 1, False)
-    NODE_GRANT = ("node/{n}/grant", 1, False)
-    NODE_RECEIPT = ("node/{n}/receipt", 1, False)
-    NODE_HEALTH = ("node/{n}/health", 1, True)
-    NODE_PREDICTION = ("node/{n}/prediction", 1, False)
-    NODE_COMMAND = ("node/{n}/command", 1, False)
-    NODE_REPLY = ("node/{n}/reply", 1, False)
-    NODE_RELEASE = ("node/{n}/release", 1, True)
-    RELEASE_CURRENT = ("release/current", 1, True)
-    OPERATOR_REQUEST = ("operator/{n}/request", 1, False)
-    OPERATOR_REPLY = ("operator/{n}/reply", 1, False)
-    CHUNK_DOWN = ("down/{d}/{i}", 1, False)
-    CHUNK_UP = ("up/{n}/{d}/{i}", 1, False)
+    In patterns `{n}` is a node or operator, `{d}` a digest, `{i}` a chunk's index, `{m}` a metric. Signed is
+    what somebody acts on, or counts. Status, progress and metrics are for people, asks and wants cost a
+    repetition; chunks are held to the digest in a signed message.
+    """
 
-    def __init__(self, pattern: str, qos: int, retain: bool):
+    COORDINATOR_STATUS = ("coordinator/status", 1, True, Role.COORDINATOR, True)
+    ROUND_CURRENT = ("round/current", 1, True, Role.COORDINATOR, True)
+    ROUND_LAST = ("round/last", 1, True, Role.COORDINATOR, True)
+    METRIC = ("metric/{m}", 1, True, Role.COORDINATOR, False)
+    MODEL_CURRENT = ("model/current", 1, True, Role.COORDINATOR, True)
+    NODE_STATUS = ("node/{n}/status", 1, True, Role.NODE, False)
+    NODE_PROGRESS = ("node/{n}/progress", 0, False, Role.NODE, False)
+    NODE_ASK = ("node/{n}/ask", 1, False, Role.NODE, False)
+    NODE_NOTICE = ("node/{n}/notice", 1, False, Role.COORDINATOR, True)
+    NODE_WANT = ("node/{n}/want", 1, False, Role.NODE, False)
+    NODE_OFFER = ("node/{n}/offer", 1, False, Role.NODE, True)
+    NODE_GRANT = ("node/{n}/grant", 1, False, Role.COORDINATOR, True)
+    NODE_RECEIPT = ("node/{n}/receipt", 1, False, Role.COORDINATOR, True)
+    NODE_HEALTH = ("node/{n}/health", 1, True, Role.NODE, False)
+    NODE_PREDICTION = ("node/{n}/prediction", 1, False, Role.NODE, False)
+    NODE_COMMAND = ("node/{n}/command", 1, False, Role.COORDINATOR, True)
+    NODE_REPLY = ("node/{n}/reply", 1, False, Role.NODE, True)
+    NODE_RELEASE = ("node/{n}/release", 1, True, Role.NODE, True)
+    RELEASE_CURRENT = ("release/current", 1, True, Role.COORDINATOR, True)
+    OPERATOR_REQUEST = ("operator/{n}/request", 1, False, Role.OPERATOR, True)
+    OPERATOR_REPLY = ("operator/{n}/reply", 1, False, Role.COORDINATOR, True)
+    CHUNK_DOWN = ("down/{d}/{i}", 1, False, Role.COORDINATOR, False)
+    CHUNK_UP = ("up/{n}/{d}/{i}", 1, False, Role.NODE, False)
+
+    def __init__(self, pattern: str, qos: int, retain: bool, sender: Role, signed: bool):
         self.pattern = pattern
         self.qos = qos
         self.retain = retain
-
-    @property
-    def signer(self) -> Role | None:
+        self.sender = sender
+        self.signer = sender if signed else None
         """Whose signature messages of this kind carry where a fleet signs; None: they are not signed."""
-        return _SIGNERS.get(self)
 
     @property
     def is_blob(self) -> bool:
         """Whether this topic carries chunks rather than JSON."""
         return self in (TopicKind.CHUNK_DOWN, TopicKind.CHUNK_UP)
-
-
-_SIGNERS: Final = {
-    **dict.fromkeys(
-        (
-            TopicKind.COORDINATOR_STATUS,
-            TopicKind.ROUND_CURRENT,
-            TopicKind.ROUND_LAST,
-            TopicKind.MODEL_CURRENT,
-            TopicKind.RELEASE_CURRENT,
-            TopicKind.NODE_NOTICE,
-            TopicKind.NODE_GRANT,
-            TopicKind.NODE_RECEIPT,
-            TopicKind.NODE_COMMAND,
-            TopicKind.OPERATOR_REPLY,
-        ),
-        Role.COORDINATOR,
-    ),
-    **dict.fromkeys((TopicKind.NODE_OFFER, TopicKind.NODE_RELEASE, TopicKind.NODE_REPLY), Role.NODE),
-    TopicKind.OPERATOR_REQUEST: Role.OPERATOR,
-}
-"""What somebody acts on, or counts. Status, progress and metrics are for people, asks and wants cost a
-repetition; chunks are held to the digest in a signed message."""
 
 
 @dataclass(frozen=True, slots=True)
