@@ -18,10 +18,7 @@ class AttemptLimiter:
     """
 
     def __init__(
-        self,
-        waits_until: Callable[[Sequence[float]], float],
-        clock: Callable[[], float],
-        max_addresses: int,
+        self, waits_until: Callable[[Sequence[float]], float], clock: Callable[[], float], max_addresses: int
     ):
         self._waits_until = waits_until
         self._clock = clock

@@ -180,12 +180,7 @@ class _PahoLink:
         self._client = _Client(self._stream, client_id, _V5 if protocol == "5" else _V311, self._take)
 
     def connect(
-        self,
-        broker: BrokerSettings,
-        secret: str | None,
-        will: Will | None,
-        window: int,
-        receive_maximum: int,
+        self, broker: BrokerSettings, secret: str | None, will: Will | None, window: int, receive_maximum: int
     ) -> None:
         """Send CONNECT."""
         client, self._window = self._client, window

@@ -23,20 +23,14 @@ class CoordinatorSettings(Section):
     )
     base_weights: Path | None = Field(None, description="weights file for a transfer recipe's base")
     max_uploads: int | None = Field(
-        None,
-        ge=1,
-        le=1000,
-        description="uploads granted at once; unset: from broker, update size and memory",
+        None, ge=1, le=1000, description="uploads granted at once; unset: from broker, update size and memory"
     )
     upload_idle_s: float = Field(20.0, gt=0, le=3600, description="request missing chunks after this pause")
     gather_s: float = Field(
         0.1, ge=0, le=60, description="collect requests for a blob this long, then publish once"
     )
     keep_runs: int = Field(
-        100,
-        ge=0,
-        le=100_000,
-        description="with --stay: runs that stay, the newest, folders too; 0: all",
+        100, ge=0, le=100_000, description="with --stay: runs that stay, the newest, folders too; 0: all"
     )
     sync: bool = Field(True, description="sync the spool to disk before a receipt; false only on tmpfs")
 

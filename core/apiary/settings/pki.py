@@ -19,8 +19,7 @@ class PkiSettings(Section):
         None, description="ca.pem, crl.pem and acl.conf are written here after each change, for the broker"
     )
     reload: list[str] = Field(
-        default_factory=list,
-        description='then run, e.g. ["systemctl", "reload", "mosquitto"]',
+        default_factory=list, description='then run, e.g. ["systemctl", "reload", "mosquitto"]'
     )
     kick: bool = Field(
         False, description="end connections of revoked parties by the broker's dynamic security plugin"

@@ -30,8 +30,7 @@ class PublishSettings(Section):
     engine: Literal["tflite", "tflite-eon"] = Field("tflite", description="inference engine of the build")
     model_type: Literal["float32", "int8"] = Field("float32", description="numbers that the model works with")
     int8_by: Literal["apiary", "edge_impulse"] = Field(
-        "apiary",
-        description="who makes the int8 model; edge_impulse needs test images",
+        "apiary", description="who makes the int8 model; edge_impulse needs test images"
     )
     upload_test_images: bool = Field(
         False, description="also upload the server's held-out test images (never those of nodes)"

@@ -9,16 +9,10 @@ from apiary.wire.messages.base import MAX_LABELS as MAX_LABELS
 from apiary.wire.messages.base import READABLE_BYTES as READABLE_BYTES
 from apiary.wire.messages.base import SEAL_BYTES as SEAL_BYTES
 from apiary.wire.messages.base import BlobRef as BlobRef
-from apiary.wire.messages.base import Count as Count
 from apiary.wire.messages.base import Hex as Hex
 from apiary.wire.messages.base import Label as Label
 from apiary.wire.messages.base import Message as Message
 from apiary.wire.messages.base import Name as Name
-from apiary.wire.messages.base import Number as Number
-from apiary.wire.messages.base import Part as Part
-from apiary.wire.messages.base import Ranges as Ranges
-from apiary.wire.messages.base import Text as Text
-from apiary.wire.messages.base import Unit as Unit
 from apiary.wire.messages.base import fits_label as fits_label
 from apiary.wire.messages.coordinator import Announcement as Announcement
 from apiary.wire.messages.coordinator import Contributor as Contributor
@@ -27,17 +21,15 @@ from apiary.wire.messages.coordinator import ModelManifest as ModelManifest
 from apiary.wire.messages.coordinator import Needs as Needs
 from apiary.wire.messages.coordinator import Notice as Notice
 from apiary.wire.messages.coordinator import RoundResult as RoundResult
-from apiary.wire.messages.coordinator import RoundState as RoundState
 from apiary.wire.messages.coordinator import parts_of as parts_of
-from apiary.wire.messages.health import NodeHealth as NodeHealth
 from apiary.wire.messages.node import Ask as Ask
 from apiary.wire.messages.node import Likely as Likely
+from apiary.wire.messages.node import NodeHealth as NodeHealth
 from apiary.wire.messages.node import NodeState as NodeState
 from apiary.wire.messages.node import NodeStatus as NodeStatus
 from apiary.wire.messages.node import Prediction as Prediction
 from apiary.wire.messages.node import Progress as Progress
 from apiary.wire.messages.operators import AnswerState as AnswerState
-from apiary.wire.messages.operators import Json as Json
 from apiary.wire.messages.operators import NodeCommand as NodeCommand
 from apiary.wire.messages.operators import NodeReply as NodeReply
 from apiary.wire.messages.operators import OperatorReply as OperatorReply
@@ -45,7 +37,6 @@ from apiary.wire.messages.operators import OperatorRequest as OperatorRequest
 from apiary.wire.messages.plan import Bounds as Bounds
 from apiary.wire.messages.plan import Plan as Plan
 from apiary.wire.messages.releases import NodeRelease as NodeRelease
-from apiary.wire.messages.releases import NodeReleaseState as NodeReleaseState
 from apiary.wire.messages.releases import PictureShape as PictureShape
 from apiary.wire.messages.releases import Release as Release
 from apiary.wire.messages.releases import ReleaseCurrent as ReleaseCurrent
@@ -55,30 +46,8 @@ from apiary.wire.messages.transfer import Offer as Offer
 from apiary.wire.messages.transfer import Receipt as Receipt
 from apiary.wire.messages.transfer import TrainMetrics as TrainMetrics
 from apiary.wire.messages.transfer import Want as Want
-from apiary.wire.topics import TopicKind
 
-BY_KIND: Final[dict[TopicKind, type[Message]]] = {
-    message.kind: message
-    for message in (
-        Announcement,
-        Ask,
-        CoordinatorStatus,
-        Grant,
-        ModelManifest,
-        NodeCommand,
-        NodeHealth,
-        NodeRelease,
-        NodeReply,
-        NodeStatus,
-        Notice,
-        Offer,
-        OperatorReply,
-        OperatorRequest,
-        Prediction,
-        Progress,
-        Receipt,
-        RoundResult,
-        Want,
-    )
+BY_KIND: Final = {
+    message.kind: message for message in Message.__subclasses__() if message is not ReleaseCurrent
 }
 """The message of each kind of topic. `ReleaseCurrent` is missing: whoever trusts its seal decodes it."""

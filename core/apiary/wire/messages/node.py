@@ -1,24 +1,14 @@
-"""Messages of a node about itself. Pure."""
+"""Messages of a node about itself and its machine. Pure."""
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from apiary.tags import MAX_TAGS
-from apiary.wire.messages.base import (
-    MAX_LABELS,
-    Count,
-    Hex,
-    Label,
-    Message,
-    Name,
-    Number,
-    Part,
-    Text,
-    Unit,
-)
+from apiary.wire.messages.base import MAX_LABELS, Count, Hex, Label, Message, Name, Number, Part, Text, Unit
 from apiary.wire.topics import TopicKind
 
+Flags = Annotated[list[Text], Field(max_length=8)]
 NodeState = Literal["init", "ready", "training", "sending", "paused", "lost"]
 
 
@@ -88,3 +78,25 @@ class Ask(Message):
     kind: ClassVar[TopicKind] = TopicKind.NODE_ASK
     session: Name | None = None
     clock: Count | None = None
+
+
+class NodeHealth(Message):
+    """A node's machine; keys that it cannot read are left out. MB are 10**6 bytes.
+
+    `throttled` is what the firmware complains of now (under-voltage, frequency capped, throttled, soft
+    temperature limit), `throttled_since_boot` what it has. `memory_available_mb` knows the limits of control
+    groups; `service_mb` is the node's own service without its children.
+    """
+
+    kind: ClassVar[TopicKind] = TopicKind.NODE_HEALTH
+    temperature_c: Number | None = None
+    throttled: Flags | None = None
+    throttled_since_boot: Flags | None = None
+    memory_mb: Count | None = None
+    memory_available_mb: Count | None = None
+    disk_mb: Count | None = None
+    disk_free_mb: Count | None = None
+    load: Number | None = None
+    cores: Count | None = None
+    uptime_s: Count | None = None
+    service_mb: Count | None = None

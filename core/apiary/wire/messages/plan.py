@@ -16,10 +16,7 @@ class Plan(Part):
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="size of the optimizer's steps")
     proximal_mu: float = Field(
-        0.0,
-        ge=0,
-        le=1000,
-        description="weight of FedProx's proximal term, against client drift",
+        0.0, ge=0, le=1000, description="weight of FedProx's proximal term, against client drift"
     )
     class_weights: bool = Field(False, description="weigh rare labels of a node higher")
     flip: bool = Field(False, description="augment: mirror pictures left to right at random")

@@ -11,15 +11,15 @@ import pytest
 from apiary.errors import SettingsError
 from apiary.settings import (
     BrokerSettings,
-    CoordinatorSettings,
     EdgeSettings,
     RunSettings,
     Settings,
-    default_node_id,
     flatten,
     load_settings,
     password,
 )
+from apiary.settings.coordinator import CoordinatorSettings
+from apiary.settings.edge import default_node_id
 
 
 @pytest.fixture(autouse=True)
