@@ -3,12 +3,14 @@
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 _REMEMBERED: Final = 20
 """The newest failures of an address."""
 
 
+@dataclass(slots=True, eq=False)
 class AttemptLimiter:
     """How long an address has to wait before its next attempt is looked at. Bounded; safe for many threads.
 
@@ -17,14 +19,11 @@ class AttemptLimiter:
     forgotten.
     """
 
-    def __init__(
-        self, waits_until: Callable[[Sequence[float]], float], clock: Callable[[], float], max_addresses: int
-    ):
-        self._waits_until = waits_until
-        self._clock = clock
-        self._max_addresses = max_addresses
-        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
-        self._lock = threading.Lock()
+    waits_until: Callable[[Sequence[float]], float]
+    clock: Callable[[], float]
+    max_addresses: int
+    _failures: OrderedDict[str, deque[float]] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __len__(self) -> int:
         """Addresses that are remembered."""
@@ -34,15 +33,15 @@ class AttemptLimiter:
         """Seconds; 0 where it need not wait."""
         with self._lock:
             failures = self._failures.get(address)
-            return max(0.0, self._waits_until(failures) - self._clock()) if failures else 0.0
+            return max(0.0, self.waits_until(failures) - self.clock()) if failures else 0.0
 
     def failed(self, address: str) -> None:
         """Count a failed attempt."""
         with self._lock:
             failures = self._failures.pop(address, deque(maxlen=_REMEMBERED))
-            failures.append(self._clock())
+            failures.append(self.clock())
             self._failures[address] = failures
-            if len(self._failures) > self._max_addresses:
+            if len(self._failures) > self.max_addresses:
                 self._failures.popitem(last=False)
 
     def succeeded(self, address: str) -> None:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from apiary.errors import StoreError
-from apiary.files import advice, clear_partial, remove, sync_folder, write_all, write_atomic
+from apiary.files import (
+    Stamp,
+    advice,
+    clear_partial,
+    remove,
+    sha256_of,
+    stamp,
+    sync_folder,
+    write_all,
+    write_atomic,
+)
 from apiary.wire import Digest
 from apiary.wire.chunks import Assembly, digest_of
 
-_READ: Final = 1 << 20
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -25,7 +34,7 @@ class BlobStore:
     def __init__(self, folder: Path, max_bytes: int | None = None):
         self._folder = folder
         self._max_bytes = max_bytes
-        self._seen: dict[Digest, _Stamp] = {}
+        self._seen: dict[Digest, Stamp] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.glob("*.download"):
@@ -86,7 +95,7 @@ class BlobStore:
         if digest not in self:
             return False
         try:
-            whole = self._seen.get(digest) == _stamp(path) or _sha256_of(path) == digest
+            whole = self._seen.get(digest) == stamp(path) or sha256_of(path) == digest
         except OSError as e:
             raise StoreError(f"blob {digest[:12]} cannot be read from {self._folder}: {e.strerror}") from e
         if not whole:
@@ -129,8 +138,8 @@ class BlobStore:
 
     def _note(self, digest: Digest) -> None:
         """Remember the file as it is now as whole."""
-        if (stamp := _stamp(self.path(digest))) is not None:
-            self._seen[digest] = stamp
+        if (seen := stamp(self.path(digest))) is not None:
+            self._seen[digest] = seen
 
 
 class Download:
@@ -182,8 +191,9 @@ class Download:
         Raises StoreError, with all chunks missing again too, where the disk refuses.
         """
         try:
-            for block in _blocks(self._path, self._hashed):
-                self._hash.update(block)
+            with self._path.open("rb") as f:
+                f.seek(self._hashed)
+                hashlib.file_digest(f, lambda: self._hash)
             if self._hash.hexdigest() != self.assembly.digest:
                 self._forget()
                 return False
@@ -210,29 +220,3 @@ class Download:
                 (self._folder / self.assembly.digest).replace(self._path)
         self.assembly.forget()
         self._hash, self._hashed = hashlib.sha256(), 0
-
-
-_Stamp = tuple[int, int, int]
-
-
-def _stamp(path: Path) -> _Stamp | None:
-    """What changes when a file does: inode, size, time of its last change; None where it is gone."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _sha256_of(path: Path) -> Digest:
-    h = hashlib.sha256()
-    for block in _blocks(path, 0):
-        h.update(block)
-    return Digest(h.hexdigest())
-
-
-def _blocks(path: Path, offset: int) -> Iterator[bytes]:
-    with path.open("rb") as f:
-        f.seek(offset)
-        while block := f.read(_READ):
-            yield block

@@ -10,6 +10,7 @@ import os
 import selectors
 import socket
 import ssl
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -41,33 +42,20 @@ def tls_context(broker: BrokerSettings) -> ssl.SSLContext | None:
     return context
 
 
+@dataclass(slots=True, eq=False)
 class Dial:
-    """One attempt to reach `host:port`. Call `step` whenever `fileno` is ready, until it gives a socket."""
+    """One attempt to reach `host:port`. Call `step` whenever `sock` is ready, until it gives a socket."""
 
-    __slots__ = (
-        "_addresses",
-        "_context",
-        "_sock",
-        "_tls",
-        "_until",
-        "_why",
-        "deadline",
-        "host",
-        "port",
-        "want",
-    )
-
-    def __init__(self, host: str, port: int, context: ssl.SSLContext | None, deadline: float):
-        self.host = host
-        self.port = port
-        self.deadline = deadline
-        self.want = selectors.EVENT_WRITE
-        self._context = context
-        self._sock: socket.socket | None = None
-        self._tls: ssl.SSLSocket | None = None
-        self._addresses: list[tuple[int, tuple[object, ...]]] | None = None
-        self._until = deadline
-        self._why = "no answer"
+    host: str
+    port: int
+    context: ssl.SSLContext | None
+    deadline: float
+    want: int = selectors.EVENT_WRITE
+    _sock: socket.socket | None = None
+    _tls: ssl.SSLSocket | None = None
+    _addresses: list[tuple[int, tuple[object, ...]]] | None = None
+    _until: float = 0.0
+    _why: str = "no answer"
 
     @property
     def sock(self) -> socket.socket | None:
@@ -100,9 +88,9 @@ class Dial:
         if self._tls is None:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._context is None:
+            if self.context is None:
                 return sock
-            self._tls = self._context.wrap_socket(
+            self._tls = self.context.wrap_socket(
                 sock, server_hostname=self.host, do_handshake_on_connect=False
             )
         return self._handshake(self._tls)
