@@ -15,8 +15,7 @@ import pytest
 
 from apiary.bus.broker import find_mosquitto, start_broker
 from apiary.bus.bus import BrokerLimits, Connected, Disconnected, Event, PublishRefused, Received, Will
-from apiary.bus.mqtt import MqttBus
-from apiary.bus.reconnecting import FIRST_RETRY_S
+from apiary.bus.mqtt import FIRST_RETRY_S, MqttBus
 from apiary.errors import BrokerRefused, BrokerUnreachable, SettingsError
 from apiary.settings import BrokerSettings
 

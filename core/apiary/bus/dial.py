@@ -6,6 +6,7 @@ resolv.conf, 5 s a try by default); addresses given as numbers need none.
 
 import contextlib
 import errno
+import logging
 import os
 import selectors
 import socket
@@ -15,10 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import BrokerRefused, BrokerUnreachable, BusError, SettingsError
+from apiary.files import Stamp, stamp
 from apiary.settings import BrokerSettings
 
 _IN_PROGRESS: Final = {0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, errno.EINTR}
 HINT: Final = "is the broker running? Start one with `apiary broker`, or set broker.host and broker.port"
+
+log = logging.getLogger(__name__)
 
 
 def tls_context(broker: BrokerSettings) -> ssl.SSLContext | None:
@@ -40,6 +44,36 @@ def tls_context(broker: BrokerSettings) -> ssl.SSLContext | None:
         files = ", ".join(str(p) for p in (broker.tls_ca, broker.tls_cert, broker.tls_key) if p)
         raise SettingsError(f"broker.tls_*: {files}: not usable PEM files: {e}") from None
     return context
+
+
+class Tls:
+    """The TLS context of a party that runs for years, while its certificates are renewed on disk.
+
+    Made at once, and again for each connection attempt before which a file changed.
+    """
+
+    def __init__(self, broker: BrokerSettings):
+        """Raises SettingsError naming a file that cannot be used."""
+        self._broker = broker
+        self._seen = self._stamps()
+        self._context = tls_context(broker)
+
+    def context(self) -> ssl.SSLContext | None:
+        """For the next attempt, None without TLS; where a new file cannot be used, what worked before."""
+        stamps = self._stamps()
+        if stamps != self._seen:
+            self._seen = stamps
+            try:
+                self._context = tls_context(self._broker)
+                log.info("broker %s: the TLS files were read again", self._broker.host)
+            except SettingsError as e:
+                # A certificate and its key change one after the other; the second change is seen too.
+                log.warning("%s; what was read before stays in use", e)
+        return self._context
+
+    def _stamps(self) -> tuple[Stamp, ...]:
+        b = self._broker
+        return tuple(stamp(path) for path in (b.tls_ca, b.tls_cert, b.tls_key)) if b.tls else ()
 
 
 @dataclass(slots=True, eq=False)

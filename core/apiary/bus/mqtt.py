@@ -1,41 +1,41 @@
-"""The bus over a real broker: paho-mqtt without its threads, one fresh client per connection.
+"""The bus over a real broker: one link after another, each over a fresh socket.
 
-MQTT 5, or 3.1.1 where the broker refuses 5. The only module that imports paho.
+Each connection starts clean; when one breaks, what it still held is dropped with it, and the next attempt
+waits a jittered, doubling while.
 """
 
-import contextlib
+import logging
 import random
-import socket
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
-from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.exception import MalformedPacket
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
-
-from apiary.bus.bus import BrokerLimits, PublishRefused, Received, Will
-from apiary.bus.link import Hooks, Link
-from apiary.bus.packets import MAX_PACKET_BYTES, Malformed, PacketReader, publish
-from apiary.bus.reconnecting import Protocol, ReconnectingBus
-from apiary.bus.refusals import GOING_AWAY, UNSPECIFIED, WindowRefused, refused, unreachable
-from apiary.bus.stream import Stream
-from apiary.errors import BrokerRefused, BrokerUnreachable, BusError
+from apiary.bus.bus import BrokerLimits, Connected, Disconnected, Event, PublishRefused, Will, matches
+from apiary.bus.dial import Dial, Tls
+from apiary.bus.link import ConnectOptions, Hooks, Link, Notes, Protocol
+from apiary.bus.refusals import VersionRefused, WindowRefused, unreachable
+from apiary.bus.watch import READ, WRITE, Watch
+from apiary.errors import BrokerUnreachable, BusError
 from apiary.settings import BrokerSettings, password
 
-_V5: Final = MQTTProtocolVersion.MQTTv5
-_V311: Final = MQTTProtocolVersion.MQTTv311
-_PUBLISH: Final = 0x30
-_PUBACK: Final = 0x40
-_SUCCESS: Final = ReasonCode(PacketTypes.PUBACK)
-_NO_PROPERTIES: Final = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]  # paho leaves it so
+MAX_EVENTS: Final = 1_000
+MAX_BYTES: Final = 4 * 2**20
+"""What one `poll` takes in: a node that writes chunks to its disk must not hold a whole model besides."""
+FIRST_RETRY_S: Final = 0.5
+STEADY_S: Final = 10.0
+"""A link that held this long was good: the next break starts with the shortest pause again."""
+SHORT_LINKS: Final = 3
+"""After so many links in a row that broke before `STEADY_S`, a second party with our id is suspected."""
+DRAIN_S: Final = 2.0
+"""`close` waits this long for acknowledgements of what was published last."""
+_MISC_S: Final = 1.0
+_PACKET_OVERHEAD: Final = 16
+_SUBSCRIBE_BATCH: Final = 50
+
+log = logging.getLogger(__name__)
 
 
-class MqttBus(ReconnectingBus):
+class MqttBus:
     """One party's connection to a broker; see `apiary.bus.bus.Bus`. No threads: `poll` does everything.
 
     `receive_maximum`: what the broker may send ahead of our acknowledgement (MQTT 5 only; 0: its own limit).
@@ -53,326 +53,279 @@ class MqttBus(ReconnectingBus):
         clock: Callable[[], float] = time.monotonic,
         jitter: random.Random | None = None,
     ):
-        secret = password(broker)
+        self._settings = broker
+        self._options = ConnectOptions(broker, client_id, password(broker), will, receive_maximum)
+        self._clock = clock
+        self._jitter = jitter or random.Random()  # noqa: S311 - spreads retries, guards nothing
+        self._tls = Tls(broker)
+        self._where = f"broker {broker.host}:{broker.port}"
+        self._watch = Watch()
+        self._subscriptions: dict[str, None] = {}
+        self._notes = Notes()
+        self._hooks = Hooks(self._notes, self._up, self._subscribed)
 
-        def connect(sock: socket.socket, protocol: Protocol, window: int, hooks: Hooks) -> Link:
-            link = _PahoLink(sock, client_id, protocol, hooks, f"broker {broker.host}:{broker.port}")
-            link.connect(broker, secret, will, window, receive_maximum)
-            return link
+        self._dial: Dial | None = None
+        self._link: Link | None = None
+        self._limits = BrokerLimits("")
+        self._protocol: Protocol = "3.1.1" if broker.protocol == "3.1.1" else "5"
+        self._warned = False
+        self._window = broker.inflight
 
-        super().__init__(broker, client_id, connect, clock=clock, jitter=jitter)
+        self._deadline = 0.0
+        self._since: float | None = None
+        self._misc_at = 0.0
+        self._retry_at = clock()
+        self._attempts = 0
+        self._short_links = 0
+        self._closed = False
 
+    # -- what the services use
 
-class _Client(paho.Client):
-    """paho over a stream that is connected already, because paho's own connecting blocks."""
-
-    def __init__(
-        self,
-        stream: Stream,
-        client_id: str,
-        protocol: MQTTProtocolVersion,
-        received: Callable[[bytes, bytes, bool], None],
-    ):
-        super().__init__(
-            CallbackAPIVersion.VERSION2,
-            client_id,
-            clean_session=None if protocol == _V5 else True,
-            protocol=protocol,
-            # Otherwise paho goes down to MQTT 3.1 by itself, and blocks.
-            reconnect_on_failure=False,
-        )
-        self._stream = stream
-        self._packets = PacketReader()
-        self._received = received
-
-    def _create_socket(self) -> Any:
-        return self._stream
-
-    def read_all(self) -> bool:
-        """Take in what one read of the socket gives; whether more may wait. Raises Malformed, OSError.
-
-        Instead of `loop_read`: packets that come often are taken here, the others by paho.
-        """
-        while True:
-            wanted = self._packets.ask
-            try:
-                data = self._stream.recv(wanted)
-            except BlockingIOError:
-                return False
-            if not data:
-                raise ConnectionResetError("the broker closed the connection")
-            with self._msgtime_mutex:
-                self._last_bytes_received = time.monotonic()
-            found = self._packets.feed(data)
-            for first, body in found:
-                self._packet(first, body)
-                if self._sock is None:
-                    return False  # paho has closed it: a refusal, or a DISCONNECT
-            if found or len(data) < wanted:
-                return len(data) == wanted or self._stream.reads_ahead
-
-    def _packet(self, first: int, body: memoryview) -> None:
-        kind = first & 0xF0
-        if kind == _PUBLISH:
-            qos = first >> 1 & 3
-            message = publish(body, qos, v5=self._protocol == _V5)
-            if message is not None:
-                topic, mid, payload = message
-                self._received(topic, payload, bool(first & 1))
-                if qos:
-                    self._acknowledge(mid)
-                return
-        elif kind == _PUBACK and len(body) == 2:  # two bytes are the packet id, and mean success
-            # paho builds a reason and properties for each acknowledgement, though few have any.
-            mid = body[0] << 8 | body[1]
-            with self._out_message_mutex:
-                if mid in self._out_messages:
-                    self._do_on_publish(mid, _SUCCESS, _NO_PROPERTIES)
-            return
-        self._in_packet = _whole(first, bytearray(body))
-        try:
-            rc = self._packet_handle()
-        except MalformedPacket as e:
-            raise Malformed(f"a packet that paho cannot read: {e}") from None
-        if rc > 0:
-            self._loop_rc_handle(rc)
-
-    def _acknowledge(self, mid: int) -> None:
-        """PUBACK; past paho's queue while that is empty, as nothing of ours is half written then."""
-        if not self._out_packet:
-            with contextlib.suppress(BlockingIOError):
-                self._stream.send(bytes((_PUBACK, 2, mid >> 8, mid & 0xFF)))
-                return
-        self._send_puback(mid)
-
-
-def _whole(first: int, body: bytearray) -> Any:
-    """A packet as paho keeps one that has come whole."""
-    return {
-        "command": first,
-        "have_remaining": 1,
-        "remaining_count": [],
-        "remaining_mult": 1,
-        "remaining_length": len(body),
-        "packet": body,
-        "to_process": 0,
-        "pos": 0,
-    }
-
-
-class _PahoLink:
-    """See `apiary.bus.link.Link`. paho's callbacks run within its methods, and only take notes."""
-
-    def __init__(self, sock: socket.socket, client_id: str, protocol: Protocol, hooks: Hooks, where: str):
-        self.failure: BusError | None = None
-        self.connected = False
-        self._sock = sock
-        self._client_id = client_id
-        self._protocol: Protocol = protocol
-        self._hooks = hooks
-        self._notes = hooks.notes
-        self._where = where
-        self._window = 0
-        self._tls = self._shows_certificate = False
-        self._outgoing: dict[int, str] = {}
-        self._subscribing: dict[int, Sequence[str]] = {}
-        self._stream = Stream(sock)
-        self._client = _Client(self._stream, client_id, _V5 if protocol == "5" else _V311, self._take)
-
-    def connect(
-        self, broker: BrokerSettings, secret: str | None, will: Will | None, window: int, receive_maximum: int
-    ) -> None:
-        """Send CONNECT."""
-        client, self._window = self._client, window
-        self._tls = broker.tls
-        self._shows_certificate = broker.tls and broker.tls_cert is not None
-        client.max_inflight_messages_set(window)
-        client.max_queued_messages_set(0)
-        if broker.username is not None or secret is not None:
-            client.username_pw_set(broker.username or "", secret)
-        if will is not None:
-            client.will_set(will.topic, will.payload, qos=1, retain=True)
-        # Packets wait until the bus writes them, all that have gathered at once.
-        client.on_socket_register_write = lambda *_: None
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
-        client.on_subscribe = self._on_subscribe
-        if self._protocol == "5":
-            # amqtt takes properties for the client id and waits for the rest of it, as it does with a will:
-            # set broker.protocol to 3.1.1 for it.
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it so
-            properties.MaximumPacketSize = MAX_PACKET_BYTES
-            if receive_maximum:
-                properties.ReceiveMaximum = receive_maximum
-            client.connect(
-                broker.host, broker.port, broker.keepalive_s, clean_start=True, properties=properties
-            )
-        else:
-            client.connect(broker.host, broker.port, broker.keepalive_s)
-
-    # -- what the bus asks
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted us and the link is up."""
+        return self._link is not None and self._link.connected
 
     @property
     def backlog(self) -> int:
-        return len(self._outgoing)
+        """Publishes with QoS 1 that the broker has not acknowledged yet."""
+        return self._link.backlog if self._link is not None else 0
 
     @property
-    def sock(self) -> socket.socket | None:
-        return self._sock if self._client.socket() is not None else None
+    def limits(self) -> BrokerLimits:
+        """The broker's limits at the latest connect."""
+        return self._limits
 
-    @property
-    def reads_ahead(self) -> bool:
-        return self._stream.reads_ahead
-
-    @property
-    def want_write(self) -> bool:
-        return self._client.want_write() or self._stream.holds_back
-
-    def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> bool:
-        info = self._client.publish(topic, payload, qos, retain)
-        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS or not self.connected:
-            return False
-        if qos:
-            self._outgoing[info.mid] = topic
-        return True
-
-    def subscribe(self, patterns: Sequence[str]) -> None:
-        if self._protocol == "5":
-            rc, mid = self._client.subscribe([(p, SubscribeOptions(qos=1)) for p in patterns])
-        else:
-            rc, mid = self._client.subscribe([(p, 1) for p in patterns])
-        if rc == MQTTErrorCode.MQTT_ERR_SUCCESS and mid is not None:
-            self._subscribing[mid] = patterns
+    def subscribe(self, pattern: str) -> None:
+        """Subscribe with QoS 1, now and after every reconnect; a second time changes nothing."""
+        if pattern not in self._subscriptions:
+            self._subscriptions[pattern] = None
+            if self._link is not None and self._link.connected:
+                self._link.subscribe([pattern])
 
     def unsubscribe(self, pattern: str) -> None:
-        self._client.unsubscribe(pattern)
+        """End a subscription."""
+        if pattern in self._subscriptions:
+            del self._subscriptions[pattern]
+            if self._link is not None and self._link.connected:
+                self._link.unsubscribe(pattern)
 
-    def read(self) -> bool:
-        try:
-            return self._client.read_all()
-        except Malformed as e:
-            self._failed(BrokerRefused(f"{self._where}: {e}"))
-        except OSError as e:
-            self._broke(e)
-        return False
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
+        """Hand a message over; False, and nothing kept, while there is no connection.
 
-    def write(self) -> None:
-        self._client.loop_write()
-        try:
-            self._stream.flush()
-        except OSError as e:
-            self._broke(e)
+        A message over the broker's announced maximum is not sent, since the broker would cut the link:
+        True is returned and `PublishRefused` comes with the next `poll`, as for any other refusal.
+        """
+        link = self._link
+        if link is None or not link.connected:
+            return False
+        limit = self._limits.max_packet_bytes
+        if limit and len(payload) + len(topic) + _PACKET_OVERHEAD > limit:
+            reason = f"message of {len(payload)} bytes, the broker takes packets of at most {limit}"
+            self._notes.events.append(PublishRefused(topic, reason))
+            return True
+        return link.publish(topic, payload, qos, retain)
 
-    def misc(self) -> None:
-        self._client.loop_misc()
+    def poll(self, timeout_s: float) -> list[Event]:
+        """Do what the network allows and return what happened, within `timeout_s`; see `Bus.poll`."""
+        if self._closed:
+            return []
+        notes = self._notes
+        end = self._clock() + timeout_s
+        handled = notes.handled
+        while True:
+            now = self._clock()
+            self._advance(now)
+            wait = min(end, self._next_timer(now)) - now
+            if notes.events or notes.handled != handled or self._reading_ahead():
+                wait = 0.0
+            woken = self._wait(max(0.0, wait))
+            if notes.events or notes.handled != handled or woken or self._clock() >= end:
+                return notes.take()
 
-    def disconnect(self) -> None:
-        self._client.disconnect()
+    def fileno(self) -> int:
+        """A descriptor that turns readable when `poll` has something to do: for one loop over many buses.
 
-    def drop(self) -> None:
-        self.connected = False
-        self._client.on_disconnect = None
-        with contextlib.suppress(OSError):
-            self._sock.close()
-        self._outgoing.clear()
-        self._subscribing.clear()
+        Timers do not show there, `due` names the next. Only where selectors are descriptors (epoll, kqueue).
+        """
+        return self._watch.fileno()
 
-    # -- events of paho
+    def due(self) -> float:
+        """When, on this bus's clock, `poll` is due even if `fileno` stays quiet; read after each `poll`."""
+        self._watch_link()
+        if self._notes.events or self._reading_ahead() or self._failed():
+            return self._clock()
+        return self._next_timer(self._clock())
 
-    def _on_connect(
-        self, _client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, properties: Properties | None
-    ) -> None:
-        self._notes.handled += 1
-        if reason.is_failure:
-            self.failure = self._refused(reason)
+    def wake(self) -> None:
+        """Make a `poll` that is waiting return; for other threads and signal handlers."""
+        self._watch.wake()
+
+    def close(self) -> None:
+        """Disconnect, after a short wait for what was published last, and free the connection."""
+        if self._closed:
             return
-        limits = BrokerLimits(
-            "5.0" if self._protocol == "5" else "3.1.1",
-            getattr(properties, "MaximumPacketSize", 0),
-            getattr(properties, "ReceiveMaximum", 0),
-        )
-        if 0 < limits.receive_maximum < self._window:
-            # paho takes a new window only before it connects, so it connects once more.
-            self.failure = WindowRefused(self._where, limits.receive_maximum)
+        self._closed = True
+        end = self._clock() + DRAIN_S
+        while self.connected and self.backlog and self._clock() < end:
+            self._wait(min(0.1, end - self._clock()))
+            self._notes.take()
+        link = self._link
+        if link is not None and link.connected:
+            link.disconnect()
+            while link.want_write and link.sock and self._clock() < end:
+                self._wait(min(0.1, end - self._clock()))
+                self._notes.take()
+        self._drop()
+        self._watch.close()
+
+    # -- connecting
+
+    def _advance(self, now: float) -> None:
+        """Start or continue an attempt, notice failures and serve the link's timers."""
+        self._check(now)
+        if self._closed:
             return
-        self.connected = True
-        self._hooks.up(limits)
+        if self._link is not None:
+            if not self._link.connected and now >= self._deadline:
+                why = (
+                    "connected, but nothing answered MQTT's CONNECT within broker.connect_timeout_s: is that "
+                    "port a broker's, and does it expect TLS? (One that knows MQTT 3.1.1 only should say so; "
+                    'where it does not, set broker.protocol = "3.1.1".)'
+                )
+                self._fail(BrokerUnreachable(f"{self._where}: {why}"), now)
+            elif self._link.connected and now >= self._misc_at:
+                self._misc_at = now + _MISC_S
+                self._link.misc()
+                self._check(now)
+            return
+        if self._dial is None and now >= self._retry_at:
+            s = self._settings
+            self._deadline = now + s.connect_timeout_s
+            self._dial = Dial(s.host, s.port, self._tls.context(), self._deadline)
+        if self._dial is not None:
+            self._step(self._dial, now)
 
-    def _on_disconnect(
-        self, _client: paho.Client, _data: Any, flags: Any, reason: ReasonCode, _properties: Properties | None
-    ) -> None:
-        if self.failure is None:
-            if flags.is_disconnect_packet_from_server and reason.value not in GOING_AWAY:
-                self.failure = self._refused(reason)
-            elif self.connected:
-                known = "" if reason.value == UNSPECIFIED else f" ({reason})"
-                self.failure = unreachable(self._where, f"the link broke{known}")
-            else:
-                self.failure = self._shut_out()
-        self.connected = False
-
-    def _broke(self, e: OSError) -> None:
-        why = "" if isinstance(e, ConnectionResetError) else f" ({e.strerror or e})"
-        broke = unreachable(self._where, f"the link broke{why}")
-        self._failed(broke if self.connected else self._shut_out())
-
-    def _failed(self, error: BusError) -> None:
-        self.failure = self.failure or error
-
-    def _shut_out(self) -> BusError:
-        """Closed before CONNECT was answered."""
-        if self._shows_certificate:
-            # With TLS 1.3 a broker refuses a certificate after the handshake, mosquitto without a word.
-            return BrokerUnreachable(
-                f"{self._where}: it closed the connection after the TLS handshake: is this party's "
-                "certificate expired, revoked, or of another authority? `apiary doctor` looks at it"
-            )
-        if self._tls:
-            return BrokerUnreachable(
-                f"{self._where}: it closed the connection after the TLS handshake: does it ask for a "
-                "certificate (broker.tls_cert and broker.tls_key), which this party does not show?"
-            )
-        return BrokerUnreachable(
-            f"{self._where}: it closed the connection instead of answering MQTT's CONNECT; does it "
-            "expect TLS (broker.tls), is something else listening there, or does it know MQTT 3.1.1 "
-            'only and does not say so (broker.protocol = "3.1.1")?'
-        )
-
-    def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        self._take(message._topic, bytes(message.payload), message.retain)
-
-    def _take(self, name: bytes, payload: bytes, retained: bool) -> None:
-        """A message has come."""
-        self._notes.handled += 1
+    def _step(self, dial: Dial, now: float) -> None:
         try:
-            topic = name.decode()
-        except UnicodeDecodeError:
-            return  # no topic of ours, and no broker should let it pass
-        # amqtt hands new clients the retained messages of other clients' subscriptions.
-        if self._protocol != "5" and not self._hooks.subscribed(topic):
+            sock = dial.step(now)
+        except BusError as e:
+            self._fail(e, now)
             return
-        self._notes.event_bytes += len(payload)
-        self._notes.events.append(Received(topic, payload, retained))
+        if sock is None:
+            self._watch.set(dial.sock, dial.want)
+            return
+        self._dial = None
+        self._watch.set(None)
+        link = Link(sock, self._options, self._protocol, self._window, self._hooks)
+        link.connect()
+        self._link = link
 
-    def _on_publish(
-        self, _client: paho.Client, _data: Any, mid: int, reason: ReasonCode, _properties: Properties | None
-    ) -> None:
-        self._notes.handled += 1
-        topic = self._outgoing.pop(mid, None)
-        if topic is not None and reason.is_failure:
-            self._notes.events.append(PublishRefused(topic, str(reason)))
+    def _up(self, limits: BrokerLimits) -> None:
+        """The broker accepted a link."""
+        self._limits = limits
+        if limits.protocol == "3.1.1" and self._settings.protocol == "auto" and not self._warned:
+            self._warned = True
+            log.warning("%s speaks MQTT 3.1.1 only: what it refuses is lost without a word", self._where)
+        self._since = now = self._clock()
+        self._misc_at = now + _MISC_S
+        self._notes.events.append(Connected(limits))
+        patterns = list(self._subscriptions)
+        assert self._link is not None  # noqa: S101 - it is the one that speaks
+        for i in range(0, len(patterns), _SUBSCRIBE_BATCH):
+            self._link.subscribe(patterns[i : i + _SUBSCRIBE_BATCH])
 
-    def _on_subscribe(
-        self, _client: paho.Client, _data: Any, mid: int, reasons: list[ReasonCode], _properties: Any
-    ) -> None:
-        self._notes.handled += 1
-        for pattern, reason in zip(self._subscribing.pop(mid, ()), reasons, strict=False):
-            if reason.is_failure:
-                self._notes.events.append(PublishRefused(pattern, f"subscription: {reason}"))
+    def _failed(self) -> bool:
+        return self._link is not None and self._link.failure is not None
 
-    def _refused(self, reason: ReasonCode) -> BusError:
-        return refused(
-            self._where, reason.value, str(reason), client_id=self._client_id, protocol=self._protocol
-        )
+    def _check(self, now: float) -> None:
+        if self._link is not None and self._link.failure is not None:
+            self._fail(self._link.failure, now)
+
+    def _fail(self, error: BusError, now: float) -> None:
+        """End this attempt or link: report it and plan the next attempt, or go down to 3.1.1 at once."""
+        since, self._since = self._since, None
+        if since is not None and now - since >= STEADY_S:
+            self._attempts = self._short_links = 0
+        elif since is not None:
+            self._short_links += 1
+            if self._short_links >= SHORT_LINKS and isinstance(error, BrokerUnreachable):
+                # mosquitto 2.0 closes the older of two parties with one id without the reason code.
+                error = unreachable(
+                    self._where,
+                    f"the link broke {self._short_links} times shortly after connecting; does another party "
+                    f"use the id {self._options.client_id!r}?",
+                )
+        self._drop()
+        if isinstance(error, WindowRefused):
+            self._window = error.receive_maximum
+            self._retry_at = now
+            return
+        if self._settings.protocol == "auto":
+            # Only a broker that says so is spoken to in 3.1.1: a connection that was cut during CONNECT says
+            # nothing. After a link was up, or 3.1.1 failed too, 5 is tried first again, because the broker
+            # may have been replaced.
+            before, self._protocol = self._protocol, "5"
+            if before == "5" and isinstance(error, VersionRefused):
+                self._protocol = "3.1.1"
+                self._retry_at = now
+                return
+        pause = min(self._settings.retry_max_s, FIRST_RETRY_S * 2.0 ** min(self._attempts, 30))
+        pause *= self._jitter.uniform(0.5, 1.0)
+        self._attempts += 1
+        self._retry_at = now + pause
+        self._notes.events.append(Disconnected(error, pause))
+
+    def _drop(self) -> None:
+        """Forget the connection and everything that waited in it."""
+        self._watch.set(None)
+        if self._dial is not None:
+            self._dial.close()
+            self._dial = None
+        link, self._link = self._link, None
+        if link is not None:
+            link.drop()
+
+    # -- waiting
+
+    def _next_timer(self, now: float) -> float:
+        if self._link is not None:
+            return self._misc_at if self._link.connected else self._deadline
+        return self._deadline if self._dial is not None else max(now, self._retry_at)
+
+    def _reading_ahead(self) -> bool:
+        return self._link is not None and self._link.reads_ahead
+
+    def _subscribed(self, topic: str) -> bool:
+        return any(matches(p, topic) for p in self._subscriptions)
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Wait for the network and serve it; True where `wake` ended the wait."""
+        link = self._link
+        self._watch_link()
+        if self._failed():
+            return False
+        ready, woken = self._watch.wait(timeout_s)
+        if link is not None:
+            if ready & WRITE:
+                link.write()
+            if ready & READ or link.reads_ahead:
+                self._read(link)
+                if link.want_write:
+                    link.write()  # what was noted: subscriptions, acknowledgements
+        return woken
+
+    def _read(self, link: Link) -> None:
+        """Take what has arrived, up to the bounds of one `poll`."""
+        notes = self._notes
+        last = notes.handled + MAX_EVENTS
+        while link.read() and link.failure is None and notes.handled < last and notes.event_bytes < MAX_BYTES:
+            pass
+
+    def _watch_link(self) -> None:
+        """Write what waits, then wait for what the link waits for: to read always, to write where it must."""
+        link = self._link
+        if link is not None:
+            if link.want_write:
+                link.write()
+            self._watch.set(link.sock, READ | (WRITE if link.want_write else 0))
