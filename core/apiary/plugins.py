@@ -9,13 +9,9 @@ from types import ModuleType
 from apiary.errors import SettingsError
 
 
-def names(package: str) -> list[str]:
-    """Names of all plug-ins of a kind, sorted; `base` and names with a leading underscore are none."""
-    return list(_names(package))
-
-
 @functools.cache
-def _names(package: str) -> tuple[str, ...]:
+def names(package: str) -> tuple[str, ...]:
+    """Names of all plug-ins of a kind, sorted; `base` and names with a leading underscore are none."""
     # Looked up once: a codec is loaded for each update, and its folder need not be read for each.
     path = importlib.import_module(package).__path__
     found = (m.name for m in pkgutil.iter_modules(path))
@@ -24,7 +20,7 @@ def _names(package: str) -> tuple[str, ...]:
 
 def load(package: str, name: str) -> ModuleType:
     """Import the plug-in `name` of the kind that `package` holds. Raises SettingsError."""
-    known = _names(package)
+    known = names(package)
     if name not in known:
         kind = package.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(name, known, n=1)

@@ -395,7 +395,7 @@ def test_a_renewed_certificate_is_used_for_the_next_connection(secured: Secured)
     connect(party)
     assert secured.pki("renew", name, "--dir", str(secured.folder / name), "--force") == 0
     time.sleep(5.5)  # the old one lasted 4.3 s
-    thief = secured.party(OTHER, client_id=party._client_id)  # ends the connection
+    thief = secured.party(OTHER, client_id=party._options.client_id)  # ends the connection
     connect(thief)
     poll(is_out, party)
     thief.close()

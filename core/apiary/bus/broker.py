@@ -11,8 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal, Self
 
 from apiary.errors import BusError
@@ -58,40 +58,41 @@ def speaks_mqtt(host: str, port: int, timeout_s: float = 1.0) -> bool:
         return False
 
 
+@dataclass(slots=True, eq=False)
 class BrokerProcess:
     """A broker running as our child. A context manager; it also ends when this process does (Linux)."""
 
-    def __init__(self, kind: Kind, host: str, port: int, process: subprocess.Popen[bytes], log_file: Path):
-        self.kind = kind
-        self.host = host
-        self.port = port
-        self.log_file = log_file
-        self._process = process
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+    kind: Kind
+    host: str
+    port: int
+    log_file: Path
+    process: subprocess.Popen[bytes]
+    temporary: tempfile.TemporaryDirectory[str] | None = None
+    """Its folder, where that is to be removed at the end."""
 
     @property
     def pid(self) -> int:
         """Its process id."""
-        return self._process.pid
+        return self.process.pid
 
     @property
     def running(self) -> bool:
         """Whether it still runs."""
-        return self._process.poll() is None
+        return self.process.poll() is None
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait for its end; the exit code, or None where it runs on after `timeout_s`."""
-        return wait(self._process, timeout_s)
+        return wait(self.process, timeout_s)
 
     def kill(self) -> None:
         """End it as a power cut would."""
-        end(self._process)
+        end(self.process)
 
     def stop(self) -> None:
         """End it in order: SIGTERM, and SIGKILL where that does not help in time."""
-        end(self._process, STOP_S)
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        end(self.process, STOP_S)
+        if self.temporary is not None:
+            self.temporary.cleanup()
 
     def log_tail(self, lines: int = 5) -> str:
         """The last lines that it wrote."""
@@ -103,9 +104,7 @@ class BrokerProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
@@ -137,20 +136,24 @@ def start_broker(
     folder = Path(temporary.name) if temporary else Path(state_dir or "")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        errors = log_file = folder.resolve() / "broker.err"
         if program is not None:
-            process, log_file = _start_mosquitto(
-                program, host, port, folder.resolve(), conf or default_conf()
-            )
+            written = _write_conf(conf or default_conf(), host, port, errors.parent)
+            command = [str(program), "-c", str(written)]
+            log_file = errors.with_name("mosquitto.log")
+            log_file.unlink(missing_ok=True)
         else:
             (say or log.warning)(
                 ("mosquitto is not installed; " if prefer == "auto" else "")
                 + "using the embedded broker amqtt (MQTT 3.1.1, nothing kept on disk): for trying out only"
             )
-            process, log_file = _start_amqtt(host, port, folder.resolve())
+            command = [sys.executable, "-m", "apiary.bus.embedded", "--host", host, "--port", str(port)]
+        with errors.open("wb") as err:
+            process = start(command, stdout=err)
     except OSError as e:
         raise BusError(f"cannot start the broker in {folder}: {e.strerror or e}") from None
-    broker = BrokerProcess("mosquitto" if program else "amqtt", host, port, process, log_file)
-    broker._temporary = temporary
+    kind: Kind = "mosquitto" if program else "amqtt"
+    broker = BrokerProcess(kind, host, port, log_file, process, temporary)
     try:
         _await_answer(broker)
     except BusError as e:
@@ -188,18 +191,14 @@ def mosquitto_conf(base: str, host: str, port: int, folder: Path) -> str:
     return "\n".join([*kept, "", "# Added by `apiary broker`:", *ours, ""])
 
 
-def _start_mosquitto(
-    program: Path, host: str, port: int, folder: Path, base: Path
-) -> tuple[subprocess.Popen[bytes], Path]:
+def _write_conf(base: Path, host: str, port: int, folder: Path) -> Path:
     conf = folder / "mosquitto.conf"
     try:
         text = base.read_text()
     except OSError as e:
         raise BusError(f"mosquitto's configuration {base}: {e.strerror}") from None
     conf.write_text(mosquitto_conf(text, host, port, folder))
-    log_file = folder / "mosquitto.log"
-    log_file.unlink(missing_ok=True)
-    return _spawn([str(program), "-c", str(conf)], folder / "broker.err"), log_file
+    return conf
 
 
 def _set_aside(broker: BrokerProcess, folder: Path, output: str) -> bool:
@@ -217,17 +216,6 @@ def _set_aside(broker: BrokerProcess, folder: Path, output: str) -> bool:
     log.warning("mosquitto could not read its database: moved to %s, starting without it", aside)
     database.replace(aside)
     return True
-
-
-def _start_amqtt(host: str, port: int, folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    log_file = folder / "broker.err"
-    command = [sys.executable, "-m", "apiary.bus.embedded", "--host", host, "--port", str(port)]
-    return _spawn(command, log_file), log_file
-
-
-def _spawn(command: list[str], errors: Path) -> subprocess.Popen[bytes]:
-    with errors.open("wb") as err:
-        return start(command, stdout=err)
 
 
 def _claim(host: str, port: int) -> int:

@@ -57,19 +57,12 @@ class EimModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
-    """Milliseconds by the program's own clock."""
-
-    dsp_ms: float
-    classification_ms: float
-
-
-@dataclass(frozen=True, slots=True)
 class Classified:
-    """Probability of each label in the model's order, and how long it took."""
+    """Probability of each label in the model's order, and how long it took by the program's own clock."""
 
     probabilities: Mapping[str, float]
-    timing: Timing
+    dsp_ms: float
+    classification_ms: float
 
     @property
     def label(self) -> str:
@@ -187,7 +180,8 @@ def read_result(answer: Mapping[str, Any], labels: Sequence[str]) -> Classified:
     times = timing if isinstance(timing, Mapping) else {}
     return Classified(
         {label: float(found[label]) for label in labels},
-        Timing(_milliseconds(times.get("dsp")), _milliseconds(times.get("classification"))),
+        _milliseconds(times.get("dsp")),
+        _milliseconds(times.get("classification")),
     )
 
 

@@ -41,9 +41,21 @@ def partition(
 
     `alpha` belongs to dirichlet, `shards` (per node) to shards, `sigma` to quantity. Raises DataError.
     """
-    y = _check(
-        labels, nodes, by=by, alpha=alpha, shards=shards, sigma=sigma, seed=seed, min_samples=min_samples
-    )
+    y = np.asarray(labels)
+    if y.ndim != 1 or (y.size and not np.issubdtype(y.dtype, np.integer)):
+        raise DataError(f"labels are {y.dtype}{list(y.shape)}, expected one row of integers")
+    if by not in KINDS:
+        raise DataError(f"no partition {by!r}. There are: {', '.join(KINDS)}")
+    for what, number, least in (("nodes", nodes, 1), ("samples a node", min_samples, 1), ("seed", seed, 0)):
+        if number < least:
+            raise DataError(f"{what}: {number}, expected {least} or more")
+    for name, value, used in (("alpha", alpha, by == "dirichlet"), ("sigma", sigma, by == "quantity")):
+        if used and not (np.isfinite(value) and value > 0):
+            raise DataError(f"{name} is {value}, expected a number above 0")
+    if by == "shards" and shards < 1:
+        raise DataError(f"{shards} shards for each node, expected 1 or more")
+    y = y.astype(np.int64)
+    _check(y, nodes, shards if by == "shards" else 0, min_samples)
     rng = np.random.default_rng(seed)
     match by:
         case "iid":
@@ -95,43 +107,20 @@ def table(counts: Counts, names: Sequence[str], labels: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _check(
-    labels: NDArray[Any],
-    nodes: int,
-    *,
-    by: str,
-    alpha: float,
-    shards: int,
-    sigma: float,
-    seed: int,
-    min_samples: int,
-) -> NDArray[np.int64]:
-    y = np.asarray(labels)
-    if y.ndim != 1 or (y.size and not np.issubdtype(y.dtype, np.integer)):
-        raise DataError(f"labels are {y.dtype}{list(y.shape)}, expected one row of integers")
-    if by not in KINDS:
-        raise DataError(f"no partition {by!r}. There are: {', '.join(KINDS)}")
-    for what, number, least in (("nodes", nodes, 1), ("samples a node", min_samples, 1), ("seed", seed, 0)):
-        if number < least:
-            raise DataError(f"{what}: {number}, expected {least} or more")
-    for name, value, used in (("alpha", alpha, by == "dirichlet"), ("sigma", sigma, by == "quantity")):
-        if used and not (np.isfinite(value) and value > 0):
-            raise DataError(f"{name} is {value}, expected a number above 0")
-    if by == "shards" and shards < 1:
-        raise DataError(f"{shards} shards for each node, expected 1 or more")
-    pieces = nodes * (shards if by == "shards" else 1)
+def _check(y: Indices, nodes: int, shards: int, min_samples: int) -> None:
+    """Whether there are samples enough; `shards` is 0 where none are cut."""
+    pieces = nodes * (shards or 1)
     if y.size < max(nodes * min_samples, pieces):
-        kind = f" in {pieces} shards" if by == "shards" else ""
+        kind = f" in {pieces} shards" if shards else ""
         raise DataError(
             f"{y.size} samples cannot give {nodes} nodes{kind} at least {min_samples} each: "
             "take fewer nodes or more samples"
         )
-    if by == "shards" and (y.size // pieces) * shards < min_samples:
+    if shards and (y.size // pieces) * shards < min_samples:
         raise DataError(
             f"{y.size} samples in {pieces} shards leave nodes with {(y.size // pieces) * shards}, "
             f"expected at least {min_samples}: take fewer nodes"
         )
-    return y.astype(np.int64)
 
 
 def _even(total: int, pieces: int) -> list[int]:

@@ -58,6 +58,6 @@ def make(settings: CameraSettings) -> Camera:
     return cast("CameraModule", load("apiary_edge.cameras", settings.kind or "")).camera(settings)
 
 
-def kinds() -> list[str]:
+def kinds() -> tuple[str, ...]:
     """Every kind of camera there is."""
     return names("apiary_edge.cameras")

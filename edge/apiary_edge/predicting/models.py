@@ -183,7 +183,7 @@ class _Eim(OpenedModel):
         began = time.monotonic()
         found = self._program.classify(frame)
         took = 1000 * (time.monotonic() - began)
-        inference = min(took, found.timing.classification_ms) or took
+        inference = min(took, found.classification_ms) or took
         return Answered(found.probabilities, took - inference, inference)
 
     def close(self) -> None:

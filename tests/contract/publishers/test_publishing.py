@@ -42,7 +42,7 @@ def test_every_publisher_says_what_its_result_depends_on(name: str, run: Path) -
 
 
 def test_publishers_are_those() -> None:
-    assert plugins.names(PACKAGE) == ["directory", "edge_impulse"]
+    assert plugins.names(PACKAGE) == ("directory", "edge_impulse")
 
 
 def test_an_unknown_publisher_is_refused_with_the_nearest(run: Path) -> None:

@@ -148,13 +148,13 @@ def test_a_result_is_in_the_models_order() -> None:
     got = protocol.read_result(result({"dog": 0.75, "cat": 0.25}, timing=timing), ("cat", "dog"))
     assert list(got.probabilities.items()) == [("cat", 0.25), ("dog", 0.75)]
     assert (got.label, got.probability) == ("dog", 0.75)
-    assert (got.timing.dsp_ms, got.timing.classification_ms) == (3.0, 41.0)
+    assert (got.dsp_ms, got.classification_ms) == (3.0, 41.0)
 
 
 def test_odd_timing_is_no_reason_to_drop_a_result() -> None:
     for timing in (None, {}, {"dsp": "x", "classification": -1}, {"classification": float("inf")}, [1]):
         got = protocol.read_result(result({"cat": 1, "dog": 0}, timing=timing), ("cat", "dog"))
-        assert (got.timing.dsp_ms, got.timing.classification_ms) == (0.0, 0.0)
+        assert (got.dsp_ms, got.classification_ms) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_pictures_become_probabilities(tmp_path: Path, shm: bool) -> None:
             red, blue = eim.classify(RED), eim.classify(BLUE)
             assert (red.label, red.probability) == ("red", 1.0)
             assert (blue.label, blue.probabilities) == ("blue", {"blue": 1.0, "red": 0.0})
-        assert red.timing.classification_ms == 2
+        assert red.classification_ms == 2
         assert (eim._mapped is not None) == shm
 
 
