@@ -46,11 +46,6 @@ class Weights(Mapping[str, Array]):
         """How many numbers all tensors hold together."""
         return sum(t.size for t in self._tensors.values())
 
-    @property
-    def nbytes(self) -> int:
-        """Size of all tensors in bytes."""
-        return 4 * self.count
-
     def __add__(self, other: Weights) -> Weights:
         return self._zip(other, lambda a, b: a + b)
 

@@ -26,14 +26,13 @@ class _Stream:
 class ChunkFlow:
     """Streams of chunks, one per blob, taken in turn. Holds indices, never the chunks themselves."""
 
-    __slots__ = ("_flying", "_streams", "_turn", "bytes_sent", "chunks_sent")
+    __slots__ = ("_flying", "_streams", "_turn", "bytes_sent")
 
     def __init__(self) -> None:
         self._flying: dict[Digest, set[int]] = {}
         self._streams: dict[Digest, _Stream] = {}
         self._turn: deque[_Stream] = deque()
         self.bytes_sent = 0
-        self.chunks_sent = 0
 
     @property
     def pending(self) -> int:
@@ -121,7 +120,6 @@ class ChunkFlow:
                 self._end(stream.digest)
             sent += 1
             self.bytes_sent += len(payload)
-        self.chunks_sent += sent
         return sent
 
 

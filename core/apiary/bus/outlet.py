@@ -45,8 +45,12 @@ class Outlet:
 
     def restore(self) -> None:
         """Publish all retained state again, after a connect: the very same bytes, a repetition."""
-        self._seal_anew()
-        for topic, (kind, _, sealed) in self._retained.items():
+        # What an old certificate sealed would be refused once that ends.
+        renewed = self._sealed_by != self._gate.generation
+        self._sealed_by = self._gate.generation
+        for topic, (kind, payload, before) in self._retained.items():
+            sealed = self._gate.seal(kind, topic, payload) if renewed else before
+            self._retained[topic] = (kind, payload, sealed)
             self._bus.publish(topic, sealed, qos=kind.qos, retain=True)
 
     def renew(self) -> None:
@@ -59,11 +63,3 @@ class Outlet:
         if kind.retain:
             self._retained[topic] = (kind, payload, sealed)
         return self._bus.publish(topic, sealed, qos=kind.qos, retain=kind.retain)
-
-    def _seal_anew(self) -> None:
-        """What an old certificate sealed would be refused once that ends."""
-        if self._sealed_by == self._gate.generation:
-            return
-        self._sealed_by = self._gate.generation
-        for topic, (kind, payload, _) in self._retained.items():
-            self._retained[topic] = (kind, payload, self._gate.seal(kind, topic, payload))

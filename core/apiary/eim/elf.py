@@ -77,20 +77,15 @@ def check(data: bytes, machine: str, *, who: str, max_bytes: int = MAX_BYTES) ->
 
 def _needs(data: bytes, bits: int) -> int:
     """How long the file must be for its segments and its table of sections to lie in it."""
-    if bits == 64:
-        phoff, shoff = struct.unpack_from("<QQ", data, 32)
-        phentsize, phnum, shentsize, shnum = struct.unpack_from("<HHHH", data, 54)
-        segment, least = "<QQQQ", 56
-    else:
-        phoff, shoff = struct.unpack_from("<II", data, 28)
-        phentsize, phnum, shentsize, shnum = struct.unpack_from("<HHHH", data, 42)
-        segment, least = "<IIII", 32
+    word, at, sizes_at, least, skipped = ("Q", 32, 54, 56, 8) if bits == 64 else ("I", 28, 42, 32, 4)
+    phoff, shoff = struct.unpack_from(f"<2{word}", data, at)
+    phentsize, phnum, shentsize, shnum = struct.unpack_from("<HHHH", data, sizes_at)
     table = phoff + phentsize * phnum
     needs = int(max(table, shoff + shentsize * shnum))
     if phentsize < least or table > len(data):
         return needs
     for i in range(phnum):
-        fields = struct.unpack_from(segment, data, phoff + i * phentsize + (8 if bits == 64 else 4))
+        fields = struct.unpack_from(f"<4{word}", data, phoff + i * phentsize + skipped)
         # 64 bit: offset, vaddr, paddr, filesz after type and flags; 32 bit the same after the type.
         needs = max(needs, int(fields[0] + fields[3]))
     return needs

@@ -119,16 +119,14 @@ def fit(
     for epoch in range(1, plan.epochs + 1):
         rng = np.random.default_rng([seed, epoch])
         total, done = 0.0, 0
-        for batch in _batches(data, train, plan, rng, scale):
-            value = trainer.step(
-                batch.x, batch.y, batch.w, learning_rate=plan.learning_rate, mu=plan.proximal_mu
-            )
+        for x, y, w, size in _batches(data, train, plan, rng, scale):
+            value = trainer.step(x, y, w, learning_rate=plan.learning_rate, mu=plan.proximal_mu)
             if not math.isfinite(value):
                 raise ModelError(
                     f"training ran away: loss {value} in epoch {epoch}; "
                     f"a learning rate below {plan.learning_rate} may help"
                 )
-            total, done = total + value * batch.size, done + batch.size
+            total, done = total + value * size, done + size
             if progress and done < len(train):
                 progress(FitProgress(epoch, plan.epochs, done / len(train), total / done))
         loss = total / done
@@ -144,18 +142,13 @@ def fit(
     return Fit(trained, len(train), len(held), loss, before, after, epochs, tuple(warnings))
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    x: Array
-    y: Array
-    w: Array
-    size: int
-
-
 def _batches(
     data: Dataset, train: NDArray[np.int64], plan: Plan, rng: np.random.Generator, scale: Array
-) -> Iterator[_Batch]:
-    """All of `train` once, shuffled. The last batch is filled by wrapping round, the filler's weight is 0."""
+) -> Iterator[tuple[Array, Array, Array, int]]:
+    """All of `train` once, shuffled: the arrays of `Trainer.step`, and how many samples are real.
+
+    The last batch is filled by wrapping round, the filler's weight is 0.
+    """
     order = rng.permutation(train)
     for start in range(0, len(order), plan.batch_size):
         real = min(plan.batch_size, len(order) - start)
@@ -168,7 +161,7 @@ def _batches(
         # Keras' sum over the batch size: a class weight scales the step, it is not normalised away.
         w = scale[data.y[chosen]] / np.float32(real)
         w[real:] = 0
-        yield _Batch(np.ascontiguousarray(x, np.float32), y, w, real)
+        yield np.ascontiguousarray(x, np.float32), y, w, real
 
 
 def _accuracy(trainer: Trainer, data: Dataset) -> float | None:

@@ -1,8 +1,9 @@
 """All settings of one party."""
 
-from pydantic import Field, field_validator
+from typing import Annotated
 
-from apiary.errors import TopicError
+from pydantic import Field
+
 from apiary.settings.broker import BrokerSettings
 from apiary.settings.coordinator import CoordinatorSettings, MetricsSettings
 from apiary.settings.edge import EdgeSettings
@@ -12,17 +13,19 @@ from apiary.settings.publish import PublishSettings
 from apiary.settings.release import ReleaseSettings
 from apiary.settings.run import RunSettings
 from apiary.settings.schedule import ScheduleSettings
-from apiary.settings.section import Section
+from apiary.settings.section import Section, fits_topic
 from apiary.settings.security import SecuritySettings
-from apiary.wire.topics import Topics, check_name
+from apiary.wire.topics import Topics
+
+Name = Annotated[str, fits_topic("name")]
 
 
 class Settings(Section):
     """All settings of one party."""
 
-    federation: str = Field("default", description="name of the federation; several share a broker")
-    root: str = Field("apiary", description="root of the control topics")
-    blob_root: str = Field("apiary-blob", description="root of the weight topics")
+    federation: Name = Field("default", description="name of the federation; several share a broker")
+    root: Name = Field("apiary", description="root of the control topics")
+    blob_root: Name = Field("apiary-blob", description="root of the weight topics")
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     run: RunSettings = Field(default_factory=RunSettings)
     coordinator: CoordinatorSettings = Field(default_factory=CoordinatorSettings)
@@ -34,14 +37,6 @@ class Settings(Section):
     security: SecuritySettings = Field(default_factory=SecuritySettings)
     pki: PkiSettings = Field(default_factory=PkiSettings)
     release: ReleaseSettings = Field(default_factory=ReleaseSettings)
-
-    @field_validator("federation", "root", "blob_root")
-    @classmethod
-    def _fits_topic(cls, value: str) -> str:
-        try:
-            return check_name(value, "name")
-        except TopicError as e:
-            raise ValueError(str(e)) from None
 
     @property
     def topics(self) -> Topics:

@@ -2,16 +2,15 @@
 
 import socket
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from apiary.errors import TopicError
 from apiary.settings.guest import GuestSettings
 from apiary.settings.predict import PersonalSettings, PredictSettings
 from apiary.settings.release import SlotSettings
-from apiary.settings.section import Section
+from apiary.settings.section import Section, fits_topic
 from apiary.tags import MAX_TAGS, parse_rule
-from apiary.wire.topics import check_name
 
 
 class StoreSettings(Section):
@@ -75,7 +74,9 @@ def default_node_id() -> str:
 class EdgeSettings(Section):
     """One node."""
 
-    node_id: str = Field(default_factory=default_node_id, description="unset: this machine's host name")
+    node_id: Annotated[str, fits_topic("node_id")] = Field(
+        default_factory=default_node_id, description="unset: this machine's host name"
+    )
     data_dir: Path | None = Field(None, description="pictures, LABEL/*.jpg|png")
     state_dir: Path = Field(Path("state/edge"), description="outbox, blobs, caches")
     tags: dict[str, str] = Field(
@@ -125,11 +126,3 @@ class EdgeSettings(Section):
         for tag, text in value.items():
             parse_rule(f"{tag}={text}")
         return value
-
-    @field_validator("node_id")
-    @classmethod
-    def _fits_topic(cls, value: str) -> str:
-        try:
-            return check_name(value, "node_id")
-        except TopicError as e:
-            raise ValueError(str(e)) from None

@@ -1,12 +1,11 @@
 """`[operator]`: under which name commands are sent to the coordinator."""
 
 import getpass
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from apiary.errors import TopicError
-from apiary.settings.section import Section
-from apiary.wire.topics import check_name
+from apiary.settings.section import Section, fits_topic
 
 
 def default_operator() -> str:
@@ -22,16 +21,8 @@ def default_operator() -> str:
 class OperatorSettings(Section):
     """Under which name commands are sent to the coordinator, and how long for a reply."""
 
-    name: str = Field(
+    name: Annotated[str, fits_topic("operator.name")] = Field(
         default_factory=default_operator,
         description="unset: this user's name; where messages are signed, the name in the certificate",
     )
     timeout_s: float = Field(30.0, gt=0, le=3600, description="how long to wait for the coordinator's reply")
-
-    @field_validator("name")
-    @classmethod
-    def _fits_topic(cls, value: str) -> str:
-        try:
-            return check_name(value, "operator.name")
-        except TopicError as e:
-            raise ValueError(str(e)) from None

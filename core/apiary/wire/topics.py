@@ -14,6 +14,7 @@ from apiary.wire import Digest, NodeId
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PART = re.compile(r"\{(\w)\}")
 _INDEX = re.compile(r"0|[1-9][0-9]{0,6}")
 
 
@@ -51,6 +52,7 @@ class TopicKind(Enum):
 
     def __init__(self, pattern: str, qos: int, retain: bool, sender: Role, signed: bool):
         self.pattern = pattern
+        self.parts: list[str] = _PART.findall(pattern)
         self.qos = qos
         self.retain = retain
         self.sender = sender
@@ -93,24 +95,16 @@ class Topics:
     ) -> str:
         """The topic of `kind` for these parts. Raises TopicError where one is missing or unfit."""
         parts = {"n": node, "d": digest, "i": None if index is None else str(index), "m": metric}
-        levels = [self._prefix(kind)]
-        for level in kind.pattern.split("/"):
-            if level.startswith("{"):
-                value = parts[level[1]]
-                if value is None or not _FITS[level[1]].fullmatch(value):
-                    raise TopicError(f"{value!r} cannot stand for {level} in the topic {kind.pattern!r}")
-                level = value  # noqa: PLW2901
-            levels.append(level)
-        return "/".join(levels)
+        for name in kind.parts:
+            value = parts[name]
+            if value is None or not _FITS[name].fullmatch(value):
+                raise TopicError(f"{value!r} cannot stand for {{{name}}} in the topic {kind.pattern!r}")
+        return f"{self._prefix(kind)}/{kind.pattern.format(**parts)}"
 
     def pattern(self, kind: TopicKind, *, node: NodeId | None = None, digest: Digest | None = None) -> str:
         """The subscription for every topic of `kind`, narrowed to a node or a digest where one is given."""
-        parts = {"n": node, "d": digest}
-        levels = [
-            (parts.get(level[1]) or "+") if level.startswith("{") else level
-            for level in kind.pattern.split("/")
-        ]
-        return "/".join([self._prefix(kind), *levels])
+        levels = kind.pattern.format(n=node or "+", d=digest or "+", i="+", m="+")
+        return f"{self._prefix(kind)}/{levels}"
 
     def parse(self, topic: str) -> Topic:
         """Read a topic back. Raises TopicError for one that is not of this federation."""
@@ -141,11 +135,8 @@ def _shapes(*, blobs: bool) -> _Shapes:
         if kind.is_blob == blobs:
             levels = kind.pattern.split("/")
             last = "" if levels[-1].startswith("{") else levels[-1]
-            fits = [
-                f"(?P<{level[1]}>{_FITS[level[1]].pattern})" if level.startswith("{") else re.escape(level)
-                for level in levels
-            ]
-            found.setdefault((len(levels) - 1, last), []).append((kind, re.compile("/".join(fits))))
+            fits = _PART.sub(lambda part: f"(?P<{part[1]}>{_FITS[part[1]].pattern})", kind.pattern)
+            found.setdefault((len(levels) - 1, last), []).append((kind, re.compile(fits)))
     return found
 
 
