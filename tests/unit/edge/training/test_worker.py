@@ -1,3 +1,5 @@
+"""What the training child sends: new weights minus old ones, as a blob that names its round and node."""
+
 from __future__ import annotations
 
 import numpy as np
