@@ -7,7 +7,7 @@ from pathlib import Path
 from apiary.identity.roles import Role
 from apiary.settings import Settings, load_settings
 from apiary_cli.pki import authority, device_side
-from apiary_cli.pki.serve import serve
+from apiary_cli.pki.enrolment_server import serve
 
 EXAMPLES = """examples, on the server:
   apiary pki init --fleet orchard                            found the authority (in ./pki, or pki.state_dir)

@@ -19,8 +19,8 @@ from tests.places import ROOT
 
 from apiary.settings import Settings, to_toml
 from apiary_cli.main import main
+from apiary_cli.pki.enrolment_server import make_service
 from apiary_cli.pki.folder import CaFolder
-from apiary_cli.pki.serve import make_service
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0wT1Wk3d5bTn0p0V9w0mE1m8z4c9a2k7o1y3u5i7o9 me@desk"
 CMDLINE = "console=tty1 root=PARTUUID=0d1d-02 rootwait init=/usr/lib/raspberrypi-sys-mods/firstboot\n"

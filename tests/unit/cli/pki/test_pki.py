@@ -26,8 +26,8 @@ from apiary.settings import Settings
 from apiary_cli.main import main
 from apiary_cli.pki.device import Device
 from apiary_cli.pki.enrolment import MAX_ADDRESSES, PER_ADDRESS, PER_ADDRESS_S, Enrolment, Refusal, limiter
+from apiary_cli.pki.enrolment_server import EnrolmentServer, make_service, show_certificate
 from apiary_cli.pki.folder import CaFolder
-from apiary_cli.pki.serve import Service, make_service, show_certificate
 from apiary_cli.pki.tokens import MAX_USES, Tokens, seconds
 
 Pki = Callable[..., Any]
@@ -58,7 +58,7 @@ def service(pki: Pki, tmp_path: Path) -> Iterator[str]:
     settings = Settings.model_validate(
         {"pki": {"state_dir": tmp_path / "pki", "listen": "127.0.0.1", "port": 0}}
     )
-    running: Service = make_service(CaFolder(tmp_path / "pki"), settings)
+    running: EnrolmentServer = make_service(CaFolder(tmp_path / "pki"), settings)
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield f"https://127.0.0.1:{running.server_address[1]}"
@@ -470,7 +470,7 @@ def test_the_service_bounds_what_it_takes(pki: Pki, service: str) -> None:
 def test_silent_connections_take_their_places_and_no_more(pki: Pki, service: str) -> None:
     import socket
 
-    from apiary_cli.pki.serve import MAX_AT_ONCE
+    from apiary_cli.pki.enrolment_server import MAX_AT_ONCE
 
     host, port = service.removeprefix("https://").split(":")
     silent = [socket.create_connection((host, int(port)), 5) for _ in range(MAX_AT_ONCE)]

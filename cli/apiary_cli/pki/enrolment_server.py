@@ -43,7 +43,7 @@ LOOK_S: Final = 600.0
 log = logging.getLogger(__name__)
 
 
-class Service(ThreadingMixIn, TCPServer):
+class EnrolmentServer(ThreadingMixIn, TCPServer):
     """The listening socket; one thread a connection, `MAX_AT_ONCE` of them."""
 
     daemon_threads = True
@@ -95,7 +95,7 @@ class Service(ThreadingMixIn, TCPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Service
+    server: EnrolmentServer
     server_version = f"apiary/{__version__}"
     sys_version = ""
 
@@ -189,7 +189,7 @@ def serve(ca: CaFolder, settings: Settings, *, as_json: bool = False) -> int:
     return stop.exit_code
 
 
-def make_service(ca: CaFolder, settings: Settings) -> Service:
+def make_service(ca: CaFolder, settings: Settings) -> EnrolmentServer:
     """The service, listening. Unlocks the authority's key, and makes its own certificate where it is due."""
     _ = ca.authority  # read now, so that a wrong passphrase is an error at the start
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -199,7 +199,7 @@ def make_service(ca: CaFolder, settings: Settings) -> Service:
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(ca.folder / "ca.pem")
     try:
-        return Service((settings.pki.listen, settings.pki.port), Enrolment(ca, settings), context)
+        return EnrolmentServer((settings.pki.listen, settings.pki.port), Enrolment(ca, settings), context)
     except OSError as e:
         raise SettingsError(
             f"cannot listen on {settings.pki.listen or '*'}:{settings.pki.port}: {e.strerror}; "
