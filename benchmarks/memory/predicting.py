@@ -38,7 +38,8 @@ from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
 from apiary_edge.predicting import model_files
-from apiary_edge.predicting.job import PredictionEvent, PredictJob, parse
+from apiary_edge.predicting.feature import PredictProcess
+from apiary_edge.predicting.job import PredictionEvent, PredictJob
 from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.web.token import load_or_make
 
@@ -105,7 +106,7 @@ def measure(args: argparse.Namespace, state: Path, built: Built, address: str) -
         page = next(
             t.text
             for line in child.stdout
-            if isinstance(t := parse(line), PredictionEvent) and t.kind == "page"
+            if isinstance(t := PredictProcess.parse(line), PredictionEvent) and t.kind == "page"
         )
         threading.Thread(target=child.stdout.read, daemon=True).start()
         seen, cpu = look(page, load_or_make(state), args, lambda: describe(state, built, 0.01), child.pid)

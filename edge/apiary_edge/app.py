@@ -29,10 +29,9 @@ from apiary_edge.owner.status_file import StatusFile, runtime_folder
 from apiary_edge.paths import store_dir
 from apiary_edge.predicting.announcing import HomeAssistant
 from apiary_edge.predicting.background import BackgroundTasks
-from apiary_edge.predicting.background_job import BackgroundJob
 from apiary_edge.predicting.feature import PredictionFeature, PredictionStatus, PredictProcess
 from apiary_edge.predicting.follower import ModelFollower
-from apiary_edge.predicting.job import PredictJob
+from apiary_edge.predicting.job import BackgroundJob, PredictJob
 from apiary_edge.releases.agent import ReleaseAgent
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.selftest_process import TrialProcess

@@ -27,7 +27,7 @@ from apiary.wire.messages import Plan
 from apiary_coordinator.export import parity as gate
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
-from apiary_edge.training.job import TrainingEvent, TrainJob, parse
+from apiary_edge.training.job import TrainingEvent, TrainJob
 
 LABELS: Final = ["dark", "light"]
 PLAN: Final = Plan(epochs=2, batch_size=8, learning_rate=0.001, seed=3, validation_share=0.2)
@@ -156,7 +156,7 @@ def _train(job: TrainJob, out: Path, tree: Tree | None) -> tuple[TrainingEvent, 
             command, capture_output=True, text=True, timeout=300, check=True, env=light_environment()
         )
         said = done.stdout
-    last = parse(said.splitlines()[-1].encode())
+    last = TrainingEvent.parse(said.splitlines()[-1].encode())
     if last is None or last.kind != "done":
         raise DiffersError(f"the training ended with: {said[-500:]}")
     return last, (out / "update.blob").read_bytes()

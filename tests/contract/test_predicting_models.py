@@ -27,12 +27,12 @@ from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
 from apiary_edge.predicting import model_files, models, personal, suggesting
-from apiary_edge.predicting.background_job import BackgroundJob
+from apiary_edge.predicting.job import BackgroundJob
 from apiary_edge.predicting.live import Bytes
 from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.samples.model import Incoming
 from apiary_edge.samples.store import SampleStore
-from apiary_edge.training.job import TrainingEvent, parse
+from apiary_edge.training.job import TrainingEvent
 
 pytestmark = pytest.mark.tensorflow
 LABELS = ("dark", "light")
@@ -232,7 +232,7 @@ def test_the_chores_child_tunes_and_suggests_and_ends(node: Node) -> None:
     def chores() -> list[TrainingEvent]:
         command = [sys.executable, "-m", "apiary_edge.predicting.background_worker", str(file)]
         done = subprocess.run(command, check=True, capture_output=True, timeout=120, env=light_environment())
-        return [t for line in done.stdout.splitlines() if (t := parse(line)) is not None]
+        return [t for line in done.stdout.splitlines() if (t := TrainingEvent.parse(line)) is not None]
 
     told = chores()
     assert told[-1].kind == "done" and told[-1].samples == 5

@@ -26,7 +26,7 @@ from apiary_coordinator.export.job import BuildJob
 from apiary_edge.samples.model import Incoming
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.training import pictures
-from apiary_edge.training.job import TrainingEvent, TrainJob, parse
+from apiary_edge.training.job import TrainingEvent, TrainJob
 from apiary_edge.training.process import scratch
 from apiary_edge.training.supervisor import OUT_OF_ADDRESSES
 from apiary_edge.training.worker import train
@@ -227,5 +227,5 @@ def under(limit_mb: int, file: Path) -> tuple[int, TrainingEvent | None]:
         timeout=120,
         check=False,
     )
-    told = [word for line in done.stdout.splitlines() if (word := parse(line)) is not None]
+    told = [word for line in done.stdout.splitlines() if (word := TrainingEvent.parse(line)) is not None]
     return done.returncode, told[-1] if told else None

@@ -17,7 +17,7 @@ from apiary.wire import blob
 from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
-from apiary_edge.training.job import TrainJob, parse
+from apiary_edge.training.job import TrainingEvent, TrainJob
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ["dark", "light"]
@@ -124,7 +124,7 @@ def _train(python: Path, built: Built, pictures: Path, folder: Path) -> Weights:
     )
     (folder / "job.json").write_text(job.model_dump_json())
     told = _run([python, "-m", "apiary_edge.training.worker", folder / "job.json"], cwd=folder)
-    last = parse(told.splitlines()[-1].encode())
+    last = TrainingEvent.parse(told.splitlines()[-1].encode())
     assert last is not None, told
     assert last.kind == "done", last.text
     return blob.decode((folder / "update.blob").read_bytes(), who="test").weights

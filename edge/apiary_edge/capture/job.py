@@ -2,10 +2,12 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
+
+from apiary_edge.child_messages import ChildEvent
 
 
-class CaptureEvent(BaseModel):
+class CaptureEvent(ChildEvent):
     """One line of the child.
 
     `kept` a frame became sample `id`; `gone` the camera is not there, and tried again in `retry_s`; `back` it
@@ -14,19 +16,9 @@ class CaptureEvent(BaseModel):
     settings cannot be meant.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["kept", "gone", "back", "trouble", "alive", "ended", "failed"]
     text: str = ""
     id: str = ""
     retry_s: float = 0.0
     kept: int = 0
-    dropped: dict[str, int] = {}
-
-
-def parse(line: bytes) -> CaptureEvent | None:
-    """A line of the child, or None for anything that a library printed."""
-    try:
-        return CaptureEvent.model_validate_json(line)
-    except ValidationError:
-        return None
+    dropped: dict[str, int] = Field(default_factory=dict)

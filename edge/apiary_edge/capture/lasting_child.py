@@ -10,51 +10,47 @@ from typing import Final, Generic, TypeVar
 
 from apiary.errors import StoreError
 from apiary.process.child import ChildProcess, ProcessLimits, how_ended, light_environment, start
+from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.capture.policy import Backoff
+from apiary_edge.child_messages import ChildEvent
 
-Line = TypeVar("Line")
+Event = TypeVar("Event", bound=ChildEvent)
 
 _RESTART_MAX_S: Final = 300.0
 _END_S: Final = 5.0
 _PRINTED_CHARS: Final = 300
 
 
-class LastingChild(Generic[Line]):
+class LastingChild(Generic[Event]):
     """`python -m MODULE < job`, which reports by lines on its standard output. `wake` is called for each.
 
-    It prints a line at least every `silent_s`, or it hangs. Subclasses give the lines their meaning.
+    It prints a line at least every `silent_s`, or it hangs. When it is started again that is reported as a
+    camera that is gone for the time.
     """
 
     name = "child"
     module = ""
+    well: tuple[str, ...] = ()
+    """Kinds of events after which the next restart comes soon again: the child works."""
+    over: tuple[str, ...] = ()
+    """Kinds after which the child ends for good: starting it again would change nothing."""
 
     def __init__(self, job: bytes, silent_s: float, wake: Callable[[], None], nice: int = 5):
         self._job = job
         self._silent_s = silent_s
         self._wake = wake
         self._nice = nice
-        self._child: ChildProcess[Line] | None = None
-        self._lines: list[Line] = []
+        self._child: ChildProcess[Event | CaptureEvent] | None = None
+        self._events: list[Event | CaptureEvent] = []
         self._backoff = Backoff(_RESTART_MAX_S)
         self._start_at: float | None = 0.0
         self._heard_at = 0.0
         self._over = False
 
-    def parse(self, line: bytes) -> Line | None:
+    @staticmethod
+    def parse(line: bytes) -> Event | CaptureEvent | None:
         """A line of the child, None for anything that a library printed."""
-        raise NotImplementedError
-
-    def broken(self, why: str, retry_s: float) -> Line:
-        """The line that reports that the child is started again."""
-        raise NotImplementedError
-
-    def is_well(self, line: Line) -> bool:
-        """Whether the child works: the next restart comes soon again."""
-        return False
-
-    def is_over(self, line: Line) -> bool:
-        """Whether the child ends for good after this line, and starting it again would change nothing."""
-        return False
+        return CaptureEvent.parse(line)
 
     def tick(self, now: float) -> None:
         """Start the child where it is due; end one that hangs. `now` is monotonic. Raises StoreError."""
@@ -77,10 +73,10 @@ class LastingChild(Generic[Line]):
             self._end()
             self._start_again(now, f"said nothing for {silent:.0f} s; it is started again")
 
-    def collect(self) -> list[Line]:
-        """Lines since the last call, as of the last `tick`."""
-        lines, self._lines = self._lines, []
-        return lines
+    def collect(self) -> list[Event | CaptureEvent]:
+        """Events since the last call, as of the last `tick`."""
+        events, self._events = self._events, []
+        return events
 
     def stop(self) -> None:
         """End the child; it lets go of what it holds."""
@@ -102,18 +98,19 @@ class LastingChild(Generic[Line]):
         self._child = ChildProcess(process, self.parse, wake=self._wake, name=self.name, job=self._job)
         self._heard_at, self._over = now, False
 
-    def _receive(self, lines: list[Line], now: float) -> None:
-        for line in lines:
+    def _receive(self, events: list[Event | CaptureEvent], now: float) -> None:
+        for event in events:
             self._heard_at = now
-            if self.is_well(line):
+            if event.kind in self.well:
                 self._backoff.reset()
-            self._over = self._over or self.is_over(line)
-        self._lines += lines
+            self._over = self._over or event.kind in self.over
+        self._events += events
 
     def _start_again(self, now: float, why: str) -> None:
         pause = self._backoff.pause()
         self._start_at = now + pause
-        self._lines.append(self.broken(f"the {self.name} child {why}", pause))
+        # As if the camera were gone.
+        self._events.append(CaptureEvent(kind="gone", text=f"the {self.name} child {why}", retry_s=pause))
 
     def _end(self) -> None:
         child, self._child = self._child, None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from apiary.settings import CameraSettings, EdgeSettings
-from apiary_edge.capture.job import CaptureEvent, parse
+from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.capture.lasting_child import LastingChild
 from apiary_edge.feature import NodeFeature
 
@@ -62,25 +62,11 @@ class CaptureProcess(LastingChild[CaptureEvent]):
 
     name = "capture"
     module = "apiary_edge.capture.worker"
+    well = ("back",)
+    over = ("ended", "failed")
 
     def __init__(self, edge: EdgeSettings, wake: Callable[[], None], nice: int = 5):
         super().__init__(edge.model_dump_json().encode(), silent_s(edge.camera), wake, nice)
-
-    def parse(self, line: bytes) -> CaptureEvent | None:
-        """A line of the child."""
-        return parse(line)
-
-    def broken(self, why: str, retry_s: float) -> CaptureEvent:
-        """As if the camera were gone."""
-        return CaptureEvent(kind="gone", text=why, retry_s=retry_s)
-
-    def is_well(self, line: CaptureEvent) -> bool:
-        """The camera is there."""
-        return line.kind == "back"
-
-    def is_over(self, line: CaptureEvent) -> bool:
-        """Settings do not mend themselves, and a file stays at its end."""
-        return line.kind in ("ended", "failed")
 
 
 def silent_s(camera: CameraSettings) -> float:

@@ -213,22 +213,22 @@ def run(
 
 def main() -> int:
     """Run one job; what happens is on standard output as `CaptureEvent` lines."""
-    tune(small=True)
     edge = EdgeSettings.model_validate_json(sys.stdin.buffer.read())
+    return run_until_ended(lambda stop: run(edge, CaptureEvent.report, stop))
+
+
+def run_until_ended(act: Callable[[threading.Event], None]) -> int:
+    """Have `act` run until SIGTERM or SIGINT sets its event, and report why it failed; the exit code."""
+    tune(small=True)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        run(edge, _print, stop)
+        act(stop)
     except ApiaryError as e:
-        _print(CaptureEvent(kind="failed", text=str(e)[:500]))
+        CaptureEvent(kind="failed", text=str(e)[:500]).report()
         return e.exit_code
     return 0
-
-
-def _print(event: CaptureEvent) -> None:
-    sys.stdout.write(event.model_dump_json(exclude_defaults=True) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any, Final, Protocol
 
 from apiary_edge.feature import NodeFeature, Rounds
 from apiary_edge.predicting import model_files
-from apiary_edge.predicting.background_job import BackgroundJob
+from apiary_edge.predicting.job import BackgroundJob
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.training.job import TrainingEvent
 

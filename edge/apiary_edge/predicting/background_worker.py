@@ -10,30 +10,18 @@ from pathlib import Path
 
 from apiary.errors import ApiaryError, DataError, StoreError
 from apiary_edge.predicting import model_files
-from apiary_edge.predicting.background_job import BackgroundJob
+from apiary_edge.predicting.job import BackgroundJob
 from apiary_edge.training.job import TrainingEvent
-from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits
-from apiary_edge.training.worker import give_up
+from apiary_edge.training.memory_guard import limits
+from apiary_edge.training.worker import run_guarded
 
 
 def main(argv: list[str]) -> int:
     """Do one job; what happened is on standard output as `TrainingEvent` lines."""
     job = BackgroundJob.model_validate_json(Path(argv[1]).read_bytes())
-    be_first_to_go()
     guest = job.edge.guest
-    guard = MemoryGuard(limits(guest.min_memory_mb // 2, guest.max_memory_mb), give_up)
-    guard.start()
-    try:
-        do(job, _print)
-    except ApiaryError as e:
-        _print(TrainingEvent(kind="failed", text=str(e)[:500]))
-        return e.exit_code
-    except MemoryError:
-        _print(TrainingEvent(kind="failed", text="this node has not enough memory for it"))
-        return 3
-    finally:
-        guard.stop()
-    return 0
+    bounds = limits(guest.min_memory_mb // 2, guest.max_memory_mb)
+    return run_guarded(lambda guard: do(job, TrainingEvent.report), bounds, "it")
 
 
 def do(job: BackgroundJob, emit: Callable[[TrainingEvent], None]) -> None:
@@ -74,11 +62,6 @@ def _tune(job: BackgroundJob, newest: model_files.ModelFile, warn: Callable[[str
         f"{result.accuracy_global:.1%}, the tuned one in {result.accuracy_personal:.1%}; "
         f"predicting with the {'tuned' if result.better else 'federation’s'} one"
     )
-
-
-def _print(event: TrainingEvent) -> None:
-    sys.stdout.write(event.model_dump_json(exclude_none=True) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

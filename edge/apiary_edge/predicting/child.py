@@ -2,7 +2,6 @@
 and a page out, until it is ended. Without a camera it serves the page alone.
 """
 
-import signal
 import sys
 import threading
 import time
@@ -10,10 +9,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from apiary.errors import ApiaryError
-from apiary.process.allocator import tune
 from apiary_edge.capture import worker
 from apiary_edge.capture.job import CaptureEvent
-from apiary_edge.capture.worker import ALIVE_S
+from apiary_edge.child_messages import ChildEvent
 from apiary_edge.labelling.server import give_memory_back
 from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob
 
@@ -40,8 +38,6 @@ class CameraView:
                 self._text = "The camera is there; its first picture comes."
             case "ended":
                 self._text = "The camera's file has been read to its end."
-            case _:
-                pass
 
 
 NO_CAMERA: Final = (
@@ -51,34 +47,9 @@ NO_CAMERA: Final = (
 
 def main() -> int:
     """Run one job; what happens is on standard output, a line each."""
-    tune(small=True)
     give_memory_back()
     job = PredictJob.model_validate_json(sys.stdin.buffer.read())
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    emit = EventWriter(sys.stdout.write, sys.stdout.flush)
-    try:
-        run(job, emit, stop)
-    except ApiaryError as e:
-        emit(CaptureEvent(kind="failed", text=str(e)[:500]))
-        return e.exit_code
-    return 0
-
-
-class EventWriter:
-    """Writes lines, whole, from whichever thread."""
-
-    def __init__(self, write: Callable[[str], object], flush: Callable[[], object]):
-        self._write = write
-        self._flush = flush
-        self._lock = threading.Lock()
-
-    def __call__(self, event: Line) -> None:
-        """One line."""
-        with self._lock:
-            self._write(event.model_dump_json(exclude_defaults=True) + "\n")
-            self._flush()
+    return worker.run_until_ended(lambda stop: run(job, ChildEvent.report, stop))
 
 
 def run(job: PredictJob, emit: Callable[[Line], None], stop: threading.Event) -> None:
@@ -99,7 +70,7 @@ def run(job: PredictJob, emit: Callable[[Line], None], stop: threading.Event) ->
         if edge.camera.kind is not None:
             worker.run(edge, on_capture, stop, watch=live.offer, watch_fps=edge.predict.fps)
         # A file that was read to its end stays to be looked at, until the service ends us.
-        while not stop.wait(ALIVE_S):
+        while not stop.wait(worker.ALIVE_S):
             emit(CaptureEvent(kind="alive"))
     finally:
         stop.set()

@@ -12,7 +12,7 @@ from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.capture.lasting_child import LastingChild
 from apiary_edge.capture.process import CameraStatus, silent_s
 from apiary_edge.feature import NodeFeature
-from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob, parse
+from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob
 from apiary_edge.transfer.channel import NodeChannel
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class PredictionFeature(NodeFeature):
             if isinstance(event, PredictionEvent):
                 self._receive(event)
                 continue
-            if self._process.is_over(event):
+            if event.kind in self._process.over:
                 self._serves = None
             if self._camera is not None:
                 self._camera(event)
@@ -100,30 +100,22 @@ class PredictionFeature(NodeFeature):
                 )
 
 
-class PredictProcess(LastingChild[Line]):
+class PredictProcess(LastingChild[PredictionEvent]):
     """`apiary_edge.predicting.child` as a child."""
 
     name = "prediction"
     module = "apiary_edge.predicting.child"
+    well = ("back", "model")
+    over = ("failed",)
+    """A file at its end is still looked at."""
 
     def __init__(self, job: PredictJob, wake: Callable[[], None], nice: int = 5):
         super().__init__(job.model_dump_json().encode(), silent_s(job.edge.camera), wake, nice)
 
-    def parse(self, line: bytes) -> Line | None:
-        """A line of the child."""
-        return parse(line)
-
-    def broken(self, why: str, retry_s: float) -> Line:
-        """As if the camera were gone."""
-        return CaptureEvent(kind="gone", text=why, retry_s=retry_s)
-
-    def is_well(self, line: Line) -> bool:
-        """It sees, or it understands."""
-        return line.kind in ("back", "model")
-
-    def is_over(self, line: Line) -> bool:
-        """Settings do not mend themselves; a file at its end is still looked at."""
-        return line.kind == "failed"
+    @staticmethod
+    def parse(line: bytes) -> Line | None:
+        """A line of the child, None for anything that a library printed."""
+        return PredictionEvent.parse(line) or CaptureEvent.parse(line)
 
 
 def prediction_of(event: PredictionEvent) -> Prediction:

@@ -1,25 +1,48 @@
-"""The job of a predicting child and the events that it reports: JSON, a line each."""
+"""The jobs of a predicting and of a background child, and the events that the former reports."""
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 
 from apiary.settings import EdgeSettings
 from apiary_edge.capture.job import CaptureEvent
+from apiary_edge.child_messages import ChildEvent, ChildMessage
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class PredictJob(_Part):
+class PredictJob(ChildMessage):
     """Everything a predicting child needs; without `edge.camera.kind` there is no camera, only the page."""
 
     edge: EdgeSettings
     federation: str
 
 
-class PredictionEvent(_Part):
+class BackgroundJob(ChildMessage):
+    """Pictures come from the sample store in `store`, from `edge.data_dir`, or from both, as for a round."""
+
+    edge: EdgeSettings
+    store: Path | None
+    counted: int = 0
+    """Labelled pictures of this node."""
+    seed: int = 0
+
+    @property
+    def out(self) -> Path:
+        """Where it may write what is not kept."""
+        return self.edge.state_dir / "chores"
+
+    @property
+    def data_dir(self) -> Path | None:
+        """Folder of folders by label."""
+        return self.edge.data_dir
+
+    @property
+    def suggests(self) -> bool:
+        """Whether it notes suggestions for the labelling page."""
+        return self.edge.predict.suggest and self.store is not None
+
+
+class PredictionEvent(ChildEvent):
     """One line of the child, beside those of `CaptureEvent`.
 
     `said` a prediction worth a message; `model` another model is in use; `refused` a model cannot be, and
@@ -30,7 +53,7 @@ class PredictionEvent(_Part):
     text: str = ""
     label: str | None = None
     probability: float = 0.0
-    top: list[tuple[str, float]] = []
+    top: list[tuple[str, float]] = Field(default_factory=list)
     model: str = ""
     personal: bool = False
     ms: float = 0.0
@@ -38,13 +61,3 @@ class PredictionEvent(_Part):
 
 
 Line = CaptureEvent | PredictionEvent
-
-
-def parse(line: bytes) -> Line | None:
-    """A line of the child, or None for anything that a library printed."""
-    for model in (PredictionEvent, CaptureEvent):
-        try:
-            return model.model_validate_json(line)
-        except ValidationError:
-            continue
-    return None

@@ -26,7 +26,7 @@ from apiary.wire import blob
 from apiary.wire.messages import Plan
 from apiary_edge.paths import cache_dir
 from apiary_edge.predicting import model_files
-from apiary_edge.predicting.background_job import BackgroundJob
+from apiary_edge.predicting.job import BackgroundJob
 from apiary_edge.predicting.model_files import ModelFile, Personal
 from apiary_edge.training import pictures
 

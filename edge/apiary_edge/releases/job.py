@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from apiary.wire.messages import PictureShape
 from apiary.wire.messages.releases import ReleaseKind
+from apiary_edge.child_messages import ChildMessage
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class TrialModel(_Part):
+class TrialModel(ChildMessage):
     """A file to run, and what it must say of itself."""
 
     kind: ReleaseKind
@@ -21,7 +16,7 @@ class TrialModel(_Part):
     input: PictureShape
 
 
-class TrialJob(_Part):
+class TrialJob(ChildMessage):
     """A release, and the present one to compare it with on the same pictures.
 
     Pictures are the held-out ones of `store`, and of `data_dir` the `folder_share` that training keeps for
@@ -38,7 +33,7 @@ class TrialJob(_Part):
     out: Path
 
 
-class TrialResult(_Part):
+class TrialResult(ChildMessage):
     """What it came to. `failed`: the release is not what its manifest says, or does not answer well."""
 
     pictures: int = 0

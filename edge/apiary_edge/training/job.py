@@ -3,16 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from apiary.wire.messages import Plan, TrainMetrics
+from apiary_edge.child_messages import ChildEvent, ChildMessage
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class TrainJob(_Part):
+class TrainJob(ChildMessage):
     """Everything a child needs; `out` is where it leaves `update.blob`.
 
     Pictures come from the sample store in `store`, from the folders of `data_dir`, or from both. With
@@ -41,7 +36,7 @@ class TrainJob(_Part):
     max_memory_mb: int | None = None
 
 
-class TrainingEvent(_Part):
+class TrainingEvent(ChildEvent):
     """One line of the child: progress, a warning, the end, or why there is none.
 
     `declined` is a reason of the node's own (too few pictures), `failed` one that the operator should see;
@@ -60,11 +55,3 @@ class TrainingEvent(_Part):
     bytes: int = 0
     samples: int = 0
     metrics: TrainMetrics | None = None
-
-
-def parse(line: bytes) -> TrainingEvent | None:
-    """A line of the child, or None for anything that a library printed."""
-    try:
-        return TrainingEvent.model_validate_json(line)
-    except ValidationError:
-        return None

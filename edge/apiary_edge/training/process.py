@@ -16,7 +16,7 @@ from apiary.files import clear_partial, write_atomic
 from apiary.process.child import ChildProcess, ProcessLimits, how_ended, light_environment, start
 from apiary.settings import GuestSettings
 from apiary_edge.health.memory import text_of
-from apiary_edge.training.job import TrainingEvent, TrainJob, parse
+from apiary_edge.training.job import TrainingEvent, TrainJob
 
 _PRINTED_CHARS: Final = 400
 
@@ -86,7 +86,7 @@ class TrainingProcess:
         except OSError as e:
             raise StoreError(f"cannot start the training child: {e.strerror}") from e
         self._concluded = False
-        self._child = ChildProcess(process, parse, wake=self._wake, name="trainer")
+        self._child = ChildProcess(process, TrainingEvent.parse, wake=self._wake, name="trainer")
 
     def collect(self) -> list[TrainingEvent]:
         """Events since the last call, `crashed` among them where the child ended without a conclusion."""

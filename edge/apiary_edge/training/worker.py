@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from apiary.errors import ApiaryError, DataError
 from apiary.files import write_atomic
@@ -19,7 +20,7 @@ from apiary.wire.messages import TrainMetrics
 from apiary_edge.health.memory import address_limit
 from apiary_edge.health.readings import MB
 from apiary_edge.training.job import TrainingEvent, TrainJob
-from apiary_edge.training.memory_guard import MemoryGuard, be_first_to_go, limits
+from apiary_edge.training.memory_guard import MemoryGuard, MemoryLimits, be_first_to_go, limits
 
 Emit = Callable[[TrainingEvent], None]
 
@@ -27,22 +28,28 @@ Emit = Callable[[TrainingEvent], None]
 def main(argv: list[str]) -> int:
     """Run one job; 0 done, 3 declined, 6 failed. Reports `TrainingEvent` lines on standard output."""
     job = TrainJob.model_validate_json(Path(argv[1]).read_bytes())
+
+    def act(guard: MemoryGuard) -> None:
+        train(job, TrainingEvent.report, lambda: time.monotonic() - guard.frozen_s)
+
+    return run_guarded(act, limits(job.reserve_mb, job.max_memory_mb), "the round")
+
+
+def run_guarded(act: Callable[[MemoryGuard], None], bounds: MemoryLimits, what: str) -> int:
+    """Do `what` within its bounds of memory and report why it ended early; the exit code."""
     be_first_to_go()
-    guard = MemoryGuard(limits(job.reserve_mb, job.max_memory_mb), give_up)
+    guard = MemoryGuard(bounds, give_up)
     guard.start()
     try:
-        train(job, _print, lambda: time.monotonic() - guard.frozen_s)
-    except DataError as e:
-        _print(TrainingEvent(kind="declined", text=str(e)[:500]))
-        return e.exit_code
+        act(guard)
     except ApiaryError as e:
-        _print(TrainingEvent(kind="failed", text=str(e)[:500]))
+        kind: Literal["declined", "failed"] = "declined" if isinstance(e, DataError) else "failed"
+        TrainingEvent(kind=kind, text=str(e)[:500]).report()
         return e.exit_code
     except MemoryError:
-        _print(
-            TrainingEvent(kind="declined", text=f"this node has not enough memory for the round{_under()}")
-        )
-        return 3
+        text = f"this node has not enough memory for {what}{_under()}"
+        TrainingEvent(kind="declined", text=text).report()
+        return DataError.exit_code
     finally:
         guard.stop()
     return 0
@@ -125,20 +132,13 @@ def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic
 
 def give_up(why: str) -> None:
     """End the process at once, from the guard's thread: a line this short goes into the pipe whole."""
-    os.write(
-        1, (TrainingEvent(kind="declined", text=why[:500]).model_dump_json(exclude_none=True) + "\n").encode()
-    )
+    os.write(1, TrainingEvent(kind="declined", text=why[:500]).line().encode())
     os._exit(DataError.exit_code)
 
 
 def _under() -> str:
     limit = address_limit()
     return f": its address space is limited to {limit // MB} MB (RLIMIT_AS, ulimit -v)" if limit else ""
-
-
-def _print(event: TrainingEvent) -> None:
-    sys.stdout.write(event.model_dump_json(exclude_none=True) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -399,17 +399,11 @@ def test_a_child_captures_from_a_folder_survives_its_going_and_is_restarted(tmp_
     store.close()
 
 
-class Unwell(LastingChild[str]):
+class Unwell(LastingChild[CaptureEvent]):
     """A program that ends at once, and says on standard error why."""
 
     name = "capture"
     module = "json.tool"
-
-    def parse(self, line: bytes) -> str:
-        return line.decode()
-
-    def broken(self, why: str, retry_s: float) -> str:
-        return why
 
 
 def test_a_child_that_ends_by_itself_is_told_with_its_last_words() -> None:
@@ -420,7 +414,7 @@ def test_a_child_that_ends_by_itself_is_told_with_its_last_words() -> None:
     try:
         while not told and time.monotonic() < end:
             process.tick(time.monotonic())
-            told += process.collect()
+            told += [event.text for event in process.collect()]
             time.sleep(0.02)
     finally:
         process.stop()

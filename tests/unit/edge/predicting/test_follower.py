@@ -22,8 +22,8 @@ from apiary.wire.topics import Topic, TopicKind, Topics
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.announcing import HomeAssistant
 from apiary_edge.predicting.background import FAILED_PAUSE_S, LOOK_EVERY_S, BackgroundTasks
-from apiary_edge.predicting.background_job import BackgroundJob
 from apiary_edge.predicting.follower import AGAIN_S, OWNER, ModelFollower
+from apiary_edge.predicting.job import BackgroundJob
 from apiary_edge.predicting.model_files import ModelFile, Personal
 from apiary_edge.training.job import TrainingEvent
 from apiary_edge.transfer.channel import NodeChannel

@@ -19,8 +19,13 @@ from apiary.wire.topics import Topics
 from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.predicting import home_assistant, model_files
 from apiary_edge.predicting.child import PredictionThread
-from apiary_edge.predicting.feature import PredictionFeature, PredictionStatus, prediction_of
-from apiary_edge.predicting.job import Line, PredictionEvent, parse
+from apiary_edge.predicting.feature import (
+    PredictionFeature,
+    PredictionStatus,
+    PredictProcess,
+    prediction_of,
+)
+from apiary_edge.predicting.job import Line, PredictionEvent
 from apiary_edge.predicting.live import AGAIN_S, SHOWN, Changes
 from apiary_edge.predicting.model_files import Personal
 from apiary_edge.releases.store import current_file
@@ -135,14 +140,14 @@ def test_a_message_says_words_and_numbers_and_survives_the_way(scene: Scene) -> 
     scene.publish(model_file("round 1"))
     scene.turn(frame(200, 10))
     line = scene.told[-1].model_dump_json(exclude_defaults=True).encode()
-    told = parse(line)
+    told = PredictProcess.parse(line)
     assert isinstance(told, PredictionEvent)
     sent = Prediction.decode(prediction_of(told).encode(), who="test")
     assert sent.label == "cat" and sent.model == digest("round 1") and sent.ms == 4.0
     assert [t.label for t in sent.top] == ["cat", "dog", "fox"]
     rounded = told.model_copy(update={"probability": 1.0000001, "top": [("cat", 1.0000001)]})
     assert prediction_of(rounded).probability == 1.0
-    assert parse(b"INFO: Created TensorFlow Lite XNNPACK delegate\n") is None
+    assert PredictProcess.parse(b"INFO: Created TensorFlow Lite XNNPACK delegate\n") is None
 
 
 class Child:

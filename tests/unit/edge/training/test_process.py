@@ -20,7 +20,7 @@ from apiary.settings import GuestSettings
 from apiary.tensors import Weights
 from apiary.wire import blob
 from apiary.wire.messages import Plan
-from apiary_edge.training.job import TrainingEvent, TrainJob, parse
+from apiary_edge.training.job import TrainingEvent, TrainJob
 from apiary_edge.training.memory_guard import OOM_SCORE
 from apiary_edge.training.process import TrainingProcess, scratch
 
@@ -302,12 +302,12 @@ def test_a_job_that_cannot_be_written_down(running: Running, job: TrainJob, tmp_
     "line", [b"", b"hello\n", b"{}\n", b'{"kind": "dance"}\n', b"[1]", b"\xff", b'{"kind": "done", "x": 1}']
 )
 def test_only_our_own_lines_are_words(line: bytes) -> None:
-    assert parse(line) is None
+    assert TrainingEvent.parse(line) is None
 
 
 def test_a_word_survives_the_pipe() -> None:
     told = TrainingEvent(kind="progress", epoch=1, epochs=2, loss=0.5)
-    assert parse(told.model_dump_json(exclude_none=True).encode() + b"\n") == told
+    assert TrainingEvent.parse(told.model_dump_json(exclude_none=True).encode() + b"\n") == told
 
 
 def test_the_scratch_folder_lies_in_the_state_folder(tmp_path: Path) -> None:
