@@ -15,6 +15,7 @@ from apiary.files import (
     Stamp,
     advice,
     clear_partial,
+    make_folder,
     remove,
     sha256_of,
     stamp,
@@ -35,12 +36,9 @@ class BlobStore:
         self._folder = folder
         self._max_bytes = max_bytes
         self._seen: dict[Digest, Stamp] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob("*.download"):
-                left.unlink()
-        except OSError as e:
-            raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
+        make_folder(folder)
+        for left in folder.glob("*.download"):
+            remove(left)
         clear_partial(folder)
 
     def path(self, digest: Digest) -> Path:

@@ -75,6 +75,14 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     write_atomic(path, (json.dumps(value, indent=indent) + "\n").encode())
 
 
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder and those above it where they are not there. Raises StoreError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    except OSError as e:
+        raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
+
+
 def remove(path: Path) -> None:
     """Remove a file if it is there. Raises StoreError."""
     with disk_errors(f"cannot remove {path}"):

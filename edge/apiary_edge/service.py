@@ -185,8 +185,6 @@ class Edge(Service[NodeFeature]):
                     now=self._clock(),
                     first_connect=self._connects <= 1,
                 )
-            case _:
-                pass
 
     def _announced(self, announcement: Announcement, invited: bool | None, *, again: bool = False) -> None:
         now = self._clock()

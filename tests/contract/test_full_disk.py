@@ -64,9 +64,9 @@ fill()
 store = SampleStore.of_node(edge)
 ids = [s.id for s in store.page(limit=100).samples]
 assert len(ids) == kept
-from apiary_edge.labelling.app import App
+from apiary_edge.labelling.app import Labelling, site
 from apiary_edge.web.gate import OwnerGate
-app = App(lambda: store, OwnerGate("t" * 32, 80, time.monotonic, time.sleep), 0.2)
+app = site(Labelling(lambda: store, 0.2), OwnerGate("t" * 32, 80, time.monotonic, time.sleep))
 
 def post(path, body):
     data = json.dumps(body).encode()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,18 +17,18 @@ from apiary.errors import DataError
 from apiary.learn import text
 from apiary.learn.cache import ArrayCache
 from apiary.learn.manifest import PictureInput
-from apiary.learn.sample_files import PICTURES, TEXTS, unreadable
+from apiary.learn.sample_files import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    PICTURES,
+    TEXTS,
+    check_decodable,
+    opened_picture,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_FILE_BYTES: Final = 64 * 2**20
-"""A picture file larger than this is not read into memory."""
-MAX_PIXELS: Final = 50_000_000
-"""Checked on the header, before pixels are decoded; the largest Raspberry Pi camera has 12 million (HQ)."""
-MAX_DECODED_PIXELS: Final = 16_000_000
-"""Of what is decoded at once, 48 MB: a JPEG comes at a fraction of its size, a PNG only whole, and 150 kB of
-one may hold 50 million pixels."""
 MAX_DATASET_BYTES: Final = 512 * 2**20
 """Of the decoded pictures together; 19,000 pictures of 96x96x3."""
 
@@ -319,31 +317,11 @@ def _plain(picture: Image, channels: int) -> Image:
 
 def _opened(data: bytes, channels: int, side: int | None) -> Image:
     """The picture, plain and upright; `side` is as small as it may come where that is cheaper."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of bombs and odd EXIF data; our own limit is lower, and orientation is optional.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{opened.width}x{opened.height} pixels, at most {MAX_PIXELS // 10**6} million fit"
-                    )
-                if side is not None:
-                    opened.draft("L" if channels == 1 else "RGB", (side, side))
-                if opened.width * opened.height > MAX_DECODED_PIXELS:
-                    raise DataError(
-                        f"a {opened.format} of {opened.width}x{opened.height} pixels can only be decoded "
-                        f"whole, at most {MAX_DECODED_PIXELS // 10**6} million fit"
-                    )
-                ImageOps.exif_transpose(opened, in_place=True)
-                return _plain(opened, channels)
-    except DataError:
-        raise
-    except Image.DecompressionBombError:  # far past our limit, Pillow does not even open it
-        raise DataError(f"far too many pixels, at most {MAX_PIXELS // 10**6} million fit") from None
-    except MemoryError:
-        raise DataError("there is not enough memory to decode it") from None
-    except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
-        raise unreadable(e) from None
+    with opened_picture(data, MAX_PIXELS) as opened:
+        if side is not None:
+            opened.draft("L" if channels == 1 else "RGB", (side, side))
+        check_decodable(opened)
+        ImageOps.exif_transpose(opened, in_place=True)
+        return _plain(opened, channels)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from apiary.errors import DataError
-from apiary.learn.sample_files import unreadable
-from apiary_edge.samples import MAX_FILE_BYTES, MAX_PIXELS
+from apiary.learn.sample_files import MAX_FILE_BYTES, opened_picture
 from apiary_edge.samples.clean import fit_in_memory
 
 if TYPE_CHECKING:
@@ -25,24 +22,12 @@ def read_still(path: Path) -> Frame:
 
     A JPEG of more than MAX_DECODED_PIXELS comes at half its size.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    data = read_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of bombs: our limit is lower
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise DataError(f"{opened.width}x{opened.height} pixels, at most {MAX_PIXELS} fit")
-                fit_in_memory(opened)
-                ImageOps.exif_transpose(opened, in_place=True)
-                return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
-    except DataError:
-        raise
-    except MemoryError:
-        raise DataError("this node has not enough memory to decode it") from None
-    except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
-        raise unreadable(e) from None
+    with opened_picture(read_file(path)) as opened:
+        fit_in_memory(opened)
+        ImageOps.exif_transpose(opened, in_place=True)
+        return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
 
 
 def read_file(path: Path) -> bytes:

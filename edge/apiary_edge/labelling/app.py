@@ -1,7 +1,10 @@
 """The labelling page as a WSGI application: what it shows, and what each change may hold."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -41,61 +44,27 @@ RULE: Final = (
     "Held-out pictures test the model and do not count. It is a rule of thumb: more variety helps more than "
     "more of the same."
 )
-_FILES: Final = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
 
 
-class App:
-    """The WSGI application; `stores` gives the calling thread's store.
+def site(pages: Labelling, gate: OwnerGate) -> Site:
+    """The WSGI application."""
+    return Site("labelling page", gate, pages, package="apiary_edge.labelling")
+
+
+@dataclass(slots=True)
+class Labelling:
+    """What the owner sees and changes; `stores` gives the calling thread's store.
 
     `labels` are offered whether or not a picture has them, and where there are none, what `modelled` names:
     the labels of the federation's model. With `may_add` false there are no others.
     """
 
-    def __init__(
-        self,
-        stores: Callable[[], SampleStore],
-        gate: OwnerGate,
-        held_out_share: float,
-        *,
-        labels: tuple[str, ...] = (),
-        may_add: bool = True,
-        modelled: Callable[[], tuple[str, ...]] = tuple,
-    ):
-        self.thumbnails = Thumbnails()
-        pages = Labelling(
-            stores, held_out_share, self.thumbnails, labels=labels, may_add=may_add, modelled=modelled
-        )
-        self._site = Site("labelling page", gate, pages, package="apiary_edge.labelling", files=_FILES)
-
-    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer one request."""
-        return self._site(environ, start_response)
-
-
-class Labelling:
-    """What the owner sees and changes."""
-
-    def __init__(
-        self,
-        stores: Callable[[], SampleStore],
-        held_out_share: float,
-        thumbnails: Thumbnails,
-        *,
-        labels: tuple[str, ...],
-        may_add: bool,
-        modelled: Callable[[], tuple[str, ...]],
-    ):
-        self._stores = stores
-        self._held_out_share = held_out_share
-        self._thumbnails = thumbnails
-        self._labels = labels
-        self._may_add = may_add
-        self._modelled = modelled
+    stores: Callable[[], SampleStore]
+    held_out_share: float
+    labels: tuple[str, ...] = ()
+    may_add: bool = True
+    modelled: Callable[[], tuple[str, ...]] = tuple
+    thumbnails: Thumbnails = field(default_factory=Thumbnails)
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -112,23 +81,23 @@ class Labelling:
                 raise not_found()
 
     def _state(self) -> dict[str, Any]:
-        counts = self._stores().counts()
+        counts = self.stores().counts()
         labels = self._known(counts.labelled, counts.suggested)
         return {
             "labels": labels,
-            "may_add": self._may_add,
+            "may_add": self.may_add,
             "labelled": dict(counts.labelled),
             "held_out": sum(counts.held_out.values()),
             "suggested": sum(counts.suggested.values()),
             "unlabelled": counts.unlabelled,
             "total": counts.total,
-            "needed": needed(counts.trainable, labels, self._held_out_share),
+            "needed": needed(counts.trainable, labels, self.held_out_share),
             "rule": RULE,
         }
 
     def _known(self, *more: Iterable[str]) -> list[str]:
-        found = list(self._labels or self._modelled())
-        if self._may_add or not found:
+        found = list(self.labels or self.modelled())
+        if self.may_add or not found:
             found += sorted({label for one in more for label in one} - set(found))
         return found
 
@@ -144,14 +113,14 @@ class Labelling:
             limit, offset = int(query.get("limit", "50")), int(query.get("offset", "0"))
         except ValueError as e:
             raise Problem(HTTPStatus.BAD_REQUEST, f"not a filter: {str(e)[:100]}") from None
-        page = self._stores().page(which, order, limit=limit, offset=offset)
+        page = self.stores().page(which, order, limit=limit, offset=offset)
         return {"samples": [_sample(s) for s in page.samples], "total": page.total, "offset": page.offset}
 
     def _picture(self, size: str, sample: SampleId) -> Response:
-        path = self._stores().path(sample)
+        path = self.stores().path(sample)
         if path is None:
             raise Problem(HTTPStatus.NOT_FOUND, "there is no such picture")
-        data = self._thumbnails.get(sample, path, size)
+        data = self.thumbnails.get(sample, path, size)
         return Response(HTTPStatus.OK, data, "image/jpeg", (("Cache-Control", "private, max-age=600"),))
 
     # -- changing --------------------------------------------------------------------------------------
@@ -159,12 +128,12 @@ class Labelling:
     def post(self, path: str, environ: Environ) -> Response:
         """A labelling, its undoing, a deletion."""
         body = json_body(environ)
-        store = self._stores()
+        store = self.stores()
         match path:
             case "/api/label":
                 label = None if body.get("label") is None else check_label(text(body, "label"))
-                if label is not None and not self._may_add and label not in self._known(store.labels()):
-                    raise DataError(f"{label!r} is none of this node's labels: {', '.join(self._labels)}")
+                if label is not None and not self.may_add and label not in self._known(store.labels()):
+                    raise DataError(f"{label!r} is none of this node's labels: {', '.join(self.labels)}")
                 return as_json({"changed": store.label(_ids(body), label, WHO)})
             case "/api/undo":
                 undone = store.undo()
@@ -179,7 +148,7 @@ class Labelling:
                     raise DataError("confirm must be the number of pictures: deleting cannot be undone")
                 deleted = store.delete(ids)
                 for sample in ids:
-                    self._thumbnails.forget(sample)
+                    self.thumbnails.forget(sample)
                 return as_json({"deleted": deleted})
             case _:
                 raise not_found()

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from apiary.errors import SettingsError
 from apiary.settings import EdgeSettings
-from apiary_edge.labelling.app import App
+from apiary_edge.labelling.app import Labelling, site
 from apiary_edge.samples.model import check_label
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.web.gate import OwnerGate
@@ -79,14 +79,8 @@ def make_server(
         check_label(label)
     stores = Stores(lambda: SampleStore.of_node(edge))
     stores().labels()  # a store that cannot be used is reported before the page is
-    app = App(
-        stores,
-        OwnerGate(token, port, time.monotonic, time.sleep),
-        edge.store.held_out,
-        labels=tuple(labels),
-        may_add=may_add,
-        modelled=modelled,
-    )
+    pages = Labelling(stores, edge.store.held_out, tuple(labels), may_add, modelled)
+    app = site(pages, OwnerGate(token, port, time.monotonic, time.sleep))
     return listen(app, check_host(host), port, max_body_bytes=MAX_BODY_BYTES)
 
 

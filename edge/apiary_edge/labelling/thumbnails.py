@@ -2,13 +2,12 @@
 
 import io
 import threading
-import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Final
 
 from apiary.errors import DataError
-from apiary_edge.samples import MAX_FILE_BYTES, MAX_PIXELS
+from apiary.learn.sample_files import MAX_FILE_BYTES, opened_picture
 from apiary_edge.samples.clean import fit_in_memory
 
 SIDES: Final = {"small": 240, "large": 1280}
@@ -67,29 +66,21 @@ def _scaled(path: Path, side: int) -> bytes:
 
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise DataError(f"{path.name}: expected at most {MAX_FILE_BYTES} bytes")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of bombs: our own limit is lower
-            with Image.open(path, formats=("JPEG", "PNG")) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise DataError(f"{path.name}: expected at most {MAX_PIXELS} pixels")
-                opened.draft("RGB", (side, side))
-                fit_in_memory(opened)
-                # The store's pictures are upright already.
-                if opened.mode in ("LA", "PA", "RGBA") or "transparency" in opened.info:
-                    small = opened.convert("RGBA")
-                    small.thumbnail((side, side))
-                    white = Image.new("RGBA", small.size, "white")
-                    small = Image.alpha_composite(white, small).convert("RGB")
-                else:
-                    small = opened if opened.mode == "RGB" else opened.convert("RGB")
-                    small.thumbnail((side, side))
-                out = io.BytesIO()
-                small.save(out, "JPEG", quality=_QUALITY)
-        return out.getvalue()
-    except DataError:
-        raise
-    except MemoryError:
-        raise DataError(f"{path.name}: not enough memory to show it") from None
-    except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
-        raise DataError(f"{path.name}: cannot be shown: {type(e).__name__}: {str(e)[:100]}") from None
+            raise DataError(f"expected at most {MAX_FILE_BYTES} bytes")
+        with opened_picture(path) as opened:
+            opened.draft("RGB", (side, side))
+            fit_in_memory(opened)
+            # The store's pictures are upright already.
+            if opened.mode in ("LA", "PA", "RGBA") or "transparency" in opened.info:
+                small = opened.convert("RGBA")
+                small.thumbnail((side, side))
+                white = Image.new("RGBA", small.size, "white")
+                small = Image.alpha_composite(white, small).convert("RGB")
+            else:
+                small = opened if opened.mode == "RGB" else opened.convert("RGB")
+                small.thumbnail((side, side))
+            out = io.BytesIO()
+            small.save(out, "JPEG", quality=_QUALITY)
+    except (DataError, OSError) as e:
+        raise DataError(f"{path.name}: cannot be shown: {e}") from None
+    return out.getvalue()

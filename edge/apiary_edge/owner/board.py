@@ -59,8 +59,6 @@ class Board:
                 self._health = message
             case CoordinatorStatus():
                 self._coordinator = message
-            case _:
-                pass
 
     def linked(self, now: float) -> None:
         """The broker took us in."""

@@ -116,8 +116,6 @@ class BackgroundTasks(NodeFeature):
                 self._last_failure = event.text
                 self._running = False
                 self._look_at = now + FAILED_PAUSE_S
-            case _:
-                pass
 
     def _read_accuracies(self) -> None:
         """Read again where the files have changed."""

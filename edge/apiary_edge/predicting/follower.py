@@ -56,8 +56,6 @@ class ModelFollower(NodeFeature):
                 finally:
                     # Last: a disk that refuses the labels must not keep the model away, which comes once.
                     self._know(manifest.labels)
-            case _:
-                pass
 
     def _follow(self, newest: ModelManifest) -> None:
         if not self._fetch or (self._wanted is not None and self._wanted.model == newest.model):

@@ -1,8 +1,6 @@
 """Pictures that somebody posts: the body of a request to a frame, bounded before anything is decoded."""
 
-import io
 import re
-import warnings
 from typing import Final
 
 import numpy as np
@@ -11,7 +9,7 @@ from numpy.typing import NDArray
 from apiary.errors import DataError
 from apiary.learn import images
 from apiary.learn.manifest import PictureInput
-from apiary.learn.sample_files import unreadable
+from apiary.learn.sample_files import opened_picture
 
 MAX_BYTES: Final = 12 * 2**20
 MAX_PIXELS: Final = 16_000_000
@@ -45,20 +43,8 @@ def picture_of(body: bytes, content_type: str) -> bytes:
 
 def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height by the picture's header. Raises DataError where it is none, or too large."""
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of bombs: our limit is lower
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as opened:
-                width, height = opened.size
-    except Image.DecompressionBombError:
-        raise DataError(f"far too many pixels, at most {max_pixels // 10**6} million fit") from None
-    except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
-        raise unreadable(e) from None
-    if width * height > max_pixels:
-        raise DataError(f"{width}x{height} pixels, at most {max_pixels // 10**6} million fit")
-    return width, height
+    with opened_picture(data, max_pixels) as opened:
+        return opened.size
 
 
 def frame_of(

@@ -15,18 +15,12 @@ from apiary_edge.web.site import Environ, Problem, Response, Site, as_json, body
 MAX_BARS: Final = 10
 """Labels with their probabilities that the page is sent of each frame."""
 KEYED: Final = frozenset({"/api/info", "/api/image", "/api/now"})
-_FILES: Final = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/live.css": ("live.css", "text/css; charset=utf-8"),
-    "/live.js": ("live.js", "text/javascript; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
 
 
 def site(live: LivePredictor, gate: OwnerGate, node: str, federation: str, camera: Callable[[], str]) -> Site:
     """The WSGI application. `camera` says in a few words where frames come from, or why none come."""
     pages = Predictions(live, node, federation, camera)
-    return Site("predictions page", gate, pages, package="apiary_edge.predicting", files=_FILES, keyed=KEYED)
+    return Site("predictions page", gate, pages, package="apiary_edge.predicting", keyed=KEYED)
 
 
 class Predictions:

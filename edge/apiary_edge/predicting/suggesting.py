@@ -7,6 +7,7 @@ from typing import Final
 
 from apiary.errors import DataError
 from apiary.learn import images
+from apiary.learn.sample_files import MAX_PIXELS
 from apiary.settings import StoreSettings
 from apiary_edge.predicting import http_upload, models
 from apiary_edge.predicting.model_files import ModelFile
@@ -43,7 +44,7 @@ def suggest(
                     data = images.read(path)
                     answered = model.predict(
                         http_upload.frame_of(
-                            data, model.input, whole=not model.squashes, max_pixels=images.MAX_PIXELS
+                            data, model.input, whole=not model.squashes, max_pixels=MAX_PIXELS
                         )
                     )
                     rows.append((sample, answered.label, answered.probability))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from apiary.errors import StoreError
-from apiary.files import clear_partial, sha256_of, sync_folder, write_json
+from apiary.files import clear_partial, make_folder, sha256_of, sync_folder, write_json
 from apiary.wire.messages import Release
 from apiary_edge.releases.slot import Findings, Slot, from_json, slot_of, to_json
 
@@ -54,10 +54,7 @@ class ReleaseStore:
     def __init__(self, folder: Path):
         """Take up what is there: files that nothing names are removed, a damaged release is given up."""
         self.folder = folder
-        try:
-            (folder / FILES).mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
+        make_folder(folder / FILES)
         clear_partial(folder)
         ledger = _read(folder / LEDGER) or {}
         self.serial = _whole(ledger.get("serial"))

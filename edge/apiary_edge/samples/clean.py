@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from apiary.errors import DataError
-from apiary.learn.sample_files import unreadable
-from apiary_edge.samples import MAX_DECODED_PIXELS, MAX_FILE_BYTES, MAX_PIXELS
+from apiary.learn.sample_files import MAX_DECODED_PIXELS, MAX_FILE_BYTES, check_decodable, opened_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -44,37 +42,22 @@ class CleanPicture:
 
 def clean(data: bytes) -> CleanPicture:
     """`data` upright and without its metadata. Raises DataError: no whole JPEG or PNG, or too large."""
-    from PIL import Image
-
     if len(data) > MAX_FILE_BYTES:
         raise DataError(f"{len(data)} bytes, expected at most {MAX_FILE_BYTES}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of bombs (our limit is lower) and of odd EXIF
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{picture.width}x{picture.height} pixels, expected at most "
-                        f"{MAX_PIXELS // 10**6} million"
-                    )
-                if picture.format == "PNG":
-                    fit_in_memory(picture)
-                if picture.format == "PNG" and getattr(picture, "n_frames", 1) > 1:
-                    raise DataError("an animated PNG, expected one picture")
-                if picture.getexif().get(_ORIENTATION, 1) in range(2, 9):
-                    return _turned(data)
-                width, height = picture.size
-                suffix = "jpg" if picture.format in ("JPEG", "MPO") else "png"
-                stripped = _jpeg(data) if suffix == "jpg" else _png(data)
-            _check_pixels(stripped)
-    except DataError:
-        raise
-    except Image.DecompressionBombError:
-        raise DataError(f"far too many pixels, expected at most {MAX_PIXELS // 10**6} million") from None
-    except MemoryError:
-        raise DataError("this node has not enough memory to decode it") from None
-    except Exception as e:  # Pillow raises anything from SyntaxError to struct.error on torn files
-        raise unreadable(e) from None
+    with opened_picture(data) as picture:
+        if picture.format == "PNG":
+            check_decodable(picture)
+            if getattr(picture, "n_frames", 1) > 1:
+                raise DataError("an animated PNG, expected one picture")
+        if picture.getexif().get(_ORIENTATION, 1) in range(2, 9):
+            return _turned(data)
+        width, height = picture.size
+        suffix = "jpg" if picture.format in ("JPEG", "MPO") else "png"
+        stripped = _jpeg(data) if suffix == "jpg" else _png(data)
+    # Decode what will be stored, a JPEG at an eighth of its size: a torn file must not be labelled.
+    with opened_picture(stripped) as picture:
+        picture.draft("L", (1, 1))
+        picture.load()
     return CleanPicture(stripped, suffix, width, height)
 
 
@@ -82,26 +65,13 @@ def fit_in_memory(opened: PillowImage) -> None:
     """Have a large JPEG decoded at half its size. Raises DataError for a large PNG: it comes only whole."""
     if opened.width * opened.height > MAX_DECODED_PIXELS:
         opened.draft(None, (opened.width // 2, opened.height // 2))
-    if opened.width * opened.height > MAX_DECODED_PIXELS:
-        raise DataError(
-            f"a {opened.format} of {opened.width}x{opened.height} pixels can only be decoded whole, "
-            f"expected at most {MAX_DECODED_PIXELS // 10**6} million"
-        )
-
-
-def _check_pixels(data: bytes) -> None:
-    """Decode what will be stored, a JPEG at an eighth of its size: a torn file must not be labelled."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
-        picture.draft("L", (1, 1))
-        picture.load()
+    check_decodable(opened)
 
 
 def _turned(data: bytes) -> CleanPicture:
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as opened:
+    with opened_picture(data) as opened:
         jpeg = opened.format != "PNG"
         fit_in_memory(opened)
         upright = ImageOps.exif_transpose(opened)

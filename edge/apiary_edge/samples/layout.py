@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import StoreError
-from apiary.files import sync_folder, write_atomic
+from apiary.files import remove, sync_folder, write_atomic
 from apiary_edge.samples.model import SampleId, check_id
 
 PREFIXES: Final = tuple(f"{i:02x}" for i in range(256))
@@ -46,10 +46,7 @@ class Pictures:
 
     def remove(self, sample: SampleId, suffix: str) -> None:
         """Remove a file that may be there. Raises StoreError."""
-        try:
-            self.path(sample, suffix).unlink(missing_ok=True)
-        except OSError as e:
-            raise StoreError(f"cannot remove {self.path(sample, suffix)}: {e.strerror}") from e
+        remove(self.path(sample, suffix))
 
     def sync(self) -> None:
         """Everything written so far is on the disk when this returns: one wait for a batch of files."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from apiary.errors import DataError, StoreError
-from apiary.files import advice, clear_partial
+from apiary.files import advice, clear_partial, make_folder
 from apiary.wire.messages import MAX_LABELS
 from apiary_edge.paths import cache_dir, store_dir
 from apiary_edge.samples import queries, schema
@@ -64,10 +64,7 @@ class SampleStore(SampleReader):
         self.bounds = bounds
         self._cache = cache
         self._wall = wall
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as e:
-            raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
+        make_folder(folder, mode=0o700)
         Pictures(folder / "pictures").prepare()
         self._reserve = Reserve(folder / "reserve")
         self._reserve.keep()

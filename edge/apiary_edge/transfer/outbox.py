@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import MessageError, StoreError
-from apiary.files import clear_partial, remove, sha256_of, sync_folder, write_atomic, write_json
+from apiary.files import clear_partial, make_folder, remove, sha256_of, sync_folder, write_atomic, write_json
 from apiary.wire import Digest
 from apiary.wire.messages import Offer
 
@@ -22,10 +22,7 @@ class Outbox:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
+        make_folder(folder)
         clear_partial(folder)
 
     def put(self, update: Path, offer: Offer) -> None:

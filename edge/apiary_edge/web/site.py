@@ -7,9 +7,10 @@ which no other site's page can send without asking first.
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import resources
+from pathlib import PurePath
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qs
 
@@ -30,6 +31,14 @@ _HEADERS: Final = [
     ("Cross-Origin-Opener-Policy", "same-origin"),
 ]
 
+_NO_STORE: Final = (("Cache-Control", "no-store"),)
+_KINDS: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
 Environ = dict[str, Any]
 
 
@@ -40,7 +49,7 @@ class Response:
     status: HTTPStatus
     body: bytes
     kind: str = "application/json"
-    headers: tuple[tuple[str, str], ...] = field(default=(("Cache-Control", "no-store"),))
+    headers: tuple[tuple[str, str], ...] = _NO_STORE
 
 
 class Problem(Exception):  # noqa: N818 - it is an answer, not a failure
@@ -62,7 +71,7 @@ class Pages(Protocol):
 
 
 class Site:
-    """A WSGI application: `pages`, and `files` (path to file name and kind) of the folder page in `package`.
+    """A WSGI application: `pages`, and the files of the folder `page` in `package`, whose index is `/`.
 
     `keyed` paths take the token in an Authorization header as well, for programs that have no cookie.
     """
@@ -74,16 +83,18 @@ class Site:
         pages: Pages,
         *,
         package: str,
-        files: Mapping[str, tuple[str, str]],
         keyed: frozenset[str] = frozenset(),
     ):
         self._name = name
         self._log = logging.getLogger(package)
         self._gate = gate
-        self._pages = pages
+        self.pages = pages
         self._keyed = keyed
-        folder = resources.files(package) / "page"
-        self._files = {at: ((folder / name).read_bytes(), kind) for at, (name, kind) in files.items()}
+        self._files = {
+            "/" if file.name == "index.html" else f"/{file.name}": (file.read_bytes(), kind)
+            for file in (resources.files(package) / "page").iterdir()
+            if (kind := _KINDS.get(PurePath(file.name).suffix)) is not None
+        }
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""
@@ -118,12 +129,12 @@ class Site:
             return self._file(path, query, environ)
         if not self._has_key(path, environ):
             self._owner_only(environ)
-        return self._pages.get(path, query)
+        return self.pages.get(path, query)
 
     def _post(self, path: str, environ: Environ) -> Response:
         # A browser sends a cookie by itself, an Authorization header never: the latter proves who asks.
         if self._has_key(path, environ):
-            return self._pages.post(path, environ)
+            return self.pages.post(path, environ)
         if path in self._keyed and not environ.get("HTTP_COOKIE"):
             raise Problem(HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Bearer TOKEN")
         if environ.get("HTTP_X_APIARY") != "1" or not _same_origin(environ):
@@ -131,18 +142,15 @@ class Site:
         if path == "/api/login":
             if not self._let_in(text(json_body(environ), "token"), environ):
                 raise Problem(HTTPStatus.UNAUTHORIZED, "that is not the token")
-            return Response(
-                HTTPStatus.OK,
-                b"{}",
-                headers=(("Cache-Control", "no-store"), ("Set-Cookie", self._gate.cookie)),
-            )
+            headers = (*_NO_STORE, ("Set-Cookie", self._gate.cookie))
+            return Response(HTTPStatus.OK, b"{}", headers=headers)
         self._owner_only(environ)
-        return self._pages.post(path, environ)
+        return self.pages.post(path, environ)
 
     def _file(self, path: str, query: Mapping[str, str], environ: Environ) -> Response:
         """The page's own files, which hold no data; with 401 the page asks for the token."""
         body, kind = self._files[path]
-        headers: tuple[tuple[str, str], ...] = (("Cache-Control", "no-store"),)
+        headers: tuple[tuple[str, str], ...] = _NO_STORE
         status = HTTPStatus.OK
         if path == "/" and "token" in query:
             # Answered at once instead of by a redirect: after a link from elsewhere, a browser would not send

@@ -10,7 +10,7 @@ import pytest
 from tests.stand_ins.browser import Browser, Clock
 from tests.unit.edge.labelling.parts import BOUNDS, TOKEN, picture
 
-from apiary_edge.labelling.app import App
+from apiary_edge.labelling.app import Labelling, site
 from apiary_edge.samples.model import Added, Incoming, SampleId
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.web.gate import OwnerGate
@@ -36,9 +36,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def stranger(store: SampleStore, clock: Clock) -> Browser:
-    return Browser(
-        App(lambda: store, OwnerGate(TOKEN, 4911, clock, clock.pauses.append), BOUNDS.held_out), TOKEN
-    )
+    gate = OwnerGate(TOKEN, 4911, clock, clock.pauses.append)
+    return Browser(site(Labelling(lambda: store, BOUNDS.held_out), gate), TOKEN)
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from tests.stand_ins.browser import Browser, Clock
 from tests.unit.edge.labelling.parts import BOUNDS, TOKEN, picture
 
 from apiary.errors import DataError
-from apiary_edge.labelling.app import ENOUGH, MAX_IDS, App, needed
+from apiary_edge.labelling.app import ENOUGH, MAX_IDS, Labelling, needed, site
 from apiary_edge.labelling.thumbnails import Thumbnails
 from apiary_edge.samples.model import Added, Incoming, SampleId
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.web.gate import OwnerGate
-from apiary_edge.web.site import MAX_BODY_BYTES
+from apiary_edge.web.site import MAX_BODY_BYTES, Site
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,8 @@ def test_the_rule_of_thumb() -> None:
 
 def test_with_given_labels_others_are_refused(store: SampleStore, ids: list[SampleId], clock: Clock) -> None:
     gate = OwnerGate(TOKEN, 4911, clock, clock.pauses.append)
-    browser = Browser(
-        App(lambda: store, gate, BOUNDS.held_out, labels=("head", "helmet"), may_add=False), TOKEN
-    )
+    pages = Labelling(lambda: store, BOUNDS.held_out, labels=("head", "helmet"), may_add=False)
+    browser = Browser(site(pages, gate), TOKEN)
     browser.login()
     store.label(ids[:1], "older", "test")
     assert browser.get("/api/state")["labels"] == ["head", "helmet"]
@@ -156,8 +155,8 @@ def test_deleting_wants_the_number_and_takes_the_thumbnail_too(
     owner: Browser, store: SampleStore, ids: list[SampleId]
 ) -> None:
     assert owner.ask("GET", f"/picture/small/{ids[0]}")[0] == 200
-    assert isinstance(owner.app, App)
-    assert owner.app.thumbnails.held_bytes > 0
+    assert isinstance(owner.app, Site) and isinstance(owner.app.pages, Labelling)
+    assert owner.app.pages.thumbnails.held_bytes > 0
     file = store.path(ids[0])
     assert owner.post("/api/delete", {"ids": ids[:1]})[0] == 400
     assert owner.post("/api/delete", {"ids": ids[:2], "confirm": 1})[0] == 400
@@ -165,7 +164,7 @@ def test_deleting_wants_the_number_and_takes_the_thumbnail_too(
     assert owner.post("/api/delete", {"ids": ids[:1], "confirm": 1}) == (200, {"deleted": 1})
     assert file is not None
     assert not file.exists()
-    assert owner.app.thumbnails.held_bytes == 0
+    assert owner.app.pages.thumbnails.held_bytes == 0
     assert owner.ask("GET", f"/picture/small/{ids[0]}")[0] == 404
 
 
