@@ -83,10 +83,12 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
         raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
 
 
-def remove(path: Path) -> None:
-    """Remove a file if it is there. Raises StoreError."""
+def remove(path: Path, *, sync: bool = False) -> None:
+    """Remove a file if it is there, `sync`: for certain when this returns. Raises StoreError."""
     with disk_errors(f"cannot remove {path}"):
         path.unlink(missing_ok=True)
+        if sync:
+            sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

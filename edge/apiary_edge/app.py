@@ -26,7 +26,6 @@ from apiary_edge.operators.commands import Commands
 from apiary_edge.operators.log_tail import LogTail
 from apiary_edge.owner.board import Board
 from apiary_edge.owner.status_file import StatusFile, runtime_folder
-from apiary_edge.paths import store_dir
 from apiary_edge.predicting.announcing import HomeAssistant
 from apiary_edge.predicting.background import BackgroundTasks
 from apiary_edge.predicting.feature import PredictionFeature, PredictionStatus, PredictProcess
@@ -89,7 +88,7 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
         tap=status.tap,
         gate=gate,
     )
-    tail = LogTail([path for path in (edge.data_dir, store_dir(edge)) if path is not None])
+    tail = LogTail([path for path in (edge.data_dir, edge.store_dir) if path is not None])
     logging.getLogger().addHandler(tail)
     releases = _releases(settings, service)
     service.features += [
@@ -147,7 +146,7 @@ def _following(
 ) -> list[NodeFeature]:
     """What follows the federation's model. Without predictions, suggestions and tuning, only its labels."""
     edge = settings.edge
-    job = BackgroundJob(edge=edge, store=store_dir(edge) if samples is not None else None)
+    job = BackgroundJob(edge=edge, store=edge.store_dir if samples is not None else None)
     background = job.suggests or edge.personal.enabled
     found: list[NodeFeature] = [
         ModelFollower(
@@ -170,7 +169,7 @@ def _following(
 def _samples(settings: Settings) -> SampleStore | None:
     """The node's sample store, where it has a camera or somebody has put pictures into one."""
     edge = settings.edge
-    if edge.camera.kind is None and not store_dir(edge).is_dir():
+    if edge.camera.kind is None and not edge.store_dir.is_dir():
         return None
     return SampleStore.of_node(edge)
 

@@ -150,7 +150,10 @@ class Edge(Service[NodeFeature]):
     def _flush(self, now: float) -> None:
         self._guarded(partial(self._count, now))
         if now - self._refreshed_at >= self._refresh_s:
-            self._refresh(now)
+            # A broker whose queue overflows loses messages in silence: nothing is said only once.
+            self._refreshed_at = now
+            self._outlet.restore()
+            self._ask()
         self._guarded(self._sending.pump)
         if (digest := self._sending.unreadable()) is not None:
             self._guarded(partial(self._handle, table.Unreadable(digest)))
@@ -176,8 +179,9 @@ class Edge(Service[NodeFeature]):
                 self._handle(table.Granted(Digest(digest), missing))
             case Receipt(digest=digest, state=state, why=why, missing=missing):
                 self._handle(table.Receipted(Digest(digest), state, why, missing or []))
-            case CoordinatorStatus():
-                self._coordinator_status(content)
+            case CoordinatorStatus(state="online", epoch=epoch) if epoch != self._coordinator:
+                self._coordinator = epoch
+                self.renew()
             case NodeStatus():
                 self._presence.heard(
                     content,
@@ -211,11 +215,6 @@ class Edge(Service[NodeFeature]):
             self._handle(table.BlobFetched(whole))
             for feature in self.features:
                 self._guarded(partial(feature.fetched, whole))
-
-    def _coordinator_status(self, status: CoordinatorStatus) -> None:
-        if status.state == "online" and status.epoch != self._coordinator:
-            self._coordinator = status.epoch
-            self.renew()
 
     # -- commands --------------------------------------------------------------------------------------
 
@@ -308,12 +307,6 @@ class Edge(Service[NodeFeature]):
         self._stores.outbox.forget_done()
         self._presence.declined = None
         self._say()
-        self._ask()
-
-    def _refresh(self, now: float) -> None:
-        """A broker whose queue overflows loses messages in silence: nothing is said only once."""
-        self._refreshed_at = now
-        self._outlet.restore()
         self._ask()
 
     def _ask(self) -> None:

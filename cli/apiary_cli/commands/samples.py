@@ -13,7 +13,6 @@ from pathlib import Path
 from apiary.errors import DataError, StoreError
 from apiary_cli.terminal.flags import settings_of
 from apiary_cli.terminal.table import table
-from apiary_edge.paths import store_dir
 from apiary_edge.samples.model import MAX_PAGE, Filter, Order, Sample, SampleId, SampleState
 from apiary_edge.samples.store import SampleStore
 
@@ -71,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the action. Raises ApiaryError."""
     edge = settings_of(args, edge__state_dir=args.state_dir).edge
-    folder = store_dir(edge)
+    folder = edge.store_dir
     if args.action != "import" and not folder.is_dir():
         raise DataError(
             f"there is no sample store in {folder}: apiary samples import makes one, a node with a camera "

@@ -120,6 +120,16 @@ class EdgeSettings(Section):
         default_factory=GuestSettings, description="When training pauses: docs/appliance.md"
     )
 
+    @property
+    def store_dir(self) -> Path:
+        """The sample store."""
+        return self.state_dir / "samples"
+
+    @property
+    def cache_dir(self) -> Path:
+        """The caches of decoded pictures and features."""
+        return self.state_dir / "cache"
+
     @field_validator("tags")
     @classmethod
     def _are_words(cls, value: dict[str, str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ Event = TypeVar("Event", bound=ChildEvent)
 _RESTART_MAX_S: Final = 300.0
 _END_S: Final = 5.0
 _PRINTED_CHARS: Final = 300
+_NICE: Final = 5
 
 
 class LastingChild(Generic[Event]):
@@ -35,11 +36,10 @@ class LastingChild(Generic[Event]):
     over: tuple[str, ...] = ()
     """Kinds after which the child ends for good: starting it again would change nothing."""
 
-    def __init__(self, job: bytes, silent_s: float, wake: Callable[[], None], nice: int = 5):
+    def __init__(self, job: bytes, silent_s: float, wake: Callable[[], None]):
         self._job = job
         self._silent_s = silent_s
         self._wake = wake
-        self._nice = nice
         self._child: ChildProcess[Event | CaptureEvent] | None = None
         self._events: list[Event | CaptureEvent] = []
         self._backoff = Backoff(_RESTART_MAX_S)
@@ -87,7 +87,7 @@ class LastingChild(Generic[Event]):
         try:
             process = start(
                 [sys.executable, "-m", self.module],
-                limits=ProcessLimits(nice=self._nice),
+                limits=ProcessLimits(nice=_NICE),
                 env=light_environment(),
                 stdin=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -65,8 +65,8 @@ class CaptureProcess(LastingChild[CaptureEvent]):
     well = ("back",)
     over = ("ended", "failed")
 
-    def __init__(self, edge: EdgeSettings, wake: Callable[[], None], nice: int = 5):
-        super().__init__(edge.model_dump_json().encode(), silent_s(edge.camera), wake, nice)
+    def __init__(self, edge: EdgeSettings, wake: Callable[[], None]):
+        super().__init__(edge.model_dump_json().encode(), silent_s(edge.camera), wake)
 
 
 def silent_s(camera: CameraSettings) -> float:

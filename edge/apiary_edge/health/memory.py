@@ -1,5 +1,6 @@
 """How much memory is left for one more process: of the machine, of control groups, of the address space."""
 
+import os
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,12 @@ def address_limit() -> int | None:
     """RLIMIT_AS in bytes, which children inherit; None where there is no limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+def resident_bytes(process: Path) -> int | None:
+    """Resident memory of a process by its folder in /proc; None where there is none."""
+    pages = text_of(process / "statm").split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else None
 
 
 def text_of(path: Path) -> str:

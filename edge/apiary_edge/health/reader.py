@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from apiary_edge.health import readings as figures
-from apiary_edge.health.memory import MemoryRoom, address_limit, text_of
+from apiary_edge.health.memory import MemoryRoom, address_limit, resident_bytes, text_of
 from apiary_edge.health.readings import Readings
 
 _FIRMWARE: Final = "sys/devices/platform/soc/soc:firmware/get_throttled"
@@ -42,7 +42,7 @@ class Reader:
             load=figures.first_float(self._text("proc/loadavg")),
             cores=os.cpu_count(),
             uptime_s=figures.first_float(self._text("proc/uptime")),
-            service_bytes=self._resident(),
+            service_bytes=resident_bytes(self._root / "proc/self"),
         )
 
     def close(self) -> None:
@@ -64,10 +64,6 @@ class Reader:
             return None, None
         return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
-    def _resident(self) -> int | None:
-        pages = self._text("proc/self/statm").split()
-        return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else None
-
 
 class Firmware:
     """The Pi's throttling flags: a file where the kernel has it, else the firmware's own program.
@@ -77,7 +73,7 @@ class Firmware:
 
     def __init__(self, root: Path, clock: Callable[[], float]):
         self._file = root / _FIRMWARE
-        self._program = shutil.which("vcgencmd", path=os.pathsep.join(_folders(root)))
+        self._program = shutil.which("vcgencmd", path=f"{root}/usr/bin:{root}/opt/vc/bin")
         self._clock = clock
         self._asked: subprocess.Popen[bytes] | None = None
         self._asked_at = 0.0
@@ -114,7 +110,3 @@ class Firmware:
             self._asked.kill()
             self._asked.communicate()
             self._asked = None
-
-
-def _folders(root: Path) -> list[str]:
-    return [str(root / "usr/bin"), str(root / "opt/vc/bin")]

@@ -80,13 +80,11 @@ class Commands(NodeFeature):
             self._channel.send(before)
             return
         log.info("node=%s command=%s by operator %s", self._channel.node, command.op, command.by)
-        act = self._known.get(command.op)
-        if act is None:
-            why = f"this node knows no command {command.op!r}; it knows {', '.join(self._known)}"
-            self._answer(NodeReply(id=command.id, state="refused", why=why))
-            return
         try:
-            result = act(command)
+            if command.op not in self._known:
+                known = ", ".join(self._known)
+                raise RequestRefused(f"this node knows no command {command.op!r}; it knows {known}")
+            result = self._known[command.op](command)
         except ApiaryError as e:
             self._answer(NodeReply(id=command.id, state="refused", why=str(e)[:500]))
             return

@@ -117,16 +117,10 @@ class Board:
 
     def _answered(self, receipt: Receipt) -> None:
         offer = self._offers.pop(receipt.digest, None)
-        metrics = offer.metrics if offer is not None else None
-        self._over(
-            receipt.run,
-            receipt.round,
-            receipt.state,
-            why=receipt.why,
-            samples=offer.samples if offer is not None else None,
-            seconds=metrics.seconds if metrics is not None else None,
-            accuracy=metrics.accuracy if metrics is not None else None,
-        )
+        more: dict[str, Any] = {}
+        if offer is not None:
+            more = {"samples": offer.samples, **offer.metrics.model_dump(include={"seconds", "accuracy"})}
+        self._over(receipt.run, receipt.round, receipt.state, why=receipt.why, **more)
 
     def _over(self, run: str, number: int, outcome: str, **more: Any) -> None:
         if any((r["run"], r["round"]) == (run, number) for r in self._last):

@@ -123,16 +123,8 @@ class BackgroundTasks(NodeFeature):
         if stamp == self._stamp:
             return
         self._stamp = stamp
-        newest, done = (
-            model_files.newest(self._state_dir),
-            model_files.personal(self._state_dir),
-        )
         self._status = {}
-        if (
-            self._job.edge.personal.enabled
-            and newest is not None
-            and done is not None
-            and done.of == newest.digest
-        ):
-            pair = {"accuracy_global": done.accuracy_global, "accuracy_personal": done.accuracy_personal}
-            self._status = {name: value for name, value in pair.items() if value is not None}
+        newest, done = model_files.newest(self._state_dir), model_files.personal(self._state_dir)
+        if self._job.edge.personal.enabled and newest and done and done.of == newest.digest:
+            both = {"accuracy_global", "accuracy_personal"}
+            self._status = done.model_dump(include=both, exclude_none=True)

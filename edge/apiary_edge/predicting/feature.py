@@ -109,8 +109,8 @@ class PredictProcess(LastingChild[PredictionEvent]):
     over = ("failed",)
     """A file at its end is still looked at."""
 
-    def __init__(self, job: PredictJob, wake: Callable[[], None], nice: int = 5):
-        super().__init__(job.model_dump_json().encode(), silent_s(job.edge.camera), wake, nice)
+    def __init__(self, job: PredictJob, wake: Callable[[], None]):
+        super().__init__(job.model_dump_json().encode(), silent_s(job.edge.camera), wake)
 
     @staticmethod
     def parse(line: bytes) -> Line | None:

@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from apiary import files
 from apiary.wire.messages import MAX_LABELS, Hex, Label
 from apiary_edge.releases.store import current as installed_release
 from apiary_edge.releases.store import current_file
@@ -156,15 +157,8 @@ def known_labels(state_dir: Path) -> tuple[str, ...]:
 
 def stamp(state_dir: Path) -> tuple[object, ...]:
     """Changes whenever `chosen` may give something else."""
-    return tuple(map(_stamp, (current_file(state_dir), newest_file(state_dir), personal_file(state_dir))))
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+    described = current_file(state_dir), newest_file(state_dir), personal_file(state_dir)
+    return tuple(files.stamp(path) for path in described)
 
 
 def _read(model: type[_T], path: Path) -> _T | None:

@@ -24,7 +24,6 @@ from apiary.settings import PersonalSettings
 from apiary.tensors import Array, Weights
 from apiary.wire import blob
 from apiary.wire.messages import Plan
-from apiary_edge.paths import cache_dir
 from apiary_edge.predicting import model_files
 from apiary_edge.predicting.job import BackgroundJob
 from apiary_edge.predicting.model_files import ModelFile, Personal
@@ -133,7 +132,7 @@ def _pictures(
     job: BackgroundJob, manifest: Manifest, found: ModelFile, runtime: Runtime
 ) -> tuple[Dataset, Dataset]:
     """What trains the head, and what no round and no tuning ever trains."""
-    cache = ArrayCache(cache_dir(job.edge), job.edge.cache_mb)
+    cache = ArrayCache(job.edge.cache_dir, job.edge.cache_mb)
 
     def load(scan: Scan) -> Dataset:
         base, digest = found.base, found.base_digest

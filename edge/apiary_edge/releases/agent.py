@@ -15,7 +15,6 @@ from apiary.wire import Digest
 from apiary.wire.messages import NodeRelease, Release, ReleaseCurrent
 from apiary.wire.topics import TopicKind
 from apiary_edge.feature import NodeFeature
-from apiary_edge.paths import store_dir
 from apiary_edge.releases import compatibility, state
 from apiary_edge.releases.compatibility import Host
 from apiary_edge.releases.job import TrialJob, TrialModel
@@ -156,13 +155,10 @@ class ReleaseAgent(NodeFeature):
 
     def _other_labels(self, release: Release) -> str | None:
         """A model for something else is a mistake, unless it is said to be meant."""
-        current, previous = self._store.current, self._store.previous
+        current, previous = self._store.current, _held(self._store.previous)
         if current is None or release.relabels or set(current.labels) == set(release.labels):
             return None
-        if previous is not None and (previous.release, previous.digest) == (
-            release.name,
-            release.file.digest,
-        ):
+        if previous is not None and previous.holds(release):
             return None
         return (
             f"it has the labels {', '.join(release.labels)[:150]}, "
@@ -201,7 +197,7 @@ class ReleaseAgent(NodeFeature):
                 self._fetching = None
                 self._put_off.pop("fetch", None)
                 self._put_off.pop("test", None)
-                self._store.discard()
+                self._store.tidy()
             case state.Swap(release, tested):
                 slot = self._store.swap(release, tested)
                 log.info(
@@ -211,7 +207,7 @@ class ReleaseAgent(NodeFeature):
             case state.Refuse(name, attempt, why):
                 log.warning("node=%s release=%s refused: %s", node, name, why)
                 self._store.refuse(name, attempt, why)
-                self._store.discard()
+                self._store.tidy()
             case state.Restore(release):
                 back = self._store.restore(release)
                 log.warning("node=%s back to release=%s", node, back.release if back is not None else None)
@@ -253,7 +249,7 @@ class ReleaseAgent(NodeFeature):
     def _test(self, release: Release) -> None:
         edge, slots = self._settings.edge, self._settings.edge.slots
         current = self._store.current
-        samples = store_dir(edge)
+        samples = edge.store_dir
         scratch = self._store.folder / _SCRATCH
         try:
             scratch.mkdir(exist_ok=True)

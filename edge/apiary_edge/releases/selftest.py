@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from apiary.errors import ApiaryError, DataError, EimError, ModelError
+from apiary.errors import ApiaryError, DataError, ModelError
 from apiary.files import write_atomic
 from apiary_edge.releases.job import TrialJob, TrialModel, TrialResult
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from apiary.eim.protocol import EimModel
     from apiary.learn.images import Dataset, PictureRecord, Scan
     from apiary.learn.manifest import PictureInput
+    from apiary.wire.messages import PictureShape
 
 _LOOKED_AT: Final = 20
 """Files of a data folder that are read for each that is wanted, at most; a share of them is held out."""
@@ -94,24 +96,19 @@ def _ask(model: TrialModel, threads: int, pictures: NDArray[np.uint8]) -> tuple[
 
 
 def _open(model: TrialModel, threads: int) -> tuple[Answer, Callable[[], None]]:
-    want = model.input
     if model.kind == "tflite":
         from apiary.learn.classifier import Classifier
 
         classifier = Classifier(model.file, threads=threads)
-        took = classifier.input  # the file's own
         if classifier.classes != len(model.labels):
             raise ModelError(f"it has {classifier.classes} classes, its manifest {len(model.labels)} labels")
-        if (took.height, took.width, took.channels) != (want.height, want.width, want.channels):
-            raise ModelError(_other_input((took.width, took.height, took.channels), model))
+        _check_input(classifier.input, model.input)
         return classifier.predict, lambda: None
     from apiary_edge.eim.client import EimRunner
 
     runner = EimRunner(model.file, labels=model.labels)
     try:
-        offered = runner.start()
-        if (offered.height, offered.width, offered.channels) != (want.height, want.width, want.channels):
-            raise EimError(_other_input((offered.width, offered.height, offered.channels), model))
+        _check_input(runner.start(), model.input)
     except BaseException:
         runner.close()
         raise
@@ -123,11 +120,10 @@ def _open(model: TrialModel, threads: int) -> tuple[Answer, Callable[[], None]]:
     return ask, runner.close
 
 
-def _other_input(took: tuple[int, int, int], model: TrialModel) -> str:
-    want = model.input
-    return (
-        f"it takes {'x'.join(map(str, took))}, its manifest says {want.width}x{want.height}x{want.channels}"
-    )
+def _check_input(file: PictureInput | EimModel, manifest: PictureShape) -> None:
+    took, wants = (f"{of.width}x{of.height}x{of.channels}" for of in (file, manifest))
+    if took != wants:
+        raise ModelError(f"it takes {took}, its manifest says {wants}")
 
 
 def _drawn(model: TrialModel) -> NDArray[np.uint8]:
@@ -150,17 +146,10 @@ def _pictures(job: TrialJob) -> Dataset | None:
 
 def _load(found: Scan, model: TrialModel) -> Dataset:
     from apiary.learn import images
-
-    return images.load(found, _input(model))
-
-
-def _input(model: TrialModel) -> PictureInput:
     from apiary.learn.manifest import PictureInput
 
-    want = model.input
-    return PictureInput(
-        height=want.height, width=want.width, channels=want.channels, letters=want.letters or ""
-    )
+    size = model.input.model_dump(exclude={"resize"}, exclude_none=True)
+    return images.load(found, PictureInput.model_validate(size))
 
 
 def _scan(job: TrialJob, labels: list[str]) -> Scan:

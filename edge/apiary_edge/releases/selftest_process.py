@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -37,12 +36,11 @@ class Trial(Protocol):
 
 
 class TrialProcess:
-    """`apiary_edge.releases.selftest` as a child that may take `limit_s`. `clock` is monotonic."""
+    """`apiary_edge.releases.selftest` as a child that may take `limit_s`."""
 
-    def __init__(self, limit_s: float, *, nice: int = 10, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, limit_s: float, *, nice: int = 10):
         self._limit_s = limit_s
         self._nice = nice
-        self._clock = clock
         self._child: ChildProcess[bytes] | None = None
         self._out = Path()
         self._until = 0.0
@@ -63,7 +61,7 @@ class TrialProcess:
         except OSError as e:
             raise StoreError(f"cannot start the test of a release: {e.strerror}") from e
         self._child = ChildProcess(process, lambda line: None, name="trial")
-        self._until = self._clock() + self._limit_s
+        self._until = time.monotonic() + self._limit_s
 
     def poll(self) -> TrialDone | TrialCrashed | None:
         """How it ended, once."""
@@ -72,7 +70,7 @@ class TrialProcess:
             return None
         code = child.poll()
         if code is None:
-            if self._clock() < self._until:
+            if time.monotonic() < self._until:
                 return None
             self.stop()
             return TrialCrashed(f"its test took longer than {self._limit_s:g} s (edge.slots.test_s)")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from apiary.errors import StoreError
-from apiary.files import clear_partial, make_folder, sha256_of, sync_folder, write_json
+from apiary.files import clear_partial, make_folder, remove, sha256_of, sync_folder, write_json
 from apiary.wire.messages import Release
 from apiary_edge.releases.slot import Findings, Slot, from_json, slot_of, to_json
 
@@ -66,7 +66,7 @@ class ReleaseStore:
         self.previous = _slot(ledger.get("previous"), folder)
         self.current = _read_current(folder)
         self._mend()
-        self._tidy()
+        self.tidy()
 
     def seen(self, serial: int) -> None:
         """Remember the highest serial number; what is lower from now on is a replay."""
@@ -113,7 +113,7 @@ class ReleaseStore:
             # First, so that no cut leaves the old one without a name.
             self._write(previous=self.current)
         self._set(slot)
-        self._tidy()
+        self.tidy()
         return slot
 
     def restore(self, release: Release | None = None) -> Slot | None:
@@ -123,14 +123,14 @@ class ReleaseStore:
             slot = slot.model_copy(update={"release": release.name, "attempt": release.attempt})
         self._set(slot)
         self._write(previous=None)
-        self._tidy()
+        self.tidy()
         return slot
 
     def clear(self) -> None:
         """No release any more."""
         self._set(None)
         self._write(previous=None)
-        self._tidy()
+        self.tidy()
 
     def refuse(self, release: str, attempt: int, why: str) -> None:
         """Never again this attempt at this release."""
@@ -141,18 +141,10 @@ class ReleaseStore:
         """Why this attempt at this release is refused, None where it is not."""
         return self.refused.get(_key(release, attempt))
 
-    def discard(self) -> None:
-        """Remove the file of a release that did not make it."""
-        self._tidy()
-
     def _set(self, slot: Slot | None) -> None:
         path = self.folder / CURRENT
         if slot is None:
-            try:
-                path.unlink(missing_ok=True)
-                sync_folder(self.folder)
-            except OSError as e:
-                raise StoreError(f"cannot remove {path}: {e.strerror}") from e
+            remove(path, sync=True)
         else:
             write_json(path, described(slot))
         self.current = slot
@@ -185,7 +177,8 @@ class ReleaseStore:
         )
         self.restore()
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
+        """Remove the files of releases that are neither the current one nor the one before."""
         named = {s.path.name for s in (self.current, self.previous) if s is not None}
         with contextlib.suppress(OSError):
             for path in (self.folder / FILES).iterdir():

@@ -14,7 +14,6 @@ from apiary.files import remove, sync_folder, write_atomic
 from apiary_edge.samples.model import SampleId, check_id
 
 PREFIXES: Final = tuple(f"{i:02x}" for i in range(256))
-SUFFIXES: Final = ("jpg", "png")
 
 
 class Pictures:

@@ -95,7 +95,7 @@ class Incoming:
     """A picture on its way into the store: a JPEG or PNG file's bytes, and their source (a camera or file).
 
     `captured_at` None means now. `automatic` pictures (a camera's) do not come back once their owner deleted
-    them. `likeness` is the perceptual hash of a captured frame, `who` gave the label.
+    them. `likeness` is the perceptual hash of a captured frame.
     """
 
     data: bytes
@@ -104,7 +104,6 @@ class Incoming:
     captured_at: float | None = None
     automatic: bool = False
     likeness: int | None = None
-    who: str = "import"
 
 
 @dataclass(frozen=True, slots=True)

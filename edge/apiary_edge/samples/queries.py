@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from apiary_edge.samples.model import Filter, Order, Sample, SampleId, SampleState, Suggestion
 
+# In the order of Sample's fields, a suggestion's three in its place.
 COLUMNS: Final = (
     "id, number, label, suggested, probability, model, held_out, captured_at, source, bytes, width, height,"
     " labelled_by, labelled_at"
@@ -49,6 +50,12 @@ ORDERS: Final = {
 }
 
 
+STATES: Final = {
+    SampleState.LABELLED: "label IS NOT NULL",
+    SampleState.SUGGESTED: "label IS NULL AND suggested IS NOT NULL",
+    SampleState.UNLABELLED: "label IS NULL AND suggested IS NULL",
+}
+
 LABEL_OPEN: Final = """
 UPDATE sample SET label = ?, labelled_by = ?, labelled_at = ? WHERE id = ? AND label IS NULL"""
 
@@ -74,15 +81,8 @@ def where(which: Filter) -> tuple[str, tuple[Any, ...]]:
     """The condition of a filter, and its values."""
     parts: list[str] = []
     values: list[Any] = []
-    match which.state:
-        case SampleState.LABELLED:
-            parts.append("label IS NOT NULL")
-        case SampleState.SUGGESTED:
-            parts.append("label IS NULL AND suggested IS NOT NULL")
-        case SampleState.UNLABELLED:
-            parts.append("label IS NULL AND suggested IS NULL")
-        case None:
-            pass
+    if which.state is not None:
+        parts.append(STATES[which.state])
     if which.labelled is not None:
         parts.append("label IS NOT NULL" if which.labelled else "label IS NULL")
     if which.label is not None:
@@ -96,21 +96,9 @@ def where(which: Filter) -> tuple[str, tuple[Any, ...]]:
 
 def sample(row: tuple[Any, ...]) -> Sample:
     """A row of COLUMNS."""
-    suggestion = Suggestion(row[3], row[4], row[5]) if row[3] is not None else None
-    return Sample(
-        id=SampleId(row[0]),
-        number=row[1],
-        label=row[2],
-        suggestion=suggestion,
-        held_out=bool(row[6]),
-        captured_at=row[7],
-        source=row[8],
-        bytes=row[9],
-        width=row[10],
-        height=row[11],
-        labelled_by=row[12],
-        labelled_at=row[13],
-    )
+    id_, number, label, suggested, probability, model, held_out, *rest = row
+    suggestion = Suggestion(suggested, probability, model) if suggested is not None else None
+    return Sample(SampleId(id_), number, label, suggestion, bool(held_out), *rest)
 
 
 def signed(likeness: int | None) -> int | None:

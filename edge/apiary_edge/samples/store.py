@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 from apiary.errors import DataError, StoreError
 from apiary.files import advice, clear_partial, make_folder
 from apiary.wire.messages import MAX_LABELS
-from apiary_edge.paths import cache_dir, store_dir
 from apiary_edge.samples import queries, schema
 from apiary_edge.samples.layout import PREFIXES, Pictures, Reserve, forget_cached
 from apiary_edge.samples.model import (
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+IMPORT: Final = "import"
+"""Who gave the label that a picture came with."""
 BATCH: Final = 64
 """Pictures of an import that are synced and committed together: one wait for the disk instead of 192."""
 BATCH_BYTES: Final = 8 * 2**20
@@ -73,7 +74,7 @@ class SampleStore(SampleReader):
     @classmethod
     def of_node(cls, edge: EdgeSettings) -> SampleStore:
         """The store of the node with these settings. Raises StoreError."""
-        return cls(store_dir(edge), cache_dir(edge), edge.store, time.time)
+        return cls(edge.store_dir, edge.cache_dir, edge.store, time.time)
 
     # -- pictures in and out ---------------------------------------------------------------------------
 
@@ -274,7 +275,7 @@ class SampleStore(SampleReader):
                 "likeness": queries.signed(one.likeness),
                 "held_out": is_held_out(sample, self.bounds.held_out),
                 "label": one.label,
-                "labelled_by": one.who[:64] if one.label else None,
+                "labelled_by": IMPORT if one.label else None,
                 "labelled_at": now if one.label else None,
             },
         )
@@ -339,7 +340,7 @@ class SampleStore(SampleReader):
             return SampleRefused(str(e))
         if one.label is None:
             return Duplicate(known)
-        values = (one.label, one.who[:64], self._wall(), known)
+        values = (one.label, IMPORT, self._wall(), known)
         return Duplicate(known, labelled=self._db.execute(queries.LABEL_OPEN, values).rowcount > 0)
 
     def _check_label(self, label: str | None) -> None:

@@ -3,7 +3,6 @@
 The supervisor starts a round's training through `Training`; the background tasks use the same process class.
 """
 
-import os
 import shutil
 import signal
 import sys
@@ -15,7 +14,7 @@ from apiary.errors import StoreError
 from apiary.files import clear_partial, write_atomic
 from apiary.process.child import ChildProcess, ProcessLimits, how_ended, light_environment, start
 from apiary.settings import GuestSettings
-from apiary_edge.health.memory import text_of
+from apiary_edge.health.memory import resident_bytes
 from apiary_edge.training.job import TrainingEvent, TrainJob
 
 _PRINTED_CHARS: Final = 400
@@ -122,8 +121,7 @@ class TrainingProcess:
         """The child's resident memory in bytes, from /proc."""
         if self._child is None:
             return 0
-        pages = text_of(Path(f"/proc/{self._child.pid}/statm")).split()
-        return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else 0
+        return resident_bytes(Path(f"/proc/{self._child.pid}")) or 0
 
 
 def scratch(state_dir: Path) -> Path:

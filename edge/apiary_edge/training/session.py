@@ -221,11 +221,8 @@ def handle(session: Session, event: Event, now: float, *, has: frozenset[Digest]
         case Announced():
             return _announced(session, event, has)
         case NothingOpen():
-            return (
-                _leave(session)
-                if session.state in (SessionState.FETCHING, SessionState.TRAINING)
-                else (session, [])
-            )
+            busy = session.state in (SessionState.FETCHING, SessionState.TRAINING)
+            return _leave(session) if busy else (session, [])
         case BlobFetched(digest):
             return _fetched(session, digest)
         case Trained(offer):

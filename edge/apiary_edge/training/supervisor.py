@@ -11,7 +11,6 @@ from apiary.wire import Digest
 from apiary.wire.messages import Announcement, BlobRef, Offer, Progress
 from apiary_edge.health.memory import address_limit
 from apiary_edge.health.readings import MB
-from apiary_edge.paths import cache_dir, store_dir
 from apiary_edge.stores import NodeStores
 from apiary_edge.training import session as table
 from apiary_edge.training.job import TrainingEvent, TrainJob
@@ -52,7 +51,8 @@ class TrainingSupervisor:
         self._stores = stores
         self._training = training
         self._handle = handle
-        self._job: Announcement | None = None
+        self.job: Announcement | None = None
+        """The round that is trained, or rests."""
         self._began_at = 0.0
         self._start_at: float | None = None
         self._progress_at = 0.0
@@ -67,11 +67,6 @@ class TrainingSupervisor:
         """Bytes of memory that the child holds."""
         return self._training.resident()
 
-    @property
-    def job(self) -> Announcement | None:
-        """The round that is trained, or rests."""
-        return self._job
-
     def left_s(self, now: float) -> float | None:
         """Seconds that training still needs, as it said last; None where it has not said."""
         if self._left_s is None:
@@ -81,7 +76,7 @@ class TrainingSupervisor:
 
     def begin(self, announcement: Announcement, now: float) -> None:
         """Train for this round."""
-        self._job, self._began_at = announcement, now
+        self.job, self._began_at = announcement, now
         self._crashes = self._kills = 0
         if self._rest == "none":
             self._start(announcement)
@@ -90,9 +85,9 @@ class TrainingSupervisor:
 
     def stop(self) -> None:
         """End it; its events are dropped."""
-        if self._job is not None:
-            log.info("node=%s round=%d training ended before it was done", self._node, self._job.round)
-        self._job = self._start_at = self._left_s = None
+        if self.job is not None:
+            log.info("node=%s round=%d training ended before it was done", self._node, self.job.round)
+        self.job = self._start_at = self._left_s = None
         self._training.stop()
 
     def rest(self, now: float, *, free: bool) -> None:
@@ -113,25 +108,21 @@ class TrainingSupervisor:
         self._began_at += now - max(self._rests_at, self._began_at)
         if before == "frozen":
             self._training.thaw()
-        elif before == "freed" and self._job is not None:
-            self._start(self._job)
-
-    def give_up(self, why: str) -> None:
-        """This node cannot finish the round."""
-        self._failed(why)
+        elif before == "freed" and self.job is not None:
+            self._start(self.job)
 
     def tick(self, now: float) -> None:
         """Take the child's events; start it again, or give up, where that is due. Raises StoreError."""
         for event in self._training.collect():
-            if self._job is not None:
-                self._handle_event(self._job, event, now)
-        if self._job is None:
+            if self.job is not None:
+                self._handle_event(self.job, event, now)
+        if self.job is None:
             return
         limit = self._settings.train_timeout_s
         if self._rest == "none" and now - self._began_at >= limit:
-            self._failed(f"training took longer than {limit:g} s (edge.train_timeout_s)")
+            self.give_up(f"training took longer than {limit:g} s (edge.train_timeout_s)")
         elif self._start_at is not None and now >= self._start_at and self._rest == "none":
-            self._start(self._job)
+            self._start(self.job)
 
     def _handle_event(self, job: Announcement, event: TrainingEvent, now: float) -> None:
         match event.kind:
@@ -142,7 +133,7 @@ class TrainingSupervisor:
             case "done":
                 self._trained(job, event)
             case "declined" | "failed":
-                self._failed(event.text)
+                self.give_up(event.text)
             case "crashed":
                 self._crashed(job, event, now)
             case _:
@@ -162,7 +153,7 @@ class TrainingSupervisor:
         try:
             self._stores.outbox.put(scratch(self._settings.state_dir) / "update.blob", offer)
         except StoreError as e:
-            self._failed(str(e))
+            self.give_up(str(e))
             return
         log.info(
             "node=%s round=%d trained samples=%d loss=%.4f seconds=%.1f",
@@ -175,18 +166,19 @@ class TrainingSupervisor:
         if self._stores.samples is not None:
             # What was deleted while it trained must not live on in the cache.
             self._stores.samples.forget_cached()
-        self._job = None
+        self.job = None
         self._handle(table.Trained(offer))
 
-    def _failed(self, why: str) -> None:
-        self._job = None
+    def give_up(self, why: str) -> None:
+        """This node cannot finish the round."""
+        self.job = None
         self._handle(table.TrainingFailed(why))
 
     def _crashed(self, job: Announcement, event: TrainingEvent, now: float) -> None:
         self._left_s = None
         limit = address_limit()
         if limit is not None and event.signal in OUT_OF_ADDRESSES:
-            self._failed(
+            self.give_up(
                 f"{event.text[:300]}; its address space is limited to {limit // MB} MB (RLIMIT_AS, ulimit -v)"
             )
             return
@@ -195,7 +187,7 @@ class TrainingSupervisor:
         else:
             self._crashes += 1
         if self._crashes > MAX_CRASHES:
-            self._failed(event.text)
+            self.give_up(event.text)
             return
         tries = self._crashes + self._kills
         pause = min(_CRASH_PAUSE_MAX_S, _CRASH_PAUSE_S * 2 ** min(tries - 1, 10))
@@ -212,7 +204,7 @@ class TrainingSupervisor:
         try:
             self._training.start(self._job_of(announcement))
         except StoreError as e:
-            self._failed(str(e))
+            self.give_up(str(e))
 
     def _job_of(self, announcement: Announcement) -> TrainJob:
         settings, path = self._settings, self._stores.blobs.path
@@ -227,8 +219,8 @@ class TrainingSupervisor:
             base_digest=announcement.base.digest if announcement.base else None,
             model=path(Digest(announcement.model.digest)),
             data_dir=settings.data_dir,
-            store=store_dir(settings) if self._stores.samples is not None else None,
-            cache_dir=cache_dir(settings),
+            store=settings.store_dir if self._stores.samples is not None else None,
+            cache_dir=settings.cache_dir,
             cache_mb=settings.cache_mb,
             out=scratch(settings.state_dir),
             runtime=settings.runtime,

@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from apiary.blobs import BlobStore, Download
-from apiary.errors import StoreError
 from apiary.wire import Digest
 from apiary.wire.messages import BlobRef, Want
 from apiary.wire.topics import TopicKind
@@ -18,6 +18,16 @@ MAX_PAUSE: Final = 8
 GAPS: Final = 4
 """Nothing is requested again before this many times the longest pause between two chunks of the blob: on a
 slow link the rest is on its way, and another request would double it."""
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """A download, who wants it, and how often it went unanswered or came spoiled."""
+
+    download: Download
+    owners: set[str]
+    unanswered: int = 0
+    spoiled: int = 0
 
 
 class Downloads:
@@ -33,34 +43,28 @@ class Downloads:
         self._channel = channel
         self._idle_s = idle_s
         self._keeps = keeps
-        self._going: dict[Digest, Download] = {}
-        self._owners: dict[Digest, set[str]] = {}
+        self._going: dict[Digest, _Fetch] = {}
         self._heard_at = 0.0
         self._gap = 0.0
-        self._unanswered: dict[Digest, int] = {}
-        self._spoiled: dict[Digest, int] = {}
 
     def fetch(self, ref: BlobRef, now: float, owner: str = "round") -> None:
         """Make room for a blob and start to get it for `owner`. Raises StoreError where it does not fit."""
         digest = Digest(ref.digest)
-        self._owners.setdefault(digest, set()).add(owner)
-        if digest in self._going:
+        if (going := self._going.get(digest)) is not None:
+            going.owners.add(owner)
             return
-        try:
-            self.blobs.evict(keep=self._keeps())
-            download = self.blobs.begin(digest, ref.bytes)
-        except StoreError:
-            del self._owners[digest]
-            raise
-        self._going[digest] = download
+        self.blobs.evict(keep=self._keeps())
+        download = self.blobs.begin(digest, ref.bytes)
+        self._going[digest] = _Fetch(download, {owner})
         self._channel.bus.subscribe(self._pattern(digest))
         self._want(download, now)
 
     def chunk(self, digest: Digest, index: int, payload: bytes, now: float) -> Digest | None:
         """Take a chunk; the digest where its blob is now whole. Raises ChunkError and StoreError."""
-        download = self._going.get(digest)
-        if download is None:
+        fetch = self._going.get(digest)
+        if fetch is None:
             return None
+        download = fetch.download
         if download.accept(index, payload):
             # Chunks of several blobs share one link: while any comes, the others wait for their turn.
             self._gap = max(self._gap, now - max(download.heard_at, self._heard_at))
@@ -68,50 +72,43 @@ class Downloads:
         if not download.assembly.complete:
             return None
         if not download.finish():
-            self._spoiled[digest] = self._spoiled.get(digest, 0) + 1
+            fetch.spoiled += 1
             log.warning("blob=%s did not give its digest; fetching it again", digest[:12])
             self._want(download, now)
             return None
-        del self._going[digest], self._owners[digest]
-        self._spoiled.pop(digest, None)
-        self._unanswered.pop(digest, None)
+        del self._going[digest]
         self._channel.bus.unsubscribe(self._pattern(digest))
         return digest
 
     def spoiled(self, digest: Digest) -> int:
         """How often a blob that is being fetched was whole and did not give its digest."""
-        return self._spoiled.get(digest, 0)
+        fetch = self._going.get(digest)
+        return fetch.spoiled if fetch is not None else 0
 
     def tick(self, now: float) -> None:
         """Request again where nothing has come for a while."""
-        for digest, download in self._going.items():
-            requests = self._unanswered.get(digest, 0)
-            pause = max(
-                self._idle_s * min(2**requests, MAX_PAUSE), min(GAPS * self._gap, MAX_PAUSE * self._idle_s)
-            )
-            if now - max(download.heard_at, self._heard_at) >= pause:
-                self._unanswered[digest] = requests + 1
-                self._want(download, now)
+        for fetch in self._going.values():
+            idle_s = self._idle_s * min(2**fetch.unanswered, MAX_PAUSE)
+            pause = max(idle_s, min(GAPS * self._gap, MAX_PAUSE * self._idle_s))
+            if now - max(fetch.download.heard_at, self._heard_at) >= pause:
+                fetch.unanswered += 1
+                self._want(fetch.download, now)
 
     def again(self, now: float) -> None:
         """The connection or the coordinator is new: request what is missing."""
-        self._unanswered.clear()
         self._gap = 0.0
-        for download in self._going.values():
-            self._want(download, now)
+        for fetch in self._going.values():
+            fetch.unanswered = 0
+            self._want(fetch.download, now)
 
     def abandon(self, owner: str | None = None) -> None:
         """Stop those that only `owner` wanted, or all of them."""
-        for digest in list(self._going):
-            owners = self._owners[digest]
-            owners.discard(owner or "")
-            if owner is not None and owners:
+        for digest, fetch in list(self._going.items()):
+            fetch.owners.discard(owner or "")
+            if owner is not None and fetch.owners:
                 continue
-            self._going.pop(digest).abandon()
+            self._going.pop(digest).download.abandon()
             self._channel.bus.unsubscribe(self._pattern(digest))
-            self._unanswered.pop(digest, None)
-            self._spoiled.pop(digest, None)
-            del self._owners[digest]
 
     def _want(self, download: Download, now: float) -> None:
         download.heard_at = now
