@@ -91,11 +91,6 @@ class Process:
         self._mapped = Mapped(offer)
         return self._mapped
 
-    @property
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self._child.poll() is None
-
     def close(self) -> None:
         """End it: its connection, SIGTERM, then SIGKILL; remove socket and shared memory."""
         if self._socket is not None:
@@ -111,7 +106,7 @@ class Process:
     def _connect(self, until: float, start_s: float) -> socket.socket:
         while time.monotonic() < until:
             self._listen()
-            if not self.alive:
+            if self._child.poll() is not None:
                 raise self._ended("before it took a connection")
             s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             s.setblocking(False)
