@@ -77,10 +77,8 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 def make_folder(folder: Path, mode: int = 0o777) -> None:
     """Make a folder and those above it where they are not there. Raises StoreError."""
-    try:
+    with disk_errors(f"cannot use the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True, mode=mode)
-    except OSError as e:
-        raise StoreError(f"cannot use the folder {folder}: {e.strerror}") from e
 
 
 def remove(path: Path, *, sync: bool = False) -> None:
