@@ -27,7 +27,7 @@ from apiary.process.child import light_environment
 from apiary.wire.messages import Announcement, BlobRef, Bounds, Plan
 from apiary_coordinator.export.job import DONE, BuildJob
 from apiary_coordinator.run.messages import needs
-from apiary_edge.guest.room import room_for
+from apiary_edge.guest.round_needs import room_for
 from apiary_edge.training.job import TrainJob
 
 LABELS = ["cat", "dog"]

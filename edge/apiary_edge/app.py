@@ -24,7 +24,7 @@ from apiary_edge.guest.stay import Guest
 from apiary_edge.health.reader import Reader
 from apiary_edge.operators.commands import Commands
 from apiary_edge.operators.log_tail import LogTail
-from apiary_edge.owner.board import Board
+from apiary_edge.owner.status_board import Board
 from apiary_edge.owner.status_file import StatusFile, runtime_folder
 from apiary_edge.predicting.announcing import HomeAssistant
 from apiary_edge.predicting.background import BackgroundTasks

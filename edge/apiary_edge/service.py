@@ -31,7 +31,7 @@ from apiary_edge.feature import NodeFeature
 from apiary_edge.status.presence import NodeFacts, Presence, lost, will
 from apiary_edge.stores import NodeStores
 from apiary_edge.training import session as table
-from apiary_edge.training.newest import NewestRound
+from apiary_edge.training.newest_round import NewestRound
 from apiary_edge.training.process import Training
 from apiary_edge.training.session import Session, SessionState
 from apiary_edge.training.supervisor import TrainingSupervisor

@@ -11,7 +11,7 @@ from tests.stand_ins.memory_bus import MemoryBroker
 
 from apiary.identity.credentials import SigningGate
 from apiary.identity.gate import MessageGate
-from apiary.identity.marks import DiskMarks
+from apiary.identity.replay_guard import DiskMarks
 from apiary.identity.roles import Role
 from apiary.identity.signing import Signer, Verifier
 

@@ -10,7 +10,7 @@ from tests.stand_ins.memory_bus import LinkFault
 
 from apiary.wire.messages import Announcement
 from apiary_coordinator.round.collector import spool_path
-from apiary_edge.training.newest import NewestRound
+from apiary_edge.training.newest_round import NewestRound
 
 
 def stage(fleet: Fleet) -> str:

@@ -14,7 +14,7 @@ from tests.stand_ins.memory_bus import MemoryBroker, MemoryBus
 
 from apiary.bus.bus import Received
 from apiary.identity.credentials import SigningGate
-from apiary.identity.marks import DiskMarks
+from apiary.identity.replay_guard import DiskMarks
 from apiary.identity.roles import Role
 from apiary.identity.signing import Verifier
 from apiary.wire import NodeId

@@ -19,7 +19,7 @@ with atheris.instrument_imports():
     from apiary.bus import packets
     from apiary.errors import WireError
     from apiary.identity.certificates import Trust
-    from apiary.identity.marks import DiskMarks
+    from apiary.identity.replay_guard import DiskMarks
     from apiary.identity.roles import Role
     from apiary.identity.signing import Verifier
     from apiary.tensors import Weights

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from apiary.errors import SignatureRefused
 from apiary.identity.authority import KeyUse, Term, found
 from apiary.identity.certificates import Trust
-from apiary.identity.marks import DiskMarks
+from apiary.identity.replay_guard import DiskMarks
 from apiary.identity.roles import Identity, Role
 from apiary.identity.signing import Signer, Verifier
 from apiary.wire.messages import Announcement, Receipt

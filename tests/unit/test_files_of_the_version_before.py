@@ -10,7 +10,7 @@ import pytest
 from tests.fixtures.state_8fbd764.unpack import unpack
 
 from apiary.files import sha256_of
-from apiary.identity.marks import DiskMarks
+from apiary.identity.replay_guard import DiskMarks
 from apiary.settings import ReleaseSettings
 from apiary.wire import Digest
 from apiary_cli.main import main

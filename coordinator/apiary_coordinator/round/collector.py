@@ -18,7 +18,7 @@ from apiary.wire.messages import Grant, Offer, Receipt
 from apiary.wire.messages.transfer import ReceiptState
 from apiary_coordinator.journal import AcceptedRow
 from apiary_coordinator.resources import Resources
-from apiary_coordinator.round.start import RoundTerms
+from apiary_coordinator.round.server_state import RoundTerms
 from apiary_coordinator.round.state import Round
 from apiary_coordinator.updates.exact_sum import ExactSum
 from apiary_coordinator.updates.screening import Rejection, screen_offer, screen_update

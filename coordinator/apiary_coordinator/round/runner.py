@@ -26,7 +26,7 @@ from apiary_coordinator.resources import Resources
 from apiary_coordinator.round import state as table
 from apiary_coordinator.round.collector import Collector, spool_path
 from apiary_coordinator.round.deadline import deadline_s
-from apiary_coordinator.round.start import ClosedRound, NextModel, RoundTerms, ServerState
+from apiary_coordinator.round.server_state import ClosedRound, NextModel, RoundTerms, ServerState
 from apiary_coordinator.round.state import Phase, Round
 from apiary_coordinator.strategies.base import Strategy
 from apiary_coordinator.updates.capacity import most_uploads

@@ -8,7 +8,7 @@ from apiary.settings import RunSettings
 from apiary.wire import NodeId
 from apiary.wire.messages import Announcement, Notice, RoundResult
 from apiary_coordinator.round.runner import RoundRunner
-from apiary_coordinator.round.start import ServerState
+from apiary_coordinator.round.server_state import ServerState
 from apiary_coordinator.round.state import Phase
 from apiary_coordinator.run import messages
 

@@ -16,7 +16,7 @@ from apiary.wire.messages import (
     RoundResult,
 )
 from apiary_coordinator.model.builder import ExportedModel
-from apiary_coordinator.round.start import RoundTerms, ServerState
+from apiary_coordinator.round.server_state import RoundTerms, ServerState
 from apiary_coordinator.round.state import Phase, Round
 
 REPEATED_BYTES: Final = 4_000

@@ -22,7 +22,7 @@ from apiary_coordinator.model.checkpoints import Checkpoints, model_ref
 from apiary_coordinator.resources import Resources
 from apiary_coordinator.round.collector import clear_spools, intact, spool_path
 from apiary_coordinator.round.runner import RoundContext, RoundRunner
-from apiary_coordinator.round.start import ClosedRound, ServerState
+from apiary_coordinator.round.server_state import ClosedRound, ServerState
 from apiary_coordinator.run import messages
 from apiary_coordinator.run.announcer import Announcer
 from apiary_coordinator.run.assignment import Assignment

@@ -18,7 +18,7 @@ from apiary.errors import SettingsError
 from apiary.files import Stamp, stamp
 from apiary.identity.certificates import Trust
 from apiary.identity.gate import MessageGate
-from apiary.identity.marks import DiskMarks
+from apiary.identity.replay_guard import DiskMarks
 from apiary.identity.roles import Identity, Role
 from apiary.identity.signing import Signer, Verifier
 from apiary.settings import SecuritySettings

@@ -14,7 +14,7 @@ from apiary.wire.messages import Announcement, NodeHealth, parts_of
 from apiary_edge import hours
 from apiary_edge.feature import NodeFeature, Rounds
 from apiary_edge.guest import rules
-from apiary_edge.guest.room import RoundNeeds, room_for, too_small
+from apiary_edge.guest.round_needs import RoundNeeds, room_for, too_small
 from apiary_edge.guest.rules import TrainingPause
 from apiary_edge.health.news import health, is_news
 from apiary_edge.health.readings import Readings

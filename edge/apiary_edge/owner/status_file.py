@@ -21,7 +21,7 @@ from apiary.wire import NodeId
 from apiary.wire.messages import Message
 from apiary.wire.topics import TopicKind
 from apiary_edge.feature import NodeFeature
-from apiary_edge.owner.board import Board
+from apiary_edge.owner.status_board import Board
 
 RUNTIME_FOLDER: Final = Path("/run/apiary-edge")
 _MAX_BYTES: Final = 1_000_000

@@ -18,6 +18,7 @@ from apiary.errors import DataError, StoreError
 from apiary.files import advice, clear_partial, make_folder
 from apiary.wire.messages import MAX_LABELS
 from apiary_edge.samples import queries, schema
+from apiary_edge.samples.eviction import StoreRoom
 from apiary_edge.samples.layout import PREFIXES, Pictures, Reserve, forget_cached
 from apiary_edge.samples.model import (
     Added,
@@ -32,7 +33,6 @@ from apiary_edge.samples.model import (
     is_held_out,
 )
 from apiary_edge.samples.reader import SampleReader
-from apiary_edge.samples.room import StoreRoom
 
 if TYPE_CHECKING:
     from apiary.settings import EdgeSettings, StoreSettings

@@ -35,7 +35,7 @@ from apiary.wire.messages import (
 )
 from apiary.wire.topics import TopicKind
 from apiary_cli.terminal.edge_status import duration, render, show
-from apiary_edge.owner.board import MAX_LAST, Board
+from apiary_edge.owner.status_board import MAX_LAST, Board
 from apiary_edge.owner.status_file import StatusFile, find, runtime_folder
 from apiary_edge.releases.slot import Findings, Slot
 from apiary_edge.releases.store import current_file, described

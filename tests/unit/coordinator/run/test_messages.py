@@ -11,7 +11,7 @@ from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import READABLE_BYTES, SEAL_BYTES, Announcement, BlobRef, Bounds, Plan
 from apiary_coordinator.model.builder import ExportedModel
-from apiary_coordinator.round.start import RoundTerms, ServerState
+from apiary_coordinator.round.server_state import RoundTerms, ServerState
 from apiary_coordinator.round.state import Phase, Round
 from apiary_coordinator.run.messages import REPEATED_BYTES, opened
 

@@ -10,7 +10,7 @@ import pytest
 from apiary.settings import GuestSettings
 from apiary.wire.messages import Announcement, BlobRef, Bounds, Needs, Plan
 from apiary_edge import hours
-from apiary_edge.guest.room import RoundNeeds, room_for, too_small
+from apiary_edge.guest.round_needs import RoundNeeds, room_for, too_small
 from apiary_edge.guest.rules import Reason, TrainingPause, advance, in_vain, judge, opens_in_s
 from apiary_edge.health.readings import MB, Heat, Readings
 from apiary_edge.hours import Hours

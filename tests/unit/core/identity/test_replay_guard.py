@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from apiary.errors import StoreError
-from apiary.identity.marks import AHEAD_MS, RETRY_MS, DiskMarks
+from apiary.identity.replay_guard import AHEAD_MS, RETRY_MS, DiskMarks
 
 
 def test_marks_outlive_the_process(tmp_path: Path) -> None:
