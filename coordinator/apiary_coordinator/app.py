@@ -10,7 +10,8 @@ from apiary.bus.client_id import passing_id
 from apiary.bus.mqtt import MqttBus
 from apiary.bus.outlet import Tap
 from apiary.clocks import Clocks
-from apiary.identity.gate import OPEN, load_gate
+from apiary.identity.gate import OPEN
+from apiary.identity.load_gate import load_gate
 from apiary.identity.roles import Role
 from apiary.plugins import load
 from apiary.settings import Settings

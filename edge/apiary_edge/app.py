@@ -14,7 +14,7 @@ from apiary.bus.mqtt import MqttBus
 from apiary.clocks import Clocks
 from apiary.eim import elf
 from apiary.errors import RuntimeUnavailable
-from apiary.identity.gate import load_gate
+from apiary.identity.load_gate import load_gate
 from apiary.identity.roles import Role
 from apiary.settings import EdgeSettings, Settings
 from apiary.wire import NodeId

@@ -22,7 +22,8 @@ from apiary.bus.bus import Connected, Disconnected, Event, PublishRefused, Recei
 from apiary.bus.client_id import lasting_id
 from apiary.bus.inlet import Inlet
 from apiary.complaints import Complaints
-from apiary.identity.gate import MessageGate, load_gate
+from apiary.identity.gate import MessageGate
+from apiary.identity.load_gate import load_gate
 from apiary.identity.roles import Role
 from apiary.settings import SecuritySettings
 from apiary.wire import NodeId

@@ -23,7 +23,7 @@ from tests.hosts.machines import Machine
 from apiary.bus.bus import Connected, Received
 from apiary.bus.mqtt import MqttBus
 from apiary.identity.credentials import SigningGate
-from apiary.identity.gate import load_gate
+from apiary.identity.load_gate import load_gate
 from apiary.identity.roles import Role
 from apiary.settings import BrokerSettings, SecuritySettings
 

@@ -16,7 +16,7 @@ from apiary.bus.mqtt import MqttBus
 from apiary.bus.outlet import Outlet
 from apiary.complaints import Complaints
 from apiary.errors import BrokerRefused, NoAnswer, RequestRefused, WireError
-from apiary.identity.gate import load_gate
+from apiary.identity.load_gate import load_gate
 from apiary.identity.roles import Role
 from apiary.settings import Settings
 from apiary.wire import NodeId

@@ -12,7 +12,8 @@ from apiary.bus.inlet import Inlet
 from apiary.bus.mqtt import MqttBus
 from apiary.complaints import Complaints
 from apiary.errors import WireError
-from apiary.identity.gate import OPEN, MessageGate, load_gate
+from apiary.identity.gate import OPEN, MessageGate
+from apiary.identity.load_gate import load_gate
 from apiary.identity.roles import Role
 from apiary.settings import BrokerSettings, Settings
 from apiary.wire import NodeId

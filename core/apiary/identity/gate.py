@@ -3,17 +3,9 @@
 A service has one gate. Which kinds are signed, and by whom, stands with the topics (`TopicKind.signer`).
 """
 
-from __future__ import annotations
+from typing import Final
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-from apiary.identity.roles import Role
 from apiary.wire.topics import Topic, TopicKind
-
-if TYPE_CHECKING:
-    from apiary.settings import SecuritySettings
 
 
 class MessageGate:
@@ -35,22 +27,3 @@ class MessageGate:
 
 
 OPEN: Final = MessageGate()
-
-
-def load_gate(
-    security: SecuritySettings,
-    role: Role,
-    name: str | None,
-    marks: Path | None,
-    wall: Callable[[], float],
-) -> MessageGate:
-    """The gate according to the settings; `OPEN` without security.ca. Raises SettingsError, StoreError.
-
-    `name`: whom this party's certificate must name. `marks`: the file that guards against repetition;
-    None for a party that comes and goes, which keeps it in memory.
-    """
-    if security.ca is None:
-        return OPEN
-    from apiary.identity.credentials import FileGate  # loads `cryptography`: 17 MB that an open gate saves
-
-    return FileGate(security, role, name, marks, wall)

@@ -13,7 +13,8 @@ from tests.stand_ins.memory_bus import MemoryBroker
 
 from apiary.bus.outlet import Outlet
 from apiary.errors import SettingsError, SignatureRefused
-from apiary.identity.gate import OPEN, MessageGate, load_gate
+from apiary.identity.gate import OPEN, MessageGate
+from apiary.identity.load_gate import load_gate
 from apiary.identity.roles import Role
 from apiary.identity.signing import Signer
 from apiary.settings import SecuritySettings
