@@ -14,7 +14,7 @@ from tests.hosts.fleet import Fleet, until
 from tests.hosts.ground import BUILD, PIS, ROOT, WORK, wheel
 from tests.hosts.page import page
 from tests.hosts.renewal import fire, renew
-from tests.hosts.version_before import to_this_one_and_back, version_before
+from tests.hosts.version_before import back_to_it, to_this_one, version_before
 
 
 def boot(fleet: Fleet) -> str:
@@ -204,5 +204,6 @@ STEPS: Final[tuple[tuple[str, Callable[[Fleet], str]], ...]] = (
     ("backup, another host, restore", restore),
     # At the end: all hosts begin anew.
     ("site.yml of the version before", version_before),
-    ("from there to this one, cut three times, and back", to_this_one_and_back),
+    ("from there to this one, cut three times", to_this_one),
+    ("and back to it", back_to_it),
 )
