@@ -80,7 +80,7 @@ def to_this_one(fleet: Fleet) -> str:
 
 
 def back_to_it(fleet: Fleet) -> str:
-    """As docs/operations.md has it: the same play with the older wheel, whose environments are still there."""
+    """The same play with the older wheel, as docs/operations.md has it: its environments are still there."""
     machines = _booted(fleet)
     kept = {m.name: _kept(m) for m in machines}
     (wheel,) = _history().glob("dist/[0-9]*/apiary-*.whl")
