@@ -215,11 +215,11 @@ def test_a_journal_that_cannot_commit_for_a_while_loses_nothing(
     fleet = make_fleet(4, rounds=2)
     really, calls = Journal.commit, [0]
 
-    def sometimes(self: Journal, statements: Any) -> None:
+    def sometimes(self: Journal, *statements: Any) -> None:
         calls[0] += 1
         if calls[0] % 3:
             raise StoreError("the journal refused a commit: disk I/O error")
-        really(self, statements)
+        really(self, *statements)
 
     for _ in range(10):
         fleet.turn()
