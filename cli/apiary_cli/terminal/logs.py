@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 FORMATS: Final = ("text", "json")
-_OURS: Final = ("apiary", "apiary_cli", "apiary_coordinator", "apiary_edge")
+OURS: Final = ("apiary", "apiary_cli", "apiary_coordinator", "apiary_edge")
 _CONVERSION: Final = re.compile(r"(?:(?<!\S)([a-z][a-z0-9_]*)=)?%[-#0 +]*\d*(?:\.\d+)?([a-z%])")
 
 
@@ -61,5 +61,5 @@ def to_stderr(*, verbose: bool, form: str = "text") -> None:
     if form == "json":
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonLines())
-    for name in _OURS:
+    for name in OURS:
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)

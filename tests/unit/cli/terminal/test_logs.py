@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from apiary_cli.terminal.logs import JsonLines
+from apiary_cli.terminal.logs import OURS, JsonLines, to_stderr
 
 KEYS = {"time", "level", "logger", "message", "fields", "error"}
 
 
 def line(text: str, *args: Any, exc_info: Any = None) -> dict[str, Any]:
     record = logging.LogRecord("apiary_edge.service", logging.INFO, "", 0, text, args, exc_info)
-    told = JsonLines().format(record)
-    assert "\n" not in told
-    found: dict[str, Any] = json.loads(told)
+    text_line = JsonLines().format(record)
+    assert "\n" not in text_line
+    found: dict[str, Any] = json.loads(text_line)
     assert set(found) == KEYS
     return found
 
@@ -83,3 +83,12 @@ def test_a_command_that_fails_says_so_in_the_same_form(tmp_path: Path) -> None:
     lines = [json.loads(text) for text in done.stderr.splitlines()]
     assert lines and all(set(x) == KEYS for x in lines)
     assert lines[-1]["level"] == "ERROR" and str(tmp_path / "none") in lines[-1]["message"]
+
+
+def test_a_command_sets_levels_here() -> None:
+    to_stderr(verbose=False)
+    assert logging.getLogger(OURS[0]).level == logging.INFO
+
+
+def test_and_the_next_test_has_none_of_them() -> None:
+    assert logging.getLogger(OURS[0]).level == logging.NOTSET
