@@ -78,6 +78,8 @@ def describe(node: str, view: NodeView, seen_s: float | None) -> dict[str, Any]:
         "why": status.why if status else None,
         "samples": status.samples if status else None,
         "labels": status.labels if status else None,
+        "waiting": status.waiting if status else None,
+        "also_held_out": status.also_held_out if status else None,
         "tags": status.tags if status else {},
         "run": status.run if status else None,
         "round": status.round if status else None,
@@ -113,6 +115,7 @@ def render(nodes: list[dict[str, Any]], of: int) -> str:
             node["id"],
             node["state"],
             "" if node["samples"] is None else str(node["samples"]),
+            str(node["waiting"] or ""),
             as_text(node["tags"]),
             node["model"] or "",
             node["release"] or "",
@@ -124,7 +127,7 @@ def render(nodes: list[dict[str, Any]], of: int) -> str:
     ]
     counts = sorted(Counter(node["state"] for node in nodes).items())
     states = ", ".join(f"{count} {state}" for state, count in counts)
-    header = ["NODE", "STATE", "SAMPLES", "TAGS", "MODEL", "RELEASE", "TEMP", "SEEN", "WHY"]
+    header = ["NODE", "STATE", "SAMPLES", "UNLABELLED", "TAGS", "MODEL", "RELEASE", "TEMP", "SEEN", "WHY"]
     return f"{table(header, rows)}\n\n{len(nodes)} nodes: {states}"
 
 

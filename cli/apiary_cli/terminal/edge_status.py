@@ -46,6 +46,10 @@ def render(found: Found, slot: Slot | None, now: float) -> str:
     labels = status.get("labels") or {}
     each = ", ".join(f"{label} {n}" for label, n in labels.items())
     lines.append(("pictures", _and(f"{status.get('samples') or 0}", each, ": ")))
+    if status.get("waiting"):
+        lines.append(("", f"{status['waiting']} wait for a label (apiary label, apiary samples label)"))
+    if status.get("also_held_out"):
+        lines.append(("", f"{status['also_held_out']} are in the server's held-out set as well"))
     if found.alive:
         lines.append(("broker", f"{status['address']}, {_link(status.get('broker') or {}, now)}"))
         coordinator = status.get("coordinator")

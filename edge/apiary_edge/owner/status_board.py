@@ -85,6 +85,8 @@ class Board:
             "progress": self._shown(),
             "samples": status.samples if status else None,
             "labels": status.labels if status else None,
+            "waiting": status.waiting if status else None,
+            "also_held_out": status.also_held_out if status else None,
             "runtimes": status.runtimes if status else [],
             "broker": self._broker,
             "coordinator": _plain(self._coordinator),

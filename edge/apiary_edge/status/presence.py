@@ -87,6 +87,7 @@ class Presence:
         self._store = store
         self._more = more
         self._labels: dict[str, int] = {}
+        self._waiting: int | None = None
         self._counted_at = -math.inf
         self._version = 0
         self._said: tuple[object, ...] | None = None
@@ -99,7 +100,7 @@ class Presence:
 
     def begin(self, now: float) -> None:
         """Count the pictures. Raises DataError where there are none to come either."""
-        self._labels = census.count(self._data_dir, self._store)
+        self._take_census()
         self._counted_at = now
         if len(self._labels) == 1:
             log.warning(
@@ -115,7 +116,7 @@ class Presence:
             return False
         self._counted_at = now
         try:
-            self._labels = census.count(self._data_dir, self._store)
+            self._take_census()
             self.pause_reasons.set(_PICTURES, None)
         except DataError as e:
             self.pause_reasons.set(_PICTURES, str(e))
@@ -137,7 +138,7 @@ class Presence:
         note = more.pop("why", None)
         why = why or note
         state = _STATES[session.state]
-        says = (state, why, run, number, self._labels, self.declined, held, more)
+        says = (state, why, run, number, self._labels, self._waiting, self.declined, held, more)
         if says == self._said:
             return
         self._said = says
@@ -149,6 +150,7 @@ class Presence:
             round=number,
             samples=self.samples,
             labels=self._labels,
+            waiting=self._waiting,
             declined=True if self.declined is not None else None,
             tags=self._tags,
             runtimes=self._facts.runtimes,
@@ -174,6 +176,10 @@ class Presence:
             log.error(
                 "node=%s another process uses this node id: give one of them another edge.node_id", self._node
             )
+
+    def _take_census(self) -> None:
+        self._labels = census.count(self._data_dir, self._store)
+        self._waiting = census.waiting(self._store) if self._store is not None else None
 
     def _store_changed(self) -> bool:
         if self._store is None:

@@ -37,6 +37,12 @@ def count(folder: Path | None, store: SampleStore | None = None) -> dict[str, in
     return dict(sorted(found.items()))
 
 
+def waiting(store: SampleStore) -> int:
+    """How many pictures of a store have no label yet."""
+    counts = store.counts()
+    return counts.unlabelled + sum(counts.suggested.values())
+
+
 def _of_folder(folder: Path | None) -> dict[str, int]:
     if folder is None:
         raise DataError(f"no data folder is set: give --data DIR (edge.data_dir); {LAYOUT}")

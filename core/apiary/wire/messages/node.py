@@ -33,6 +33,10 @@ class NodeStatus(Message):
     """Of the newest global model and of the one tuned to this node, on the same held-out pictures of it."""
     model: Text | None = None
     """The model that it predicts with, in words; None where it predicts with none."""
+    waiting: Count | None = None
+    """Pictures of its sample store that wait for a label."""
+    also_held_out: Count | None = None
+    """Pictures that it trains on and the server's held-out set has as well, where the two were compared."""
 
 
 class Progress(Message):

@@ -67,7 +67,7 @@ def fleet() -> list[dict[str, Any]]:
         ),
         (TopicKind.NODE_HEALTH, "b", NodeHealth(temperature_c=71.4)),
         (TopicKind.NODE_RELEASE, "b", NodeRelease(state="healthy", current="hats-2")),
-        (TopicKind.NODE_STATUS, "a", NodeStatus(state="paused", why="too hot", samples=7)),
+        (TopicKind.NODE_STATUS, "a", NodeStatus(state="paused", why="too hot", samples=7, waiting=12)),
         (TopicKind.NODE_STATUS, "c", NodeStatus(state="lost", why="connection lost")),
         (TopicKind.NODE_HEALTH, "d", NodeHealth(temperature_c=80.0)),
     ]
@@ -94,11 +94,11 @@ def test_nodes_are_sorted_with_what_is_not_known_last(by: str, order: str) -> No
 def test_a_table_of_nodes() -> None:
     told = nodes.render(nodes.sort(fleet(), "id"), 4).splitlines()
     assert told == [
-        "NODE  STATE    SAMPLES  TAGS        MODEL    RELEASE  TEMP   SEEN  WHY",
-        "a     paused         7                                             too hot",
-        "b     ready         50  site=north  round 3  hats-2   71 °C  3 s",
-        "c     lost                                                         connection lost",
-        "d     unknown                                         80 °C",
+        "NODE  STATE    SAMPLES  UNLABELLED  TAGS        MODEL    RELEASE  TEMP   SEEN  WHY",
+        "a     paused         7          12                                             too hot",
+        "b     ready         50              site=north  round 3  hats-2   71 °C  3 s",
+        "c     lost                                                                     connection lost",
+        "d     unknown                                                     80 °C",
         "",
         "4 nodes: 1 lost, 1 paused, 1 ready, 1 unknown",
     ]

@@ -262,7 +262,9 @@ def test_the_screen_of_a_node_in_the_middle_of_a_round(
         offered(2),
         receipted(2),
         announced(),
-        TRAINING.model_copy(update={"state": "paused", "why": "under-voltage"}),
+        TRAINING.model_copy(
+            update={"state": "paused", "why": "under-voltage", "waiting": 14, "also_held_out": 2}
+        ),
         Progress(run="r", round=3, epoch=2, epochs=8, loss=0.5, accuracy=0.75, left_s=200.0),
         CoordinatorStatus(state="online", epoch="e", run="r"),
         NodeHealth(
@@ -289,13 +291,15 @@ def test_the_screen_of_a_node_in_the_middle_of_a_round(
     assert show(settings, as_json=False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("node         pi-1, version ")
-    assert lines[1:4] == [
+    assert lines[1:6] == [
         "state        paused: under-voltage",
         "round        3 of 12, run r: epoch 2 of 8, loss 0.500, accuracy 75.0%, about 3 min left",
         "pictures     40: cat 25, dog 15",
+        "             14 wait for a label (apiary label, apiary samples label)",
+        "             2 are in the server's held-out set as well",
     ]
-    assert lines[4].startswith("broker       broker.local:1883, connected for")
-    assert lines[5:] == [
+    assert lines[6].startswith("broker       broker.local:1883, connected for")
+    assert lines[7:] == [
         "coordinator  online, run r",
         "machine      61 °C, 300 of 900 MB memory free, 12.3 GB disk free, load 0.50, up 24 h 00 min; "
         "NOW under-voltage; throttled since the boot",

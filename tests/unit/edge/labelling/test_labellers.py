@@ -126,6 +126,8 @@ def test_100_000_files_in_the_folder(tmp_path: Path, store: SampleStore) -> None
 def test_the_census_counts_what_is_trained(tmp_path: Path, store: SampleStore) -> None:
     root = tree(tmp_path / "photos")
     assert census.count(None, store) == {}, "a node may begin without a label"
+    store.add(Incoming(picture(900), "x"))
+    assert census.waiting(store) == 1
     for i in range(60):
         store.add(Incoming(picture(1000 + i), "x", "fox"))
     trained = store.counts().trainable["fox"]
