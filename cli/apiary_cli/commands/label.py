@@ -1,6 +1,7 @@
 """`apiary label`: the labelling page of this node, in the foreground."""
 
 import argparse
+import contextlib
 import signal
 from pathlib import Path
 
@@ -54,11 +55,11 @@ def run(args: argparse.Namespace) -> int:
         # Looked up each time: the node may hear of the federation's labels while the page is open.
         modelled=lambda: known_labels(edge.state_dir),
     )
-    name = f"[{server.effective_host}]" if ":" in str(server.effective_host) else server.effective_host
-    print(f"labelling page: http://{name}:{server.effective_port}/?token={token}", flush=True)
+    print(f"labelling page: http://{server.address}/?token={token}", flush=True)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        server.run()  # ends by itself on an interrupt
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run()
     finally:
         server.close()
     return 0

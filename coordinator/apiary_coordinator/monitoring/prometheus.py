@@ -20,6 +20,9 @@ from prometheus_client import (
 from apiary import __version__
 from apiary.bus.bus import Bus
 from apiary.errors import SettingsError
+from apiary.http.connection import Application
+from apiary.http.places import HttpLimits
+from apiary.http.server import HttpServer
 from apiary.settings import MetricsSettings, Settings
 from apiary.wire.messages import NodeState
 from apiary_coordinator.feature import CoordinatorFeature
@@ -48,6 +51,7 @@ _REASONS: Final = (
     ("tensor", "shape"),
 )
 _OTHER: Final = "other"
+_LIMITS: Final = HttpLimits(max_connections=32, max_of_address=8, max_head_bytes=8_192, workers=1)
 
 
 class Figures:
@@ -151,7 +155,7 @@ class Metrics(CoordinatorFeature):
         self._look_at = 0.0
         self._seen: tuple[str, int] | None = None
         self._run: Run | None = None
-        self._server: Any = None
+        self._server: HttpServer | None = None
         self.figures = Figures(settings.federation)
         self.port = 0
         """Where it listens, once it does."""
@@ -159,8 +163,8 @@ class Metrics(CoordinatorFeature):
     def start(self, now: float) -> None:
         """Listen. Raises SettingsError."""
         self._server = _listen(make_wsgi_app(self.figures.registry), self._settings)
-        self.port = int(self._server.effective_port)
-        threading.Thread(target=self._serve, name="metrics", daemon=True).start()
+        self.port = self._server.port
+        threading.Thread(target=self._server.run, name="metrics", daemon=True).start()
         log.info("metrics at http://%s:%d/metrics", self._settings.host, self.port)
 
     def tick(self, now: float) -> None:
@@ -179,13 +183,6 @@ class Metrics(CoordinatorFeature):
         """Stop listening."""
         if self._server is not None:
             self._server.close()
-
-    def _serve(self) -> None:
-        try:
-            self._server.run()
-        except OSError as e:
-            # Closing it from the loop takes the sockets away from under it.
-            log.debug("metrics: %s", e)
 
     def _rounds(self, run: Run) -> None:
         """Count what is new. What was there when a run was resumed was counted before the restart."""
@@ -226,22 +223,9 @@ def reason_of(why: str) -> str:
     return next((reason for words, reason in _REASONS if words in why), _OTHER)
 
 
-def _listen(app: Any, settings: MetricsSettings) -> Any:
-    from waitress import create_server
-
-    logging.getLogger("waitress").setLevel(logging.ERROR)
+def _listen(app: Application, settings: MetricsSettings) -> HttpServer:
     try:
-        return create_server(
-            app,
-            host=settings.host,
-            port=settings.port or 0,
-            threads=1,
-            connection_limit=16,
-            channel_timeout=20,
-            cleanup_interval=10,
-            max_request_header_size=8_192,
-            max_request_body_size=1_024,
-        )
-    except (OSError, ValueError) as e:
+        return HttpServer(app, settings.host, settings.port or 0, limits=_LIMITS)
+    except OSError as e:
         where = f"{settings.host}:{settings.port}"
         raise SettingsError(f"metrics cannot listen on {where}: {e} (metrics.host, metrics.port)") from None

@@ -1,26 +1,20 @@
-"""The page's process: the app behind waitress, bounded in threads, connections, bodies and idle time."""
+"""The labelling page, listening; and what it shares with the node's other page."""
 
 import contextlib
 import ctypes
 import ipaddress
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
 
 from apiary.errors import SettingsError
+from apiary.http.server import HttpServer
 from apiary.settings import EdgeSettings
 from apiary_edge.labelling.app import Labelling, site
 from apiary_edge.samples.model import check_label
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.web.gate import OwnerGate
-from apiary_edge.web.site import MAX_BODY_BYTES
-
-THREADS: Final = 4
-"""Browsers ask for six pictures at once; more threads than the cores of a Pi gain nothing."""
-MAX_CONNECTIONS: Final = 50
-IDLE_S: Final = 30
+from apiary_edge.web.site import Site
 
 
 class Stores:
@@ -73,7 +67,7 @@ def make_server(
     labels: Sequence[str] = (),
     may_add: bool = True,
     modelled: Callable[[], tuple[str, ...]] = tuple,
-) -> Any:
+) -> HttpServer:
     """The labelling page, listening; `.run()` serves, `.close()` ends. Raises SettingsError, StoreError."""
     for label in labels:
         check_label(label)
@@ -81,32 +75,12 @@ def make_server(
     stores().labels()  # a store that cannot be used is reported before the page is
     pages = Labelling(stores, edge.store.held_out, tuple(labels), may_add, modelled)
     app = site(pages, OwnerGate(token, port, time.monotonic, time.sleep))
-    return listen(app, check_host(host), port, max_body_bytes=MAX_BODY_BYTES)
+    return listen(app, check_host(host), port)
 
 
-def listen(app: Any, host: str, port: int, *, max_body_bytes: int, setting: str = "--port") -> Any:
-    """A waitress server on an address of ours, bounded in everything. Raises SettingsError."""
-    from waitress import create_server
-
-    logging.getLogger("waitress").setLevel(logging.ERROR)
+def listen(pages: Site, host: str, port: int, *, setting: str = "--port") -> HttpServer:
+    """A page's server on an address of this machine. Raises SettingsError."""
     try:
-        return create_server(
-            app,
-            host=host,
-            port=port,
-            threads=THREADS,
-            connection_limit=MAX_CONNECTIONS,
-            channel_timeout=IDLE_S,
-            max_request_body_size=max_body_bytes,
-            max_request_header_size=16 * 2**10,
-            ident="",
-            clear_untrusted_proxy_headers=True,
-        )
+        return HttpServer(pages, host, port, allowance=pages.allowance)
     except OSError as e:
         raise SettingsError(f"cannot listen on {host}:{port}: {e.strerror}; choose another {setting}") from e
-
-
-def run_until_closed(server: Any) -> None:
-    """Serve until another thread calls `server.close()`, whose sockets then go while they are waited for."""
-    with contextlib.suppress(OSError):
-        server.run()

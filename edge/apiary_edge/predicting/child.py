@@ -106,8 +106,7 @@ class PredictionThread:
 
 def _serve(job: PredictJob, live: Any, camera: CameraView, emit: Callable[[Line], None]) -> Any | None:
     """The page in a thread of its own; predictions go on without it where its port is taken."""
-    from apiary_edge.labelling.server import check_host, listen, run_until_closed
-    from apiary_edge.predicting.http_upload import MAX_BYTES
+    from apiary_edge.labelling.server import check_host, listen
     from apiary_edge.predicting.pages import site
     from apiary_edge.web.gate import OwnerGate
     from apiary_edge.web.token import load_or_make
@@ -120,15 +119,13 @@ def _serve(job: PredictJob, live: Any, camera: CameraView, emit: Callable[[Line]
             site(live, gate, job.edge.node_id, job.federation, camera),
             host,
             wants.port,
-            max_body_bytes=MAX_BYTES,
             setting="edge.predict.port",
         )
     except ApiaryError as e:
         emit(PredictionEvent(kind="closed", text=str(e)[:500]))
         return None
-    threading.Thread(target=run_until_closed, args=(server,), name="page", daemon=True).start()
-    shown = f"[{server.effective_host}]" if ":" in str(server.effective_host) else server.effective_host
-    emit(PredictionEvent(kind="page", text=f"http://{shown}:{server.effective_port}/"))
+    threading.Thread(target=server.run, name="page", daemon=True).start()
+    emit(PredictionEvent(kind="page", text=f"http://{server.address}/"))
     return server
 
 

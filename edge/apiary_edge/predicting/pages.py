@@ -20,7 +20,14 @@ KEYED: Final = frozenset({"/api/info", "/api/image", "/api/now"})
 def site(live: LivePredictor, gate: OwnerGate, node: str, federation: str, camera: Callable[[], str]) -> Site:
     """The WSGI application. `camera` says in a few words where frames come from, or why none come."""
     pages = Predictions(live, node, federation, camera)
-    return Site("predictions page", gate, pages, package="apiary_edge.predicting", keyed=KEYED)
+    return Site(
+        "predictions page",
+        gate,
+        pages,
+        package="apiary_edge.predicting",
+        keyed=KEYED,
+        max_body_bytes=http_upload.MAX_BYTES,
+    )
 
 
 class Predictions:

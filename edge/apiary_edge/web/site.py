@@ -15,9 +15,12 @@ from typing import Any, Final, Protocol
 from urllib.parse import parse_qs
 
 from apiary.errors import ApiaryError, DataError
+from apiary.http.connection import BodyAllowance
 from apiary_edge.web.gate import OwnerGate
 
 MAX_BODY_BYTES: Final = 64 * 2**10
+MAX_LOGIN_BYTES: Final = 2**10
+"""All that is read of a sender who has not signed in; a token has at most 128 characters."""
 _HEADERS: Final = [
     (
         "Content-Security-Policy",
@@ -74,6 +77,7 @@ class Site:
     """A WSGI application: `pages`, and the files of the folder `page` in `package`, whose index is `/`.
 
     `keyed` paths take the token in an Authorization header as well, for programs that have no cookie.
+    A body of the owner's has at most `max_body_bytes`.
     """
 
     def __init__(
@@ -84,12 +88,14 @@ class Site:
         *,
         package: str,
         keyed: frozenset[str] = frozenset(),
+        max_body_bytes: int = MAX_BODY_BYTES,
     ):
         self._name = name
         self._log = logging.getLogger(package)
         self._gate = gate
         self.pages = pages
         self._keyed = keyed
+        self._max_body_bytes = max_body_bytes
         self._files = {
             "/" if file.name == "index.html" else f"/{file.name}": (file.read_bytes(), kind)
             for file in (resources.files(package) / "page").iterdir()
@@ -115,6 +121,22 @@ class Site:
         ]
         start_response(f"{answer.status.value} {answer.status.phrase}", headers)
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else answer.body]
+
+    def allowance(self, environ: Environ) -> BodyAllowance:
+        """What a head may bring: the owner's a body, a login a token, any other one nothing."""
+        known = self._gate.host_is_ours(environ.get("HTTP_HOST", "")) and self._is_owner(environ)
+        if environ["REQUEST_METHOD"] != "POST":
+            return BodyAllowance(known=known)
+        if known:
+            return BodyAllowance(self._max_body_bytes, known)
+        return BodyAllowance(MAX_LOGIN_BYTES if environ["PATH_INFO"] == "/api/login" else 0)
+
+    def _is_owner(self, environ: Environ) -> bool:
+        if self._gate.cookie_is_right(environ.get("HTTP_COOKIE", "")):
+            return True
+        token = _bearer(environ) if environ["PATH_INFO"] in self._keyed else None
+        # A wrong one is counted once, when the request is answered.
+        return token is not None and self._gate.matches(token, environ.get("REMOTE_ADDR", ""))
 
     def _answer(self, environ: Environ) -> Response:
         if not self._gate.host_is_ours(environ.get("HTTP_HOST", "")):
@@ -165,11 +187,10 @@ class Site:
 
     def _has_key(self, path: str, environ: Environ) -> bool:
         """Whether the request names the token itself. Raises Problem for a wrong one."""
-        given = environ.get("HTTP_AUTHORIZATION", "")
-        if path not in self._keyed or not given:
+        if path not in self._keyed or not environ.get("HTTP_AUTHORIZATION"):
             return False
-        scheme, _, token = given.partition(" ")
-        if scheme.lower() != "bearer" or not self._let_in(token.strip(), environ):
+        token = _bearer(environ)
+        if token is None or not self._let_in(token, environ):
             raise Problem(HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Bearer TOKEN")
         return True
 
@@ -202,6 +223,8 @@ def body_of(environ: Environ, max_bytes: int) -> bytes:
     if int(length) > max_bytes:
         raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected at most {max_bytes} bytes")
     data: bytes = environ["wsgi.input"].read(int(length))
+    if len(data) < int(length):
+        raise Problem(HTTPStatus.BAD_REQUEST, "the body was not read: try again")
     return data
 
 
@@ -229,6 +252,12 @@ def text(body: Mapping[str, Any], name: str) -> str:
 def not_found() -> Problem:
     """The answer for a path that there is not."""
     return Problem(HTTPStatus.NOT_FOUND, "there is no such page")
+
+
+def _bearer(environ: Environ) -> str | None:
+    """The token of an Authorization header; None for another scheme, or without one."""
+    scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
 def _query(environ: Environ) -> dict[str, str]:

@@ -198,12 +198,11 @@ def stand_ins(tmp_path: Path) -> Path:
 def service(image: Image, tmp_path: Path) -> Iterator[str]:
     told = {"state_dir": tmp_path / "pki", "listen": "127.0.0.1", "port": 0}
     running = make_service(CaFolder(tmp_path / "pki"), Settings.model_validate({"pki": told}))
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05})
+    thread = threading.Thread(target=running.run)
     thread.start()
-    yield f"https://127.0.0.1:{running.server_address[1]}"
-    running.shutdown()
+    yield f"https://127.0.0.1:{running.port}"
+    running.close()
     thread.join()
-    running.server_close()
 
 
 def test_the_script_on_the_card_joins_and_cleans_up(

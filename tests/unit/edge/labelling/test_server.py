@@ -31,7 +31,7 @@ def test_a_real_server_bounds_what_it_reads(store: SampleStore, ids: list[Sample
     thread = threading.Thread(target=server.run, name="labelling-page")
     thread.start()
     try:
-        port = server.effective_port
+        port = server.port
 
         def ask(method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -49,7 +49,9 @@ def test_a_real_server_bounds_what_it_reads(store: SampleStore, ids: list[Sample
         cookie = headers["Set-Cookie"].partition(";")[0]
         assert ask("GET", f"/picture/small/{ids[0]}", Cookie=cookie)[0] == 200
         assert ask("GET", "/picture/small/%2e%2e/%2e%2e/samples.sqlite", Cookie=cookie)[0] == 404
-        assert ask("POST", "/api/label", b"x" * (MAX_BODY_BYTES + 1), Cookie=cookie)[0] == 413
+        changes = {"Cookie": cookie, "X-Apiary": "1", "Content-Type": "application/json"}
+        assert ask("POST", "/api/label", b"x" * (MAX_BODY_BYTES + 1), **changes)[0] == 413
+        assert ask("POST", "/api/label", b"x" * MAX_BODY_BYTES, **changes)[0] == 400
         assert ask("GET", "/", Cookie="x" * 20_000)[0] == 431
         open_files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names are enough
         for _ in range(300):  # each on a connection of its own
@@ -58,6 +60,6 @@ def test_a_real_server_bounds_what_it_reads(store: SampleStore, ids: list[Sample
         with pytest.raises(SettingsError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*another --port"):
             make_server(EdgeSettings(state_dir=tmp_path / "s"), TOKEN, host="127.0.0.1", port=port)
     finally:
-        server.trigger.pull_trigger(server.close)  # by its own thread, whose loop ends then
+        server.close()
         thread.join(10)
     assert not thread.is_alive()

@@ -22,7 +22,7 @@ from tests.unit.edge.predicting.scene import LABELS, Scene, digest, frame, model
 
 from apiary.errors import DataError
 from apiary.learn.manifest import PictureInput
-from apiary_edge.labelling.server import listen, run_until_closed
+from apiary_edge.labelling.server import listen
 from apiary_edge.predicting import http_upload
 from apiary_edge.predicting.pages import MAX_BARS, site
 from apiary_edge.web.gate import OwnerGate
@@ -317,10 +317,10 @@ def test_a_slow_or_silent_client_does_not_keep_others_out(scene: Scene) -> None:
 
     gate = OwnerGate(TOKEN, 0, time.monotonic, time.sleep)
     app = site(scene.live, gate, "pi-7", "garden", lambda: "no camera")
-    server = listen(app, "127.0.0.1", 0, max_body_bytes=http_upload.MAX_BYTES)
-    running = threading.Thread(target=run_until_closed, args=(server,), daemon=True)
+    server = listen(app, "127.0.0.1", 0)
+    running = threading.Thread(target=server.run, daemon=True)
     running.start()
-    port = server.effective_port
+    port = server.port
     silent = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(20)]
     try:
         for one in silent[:10]:
@@ -331,7 +331,12 @@ def test_a_slow_or_silent_client_does_not_keep_others_out(scene: Scene) -> None:
             assert link.getresponse().status == 200
             link.close()
         link = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        link.request("POST", "/api/image", b"", {"Content-Length": str(http_upload.MAX_BYTES * 2)})
+        too_long = {"Content-Length": str(http_upload.MAX_BYTES * 2)}
+        link.request("POST", "/api/image", b"", too_long)
+        assert link.getresponse().status == 401
+        link.close()
+        link = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        link.request("POST", "/api/image", b"", {**too_long, "Authorization": f"Bearer {TOKEN}"})
         assert link.getresponse().status == 413
         link.close()
     finally:
