@@ -7,7 +7,7 @@ its receipt, a model before the round is closed. What is not in the journal did 
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -45,7 +45,10 @@ _SLIM: Final = "json_remove(result, {})".format(", ".join(f"'$.{key}'" for key i
 
 @dataclass(frozen=True, slots=True)
 class AcceptedRow:
-    """One accepted update: its node, where it lies in the spool, and the offer it came with."""
+    """One accepted update: its node, where it lies in the spool, and the offer it came with.
+
+    `samples` is what it weighs; the offer says what it trained on.
+    """
 
     node: NodeId
     digest: Digest
@@ -58,7 +61,10 @@ class AcceptedRow:
     @property
     def contributor(self) -> Contributor:
         """What the round keeps of it."""
-        return Contributor(samples=self.samples, bytes=self.bytes, seconds=round(self.seconds, 3))
+        trained = self.offer.samples if self.offer.samples != self.samples else None
+        return Contributor(
+            samples=self.samples, trained=trained, bytes=self.bytes, seconds=round(self.seconds, 3)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +159,21 @@ class Journal:
         )
         self.commit((upsert, (run, number, json.dumps(opened))))
 
-    def accept(self, run: str, number: int, rows: Iterable[AcceptedRow]) -> None:
-        """Write down accepted updates in one commit. A second of one node and round raises StoreError."""
+    def accept(self, run: str, number: int, rows: Iterable[AcceptedRow]) -> list[AcceptedRow]:
+        """Write down accepted updates in one commit; those that were. Raises StoreError: then none was.
+
+        A row that breaks a constraint, as a node's second update of one round does, is left out: it must not
+        hold up the rows beside it.
+        """
         insert = "INSERT INTO accepted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        self.commit(*((insert, (run, number, *astuple(r)[:-1], r.offer.model_dump_json())) for r in rows))
+        written: list[AcceptedRow] = []
+        with self._transaction():
+            for row in rows:
+                # Python's sqlite3 undoes the statement alone, and the transaction goes on.
+                with suppress(sqlite3.IntegrityError):
+                    self._db.execute(insert, (run, number, *astuple(row)[:-1], row.offer.model_dump_json()))
+                    written.append(row)
+        return written
 
     def forget(self, run: str, number: int, node: NodeId) -> None:
         """Strike out an accepted update whose bytes are damaged, so that the node may send it again."""
@@ -233,11 +250,17 @@ class Journal:
 
     def commit(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
         """All of these or none, on the disk when this returns. Raises StoreError."""
+        with self._transaction():
+            for sql, values in statements:
+                self._db.execute(sql, values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """What is executed within is committed as one, or not at all. Raises StoreError."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                for sql, values in statements:
-                    self._db.execute(sql, values)
+                yield
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:

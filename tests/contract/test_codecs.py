@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from apiary.errors import BlobError
 from apiary.plugins import names
-from apiary.tensors import Array, Weights
+from apiary.tensors import Array, Shapes, Weights
 from apiary.wire import blob
 from apiary.wire.codecs.base import Codec, Encoded
 
@@ -76,6 +76,28 @@ def test_numbers_come_back_within_the_promised_error(codec: Codec, values: list[
 def test_any_finite_tensor_comes_back_within_the_promised_error(each: str, tensor: Array) -> None:
     coder = blob.codec(each)
     assert_close(coder, tensor, coder.decode(coder.encode(tensor)))
+
+
+@settings(max_examples=30)
+@given(
+    tensor=hnp.arrays(
+        np.float32, hnp.array_shapes(max_dims=3, max_side=9), elements=st.floats(-9, 9, width=32)
+    )
+)
+@pytest.mark.parametrize("each", CODECS)
+def test_no_encoding_is_larger_than_promised(each: str, tensor: Array) -> None:
+    """The room that an update may take on the server's disk follows from it."""
+    coder = blob.codec(each)
+    assert len(coder.encode(tensor).data) <= coder.most_bytes(tensor.size)
+
+
+def test_an_honest_update_fits_and_not_much_more(name: str) -> None:
+    shapes: Shapes = {f"layer-{i}/kernel": (30, 7 * i + 1) for i in range(40)}
+    rng = np.random.default_rng(3)
+    weights = Weights({n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()})
+    about = {"run": "r" * 64, "round": 10**6, "node": "n" * 64, "samples": 2**24}
+    size = len(blob.encode(weights, codec_name=name, about=about))
+    assert size <= blob.most_bytes(shapes, name) <= size + 3_000
 
 
 def test_encoding_has_no_state_and_no_chance(codec: Codec) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.stand_ins.inline_worker import InlineWorker
 from tests.stand_ins.memory_bus import MemoryBroker, MemoryBus
+from tests.stand_ins.slow_worker import SlowWorker
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Received
@@ -247,7 +247,7 @@ class Fleet:
             settings,
             Platform(
                 self.broker.bus("coordinator", coordinator_will(settings.topics, epoch)),
-                InlineWorker(),
+                SlowWorker(lambda: self.broker.now, seed=self.starts),
                 Clocks(lambda: self.broker.now, lambda: self.broker.now),
                 epoch,
                 self.gates(Role.COORDINATOR, "hive", settings.coordinator.state_dir),
@@ -301,7 +301,7 @@ class Fleet:
             self._journal.close()
             self.coordinator = None
 
-    def start_node(self, node: str, *, seconds: float | None = None, samples: int = 30) -> Edge:
+    def start_node(self, node: str, *, seconds: float | None = None, samples: int = 33) -> Edge:
         folder = self.folder / "pictures" / "a"
         folder.mkdir(parents=True, exist_ok=True)
         for i in range(samples):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.fleet.harness import Fleet, MakeFleet
-from tests.stand_ins.inline_worker import InlineWorker
+from tests.stand_ins.slow_worker import SlowWorker
 
 from apiary.blobs import BlobStore
 from apiary.errors import RunFailed, StoreError
@@ -138,19 +138,19 @@ def test_a_round_is_taken_up_without_reading_its_updates_on_the_loop(
     fleet.until(lambda: accepted(fleet) == 2)
     fleet.kill_coordinator()
     at_work, looks = [False], []
-    view, submit = Spool.view, InlineWorker.submit
+    view, run = Spool.view, SlowWorker._run
 
     def looked(spool: Spool, slot: int, size: int) -> Any:
         looks.append(at_work[0])
         return view(spool, slot, size)
 
-    def working(worker: InlineWorker, *job: Any) -> None:
+    def working(worker: SlowWorker, *job: Any) -> None:
         at_work[0] = True
-        submit(worker, *job)
+        run(worker, *job)
         at_work[0] = False
 
     monkeypatch.setattr(Spool, "view", looked)
-    monkeypatch.setattr(InlineWorker, "submit", working)
+    monkeypatch.setattr(SlowWorker, "_run", working)
     fleet.start_coordinator()
     fleet.run()
     assert len(looks) >= 4 and all(looks)
@@ -167,12 +167,12 @@ def test_who_was_lost_while_the_coordinator_was_down_is_not_waited_for(
     fleet.kill_coordinator()
     fleet.kill_node("pi-02")
     slow = fleet.broker.now + 10
-    real = InlineWorker.collect
+    real = SlowWorker.collect
 
-    def collect(worker: InlineWorker) -> list[Done]:
+    def collect(worker: SlowWorker) -> list[Done]:
         return real(worker) if fleet.broker.now >= slow else []
 
-    monkeypatch.setattr(InlineWorker, "collect", collect)
+    monkeypatch.setattr(SlowWorker, "collect", collect)
     fleet.start_coordinator()
     began = fleet.broker.now
     fleet.run(seconds=100)
@@ -191,12 +191,12 @@ def test_nobody_gives_up_its_training_while_a_round_is_being_taken_up(
     fleet.until(lambda: all(training.started for training in fleet.trainings.values()))
     fleet.kill_coordinator()
     slow = fleet.broker.now + 20
-    real = InlineWorker.collect
+    real = SlowWorker.collect
 
-    def collect(worker: InlineWorker) -> list[Done]:
+    def collect(worker: SlowWorker) -> list[Done]:
         return real(worker) if fleet.broker.now >= slow else []
 
-    monkeypatch.setattr(InlineWorker, "collect", collect)
+    monkeypatch.setattr(SlowWorker, "collect", collect)
     fleet.start_coordinator()
     fleet.run()
     assert fleet.results()[0]["n_contributors"] == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.fleet.harness import Fleet, MakeFleet
-from tests.stand_ins.inline_worker import InlineWorker
+from tests.stand_ins.slow_worker import SlowWorker
 
 from apiary.errors import ApiaryError
 from apiary_coordinator.monitoring import watchdog
@@ -34,10 +34,10 @@ def test_a_job_that_does_not_end(
     assert watchdog_of(fleet).busy_s == 0
     assert not [r for r in caplog.records if r.name == watchdog.__name__]
 
-    def hangs(worker: InlineWorker) -> list[Done]:
+    def hangs(worker: SlowWorker) -> list[Done]:
         return []
 
-    monkeypatch.setattr(InlineWorker, "collect", hangs)
+    monkeypatch.setattr(SlowWorker, "collect", hangs)
     fleet.ask("run.start", name="run")
     began = fleet.broker.now
     pass_(fleet, WARN_S + 60)
@@ -51,7 +51,7 @@ def test_a_job_that_does_not_end(
 
 def test_many_jobs_that_end_are_no_reason(make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = make_fleet(2, stay=True)
-    monkeypatch.setattr(InlineWorker, "pending", property(lambda worker: 5))
+    monkeypatch.setattr(SlowWorker, "pending", property(lambda worker: 5))
     for _ in range(20):
         assert fleet.coordinator is not None
         fleet.coordinator.resources.worker.submit(lambda: None, lambda _: None)

@@ -186,12 +186,12 @@ def test_spool_what_was_synced_before_stays(folder: Callable[[], Path]) -> None:
 
     def before() -> Callable[[], object]:
         here.append(folder() / "r-1.spool")
-        spool = Spool(here[-1])
-        spool.write(spool.allocate(len(first)), 0, first)
+        spool = Spool(here[-1], len(second))
+        spool.write(spool.allocate(1), 0, first)
         spool.sync()
 
         def act() -> None:
-            slot = spool.allocate(len(second))
+            slot = spool.allocate(2)
             for start in range(0, len(second), 10_000):
                 spool.write(slot, start, second[start : start + 10_000])
             spool.sync()
@@ -199,11 +199,11 @@ def test_spool_what_was_synced_before_stays(folder: Callable[[], Path]) -> None:
         return act
 
     for _ in every_cut(before):
-        spool = Spool(here[-1])
+        spool = Spool(here[-1], len(second))
         with spool.view(0, len(first)) as view:
             assert view == first
         # A slot given after the restart touches nothing that was journaled before it.
-        slot = spool.allocate(len(second))
+        slot = spool.allocate(3)
         assert slot >= 8192
         spool.write(slot, 0, second)
         with spool.view(0, len(first)) as view:

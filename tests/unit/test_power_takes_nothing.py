@@ -61,8 +61,8 @@ def test_a_blob_that_is_here(tmp_path: Path) -> None:
 
 def test_updates_that_are_receipted(tmp_path: Path) -> None:
     def take() -> None:
-        spool = Spool(tmp_path / "spool" / "r-1.spool")
-        spool.write(spool.allocate(len(DATA)), 0, DATA)
+        spool = Spool(tmp_path / "spool" / "r-1.spool", len(DATA))
+        spool.write(spool.allocate(1), 0, DATA)
         spool.sync()
 
     # The folder's own name is in the state folder, which the journal's first commit syncs.

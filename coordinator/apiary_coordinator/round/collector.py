@@ -53,6 +53,9 @@ class CollectingRound(Protocol):
     def rejected(self, node: NodeId, why: str) -> None:
         """An update was refused. Raises StoreError."""
 
+    def capped(self, node: NodeId, samples: int) -> None:
+        """An update of so many samples counts for the round's cap."""
+
 
 class Collector:
     """Takes the updates of one round."""
@@ -73,6 +76,8 @@ class Collector:
         self._outlet = resources.outgoing.outlet
         self._spool = spool
         self._uploads = uploads
+        self._screening: dict[NodeId, Upload] = {}
+        """Complete uploads that the worker looks at."""
         self._screened: list[AcceptedRow] = []
         self._syncing: list[AcceptedRow] = []
         self._counted: deque[AcceptedRow] = deque()
@@ -80,6 +85,8 @@ class Collector:
         self._damaged: dict[NodeId, int] = {}
         self._digests: dict[NodeId, Digest] = {}
         self.sum = ExactSum(terms.shapes, terms.bits)
+        self.norms: list[float] = []
+        """Of the updates in the sum; the worker's."""
         self.bytes_up = 0
         self._over = False
 
@@ -90,6 +97,7 @@ class Collector:
 
     def restore(self, rows: list[AcceptedRow]) -> None:
         """Count journaled updates again after a restart; `intact` has looked at their bytes."""
+        self._spool.keep((row.slot, row.bytes) for row in rows)
         for row in rows:
             self._digests[row.node] = row.digest
             self._worker.submit(partial(self._add, row), _nothing)
@@ -97,16 +105,14 @@ class Collector:
     def offered(self, node: NodeId, offer: Offer, now: float) -> None:
         """Answer an offer for this round with a grant, now or later, or with a receipt."""
         round_ = self._runner.round
-        if node in round_.accepted:
-            again = None if self._digests.get(node) == offer.update.digest else "another update was counted"
-            self._receipt(node, offer, "duplicate", again)
-        elif node in round_.rejected:
-            self._receipt(node, offer, "rejected", round_.rejected[node])
-        elif not round_.collecting or node not in round_.cohort:
+        if self._answered(node, offer):
+            return
+        if not round_.collecting or node not in round_.cohort:
             why = "the round is over" if node in round_.cohort else "not drawn for this round"
             self._receipt(node, offer, "closed", why)
         elif self._in_hand(node):
-            log.debug("node=%s offers again what is being screened", node)
+            # Whatever it offers now: the update that came whole is the one that is answered.
+            log.debug("node=%s offers while its update is being screened", node)
         elif (refused := screen_offer(offer, self._terms.bounds, self._terms.plan.codec)) is not None:
             self._reject(node, offer, refused.why)
         else:
@@ -132,6 +138,7 @@ class Collector:
             raise
         self.bytes_up += len(payload)
         if upload.assembly.complete:
+            self._screening[node] = upload
             self._worker.submit(partial(self._screen, upload), partial(self._on_screened, upload))
             self._perform(self._uploads.arrived(upload, now))
 
@@ -155,14 +162,27 @@ class Collector:
         # Rounds are parts of cycles, and the collector of those does not see how large a sum is.
         self.sum = ExactSum({}, self._terms.bits)
 
+    def _answered(self, node: NodeId, offer: Offer) -> bool:
+        """Answer a node whose update was counted or refused already; False where none was."""
+        round_ = self._runner.round
+        if node in round_.accepted:
+            again = None if self._digests.get(node) == offer.update.digest else "another update was counted"
+            self._receipt(node, offer, "duplicate", again)
+        elif node in round_.rejected:
+            self._receipt(node, offer, "rejected", round_.rejected[node])
+        else:
+            return False
+        return True
+
     def _in_hand(self, node: NodeId) -> bool:
-        return any(row.node == node for row in (*self._screened, *self._syncing))
+        """Whether an update of this node has come whole, and what becomes of it is not journaled yet."""
+        return node in self._screening or any(r.node == node for r in (*self._screened, *self._syncing))
 
     def _perform(self, grants: list[Upload]) -> None:
         for upload in grants:
             if upload.slot < 0:
                 try:
-                    upload.slot = self._spool.allocate(upload.assembly.bytes)
+                    upload.slot = self._spool.allocate(len(self._runner.round.cohort))
                 except StoreError:
                     # Nothing is lost: the node keeps its update and offers it again after its own pause.
                     self._uploads.drop(upload.node)
@@ -177,36 +197,57 @@ class Collector:
             return screen_update(view, upload.offer, upload.node, self._terms.bounds, self._terms.shapes)
 
     def _on_screened(self, upload: Upload, verdict: Rejection | Damaged | None) -> None:
-        now = upload.heard_at
-        if isinstance(verdict, Damaged):
-            whole = 0 if verdict.chunks else 1
-            self._damaged[upload.node] = self._damaged.get(upload.node, 0) + whole
-            if self._damaged[upload.node] <= MAX_DAMAGED:
-                what = f"{len(verdict.chunks)} chunks" if verdict.chunks else "all"
-                log.warning("node=%s %s of its update came damaged: asked for again", upload.node, what)
-                self._perform(self._uploads.again(upload, verdict.chunks, now))
+        """Called again with the same verdict where the disk refused a step of it."""
+        node = upload.node
+        if self._screening.get(node) is upload:
+            if isinstance(verdict, Damaged) and self._asked_again(upload, verdict):
                 return
+            self._judge(upload, verdict)
+            del self._screening[node]
+        self._finished(node, upload.heard_at)
+        self._sync_next()
+
+    def _asked_again(self, upload: Upload, damaged: Damaged) -> bool:
+        """Whether a damaged upload is granted once more: not for ever, and not where its node has left."""
+        node = upload.node
+        whole = 0 if damaged.chunks else 1
+        times = self._damaged.get(node, 0) + whole
+        if times > MAX_DAMAGED or not self._uploads.has(upload):
+            return False
+        self._damaged[node] = times
+        del self._screening[node]
+        what = f"{len(damaged.chunks)} chunks" if damaged.chunks else "all"
+        log.warning("node=%s %s of its update came damaged: asked for again", node, what)
+        self._perform(self._uploads.again(upload, damaged.chunks, upload.heard_at))
+        return True
+
+    def _judge(self, upload: Upload, verdict: Rejection | Damaged | None) -> None:
+        """Put a good update in line for its sync; journal and answer the refusal of another."""
+        if isinstance(verdict, Damaged):
             verdict = Rejection(f"node {upload.node}: the update's bytes do not give the digest it offered")
-        if verdict is None and upload.node in self._runner.round.rejected:
-            # It offered another update meanwhile, which was refused: one answer a round.
-            verdict = Rejection(self._runner.round.rejected[upload.node])
-        self._finished(upload.node, now)
-        if isinstance(verdict, Rejection):
-            self._spool.release(upload.slot, upload.assembly.bytes)
-            self._reject(upload.node, upload.offer, verdict.why)
+        node = upload.node
+        if verdict is not None:
+            self._reject(node, upload.offer, verdict.why)
+            self._spool.release(upload.slot)
             return
         self._screened.append(
             AcceptedRow(
-                node=upload.node,
+                node=node,
                 digest=upload.digest,
                 slot=upload.slot,
                 bytes=upload.assembly.bytes,
-                samples=upload.offer.samples,
+                samples=self._weight(node, upload.offer),
                 seconds=self._runner.elapsed_s,
                 offer=upload.offer,
             )
         )
-        self._sync_next()
+
+    def _weight(self, node: NodeId, offer: Offer) -> int:
+        """What an update counts for: the samples that it trained on, capped as the round was announced."""
+        weight = min(offer.samples, self._terms.bounds.max_samples)
+        if weight < offer.samples:
+            self._runner.capped(node, offer.samples)
+        return weight
 
     def _sync_next(self) -> None:
         """One sync and one commit for all that were screened meanwhile."""
@@ -221,9 +262,16 @@ class Collector:
         rows = self._syncing
         round_ = self._runner.round
         room = round_.goal - len(round_.accepted) if round_.collecting else 0
-        counted, late = rows[:room], rows[room:]
+        wanted: dict[NodeId, AcceptedRow] = {}
+        for row in rows:
+            if row.node not in round_.accepted and row.node not in round_.rejected:
+                wanted.setdefault(row.node, row)
+        answered = [row for row in rows if wanted.get(row.node) is not row]
+        counted, late = list(wanted.values())[:room], list(wanted.values())[room:]
         if counted:
-            self._journal.accept(round_.run, round_.number, counted)
+            written = self._journal.accept(round_.run, round_.number, counted)
+            answered += [row for row in counted if row not in written]
+            counted = written
         # Only now: a commit that a full disk refused is tried again with the same rows.
         self._syncing = []
         for row in counted:
@@ -232,7 +280,23 @@ class Collector:
         self._counted += counted
         self._turn_away(late)
         self._confirm()
+        self._leave_out(answered)
         self._sync_next()
+
+    def _leave_out(self, rows: list[AcceptedRow]) -> None:
+        """Answer updates that the journal has no place for: they cost their own nodes only."""
+        for row in rows:
+            log.error(
+                "round=%d node=%s an update of it has no place in the journal",
+                self._runner.round.number,
+                row.node,
+            )
+            self._spool.release(row.slot)
+            try:
+                if not self._answered(row.node, row.offer):
+                    self._reject(row.node, row.offer, f"node {row.node}: the journal refuses its update")
+            except StoreError as e:
+                log.error("%s; it is answered with its next offer", e)
 
     def _confirm(self) -> None:
         """Send each counted row's receipt. What the disk refuses of what follows costs others nothing."""
@@ -259,7 +323,10 @@ class Collector:
         if self._over:
             return
         with self._spool.view(row.slot, row.bytes) as view:
-            total.add(blob.decode(view, who=f"node {row.node}").weights, row.samples)
+            update = blob.decode(view, who=f"node {row.node}").weights
+            total.add(update, row.samples)
+            self.norms.append(update.norm())
+            del update  # it looks into the view
 
     def _reject(self, node: NodeId, offer: Offer, why: str) -> None:
         self._journal.reject(offer.run, offer.round, node, why)
@@ -273,7 +340,7 @@ class Collector:
     def _free(self, upload: Upload | None) -> None:
         """Give back an unfinished upload's room; a complete one may lie under the worker's eyes."""
         if upload is not None and upload.slot >= 0 and not upload.assembly.complete:
-            self._spool.release(upload.slot, upload.assembly.bytes)
+            self._spool.release(upload.slot)
 
     def _finished(self, node: NodeId, now: float) -> None:
         self._free(self._uploads.drop(node))
@@ -294,7 +361,7 @@ def spool_path(state_dir: Path, run: str, number: int) -> Path:
 
 def intact(path: Path, rows: list[AcceptedRow]) -> set[NodeId]:
     """Whose journaled updates are whole in the spool at `path`. Reads all of them: of a fleet gigabytes."""
-    spool = Spool(path)
+    spool = Spool(path, 1)
     try:
         return {row.node for row in rows if _holds(spool, row)}
     finally:

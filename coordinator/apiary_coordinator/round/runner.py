@@ -31,6 +31,7 @@ from apiary_coordinator.round.state import Phase, Round
 from apiary_coordinator.strategies.base import Strategy
 from apiary_coordinator.updates.capacity import most_uploads
 from apiary_coordinator.updates.exact_sum import grid_bits
+from apiary_coordinator.updates.limits import expected_samples, median_norm, norm_bound, weight_cap
 from apiary_coordinator.updates.spool import Spool
 from apiary_coordinator.updates.uploads import Uploads
 
@@ -47,6 +48,9 @@ class RoundOwner(Protocol):
 
     def invite(self, node: NodeId) -> None:
         """Notify a node that it belongs to the cohort."""
+
+    def capped(self, node: NodeId, samples: int, cap: int, *, reported: int) -> None:
+        """An update of so many samples counts for `cap` of them; the node's status `reported` as many."""
 
     def round_closed(self, closed: ClosedRound) -> None:
         """The round is over. Raises StoreError, and is called again then."""
@@ -92,7 +96,7 @@ class RoundRunner:
             terms,
             self,
             self._resources,
-            spool=Spool(path, sync=coordinator.sync),
+            spool=Spool(path, terms.bounds.max_bytes, sync=coordinator.sync),
             uploads=Uploads(self.max_uploads, coordinator.upload_idle_s),
         )
 
@@ -104,20 +108,21 @@ class RoundRunner:
         *,
         number: int,
         recent: list[list[float]],
+        last_norm: float | None,
         roster: Roster,
         now: float,
     ) -> RoundRunner:
-        """Draw a cohort, fix plan and bounds, and journal them. Raises StoreError."""
+        """Draw a cohort, fix plan and bounds, and journal them. Raises StoreError.
+
+        `last_norm` is the median norm of the last closed round's updates, None where there is none.
+        """
         run = context.settings.run
         drawn = draw(candidates, run, number, roster.groups(run.per_tag))
-        samples = max((roster[n].status.samples or 1 for n in candidates), default=1)
-        bounds = run.bounds.model_copy(
-            # Room for a node whose folder grows meanwhile; the tighter the bound, the finer the sum's grid.
-            update={"max_samples": min(run.bounds.max_samples, 2 ** math.ceil(math.log2(2 * samples)))}
-        )
-        plan = run.plan.model_copy(update={"seed": run.seed})
+        planned = run.plan.model_copy(update={"seed": run.seed})
+        plan = strategies.load(run).plan(planned, run.strategy_options)
+        bounds = _bounds(context, plan, drawn, roster, last_norm)
         terms = RoundTerms(
-            plan=strategies.load(run).plan(plan, run.strategy_options),
+            plan=plan,
             bounds=bounds,
             deadline_s=deadline_s(recent, fixed=run.deadline_s, first=run.first_deadline_s),
             shapes=context.server.manifest.shapes,
@@ -146,9 +151,12 @@ class RoundRunner:
         Raises StoreError.
         """
         o = row.opened
+        plan, bounds = Plan.model_validate(o["plan"]), Bounds.model_validate(o["bounds"])
+        # The version before journaled no bound that follows from the model.
+        max_bytes = _most_bytes(bounds, plan, context.server)
         terms = RoundTerms(
-            plan=Plan.model_validate(o["plan"]),
-            bounds=Bounds.model_validate(o["bounds"]),
+            plan=plan,
+            bounds=bounds.model_copy(update={"max_bytes": max_bytes}),
             deadline_s=o["deadline_s"],
             shapes=context.server.manifest.shapes,
             bits=o["bits"],
@@ -161,7 +169,8 @@ class RoundRunner:
         damaged = [r.node for r in rows if r.node not in whole]
         runner.again = {*o.get("again", ()), *damaged} - {r.node for r in runner._resumed}
         accepted = {r.node: r.contributor for r in runner._resumed}
-        rejected = runner._journal.rejected(run, row.number)
+        refused = runner._journal.rejected(run, row.number)
+        rejected = {node: why for node, why in refused.items() if node not in accepted}
         phase = Phase.COLLECTING if accepted else Phase.OPEN
         runner.round = replace(round_, phase=phase, accepted=accepted, rejected=rejected)
         if o["sealed"] and not damaged:
@@ -222,6 +231,11 @@ class RoundRunner:
     def rejected(self, node: NodeId, why: str) -> None:
         """An update was refused. Raises StoreError."""
         self._handle(table.UpdateRejected(node, why))
+
+    def capped(self, node: NodeId, samples: int) -> None:
+        """An update of so many samples counts for the round's cap."""
+        reported = self._shares.get(node, {}).get("samples", 0)
+        self._owner.capped(node, samples, self.terms.bounds.max_samples, reported=reported)
 
     def tick(self, now: float) -> None:
         """Time has passed. Raises StoreError."""
@@ -295,7 +309,8 @@ class RoundRunner:
         state, weights = strategy.apply(self._state(strategy), self.server.weights, self.collector.sum.mean())
         document = blob.encode(weights)
         model = BlobRef(digest=blobs.put(document), bytes=len(document))
-        return NextModel(weights, model, blobs.put(blob.encode(state)) if len(state) else None)
+        kept = blobs.put(blob.encode(state)) if len(state) else None
+        return NextModel(weights, model, kept, median_norm(self.collector.norms))
 
     def _state(self, strategy: Strategy) -> Weights:
         """The strategy's state before this round."""
@@ -318,6 +333,8 @@ class RoundRunner:
         details = {
             "shares": self._shares,
             "node_metrics": metrics,
+            "median_norm": self._made.median_norm,
+            "bounds": self.terms.bounds.model_dump(mode="json"),
             "per_class": shown["classes"],
             "confusion": shown["confusion"],
         }
@@ -392,6 +409,27 @@ def _fresh(name: str, run: RunSettings, number: int, drawn: Draw, deadline_at: f
         deadline_at=deadline_at,
         lost_grace_s=run.lost_grace_s,
     )
+
+
+def _bounds(
+    context: RoundContext, plan: Plan, drawn: Draw, roster: Roster, last_norm: float | None
+) -> Bounds:
+    """What an update of this cohort may hold: the settings' bounds, narrowed by what the round knows."""
+    run, server = context.settings.run, context.server
+    expected = [expected_samples(roster[n].status.samples or 1, plan.validation_share) for n in drawn.cohort]
+    cap = weight_cap(expected, drawn.goal, run.max_weight_ratio)
+    return run.bounds.model_copy(
+        update={
+            "max_samples": min(run.bounds.max_samples, cap),
+            "max_norm": norm_bound(last_norm, server.weights.norm(), run.clip, run.bounds.max_norm),
+            "max_bytes": _most_bytes(run.bounds, plan, server),
+        }
+    )
+
+
+def _most_bytes(bounds: Bounds, plan: Plan, server: ServerState) -> int:
+    """What one update may have at most: as an honest one of this model and codec, and within the setting."""
+    return min(bounds.max_bytes, blob.most_bytes(server.manifest.shapes, plan.codec))
 
 
 def _share(status: NodeStatus) -> dict[str, Any]:

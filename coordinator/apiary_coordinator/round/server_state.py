@@ -45,6 +45,8 @@ class NextModel:
     weights: Weights
     model: BlobRef
     strategy_state: Digest | None
+    median_norm: float = 0.0
+    """Of the updates that it was made of: the next round's bound follows from it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,10 +240,13 @@ def handle(round_: Round, event: Event, now: float) -> Outcome:
             )
             return _settle(round_, [Announce()] if first else [], now)
         case UpdateRejected(node, why):
-            if not round_.awaits(node):
+            if node not in round_.cohort or node in round_.accepted or node in round_.rejected:
                 return round_, []
+            # Also of a node that had left: it has had its answer, and a second update is not looked at.
             rejected = {**round_.rejected, node: why}
-            return _replace_node(replace(round_, rejected=rejected, lost=_without(round_.lost, node)), now)
+            lost, gone = _without(round_.lost, node), _without(round_.gone, node)
+            round_ = replace(round_, rejected=rejected, lost=lost, gone=gone, away=round_.away - {node})
+            return _replace_node(round_, now)
         case Left(node, why, final):
             if not round_.awaits(node):
                 return round_, []

@@ -66,6 +66,11 @@ class RunHistory:
         """Digest of the model that a closed round gave."""
         return str(next(r["model"] for r in self.rounds if r["round"] == number))
 
+    @property
+    def last_norm(self) -> float | None:
+        """The median norm of the last closed round's updates; None where none has one above 0."""
+        return next((r["median_norm"] for r in reversed(self.rounds) if r.get("median_norm")), None)
+
     def why_stop(self) -> str | None:
         """Why the run is over now, or None; remembered for what is written."""
         failed = 0

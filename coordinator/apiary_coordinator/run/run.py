@@ -84,6 +84,8 @@ class Run:
         self.history = RunHistory(self.name, assignment.created, self._settings, results)
         self.history.stop_requested = assignment.stop
         self._server: ServerState | None = None
+        self._capped: set[NodeId] = set()
+        """Nodes that are known to count for less than they report."""
         self._logged = (-_LOG_EVERY_S, "")
         self._newcomer_at = self._clock()
         self._count_at = 0.0
@@ -227,10 +229,16 @@ class Run:
             return
         if now - self._newcomer_at < run.settle_s and not self.history.rounds:
             return
-        number, paces = self.history.next_number, list(self.history.paces)
-        self._begin(
-            RoundRunner.open(self._context(), fit, number=number, recent=paces, roster=roster, now=now)
+        runner = RoundRunner.open(
+            self._context(),
+            fit,
+            number=self.history.next_number,
+            recent=list(self.history.paces),
+            last_norm=self.history.last_norm,
+            roster=roster,
+            now=now,
         )
+        self._begin(runner)
 
     def _context(self) -> RoundContext:
         assert self._server is not None  # noqa: S101 - the stage says so
@@ -265,6 +273,17 @@ class Run:
         """Notify a node that it belongs to the cohort."""
         if self.runner is not None:
             self._announcer.invite(self.runner, node)
+
+    def capped(self, node: NodeId, samples: int, cap: int, *, reported: int) -> None:
+        """Log once a node that its updates count for less than it trained on, or than it claims."""
+        if node in self._capped:
+            return
+        self._capped.add(node)
+        where = f"run={self.name} node={node} counts for {cap} samples (run.max_weight_ratio)"
+        if samples > reported:
+            log.warning("%s: it claims %d, its status reported %d", where, samples, reported)
+        else:
+            log.info("%s, not for all %d that it trained on: its cohort has fewer", where, samples)
 
     def round_closed(self, closed: ClosedRound) -> None:
         """Journal and publish how the round ended. Raises StoreError: then nothing was done."""

@@ -1,50 +1,71 @@
 """Accepted updates of one round in one file, each in a slot of its own; synced before any receipt.
 
 One file, because a whole group of updates is then made durable by a single `fdatasync`, and because an
-upload on its way needs no memory: its chunks are written where they belong.
+upload on its way needs no memory: its chunks are written where they belong. All slots have the size of the
+largest update that the round admits: a slot that becomes free serves every other.
 """
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from apiary.errors import StoreError
 from apiary.files import disk_errors, sync_folder, write_all
 
 
 class Spool:
-    """Slots begin at multiples of the page size and are named by their offset."""
+    """Slots hold `slot_bytes` each, begin at multiples of the page size, and are named by their offset."""
 
-    def __init__(self, path: Path, *, sync: bool = True):
+    def __init__(self, path: Path, slot_bytes: int, *, sync: bool = True):
         self._path = path
         self._sync = sync
-        self._free: dict[int, list[int]] = {}
+        self._slot_bytes = _aligned(slot_bytes)
+        self._free: list[int] = []
         with disk_errors(f"cannot open the spool {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         with disk_errors(f"cannot sync the spool's folder {path.parent}"):
             try:
-                self._end = _aligned(os.fstat(self._fd).st_size)
+                size = os.fstat(self._fd).st_size
+                self._end = -(-size // self._slot_bytes) * self._slot_bytes
                 if sync:
                     sync_folder(path.parent)  # the journal will name what lies here
             except OSError:
                 os.close(self._fd)
                 raise
 
-    def allocate(self, size: int) -> int:
-        """A slot for `size` bytes; its room on the disk is taken now. Raises StoreError on a full disk."""
-        if free := self._free.get(_aligned(size)):
-            return free.pop()
-        slot = self._end
-        with disk_errors(f"no room for an update of {size} bytes in {self._path}"):
-            os.posix_fallocate(self._fd, slot, _aligned(size))
-        self._end += _aligned(size)
+    def keep(self, taken: Iterable[tuple[int, int]]) -> None:
+        """After a restart: all is free but these slots, given with the bytes that each holds.
+
+        What the version before left there may have slots of other sizes.
+        """
+        each = self._slot_bytes
+        used = {i for slot, size in taken for i in range(slot // each, -(-(slot + size) // each))}
+        self._free = [i * each for i in range(self._end // each) if i not in used]
+
+    def allocate(self, max_slots: int) -> int:
+        """A free slot; its room on the disk is taken now.
+
+        Raises StoreError on a full disk, and where `max_slots` are in use already.
+        """
+        if (in_use := self._end // self._slot_bytes - len(self._free)) >= max_slots:
+            raise StoreError(
+                f"the spool {self._path} holds {in_use} updates, at most {max_slots} may be there"
+            )
+        slot = self._free[-1] if self._free else self._end
+        with disk_errors(f"no room for an update of {self._slot_bytes} bytes in {self._path}"):
+            os.posix_fallocate(self._fd, slot, self._slot_bytes)
+        if self._free:
+            self._free.pop()
+        else:
+            self._end += self._slot_bytes
         return slot
 
-    def release(self, slot: int, size: int) -> None:
-        """Let the next upload of this size have the slot."""
-        self._free.setdefault(_aligned(size), []).append(slot)
+    def release(self, slot: int) -> None:
+        """Let the next upload have the slot."""
+        self._free.append(slot)
 
     def write(self, slot: int, offset: int, data: bytes | memoryview) -> None:
         """Write a part of an update. Raises StoreError."""

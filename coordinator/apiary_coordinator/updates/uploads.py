@@ -79,6 +79,10 @@ class Uploads:
         self._waiting[node] = Upload(node, offer, Assembly(Digest(offer.update.digest), offer.update.bytes))
         return self.freed(now)
 
+    def has(self, upload: Upload) -> bool:
+        """Whether this upload is under way, or waits for its turn."""
+        return self._active.get(upload.node) is upload or self._waiting.get(upload.node) is upload
+
     def receiving(self, node: NodeId, digest: Digest, now: float) -> Upload | None:
         """The granted upload that a chunk belongs to, marked as alive; None where none was granted."""
         upload = self._active.get(node)

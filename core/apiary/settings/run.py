@@ -62,6 +62,15 @@ class RunSettings(Section):
     first_deadline_s: float = Field(
         14400, gt=0, le=10**6, description="length of a round before the pace is known"
     )
+    max_weight_ratio: float = Field(
+        3.0,
+        ge=1,
+        le=1e6,
+        description="an update weighs at most this many times the median node, and half of the others",
+    )
+    clip: float = Field(
+        3.0, ge=1, le=1e6, description="an update's norm is at most this many times the last round's median"
+    )
     lost_grace_s: float = Field(
         60.0, ge=0, le=86400, description="a vanished node may come back within this time"
     )

@@ -13,13 +13,17 @@ import msgpack
 
 from apiary.errors import BlobError, SettingsError
 from apiary.plugins import load
-from apiary.tensors import Weights
+from apiary.tensors import Shapes, Weights
 from apiary.wire.chunks import bin_view
 from apiary.wire.codecs.base import Codec, Encoded
 
 MAX_HEADER_BYTES: Final = 2**20
 MAX_TENSORS: Final = 4096
 _FEED_BYTES: Final = 8192
+_ABOUT_BYTES: Final = 1024
+"""An update says in `about` its run, round, node and samples: up to 190 bytes."""
+_MOST_PARAMETERS: Final = 4
+"""Of one tensor; the codecs so far have one at most."""
 _MAX_FLOAT32: Final = (2 - 2**-23) * 2.0**127
 _DTYPES: Final = {"f4": 4, "f2": 2, "i1": 1, "u1": 1}
 
@@ -51,6 +55,21 @@ def encode(weights: Weights, *, codec_name: str = "raw_f32", about: Mapping[str,
         offset += len(enc.data)
     header = msgpack.packb({"v": 1, "codec": codec_name, "about": dict(about or {}), "tensors": rows})
     return b"".join([b"\x92", header, b"\xc6", offset.to_bytes(4, "big"), *parts])
+
+
+def most_bytes(shapes: Shapes, codec_name: str) -> int:
+    """The largest document that `encode` gives for these shapes with an `about` of an update.
+
+    A little more than that: 1 KiB for `about`, so that a later version may say more there.
+    """
+    coder = codec(codec_name)
+    rows: list[list[Any]] = []
+    offset = 0
+    for name, shape in shapes.items():
+        rows.append([name, "f4", list(shape), offset, [1.0] * _MOST_PARAMETERS])
+        offset += coder.most_bytes(math.prod(shape))
+    header = msgpack.packb({"v": 1, "codec": codec_name, "about": {}, "tensors": rows})
+    return len(header) + _ABOUT_BYTES + offset
 
 
 def decode(document: bytes | memoryview, *, who: str) -> WeightsBlob:

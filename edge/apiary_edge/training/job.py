@@ -13,6 +13,7 @@ class TrainJob(ChildMessage):
     Pictures come from the sample store in `store`, from the folders of `data_dir`, or from both. With
     `time_s` it ends after the last whole epoch that fits into so many seconds, the first always. It gives up
     where the machine has less than `reserve_mb` left, or where it would take more than `max_memory_mb`.
+    The update is clipped to `max_norm`.
     """
 
     run: str
@@ -32,6 +33,7 @@ class TrainJob(ChildMessage):
     runtime: str
     threads: int
     time_s: float | None = None
+    max_norm: float | None = None
     reserve_mb: int = 0
     max_memory_mb: int | None = None
 

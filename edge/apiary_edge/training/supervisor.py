@@ -230,6 +230,7 @@ class TrainingSupervisor:
             # The service looks seldom and pauses; the child looks often, and gives up below half of that.
             reserve_mb=settings.guest.min_memory_mb // 2,
             max_memory_mb=settings.guest.max_memory_mb,
+            max_norm=announcement.bounds.max_norm,
         )
 
     def _progress(self, job: Announcement, event: TrainingEvent, now: float) -> None:

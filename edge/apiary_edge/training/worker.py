@@ -61,6 +61,7 @@ def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic
     `awake` counts seconds, but not those while the process is frozen: the time left is computed with it.
     """
     from apiary.learn.cache import ArrayCache
+    from apiary.learn.clip import clipped
     from apiary.learn.fit import FitProgress, fit, node_seed
     from apiary.learn.manifest import Manifest
     from apiary.learn.runtimes import choose
@@ -111,7 +112,10 @@ def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic
     for warning in result.warnings:
         emit(TrainingEvent(kind="warning", text=warning[:500]))
     about = {"run": job.run, "round": job.round, "node": job.node, "samples": result.samples}
-    document = blob.encode(result.weights - before, codec_name=job.plan.codec, about=about)
+    update = result.weights - before
+    if job.max_norm is not None:
+        update = clipped(update, job.max_norm, blob.codec(job.plan.codec))
+    document = blob.encode(update, codec_name=job.plan.codec, about=about)
     write_atomic(job.out / "update.blob", document)
     emit(
         TrainingEvent(

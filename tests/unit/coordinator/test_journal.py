@@ -115,12 +115,26 @@ def test_what_grows_with_the_fleet_is_told_one_round_at_a_time_and_left_of_a_run
 
 def test_one_node_is_accepted_once_a_round(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.accept("r", 1, [row("a")])
-    with pytest.raises(StoreError, match="the journal refused a commit"):
-        journal.accept("r", 1, [row("b"), row("a")])
-    assert [r.node for r in journal.accepted("r", 1)] == ["a"]
+    assert journal.accept("r", 1, [row("a")]) == [row("a")]
+    assert journal.accept("r", 1, [row("b"), row("a", 4096), row("b", 8192), row("c")]) == [
+        row("b"),
+        row("c"),
+    ]
+    assert journal.accepted("r", 1) == [row("a"), row("b"), row("c")]
     journal.accept("r", 2, [row("a")])
     journal.close()
+
+
+def test_a_row_that_breaks_a_constraint_costs_none_of_the_others(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal._db.execute(
+        "CREATE TRIGGER no BEFORE INSERT ON accepted WHEN NEW.node = 'b' BEGIN SELECT RAISE(ABORT, 'no'); END"
+    )
+    assert journal.accept("r", 1, [row("a"), row("b"), row("c")]) == [row("a"), row("c")]
+    journal.close()
+    again = Journal(tmp_path)
+    assert again.accepted("r", 1) == [row("a"), row("c")]
+    again.close()
 
 
 def test_a_damaged_update_that_is_struck_out_may_come_again(tmp_path: Path) -> None:

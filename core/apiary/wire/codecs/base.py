@@ -23,6 +23,9 @@ class Codec(Protocol):
     def encode(self, tensor: Array) -> Encoded:
         """Bytes for a finite float32 tensor of any shape."""
 
+    def most_bytes(self, numbers: int) -> int:
+        """The most bytes of data that `encode` gives for a tensor of so many numbers."""
+
     def decode(self, encoded: Encoded) -> Array:
         """Flat float32 values. Raises ValueError where dtype or parameters are not this codec's."""
 

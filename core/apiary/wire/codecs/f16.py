@@ -13,6 +13,9 @@ class _F16:
         scale = float(np.max(np.abs(tensor), initial=0.0)) or 1.0
         return Encoded("f2", (scale,), (tensor.reshape(-1) / np.float32(scale)).astype("<f2").tobytes())
 
+    def most_bytes(self, numbers: int) -> int:
+        return 2 * numbers
+
     def decode(self, encoded: Encoded) -> Array:
         expect(encoded, "f2", 1)
         return np.frombuffer(encoded.data, dtype="<f2").astype(np.float32) * np.float32(encoded.parameters[0])

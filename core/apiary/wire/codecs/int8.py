@@ -15,6 +15,9 @@ class _Int8:
             "i1", (scale,), np.rint(tensor.reshape(-1) / np.float32(scale)).astype(np.int8).tobytes()
         )
 
+    def most_bytes(self, numbers: int) -> int:
+        return numbers
+
     def decode(self, encoded: Encoded) -> Array:
         expect(encoded, "i1", 1)
         return np.frombuffer(encoded.data, dtype=np.int8).astype(np.float32) * np.float32(

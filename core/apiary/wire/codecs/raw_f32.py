@@ -13,6 +13,9 @@ class _RawF32:
         flat = np.ascontiguousarray(tensor, dtype="<f4").reshape(-1)
         return Encoded("f4", (), flat.data.cast("B") if flat.size else b"")
 
+    def most_bytes(self, numbers: int) -> int:
+        return 4 * numbers
+
     def decode(self, encoded: Encoded) -> Array:
         expect(encoded, "f4", 0)
         return np.frombuffer(encoded.data, dtype="<f4")

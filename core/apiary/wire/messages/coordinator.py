@@ -77,9 +77,10 @@ class Notice(Message):
 
 
 class Contributor(Part):
-    """What one accepted update brought."""
+    """What one accepted update brought: `samples` is its weight, `trained` its report where that is more."""
 
     samples: Count
+    trained: Count | None = None
     bytes: Count
     seconds: Number = 0.0
 
@@ -126,7 +127,9 @@ def _first_of(nodes: dict[str, Any], room: int) -> tuple[dict[str, Any], int]:
     kept: dict[str, Any] = {}
     taken = 0
     for name, value in nodes.items():
-        text = value.model_dump_json() if isinstance(value, Contributor) else json.dumps(value)
+        text = (
+            value.model_dump_json(exclude_none=True) if isinstance(value, Contributor) else json.dumps(value)
+        )
         size = len(name) + len(text) + len('"":,')
         if taken + size > room:
             break

@@ -37,9 +37,16 @@ class Plan(Part):
 
 
 class Bounds(Part):
-    """What an update may hold; part of the announcement, because the exact sum is built on it."""
+    """What an update may hold; part of the announcement, because the exact sum is built on it.
+
+    A round narrows what the settings allow: to what its cohort, its model and the round before give.
+    """
 
     max_abs: float = Field(64.0, gt=0, le=1e6, description="largest magnitude of a value")
-    max_norm: float = Field(1e6, gt=0, le=1e9, description="largest Euclidean norm of all values together")
-    max_samples: int = Field(2**17, ge=1, le=2**24, description="samples that one update may count for")
+    max_norm: float = Field(
+        1e6, gt=0, le=1e9, description="largest Euclidean norm of all values; nodes clip to it (run.clip)"
+    )
+    max_samples: int = Field(
+        2**17, ge=1, le=2**24, description="samples that one update counts for at most (run.max_weight_ratio)"
+    )
     max_bytes: int = Field(MAX_BLOB_BYTES, ge=1, le=MAX_BLOB_BYTES, description="bytes on the wire")

@@ -20,18 +20,18 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "spool" / "run-1.spool"
 
 
-def test_slots_are_pages_apart_and_take_their_room_at_once(path: Path) -> None:
-    spool = Spool(path)
-    assert [spool.allocate(n) for n in (1, PAGE, PAGE + 1, 1)] == [0, PAGE, 2 * PAGE, 4 * PAGE]
-    assert path.stat().st_size == 5 * PAGE
+def test_slots_are_equal_and_take_their_room_at_once(path: Path) -> None:
+    spool = Spool(path, PAGE + 1)
+    assert [spool.allocate(9) for _ in range(3)] == [0, 2 * PAGE, 4 * PAGE]
+    assert path.stat().st_size == 6 * PAGE
     assert path.stat().st_mode & 0o077 == 0
     spool.close()
 
 
 def test_parts_written_in_any_order_give_the_whole(path: Path) -> None:
-    spool = Spool(path)
-    spool.allocate(10)
-    slot = spool.allocate(10)
+    spool = Spool(path, 10)
+    spool.allocate(2)
+    slot = spool.allocate(2)
     spool.write(slot, 6, b"6789")
     spool.write(slot, 0, memoryview(b"012345"))
     with spool.view(slot, 10) as view:
@@ -41,34 +41,70 @@ def test_parts_written_in_any_order_give_the_whole(path: Path) -> None:
     spool.close()
 
 
-def test_a_released_slot_serves_the_next_of_its_size(path: Path) -> None:
-    spool = Spool(path)
-    small, large = spool.allocate(10), spool.allocate(PAGE + 1)
-    spool.release(small, 10)
-    assert spool.allocate(PAGE + 1) > large
-    assert spool.allocate(20) == small
-    assert spool.allocate(20) not in (small, large)
+def test_a_released_slot_serves_the_next_update(path: Path) -> None:
+    spool = Spool(path, 10)
+    first, second = spool.allocate(2), spool.allocate(2)
+    spool.release(first)
+    assert spool.allocate(2) == first
+    assert second == PAGE
+    assert path.stat().st_size == 2 * PAGE
+    spool.close()
+
+
+def test_no_more_slots_are_in_use_than_may_be(path: Path) -> None:
+    spool = Spool(path, 10)
+    slots = [spool.allocate(3) for _ in range(3)]
+    with pytest.raises(StoreError, match=r"the spool .* holds 3 updates, at most 3 may be there"):
+        spool.allocate(3)
+    assert path.stat().st_size == 3 * PAGE
+    spool.release(slots[1])
+    assert spool.allocate(3) == slots[1]
     spool.close()
 
 
 def test_after_a_restart_the_bytes_are_there_and_new_slots_come_after_them(path: Path) -> None:
-    spool = Spool(path)
-    slot = spool.allocate(5)
+    spool = Spool(path, 5)
+    slot = spool.allocate(1)
     spool.write(slot, 0, b"hello")
     spool.sync()
     spool.close()
-    again = Spool(path)
+    again = Spool(path, 5)
     with again.view(slot, 5) as view:
         assert bytes(view) == b"hello"
-    assert again.allocate(5) == PAGE
+    assert again.allocate(2) == PAGE
     again.close()
     again.remove()
     assert not path.exists()
 
 
+def test_after_a_restart_what_no_journaled_update_takes_is_free(path: Path) -> None:
+    """Otherwise each restart would leave the places of the uploads that it cut short."""
+    spool = Spool(path, 5)
+    for _ in range(4):
+        spool.allocate(4)
+    spool.close()
+    again = Spool(path, 5)
+    again.keep([(PAGE, 5)])
+    assert sorted(again.allocate(4) for _ in range(3)) == [0, 2 * PAGE, 3 * PAGE]
+    assert path.stat().st_size == 4 * PAGE
+    again.close()
+
+
+def test_slots_of_another_size_are_kept_whole(path: Path) -> None:
+    """The version before gave each update as much as it had."""
+    spool = Spool(path, 1)
+    for _ in range(5):
+        spool.allocate(5)
+    spool.close()
+    again = Spool(path, 2 * PAGE)
+    again.keep([(PAGE, 3), (4 * PAGE, PAGE)])
+    assert [again.allocate(9) for _ in range(2)] == [2 * PAGE, 6 * PAGE]
+    again.close()
+
+
 def test_a_file_cut_short_is_an_error_to_view_not_a_crash(path: Path) -> None:
-    spool = Spool(path)
-    spool.allocate(2 * PAGE)
+    spool = Spool(path, 2 * PAGE)
+    spool.allocate(1)
     os.truncate(path, PAGE)
     with pytest.raises(ValueError, match="mmap"), spool.view(0, 2 * PAGE):
         pass
@@ -76,8 +112,8 @@ def test_a_file_cut_short_is_an_error_to_view_not_a_crash(path: Path) -> None:
 
 
 def test_a_view_that_outlives_its_block_is_our_bug(path: Path) -> None:
-    spool = Spool(path)
-    spool.allocate(10)
+    spool = Spool(path, 10)
+    spool.allocate(1)
     with pytest.raises((AssertionError, BufferError)), spool.view(0, 10) as view:
         kept = view[2:]
     assert kept is not None
@@ -85,8 +121,8 @@ def test_a_view_that_outlives_its_block_is_our_bug(path: Path) -> None:
 
 
 def test_a_full_disk_says_so_and_keeps_what_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool = Spool(path)
-    slot = spool.allocate(5)
+    spool = Spool(path, 99)
+    slot = spool.allocate(2)
     spool.write(slot, 0, b"hello")
 
     def full(*_: object) -> None:
@@ -94,9 +130,9 @@ def test_a_full_disk_says_so_and_keeps_what_is_there(path: Path, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
-        with pytest.raises(StoreError, match=r"no room for an update of 99 bytes in .*: No space left"):
-            spool.allocate(99)
-    assert spool.allocate(99) == PAGE
+        with pytest.raises(StoreError, match=r"no room for an update of 4096 bytes in .*: No space left"):
+            spool.allocate(2)
+    assert spool.allocate(2) == PAGE
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", full)
         with pytest.raises(StoreError, match="cannot sync the spool"):
@@ -112,4 +148,4 @@ def test_a_full_disk_says_so_and_keeps_what_is_there(path: Path, monkeypatch: py
 def test_a_folder_that_cannot_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot open the spool"):
-        Spool(tmp_path / "file" / "x.spool")
+        Spool(tmp_path / "file" / "x.spool", 1)
