@@ -69,7 +69,7 @@ def test_a_rollout_keeps_to_its_rules(happenings: list[tuple[str, Any, Any]]) ->
             judged = [n for n in before.members if before.verdict(n) != "unfit"]
             assert len(healthy) >= POLICY.min_healthy * len(judged), "no wave goes on without enough healthy"
         if rollout.state == "rolling" and isinstance(event_of(rollout, step), words.RolloutTick):
-            failed = rollout.having("failed")
+            failed = rollout.having("failed", before.members)
             assert len(failed) <= POLICY.max_failed * max(1, len(before.members)), (
                 "too many failed, and it goes on"
             )

@@ -23,7 +23,7 @@ The service performs the commands and decides nothing. Times are monotonic secon
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import assert_never
+from typing import Final, assert_never
 
 from apiary.settings import ReleaseSettings
 from apiary.wire.messages import NodeRelease, Release, RolloutState
@@ -40,8 +40,12 @@ from apiary_coordinator.releases.rollout_events import (
     ResumeRollout,
     RolloutTick,
 )
+from apiary_coordinator.updates.limits import weight_cap
 
 Outcome = tuple["Rollout", list[Publish]]
+
+_PICTURES_RATIO: Final = 3.0
+"""A node's pictures count for at most so many times those of the median node, as samples do in a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,25 +207,41 @@ def _nobody(rollout: Rollout, now: float) -> Outcome:
 
 def _too_bad(rollout: Rollout) -> str | None:
     """Why to go back, where there is a reason."""
-    failed = rollout.having("failed")
+    judging = [n for n in rollout.members if not rollout.is_pinned(n)]
+    failed = rollout.having("failed", judging)
     if len(failed) > rollout.policy.max_failed * max(1, len(rollout.members)):
         report = rollout.about(failed[0])
         why = (report.why if report is not None else None) or "too slow"
         return f"{len(failed)} of {len(rollout.members)} nodes failed; {failed[0]}: {why}"
     compared = [
         report
-        for node in rollout.having("healthy")
+        for node in rollout.having("healthy", judging)
         if (report := rollout.about(node)) is not None
         and report.accuracy_before is not None
         and report.pictures
     ]
     if len(compared) < 2:
         return None  # one node's own test has judged its own pictures
-    pictures = sum(r.pictures for r in compared)
-    lost = sum(r.pictures * ((r.accuracy_before or 0.0) - (r.accuracy or 0.0)) for r in compared) / pictures
+    # A report is a claim: no node counts for more than half of the others, and one alone moves no median.
+    cap = weight_cap([r.pictures for r in compared], len(compared), _PICTURES_RATIO)
+    drops = [((r.accuracy_before or 0.0) - (r.accuracy or 0.0), min(r.pictures, cap)) for r in compared]
+    lost, pictures = _weighted_median(drops), sum(weight for _, weight in drops)
     if lost > rollout.policy.max_accuracy_drop:
-        return f"on {pictures} held-out pictures of {len(compared)} nodes it is {100 * lost:.1f} points worse"
+        return (
+            f"on {pictures} held-out pictures of {len(compared)} nodes it is {100 * lost:.1f} points worse, "
+            "by the median node"
+        )
     return None
+
+
+def _weighted_median(values: list[tuple[float, int]]) -> float:
+    """The lower weighted median of (value, weight)."""
+    half, below = sum(weight for _, weight in values) / 2, 0
+    for value, weight in sorted(values):
+        below += weight
+        if below >= half:
+            return value
+    return 0.0
 
 
 def _back(rollout: Rollout, state: RolloutState, why: str) -> Outcome:

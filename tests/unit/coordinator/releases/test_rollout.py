@@ -126,6 +126,39 @@ def test_the_fleets_pictures_together_judge_what_one_nodes_could_not() -> None:
     assert "on 100 held-out pictures of 5 nodes it is 6.0 points worse" in notes[0]
 
 
+def test_a_node_outside_the_wave_decides_nothing() -> None:
+    """It was not given the release, and may report of it what it likes."""
+    rollout = begun()
+    outside = [n for n in NODES if n not in rollout.members]
+    rollout = reported(rollout, outside, "failed", why="I say so")
+    assert ticked(rollout, 1.0)[0].state == "rolling"
+    rollout = reported(rollout, outside[:2], pictures=2**40, accuracy=0.0, accuracy_before=1.0)
+    rollout = reported(rollout, rollout.members, pictures=20, accuracy=0.9, accuracy_before=0.9)
+    rollout, notes = ticked(rollout, 1.0)
+    assert (rollout.state, notes) == ("rolling", [])
+
+
+@pytest.mark.parametrize(("honest", "lie", "state"), [(0.9, 0.0, "rolling"), (0.8, 1.0, "halted")])
+def test_one_member_neither_halts_a_good_release_nor_lets_a_bad_one_pass(
+    honest: float, lie: float, state: str
+) -> None:
+    rollout = begun(POLICY.model_copy(update={"waves": [0.5, 1.0]}))
+    liar, *others = sorted(rollout.members)
+    rollout = reported(rollout, others, pictures=20, accuracy=honest, accuracy_before=0.9)
+    rollout = reported(rollout, [liar], pictures=2**40, accuracy=lie, accuracy_before=1.0 - lie)
+    assert ticked(rollout, 1.0)[0].state == state
+
+
+def test_a_node_with_many_pictures_weighs_no_more_than_half_of_the_others() -> None:
+    rollout = begun(POLICY.model_copy(update={"waves": [0.3, 1.0]}))
+    large, *small = sorted(rollout.members)
+    rollout = reported(rollout, small, pictures=20, accuracy=0.8, accuracy_before=0.9)
+    rollout = reported(rollout, [large], pictures=5000, accuracy=0.9, accuracy_before=0.9)
+    rollout, notes = ticked(rollout, 1.0)
+    assert rollout.state == "halted"
+    assert "on 60 held-out pictures of 3 nodes it is 10.0 points worse, by the median node" in notes[0]
+
+
 def test_a_node_that_is_too_slow_has_failed() -> None:
     rollout = begun(POLICY.model_copy(update={"max_inference_ms": 50.0}))
     rollout = reported(rollout, rollout.members, inference_ms=50.1)
