@@ -226,7 +226,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
                 "min_nodes": args.nodes,
                 "settle_s": 0.5,
                 "quorum": 1.0,
-                "plan": {"epochs": 1},
+                # The updates are the model itself, twice as long each round, and every sample trains.
+                "clip": 1e6,
+                "plan": {"epochs": 1, "validation_share": 0},
             },
             "coordinator": {
                 "state_dir": args.folder / "state",

@@ -140,7 +140,7 @@ def test_the_bound_is_a_share_of_the_model_then_follows_the_median(make_fleet: M
     fleet = make_fleet(NODES, rounds=3, clip=2.5)
     first = fleet.until(lambda: fleet.runner)
     start = first.server.weights.norm()
-    assert bounds(fleet).max_norm == pytest.approx(FIRST_SHARE * start, rel=1e-5)
+    assert bounds(fleet).max_norm == pytest.approx(2.5 * FIRST_SHARE * start, rel=1e-5)
     fleet.run()
     results = fleet.results()
     for before, after in pairwise(results):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 FIRST_SHARE: Final = 1.0
-"""Of the start model's norm: the bound of a round with no round before it."""
+"""Of the start model's norm: what stands for the median where there is no round before."""
 
 
 def weight_cap(samples: Sequence[int], goal: int, ratio: float) -> int:
@@ -51,10 +51,10 @@ def expected_samples(reported: int, validation_share: float) -> int:
 def norm_bound(last: float | None, model: float, clip: float, most: float) -> float:
     """The largest norm of an update in a round: at most `most`, with six digits.
 
-    `clip` times the median norm of the last closed round, or `FIRST_SHARE` of the norm of the `model` that
-    the round starts from where there is none. A model or a median of 0 bounds nothing.
+    `clip` times the median norm of the last closed round; where there is none, times `FIRST_SHARE` of the
+    norm of the `model` that the round starts from. A model or a median of 0 bounds nothing.
     """
-    bound = clip * last if last else FIRST_SHARE * model
+    bound = clip * (last or FIRST_SHARE * model)
     return min(most, float(f"{bound:.6g}")) if bound > 0 else most
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.stand_ins.inline_worker import InlineWorker
+from tests.stand_ins.slow_worker import SlowWorker
 
 from apiary_coordinator.worker import Done, ThreadWorker, Worker
 
@@ -31,9 +33,15 @@ def threaded() -> Iterator[tuple[ThreadWorker, list[int]]]:
     worker.close(5.0)
 
 
-@pytest.fixture(params=["inline", "thread"])
+@pytest.fixture(params=["inline", "thread", "slow"])
 def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
-    made: Worker = InlineWorker() if request.param == "inline" else ThreadWorker("test", lambda: None)
+    ticks = itertools.count()
+    makers: dict[str, Callable[[], Worker]] = {
+        "inline": InlineWorker,
+        "thread": lambda: ThreadWorker("test", lambda: None),
+        "slow": lambda: SlowWorker(lambda: next(ticks) / 10, seed=3),
+    }
+    made = makers[request.param]()
     yield made
     made.close(5.0)
 

@@ -58,7 +58,7 @@ def test_the_bound_follows_the_last_closed_round() -> None:
 
 @pytest.mark.parametrize("last", [None, 0.0])
 def test_without_one_it_is_a_share_of_the_model(last: float | None) -> None:
-    assert norm_bound(last, 50.0, 3.0, 1e6) == FIRST_SHARE * 50
+    assert norm_bound(last, 50.0, 3.0, 1e6) == pytest.approx(3 * FIRST_SHARE * 50)
     assert norm_bound(last, 50.0, 3.0, 2.0) == 2.0
 
 
