@@ -23,7 +23,7 @@ HEAD: Final[dict[str, Any]] = {
     "recipe": "mobilenet_v2",
     "recipe_options": {"size": 96, "alpha": 0.35, "weights": "random"},
 }
-CASES: Final = (
+CASES: Final[tuple[tuple[str, dict[str, Any], int | None], ...]] = (
     ("digits", {}, None),
     ("hardhat", {}, None),
     ("hardhat", HEAD, None),

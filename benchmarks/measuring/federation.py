@@ -79,7 +79,7 @@ def federate(
         return features.load(
             found,
             manifest.input,
-            lambda: runtime.open_base(base, threads=1),
+            lambda: runtime.open_base(base),
             length=manifest.features,
             base_digest="base",
             cache=cache,
