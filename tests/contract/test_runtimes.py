@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.places import ROOT
 
-from apiary.errors import ExportError, ModelError, RuntimeUnavailable, SettingsError
+from apiary.errors import ModelError, RuntimeUnavailable, SettingsError
 from apiary.learn import runtimes
 from apiary.learn.runtimes import keras, litert
 from apiary.plugins import names
@@ -22,6 +25,7 @@ from apiary.wire.messages import Plan
 from apiary_coordinator.export import parity
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
+from apiary_coordinator.export.probe import Probe, batch
 
 RUNTIMES = names("apiary.learn.runtimes")
 OPTIONS = {"size": 16, "channels": 3, "widths": [8, 16]}
@@ -40,40 +44,80 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
 
 
-@pytest.mark.tensorflow
-def test_all_runtimes_give_the_same_tensors(built: Built) -> None:
-    assert {"litert", "keras"} <= set(RUNTIMES)
-    steps = {name: parity.light(built.folder, built.manifest, name) for name in RUNTIMES}
-    reference = steps["keras"]
-    assert not np.array_equal(reference.weights["classes/kernel"], built.initial["classes/kernel"])
-    for name, got in steps.items():
-        # FedProx's pull, unlike sample weights and a filler sample are part of the gate's batches.
-        found = parity.compare(got, reference, built.initial, who=name)
-        assert found.loss < 1e-5
-        assert found.overall < 5e-3
+@pytest.fixture(scope="module")
+def probes(built: Built, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Probe]:
+    """What each runtime answers, and each light package by itself."""
+    names = ["keras", *(f"litert:{package}" for package in litert.packages())]
+    out = tmp_path_factory.mktemp("probes")
+    return {name: parity.ask(built.folder, built.manifest, name, out / name) for name in names}
+
+
+def compared(built: Built, folders: list[Path]) -> list[dict[str, Any]]:
+    """The gate's differences from Keras, in a process that may import TensorFlow."""
+    command = [
+        sys.executable,
+        "-m",
+        "apiary_coordinator.export.parity",
+        str(built.folder),
+        *map(str, folders),
+    ]
+    done = subprocess.run(command, capture_output=True, timeout=300, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.tensorflow
-def test_the_gate_refuses_what_differs(built: Built) -> None:
-    good = parity.light(built.folder, built.manifest)
-    assert parity.compare(good, good, built.initial, who="m").update == 0
+def test_all_runtimes_give_the_same_tensors(built: Built, probes: dict[str, Probe]) -> None:
+    assert set(RUNTIMES) == {name.partition(":")[0] for name in probes}
+    for name, found in zip(probes, compared(built, [p.folder for p in probes.values()]), strict=True):
+        assert found["gradient"] < 1e-4, (name, found)
+        assert found["optimizer"] < 1e-4 and found["prox"] < 1e-4, (name, found)
+        assert found["loss"] < 1e-5 and found["probability"] < 1e-5, (name, found)
 
-    def changed(**fields: Any) -> parity.Steps:
-        return parity.Steps(
-            **({n: getattr(good, n) for n in ("losses", "weights", "probabilities")} | fields)
-        )
 
-    start, name = built.initial, "block1_conv/kernel"
-    wrong_sign = Weights(dict(good.weights) | {name: 2 * start[name] - good.weights[name]})
-    broken = {
-        "most in block1_conv/kernel": changed(weights=wrong_sign),
-        "updates by nan": changed(weights=Weights(dict(good.weights) | {name: start[name] * np.nan})),
-        "loss by": changed(losses=good.losses * np.float32(1.01)),
-        "probabilities by": changed(probabilities=good.probabilities + np.float32(0.01)),
+@pytest.mark.tensorflow
+def test_the_gate_refuses_what_differs(built: Built, probes: dict[str, Probe], tmp_path: Path) -> None:
+    good = probes["keras"].folder
+    argument = next(t.argument for t in built.manifest.tensors if t.name == "block1_conv/kernel")
+
+    def changed(name: str, file: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+        copy = shutil.copytree(good, tmp_path / name)
+        with np.load(copy / f"{file}.npz") as kept:
+            arrays = dict(kept)
+        np.savez(copy / f"{file}.npz", **(arrays | change(arrays)))
+        return copy
+
+    def not_a_number(kept: dict[str, Any]) -> dict[str, Any]:
+        return {argument: kept[argument] * np.nan}
+
+    wrong = {
+        "in the gradient, most in block1_conv/kernel": ("gradient-1-3", not_a_number),
+        "in the gradient of one batch, most in": (
+            "gradient-0-0",
+            lambda kept: {argument: kept[argument] / 2},
+        ),
+        "'s steps, most in block1_conv/kernel": ("path-2", not_a_number),
+        "the proximal term, most in block1_conv/kernel": ("prox-1", not_a_number),
+        "in the loss": ("numbers", lambda kept: {"losses": kept["losses"] * 1.01}),
+        "in the probabilities": ("numbers", lambda kept: {"probabilities": kept["probabilities"] + 0.01}),
+        "does not keep the weights": ("numbers", lambda kept: {"kept": np.array(False)}),
+        "set_weights must reset the optimizer": ("numbers", lambda kept: {"repeats": np.array(False)}),
+        "what samples of weight 0 change": ("numbers", lambda kept: {"filler": np.array(0.01)}),
     }
-    for says, steps in broken.items():
-        with pytest.raises(ExportError, match=says):
-            parity.compare(steps, good, start, who="m")
+    folders = [changed(str(i), *how) for i, how in enumerate(wrong.values())]
+    for message, found in zip(wrong, compared(built, folders), strict=True):
+        assert message in found.get("error", ""), (message, found)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_gate_refuses_wrong_trainers(optimizer: str) -> None:
+    command = [sys.executable, "-m", "tests.gate.wrong_exports", optimizer, json.dumps(OPTIONS)]
+    done = subprocess.run(command, capture_output=True, timeout=600, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    verdicts = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert verdicts.pop("right") is None
+    assert len(verdicts) == {"adam": 11, "sgd": 8}[optimizer]
+    assert all(verdicts.values()), [name for name, why in verdicts.items() if why is None]
 
 
 @pytest.mark.tensorflow
@@ -81,7 +125,7 @@ def test_a_light_trainer_keeps_weights_and_its_filler_does_not_count(built: Buil
     trainer = litert.open_trainer(built.manifest, built.trainer)
     trainer.set_weights(built.initial)
     assert all(np.array_equal(t, built.initial[n]) for n, t in trainer.get_weights().items())
-    x, y, w = parity.batch(built.manifest, 0)
+    x, y, w = batch(built.manifest, 0)
 
     def after(x: Any) -> Weights:
         trainer.set_weights(built.initial)
@@ -127,7 +171,10 @@ def test_each_light_package_trains_quietly_and_alike_twice(
     runs = []
     for _ in range(2):
         trainer = litert.open_trainer(built.manifest, built.trainer, package=package)
-        runs.append(parity.take(trainer, built.manifest, built.initial).weights)
+        trainer.set_weights(built.initial)
+        for seed in range(3):
+            trainer.step(*batch(built.manifest, seed), learning_rate=1e-3, mu=0.1)
+        runs.append(trainer.get_weights())
     assert all(np.array_equal(t, runs[1][n]) for n, t in runs[0].items())
     assert capfd.readouterr().err == ""
 

@@ -1,157 +1,271 @@
-"""The gate: an exported trainer must do what Keras does, in the runtime that nodes use, or it is refused.
+"""The gate: an exported trainer must do what Keras does, in each runtime that nodes use, or it is refused.
 
-Two processes: `python -m apiary_coordinator.export.parity RUNTIME FOLDER OUT.npz` takes the same steps in one
-runtime, because tflite-runtime and TensorFlow cannot live in one process.
+Gradients are compared one by one with Keras in float64, then the optimizer with its formula on gradients of
+the same runtime. Steps are not chained against Keras: a rectifier's input within rounding of zero falls on
+either side of it, and Adam turns a gradient of rounding size into a full step, so that a right export could
+differ from Keras in float32 as much as Keras from itself in float64, while Adam hid a gradient's factor.
+`python -m apiary_coordinator.export.parity FOLDER PROBE...` compares probes that another machine took.
 """
 
+import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from apiary.errors import ApiaryError, ExportError
+from apiary.errors import ExportError
 from apiary.learn.manifest import Manifest
-from apiary.learn.runtimes import choose
-from apiary.learn.runtimes.base import Trainer
+from apiary.learn.runtimes import litert
 from apiary.process.child import run_to_end
-from apiary.tensors import Array, Weights
+from apiary.tensors import Weights
 from apiary.wire.blob import decode
+from apiary_coordinator.export import probe
+from apiary_coordinator.export.probe import Gradient, Probe
 
-STEPS: Final = 3
-LEARNING_RATE: Final = 1e-3
-MU: Final = 0.1
-MAX_LOSS: Final = 1e-3
-MAX_UPDATE: Final = 0.01
-MAX_OVERALL: Final = 0.05
-MAX_PROBABILITY: Final = 1e-3
-LIGHT_TIMEOUT_S: Final = 120
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """What a runtime made of the gate's batches: losses, weights after, the last batch's probabilities."""
-
-    losses: Array
-    weights: Weights
-    probabilities: Array
+MAX_GRADIENT: Final = 1e-3
+"""Of a tensor's gradient, the median over batches; right exports: up to 1e-5, 2 % of a rule wrong: 2e-2."""
+TIMES_OWN: Final = 10.0
+"""Or so many times the error of Keras in float32: an ill-conditioned network is not refused."""
+MAX_IN_ONE_BATCH: Final = 0.2
+MAX_OPTIMIZER: Final = 1e-3
+MAX_PROX: Final = 1e-3
+MAX_LOSS: Final = 1e-4
+MAX_PROBABILITY: Final = 1e-4
+MAX_FILLER: Final = 1e-4
+SMALL: Final = 1e-6
+"""A tensor's gradient counts from this part of the whole gradient on, by its share of the numbers."""
+ROUNDING: Final = 2.0**-22
+"""Of a weight, by which a step in float32 may be off whatever the rule."""
+TIMEOUT_S: Final = 900
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The largest differences found.
+    """How far a runtime is from Keras, each relative; the bounds are this module's constants.
 
-    `loss` is relative. `update` is the worst tensor's: the upper quartile of what its numbers' updates differ
-    by, over their root mean square. Adam blows the rounding of a gradient near zero up to a full step, so
-    single numbers may differ; `overall`, the relative norm over all tensors, bounds how many.
+    `gradient` is the worst tensor's median over batches, divided by `TIMES_OWN` times the error of Keras in
+    float32 over `MAX_GRADIENT` where that is above 1; `one_batch` the worst of all, as it is.
     """
 
+    gradient: float
+    one_batch: float
+    optimizer: float
+    prox: float
     loss: float
-    update: float
-    overall: float
     probability: float
+    filler: float
+
+    def __str__(self) -> str:
+        return ", ".join(f"{f.name.replace('_', ' ')} {getattr(self, f.name):.0e}" for f in fields(self))
 
 
-def check(manifest: Manifest, full: Trainer, folder: Path) -> Parity:
-    """Compare a folder's `trainer.tflite` with Keras. Raises ExportError where they differ."""
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Keras' answers at each point and batch: gradients in float64, and how far float32 is from them."""
+
+    gradients: dict[tuple[int, int], Gradient]
+    own: dict[str, float]
+    losses: NDArray[np.float64]
+    probabilities: NDArray[np.float32]
+
+
+def check(manifest: Manifest, folder: Path) -> dict[str, Parity]:
+    """Compare a folder's `trainer.tflite` in each light package here with Keras. Raises ExportError.
+
+    Imports TensorFlow.
+    """
     initial = decode((folder / "initial.blob").read_bytes(), who="initial.blob").weights
-    return compare(light(folder, manifest), take(full, manifest, initial), initial, who=manifest.recipe)
-
-
-def take(trainer: Trainer, manifest: Manifest, initial: Weights) -> Steps:
-    """The gate's steps on seeded batches, from `initial`. Raises ExportError if weights are not kept."""
-    trainer.set_weights(initial)
-    if any(not np.array_equal(t, initial[name]) for name, t in trainer.get_weights().items()):
-        raise ExportError(f"{manifest.recipe}: the trainer does not keep the weights it is given")
-    batches = [batch(manifest, seed) for seed in range(STEPS)]
-    losses = [trainer.step(x, y, w, learning_rate=LEARNING_RATE, mu=MU) for x, y, w in batches]
-    return Steps(np.array(losses, np.float32), trainer.get_weights(), trainer.infer(batches[-1][0]))
-
-
-def light(folder: Path, manifest: Manifest, runtime: str = "litert") -> Steps:
-    """The gate's steps in a process of its own. Raises ExportError with what it printed."""
-    out = folder / "parity.npz"
-    command = [sys.executable, "-m", "apiary_coordinator.export.parity", runtime, str(folder), str(out)]
-    try:
-        code, printed = run_to_end(command, timeout_s=LIGHT_TIMEOUT_S)
-        if code is None:
-            raise ExportError(f"{manifest.recipe}: {STEPS} steps in {runtime} took over {LIGHT_TIMEOUT_S} s")
-        if code:
-            raise ExportError(
-                f"{manifest.recipe}: the exported trainer does not run in {runtime} "
-                f"(exit {code}): {printed[-400:] or 'nothing'}"
-            )
-        with np.load(out, allow_pickle=False) as kept:
-            return Steps(
-                kept["losses"],
-                Weights({t.name: kept[t.argument] for t in manifest.tensors}),
-                kept["probabilities"],
-            )
-    finally:
-        out.unlink(missing_ok=True)
-
-
-def compare(got: Steps, want: Steps, initial: Weights, *, who: str) -> Parity:
-    """How far `got` is from `want`. Raises ExportError past the bounds, or where a number is not finite."""
-    moved, off = want.weights - initial, got.weights - want.weights
-    updates = {name: _quartile(off[name], moved[name]) for name in off}
-    worst = max(updates, key=lambda n: updates[n])
-    found = Parity(
-        loss=float(np.max(np.abs(got.losses - want.losses) / np.maximum(np.abs(want.losses), 1e-6))),
-        update=updates[worst],
-        overall=off.norm() / (moved.norm() or 1.0),
-        probability=float(np.abs(got.probabilities - want.probabilities).max()),
-    )
-    # Written so that NaN fails. Measured on the recipes: losses 4e-7, updates 3e-5; a wrong gradient gives 1.
-    if not (
-        found.loss < MAX_LOSS
-        and found.update < MAX_UPDATE
-        and found.overall < MAX_OVERALL
-        and found.probability < MAX_PROBABILITY
-    ):
+    want = expected(manifest, initial)
+    found = {}
+    for package in litert.packages():
+        with TemporaryDirectory(dir=folder, prefix="parity-") as out:
+            got = ask(folder, manifest, f"litert:{package}", Path(out))
+            found[package] = compare(got, want, initial, who=f"{manifest.recipe} in {package}")
+    if not found:
         raise ExportError(
-            f"{who}: the exported trainer differs from Keras after {STEPS} steps: loss by {found.loss:.1e}, "
-            f"updates by {found.update:.1e} (most in {worst}), {found.overall:.1e} overall, probabilities by "
-            f"{found.probability:.1e}"
+            "no light runtime is installed here to compare the export in: pip install 'apiary-fl[edge]'"
         )
     return found
 
 
-def batch(manifest: Manifest, seed: int) -> tuple[Array, Array, Array]:
-    """A seeded batch: noise as pixels or features, every class, unlike weights, and a filler at the end."""
-    rng = np.random.default_rng(seed)
-    size, classes, side = manifest.batch_size, len(manifest.labels), manifest.input
-    if manifest.features:
-        x = rng.exponential(0.5, (size, manifest.features)).astype(np.float32)
-    else:
-        x = rng.integers(0, 256, (size, side.height, side.width, side.channels)).astype(np.float32)
-    y = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, size)]
-    w = rng.uniform(0.5, 1.5, size).astype(np.float32) / size
-    if size > 1:
-        w[-1] = 0
-    return x, y, w
+def expected(manifest: Manifest, initial: Weights) -> Expected:
+    """Ask Keras, in float64 and in float32. Imports TensorFlow."""
+    from apiary_coordinator.export.reference import Reference
+
+    exact, rounded = Reference(manifest, "float64"), Reference(manifest, "float32")
+    gradients, losses, probabilities = {}, np.zeros((probe.POINTS, probe.BATCHES)), []
+    own: dict[str, list[float]] = {}
+    for p in range(probe.POINTS):
+        at = probe.point(initial, p)
+        exact.set_weights(at)
+        rounded.set_weights(at)
+        for b in range(probe.BATCHES):
+            samples = probe.batch(manifest, b)
+            gradients[p, b], losses[p, b] = exact.gradient(*samples)
+            for name, off in _apart(rounded.gradient(*samples)[0], gradients[p, b]).items():
+                own.setdefault(name, []).append(off)
+        probabilities.append(exact.infer(probe.batch(manifest, 0)[0]))
+    return Expected(
+        gradients, {n: float(np.median(o)) for n, o in own.items()}, losses, np.stack(probabilities)
+    )
 
 
-def _quartile(off: Array, moved: Array) -> float:
-    size = float(np.sqrt(np.mean(np.square(moved))))
-    return float(np.percentile(np.abs(off), 75)) / (size or 1.0)
+def ask(folder: Path, manifest: Manifest, runtime: str, out: Path) -> Probe:
+    """Probe an export in a process of its own: `litert:PACKAGE` or `keras`. Raises ExportError."""
+    command = [sys.executable, "-m", "apiary_coordinator.export.probe", runtime, str(folder), str(out)]
+    code, printed = run_to_end(command, timeout_s=TIMEOUT_S)
+    if code is None:
+        raise ExportError(
+            f"{manifest.recipe}: the steps of the export's check in {runtime} took over {TIMEOUT_S} s"
+        )
+    if code:
+        raise ExportError(
+            f"{manifest.recipe}: the exported trainer does not run in {runtime} "
+            f"(exit {code}): {printed[-400:] or 'nothing'}"
+        )
+    return Probe(out, manifest)
 
 
-def main(runtime: str, folder: Path, out: Path) -> int:
-    """Take the steps and store them."""
-    try:
-        manifest = Manifest.decode((folder / "manifest.json").read_bytes())
-        initial = decode((folder / "initial.blob").read_bytes(), who="initial.blob").weights
-        trainer = choose(runtime).open_trainer(manifest, folder / "trainer.tflite")
-        steps = take(trainer, manifest, initial)
-    except ApiaryError as e:
-        print(e, file=sys.stderr)
-        return e.exit_code
-    tensors = {t.argument: steps.weights[t.name] for t in manifest.tensors}
-    np.savez(out, losses=steps.losses, probabilities=steps.probabilities, **tensors)
+def compare(got: Probe, want: Expected, initial: Weights, *, who: str) -> Parity:
+    """How far a runtime is from Keras. Raises ExportError past a bound, or where a number is not finite."""
+    numbers = got.numbers()
+    if not numbers["kept"]:
+        raise ExportError(f"{who}: the exported trainer does not keep the weights that it is given")
+    if not numbers["repeats"]:
+        raise ExportError(
+            f"{who}: the exported trainer takes another first step after others than before them: "
+            f"set_weights must reset the optimizer"
+        )
+    gradient, one_batch, worst = _gradients(got, want)
+    optimizer, moved = _optimizer(got, numbers, initial)
+    prox, pulled = _prox(got, numbers, initial)
+    found = Parity(
+        gradient,
+        one_batch,
+        optimizer,
+        prox,
+        loss=_largest(np.abs(numbers["losses"] - want.losses) / np.maximum(np.abs(want.losses), 1e-6)),
+        probability=_largest(np.abs(numbers["probabilities"] - want.probabilities)),
+        filler=float(numbers["filler"]),
+    )
+    bounds = {
+        "gradient": (MAX_GRADIENT, f"the gradient, most in {worst}"),
+        "one_batch": (MAX_IN_ONE_BATCH, f"the gradient of one batch, most in {worst}"),
+        "optimizer": (MAX_OPTIMIZER, f"{got.manifest.optimizer}'s steps, most in {moved}"),
+        "prox": (MAX_PROX, f"the proximal term, most in {pulled}"),
+        "loss": (MAX_LOSS, "the loss"),
+        "probability": (MAX_PROBABILITY, "the probabilities"),
+        "filler": (MAX_FILLER, "what samples of weight 0 change (a layer that ignores weights?)"),
+    }
+    for name, (most, what) in bounds.items():
+        if not getattr(found, name) < most:  # written so that NaN is refused
+            raise ExportError(f"{who}: the exported trainer differs from Keras in {what} ({found})")
+    return found
+
+
+def _gradients(got: Probe, want: Expected) -> tuple[float, float, str]:
+    """The worst tensor's median over batches, the worst of any batch, and that tensor."""
+    apart: dict[str, list[float]] = {}
+    for (p, b), exact in want.gradients.items():
+        for name, off in _apart(got.gradient(p, b), exact).items():
+            apart.setdefault(name, []).append(off)
+
+    def median(name: str) -> float:
+        return float(np.median(apart[name])) / max(1.0, TIMES_OWN * want.own[name] / MAX_GRADIENT)
+
+    worst = _first(apart, median)
+    return median(worst), _largest(np.array(list(apart.values()))), worst
+
+
+def _apart(got: Gradient, exact: Gradient) -> dict[str, float]:
+    """Per tensor |got - exact| / (|exact| + SMALL |all| sqrt(n / N)), Euclidean norms."""
+    whole = float(np.sqrt(sum(np.sum(np.square(g)) for g in exact.values())))
+    count = sum(g.size for g in exact.values())
+    return {
+        name: float(
+            np.linalg.norm(got[name] - g)
+            / ((np.linalg.norm(g) + SMALL * whole * (g.size / count) ** 0.5) or 1.0)
+        )
+        for name, g in exact.items()
+    }
+
+
+def _optimizer(got: Probe, numbers: dict[str, NDArray[np.float32]], initial: Weights) -> tuple[float, str]:
+    """By how much the path's steps differ from the optimizer's formula, in its largest step; per tensor."""
+    drives, rate = iter((got.moved("drive-0"), got.moved("drive-1"))), float(numbers["rate"])
+    zero = {name: np.zeros_like(initial[name], np.float64) for name in _trained(got.manifest)}
+    driven = [zero if number is None else next(drives) for number in probe.PATH]
+    at = [{n: initial[n].astype(np.float64) for n in zero}]
+    at += [got.moved(f"path-{i}") for i in range(len(probe.PATH))]
+
+    def off(name: str) -> float:
+        steps = list(probe.optimizer_steps(got.manifest, [g[name] for g in driven], rate))
+        largest = max(float(np.linalg.norm(s)) for s in steps)
+        apart = [
+            _beyond(after[name] - before[name] - step, after[name], largest)
+            for before, after, step in zip(at, at[1:], steps, strict=False)
+        ]
+        return _largest(np.array(apart))  # Python's max passes over NaN
+
+    worst = _first(zero, off)
+    return off(worst), worst
+
+
+def _prox(got: Probe, numbers: dict[str, NDArray[np.float32]], initial: Weights) -> tuple[float, str]:
+    """By how much FedProx's step differs from its formula, in the step away from the anchor; per tensor."""
+    rate, mu, weight = (float(numbers[n]) for n in ("prox_rate", "mu", "prox_weight"))
+    away, back, driven = got.moved("prox-0"), got.moved("prox-1"), got.moved("drive-0")
+
+    def off(name: str) -> float:
+        distance = away[name] - initial[name]
+        *_, step = probe.optimizer_steps(got.manifest, [driven[name] * weight, mu * distance], rate)
+        return _beyond(back[name] - away[name] - step, back[name], float(np.linalg.norm(distance)))
+
+    worst = _first(away, off)
+    return off(worst), worst
+
+
+def _beyond(off: NDArray[np.float64], weights: NDArray[np.float64], largest: float) -> float:
+    """A difference beyond the rounding of the weights themselves, as a part of `largest`."""
+    beyond = float(np.linalg.norm(off)) - ROUNDING * float(np.linalg.norm(weights))
+    if beyond <= 0:
+        return 0.0
+    return beyond / largest if largest else float("inf")
+
+
+def _first(names: Gradient | dict[str, list[float]], how_far: Callable[[str], float]) -> str:
+    """The name that is furthest, one that is not a number before all."""
+    return max(names, key=lambda n: np.inf if np.isnan(how_far(n)) else how_far(n))
+
+
+def _largest(values: NDArray[np.float64]) -> float:
+    return float(np.max(values))
+
+
+def _trained(manifest: Manifest) -> list[str]:
+    return [t.name for t in manifest.tensors if t.trainable]
+
+
+def main(folder: Path, probes: Sequence[Path]) -> int:
+    """Print a line of JSON for each probe of the export in `folder`: its differences, or `error`."""
+    from apiary.learn.runtimes.keras import prepare
+
+    prepare(1)
+    manifest = Manifest.decode((folder / "manifest.json").read_bytes())
+    initial = decode((folder / "initial.blob").read_bytes(), who="initial.blob").weights
+    want = expected(manifest, initial)
+    for each in probes:
+        try:
+            print(json.dumps(asdict(compare(Probe(each, manifest), want, initial, who=each.name))))
+        except ExportError as e:
+            print(json.dumps({"error": str(e)}))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))
+    sys.exit(main(Path(sys.argv[1]), [Path(each) for each in sys.argv[2:]]))

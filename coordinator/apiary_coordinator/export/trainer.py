@@ -6,16 +6,13 @@ import tensorflow as tf
 
 from apiary.learn.runtimes.keras import named_variables, with_logits
 from apiary_coordinator.export.gradients import builtin_gradients
+from apiary_coordinator.export.probe import BETA_1, BETA_2, EPSILON
 
 Tensor = Any
-# Adam as Kingma and Ba 2014 (arXiv:1412.6980), with Keras' epsilon.
 INFER_BATCH: Final = 1
 """Each signature has memory of its own: at 96x96x3, 16 MB for 16 pictures, and no faster."""
 INFER_ROWS: Final = 8
 """Features of a base are small; a dense head takes eight of them as fast as one."""
-BETA_1: Final = 0.9
-BETA_2: Final = 0.999
-EPSILON: Final = 1e-7
 
 
 class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
@@ -24,6 +21,8 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
     train(x[B, ...], y[B, C], w[B], lr[1], mu[1]) -> loss[1]; infer(x[b, ...]) -> prob[b, C];
     set_weights(p000, p001, ...) -> ok[1]; get_weights() -> p000, p001, ...: `arguments` names their tensors.
     """
+
+    beta_1, beta_2, epsilon = BETA_1, BETA_2, EPSILON
 
     def __init__(self, model: Any, *, batch_size: int, optimizer: str, momentum: float):
         super().__init__()
@@ -56,11 +55,7 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
         }
 
     def _train(self, x: Tensor, y: Tensor, w: Tensor, lr: Tensor, mu: Tensor) -> dict[str, Tensor]:
-        with builtin_gradients():
-            logits, _ = self._model(x, training=True)
-            # The fused cross entropy has a gradient that TFLite lacks; this one is log_softmax alone.
-            loss = -tf.reduce_sum(w * tf.reduce_sum(y * tf.nn.log_softmax(logits), -1))
-        gradients = tf.gradients(loss, self._trained)
+        loss, gradients = self._gradients(x, y, w)
         # FedProx (Li et al. 2020, arXiv:1812.06127): mu/2 |v - anchor|^2 holds a node near the global model.
         gradients = [g + mu * (v - a) for g, v, a in zip(gradients, self._trained, self._anchor, strict=True)]
         if self._optimizer == "adam":
@@ -69,16 +64,23 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
             self._sgd(gradients, lr)
         return {"loss": tf.reshape(loss, [1])}
 
+    def _gradients(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, list[Tensor]]:
+        with builtin_gradients():
+            logits, _ = self._model(x, training=True)
+            # The fused cross entropy has a gradient that TFLite lacks; this one is log_softmax alone.
+            loss = -tf.reduce_sum(w * tf.reduce_sum(y * tf.nn.log_softmax(logits), -1))
+        return loss, tf.gradients(loss, self._trained)
+
     def _adam(self, gradients: list[Tensor], lr: Tensor) -> None:
         step = self._steps.assign_add([1.0])
-        rate = lr * tf.sqrt(1.0 - tf.pow(BETA_2, step)) / (1.0 - tf.pow(BETA_1, step))
+        rate = lr * tf.sqrt(1.0 - tf.pow(self.beta_2, step)) / (1.0 - tf.pow(self.beta_1, step))
         # The slots hold the moments over (1 - beta): two operations less on tensors as large as the weights,
         # and such operations, not the products, are most of a dense head's step.
-        rate *= (1.0 - BETA_1) / (1.0 - BETA_2) ** 0.5
-        epsilon = EPSILON / (1.0 - BETA_2) ** 0.5
+        rate *= (1.0 - self.beta_1) / (1.0 - self.beta_2) ** 0.5
+        epsilon = self.epsilon / (1.0 - self.beta_2) ** 0.5
         for v, g, first, second in zip(self._trained, gradients, *self._slots, strict=True):
-            m = first * BETA_1 + g
-            s = second * BETA_2 + g * g
+            m = first * self.beta_1 + g
+            s = second * self.beta_2 + g * g
             first.assign(m)
             second.assign(s)
             v.assign(v - m * rate / (tf.sqrt(s) + epsilon))

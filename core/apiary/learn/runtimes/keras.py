@@ -99,7 +99,7 @@ def named_variables(model: Any) -> list[tuple[str, Any]]:
     prefix = f"{model.name}/"
     variables = [
         *model.trainable_variables,
-        *(v for v in model.non_trainable_variables if v.dtype == "float32"),
+        *(v for v in model.non_trainable_variables if v.dtype.startswith("float")),
     ]
     return [(v.path.removeprefix(prefix), v) for v in variables]
 

@@ -35,11 +35,8 @@ def interpreter_class(package: str | None = None) -> Any:
     """The `Interpreter` of that package, or of the first that works. Raises RuntimeUnavailable."""
     reasons = []
     for name in (package,) if package else _PACKAGES:
-        if importlib.util.find_spec(name) is None:
-            reasons.append(f"{name} is not installed")
-        elif name == "tflite_runtime" and int(np.__version__.split(".", maxsplit=1)[0]) >= 2:
-            # Its metadata allows numpy 2, its compiled part raises SystemError with it.
-            reasons.append(f"tflite_runtime does not work with numpy {np.__version__}: pip install 'numpy<2'")
+        if (why := _not_usable(name)) is not None:
+            reasons.append(why)
         elif name == "tflite_runtime" and "tensorflow" in sys.modules:
             # Both carry TFLite's C++ symbols: loading a file then ends in bad_alloc, or worse.
             reasons.append("tflite_runtime does not work in a process that has imported tensorflow")
@@ -49,6 +46,20 @@ def interpreter_class(package: str | None = None) -> Any:
             except (ImportError, OSError) as e:
                 reasons.append(f"{name} does not load: {e}")
     raise RuntimeUnavailable(f"{', '.join(reasons)} ({_INSTALL})")
+
+
+def packages() -> list[str]:
+    """The packages that are installed and go with this machine's numpy; none is loaded."""
+    return [name for name in _PACKAGES if _not_usable(name) is None]
+
+
+def _not_usable(name: str) -> str | None:
+    if importlib.util.find_spec(name) is None:
+        return f"{name} is not installed"
+    if name == "tflite_runtime" and int(np.__version__.split(".", maxsplit=1)[0]) >= 2:
+        # Its metadata allows numpy 2, its compiled part raises SystemError with it.
+        return f"tflite_runtime does not work with numpy {np.__version__}: pip install 'numpy<2'"
+    return None
 
 
 def open_model(path: Path, *, threads: int = 1, package: str | None = None) -> Any:

@@ -1,0 +1,145 @@
+"""Trainers that are exported wrong on purpose, and what the gate finds in each. Imports TensorFlow.
+
+`python -m tests.gate.wrong_exports adam|sgd [OPTIONS as JSON]` prints a line of JSON for each: its name, and
+the message with which the gate refuses it, or null where it lets it through.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from apiary.errors import ExportError
+from apiary.learn.runtimes import litert
+from apiary.learn.runtimes.keras import prepare
+from apiary.wire.blob import encode
+from apiary.wire.messages import Plan
+from apiary_coordinator.export import convert, parity
+from apiary_coordinator.export.build import build
+from apiary_coordinator.export.trainer import TrainerModule
+from apiary_coordinator.recipes.base import check_options, recipe
+
+Change = Callable[[list[Any]], list[Any]]
+
+
+def scaled(part: str, factor: float) -> type[TrainerModule]:
+    """A module whose gradient of the last tensor of that kind is multiplied."""
+
+    class Scaled(TrainerModule):
+        def _gradients(self, x: Any, y: Any, w: Any) -> tuple[Any, list[Any]]:
+            loss, gradients = super()._gradients(x, y, w)
+            names = [n for n in self.arguments.values() if n in self.trainable_names]
+            wrong = max(i for i, name in enumerate(names) if name.endswith(part))
+            return loss, [g * factor if i == wrong else g for i, g in enumerate(gradients)]
+
+    return Scaled
+
+
+class Zeroed(TrainerModule):
+    """2 % of the largest tensor's gradient are zero."""
+
+    def _gradients(self, x: Any, y: Any, w: Any) -> tuple[Any, list[Any]]:
+        loss, gradients = super()._gradients(x, y, w)
+        sizes = [g.shape.num_elements() for g in gradients]
+        wrong = sizes.index(max(sizes))
+        flat = tf.reshape(gradients[wrong], [-1])
+        kept = tf.concat([tf.ones(sizes[wrong] - sizes[wrong] // 50), tf.zeros(sizes[wrong] // 50)], 0)
+        gradients[wrong] = tf.reshape(flat * kept, gradients[wrong].shape)
+        return loss, gradients
+
+
+class Shifted(TrainerModule):
+    """The first padding is off by one: all pixels lie one further down and to the right."""
+
+    def _gradients(self, x: Any, y: Any, w: Any) -> tuple[Any, list[Any]]:
+        return super()._gradients(tf.pad(x, [[0, 0], [1, 0], [1, 0], [0, 0]])[:, :-1, :-1], y, w)
+
+
+class Unweighted(TrainerModule):
+    """Samples of weight 0 count, too."""
+
+    def _gradients(self, x: Any, y: Any, w: Any) -> tuple[Any, list[Any]]:
+        return super()._gradients(x, y, tf.ones_like(w) * tf.reduce_sum(w) / w.shape[0])
+
+
+class Beta1(TrainerModule):
+    beta_1 = 0.8
+
+
+class Beta2(TrainerModule):
+    beta_2 = 0.99
+
+
+class Epsilon(TrainerModule):
+    epsilon = 1e-5
+
+
+class NotReset(TrainerModule):
+    """`set_weights` leaves the moments as they are."""
+
+    def _set(self, *values: Any) -> dict[str, Any]:
+        slots, self._slots = self._slots, []
+        out = super()._set(*values)
+        self._slots = slots
+        return out
+
+
+class Pulled(TrainerModule):
+    """The proximal term is 2 % too strong."""
+
+    def _train(self, x: Any, y: Any, w: Any, lr: Any, mu: Any) -> dict[str, Any]:
+        return super()._train(x, y, w, lr, mu * 1.02)
+
+
+ADAM: dict[str, type[TrainerModule]] = {
+    "right": TrainerModule,
+    "a layer's gradient times 2": scaled("kernel", 2.0),
+    "a layer's gradient times 1.02": scaled("kernel", 1.02),
+    "the last bias's gradient times .9": scaled("bias", 0.9),
+    "beta1 .8": Beta1,
+    "beta2 .99": Beta2,
+    "epsilon 1e-5": Epsilon,
+    "2 % of a tensor zeroed": Zeroed,
+    "padding off by one": Shifted,
+    "moments not reset": NotReset,
+    "filler counted": Unweighted,
+    "proximal term times 1.02": Pulled,
+}
+SGD = {name: each for name, each in ADAM.items() if each not in (Beta1, Beta2, Epsilon)}
+
+
+def verdicts(optimizer: str, options: dict[str, Any], labels: int = 3, batch_size: int = 8) -> None:
+    """Print what the gate says to each trainer of `edge_cnn` with these options."""
+    plan = Plan.model_validate({"batch_size": batch_size, "optimizer": optimizer})
+    exported = build("edge_cnn", options, [f"label-{i}" for i in range(labels)], plan)
+    manifest = exported.manifest
+    want = parity.expected(manifest, exported.initial)
+    for name, kind in (ADAM if optimizer == "adam" else SGD).items():
+        models = recipe("edge_cnn").build(
+            check_options("edge_cnn", options), labels, base_weights=None, seed=0
+        )
+        module = kind(models.trained, batch_size=batch_size, optimizer=optimizer, momentum=plan.momentum)
+        found = None
+        with tempfile.TemporaryDirectory() as folder:
+            here = Path(folder)
+            (here / "manifest.json").write_bytes(manifest.encode())
+            (here / "initial.blob").write_bytes(encode(exported.initial))
+            (here / "trainer.tflite").write_bytes(convert.trainer_file(module))
+            try:
+                for package in litert.packages()[:1]:
+                    got = parity.ask(here, manifest, f"litert:{package}", here / package)
+                    parity.compare(got, want, exported.initial, who=package)
+            except ExportError as e:
+                found = str(e)
+        print(json.dumps([name, found]), flush=True)
+
+
+if __name__ == "__main__":
+    prepare(1)
+    verdicts(sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) > 2 else {})
