@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SECONDS_EACH ?= 300
 
-.PHONY: help wheel demo release-demo npm-runner test check bench load links aarch64 chaos search fuzz hosts constraints release docs clean
+.PHONY: help wheel demo release-demo npm-runner test check bench load links aarch64 gate chaos search fuzz hosts constraints release docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make load    rounds of 10 to 5000 nodes against one broker and one coordinator (minutes)"
 	@echo "make links   bytes sent against bytes needed over bad links (10 minutes)"
 	@echo "make aarch64 a node's training and pictures on a Pi's Python and wheels, emulated (minutes; needs root)"
+	@echo "make gate    exports at 84 settings, none of which the export gate may refuse (an hour; goes on where it stopped)"
 	@echo "make chaos   200 faults on a real federation, then the same model? (minutes; ARGS='--seed 7')"
 	@echo "make search  the property tests on examples that nobody has tried (make test repeats the same ones)"
 	@echo "make fuzz    coverage-guided fuzzing of all that reads the bus (SECONDS_EACH=300)"
@@ -109,6 +110,9 @@ links: $(VENV)/.dev
 aarch64: $(VENV)/.dev
 	@tests/system-packages aarch64
 	$(BIN)/python -m tests.aarch64.run $(ARGS)
+
+gate: $(VENV)/.dev
+	@$(BIN)/python -m tests.gate.main $(ARGS)
 
 chaos: $(VENV)/.demo
 	@tests/system-packages

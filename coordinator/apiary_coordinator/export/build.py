@@ -80,8 +80,11 @@ def build(
     )
 
 
-def build_folder(job: BuildJob) -> None:
-    """Do a build job: export, pass the gate, write the files and seal the folder."""
+def build_folder(job: BuildJob) -> dict[str, parity.Parity]:
+    """Do a build job: export, pass the gate, write the files and seal the folder.
+
+    Returns what the gate found in each light package. Raises ExportError where it refuses.
+    """
     exported = build(
         job.recipe, job.options, job.labels, job.plan, base_weights=job.base_weights, seed=job.seed
     )
@@ -104,9 +107,11 @@ def build_folder(job: BuildJob) -> None:
     print(
         f"{job.recipe}: {exported.initial.count} weights, trainer {len(exported.trainer)} bytes", flush=True
     )
-    for package, found in parity.check(exported.manifest, out).items():
+    found_in = parity.check(exported.manifest, out)
+    for package, found in found_in.items():
         print(f"{package} differs from Keras by: {found}", flush=True)
     seal(out, names)
+    return found_in
 
 
 def finish(
