@@ -4,8 +4,9 @@
     python -m benchmarks.learning.liar --clip 1.5 --ratio 2
 
 Five nodes train on the digits as in `apiary demo`; the fifth claims as many samples as its cohort bears and
-sends its update turned round, as long as the round's bound on norms allows. Training steps, weights, bounds
-and the sum are the product's own; what is left out are broker, disk and processes, which change no bits.
+sends its update turned round, as long as the round's bound on norms allows. "Left out" are the four others
+alone: more than that no defence can keep. Training steps, weights, bounds and the sum are the product's own;
+broker, disk and processes, which change no bits, are not there.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ LATE_WITHIN = 0.02
 """Of what honest nodes reach."""
 
 
+KINDS = ("honest", "one liar", "left out")
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """Accuracy on the held-out digits after each round."""
 
     seed: int
-    liars: int
+    kind: str
     accuracy: list[float]
 
 
@@ -66,50 +70,47 @@ def main() -> int:
             federation = federate(
                 "digits", Path(folder), settings_of("digits", seed, **chosen), nodes=args.nodes
             )
-            for liars in (0, 1):
-                say(f"seed {seed}, {liars} of {args.nodes} nodes lie")
-                found.append(Outcome(seed, liars, rounds(federation, liars, args.rounds)))
+            for kind in KINDS:
+                say(f"seed {seed}, {kind}")
+                found.append(Outcome(seed, kind, rounds(federation, kind, args.rounds)))
     report(found, as_json=args.json)
     return 0 if holds(found) else 1
 
 
-def rounds(federation: Federation, liars: int, count: int) -> list[float]:
+def rounds(federation: Federation, kind: str, count: int) -> list[float]:
     """Accuracy on the held-out digits after each round."""
     model, last, accuracies = federation.built.initial, None, []
     for number in range(1, count + 1):
-        model, last = one_round(federation, model, number, last, liars)
+        model, last = one_round(federation, model, number, last, kind)
         found = evaluate(federation.trainer, model, federation.held_out, federation.built.manifest.labels)
         accuracies.append(found.accuracy)
     return accuracies
 
 
 def one_round(
-    federation: Federation, model: Weights, number: int, last: float | None, liars: int
+    federation: Federation, model: Weights, number: int, last: float | None, kind: str
 ) -> tuple[Weights, float]:
     """The next model, and the median norm of the updates that it was made of."""
     run, plan = federation.run, federation.run.plan
-    expected = [limits.expected_samples(len(d), plan.validation_share) for d in federation.nodes.values()]
+    *others, last_node = federation.nodes
+    nodes = others if kind == "left out" else [*others, last_node]
+    expected = [limits.expected_samples(len(federation.nodes[n]), plan.validation_share) for n in nodes]
     cap = limits.weight_cap(expected, len(expected), run.max_weight_ratio)
     bounds = Bounds(
         max_samples=cap, max_norm=limits.norm_bound(last, model.norm(), run.clip, run.bounds.max_norm)
     )
     total = ExactSum(federation.built.manifest.shapes, grid_bits(bounds, len(expected)))
     norms: list[float] = []
-    honest: list[float] = []
-    for i, node in enumerate(federation.nodes):
+    for node in nodes:
         done = federation.train(node, model, number)
         update, samples = done.weights - model, min(done.samples, cap)
-        if i >= len(federation.nodes) - liars:
+        if kind == "one liar" and node == last_node:
             update, samples = turned(update, bounds.max_norm), cap
-        else:
-            honest.append(update.norm())
         update = clipped(update, bounds.max_norm, blob.codec(plan.codec))
         norms.append(update.norm())
         total.add(update, samples)
-    say(
-        f"  round {number}: cap {cap}, bound {bounds.max_norm:.4g}, model {model.norm():.4g}, "
-        f"honest {', '.join(f'{n:.3g}' for n in honest)}"
-    )
+    lengths = ", ".join(f"{norm:.3g}" for norm in norms)
+    say(f"  round {number}: cap {cap}, bound {bounds.max_norm:.4g}, norms {lengths}")
     _, moved = fedavg.apply(Weights({}), model, total.mean())
     return moved, limits.median_norm(norms)
 
@@ -120,26 +121,26 @@ def turned(update: Weights, norm: float) -> Weights:
     return Weights({name: factor * tensor for name, tensor in update.items()})
 
 
-def pairs(found: list[Outcome], after: int) -> list[tuple[float, float]]:
-    """Accuracy of honest nodes and with a liar after so many rounds, a seed each."""
-    by = {(f.seed, f.liars): f.accuracy for f in found}
-    return [(by[seed, 0][after - 1], by[seed, 1][after - 1]) for seed in sorted({f.seed for f in found})]
+def after(found: list[Outcome], number: int) -> list[dict[str, float]]:
+    """Accuracy of each kind after so many rounds, a seed each."""
+    seeds = sorted({f.seed for f in found})
+    return [{f.kind: f.accuracy[number - 1] for f in found if f.seed == seed} for seed in seeds]
 
 
 def holds(found: list[Outcome]) -> bool:
     """Whether the bounds of both dates are met with every seed."""
-    early = all(lied >= EARLY_AT_LEAST for _, lied in pairs(found, EARLY))
-    return early and all(lied >= honest - LATE_WITHIN for honest, lied in pairs(found, LATE))
+    early = all(row["one liar"] >= EARLY_AT_LEAST for row in after(found, EARLY))
+    return early and all(row["one liar"] >= row["honest"] - LATE_WITHIN for row in after(found, LATE))
 
 
 def report(found: list[Outcome], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(f) for f in found]))
         return
-    print(f"{'rounds':>6}  {'seed':>4}  {'honest':>7}  {'one liar':>8}")
-    for after in (EARLY, LATE):
-        for seed, (honest, lied) in enumerate(pairs(found, after)):
-            print(f"{after:6}  {seed:4}  {honest:7.1%}  {lied:8.1%}")
+    print(f"{'rounds':>6}  {'seed':>4}  " + "  ".join(f"{kind:>8}" for kind in KINDS))
+    for number in (EARLY, LATE):
+        for seed, row in enumerate(after(found, number)):
+            print(f"{number:6}  {seed:4}  " + "  ".join(f"{row[kind]:8.1%}" for kind in KINDS))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from apiary.errors import ModelError
 
 Array = NDArray[np.float32]
 Shapes = dict[str, tuple[int, ...]]
+_BLOCK: Final = 1 << 16
 
 
 class Weights(Mapping[str, Array]):
@@ -58,9 +60,7 @@ class Weights(Mapping[str, Array]):
 
     def norm(self) -> float:
         """Euclidean norm over all tensors together, summed in float64."""
-        return math.sqrt(
-            sum(float(np.dot(f, f)) for f in (t.ravel().astype(np.float64) for t in self._tensors.values()))
-        )
+        return math.sqrt(sum(map(square_sum, self._tensors.values())))
 
     def is_finite(self) -> bool:
         """Whether no number is NaN or infinite."""
@@ -74,6 +74,15 @@ class Weights(Mapping[str, Array]):
         if why := differs(other.shapes, self.shapes):
             raise ModelError(f"these weights do not fit together: {why}")
         return Weights({name: op(t, other[name]) for name, t in self._tensors.items()})
+
+
+def square_sum(tensor: Array) -> float:
+    """The sum of all squares, in float64 and a block at a time: no copy of the whole is made."""
+    flat, total = tensor.reshape(-1), 0.0
+    for start in range(0, flat.size, _BLOCK):
+        part = flat[start : start + _BLOCK].astype(np.float64)
+        total += float(np.dot(part, part))
+    return total
 
 
 def differs(got: Shapes, expected: Shapes) -> str | None:

@@ -23,6 +23,7 @@ class Spool:
         self._sync = sync
         self._slot_bytes = _aligned(slot_bytes)
         self._free: list[int] = []
+        self._in_use = 0
         with disk_errors(f"cannot open the spool {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -41,22 +42,24 @@ class Spool:
 
         What the version before left there may have slots of other sizes.
         """
-        each = self._slot_bytes
-        used = {i for slot, size in taken for i in range(slot // each, -(-(slot + size) // each))}
+        each, kept = self._slot_bytes, list(taken)
+        used = {i for slot, size in kept for i in range(slot // each, -(-(slot + size) // each))}
         self._free = [i * each for i in range(self._end // each) if i not in used]
+        self._in_use = len(kept)
 
     def allocate(self, max_slots: int) -> int:
         """A free slot; its room on the disk is taken now.
 
         Raises StoreError on a full disk, and where `max_slots` are in use already.
         """
-        if (in_use := self._end // self._slot_bytes - len(self._free)) >= max_slots:
+        if self._in_use >= max_slots:
             raise StoreError(
-                f"the spool {self._path} holds {in_use} updates, at most {max_slots} may be there"
+                f"the spool {self._path} holds {self._in_use} updates, at most {max_slots} may be there"
             )
         slot = self._free[-1] if self._free else self._end
         with disk_errors(f"no room for an update of {self._slot_bytes} bytes in {self._path}"):
             os.posix_fallocate(self._fd, slot, self._slot_bytes)
+        self._in_use += 1
         if self._free:
             self._free.pop()
         else:
@@ -65,6 +68,7 @@ class Spool:
 
     def release(self, slot: int) -> None:
         """Let the next upload have the slot."""
+        self._in_use -= 1
         self._free.append(slot)
 
     def write(self, slot: int, offset: int, data: bytes | memoryview) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from apiary.tensors import Weights
+from apiary.tensors import Weights, square_sum
 from apiary.wire.codecs.base import Codec
 
 _MARGIN: Final = 1e-6
@@ -30,9 +30,6 @@ def clipped(update: Weights, max_norm: float, codec: Codec) -> Weights:
 
 def _square(update: Weights, codec: Codec | None) -> float:
     """The squared norm, of what the codec gives back where there is one; a tensor at a time."""
-    total = 0.0
-    for tensor in update.values():
-        decoded = tensor if codec is None else codec.decode(codec.encode(tensor))
-        flat = decoded.reshape(-1).astype(np.float64)
-        total += float(np.dot(flat, flat))
-    return total
+    if codec is None:
+        return sum(map(square_sum, update.values()))
+    return sum(square_sum(codec.decode(codec.encode(tensor))) for tensor in update.values())
