@@ -186,6 +186,7 @@ class Fleet:
         stay: bool = False,
         more: dict[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
+        worker_s: float = 0.3,
         at: Callable[[Path], None] = lambda folder: None,
         gates: Callable[[Role, str, Path], MessageGate] = lambda role, name, folder: OPEN,
         **run: Any,
@@ -199,6 +200,8 @@ class Fleet:
         self.broker = broker or MemoryBroker(seed=1, latency_s=0.01)
         self.run_settings = {"rounds": 3, "min_nodes": nodes, "settle_s": 0.5, "seed": 5, **run}
         self.stay = stay
+        self.worker_s = worker_s
+        """The coordinator's worker begins a job up to so many seconds late, and shows its result as late."""
         self.more = more or {}
         """Further sections of the settings."""
         self.coordinator: Coordinator | None = None
@@ -247,7 +250,7 @@ class Fleet:
             settings,
             Platform(
                 self.broker.bus("coordinator", coordinator_will(settings.topics, epoch)),
-                SlowWorker(lambda: self.broker.now, seed=self.starts),
+                SlowWorker(lambda: self.broker.now, seed=self.starts, most_s=self.worker_s),
                 Clocks(lambda: self.broker.now, lambda: self.broker.now),
                 epoch,
                 self.gates(Role.COORDINATOR, "hive", settings.coordinator.state_dir),

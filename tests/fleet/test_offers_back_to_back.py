@@ -8,7 +8,7 @@ import pytest
 from tests.fleet.harness import SHAPES, Fleet, MakeFleet
 from tests.fleet.raw_node import RawNode
 
-from apiary.wire import Digest, NodeId, blob
+from apiary.wire import Digest, blob
 from apiary.wire.chunks import digest_of
 from apiary_coordinator.round.collector import Collector
 
@@ -40,21 +40,21 @@ def test_a_second_offer_while_the_first_update_is_screened_counts_nothing_twice(
     once.offer(only)
     expected = alone.run(each=lambda _: once.answer())["model_sha256"]
 
-    fleet = make_fleet(4, rounds=1)
+    fleet = make_fleet(4, rounds=1, worker_s=2.0)
     raw = opened(fleet)
-    runner = fleet.runner
-    assert runner is not None
     for _ in range(start):
         fleet.turn()
     first, second = raw.update(), raw.update(factor=0.5)
     assert first == only
     raw.offer(first)
 
-    def came_whole() -> bool:
+    def sent() -> bool:
         raw.answer()
-        return runner.collector._in_hand(NodeId(BAD))
+        return bool(raw.granted)
 
-    fleet.until(came_whole)
+    fleet.until(sent)
+    for _ in range(2):  # its chunks are on their way
+        fleet.turn()
 
     def again(_: int) -> None:
         raw.answer()
