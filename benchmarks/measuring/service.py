@@ -93,8 +93,8 @@ class BenchmarkModelBuilder:
         self._blobs = blobs
         self._shapes = {f"layer_{i:02d}/kernel": (size // 4 // layers,) for i in range(layers)}
 
-    def check(self) -> None:
-        """Nothing that could be refused."""
+    def labels(self) -> tuple[str, ...]:
+        return ("a", "b")
 
     def build(self) -> ExportedModel:
         rng = np.random.default_rng(0)

@@ -13,22 +13,23 @@ from apiary.clocks import Clocks
 from apiary.identity.gate import OPEN
 from apiary.identity.load_gate import load_gate
 from apiary.identity.roles import Role
-from apiary.plugins import load
 from apiary.settings import Settings
 from apiary_coordinator.feature import CoordinatorFeature
+from apiary_coordinator.fleet.watch import FleetWatch
 from apiary_coordinator.journal import RunRow
 from apiary_coordinator.model.keras import KerasModelBuilder
 from apiary_coordinator.monitoring.watchdog import Watchdog
 from apiary_coordinator.operators.node_commands import NodeCommands
 from apiary_coordinator.operators.requests import OperatorRequests
-from apiary_coordinator.publishers.base import PACKAGE as PUBLISHERS
 from apiary_coordinator.releases import operations
 from apiary_coordinator.releases.ledger import Ledger
 from apiary_coordinator.releases.service import ReleaseService
 from apiary_coordinator.releases.signer import CertificateSigner, ReleaseKeySigner, ReleaseSigner
 from apiary_coordinator.resources import Platform, Storage
+from apiary_coordinator.run.checks import check_settings
 from apiary_coordinator.run.run import Run
 from apiary_coordinator.schedule.queue import ModelBuilders, RunQueue
+from apiary_coordinator.schedule.runbook import RunBook
 from apiary_coordinator.service import Coordinator, will
 from apiary_coordinator.worker import ThreadWorker
 
@@ -68,8 +69,7 @@ def build(
     `after_run` gets the folder of each run's result on the worker's thread, before the features do; `ended`
     each run that is over where the coordinator stays. Raises SettingsError.
     """
-    for name in settings.publish.after_run:
-        load(PUBLISHERS, name)  # an unknown name is refused now, not after hours of training
+    check_settings(settings)  # an unknown name is refused now, not after hours of training
     coordinator = Coordinator(settings, platform, storage, stay=one is None, after_run=after_run, ended=ended)
     resources, host, roster = coordinator.resources, coordinator.host, coordinator.roster
     operators = OperatorRequests(resources.outgoing.outlet, platform.clocks.monotonic)
@@ -77,6 +77,7 @@ def build(
     features: list[CoordinatorFeature] = [
         operators,
         RunQueue(settings, host, resources, roster, operators=operators, builders=builders, one=one),
+        FleetWatch(platform.bus, host, roster, RunBook(storage.journal)),
         NodeCommands(operators, host, roster, resources.outgoing.outlet, platform.clocks),
         _releases(coordinator, operators),
         watchdog,

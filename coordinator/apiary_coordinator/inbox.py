@@ -3,7 +3,6 @@
 import logging
 from typing import Final
 
-from apiary import __version__
 from apiary.bus.inlet import Delivery
 from apiary.bus.outlet import Tap
 from apiary.complaints import Complaints
@@ -27,7 +26,21 @@ KINDS: Final = (
     TopicKind.CHUNK_UP,
     TopicKind.COORDINATOR_STATUS,
 )
+_OF_NODES: Final = frozenset(
+    {
+        TopicKind.NODE_STATUS,
+        TopicKind.NODE_ASK,
+        TopicKind.NODE_WANT,
+        TopicKind.NODE_OFFER,
+        TopicKind.NODE_PROGRESS,
+        TopicKind.NODE_RELEASE,
+        TopicKind.NODE_REPLY,
+        TopicKind.CHUNK_UP,
+    }
+)
 _CLOCK_OFF_S: Final = 3600.0
+_MAX_EARLY: Final = 20_000
+"""Offers that wait for their run; one a node."""
 
 
 class Inbox:
@@ -52,6 +65,8 @@ class Inbox:
         self._model_server = resources.outgoing.model_server
         self._complaints = complaints
         self._tap = tap
+        self._early: dict[NodeId, Offer] = {}
+        """Offers that came while their run was being taken up, by node the newest."""
 
     def received(self, delivery: Delivery) -> None:
         """Take a message. Raises WireError, StoreError."""
@@ -61,15 +76,16 @@ class Inbox:
             self._other_coordinator(content, retained=delivery.retained)
         if node is None:
             return
-        if not delivery.retained and isinstance(content, Ask | Want | Offer | Progress):
-            self._roster.hear(node, self._clocks.wall())
+        if self._alive(delivery) and self._roster.hear(node, self._clocks.wall(), now):
+            log.info("node=%s is heard again", node)
+            self._back(node, run, now)
         match content:
             case bytes():
                 self._chunk(delivery.topic, content, now)
             case NodeStatus():
                 self._node_status(node, content, run, now)
-                if not delivery.retained and content.state != "lost":  # the broker publishes that one
-                    self._roster.hear(node, self._clocks.wall())
+                if self._alive(delivery):  # the first of a node that was not known
+                    self._roster.hear(node, self._clocks.wall(), now)
             case None if delivery.topic.kind is TopicKind.NODE_STATUS:
                 self._removed(node, now)
             case Offer():
@@ -82,6 +98,29 @@ class Inbox:
                 self._tap(TopicKind.NODE_PROGRESS, node, content)
             case _:
                 pass
+
+    def tick(self, now: float) -> None:
+        """Take what had to wait until its run could answer. Raises WireError, StoreError."""
+        run = self._host.current
+        if self._early and (run is None or run.stage != "building"):
+            early, self._early = self._early, {}
+            for node, offer in early.items():
+                self._offer(node, offer, run, now)
+
+    def _alive(self, delivery: Delivery) -> bool:
+        """Whether a message came from a node itself just now: not what the broker held, nor a last will."""
+        if delivery.retained or delivery.topic.kind not in _OF_NODES:
+            return False
+        content = delivery.content
+        return content is not None and not (isinstance(content, NodeStatus) and content.state == "lost")
+
+    def _back(self, node: NodeId, run: Run | None, now: float) -> None:
+        """A node that was silent is heard again: it may take its place in the round."""
+        if run is None:
+            return
+        run.newcomer(now)
+        if run.runner is not None:
+            run.runner.node_status(node, self._roster[node].status, self._roster, now)
 
     def _chunk(self, topic: Topic, payload: bytes, now: float) -> None:
         runner = self._host.runner
@@ -100,12 +139,6 @@ class Inbox:
                 "broker (`mosquitto_pub -r -n -t .../node/N/status`)",
             )
             return
-        if status.version not in ("", __version__) and status.state != "lost":
-            self._complaints.once(
-                "another version",
-                f"{node} {status.version}",
-                f"node {node} runs version {status.version}, the coordinator {__version__}",
-            )
         if before is None or before.status.state != status.state:
             log.debug("node=%s state=%s why=%s", node, status.state, status.why)
         if run is None:
@@ -128,6 +161,9 @@ class Inbox:
     def _offer(self, node: NodeId, offer: Offer, run: Run | None, now: float) -> None:
         self._tap(TopicKind.NODE_OFFER, node, offer)
         if run is not None and run.stage == "building":
+            # A round of it may be resumed in a moment, and the node would repeat its offer after minutes.
+            if len(self._early) < _MAX_EARLY or node in self._early:
+                self._early[node] = offer
             return
         runner = self._host.runner
         if runner is not None and (offer.run, offer.round) == (runner.round.run, runner.round.number):
@@ -151,6 +187,9 @@ class Inbox:
                 "do: check its time synchronisation (timedatectl)",
             )
         notice = run.notice(node) if run is not None else Notice()
+        if notice is not None and notice.announcement is None and (labels := self._host.demands.labels):
+            # An owner who has labelled nothing yet should know what there is to choose from.
+            notice = notice.model_copy(update={"labels": list(labels)})
         if notice is not None:  # else the announcement that follows is the answer
             self._outlet.send(notice, node)
 

@@ -106,6 +106,7 @@ class Coordinator(Service[CoordinatorFeature]):
     def _work(self, now: float) -> None:
         self.host.collect(now)
         self._guarded(self.host.tick)
+        self._guarded(partial(self._inbox.tick, now))
 
     def _flush(self, now: float) -> None:
         self._guarded(self._outlet.renew)

@@ -1,6 +1,7 @@
 """The node's service: one loop that moves messages between the bus and the session, and performs commands."""
 
 import logging
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Final, assert_never
@@ -28,7 +29,7 @@ from apiary.wire.messages import (
 )
 from apiary.wire.topics import Topic, TopicKind
 from apiary_edge.feature import NodeFeature
-from apiary_edge.status.presence import NodeFacts, Presence, lost, will
+from apiary_edge.status.presence import NodeFacts, Presence, greeting_s, lost, repeat_s, will
 from apiary_edge.stores import NodeStores
 from apiary_edge.training import session as table
 from apiary_edge.training.newest_round import NewestRound
@@ -103,8 +104,9 @@ class Edge(Service[NodeFeature]):
         self._coordinator = ""
         self._newest = NewestRound()
         self._sending = UpdateUpload(self.channel, stores.outbox, settings.broker.inflight)
-        # Spread by name, so that a fleet that was started together does not speak together.
-        self._refresh_s = edge.refresh_s * (1 + sum(edge.node_id.encode()) % 20 / 100)
+        self._refresh_s = repeat_s(edge)
+        self._greet_at = math.inf
+        """When a new coordinator gets this node's retained state again, and is asked what is current."""
 
     @property
     def samples(self) -> int:
@@ -149,9 +151,9 @@ class Edge(Service[NodeFeature]):
 
     def _flush(self, now: float) -> None:
         self._guarded(partial(self._count, now))
-        if now - self._refreshed_at >= self._refresh_s:
+        if now - self._refreshed_at >= self._refresh_s or now >= self._greet_at:
             # A broker whose queue overflows loses messages in silence: nothing is said only once.
-            self._refreshed_at = now
+            self._refreshed_at, self._greet_at = now, math.inf
             self._outlet.restore()
             self._ask()
         self._guarded(self._sending.pump)
@@ -179,9 +181,8 @@ class Edge(Service[NodeFeature]):
                 self._handle(table.Granted(Digest(digest), missing))
             case Receipt(digest=digest, state=state, why=why, missing=missing):
                 self._handle(table.Receipted(Digest(digest), state, why, missing or []))
-            case CoordinatorStatus(state="online", epoch=epoch) if epoch != self._coordinator:
-                self._coordinator = epoch
-                self.renew()
+            case CoordinatorStatus(state="online", epoch=epoch, nodes=nodes):
+                self._served_by(epoch, nodes or 0)
             case NodeStatus():
                 self._presence.heard(
                     content,
@@ -190,12 +191,23 @@ class Edge(Service[NodeFeature]):
                     first_connect=self._connects <= 1,
                 )
 
+    def _served_by(self, epoch: str, nodes: int) -> None:
+        """A coordinator that is new knows nothing of us, and a broker need not have kept what we published.
+
+        What it waits for is sent at once, the rest spread over seconds where there are many nodes.
+        """
+        if epoch == self._coordinator:
+            return
+        self._coordinator = epoch
+        self._greet_at = self._clock() + greeting_s(self.node, epoch, nodes)
+        self._again(table.NewCoordinator())
+
     def _announced(self, announcement: Announcement, invited: bool | None, *, again: bool = False) -> None:
         now = self._clock()
         if not self._newest.take(announcement, now):
             log.debug("node=%s round=%d an announcement that is out of date", self.node, announcement.round)
             return
-        self._coordinator = announcement.epoch
+        self._served_by(announcement.epoch, announcement.cohort_size)
         for feature in self.features:
             self._guarded(partial(feature.announced, announcement))
         if self._presence.pause_reasons.why is not None and self.session.state is SessionState.IDLE:
@@ -268,10 +280,13 @@ class Edge(Service[NodeFeature]):
         super().connected(limits)
 
     def renew(self) -> None:
-        """The connection or the coordinator is new: request everything again."""
+        """The connection is new: request everything again."""
+        self._again(table.Reconnected())
+
+    def _again(self, event: table.Reconnected | table.NewCoordinator) -> None:
         self._sending.clear()
         self.downloads.again(self._clock())
-        self._guarded(partial(self._handle, table.Reconnected()))
+        self._guarded(partial(self._handle, event))
         super().renew()
 
     # -- what goes out ---------------------------------------------------------------------------------

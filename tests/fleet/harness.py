@@ -58,8 +58,8 @@ class FakeModelBuilder:
     def __init__(self, blobs: BlobStore):
         self._blobs = blobs
 
-    def check(self) -> None:
-        pass
+    def labels(self) -> tuple[str, ...]:
+        return ("a", "b")
 
     def build(self) -> ExportedModel:
         rng = np.random.default_rng(7)

@@ -403,6 +403,8 @@ def test_a_node_that_declines_says_why_and_takes_part_in_the_next_round(make_fle
             return [TrainingEvent(kind="declined", text="too few pictures")] if told and declining else told
 
     fleet.trainings[BAD] = Declining(fleet.broker, 2.0)
+    for node in OTHERS:
+        fleet.trainings[node].seconds = 70.0  # longer than its pause
     fleet.kill_node(BAD)
     fleet.start_node(BAD)
 

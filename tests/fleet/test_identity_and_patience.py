@@ -11,8 +11,6 @@ import pytest
 from tests.fleet.harness import FakeModelBuilder, MakeFleet
 from tests.stand_ins.inline_worker import InlineWorker
 
-import apiary_edge.status.presence as presence_module
-from apiary import __version__
 from apiary.blobs import BlobStore
 from apiary.clocks import Clocks
 from apiary.errors import StoreError
@@ -48,15 +46,6 @@ def test_a_clock_that_is_years_off_is_said_once_and_changes_nothing(
     assert right.run()["model_sha256"] == wrong.run()["model_sha256"]
     (line,) = said(caplog, "its clock is")
     assert line.startswith("node pi-02: its clock is 7300.0 days off")
-
-
-def test_a_node_of_another_version_is_said_once(
-    make_fleet: MakeFleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(presence_module, "__version__", "0.0.9")
-    fleet = make_fleet(1, rounds=2)
-    fleet.run()
-    assert said(caplog, "runs version") == [f"node pi-00 runs version 0.0.9, the coordinator {__version__}"]
 
 
 def test_a_second_coordinator_of_the_federation_is_said_by_both(

@@ -156,7 +156,9 @@ def test_a_round_without_its_quorum_fails_and_the_run_goes_on_from_the_last_mode
     fleet.run(each=disturb)
     states = [r["state"] for r in fleet.results()]
     assert states == ["closed", "failed", "closed"]
-    assert fleet.results()[1]["why"] == "2 of 4 nodes sent a good update, the quorum is 3"
+    assert fleet.results()[1]["why"] == (
+        "2 of 4 nodes sent a good update, the quorum is 3; 2 of 2 nodes: no update in time"
+    )
 
 
 def test_an_update_for_a_round_that_is_over_is_dropped_with_a_receipt(make_fleet: MakeFleet) -> None:

@@ -147,10 +147,14 @@ def test_a_request_that_comes_again_after_a_restart_is_no_second_run(staying: Ca
         ({"settings": {"colour": "red"}}, "run.colour is 'red': Extra inputs are not permitted"),
         ({"settings": {"plan.epoch": 3}}, "run.plan.epoch is '3': Extra inputs are not permitted"),
         ({"settings": {"rounds.x": 3}}, "run.rounds.x: rounds holds one value, not several"),
-        ({"settings": {"recipe": "os"}}, "run.recipe is 'os'; there are: "),
-        ({"settings": {"strategy": "fedavgg"}}, "strategies: no 'fedavgg'; did you mean 'fedavg'?"),
+        ({"settings": {"recipe": "os"}}, "run.recipe: recipes: no 'os'. There are: "),
+        (
+            {"settings": {"strategy": "fedavgg"}},
+            "run.strategy: strategies: no 'fedavgg'; did you mean 'fedavg'?",
+        ),
+        ({"settings": {"plan.codec": "f17"}}, "run.plan.codec: codecs: no 'f17'; did you mean 'f16'?"),
         ({"settings": {"only": ["x"]}}, "run.only is "),
-        ({"settings": {"recipe_options.size": 9999}}, "recipe edge_cnn: size is 9999: "),
+        ({"settings": {"recipe_options.size": 9999}}, "run.recipe_options: recipe edge_cnn: size is 9999: "),
         ({"settings": {"strategy_options.mu": 1}}, "run.strategy_options: fedavg has no options, got mu"),
         (
             {"settings": {"strategy": "fedprox", "strategy_options.mu": -1}},
@@ -395,10 +399,10 @@ def test_a_run_without_held_out_pictures_is_refused_at_once(
 
     from apiary.errors import DataError
 
-    def check(self: FakeModelBuilder) -> None:
+    def labels(self: FakeModelBuilder) -> tuple[str, ...]:
         raise DataError("no held-out pictures")
 
     fleet = staying()
-    monkeypatch.setattr(FakeModelBuilder, "check", check)
+    monkeypatch.setattr(FakeModelBuilder, "labels", labels)
     answer = fleet.ask("run.start", name="x")
     assert (answer.state, answer.why, state_of(fleet)) == ("refused", "no held-out pictures", {})

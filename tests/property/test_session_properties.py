@@ -19,6 +19,7 @@ from apiary_edge.training.session import (
     FetchBlob,
     Granted,
     MakeOffer,
+    NewCoordinator,
     NothingOpen,
     Receipted,
     Reconnected,
@@ -72,6 +73,7 @@ EVENT = st.one_of(
     st.builds(Granted, DIGEST, st.just([(0, 1)])),
     st.builds(Receipted, DIGEST, st.sampled_from(["accepted", "duplicate", "rejected", "closed", "missing"])),
     st.just(Reconnected()),
+    st.just(NewCoordinator()),
     st.just(SessionTick()),
 )
 STEPS = st.lists(

@@ -70,7 +70,8 @@ class MemoryBroker:
     """Retained messages, wills, wildcards and clean sessions, as an MQTT broker has them.
 
     `now` is the clock in seconds, advanced by the test. `latency_s` is the way of every message and of
-    every acknowledgement. `retained` and `counts` are there to look at.
+    every acknowledgement. With `wildcards` false it is like RabbitMQ: a subscription with a wildcard gets no
+    retained messages. `retained` and `counts` are there to look at.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class MemoryBroker:
         latency_s: float = 0.0,
         limits: BrokerLimits | None = None,
         queue_limit: int = QUEUE_LIMIT,
+        wildcards: bool = True,
     ):
         self.now = 0.0
+        self.wildcards = wildcards
         self.latency_s = latency_s
         self.limits = limits or BrokerLimits("5.0")
         self.queue_limit = queue_limit
@@ -317,6 +320,8 @@ class MemoryBus:
         return self._will
 
     def _send_retained(self, pattern: str) -> None:
+        if not self._broker.wildcards and ("+" in pattern or "#" in pattern):
+            return
         for topic, payload in list(self._broker.retained.items()):
             if matches(pattern, topic):
                 self._broker.deliver(self, Received(topic, payload, retained=True))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -9,8 +10,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from apiary.errors import SettingsError
 from apiary.settings import Loaded, Settings, flatten, load_settings, to_toml
 from apiary_cli.terminal.table import table
+from apiary_coordinator.run.checks import check_settings
 
 _COLUMN = 34  # where the explanations begin, where the setting is short enough
 _LIMITS = {"ge": "at least", "gt": "over", "le": "at most", "lt": "under"}
@@ -38,7 +41,14 @@ def run(args: argparse.Namespace) -> int:
     if args.defaults:
         print(defaults_toml(), end="")
         return 0
-    rows = effective(load_settings(args.config, args.overrides))
+    loaded = load_settings(args.config, args.overrides)
+    try:
+        check_settings(loaded.settings)
+    except SettingsError as e:
+        named = re.match(r"[\w.]*", str(e))
+        where = _origin(named[0] if named else "", loaded)
+        raise SettingsError(str(e) if where == "default" else f"{where}: {e}") from None
+    rows = effective(loaded)
     if args.changed:
         rows = {key: row for key, row in rows.items() if row["origin"] != "default"}
     if args.json:

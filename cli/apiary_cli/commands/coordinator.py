@@ -27,7 +27,7 @@ from apiary_coordinator.publishers._after_run import after_run
 from apiary_coordinator.resources import Storage
 from apiary_coordinator.run.host import RunHost
 from apiary_coordinator.run.run import Run
-from apiary_coordinator.schedule.queue import check_to_stay, one_run
+from apiary_coordinator.schedule.opening import check_to_stay, one_run
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _serve(args: argparse.Namespace, settings: Settings, journal: Journal, notif
     storage = Storage(journal, BlobStore(settings.coordinator.state_dir / "blobs"))
     one = None
     if args.stay:
-        check_to_stay(settings, storage, KerasModelBuilder, new=args.new)
+        check_to_stay(settings, storage, new=args.new)
     else:
         one = one_run(settings, storage, KerasModelBuilder, name=args.run, new=args.new)
     # Without a terminal the log shows all; with one the table does, and the log only what is wrong.

@@ -3,6 +3,8 @@
 import argparse
 import json
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 
 from apiary.errors import ApiaryError, SettingsError
@@ -14,6 +16,8 @@ from apiary_cli.client.watching import watch
 from apiary_cli.terminal.flags import add_broker, settings_of
 from apiary_cli.terminal.table import duration, table
 from apiary_cli.terminal.view import NodeView, RunView
+from apiary_coordinator.fleet.roster import SILENT
+from apiary_coordinator.fleet.versions import describe as describe_versions
 
 EXAMPLES = """examples:
   apiary nodes
@@ -28,13 +32,14 @@ _ASK_S: Final = 3.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     parser.description = (
-        "Every node: what it is at and why, its pictures, tags, the model it predicts with, release and "
-        "temperature. When it was last seen is asked of the coordinator, and left out where none answers."
+        "Every node: what it is at and why, its pictures, tags, the model it predicts with, release, version "
+        "and temperature. When it was last seen, whether it is silent and why it is not drawn come from "
+        "the coordinator, and is left out where none answers."
     )
     add_broker(parser)
     parser.add_argument("--sort", choices=_SORTS, default="id", help="default: id; the largest first")
     parser.add_argument("--tag", action="append", default=[], metavar="TAG=VALUE", help="these alone")
-    parser.add_argument("--state", choices=get_args(NodeState), help="these alone")
+    parser.add_argument("--state", choices=(*get_args(NodeState), SILENT), help="these alone")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -46,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as e:
         raise SettingsError(f"--tag: {e}") from None
     settings = settings_of(args)
-    found = collect(settings)
+    found, version = collect(settings)
     chosen = [
         node
         for node in sort(found, args.sort)
@@ -55,27 +60,40 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"federation": settings.federation, "nodes": chosen}))
     else:
-        print(render(chosen, len(found)))
+        print(render(chosen, len(found), version))
     return 0
 
 
-def collect(settings: Settings) -> list[dict[str, Any]]:
-    """Every node as plain JSON values. Raises BusError."""
+def collect(settings: Settings) -> tuple[list[dict[str, Any]], str]:
+    """Every node as plain JSON values, and the coordinator's version. Raises BusError."""
     view = RunView()
     with watch(settings) as watcher:
         for seen in watcher.retained():
             view.take(*seen)
-    ages = _ages(settings) if view.coordinator == "online" and view.nodes else {}
-    return [describe(node, one, ages.get(node)) for node, one in view.nodes.items()]
+    heard = _heard(settings) if view.coordinator == "online" and view.nodes else Heard()
+    return [describe(node, one, heard) for node, one in view.nodes.items()], view.version
 
 
-def describe(node: str, view: NodeView, seen_s: float | None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What only the coordinator knows: seconds since a node was heard, who is silent, who is not drawn."""
+
+    ages: Mapping[str, float] = field(default_factory=dict)
+    silent: frozenset[str] = frozenset()
+    unfit: Mapping[str, str] = field(default_factory=dict)
+
+
+def describe(node: str, view: NodeView, heard: Heard) -> dict[str, Any]:
     """One node; a key without a value is None, so that scripts find every key."""
     status, health, release = view.status, view.health, view.release
+    state: str = status.state if status else "unknown"
+    if node in heard.silent and state != "lost":
+        state = SILENT
+    why = status.why if status else None
     return {
         "id": node,
-        "state": status.state if status else "unknown",
-        "why": status.why if status else None,
+        "state": state,
+        "why": "; ".join(text for text in (why, heard.unfit.get(node)) if text) or None,
         "samples": status.samples if status else None,
         "labels": status.labels if status else None,
         "waiting": status.waiting if status else None,
@@ -89,7 +107,7 @@ def describe(node: str, view: NodeView, seen_s: float | None) -> dict[str, Any]:
         "temperature_c": health.temperature_c if health else None,
         "memory_available_mb": health.memory_available_mb if health else None,
         "disk_free_mb": health.disk_free_mb if health else None,
-        "seen_s": seen_s,
+        "seen_s": heard.ages.get(node),
     }
 
 
@@ -106,8 +124,8 @@ def sort(nodes: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
     return sorted(nodes, key=place)
 
 
-def render(nodes: list[dict[str, Any]], of: int) -> str:
-    """A table for people, and how many are in which state."""
+def render(nodes: list[dict[str, Any]], of: int, version: str = "") -> str:
+    """A table for people, how many are in which state, and who runs another version than the coordinator."""
     if not nodes:
         return "no node was heard of" if not of else f"none of {of} nodes is like that"
     rows = [
@@ -119,6 +137,7 @@ def render(nodes: list[dict[str, Any]], of: int) -> str:
             as_text(node["tags"]),
             node["model"] or "",
             node["release"] or "",
+            node["version"] or "",
             "" if node["temperature_c"] is None else f"{node['temperature_c']:.0f} °C",
             duration(node["seen_s"]),
             node["why"] or "",
@@ -127,14 +146,20 @@ def render(nodes: list[dict[str, Any]], of: int) -> str:
     ]
     counts = sorted(Counter(node["state"] for node in nodes).items())
     states = ", ".join(f"{count} {state}" for state, count in counts)
-    header = ["NODE", "STATE", "SAMPLES", "UNLABELLED", "TAGS", "MODEL", "RELEASE", "TEMP", "SEEN", "WHY"]
-    return f"{table(header, rows)}\n\n{len(nodes)} nodes: {states}"
+    figures = ["SAMPLES", "UNLABELLED", "TAGS", "MODEL", "RELEASE", "VERSION", "TEMP", "SEEN"]
+    header = ["NODE", "STATE", *figures, "WHY"]
+    lines = [table(header, rows), "", f"{len(nodes)} nodes: {states}"]
+    versions = {node["id"]: node["version"] for node in nodes if node["version"] not in (None, "", version)}
+    if version and versions:
+        lines.append(describe_versions(versions, version))
+    return "\n".join(lines)
 
 
-def _ages(settings: Settings) -> dict[str, float]:
-    """How long ago the coordinator heard each node; empty where it does not answer."""
+def _heard(settings: Settings) -> Heard:
+    """What the coordinator knows, one of 0.1 the ages alone; nothing where none answers."""
     try:
         found = ask(settings, "node.heard", {}, _ASK_S)
-        return {node: round(max(0.0, found["now"] - at), 1) for node, at in found["heard"].items()}
+        ages = {node: round(max(0.0, found["now"] - at), 1) for node, at in found["heard"].items()}
+        return Heard(ages, frozenset(found.get("silent", ())), found.get("unfit", {}))
     except (ApiaryError, KeyError, TypeError):
-        return {}
+        return Heard()

@@ -50,6 +50,8 @@ class RunView:
     alone: bool = False
     coordinator: str | None = None
     """Its state, once heard."""
+    version: str = ""
+    """The coordinator's, once heard."""
     run: str | None = None
     round: Announcement | None = None
     results: list[RoundResult] = field(default_factory=list)
@@ -99,6 +101,7 @@ class RunView:
 
     def _coordinator(self, status: CoordinatorStatus) -> list[str]:
         before, self.coordinator = self.coordinator, status.state
+        self.version = status.version or self.version  # its last will has one, an older one's may not
         self.run = status.run or self.run
         news = status.state != before and (before is not None or status.state == "offline")
         return [f"the coordinator is {status.state}"] if news and self.alone else []

@@ -29,10 +29,10 @@ class ExportedModel(BaseModel):
 
 
 class ModelBuilder(Protocol):
-    """Slow work: all but `check` is called on the worker's thread only."""
+    """Slow work: all but `labels` is called on the worker's thread only."""
 
-    def check(self) -> None:
-        """Refuse quickly what could not be built: called on the loop. Raises DataError."""
+    def labels(self) -> tuple[str, ...]:
+        """The labels that a model would have; refuses quickly what could not be built. Raises DataError."""
 
     def build(self) -> ExportedModel:
         """Export the recipe and put its files into the blob store. Raises ModelError, DataError."""

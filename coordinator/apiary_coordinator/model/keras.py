@@ -46,9 +46,9 @@ class KerasModelBuilder:
         self._held_out: Dataset | None = None
         self._trainer: Trainer | None = None
 
-    def check(self) -> None:
-        """Refuse a run without labels. Raises DataError."""
-        held_out_labels(self._settings)
+    def labels(self) -> tuple[str, ...]:
+        """The labels of a run. Raises DataError where there are none."""
+        return tuple(held_out_labels(self._settings))
 
     def build(self) -> ExportedModel:
         """Export the recipe in a child and put its files into the blob store."""

@@ -26,7 +26,7 @@ from apiary.http.server import HttpServer
 from apiary.settings import MetricsSettings, Settings
 from apiary.wire.messages import NodeState
 from apiary_coordinator.feature import CoordinatorFeature
-from apiary_coordinator.fleet.roster import Roster
+from apiary_coordinator.fleet.roster import SILENT, Roster
 from apiary_coordinator.monitoring.watchdog import Watchdog
 from apiary_coordinator.operators.requests import OperatorRequests
 from apiary_coordinator.run.host import RunHost
@@ -100,7 +100,7 @@ class Figures:
         self.requests = gauge("operator_requests_open", "Requests of operators being worked on")
         # Prometheus sees an increase between two scrapes: a counter that comes with its first event hides it.
         known: tuple[tuple[Gauge | Counter, Iterable[str]], ...] = (
-            (self.nodes, get_args(NodeState)),
+            (self.nodes, (*get_args(NodeState), SILENT)),
             (self.rounds, ("closed", "failed")),
             (self.uploads, ("granted", "waiting")),
             (self.updates, ("accepted", "rejected", "missing")),
@@ -207,10 +207,11 @@ class Metrics(CoordinatorFeature):
         figures.requests.set(self._operators.open)
         figures.run_active.set(self._host.active is not None)
         nodes = self._roster.nodes.values()
-        states = Count(node.status.state for node in nodes)
-        for state in get_args(NodeState):
+        states = Count(SILENT if n.id in self._roster.silent else n.status.state for n in nodes)
+        for state in (*get_args(NodeState), SILENT):
             figures.nodes.labels(state).set(states[state])
-        figures.samples.set(sum(n.status.samples or 0 for n in nodes if n.status.state != "lost"))
+        here = (n for n in nodes if n.status.state != "lost" and n.id not in self._roster.silent)
+        figures.samples.set(sum(n.status.samples or 0 for n in here))
         granted, waiting = runner.collector.uploading if runner is not None else (0, 0)
         figures.uploads.labels("granted").set(granted)
         figures.uploads.labels("waiting").set(waiting)

@@ -36,6 +36,8 @@ _LOG_BYTES: Final = 160_000
 _ANSWER_BYTES: Final = 240_000
 """The results of all nodes of an order together, each with an equal share: one node shall not crowd out the
 replies of the others."""
+_UNFIT_BYTES: Final = 50_000
+"""Of the reasons why nodes are not drawn, in one reply."""
 ALL: Final = "all"
 State = Literal["sent", "working", "done", "refused", "silent", "absent"]
 
@@ -103,7 +105,7 @@ class NodeCommands(CoordinatorFeature):
         for op in ("pause", "resume", "drain", "retrain"):
             operators.register(f"node.{op}", NodeSelector, partial(self._order, op))
         operators.register("node.logs", LogsArguments, self._logs)
-        operators.register("node.heard", Arguments, self._heard)
+        operators.register("node.heard", Arguments, self._heard, reads=True)
 
     def received(self, delivery: Delivery) -> None:
         """A node replies."""
@@ -143,9 +145,23 @@ class NodeCommands(CoordinatorFeature):
         self._order("logs", call, args, lines=args.lines, bytes=min(16_000, _LOG_BYTES // len(chosen)))
 
     def _heard(self, call: Call, args: Arguments) -> None:
-        """When the coordinator last heard each node, seconds since 1970: a broker does not keep that."""
+        """What a broker does not keep: when each node was last heard (seconds since 1970), who is silent, and
+        who would not be drawn and why.
+        """
         newest = sorted(self._roster.heard.items(), key=lambda item: -item[1])[:MAX_NODES]
-        call.done({"now": round(self._clocks.wall(), 1), "heard": {n: round(at, 1) for n, at in newest}})
+        demands, unfit, room = self._host.demands, dict[str, JsonValue](), _UNFIT_BYTES
+        for node in sorted(self._roster.nodes):
+            why = None if self._roster[node].away else self._roster.unfit(node, demands)
+            if why is not None and (room := room - len(node) - len(why.encode())) > 0:
+                unfit[node] = why
+        call.done(
+            {
+                "now": round(self._clocks.wall(), 1),
+                "heard": {n: round(at, 1) for n, at in newest},
+                "silent": list[JsonValue](sorted(self._roster.silent)[:MAX_NODES]),
+                "unfit": unfit,
+            }
+        )
 
     def _order(self, op: str, call: Call, args: NodeSelector, **more: JsonValue) -> None:
         if len(self._orders) >= MAX_OPEN:
@@ -226,9 +242,12 @@ def choose(roster: Roster, wanted: list[str]) -> list[NodeId]:
         else:
             some = {NodeId(word)} & set(roster.nodes)
         if not some:
+            if "=" in word:
+                there = roster.tags(word.split("=")[0]) or roster.tags()
+                known = ", ".join(there[:20]) or "none"
+                raise RequestRefused(f"no node has the tag {word[:140]}; tags of nodes heard of: {known}")
             known = ", ".join(sorted(roster.nodes)[:20]) or "none"
-            missed = f"no node has the tag {word[:140]}" if "=" in word else f"no node {word[:80]!r}"
-            raise RequestRefused(f"{missed}; nodes heard of: {known}")
+            raise RequestRefused(f"no node {word[:80]!r}; nodes heard of: {known}")
         found |= some
     if len(found) > MAX_NODES:
         raise RequestRefused(f"{len(found)} nodes at once, at most {MAX_NODES}: pick by a tag")

@@ -98,13 +98,21 @@ class OperatorRequests(CoordinatorFeature):
         self._outlet = outlet
         self._clock = clock
         self._known: dict[str, tuple[type[Arguments], Handler]] = {}
+        self._reads: set[str] = set()
         self._calls: OrderedDict[tuple[NodeId, str], Call] = OrderedDict()
 
-    def register(self, op: str, arguments: type[A], handler: Callable[[Call, A], None]) -> None:
-        """Let `handler` answer requests for `op`; their `args` come checked against `arguments`."""
+    def register(
+        self, op: str, arguments: type[A], handler: Callable[[Call, A], None], *, reads: bool = False
+    ) -> None:
+        """Let `handler` answer requests for `op`; their `args` come checked against `arguments`.
+
+        One that only `reads` may come every second: it is no line in the log.
+        """
         if op in self._known:
             raise ValueError(f"two parts want to answer {op}")
         self._known[op] = (arguments, handler)
+        if reads:
+            self._reads.add(op)
 
     @property
     def open(self) -> int:
@@ -126,7 +134,8 @@ class OperatorRequests(CoordinatorFeature):
             call.refuse(f"{MAX_OPEN} requests are being worked on; try again when they are answered")
             return
         self._calls[operator, request.id] = call
-        log.info("operator=%s op=%s id=%s", operator, request.op, request.id)
+        level = logging.DEBUG if request.op in self._reads else logging.INFO
+        log.log(level, "operator=%s op=%s id=%s", operator, request.op, request.id)
         self._carry_out(call, request.args)
         self._forget()
 
@@ -159,7 +168,8 @@ class OperatorRequests(CoordinatorFeature):
             why = f"the answer is larger than {MAX_BYTES} bytes; ask for less"
             answer = call.answer = OperatorReply(id=call.id, state="refused", why=why)
         if answer.state == "refused":
-            log.warning("operator=%s op=%s refused: %s", call.operator, call.op, answer.why)
+            level = logging.DEBUG if call.op in self._reads else logging.WARNING
+            log.log(level, "operator=%s op=%s refused: %s", call.operator, call.op, answer.why)
         self._outlet.send(answer, call.operator)
 
     def _forget(self) -> None:

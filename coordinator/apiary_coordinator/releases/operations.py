@@ -46,8 +46,8 @@ def register(
     operators: OperatorRequests, releasing: ReleaseService, settings: Settings, resources: Resources
 ) -> None:
     """Answer the requests of `apiary release`."""
-    operators.register("release.list", Arguments, lambda call, _: call.done(listed(releasing)))
-    operators.register("release.status", Arguments, lambda call, _: call.done(status(releasing)))
+    operators.register("release.list", Arguments, lambda call, _: call.done(listed(releasing)), reads=True)
+    operators.register("release.status", Arguments, lambda call, _: call.done(status(releasing)), reads=True)
     operators.register(
         "release.create",
         CreateRelease,
@@ -61,7 +61,9 @@ def register(
         RollbackRelease,
         lambda call, args: call.done(in_short(releasing.rollback(args.release))),
     )
-    operators.register("release.key", Arguments, lambda call, _: call.done({"key": releasing.key()}))
+    operators.register(
+        "release.key", Arguments, lambda call, _: call.done({"key": releasing.key()}), reads=True
+    )
     operators.register("release.pin", PinRelease, lambda call, args: _pin(call, args, releasing))
 
 

@@ -10,7 +10,7 @@ from apiary.bus.inlet import Delivery
 from apiary.errors import ApiaryError, RequestRefused, StoreError
 from apiary.files import disk_errors
 from apiary.settings import Settings
-from apiary.wire import Digest
+from apiary.wire import Digest, NodeId
 from apiary.wire.messages import MAX_BYTES, NodeRelease, Release
 from apiary.wire.messages.releases import MAX_PINNED, MAX_PINS
 from apiary.wire.topics import TopicKind
@@ -67,6 +67,7 @@ class ReleaseService(CoordinatorFeature):
         self._fleet: dict[str, Member] = {}
         self._news: dict[str, Member] = {}
         """Of the fleet, what the roll-out does not know yet."""
+        self._silent: set[NodeId] = set()
         self._rollout: Rollout | None = None
         self._published_at = 0.0
         self._ticked_at = 0.0
@@ -111,11 +112,14 @@ class ReleaseService(CoordinatorFeature):
                 log.debug("node=%s release=%s %s %s", node, report.release, report.state, report.why or "")
             self._fleet[node] = self._news[node] = replace(before, report=report)
             return
-        if node not in self._roster:
-            return
+        if node in self._roster:
+            self._noted(node)
+
+    def _noted(self, node: NodeId) -> None:
+        """Take over what the roster has of a node."""
         status = self._roster[node].status
         member = self._fleet.get(node, Member())
-        here, tags = status.state != "lost", dict(status.tags)
+        here, tags = status.state != "lost" and node not in self._roster.silent, dict(status.tags)
         if (member.here, dict(member.tags)) != (here, tags):
             self._fleet[node] = self._news[node] = replace(member, here=here, tags=tags)
 
@@ -145,6 +149,11 @@ class ReleaseService(CoordinatorFeature):
             return
         self._ticked_at = now
         self._begin_ready()
+        silent = set(self._roster.silent)
+        for node in silent ^ self._silent:
+            if node in self._roster:
+                self._noted(node)
+        self._silent = silent
         self._take(words.RolloutTick())
         if self._rollout is not None and now - self._published_at >= _REPEAT_S:
             self._publish(now)

@@ -18,6 +18,8 @@ from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
 from apiary.wire.messages import BlobRef, Bounds, NodeStatus, Plan, RoundResult
 from apiary_coordinator import strategies
+from apiary_coordinator.fleet.demands import Demands
+from apiary_coordinator.fleet.rests import Rests
 from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.fleet.selection import Draw, draw
 from apiary_coordinator.journal import AcceptedRow, RoundRow
@@ -66,6 +68,7 @@ class RoundContext:
     server: ServerState
     resources: Resources
     owner: RoundOwner
+    rests: Rests
 
 
 class RoundRunner:
@@ -83,6 +86,8 @@ class RoundRunner:
         self._journal = context.resources.storage.journal
         self._clock = context.resources.clocks.monotonic
         self._owner = context.owner
+        self._rests = context.rests
+        self._demands = Demands.of(self._settings.run, terms.plan, context.server.exported.labels)
         self._shares = shares
         self._opened_at = self._clock()
         self._resumed: list[AcceptedRow] = []
@@ -217,6 +222,7 @@ class RoundRunner:
 
     def ask_again(self, node: NodeId) -> None:
         """Invite a node that gave up this round and has forgotten that."""
+        self._rests.took_part(node)
         self._handle(table.AskedAgain(node))
 
     def abandon(self, why: str) -> None:
@@ -226,6 +232,7 @@ class RoundRunner:
     def accepted(self, row: AcceptedRow) -> None:
         """An update was journaled: it counts. Raises StoreError."""
         self.again.discard(row.node)
+        self._rests.took_part(row.node)
         self._handle(table.UpdateAccepted(row.node, row.contributor))
 
     def rejected(self, node: NodeId, why: str) -> None:
@@ -247,13 +254,22 @@ class RoundRunner:
     def node_status(self, node: NodeId, status: NodeStatus, roster: Roster, now: float) -> None:
         """A node's status as far as it concerns this round. Raises StoreError."""
         here = (status.run, status.round) == (self.round.run, self.round.number)
-        fits = self.terms.plan.min_samples, self._settings.run.only
         if status.declined and here:
-            self._handle(table.Left(node, status.why or status.state, final=True))
+            why = status.why or status.state
+            if self.round.awaits(node):
+                self._rests.declined(node, status, why, now)
+            self._handle(table.Left(node, why, final=True))
             self.collector.left(node, now)
         elif status.state in ("lost", "paused"):
             self._handle(table.Left(node, status.why or _LEFT[status.state], final=False))
-        elif node in roster and not status.declined and roster[node].unfit(*fits) is None:
+        elif node in roster.silent:
+            self._handle(table.Left(node, roster.silent[node], final=False))
+        elif (
+            node in roster
+            and not status.declined
+            and roster.unfit(node, self._demands) is None
+            and self._rests.resting(node, status, now) is None
+        ):
             self._shares.setdefault(node, _share(status))
             # With the next tick: a thousand that come in one turn are journaled once, then invited.
             self._take(table.Joined(node))

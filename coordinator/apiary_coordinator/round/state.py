@@ -25,6 +25,7 @@ from typing import TypeVar, assert_never
 
 from apiary.wire import NodeId
 from apiary.wire.messages import Contributor
+from apiary_coordinator.fleet.reasons import commonest
 
 _V = TypeVar("_V")
 
@@ -331,6 +332,8 @@ def _settle(round_: Round, commands: list[Command], now: float) -> Outcome:
         return replace(round_, phase=Phase.AGGREGATING), [*kept, Announce(), Aggregate()]
     sent = f"{len(round_.accepted)} of {len(round_.cohort)} nodes sent a good update"
     why = f"{sent}, the quorum is {round_.quorum}"
+    if (common := commonest({**round_.rejected, **round_.missing})) is not None:
+        why += f"; {common}"
     return replace(round_, phase=Phase.FAILED), [*commands, Fail(why)]
 
 

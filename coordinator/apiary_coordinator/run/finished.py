@@ -1,6 +1,6 @@
 """Finished runs on disk: the folder that a name means, and the labels of its model."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from apiary.errors import DataError
@@ -11,9 +11,10 @@ _SHOWN: Final = 10
 
 
 def find_run(name: str, runs_dir: Path, *, anywhere: bool = True) -> Path:
-    """The folder of a finished run: `latest`, its name in `runs_dir`, or, with `anywhere`, its own path.
+    """The folder of a finished run: `latest`, its name in `runs_dir`, or its own path.
 
-    Raises DataError naming the newest runs there are.
+    Without `anywhere`, for a request that came from another machine, a path means the run that its last part
+    names. Raises DataError naming the newest runs there are.
     """
     models = sorted(runs_dir.glob(f"*/{_MODEL}"), key=lambda p: p.stat().st_mtime)
     runs = [path.parent for path in models]
@@ -21,7 +22,8 @@ def find_run(name: str, runs_dir: Path, *, anywhere: bool = True) -> Path:
         if not runs:
             raise DataError(f"{runs_dir} holds no finished run; `apiary demo` makes one")
         return runs[-1]
-    named = [Path(name), runs_dir / name] if anywhere else [p for p in runs if p.name == name]
+    last = run_name(name)
+    named = [Path(name), runs_dir / name] if anywhere else [p for p in runs if p.name == last]
     for folder in named:
         if (folder / _MODEL).is_file():
             return folder
@@ -29,6 +31,11 @@ def find_run(name: str, runs_dir: Path, *, anywhere: bool = True) -> Path:
             raise DataError(f"{folder} holds no {_MODEL}: the run has not finished, or failed")
     known = ", ".join(sorted(p.name for p in runs[-_SHOWN:])) or "none"
     raise DataError(f"no finished run {name!r} in {runs_dir}. There are: {known}")
+
+
+def run_name(text: str) -> str:
+    """The name of a run that is given by name or, as elsewhere, by its folder: `runs/autumn/` is `autumn`."""
+    return PurePath(text).name
 
 
 def read_labels(folder: Path) -> list[str]:

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NoReturn
 
 from apiary.errors import ApiaryError, StoreError, WireError
 from apiary.files import clear_partial
 from apiary.wire.messages import CoordinatorStatus
+from apiary_coordinator.fleet.demands import Demands
 from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.resources import Resources
 from apiary_coordinator.round.runner import RoundRunner
@@ -42,6 +43,10 @@ class RunHost:
     ):
         self.current: Run | None = None
         self.epoch = epoch
+        self.upcoming = Demands()
+        """What the next run by the coordinator's own settings needs of a node."""
+        self.nodes_before = 0
+        """How many nodes were known before this start of the coordinator."""
         self._resources = resources
         self._worker = worker
         self._roster = roster
@@ -65,9 +70,18 @@ class RunHost:
         """Whether the one run is over, where the host is not to stay."""
         return not self._stay and self.current is not None and self.current.stage == "done"
 
+    @property
+    def demands(self) -> Demands:
+        """What the round that is open needs of a node, or the next one."""
+        if self.active is None:
+            return self.upcoming
+        demands = self.active.demands
+        return demands if demands.labels else replace(demands, labels=self.upcoming.labels)
+
     def status(self, state: Literal["online", "offline"]) -> CoordinatorStatus:
         """The coordinator's status."""
-        return status(state, self.epoch, self.current.name if self.current is not None else None)
+        run = self.current.name if self.current is not None else None
+        return status(state, self.epoch, run, max(len(self._roster), self.nodes_before))
 
     def publish_status(self) -> None:
         """Publish that the coordinator is online, and which run it has."""
@@ -155,8 +169,26 @@ class RunHost:
             raise error
         if lane is None:
             log.error("%s", error)
-        elif run is None or lane is not run.lane or not self._stay:
+        elif run is None or lane is not run.lane:
             raise error
+        elif not self._stay:
+            self._leave(run, error)
         else:
             log.error("run=%s failed: %s", run.name, error)
             self._must(partial(run.give_up, "failed", str(error)), None)
+
+    def _leave(self, run: Run, error: ApiaryError) -> NoReturn:
+        """Raise what the one run failed with. One that has no round yet ends, so that the next start begins
+        another with the settings it is given; of one that has, the way out is said.
+        """
+        journal = self._resources.storage.journal
+        row = journal.run(run.name)
+        if row is None or row.state != "active" or isinstance(error, StoreError):
+            raise error
+        if not journal.rounds(run.name):
+            journal.end_run(run.name, "failed", str(error)[:500])
+            raise error
+        raise type(error)(
+            f"{error}. Run {run.name} is unfinished: the same command tries to go on with it; "
+            "to leave it behind and begin another: apiary coordinator --new"
+        ) from error

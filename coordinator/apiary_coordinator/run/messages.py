@@ -95,6 +95,8 @@ def needs(manifest: Manifest) -> Needs:
     )
 
 
-def status(state: Literal["online", "offline"], epoch: str, run: str | None) -> CoordinatorStatus:
+def status(
+    state: Literal["online", "offline"], epoch: str, run: str | None, nodes: int | None = None
+) -> CoordinatorStatus:
     """The coordinator's status: its first message, its last, and its will."""
-    return CoordinatorStatus(state=state, epoch=epoch, version=__version__, run=run)
+    return CoordinatorStatus(state=state, epoch=epoch, version=__version__, run=run, nodes=nodes)

@@ -15,6 +15,10 @@ from apiary.errors import RequestRefused, RunFailed, StoreError
 from apiary.learn.metrics import Evaluation
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Notice, RoundResult
+from apiary_coordinator import strategies
+from apiary_coordinator.fleet.demands import Demands
+from apiary_coordinator.fleet.muster import muster
+from apiary_coordinator.fleet.rests import Rests
 from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.journal import AcceptedRow, RoundRow
 from apiary_coordinator.model.builder import ExportedModel
@@ -83,9 +87,13 @@ class Run:
         results = partial(self._journal.results, self.name)
         self.history = RunHistory(self.name, assignment.created, self._settings, results)
         self.history.stop_requested = assignment.stop
+        self.rests = Rests()
+        """Nodes that declined a round of this run, and are not drawn again at once."""
         self._server: ServerState | None = None
         self._capped: set[NodeId] = set()
         """Nodes that are known to count for less than they report."""
+        self._settled = False
+        """Since this start of the coordinator no newcomer has come for a while: the fleet is here."""
         self._logged = (-_LOG_EVERY_S, "")
         self._newcomer_at = self._clock()
         self._count_at = 0.0
@@ -95,6 +103,13 @@ class Run:
         """What follows the last round could not be settled yet: the disk refused it."""
         self._part_at = 0.0
         self._turn_at = 0.0
+
+    @property
+    def demands(self) -> Demands:
+        """What the next round needs of a node; without labels before the model is there."""
+        run = self._settings.run
+        plan = strategies.load(run).plan(run.plan, run.strategy_options)
+        return Demands.of(run, plan, self.exported.labels if self.exported is not None else ())
 
     def start(self) -> None:
         """Begin to build, or with what was built before."""
@@ -132,13 +147,14 @@ class Run:
         self._newcomer_at = now
 
     def notice(self, node: NodeId) -> Notice | None:
-        """What is current, for one node; None while a round is being resumed: it may be training for it."""
+        """What is current, for one node, without labels between rounds; None while a round is being resumed:
+        the node may be training for it.
+        """
         if self.runner is not None:
             return self._announcer.notice(self.runner, node)
         if self._resuming:
             return None
-        # An owner who has labelled nothing yet should know what there is to choose from.
-        return Notice(labels=list(self.exported.labels) if self.exported is not None else None)
+        return Notice()
 
     def stop(self, why: str) -> None:
         """Come to an end early. Raises RequestRefused where the run is over in any case, StoreError."""
@@ -221,17 +237,17 @@ class Run:
         if now < self._count_at:
             return
         run, roster = self._settings.run, self._roster
-        fit = roster.fit(run.plan.min_samples, run.only)
-        if len(fit) < run.min_nodes:
+        found = muster(roster, self.demands, self.rests, now)
+        if found.waits_for(run.min_nodes):
             self._count_at = now + _COUNT_EVERY_S
-            which = f" with {', '.join(run.only)}" if run.only else ""
-            self._log(f"waiting for nodes{which}: {len(fit)} of {run.min_nodes} are ready", now)
+            self._log(found.describe(run, roster), now)
             return
-        if now - self._newcomer_at < run.settle_s and not self.history.rounds:
+        if now - self._newcomer_at < run.settle_s and not self._settled:
             return
+        self._settled = True
         runner = RoundRunner.open(
             self._context(),
-            fit,
+            found.ready,
             number=self.history.next_number,
             recent=list(self.history.paces),
             last_norm=self.history.last_norm,
@@ -242,7 +258,9 @@ class Run:
 
     def _context(self) -> RoundContext:
         assert self._server is not None  # noqa: S101 - the stage says so
-        return RoundContext(self.name, self._settings, self._builder, self._server, self._resources, self)
+        return RoundContext(
+            self.name, self._settings, self._builder, self._server, self._resources, self, self.rests
+        )
 
     def _begin(self, runner: RoundRunner) -> None:
         self.runner = runner
@@ -349,11 +367,12 @@ class Run:
             self._begin_parting()
             return
         if best is None:
+            last = self.history.rounds[-1]["why"] if self.history.rounds else "no round was opened"
+            self.history.stop = f"{stop}; the last: {last}"
             with suppress(StoreError):  # the journal says it, too
                 self.history.end()
-            self._journal.end_run(self.name, "failed", stop)
-            last = self.history.rounds[-1]["why"] if self.history.rounds else "no round was opened"
-            raise RunFailed(f"run {self.name} ended without a model: {stop}; the last: {last}")
+            self._journal.end_run(self.name, "failed", self.history.stop)
+            raise RunFailed(f"run {self.name} ended without a model: {self.history.stop}")
         model = self.history.model_of(best.round)
         assert self.exported is not None  # noqa: S101 - rounds were closed
         weights = self._models.weights(Digest(model))

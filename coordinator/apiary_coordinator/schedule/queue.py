@@ -6,25 +6,26 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError
 
 from apiary.blobs import BlobStore
 from apiary.errors import ApiaryError, DataError, RequestRefused, SettingsError
-from apiary.plugins import names
 from apiary.settings import RunSettings, Settings
 from apiary.wire.messages.base import first_error
 from apiary.wire.topics import check_name
 from apiary_coordinator import strategies
 from apiary_coordinator.feature import CoordinatorFeature
+from apiary_coordinator.fleet.demands import Demands
 from apiary_coordinator.fleet.roster import Roster
-from apiary_coordinator.journal import Journal, RunRow
+from apiary_coordinator.journal import RunRow
 from apiary_coordinator.model.builder import ExportedModel, ModelBuilder
 from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
-from apiary_coordinator.recipes.base import check_options
-from apiary_coordinator.resources import Resources, Storage
+from apiary_coordinator.resources import Resources
 from apiary_coordinator.run.assignment import Assignment
+from apiary_coordinator.run.checks import check_run
+from apiary_coordinator.run.finished import run_name
 from apiary_coordinator.run.host import RunHost
 from apiary_coordinator.schedule import retention, timetable
 from apiary_coordinator.schedule.runbook import MAX_LISTED, RunBook
@@ -35,9 +36,11 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 ModelBuilders = Callable[[Settings, BlobStore], ModelBuilder]
 _LOOK_EVERY_S: Final = 5.0
+_LABELS_EVERY_S: Final = 60.0
+"""Between runs the held-out pictures are looked at so often: their labels are published before a run."""
 _SINCE: Final = "schedule.since"
 _SAMPLES: Final = "schedule.samples"
-_RESUMES: Final = "run=%s goes on where it stopped, with the settings it began with"
+RESUMES: Final = "run=%s goes on where it stopped, with the settings it began with"
 
 
 class StartRun(Arguments):
@@ -48,9 +51,9 @@ class StartRun(Arguments):
 
 
 class WhichRun(Arguments):
-    """`run.stop`, `run.show`: unset, the run that is under way, or else the newest."""
+    """`run.stop`, `run.show`: unset, the run under way, or else the newest. A folder means its run."""
 
-    name: str | None = None
+    name: Annotated[str, AfterValidator(lambda text: run_name(text) or text)] | None = None
 
 
 class ListRuns(Arguments):
@@ -90,10 +93,12 @@ class RunQueue(CoordinatorFeature):
         self._since = 0.0
         self._under_way: str | None = None
         self._look_at = 0.0
+        self._labels_at = 0.0
+        self._no_labels: str | None = None
         operators.register("run.start", StartRun, self._start)
         operators.register("run.stop", WhichRun, self._stop)
-        operators.register("run.list", ListRuns, self._list)
-        operators.register("run.show", WhichRun, self._show)
+        operators.register("run.list", ListRuns, self._list, reads=True)
+        operators.register("run.show", WhichRun, self._show, reads=True)
 
     def start(self, now: float) -> None:
         """Begin the one run, or resume the one that was under way."""
@@ -105,6 +110,8 @@ class RunQueue(CoordinatorFeature):
         # A clock that was put back must not make it wait for what has been.
         self._since = min(since, self._wall())
         self._samples.before = self._book.recall(_SAMPLES) or {}
+        self._expect(self._labels())
+        self._labels_at = now + _LABELS_EVERY_S
         row = self._journal.active_run()
         for run in self._book.begun(1):
             if run.state != "active" and run.ended is None:
@@ -129,6 +136,10 @@ class RunQueue(CoordinatorFeature):
             self._under_way = None
         if self._one is not None:
             return
+        if now >= self._labels_at:
+            self._labels_at = now + _LABELS_EVERY_S
+            # The worker's: a folder of many pictures, or one on the network, would hold up the loop.
+            self._resources.worker.submit(self._labels, self._expect)
         if (row := self._journal.active_run()) is not None:
             self._resume(row)  # a full disk kept its end, or its beginning, from being written
         elif waiting := self._book.waiting():
@@ -154,7 +165,7 @@ class RunQueue(CoordinatorFeature):
             if (self._settings.coordinator.runs_dir / run).exists():
                 raise RequestRefused(f"there is a folder for a run {run!r} already: give another name")
             settings = run_settings(self._settings, args.settings)
-            self._builder(self._settings.model_copy(update={"run": settings})).check()
+            self._builder(self._settings.model_copy(update={"run": settings})).labels()
             self._book.request(
                 run,
                 self._wall(),
@@ -226,6 +237,24 @@ class RunQueue(CoordinatorFeature):
             return f"no run {name!r}; there are: apiary run list"
         return f"run {name!r} is over already: {found.state}" + (f", {found.stop}" if found.stop else "")
 
+    def _labels(self) -> tuple[str, ...] | DataError:
+        """The labels that a run would have now, or why it could have none."""
+        try:
+            return self._builder(self._settings).labels()
+        except DataError as e:
+            return e
+
+    def _expect(self, found: tuple[str, ...] | DataError) -> None:
+        """What the next run needs of nodes, so that they can be told before it begins."""
+        labels = () if isinstance(found, DataError) else found
+        why = str(found) if isinstance(found, DataError) else None
+        if why is not None and why != self._no_labels:
+            log.warning("no run can begin yet: %s", why)
+        self._no_labels = why
+        run = self._settings.run
+        plan = strategies.load(run).plan(run.plan, run.strategy_options)
+        self._host.upcoming = Demands.of(run, plan, labels)
+
     def _due(self) -> str | None:
         self._count()
         return timetable.due(self._schedule, self._past(), self._wall(), self._samples.count)
@@ -256,7 +285,7 @@ class RunQueue(CoordinatorFeature):
         self._begin(row)
 
     def _resume(self, row: RunRow) -> None:
-        log.info(_RESUMES, row.id)
+        log.info(RESUMES, row.id)
         self._begin(row)
 
     def _begin(self, row: RunRow) -> None:
@@ -270,66 +299,16 @@ class RunQueue(CoordinatorFeature):
             self._book.ended(row.id, self._wall())
 
     def _assignment(self, row: RunRow) -> Assignment:
-        settings = self._settings.model_copy(update={"run": _stored(row, RunSettings, row.settings)})
-        exported = _stored(row, ExportedModel, row.exported) if row.exported else None
+        settings = self._settings.model_copy(update={"run": stored(row, RunSettings, row.settings)})
+        exported = stored(row, ExportedModel, row.exported) if row.exported else None
         return Assignment(row.id, row.created, settings, self._builder(settings), exported, row.stop)
 
     def _builder(self, settings: Settings) -> ModelBuilder:
         return self._builders(settings, self._resources.storage.blobs)
 
 
-def one_run(
-    settings: Settings, storage: Storage, builders: ModelBuilders, *, name: str | None, new: bool
-) -> RunRow:
-    """The run of a coordinator that does not stay: the interrupted one, or a new one, journaled as active.
-
-    An interrupted run of another name, or any with `new`, is abandoned. Raises SettingsError, and DataError
-    where the model of a new run could not be built.
-    """
-    row = storage.journal.active_run()
-    if row is not None and (new or name not in (None, row.id)):
-        abandon(storage.journal, row)
-        row = None
-    if row is not None:
-        log.info(_RESUMES, row.id)
-        stored = _stored(row, RunSettings, row.settings)
-        if stored != settings.run:
-            log.warning(
-                "run=%s keeps its own [run] settings; --new begins a run with those given now", row.id
-            )
-        strategies.load(stored)
-        return row
-    strategies.load(settings.run)
-    builders(settings, storage.blobs).check()
-    created = time.time()
-    run = name or fresh_name(created)
-    if storage.journal.run(run) is not None or (settings.coordinator.runs_dir / run).exists():
-        raise SettingsError(
-            f"there is a run {run!r} already, in {settings.coordinator.runs_dir} or the journal: "
-            "give another --run"
-        )
-    return storage.journal.open_run(run, created, settings.run.model_dump_json())
-
-
-def check_to_stay(settings: Settings, storage: Storage, builders: ModelBuilders, *, new: bool) -> None:
-    """What every run will need; with `new` an interrupted run is abandoned. Raises SettingsError."""
-    strategies.load(settings.run)
-    try:
-        builders(settings, storage.blobs).check()
-    except DataError as e:
-        log.warning("no run can begin yet: %s", e)
-    row = storage.journal.active_run()
-    if row is not None and new:
-        abandon(storage.journal, row)
-
-
-def abandon(journal: Journal, row: RunRow) -> None:
-    """Leave an interrupted run behind."""
-    log.info("run=%s is left behind unfinished", row.id)
-    journal.end_run(row.id, "abandoned", "left behind for another run")
-
-
-def _stored(row: RunRow, kind: type[M], text: str) -> M:
+def stored(row: RunRow, kind: type[M], text: str) -> M:
+    """What the journal has of a run. Raises SettingsError."""
     try:
         return kind.model_validate_json(text)
     except ValidationError as e:
@@ -356,8 +335,5 @@ def run_settings(settings: Settings, changes: dict[str, JsonValue]) -> RunSettin
         run = RunSettings.model_validate(merged)
     except ValidationError as e:
         raise SettingsError(f"run.{first_error(e)}") from None
-    if run.recipe not in (known := names("apiary_coordinator.recipes")):
-        raise SettingsError(f"run.recipe is {run.recipe[:60]!r}; there are: {', '.join(known)}")
-    check_options(run.recipe, run.recipe_options)
-    strategies.load(run).plan(run.plan, run.strategy_options)
+    check_run(run)
     return run

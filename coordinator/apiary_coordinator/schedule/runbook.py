@@ -67,11 +67,24 @@ class RunBook:
         """Put a run at the end of the queue. Raises RequestRefused where it is full or the name is taken."""
         if len(self.waiting()) >= MAX_WAITING:
             raise RequestRefused(f"{MAX_WAITING} runs are waiting; stop one of them first")
-        if self._journal.run(run) is not None:
+        if not self.frees(run):
             raise RequestRefused(f"there is a run {run!r} already: give another name")
         insert = "INSERT INTO run (id, created, settings, state) VALUES (?, ?, ?, 'waiting')"
         occasion = "INSERT INTO occasion (run, why, request) VALUES (?, ?, ?)"
         self._journal.commit((insert, (run, now, settings)), (occasion, (run, why, request)))
+
+    def frees(self, run: str) -> bool:
+        """Whether a new run may have this name. One that failed before its first round is forgotten for it.
+
+        Raises StoreError.
+        """
+        before = self._journal.run(run)
+        if before is None:
+            return True
+        if before.state not in ("failed", "abandoned", "withdrawn") or self._journal.rounds(run):
+            return False
+        self.strike(run)
+        return True
 
     def requested_by(self, request: str) -> str | None:
         """The run of this request, from before a restart perhaps."""

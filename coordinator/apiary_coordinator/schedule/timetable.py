@@ -44,9 +44,7 @@ def due(schedule: ScheduleSettings, past: Past, now: float, samples: int) -> str
     for moment, text in times(schedule, max(past.since, now - LATE_S), now):
         if moment <= now:
             return f"at {text}"
-    if schedule.every_hours is not None and (
-        past.began is None or now - past.began >= schedule.every_hours * 3600
-    ):
+    if schedule.every_hours is not None and now >= _after_hours(schedule.every_hours, past):
         return f"every {schedule.every_hours:g} hours"
     if schedule.new_samples is not None and samples >= schedule.new_samples:
         return f"{samples} new samples"
@@ -59,11 +57,16 @@ def upcoming(schedule: ScheduleSettings, past: Past, now: float) -> float | None
     # One that passed and is still to be made up for comes before the next.
     moments = [moment for moment, _ in times(schedule, max(past.since, now - LATE_S), now + 8 * 86400)][:1]
     if schedule.every_hours is not None:
-        moments.append(now if past.began is None else past.began + schedule.every_hours * 3600)
+        moments.append(_after_hours(schedule.every_hours, past))
     if not moments:
         return None
     free = past.ended + schedule.min_pause_s if past.ended is not None else now
     return max(min(moments), free, now)
+
+
+def _after_hours(hours: float, past: Past) -> float:
+    """When that many hours have passed since the last run began; before any run, since the first start."""
+    return (past.since if past.began is None else past.began) + hours * 3600
 
 
 def times(schedule: ScheduleSettings, after: float, until: float) -> list[tuple[float, str]]:

@@ -25,7 +25,10 @@ class ScheduleSettings(Section):
         None, description="that the times are of, e.g. Europe/Berlin; unset: this machine's"
     )
     every_hours: float | None = Field(
-        None, gt=0, le=24 * 366, description="this long after the last run began"
+        None,
+        gt=0,
+        le=24 * 366,
+        description="this long after the last run began, or the first start",
     )
     new_samples: int | None = Field(
         None, ge=1, le=10**9, description="once nodes have so many labelled samples more than at the last run"

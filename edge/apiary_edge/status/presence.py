@@ -1,5 +1,6 @@
 """What a node says of itself: its status with labels and reasons, and a twin that speaks under its name."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from apiary.bus.bus import Will
 from apiary.errors import DataError
 from apiary.settings import EdgeSettings
 from apiary.tags import Tags
-from apiary.wire import NodeId
+from apiary.wire import NodeId, capabilities
 from apiary.wire.messages import NodeState, NodeStatus
 from apiary.wire.topics import TopicKind, Topics
 from apiary_edge.samples.store import SampleStore
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 COUNT_EVERY_S: Final = 60.0
 LABELLED_S: Final = 2.0
 """An owner who labels should see the node take notice: then it counts again, but not at each label."""
+_GREETINGS_A_SECOND: Final = 100
+_LONGEST_GREETING_S: Final = 60.0
 _TWIN_EVERY_S: Final = 60.0
 _PICTURES: Final = "pictures"
 _STATES: Final[dict[SessionState, NodeState]] = {
@@ -86,6 +89,7 @@ class Presence:
         self._facts = facts
         self._store = store
         self._more = more
+        self._repeat_s = repeat_s(settings)
         self._labels: dict[str, int] = {}
         self._waiting: int | None = None
         self._counted_at = -math.inf
@@ -156,6 +160,8 @@ class Presence:
             runtimes=self._facts.runtimes,
             memory_mb=self._facts.memory_mb,
             version=__version__,
+            capabilities=capabilities.of_this_version(),
+            repeat_s=self._repeat_s,
             session=self._facts.instance,
             **more,
         )
@@ -186,6 +192,24 @@ class Presence:
             return False
         before, self._version = self._version, self._store.version()
         return before != self._version
+
+
+def repeat_s(settings: EdgeSettings) -> float:
+    """How often a node repeats what it has published, in seconds: `edge.refresh_s` and up to a fifth more.
+
+    Spread by name, so that a fleet that was started together does not speak together.
+    """
+    return round(settings.refresh_s * (1 + sum(settings.node_id.encode()) % 20 / 100), 3)
+
+
+def greeting_s(node: NodeId, epoch: str, nodes: int) -> float:
+    """How long a node waits before it greets a coordinator of a new epoch that knows `nodes` nodes.
+
+    All of them see the epoch at once, and each sends four messages: a broker's queue of 1,000 would overflow.
+    """
+    span_s = min(_LONGEST_GREETING_S, nodes / _GREETINGS_A_SECOND)
+    place = int(hashlib.sha256(f"{node}/{epoch}".encode()).hexdigest()[:8], 16) / 16**8
+    return span_s * place
 
 
 def lost(instance: str, why: str, tags: Tags | None = None) -> NodeStatus:

@@ -15,6 +15,7 @@
     sending    Announced, its run is over     idle       Drop
     any        Announced, another round       idle       StopTraining, then as from idle
     any        Reconnected                    same       Ask, and Offer while sending
+    sending    NewCoordinator                 same       Offer
 
 Work already done is not done again: a round whose update was answered is remembered in `done`, an update
 that waits in the outbox is offered whatever round is open. The service performs commands, decides nothing.
@@ -111,7 +112,12 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Reconnected:
-    """The link is new, or the coordinator is: what we said last may not have arrived."""
+    """The link is new: what we said last may not have arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewCoordinator:
+    """The coordinator was started again: it may not have what we said last. It is asked a little later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +135,7 @@ Event = (
     | Receipted
     | Unreadable
     | Reconnected
+    | NewCoordinator
     | SessionTick
 )
 
@@ -247,6 +254,9 @@ def handle(session: Session, event: Event, now: float, *, has: frozenset[Digest]
         case Reconnected():
             session = replace(session, heard_at=now, unanswered=0)
             return session, [AskCurrent(), *([MakeOffer(session.offer)] if session.offer else [])]
+        case NewCoordinator():
+            session = replace(session, heard_at=now, unanswered=0)
+            return session, [MakeOffer(session.offer)] if session.offer else []
         case SessionTick():
             return _tick(session, now)
         case _:

@@ -162,10 +162,14 @@ def parts_of(model: Announcement | ModelManifest) -> list[BlobRef]:
 
 
 class CoordinatorStatus(Message):
-    """Retained birth and last will of the coordinator. `epoch` is new at each start."""
+    """Retained birth and last will of the coordinator. `epoch` is new at each start.
+
+    `nodes` is how many it knows or knew: nodes spread what they say to a new epoch by it.
+    """
 
     kind: ClassVar[TopicKind] = TopicKind.COORDINATOR_STATUS
     state: Literal["online", "offline"]
     epoch: Name
     version: Text = ""
     run: Name | None = None
+    nodes: Count | None = None

@@ -1,6 +1,6 @@
 """Messages of a node about itself and its machine. Pure."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -9,6 +9,7 @@ from apiary.wire.messages.base import MAX_LABELS, Count, Hex, Label, Message, Na
 from apiary.wire.topics import TopicKind
 
 Flags = Annotated[list[Text], Field(max_length=8)]
+MAX_CAPABILITIES: Final = 64
 NodeState = Literal["init", "ready", "training", "sending", "paused", "lost"]
 
 
@@ -27,6 +28,10 @@ class NodeStatus(Message):
     runtimes: Annotated[list[Name], Field(max_length=8)] = Field(default_factory=list)
     memory_mb: Count | None = None
     version: Text = ""
+    capabilities: Annotated[list[Name], Field(max_length=MAX_CAPABILITIES)] | None = None
+    """What it can do for a round, see `wire.capabilities`; None: what versions before the list could."""
+    repeat_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
+    """It publishes this status, or something else, at least this often; None: no promise."""
     session: Name | None = None
     accuracy_global: Unit | None = None
     accuracy_personal: Unit | None = None

@@ -11,7 +11,7 @@ import pytest
 
 from apiary.errors import DataError, SettingsError
 from apiary.wire import NodeId
-from apiary.wire.messages import NodeHealth, NodeRelease, NodeStatus
+from apiary.wire.messages import CoordinatorStatus, NodeHealth, NodeRelease, NodeStatus
 from apiary.wire.topics import TopicKind
 from apiary_cli import main
 from apiary_cli.commands import node, nodes, rounds, run, status
@@ -73,7 +73,8 @@ def fleet() -> list[dict[str, Any]]:
     ]
     for kind, name, message in said:
         view.take(kind, NodeId(name), message)
-    return [nodes.describe(n, v, 3.0 if n == "b" else None) for n, v in view.nodes.items()]
+    heard = nodes.Heard({"b": 3.0})
+    return [nodes.describe(n, v, heard) for n, v in view.nodes.items()]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,25 @@ def test_a_table_of_nodes() -> None:
     ]
     assert nodes.render([], 0) == "no node was heard of"
     assert nodes.render([], 4) == "none of 4 nodes is like that"
+
+
+def test_a_node_that_is_silent_or_not_drawn_is_shown_so_and_other_versions_are_named_once() -> None:
+    view = RunView()
+    view.take(TopicKind.COORDINATOR_STATUS, None, CoordinatorStatus(state="online", epoch="e", version="0.2.0"))
+    for name, version in (("a", "0.1.0"), ("b", "0.2.0"), ("c", "0.1.0")):
+        view.take(TopicKind.NODE_STATUS, NodeId(name), NodeStatus(state="ready", version=version))
+    heard = nodes.Heard({}, frozenset({"a"}), {"a": "silent: for long", "b": "has 0 samples"})
+    found = [nodes.describe(n, v, heard) for n, v in view.nodes.items()]
+    assert nodes.render(found, 3, view.version).splitlines() == [
+        "NODE  STATE   VERSION  WHY",
+        "a     silent  0.1.0    silent: for long",
+        "b     ready   0.2.0    has 0 samples",
+        "c     ready   0.1.0",
+        "",
+        "3 nodes: 2 ready, 1 silent",
+        "2 nodes run another version than the coordinator (0.2.0): 0.1.0: a, c. "
+        "How to upgrade: docs/operations.md",
+    ]
 
 
 def test_answers_of_nodes() -> None:

@@ -8,7 +8,11 @@ import pytest
 
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus
-from apiary_coordinator.fleet.roster import Roster
+from apiary_coordinator.fleet.demands import Demands
+from apiary_coordinator.fleet.roster import SILENT_AFTER, Roster
+
+NORTH = Demands(only=("site=north",))
+A = NodeId("a")
 
 
 def status(state: str = "ready", **more: Any) -> NodeStatus:
@@ -60,15 +64,16 @@ def test_a_node_over_the_bound_is_not_taken_but_known_ones_are() -> None:
 def test_who_is_fit(told: NodeStatus, why: str | None) -> None:
     roster = Roster()
     roster.update(NodeId("a"), told, 0.0)
-    assert roster[NodeId("a")].unfit(7) == why
-    assert roster.fit(7) == ([] if why else ["a"])
+    demands = Demands(min_samples=7)
+    assert roster.unfit(NodeId("a"), demands) == why
+    assert roster.fit(demands) == ([] if why else ["a"])
 
 
 def test_the_fit_come_sorted() -> None:
     roster = Roster()
     for name in "cab":
         roster.update(NodeId(name), status(), 0.0)
-    assert roster.fit(1) == ["a", "b", "c"]
+    assert roster.fit(Demands()) == ["a", "b", "c"]
 
 
 def tagged(roster: Roster, node: str, **tags: str) -> None:
@@ -81,10 +86,90 @@ def test_a_run_for_certain_tags_draws_those_alone() -> None:
     tagged(roster, "b", site="north", hardware="pi3")
     tagged(roster, "c", site="south", hardware="pi4")
     tagged(roster, "d")
-    assert roster.fit(1, ["site=north"]) == ["a", "b"]
-    assert roster.fit(1, ["site=north", "site=south"]) == ["a", "b", "c"]
-    assert roster.fit(1, ["site=north", "site=south", "hardware=pi4"]) == ["a", "c"]
-    assert roster[NodeId("c")].unfit(1, ["site=north"]) == (
+    assert roster.fit(Demands(only=("site=north",))) == ["a", "b"]
+    assert roster.fit(
+        Demands(
+            only=(
+                "site=north",
+                "site=south",
+            )
+        )
+    ) == ["a", "b", "c"]
+    assert roster.fit(
+        Demands(
+            only=(
+                "site=north",
+                "site=south",
+                "hardware=pi4",
+            )
+        )
+    ) == ["a", "c"]
+    assert roster.unfit(NodeId("c"), NORTH) == (
         "the run is for site=north; this node has hardware=pi4 site=south"
     )
-    assert roster[NodeId("d")].unfit(1, ["site=north"]) == "the run is for site=north; this node has no tags"
+    assert roster.unfit(NodeId("d"), NORTH) == "the run is for site=north; this node has no tags"
+
+
+def silent_after(told: NodeStatus, *, looks_s: float) -> bool:
+    roster = Roster()
+    roster.update(A, told, 100.0)
+    return roster.look(100.0 + looks_s) == [A]
+
+
+@pytest.mark.parametrize(
+    ("told", "looks_s", "silent"),
+    [
+        (status(repeat_s=66.0), SILENT_AFTER * 66.0, False),
+        (status(repeat_s=66.0), SILENT_AFTER * 66.0 + 0.1, True),
+        (status("training", repeat_s=1.0), 3.1, True),
+        (status("paused", repeat_s=1.0), 3.1, True),
+        (status("lost", repeat_s=1.0), 1e6, False),
+        (status(), 1e6, False),
+    ],
+)
+def test_who_is_silent(told: NodeStatus, looks_s: float, silent: bool) -> None:
+    assert silent_after(told, looks_s=looks_s) is silent
+
+
+def test_what_a_broker_kept_is_no_sign_of_life() -> None:
+    roster = Roster()
+    roster.update(A, status(repeat_s=60.0), 0.0)
+    for now in (100.0, 170.0):
+        roster.update(A, status(repeat_s=60.0), now)  # the coordinator connected again
+    assert roster.look(181.0) == [A] and roster.look(182.0) == []
+    assert roster.unfit(A, Demands()) == (
+        "silent: it should send something every 60 s, and nothing came for 180 s"
+    )
+    assert roster.fit(Demands()) == []
+    roster.update(A, status(repeat_s=60.0), 200.0)
+    assert roster.fit(Demands()) == []
+    assert roster.hear(A, 1_700_000_000.0, 201.0)
+    assert not roster.hear(A, 1_700_000_001.0, 202.0)
+    assert roster.fit(Demands()) == [A]
+    assert roster.look(202.0 + 180.0) == [] and roster.look(202.0 + 180.1) == [A]
+
+
+def test_a_time_in_which_nothing_could_be_heard_is_no_silence() -> None:
+    roster = Roster()
+    roster.update(A, status(repeat_s=60.0), 0.0)
+    roster.deaf(3600.0)
+    assert roster.look(3600.0 + 180.0) == [] and roster.look(3600.0 + 181.0) == [A]
+
+
+def test_a_node_that_is_forgotten_leaves_nothing_behind() -> None:
+    roster = Roster()
+    roster.update(A, status(repeat_s=1.0), 0.0)
+    roster.hear(A, 1.0, 0.0)
+    assert roster.look(10.0) == [A]
+    roster.forget(A)
+    assert (roster.nodes, roster.heard, roster.silent, roster.look(1e9)) == ({}, {}, {}, [])
+    roster.update(A, status(repeat_s=1.0), 1e9)
+    assert roster.look(1e9 + 1) == [] and roster.fit(Demands()) == [A]
+
+
+def test_the_tags_that_there_are() -> None:
+    roster = Roster()
+    tagged(roster, "a", site="north", hardware="pi4")
+    tagged(roster, "b", site="south")
+    assert roster.tags() == ["hardware=pi4", "site=north", "site=south"]
+    assert roster.tags("site") == ["site=north", "site=south"]

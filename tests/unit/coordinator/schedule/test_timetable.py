@@ -51,7 +51,7 @@ def test_a_clock_that_was_years_ahead_is_not_waited_for() -> None:
     assert due(NIGHTLY, past, TWO + 60, 0) == "at 02:00"
     assert due(NIGHTLY, past, TWO - 60, 0) is None
     every = ScheduleSettings(every_hours=1, min_pause_s=600.0)
-    assert due(every, past, TWO, 0) == "every 1 hours"
+    assert due(every, past, TWO, 0) == "every 1 hours"  # what is made up for reaches back an hour
     assert due(ScheduleSettings(new_samples=5, min_pause_s=600.0), past, TWO, 5) == "5 new samples"
     assert upcoming(every, past, TWO) == TWO
 
@@ -97,7 +97,9 @@ def test_after_the_change_the_time_is_again_that_of_the_wall_clock() -> None:
 
 def test_every_so_many_hours_counts_from_the_beginning_of_the_last_run() -> None:
     table = ScheduleSettings(every_hours=6)
-    assert due(table, Past(0.0), 100.0, 0) == "every 6 hours"
+    assert due(table, Past(0.0), 6 * 3600 - 1, 0) is None
+    assert upcoming(table, Past(0.0), 100.0) == 6 * 3600
+    assert due(table, Past(0.0), 6 * 3600, 0) == "every 6 hours"
     past = Past(0.0, began=100.0, ended=200.0)
     assert due(table, past, 100 + 6 * 3600 - 1, 0) is None
     assert due(table, past, 100 + 6 * 3600, 0) == "every 6 hours"

@@ -22,6 +22,7 @@ from apiary_edge.training.session import (
     FetchBlob,
     Granted,
     MakeOffer,
+    NewCoordinator,
     NothingOpen,
     Receipted,
     Reconnected,
@@ -340,6 +341,13 @@ def test_a_new_link_asks_and_offers_again(session: Session) -> None:
     after, commands = step(replace(session, unanswered=5), Reconnected(), now=200.0)
     expected: list[Command] = [AskCurrent()]
     assert commands == expected + ([MakeOffer(offer())] if session is SENDING else [])
+    assert (after.state, after.heard_at, after.unanswered) == (session.state, 200.0, 0)
+
+
+@pytest.mark.parametrize("session", STATES, ids=lambda s: s.state.value)
+def test_a_new_coordinator_is_offered_the_update_at_once_and_asked_later(session: Session) -> None:
+    after, commands = step(replace(session, unanswered=5), NewCoordinator(), now=200.0)
+    assert commands == ([MakeOffer(offer())] if session is SENDING else [])
     assert (after.state, after.heard_at, after.unanswered) == (session.state, 200.0, 0)
 
 

@@ -1,0 +1,66 @@
+"""What a round needs of a node, on both sides of each bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from apiary.settings import RunSettings
+from apiary.wire.messages import NodeStatus, Plan
+from apiary_coordinator.fleet.demands import Demands, some
+
+MODEL = ("cat", "dog")
+
+
+def status(**more: Any) -> NodeStatus:
+    return NodeStatus.model_validate({"state": "ready", "samples": 10, **more})
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ({"cat": 7}, None),
+        ({"cat": 1, "dog": 6}, None),
+        ({"cat": 6, "bird": 90}, "has 6 samples, the plan asks for 7"),
+        ({}, "has 0 samples, the plan asks for 7"),
+        (None, None),
+        (
+            {"bird": 10, "Cat": 4},
+            "none of its labels (bird, Cat) is one of the model's (cat, dog): "
+            "rename its labels, or add them at the coordinator",
+        ),
+    ],
+)
+def test_labels_that_the_model_does_not_know_do_not_count(
+    labels: dict[str, int] | None, why: str | None
+) -> None:
+    told = status(labels=labels, samples=sum(labels.values()) if labels is not None else 10)
+    assert Demands(7, labels=MODEL).unmet(told) == why
+
+
+def test_where_the_models_labels_are_not_known_any_sample_counts() -> None:
+    assert Demands(7).unmet(status(labels={"bird": 10})) is None
+
+
+def test_a_node_without_a_list_can_what_its_version_could() -> None:
+    old = status(version="0.1.0")
+    assert Demands.of(RunSettings(), Plan(codec="int8", partial=True)).unmet(old) is None
+    assert Demands(capabilities=frozenset({"judge.1", "codec.int8"})).unmet(old) == (
+        "cannot do what the round needs (version 0.1.0): judge.1; upgrade the node"
+    )
+
+
+def test_a_node_can_what_its_list_says_and_may_say_more() -> None:
+    told = status(capabilities=["codec.raw_f32", "something.new"])
+    assert Demands.of(RunSettings(), Plan()).unmet(told) is None
+    assert Demands.of(RunSettings(), Plan(codec="f16", proximal_mu=0.1)).unmet(told) == (
+        "cannot do what the round needs: codec.f16, rule.proximal; upgrade the node"
+    )
+    assert Demands.of(RunSettings(), Plan()).unmet(status(capabilities=[])) is not None
+
+
+def test_many_names_are_cut() -> None:
+    assert some(["a", "b"]) == "a, b"
+    assert some([str(i) for i in range(5)]) == "0, 1, 2, 3, 4"
+    assert some([str(i) for i in range(6)]) == "0, 1, 2, 3, 4, ... (6)"
