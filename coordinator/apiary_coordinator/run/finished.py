@@ -13,8 +13,8 @@ _SHOWN: Final = 10
 def find_run(name: str, runs_dir: Path, *, anywhere: bool = True) -> Path:
     """The folder of a finished run: `latest`, its name in `runs_dir`, or its own path.
 
-    Without `anywhere`, for a request that came from another machine, a path means the run that its last part
-    names. Raises DataError naming the newest runs there are.
+    Without `anywhere`, for a request that came from another machine, a path is a run's where its last two
+    parts are a folder named as `runs_dir` and a run in it. Raises DataError naming the newest runs there are.
     """
     models = sorted(runs_dir.glob(f"*/{_MODEL}"), key=lambda p: p.stat().st_mtime)
     runs = [path.parent for path in models]
@@ -22,8 +22,9 @@ def find_run(name: str, runs_dir: Path, *, anywhere: bool = True) -> Path:
         if not runs:
             raise DataError(f"{runs_dir} holds no finished run; `apiary demo` makes one")
         return runs[-1]
-    last = run_name(name)
-    named = [Path(name), runs_dir / name] if anywhere else [p for p in runs if p.name == last]
+    parts = PurePath(name).parts[-2:]
+    there = {(p.name,): p for p in runs} | {(runs_dir.name, p.name): p for p in runs}
+    named = [Path(name), runs_dir / name] if anywhere else [there[parts]] if parts in there else []
     for folder in named:
         if (folder / _MODEL).is_file():
             return folder

@@ -109,7 +109,9 @@ def test_a_table_of_nodes() -> None:
 
 def test_a_node_that_is_silent_or_not_drawn_is_shown_so_and_other_versions_are_named_once() -> None:
     view = RunView()
-    view.take(TopicKind.COORDINATOR_STATUS, None, CoordinatorStatus(state="online", epoch="e", version="0.2.0"))
+    view.take(
+        TopicKind.COORDINATOR_STATUS, None, CoordinatorStatus(state="online", epoch="e", version="0.2.0")
+    )
     for name, version in (("a", "0.1.0"), ("b", "0.2.0"), ("c", "0.1.0")):
         view.take(TopicKind.NODE_STATUS, NodeId(name), NodeStatus(state="ready", version=version))
     heard = nodes.Heard({}, frozenset({"a"}), {"a": "silent: for long", "b": "has 0 samples"})

@@ -113,7 +113,9 @@ def test_a_publishing_that_failed_gives_no_program(run: Path) -> None:
 def test_runs_are_found_by_name_and_nowhere_else(run: Path) -> None:
     runs = run.parent
     assert find_run("autumn", runs, anywhere=False) == find_run("latest", runs) == run
-    for name in ("winter", "../runs/autumn", str(run), ""):
+    for name in (f"{runs.name}/autumn", f"{runs.name}/autumn/", f"/srv/{runs.name}/autumn", str(run)):
+        assert find_run(name, runs, anywhere=False) == run
+    for name in ("winter", "../elsewhere/autumn", "/etc/autumn", "autumn/winter", "autumn/..", ""):
         with pytest.raises(DataError, match=r"no finished run .* There are: autumn"):
             find_run(name, runs, anywhere=False)
     with pytest.raises(DataError, match="holds no finished run"):

@@ -128,7 +128,7 @@ def test_all_heard_below_the_quorum_fails_with_the_numbers() -> None:
         none_left, UpdateAccepted(A, GOOD), UpdateRejected(B, "NaN"), Left(C, "too hot", final=True)
     )
     assert round_.phase is Phase.FAILED
-    assert commands[-1] == Fail("1 of 3 nodes sent a good update, the quorum is 2")
+    assert commands[-1] == Fail("1 of 3 nodes sent a good update, the quorum is 2; b, for one: NaN")
 
 
 def test_who_declines_is_gone_at_once_and_replaced() -> None:
@@ -250,7 +250,9 @@ def test_the_deadline_and_the_quorum(now: float, counted: tuple[NodeId, ...], ph
     if phase is Phase.AGGREGATING:
         assert commands == [Announce(), Aggregate()]
     if phase is Phase.FAILED:
-        assert commands == [Fail(f"{len(counted)} of 3 nodes sent a good update, the quorum is 2")]
+        late = 3 - len(counted)
+        sent = f"{len(counted)} of 3 nodes sent a good update, the quorum is 2"
+        assert commands == [Fail(f"{sent}; {late} of {late} nodes: no update in time")]
 
 
 def test_who_is_missing_at_the_end_and_why() -> None:
