@@ -92,7 +92,7 @@ check: $(VENV)/.dev
 
 test: $(VENV)/.dev check
 	@tests/system-packages
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --durations 15 $(ARGS)
 
 bench: $(VENV)/.dev
 	@tests/system-packages
