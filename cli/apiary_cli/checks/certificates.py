@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from apiary.addresses import is_loopback
 from apiary.errors import ApiaryError
 from apiary.settings import SecuritySettings, Settings
 from apiary_cli.checks.machine import Check
@@ -19,16 +20,15 @@ if TYPE_CHECKING:
 
 _RENEW: Final = "apiary pki renew --url https://HOST:8443 (daily, by a timer)"
 _JOIN: Final = "apiary pki join with a new token"
-_NEAR: Final = ("localhost", "127.0.0.1", "::1")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def certificates(settings: Settings, name: str | None, now: datetime | None = None) -> Iterator[Check]:
     """Findings about TLS and signing; `name` is what the certificates must name, where that is known."""
     broker, security = settings.broker, settings.security
-    if not broker.tls and broker.host not in _NEAR:
+    if not broker.tls and not all(is_loopback(address.host) for address in broker.addresses):
         yield Check(
-            "tls", "warn", f"broker.tls is off, and the broker is {broker.host}",
+            "tls", "warn", f"broker.tls is off, and the broker is {broker.names}",
             "beyond one machine everything can be read and changed on the way: docs/security.md",
         )  # fmt: skip
     now = now or datetime.now(UTC)

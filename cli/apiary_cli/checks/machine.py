@@ -13,15 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
 
-from apiary.bus.bus import BrokerLimits, Bus, Disconnected, PublishRefused, Received
-from apiary.errors import ApiaryError, BusError, DataError, SettingsError
-from apiary.settings import Settings
-from apiary_cli.terminal.once import first_connection
+from apiary.errors import ApiaryError, DataError
 from apiary_edge.health import readings
 
 State = Literal["ok", "warn", "fail"]
-CHUNK_BYTES: Final = 120_300
-"""A chunk of 120,000 bytes, its envelope and its topic."""
 _MB: Final = 2**20
 
 
@@ -65,39 +60,6 @@ def export() -> Check:
         what = f"not installed: {', '.join(missing)}"
         return Check("export", "fail", what, "pip install 'apiary-fl[coordinator]'")
     return Check("export", "ok", f"tensorflow {_version('tensorflow')}, matplotlib {_version('matplotlib')}")
-
-
-def broker(settings: Settings, *, coordinator: bool = False) -> list[Check]:
-    """Connect, read the limits, and send two messages there and back, the larger as large as a chunk.
-
-    `coordinator`: with the rights of one, which has none under a node's name.
-    """
-    from apiary.bus.mqtt import MqttBus
-
-    where = f"{settings.broker.host}:{settings.broker.port}"
-    try:
-        bus = MqttBus(settings.broker, f"apiary-doctor-{secrets.token_hex(4)}")
-    except SettingsError as e:
-        return [Check("broker", "fail", str(e), "correct the setting, `apiary config` shows them all")]
-    # Where access lists let this party write and read; nobody listens to `doctor`.
-    place = "metric" if coordinator else f"node/{settings.edge.node_id}"
-    topic = f"{settings.root}/{settings.federation}/{place}/doctor"
-    try:
-        limits = first_connection(bus, settings.broker.connect_timeout_s, lambda: False)
-        assert limits is not None  # noqa: S101 - nothing stops it
-        found = [_limits(limits, where)]
-        bus.subscribe(topic)
-        for name, size in (("round trip", 100), ("chunk", CHUNK_BYTES)):
-            found.append(_roundtrip(bus, topic, name, size))
-            if found[-1].state != "ok":
-                break
-        return found
-    except BusError as e:
-        what, _, mend = str(e).partition("; ")
-        mend = mend or f"see that the broker runs at {where} and that broker.* of `apiary config` is right"
-        return [Check("broker", "fail", what, mend)]
-    finally:
-        bus.close()
 
 
 def disk(folder: Path) -> list[Check]:
@@ -195,44 +157,6 @@ def pictures(name: str, key: str, folder: Path | None, *, needed: bool) -> Check
         more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
         return Check(name, "warn", what, warnings[0] + more)
     return Check(name, "ok", what)
-
-
-def _limits(limits: BrokerLimits, where: str) -> Check:
-    facts = [f"MQTT {limits.protocol} at {where}"]
-    if limits.max_packet_bytes:
-        facts.append(f"packets up to {limits.max_packet_bytes} bytes")
-    if limits.receive_maximum:
-        facts.append(f"{limits.receive_maximum} in flight")
-    what = ", ".join(facts)
-    if 0 < limits.max_packet_bytes < CHUNK_BYTES:
-        return Check("broker", "fail", what, f"raise the broker's max_packet_size to {CHUNK_BYTES} or more")
-    if limits.protocol.startswith("3"):
-        mend = "what this broker refuses it drops in silence: MQTT 5 would say so"
-        return Check("broker", "warn", what, mend)
-    return Check("broker", "ok", what)
-
-
-def _roundtrip(bus: Bus, topic: str, name: str, size: int) -> Check:
-    payload = os.urandom(size)
-    deadline = time.monotonic() + 5.0
-    started = 0.0
-    sent = False
-    mend = f"give this party the right to write and read {topic}"
-    while time.monotonic() < deadline:
-        if not sent:
-            started = time.monotonic()
-            sent = bus.publish(topic, payload, qos=1)
-        for event in bus.poll(0.1):
-            match event:
-                case Received(payload=back) if back == payload:
-                    took = (time.monotonic() - started) * 1000
-                    return Check(name, "ok", f"{size} bytes there and back in {took:.0f} ms")
-                case PublishRefused(reason=reason):
-                    return Check(name, "fail", f"the broker refused {size} bytes: {reason}", mend)
-                case Disconnected(error=error):
-                    what = f"{size} bytes broke the link: {error}"
-                    return Check(name, "fail", what, "raise max_packet_size")
-    return Check(name, "fail" if size > 1000 else "warn", f"{size} bytes did not come back in 5 s", mend)
 
 
 def _write_speed(folder: Path) -> Check:

@@ -126,8 +126,7 @@ class _PendingRequest:
         """Say at once that nobody is there to answer; one that goes while it works may come back."""
         if self._answer is not None:
             return
-        broker = self._settings.broker
-        here = f"the federation {self._settings.federation!r} on {broker.host}:{broker.port}"
+        here = f"the federation {self._settings.federation!r} on {self._settings.broker.names}"
         if self._online is False and self._asked:
             raise NoAnswer(
                 f"the coordinator of {here} went offline before it answered {self._request.op}: it may have "

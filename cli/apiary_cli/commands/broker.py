@@ -6,12 +6,12 @@ import sys
 import threading
 from pathlib import Path
 
+from apiary.addresses import Address, is_loopback, reachable
 from apiary.bus.broker import BrokerProcess, start_broker
 from apiary.errors import ApiaryError, BusError
 from apiary.folder_lock import hold_folder
 from apiary.settings import Settings, load_settings
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _OWN_FOLDER = "use that one as it is, stop it, or give this one its own --state-dir and --port"
 EXAMPLES = """examples:
   apiary broker                              for this machine alone
@@ -66,13 +66,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _announce(broker: BrokerProcess, settings: Settings) -> None:
-    shown = f"[{broker.host}]" if ":" in broker.host else broker.host
-    here = broker.host if broker.host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared only
+    here = reachable(broker.host)
     host = "" if here == "127.0.0.1" else f" -h {here}"
-    print(f"{broker.kind} listens on {shown}:{broker.port}  (Ctrl-C stops it)")
+    print(f"{broker.kind} listens on {Address(broker.host, broker.port)}  (Ctrl-C stops it)")
     print(f"watch it:  mosquitto_sub -v -t '{settings.root}/#'{host} -p {broker.port}")
     print(f"log:       {broker.log_file}")
-    if broker.host not in _LOOPBACK:
+    if not is_loopback(broker.host):
         print(
             "careful:   anyone who reaches this address may connect, without a password or encryption; "
             "for a fleet see broker/README.md"

@@ -8,7 +8,7 @@ from typing import Final
 
 from apiary.errors import SettingsError
 from apiary.settings import Settings, load_settings
-from apiary_cli.checks import machine
+from apiary_cli.checks import broker, machine
 from apiary_cli.checks.certificates import certificates
 from apiary_cli.checks.machine import Check
 from apiary_cli.terminal.flags import add_broker, overrides_of, print_result
@@ -64,7 +64,7 @@ def examine(args: argparse.Namespace) -> Iterator[Check]:
     if coordinator:
         yield machine.export()
     yield from certificates(settings, settings.edge.node_id if args.role == "edge" else None)
-    yield from machine.broker(settings, coordinator=args.role == "coordinator")
+    yield from broker.broker(settings, coordinator=args.role == "coordinator")
     folders = [settings.edge.state_dir] * edge + [settings.coordinator.state_dir] * coordinator
     if len({machine.nearest(f).stat().st_dev for f in folders}) == 1:
         folders = folders[:1]  # one disk is measured once

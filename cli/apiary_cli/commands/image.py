@@ -104,8 +104,7 @@ def _plan(args: argparse.Namespace, settings: Settings, package: Package) -> Car
     if not keys or not all(_KEY.fullmatch(key) for key in keys):
         why = "not public SSH keys, one a line (the file ends in .pub)"
         raise SettingsError(f"--ssh-key {args.ssh_key}: {why}")
-    if not args.enrolment.startswith("https://"):
-        raise SettingsError(f"--enrolment {args.enrolment!r}: expected https://HOST:PORT")
+    enrolment = flags.https_url(args.enrolment, "--enrolment")
     wifi = None
     if args.wifi_ssid is not None:
         if args.wifi_password_file is None:
@@ -115,7 +114,7 @@ def _plan(args: argparse.Namespace, settings: Settings, package: Package) -> Car
     node_settings = _node_settings(args, name)
     token, ca_sha256 = _token(args, settings, name)
     return CardPlan(
-        name, args.user, keys, args.timezone, wifi, package, args.enrolment, ca_sha256, token, node_settings
+        name, args.user, keys, args.timezone, wifi, package, enrolment, ca_sha256, token, node_settings
     )  # fmt: skip
 
 
@@ -130,7 +129,7 @@ def _node_settings(args: argparse.Namespace, name: str) -> dict[str, Any]:
     tls, signing = "/etc/apiary/tls", "/etc/apiary/signing"
     fixed = {
         "broker": {
-            "host": args.broker, "port": args.broker_port, "tls": True,
+            "host": flags.host(args.broker, "--broker"), "port": args.broker_port, "tls": True,
             "tls_ca": f"{tls}/ca.pem", "tls_cert": f"{tls}/cert.pem", "tls_key": f"{tls}/key.pem",
         },
         "security": {

@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from apiary.addresses import url
 from apiary.errors import SettingsError
 from apiary_cli.terminal.flags import settings_of
 
@@ -35,8 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if edge.predict.port == 0:
         raise SettingsError("edge.predict.port is 0, any that is free: the log of apiary edge says which")
     token = load_or_make(edge.state_dir)
-    host = f"[{edge.predict.host}]" if ":" in edge.predict.host else edge.predict.host
-    address = f"http://{host}:{edge.predict.port}/"
+    address = url("http", edge.predict.host, edge.predict.port, "/")
     if args.json:
         print(json.dumps({"address": address, "token": token}))
     else:

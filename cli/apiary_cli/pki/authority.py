@@ -19,6 +19,7 @@ from apiary_cli.pki import broker_files
 from apiary_cli.pki.device import USES, read_request
 from apiary_cli.pki.folder import AUTHORITY_DAYS, WARDEN, CaFolder, make_here
 from apiary_cli.pki.tokens import Tokens, seconds
+from apiary_cli.terminal import flags
 from apiary_cli.terminal.flags import print_result, read
 from apiary_cli.terminal.table import table
 
@@ -59,6 +60,7 @@ def init(args: argparse.Namespace, settings: Settings) -> int:
 def enrol(args: argparse.Namespace, settings: Settings) -> int:
     """Certificates for somebody new."""
     whom = Identity(args.name, Role(args.role))
+    args.san = [flags.host(name, "--san") for name in args.san]
     if whom.role is Role.SERVER and not args.san:
         raise SettingsError("a server needs --san: each host name and address by which others reach it")
     if whom.role is not Role.SERVER and args.san:

@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from apiary.addresses import read_https
 from apiary.errors import ServiceUnreachable, SettingsError, WireError
 from apiary.files import write_atomic
 from apiary.identity.authority import KeyUse
@@ -153,12 +153,11 @@ def _pinned(url: str, ca_sha256: str) -> str:
 def _ask(
     url: str, verb: str, path: str, body: bytes | None, context: ssl.SSLContext, *, named: bool = True
 ) -> bytes:
-    parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname:
-        raise SettingsError(f"{url!r}: expected https://HOST:PORT of `apiary pki serve`")
-    connection = http.client.HTTPSConnection(
-        parts.hostname, parts.port or 443, timeout=_TIMEOUT_S, context=context
-    )
+    try:
+        where = read_https(url)
+    except ValueError as e:
+        raise SettingsError(f"{e} of `apiary pki serve`") from None
+    connection = http.client.HTTPSConnection(where.host, where.port, timeout=_TIMEOUT_S, context=context)
     try:
         connection.connect()
         if named:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
+from apiary.addresses import url
 from apiary.errors import ApiaryError, SettingsError
 from apiary.http.connection import BodyAllowance, Environ
 from apiary.http.server import HttpServer
@@ -116,8 +117,7 @@ def serve(ca: CaFolder, settings: Settings, *, as_json: bool = False) -> int:
     service = make_service(ca, settings, context)
     port = service.port
     host = settings.pki.listen or socket.gethostname()
-    host = f"[{host}]" if ":" in host else host
-    line = f"devices join at https://{host}:{port} with --ca-sha256 {ca.sha256}"
+    line = f"devices join at {url('https', host, port)} with --ca-sha256 {ca.sha256}"
     print(json.dumps({"port": port, "ca_sha256": ca.sha256}) if as_json else line, flush=True)
     with stop_on_signals() as stop:
         thread = threading.Thread(target=service.run, daemon=True)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from apiary.addresses import read_host, read_https, url
 from apiary.errors import DataError, SettingsError, TopicError
 from apiary.settings import Settings, load_settings
 from apiary.wire.topics import check_name
@@ -44,6 +45,23 @@ def name(value: str, what: str) -> str:
         raise SettingsError(str(e)) from None
 
 
+def host(value: str, what: str) -> str:
+    """A host's name or address, without brackets. Raises SettingsError."""
+    try:
+        return read_host(value)
+    except ValueError as e:
+        raise SettingsError(f"{what} {e}") from None
+
+
+def https_url(value: str, what: str) -> str:
+    """`https://HOST:PORT` of a service. Raises SettingsError."""
+    try:
+        where = read_https(value)
+    except ValueError as e:
+        raise SettingsError(f"{what} {e}") from None
+    return url("https", where.host, where.port)
+
+
 def read(path: Path) -> bytes:
     """The bytes of a file that the user named. Raises DataError."""
     try:
@@ -70,6 +88,8 @@ def overrides_of(args: argparse.Namespace, **flags: Any) -> dict[str, Any]:
     """The settings on the command line, by dotted key: `--set`, `--host`, `--port`, then `flags`."""
     given = {
         "broker.host": getattr(args, "host", None),
+        # The flag names the broker, whatever cluster the settings name.
+        "broker.hosts": [] if getattr(args, "host", None) is not None else None,
         "broker.port": getattr(args, "port", None),
         **{key.replace("__", "."): value for key, value in flags.items()},
     }

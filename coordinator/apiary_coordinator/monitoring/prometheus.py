@@ -18,6 +18,7 @@ from prometheus_client import (
 )
 
 from apiary import __version__
+from apiary.addresses import Address, url
 from apiary.bus.bus import Bus
 from apiary.errors import SettingsError
 from apiary.http.connection import Application
@@ -165,7 +166,7 @@ class Metrics(CoordinatorFeature):
         self._server = _listen(make_wsgi_app(self.figures.registry), self._settings)
         self.port = self._server.port
         threading.Thread(target=self._server.run, name="metrics", daemon=True).start()
-        log.info("metrics at http://%s:%d/metrics", self._settings.host, self.port)
+        log.info("metrics at %s", url("http", self._settings.host, self.port, "/metrics"))
 
     def tick(self, now: float) -> None:
         """Count the rounds that ended; look at the rest from time to time."""
@@ -228,5 +229,5 @@ def _listen(app: Application, settings: MetricsSettings) -> HttpServer:
     try:
         return HttpServer(app, settings.host, settings.port or 0, limits=_LIMITS)
     except OSError as e:
-        where = f"{settings.host}:{settings.port}"
+        where = Address(settings.host, settings.port or 0)
         raise SettingsError(f"metrics cannot listen on {where}: {e} (metrics.host, metrics.port)") from None

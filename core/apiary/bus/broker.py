@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from apiary.errors import BusError
+from apiary.addresses import Address, reachable, read_host
+from apiary.errors import BusError, SettingsError
 from apiary.process.child import end, start, wait
 
 Kind = Literal["mosquitto", "amqtt"]
@@ -131,6 +132,10 @@ def start_broker(
             "no broker to start: install mosquitto (`sudo apt install mosquitto`), "
             "or amqtt to try out (`pip install 'apiary-fl[demo]'`)"
         )
+    try:
+        host = read_host(host)
+    except ValueError as e:
+        raise SettingsError(f"--host {e}") from None
     port = _claim(host, port)
     temporary = tempfile.TemporaryDirectory(prefix="apiary-broker-") if state_dir is None else None
     folder = Path(temporary.name) if temporary else Path(state_dir or "")
@@ -238,11 +243,10 @@ def _claim(host: str, port: int) -> int:
         raise BusError(f"cannot listen on {host}: the name is not known ({e.strerror})") from None
     except OSError as e:
         if e.errno != 98 and "in use" not in str(e):  # EADDRINUSE
-            raise BusError(f"cannot listen on {host}:{port}: {e.strerror or e}") from None
-        there = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104 - compared, not bound
+            raise BusError(f"cannot listen on {Address(host, port)}: {e.strerror or e}") from None
         who = (
             "an MQTT broker answers there already: use it as it is"
-            if speaks_mqtt(there, port)
+            if speaks_mqtt(reachable(host), port)
             else "another program has it"
         )
         raise BusError(
@@ -252,14 +256,16 @@ def _claim(host: str, port: int) -> int:
 
 
 def _await_answer(broker: BrokerProcess) -> None:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(broker.host, broker.host)  # noqa: S104
+    host = reachable(broker.host)
     end = time.monotonic() + START_S
     while time.monotonic() < end:
         if not broker.running:
             errors = broker.log_file.with_name("broker.err").read_text(errors="replace").strip()
             output = "\n".join(filter(None, [errors[-1000:], broker.log_tail()])) or "it said nothing"
-            raise BusError(f"{broker.kind} ended at once on {broker.host}:{broker.port}:\n{output}")
+            raise BusError(f"{broker.kind} ended at once on {Address(broker.host, broker.port)}:\n{output}")
         if speaks_mqtt(host, broker.port):
             return
         time.sleep(0.03)
-    raise BusError(f"{broker.kind} did not answer on {broker.host}:{broker.port} within {START_S:.0f} s")
+    raise BusError(
+        f"{broker.kind} did not answer on {Address(broker.host, broker.port)} within {START_S:.0f} s"
+    )

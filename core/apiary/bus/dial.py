@@ -1,8 +1,4 @@
-"""Reaching the broker without blocking: addresses, TCP, TLS, each step bounded by one deadline.
-
-Only the name lookup blocks, for as long as the system's resolver does (`options timeout` in
-resolv.conf, 5 s a try by default); addresses given as numbers need none.
-"""
+"""Reaching one endpoint without blocking: TCP, then TLS, within one deadline. `route.py` chooses which."""
 
 import contextlib
 import errno
@@ -15,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from apiary.addresses import LOOPBACK
+from apiary.bus.route import HINT, Endpoint
 from apiary.errors import BrokerRefused, BrokerUnreachable, BusError, SettingsError
 from apiary.files import Stamp, stamp
 from apiary.settings import BrokerSettings
 
 _IN_PROGRESS: Final = {0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, errno.EINTR}
-HINT: Final = "is the broker running? Start one with `apiary broker`, or set broker.host and broker.port"
+_FAR_HINT: Final = (
+    "does the broker run there, and listen on that address? `apiary broker` without --host, and mosquitto "
+    "without a `listener` line, listen on 127.0.0.1 alone (`ss -ltn` on that machine shows it)"
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Tls:
             self._seen = stamps
             try:
                 self._context = tls_context(self._broker)
-                log.info("broker %s: the TLS files were read again", self._broker.host)
+                log.info("broker %s: the TLS files were read again", self._broker.names)
             except SettingsError as e:
                 # A certificate and its key change one after the other; the second change is seen too.
                 log.warning("%s; what was read before stays in use", e)
@@ -78,18 +79,14 @@ class Tls:
 
 @dataclass(slots=True, eq=False)
 class Dial:
-    """One attempt to reach `host:port`. Call `step` whenever `sock` is ready, until it gives a socket."""
+    """One attempt to reach one endpoint. Call `step` whenever `sock` is ready, until it gives a socket."""
 
-    host: str
-    port: int
+    endpoint: Endpoint
     context: ssl.SSLContext | None
     deadline: float
     want: int = selectors.EVENT_WRITE
     _sock: socket.socket | None = None
     _tls: ssl.SSLSocket | None = None
-    _addresses: list[tuple[int, tuple[object, ...]]] | None = None
-    _until: float = 0.0
-    _why: str = "no answer"
 
     @property
     def sock(self) -> socket.socket | None:
@@ -101,31 +98,22 @@ class Dial:
         if now >= self.deadline:
             self.close()
             raise self._unreachable("no answer within the time allowed (broker.connect_timeout_s)")
-        if self._addresses is None:
-            self._addresses = self._look_up()
-        while self._tls is None:
-            if self._sock is None:
-                # A name with several addresses: one that is silent must leave time for the others.
-                self._until = now + (self.deadline - now) / max(1, len(self._addresses))
-                self._sock = self._next_address()
-            error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if error == 0 and _has_peer(self._sock):
-                break
-            if error == 0 and (now < self._until or not self._addresses):
-                return None
-            self._why = os.strerror(error) if error else "no answer"
-            self._sock.close()
-            self._sock = None
-        sock = self._sock
-        if sock is None:
-            raise self._unreachable(self._why)
         if self._tls is None:
+            if self._sock is None:
+                self._sock = self._connecting()
+            sock = self._sock
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                self.close()
+                raise self._failed(error)
+            if not _has_peer(sock):
+                return None
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.context is None:
                 return sock
             self._tls = self.context.wrap_socket(
-                sock, server_hostname=self.host, do_handshake_on_connect=False
+                sock, server_hostname=self.endpoint.address.host, do_handshake_on_connect=False
             )
         return self._handshake(self._tls)
 
@@ -136,28 +124,21 @@ class Dial:
                 sock.close()
         self._sock = self._tls = None
 
-    def _look_up(self) -> list[tuple[int, tuple[object, ...]]]:
+    def _connecting(self) -> socket.socket:
         try:
-            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except (socket.gaierror, UnicodeError) as e:
-            raise self._unreachable(f"the name is not known ({e})") from None
-        return [(family, address) for family, _, _, _, address in found]
-
-    def _next_address(self) -> socket.socket:
-        while self._addresses:
-            family, address = self._addresses.pop(0)
-            try:
-                sock = socket.socket(family, socket.SOCK_STREAM)
-            except OSError as e:
-                self._why = e.strerror or str(e)
-                continue
-            sock.setblocking(False)
-            code = sock.connect_ex(address)
-            if code in _IN_PROGRESS:
-                return sock
-            self._why = os.strerror(code)
+            sock = socket.socket(self.endpoint.family, socket.SOCK_STREAM)
+        except OSError as e:
+            raise self._unreachable(e.strerror or str(e)) from None
+        sock.setblocking(False)
+        try:
+            code = sock.connect_ex(self.endpoint.socket_address)
+        except OSError as e:  # an address that is none, such as a zone that is not there
             sock.close()
-        raise self._unreachable(self._why)
+            raise self._unreachable(e.strerror or str(e)) from None
+        if code in _IN_PROGRESS:
+            return sock
+        sock.close()
+        raise self._failed(code)
 
     def _handshake(self, tls: ssl.SSLSocket) -> socket.socket | None:
         try:
@@ -182,11 +163,17 @@ class Dial:
             ) from None
         return tls
 
+    def _failed(self, code: int) -> BusError:
+        # Debian gives a host's own name the address 127.0.1.1, where such a broker does not listen either.
+        if code == errno.ECONNREFUSED and self.endpoint.numeric != LOOPBACK:
+            return BrokerUnreachable(f"broker {self.endpoint.address}: {os.strerror(code)}; {_FAR_HINT}")
+        return self._unreachable(os.strerror(code))
+
     def _unreachable(self, why: str) -> BusError:
-        return BrokerUnreachable(f"broker {self.host}:{self.port}: {why}; {HINT}")
+        return BrokerUnreachable(f"broker {self.endpoint.address}: {why}; {HINT}")
 
     def _refused(self, why: str, hint: str) -> BusError:
-        return BrokerRefused(f"broker {self.host}:{self.port}: {why}; {hint}")
+        return BrokerRefused(f"broker {self.endpoint.address}: {why}; {hint}")
 
 
 def _has_peer(sock: socket.socket) -> bool:

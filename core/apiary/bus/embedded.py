@@ -11,6 +11,7 @@ import signal
 import sys
 from typing import Any, Final
 
+from apiary.addresses import Address
 from apiary.process.child import die_with_parent
 
 CONNECT_S: Final = 10.0
@@ -91,7 +92,7 @@ def _broker(host: str, port: int) -> Any:
             if any(other.client_id == session.client_id for other, _ in own):
                 await super()._publish_retained_messages_for_subscription(subscription, session)
 
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = str(Address(host, port))
     return Quiet(
         {
             "listeners": {"default": {"type": "tcp", "bind": address, "max_connections": 0}},

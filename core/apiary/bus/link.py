@@ -18,9 +18,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from apiary.addresses import Address
 from apiary.bus.bus import BrokerLimits, Event, PublishRefused, Received, Will
 from apiary.bus.packets import MAX_PACKET_BYTES, Malformed, PacketReader, publish
-from apiary.bus.refusals import GOING_AWAY, UNSPECIFIED, WindowRefused, refused, unreachable
+from apiary.bus.refusals import GOING_AWAY, UNSPECIFIED, ShutOut, WindowRefused, refused, unreachable
 from apiary.bus.stream import Stream
 from apiary.errors import BrokerRefused, BrokerUnreachable, BusError
 from apiary.settings import BrokerSettings
@@ -72,6 +73,10 @@ class ConnectOptions:
     receive_maximum: int
 
 
+class SpeaksHttp(Exception):  # noqa: N818 - caught within this module
+    """What is there is no plain MQTT listener."""
+
+
 class _Client(paho.Client):
     """paho over a stream that is connected already, because paho's own connecting blocks."""
 
@@ -93,6 +98,7 @@ class _Client(paho.Client):
         self._stream = stream
         self._packets = PacketReader()
         self._received = received
+        self._heard = False
 
     def _create_socket(self) -> Any:
         return self._stream
@@ -112,6 +118,9 @@ class _Client(paho.Client):
                 raise ConnectionResetError("the broker closed the connection")
             with self._msgtime_mutex:
                 self._last_bytes_received = time.monotonic()
+            if not self._heard and data.startswith(b"HTTP/"):
+                raise SpeaksHttp
+            self._heard = True
             found = self._packets.feed(data)
             for first, body in found:
                 self._packet(first, body)
@@ -172,7 +181,14 @@ class Link:
     """
 
     def __init__(
-        self, sock: socket.socket, options: ConnectOptions, protocol: Protocol, window: int, hooks: Hooks
+        self,
+        sock: socket.socket,
+        where: Address,
+        options: ConnectOptions,
+        hooks: Hooks,
+        *,
+        protocol: Protocol,
+        window: int,
     ):
         self.failure: BusError | None = None
         self.connected = False
@@ -182,7 +198,8 @@ class Link:
         self._window = window
         self._hooks = hooks
         self._notes = hooks.notes
-        self._where = f"broker {options.broker.host}:{options.broker.port}"
+        self._address = where
+        self._where = f"broker {where}"
         self._outgoing: dict[int, str] = {}
         self._subscribing: dict[int, Sequence[str]] = {}
         self._stream = Stream(sock)
@@ -213,10 +230,14 @@ class Link:
             if options.receive_maximum:
                 properties.ReceiveMaximum = options.receive_maximum
             client.connect(
-                broker.host, broker.port, broker.keepalive_s, clean_start=True, properties=properties
+                self._address.host,
+                self._address.port,
+                broker.keepalive_s,
+                clean_start=True,
+                properties=properties,
             )
         else:
-            client.connect(broker.host, broker.port, broker.keepalive_s)
+            client.connect(self._address.host, self._address.port, broker.keepalive_s)
 
     # -- what the bus asks
 
@@ -268,6 +289,13 @@ class Link:
             return self._client.read_all()
         except Malformed as e:
             self._failed(BrokerRefused(f"{self._where}: {e}"))
+        except SpeaksHttp:
+            self._failed(
+                BrokerUnreachable(
+                    f"{self._where}: it answers in HTTP: a web server, or a listener for websockets; "
+                    "broker.port must be one of plain MQTT, or of MQTT over TLS (usually 1883 or 8883)"
+                )
+            )
         except OSError as e:
             self._broke(e)
         return False
@@ -344,19 +372,18 @@ class Link:
         broker = self._options.broker
         if broker.tls and broker.tls_cert is not None:
             # With TLS 1.3 a broker refuses a certificate after the handshake, mosquitto without a word.
-            return BrokerUnreachable(
+            return ShutOut(
                 f"{self._where}: it closed the connection after the TLS handshake: is this party's "
                 "certificate expired, revoked, or of another authority? `apiary doctor` looks at it"
             )
         if broker.tls:
-            return BrokerUnreachable(
+            return ShutOut(
                 f"{self._where}: it closed the connection after the TLS handshake: does it ask for a "
                 "certificate (broker.tls_cert and broker.tls_key), which this party does not show?"
             )
-        return BrokerUnreachable(
+        return ShutOut(
             f"{self._where}: it closed the connection instead of answering MQTT's CONNECT; does it "
-            "expect TLS (broker.tls), is something else listening there, or does it know MQTT 3.1.1 "
-            'only and does not say so (broker.protocol = "3.1.1")?'
+            "expect TLS (broker.tls), is it a listener for websockets, or is something else listening there?"
         )
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:

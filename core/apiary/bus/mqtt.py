@@ -1,7 +1,7 @@
 """The bus over a real broker: one link after another, each over a fresh socket.
 
 Each connection starts clean; when one breaks, what it still held is dropped with it, and the next attempt
-waits a jittered, doubling while.
+waits a jittered, doubling while. An attempt passes over every address of the broker (`route.py`).
 """
 
 import logging
@@ -13,7 +13,8 @@ from typing import Final
 from apiary.bus.bus import BrokerLimits, Connected, Disconnected, Event, PublishRefused, Will, matches
 from apiary.bus.dial import Dial, Tls
 from apiary.bus.link import ConnectOptions, Hooks, Link, Notes, Protocol
-from apiary.bus.refusals import VersionRefused, WindowRefused, unreachable
+from apiary.bus.refusals import ShutOut, VersionRefused, WindowRefused, none_left, unreachable
+from apiary.bus.route import Endpoint, Route
 from apiary.bus.watch import READ, WRITE, Watch
 from apiary.errors import BrokerUnreachable, BusError
 from apiary.settings import BrokerSettings, password
@@ -28,6 +29,8 @@ SHORT_LINKS: Final = 3
 """After so many links in a row that broke before `STEADY_S`, a second party with our id is suspected."""
 DRAIN_S: Final = 2.0
 """`close` waits this long for acknowledgements of what was published last."""
+_LEAST_SHARE: Final = 0.1
+"""Of `connect_timeout_s`, for each address, however many there are and however long names took."""
 _MISC_S: Final = 1.0
 _PACKET_OVERHEAD: Final = 16
 _SUBSCRIBE_BATCH: Final = 50
@@ -39,7 +42,8 @@ class MqttBus:
     """One party's connection to a broker; see `apiary.bus.bus.Bus`. No threads: `poll` does everything.
 
     `receive_maximum`: what the broker may send ahead of our acknowledgement (MQTT 5 only; 0: its own limit).
-    It copies each such message, while one that waits is held once for all who get it. Raises SettingsError at
+    It copies each such message, while one that waits is held once for all who get it. `route` replaces the
+    addresses of the settings. Raises SettingsError at
     once where a password or certificate file cannot be read.
     """
 
@@ -50,6 +54,7 @@ class MqttBus:
         will: Will | None = None,
         *,
         receive_maximum: int = 0,
+        route: Route | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: random.Random | None = None,
     ):
@@ -58,7 +63,7 @@ class MqttBus:
         self._clock = clock
         self._jitter = jitter or random.Random()  # noqa: S311 - spreads retries, guards nothing
         self._tls = Tls(broker)
-        self._where = f"broker {broker.host}:{broker.port}"
+        self._route = route or Route(broker.addresses, client_id)
         self._watch = Watch()
         self._subscriptions: dict[str, None] = {}
         self._notes = Notes()
@@ -67,9 +72,19 @@ class MqttBus:
         self._dial: Dial | None = None
         self._link: Link | None = None
         self._limits = BrokerLimits("")
-        self._protocol: Protocol = "3.1.1" if broker.protocol == "3.1.1" else "5"
+        self._first_protocol: Protocol = "3.1.1" if broker.protocol == "3.1.1" else "5"
+        self._protocol = self._first_protocol
         self._warned = False
         self._window = broker.inflight
+
+        self._endpoint: Endpoint | None = None
+        self._again = False
+        """Whether `_endpoint` is tried once more: in another version, or with another window."""
+        self._cut: ShutOut | None = None
+        """How it closed the connection on a CONNECT of version 5."""
+        self._failures: list[BusError] = []
+        """Of this pass over the addresses."""
+        self._pass_ends: float | None = None
 
         self._deadline = 0.0
         self._since: float | None = None
@@ -200,11 +215,30 @@ class MqttBus:
                 self._check(now)
             return
         if self._dial is None and now >= self._retry_at:
-            s = self._settings
-            self._deadline = now + s.connect_timeout_s
-            self._dial = Dial(s.host, s.port, self._tls.context(), self._deadline)
+            self._begin(now)
         if self._dial is not None:
             self._step(self._dial, now)
+
+    def _begin(self, now: float) -> None:
+        """Dial the next address. One that is silent leaves time for those after it."""
+        timeout_s = self._settings.connect_timeout_s
+        if self._pass_ends is None:
+            self._pass_ends = now + timeout_s
+        try:
+            if not self._again or self._endpoint is None:
+                self._protocol, self._cut = self._first_protocol, None
+                self._endpoint = self._route.next()
+        except BusError as e:
+            self._fail(e, now)
+            return
+        self._again = False
+        share = (self._pass_ends - now) / (self._route.left + 1)
+        self._deadline = now + max(share, timeout_s * _LEAST_SHARE)
+        self._dial = Dial(self._endpoint, self._tls.context(), self._deadline)
+
+    @property
+    def _where(self) -> str:
+        return f"broker {self._endpoint.address if self._endpoint else self._settings.names}"
 
     def _step(self, dial: Dial, now: float) -> None:
         try:
@@ -217,7 +251,14 @@ class MqttBus:
             return
         self._dial = None
         self._watch.set(None)
-        link = Link(sock, self._options, self._protocol, self._window, self._hooks)
+        link = Link(
+            sock,
+            dial.endpoint.address,
+            self._options,
+            self._hooks,
+            protocol=self._protocol,
+            window=self._window,
+        )
         link.connect()
         self._link = link
 
@@ -228,6 +269,8 @@ class MqttBus:
             self._warned = True
             log.warning("%s speaks MQTT 3.1.1 only: what it refuses is lost without a word", self._where)
         self._since = now = self._clock()
+        self._pass_ends = None
+        self._failures.clear()
         self._misc_at = now + _MISC_S
         self._notes.events.append(Connected(limits))
         patterns = list(self._subscriptions)
@@ -243,9 +286,10 @@ class MqttBus:
             self._fail(self._link.failure, now)
 
     def _fail(self, error: BusError, now: float) -> None:
-        """End this attempt or link: report it and plan the next attempt, or go down to 3.1.1 at once."""
+        """End this attempt or link: go on to the next address at once, or report it and plan a pass."""
         since, self._since = self._since, None
-        if since is not None and now - since >= STEADY_S:
+        steady = since is not None and now - since >= STEADY_S
+        if steady:
             self._attempts = self._short_links = 0
         elif since is not None:
             self._short_links += 1
@@ -259,22 +303,43 @@ class MqttBus:
         self._drop()
         if isinstance(error, WindowRefused):
             self._window = error.receive_maximum
-            self._retry_at = now
+            self._again, self._retry_at = True, now
             return
-        if self._settings.protocol == "auto":
-            # Only a broker that says so is spoken to in 3.1.1: a connection that was cut during CONNECT says
-            # nothing. After a link was up, or 3.1.1 failed too, 5 is tried first again, because the broker
-            # may have been replaced.
-            before, self._protocol = self._protocol, "5"
-            if before == "5" and isinstance(error, VersionRefused):
-                self._protocol = "3.1.1"
+        if since is None:
+            if self._other_version(error):
+                self._again, self._retry_at = True, now
+                return
+            # 3.1.1 did not help: what came of 5 is the reason.
+            self._failures.append(self._cut or error if isinstance(error, ShutOut) else error)
+            if self._route.left:
                 self._retry_at = now
                 return
+            error = none_left(self._failures)
+        self._failures.clear()
+        self._pass_ends = None
+        if since is None or steady:
+            self._route.begin()  # else with the next: what takes us and drops us is passed over too
         pause = min(self._settings.retry_max_s, FIRST_RETRY_S * 2.0 ** min(self._attempts, 30))
         pause *= self._jitter.uniform(0.5, 1.0)
         self._attempts += 1
         self._retry_at = now + pause
         self._notes.events.append(Disconnected(error, pause))
+
+    def _other_version(self, error: BusError) -> bool:
+        """Whether this address is to be tried once more at once, in version 5 or 3.1.1.
+
+        A broker may close the connection on a CONNECT of version 5 (RabbitMQ 3.10 does, measured). One that
+        is being stopped does so too, and 3.1.1 is worse for the whole link: so only the second time in a row.
+        """
+        if self._settings.protocol != "auto" or self._protocol != "5":
+            return False
+        if isinstance(error, ShutOut) and self._cut is None:
+            self._cut = error
+            return True
+        if isinstance(error, ShutOut | VersionRefused):
+            self._protocol = "3.1.1"
+            return True
+        return False
 
     def _drop(self) -> None:
         """Forget the connection and everything that waited in it."""

@@ -1,8 +1,9 @@
 """A broker's reason codes as errors that name the setting to change."""
 
+from collections.abc import Sequence
 from typing import Final
 
-from apiary.bus.dial import HINT
+from apiary.bus.route import HINT
 from apiary.errors import BrokerRefused, BrokerUnreachable, BusError
 
 # Reason codes of MQTT 5, section 2.4; those of 3.1.1 are translated into them.
@@ -33,6 +34,20 @@ class WindowRefused(BusError):  # noqa: N818
         self.receive_maximum = receive_maximum
 
 
+class ShutOut(BrokerUnreachable):
+    """The connection was closed instead of CONNECT being answered."""
+
+
+def none_left(failures: Sequence[BusError]) -> BusError:
+    """One error for a pass over several addresses that all failed; that of the only one as it is."""
+    # What comes after it is a hint.
+    found = list(dict.fromkeys(str(e).partition("; ")[0] for e in failures))
+    if len(found) == 1:
+        return failures[-1]
+    kind = BrokerRefused if any(isinstance(e, BrokerRefused) for e in failures) else BrokerUnreachable
+    return kind(f"none of {len(found)} addresses: {'; '.join(found)}; {str(failures[0]).partition('; ')[2]}")
+
+
 def unreachable(where: str, why: str) -> BusError:
     """The broker is not there, or the link to it broke."""
     return BrokerUnreachable(f"{where}: {why}; {HINT}")
@@ -48,6 +63,9 @@ def refused(where: str, code: int, reason: str, *, client_id: str, protocol: str
             "give each party an id of its own (edge.node_id)"
         )
     if code == _PACKET_TOO_LARGE:
-        return BrokerRefused(f"{where}: it cut the link: a message was larger than it takes")
+        return BrokerRefused(
+            f"{where}: it cut the link: a message was larger than it takes; raise its max_packet_size "
+            "(mosquitto.conf): chunks have 120,300 bytes, announcements up to 256,000"
+        )
     hint = _HINTS.get(code)
     return BrokerRefused(f"{where}: it said: {reason}" + (f"; {hint}" if hint else ""))

@@ -3,19 +3,28 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
+from apiary.addresses import Address, read_address
 from apiary.errors import SettingsError
-from apiary.settings.section import Section
+from apiary.settings.section import Host, Section
 
 
 class BrokerSettings(Section):
     """Where the MQTT broker is and how to talk to it."""
 
-    host: str = Field("127.0.0.1", description="name or address of the broker")
+    host: Host = Field("127.0.0.1", description="name or address of the broker")
     port: int = Field(1883, ge=1, le=65535, description="8883 is usual with TLS")
+    hosts: tuple[str, ...] = Field(
+        (),
+        max_length=32,
+        description=(
+            "members of a cluster, instead of broker.host: HOST or HOST:PORT each (broker.port without); "
+            "a party begins with the one that its client id picks, and passes over those that fail"
+        ),
+    )
     protocol: Literal["auto", "5", "3.1.1"] = Field(
-        "auto", description="auto: MQTT 5, 3.1.1 where it is refused"
+        "auto", description="auto: MQTT 5, 3.1.1 where it is refused or the link is cut over it"
     )
     username: str | None = Field(None, description="user name, where the broker asks for one")
     password: SecretStr | None = Field(
@@ -32,7 +41,10 @@ class BrokerSettings(Section):
     tls_key: Path | None = Field(None, description="its key (PEM)")
     keepalive_s: int = Field(30, ge=5, le=3600, description="seconds between signs of life")
     connect_timeout_s: float = Field(
-        10.0, gt=0, le=600, description="one connection attempt may take this long"
+        10.0,
+        gt=0,
+        le=600,
+        description="one attempt may take this long, over all addresses of the broker together",
     )
     retry_max_s: float = Field(
         60.0, gt=0, le=3600, description="longest pause between attempts (jittered, doubling)"
@@ -40,6 +52,25 @@ class BrokerSettings(Section):
     inflight: int = Field(
         20, ge=1, le=1000, description="publishes sent ahead of the broker's acknowledgement"
     )
+
+    @field_validator("hosts", mode="after")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            read_address(text, 1883)
+        return value
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where it may be, at least one, in the order of the settings."""
+        if not self.hosts:
+            return (Address(self.host, self.port),)
+        return tuple(dict.fromkeys(read_address(text, self.port) for text in self.hosts))
+
+    @property
+    def names(self) -> str:
+        """Its addresses, to be printed."""
+        return ", ".join(map(str, self.addresses))
 
 
 def password(broker: BrokerSettings) -> str | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from apiary.settings.section import Section
+from apiary.settings.section import Host, Section
 
 
 class CoordinatorSettings(Section):
@@ -25,6 +25,21 @@ class CoordinatorSettings(Section):
     max_uploads: int | None = Field(
         None, ge=1, le=1000, description="uploads granted at once; unset: from broker, update size and memory"
     )
+    queue_messages: int | None = Field(
+        None,
+        ge=10,
+        le=100_000_000,
+        description=(
+            "messages that the broker queues for one client, which no broker announces (mosquitto: "
+            "max_queued_messages); unset: 10000 with broker/mosquitto.conf, else 1000"
+        ),
+    )
+    queue_bytes: int | None = Field(
+        None,
+        ge=1_000_000,
+        le=2**40,
+        description="the same in bytes (mosquitto: max_queued_bytes); unset: 256 MB",
+    )
     upload_idle_s: float = Field(20.0, gt=0, le=3600, description="request missing chunks after this pause")
     gather_s: float = Field(
         0.1, ge=0, le=60, description="collect requests for a blob this long, then publish once"
@@ -39,4 +54,4 @@ class MetricsSettings(Section):
     """An HTTP endpoint at /metrics; off unless a port is given."""
 
     port: int | None = Field(None, ge=0, le=65535, description="e.g. 9108; unset: off; 0: any free one")
-    host: str = Field("127.0.0.1", description="address to listen on; readers are not authenticated")
+    host: Host = Field("127.0.0.1", description="address to listen on; readers are not authenticated")

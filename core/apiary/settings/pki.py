@@ -1,10 +1,11 @@
 """`[pki]`: the fleet's private authority, on the machine that runs `apiary pki`."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from apiary.settings.section import Section
+from apiary.settings.section import Host, Section, fits_topic
 
 
 class PkiSettings(Section):
@@ -28,5 +29,19 @@ class PkiSettings(Section):
         default_factory=list,
         description='lines for acl.conf, e.g. ["pattern write homeassistant/sensor/%u/+/config"]',
     )
-    listen: str = Field("", description="address that `apiary pki serve` listens on; empty: all")
+    federations: list[Annotated[str, fits_topic("name")]] = Field(
+        default_factory=list,
+        max_length=100,
+        description="federations that share the broker and this authority, for acl.conf; empty: `federation`",
+    )
+    old_chunk_topics: bool | None = Field(
+        None,
+        description=(
+            "let nodes of the version before send updates (acl.conf), a topic for each chunk: with those one "
+            "node can fill the broker; unset: where this authority was founded by that version"
+        ),
+    )
+    listen: Host | Literal[""] = Field(
+        "", description="address that `apiary pki serve` listens on; empty: all"
+    )
     port: int = Field(8443, ge=0, le=65535, description="its port")

@@ -1,9 +1,15 @@
 """What every section of the settings shares."""
 
+from typing import Annotated
+
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from apiary.addresses import read_host
 from apiary.errors import TopicError
 from apiary.wire.topics import check_name
+
+Host = Annotated[str, AfterValidator(read_host)]
+"""The name or address of one host."""
 
 
 class Section(BaseModel):

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from apiary.addresses import Address, read_host
 from apiary.errors import SettingsError
 from apiary.http.server import HttpServer
 from apiary.settings import EdgeSettings
@@ -35,7 +36,7 @@ class Stores:
 def check_host(host: str, setting: str = "--host") -> str:
     """`host` where it is one address of this machine's own network. Raises SettingsError."""
     try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else read_host(host))
     except ValueError:
         raise SettingsError(f"{setting} {host!r}: expected an IP address, such as 192.168.1.20") from None
     if address.is_unspecified or address.is_global or address.is_multicast:
@@ -83,4 +84,5 @@ def listen(pages: Site, host: str, port: int, *, setting: str = "--port") -> Htt
     try:
         return HttpServer(pages, host, port, allowance=pages.allowance)
     except OSError as e:
-        raise SettingsError(f"cannot listen on {host}:{port}: {e.strerror}; choose another {setting}") from e
+        where = Address(host, port)
+        raise SettingsError(f"cannot listen on {where}: {e.strerror}; choose another {setting}") from e

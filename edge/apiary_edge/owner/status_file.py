@@ -67,7 +67,7 @@ class StatusFile(NodeFeature):
             "node": self._node,
             "version": __version__,
             "federation": settings.federation,
-            "address": f"{settings.broker.host}:{settings.broker.port}",
+            "address": settings.broker.names,
             "pid": os.getpid(),
             "began": _process_start(os.getpid()),
             "boot": _boot(),

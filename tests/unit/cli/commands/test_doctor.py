@@ -12,6 +12,7 @@ from PIL import Image
 
 from apiary.bus.broker import find_mosquitto, start_broker
 from apiary.settings import load_settings
+from apiary_cli.checks import broker as broker_check
 from apiary_cli.checks import machine
 from apiary_cli.checks.machine import Check
 from apiary_cli.commands import doctor
@@ -44,7 +45,7 @@ def by_name(found: list[Check]) -> dict[str, Check]:
 
 def broker_checks(port: int, **more: object) -> dict[str, Check]:
     overrides = {"broker.port": port, **{k.replace("__", "."): v for k, v in more.items()}}
-    return by_name(machine.broker(load_settings(overrides=overrides).settings))
+    return by_name(broker_check.broker(load_settings(overrides=overrides).settings))
 
 
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
@@ -96,7 +97,7 @@ def test_a_coordinator_is_tried_where_it_has_rights(tmp_path: Path) -> None:
     conf.write_text(f"allow_anonymous true\nacl_file {acl}\n")
     with start_broker(0, state_dir=tmp_path / "b", prefer="mosquitto", conf=conf) as broker:
         settings = load_settings(overrides={"broker.port": broker.port}).settings
-        found = by_name(machine.broker(settings, coordinator=True))
+        found = by_name(broker_check.broker(settings, coordinator=True))
     assert {n: c.state for n, c in found.items()} == {"broker": "ok", "round trip": "ok", "chunk": "ok"}
 
 
