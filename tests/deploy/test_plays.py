@@ -175,7 +175,9 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
                   common_service="apiary-enrolment", common_service_user="root",
                   common_service_home="/var/lib/apiary-pki",
                   common_service_config="/etc/apiary/operator.toml"),
-             task("common", "apiary.toml.j2", "operator.toml", common_settings=operator)),
+             task("common", "apiary.toml.j2", "operator.toml", common_settings=operator),
+             task("common", "apiary.toml.j2", "closed.toml", common_settings=operator,
+                  authority_old_chunk_topics=False)),
         play("server", "broker",
              task("broker", "mosquitto.conf.j2", "mosquitto.conf"),
              task("broker", "mosquitto.service.conf.j2", "mosquitto.service.conf"),
@@ -185,6 +187,16 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
              task("edge", "apiary-edge.service.j2", "apiary-edge.service", common_service="apiary-edge"),
              task("common", "apiary-renew.service.j2", "apiary-renew.service", **renewal),
              task("common", "apiary-renew.timer.j2", "apiary-renew.timer", **renewal),
+             task("common", "nftables.nft.j2", "usual.nft", common_firewall=True),
+             task("common", "nftables.nft.j2", "moved.nft", common_firewall=True, ansible_port=2222),
+             task("common", "nftables.nft.j2", "forwarded.nft", common_firewall=True, ansible_port=20001,
+                  ansible_facts={"env": {"SSH_CONNECTION": "192.0.2.9 50022 10.0.0.7 2200"}}),
+             task("common", "apiary-renew.service.j2", "ipv6.service",
+                  **{k: v for k, v in renewal.items() if k != "common_enrolment_url"},
+                  common_enrolment_address="fd00::5"),
+             task("common", "apiary-renew.service.j2", "bracketed.service",
+                  **{k: v for k, v in renewal.items() if k != "common_enrolment_url"},
+                  common_enrolment_address="[fd00::5]"),
              task("common", "apiary.toml.j2", "edge.toml", common_settings=settings("edge"))),
     ]  # fmt: skip
     (out / "hosts.json").write_text(json.dumps(inventory))
@@ -241,11 +253,37 @@ def test_the_settings_are_toml_that_apiary_takes(rendered: Path) -> None:
     assert told["broker"]["password"] == SECRET_LOOKING
 
 
+def test_the_old_topics_of_chunks_are_closed_where_the_inventory_says_so(rendered: Path) -> None:
+    usual, closed = (load_settings(rendered / f"{x}.toml").settings.pki for x in ("operator", "closed"))
+    assert (usual.old_chunk_topics, closed.old_chunk_topics) == (None, False)
+
+
 def test_the_broker_lets_nobody_in_without_a_certificate(rendered: Path) -> None:
     lines = (rendered / "mosquitto.conf").read_text().splitlines()
     assert [line for line in lines if line.startswith("listener")] == ["listener 8883"]
     assert "allow_anonymous true" not in lines
     assert "require_certificate true" in lines
+
+
+def test_the_packet_filter_lets_in_ssh_where_the_inventory_has_it(rendered: Path) -> None:
+    def ports(name: str) -> set[int]:
+        (line,) = [x for x in (rendered / name).read_text().splitlines() if "tcp dport {" in x]
+        return {int(port) for port in line[line.index("{") + 1 : line.index("}")].split(",")}
+
+    assert ports("usual.nft") == {22}
+    assert ports("moved.nft") == {22, 2222}
+    assert ports("forwarded.nft") == {22, 20001, 2200}
+
+
+def test_an_ipv6_address_of_the_enrolment_service_is_a_url(rendered: Path) -> None:
+    for name in ("ipv6", "bracketed"):
+        assert "https://[fd00::5]:8443" in (rendered / f"{name}.service").read_text()
+    assert "https://server:8443" in (rendered / "apiary-renew.service").read_text()
+
+
+def test_the_brokers_memory_is_bounded(rendered: Path) -> None:
+    lines = (rendered / "mosquitto.conf").read_text().splitlines()
+    assert [line for line in lines if line.startswith("memory_limit")] == [f"memory_limit {512 * 2**20}"]
 
 
 def test_the_brokers_log_is_filtered_by_wheels_that_can(rendered: Path) -> None:

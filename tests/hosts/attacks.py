@@ -74,9 +74,9 @@ class Attacker:
             self._write("a node forges an announcement", "apiary/default/round/current", b"{}"),
             self._write("a node forges a release", "apiary/default/release/current", b"{}"),
             self._write("a node gives commands", "apiary/default/node/pi-1/command", b"{}"),
-            self._write("a node sends chunks as another", "apiary-blob/default/up/pi-1/ab/0", b"{}"),
+            self._write("a node sends chunks as another", "apiary-blob/default/up/pi-1", b"{}"),
             self._write("a node asks as an operator", "apiary/default/operator/admin/request", b"{}"),
-            self._listen("a node reads another's updates", "apiary-blob/default/up/pi-1/" + "ab" * 32 + "/0"),
+            self._listen("a node reads another's updates", "apiary-blob/default/up/pi-1"),
             self._listen("a node reads another's grants", "apiary/default/node/pi-1/grant", "coordinator"),
             self._oversize(),
         ]  # fmt: skip

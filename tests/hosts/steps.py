@@ -111,6 +111,31 @@ def power_cut(fleet: Fleet) -> str:
     return f"round {without[0]['round']} was closed without it; it came back by itself"
 
 
+def torn_database(fleet: Fleet) -> str:
+    """As a power cut may leave it: mosquitto cannot read its own database any more."""
+    database, active = "/var/lib/mosquitto/mosquitto.db", "systemctl is-active mosquitto"
+    run = fleet.start("torn", rounds=500, nodes=2)
+    until("the run has begun", lambda: fleet.rounds(run), 300)
+
+    def torn_by(damage: str) -> None:
+        # Stopped in order, so that there is a database, which the unit would not set aside.
+        fleet.server.ssh(
+            f"systemctl stop mosquitto; test -s {database} && {damage}; systemctl start mosquitto || true"
+        )
+        until(
+            "the broker is back", lambda: "active" in fleet.server.ssh(active, check=False).stdout.split(), 60
+        )
+        closed = len(fleet.rounds(run))
+        until("the run goes on", lambda: len(fleet.rounds(run)) > closed + 1, 180)
+
+    torn_by(f"head -c 4096 /dev/zero > {database}")
+    torn_by(f"truncate -s 60 {database}")
+    fleet.stop(run)
+    aside = fleet.server.ssh("ls /var/lib/mosquitto").stdout.split()
+    assert "mosquitto.db.damaged" in aside, aside
+    return "NULs, then cut short: the broker came back by itself, and the run went on"
+
+
 def revoke(fleet: Fleet) -> str:
     run = fleet.start("revoked", rounds=10, nodes=2)
     until("pi-3 trains", lambda: fleet.node("pi-3").get("state") == "training", 300, 0.2)
@@ -197,6 +222,7 @@ STEPS: Final[tuple[tuple[str, Callable[[Fleet], str]], ...]] = (
     ("an upgrade that fails", bad_upgrade),
     ("the way back", downgrade),
     ("power cut of a node in a round", power_cut),
+    ("a torn database of the broker, in a run", torn_database),
     ("revoke a node in a round", revoke),
     ("attacks on the broker", attack),
     ("decommission.yml", decommission),
