@@ -126,9 +126,7 @@ class LightNode:
                         Digest(grant.digest),
                         len(head) + len(body),
                         grant.missing,
-                        topic=lambda i: self._topics.build(
-                            TopicKind.CHUNK_UP, node=self.node, digest=Digest(grant.digest), index=i
-                        ),
+                        topic=lambda i: self._topics.build(TopicKind.UPLOAD, node=self.node),
                         read=_reader(head, body),
                         patient=True,
                     )

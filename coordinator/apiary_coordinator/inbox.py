@@ -6,7 +6,7 @@ from typing import Final
 from apiary.bus.inlet import Delivery
 from apiary.bus.outlet import Tap
 from apiary.complaints import Complaints
-from apiary.wire import NodeId
+from apiary.wire import NodeId, chunks
 from apiary.wire.messages import Ask, CoordinatorStatus, NodeStatus, Notice, Offer, Progress, Want
 from apiary.wire.topics import Topic, TopicKind
 from apiary_coordinator.fleet.roster import Roster
@@ -23,6 +23,7 @@ KINDS: Final = (
     TopicKind.NODE_WANT,
     TopicKind.NODE_OFFER,
     TopicKind.NODE_PROGRESS,
+    TopicKind.UPLOAD,
     TopicKind.CHUNK_UP,
     TopicKind.COORDINATOR_STATUS,
 )
@@ -124,7 +125,12 @@ class Inbox:
 
     def _chunk(self, topic: Topic, payload: bytes, now: float) -> None:
         runner = self._host.runner
-        if runner is not None and topic.node and topic.digest is not None and topic.index is not None:
+        if runner is None or topic.node is None:
+            return
+        if topic.kind is TopicKind.UPLOAD:
+            prefix, index = chunks.named(payload)
+            runner.collector.chunk(topic.node, prefix, index, payload, now)
+        elif topic.digest is not None and topic.index is not None:
             runner.collector.chunk(topic.node, topic.digest, topic.index, payload, now)
 
     def _node_status(self, node: NodeId, status: NodeStatus, run: Run | None, now: float) -> None:

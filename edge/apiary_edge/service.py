@@ -177,7 +177,8 @@ class Edge(Service[NodeFeature]):
             case Notice(announcement=announcement, invited=invited, again=again):
                 assert announcement is not None  # noqa: S101 - the case before
                 self._announced(announcement, invited, again=bool(again))
-            case Grant(digest=digest, missing=missing):
+            case Grant(digest=digest, missing=missing, one_topic=one_topic):
+                self._sending.one_topic = bool(one_topic)
                 self._handle(table.Granted(Digest(digest), missing))
             case Receipt(digest=digest, state=state, why=why, missing=missing):
                 self._handle(table.Receipted(Digest(digest), state, why, missing or []))

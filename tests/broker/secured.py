@@ -33,9 +33,12 @@ ROLES = {
 class Secured:
     """The broker as configured: `port` for the fleet, `open_port` on loopback, where everyone may do all."""
 
-    def __init__(self, folder: Path, mode: Literal["certificates", "password"], *, extra: str = ""):
+    def __init__(
+        self, folder: Path, mode: Literal["certificates", "password"], *, extra: str = "", old: bool = False
+    ):
         self.folder = folder
         self.mode = mode
+        self.old_chunk_topics = old
         self.port, self.open_port = free_port(), free_port()
         self.log_file = folder / "mosquitto.log"
         self.conf = folder / "mosquitto.conf"
@@ -55,13 +58,21 @@ class Secured:
                     f"of-{name}",
                 ]
                 subprocess.run(["mosquitto_passwd", *passwords], check=True, capture_output=True)
-            rights = access_list(operators=["alice", "bob"], viewers=["walter"])
+            rights = access_list(operators=["alice", "bob"], viewers=["walter"], old_chunk_topics=old)
             (folder / "apiary" / "acl.conf").write_text(rights)
         self.conf.write_text(self._conf(extra))
         self._out = self.log_file.open("wb")
-        self.process = subprocess.Popen(
+        self.process = self.launch()
+        self.await_answer()
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start mosquitto."""
+        return subprocess.Popen(
             [str(find_mosquitto()), "-c", str(self.conf)], stdout=self._out, stderr=self._out
         )
+
+    def await_answer(self) -> None:
+        """Until it answers."""
         end = time.monotonic() + 10
         while not speaks_mqtt("127.0.0.1", self.open_port):
             assert self.process.poll() is None and time.monotonic() < end, self.log()
@@ -75,6 +86,7 @@ class Secured:
             f"pki.broker_dir='{self.folder / 'apiary'}'",
             f"broker.port={self.port}",
             "broker.tls=true",
+            f"pki.old_chunk_topics={str(self.old_chunk_topics).lower()}",
         ]
 
     def pki(self, *words: str, sets: tuple[str, ...] = ()) -> int:

@@ -149,7 +149,7 @@ def test_writing_as_another_and_forging_by_right_of_nothing(secured: Secured) ->
     connect(coordinator, thief)
     coordinator.poll(0.2)
     topics = [OFFER, ANNOUNCED, T.build(TopicKind.RELEASE_CURRENT), T.build(TopicKind.NODE_RECEIPT, node=PI)]
-    topics += [f"apiary-blob/default/up/{PI}/{'ab' * 32}/0", T.build(TopicKind.NODE_STATUS, node=PI)]
+    topics += [T.build(TopicKind.UPLOAD, node=PI), T.build(TopicKind.NODE_STATUS, node=PI)]
     for topic in topics:
         thief.publish(topic, b"forged", retain=topic == ANNOUNCED)
     events = poll(
@@ -169,7 +169,7 @@ def test_reading_anothers_update_and_grants(secured: Secured) -> None:
     thief.subscribe(f"apiary-blob/default/up/{PI}/#")
     connect(thief, victim, coordinator)
     thief.poll(0.3)
-    victim.publish(f"apiary-blob/default/up/{PI}/{'ab' * 32}/0", b"weights")
+    victim.publish(T.build(TopicKind.UPLOAD, node=PI), b"weights")
     victim.publish(OFFER, b"{}")
     coordinator.publish(T.build(TopicKind.NODE_GRANT, node=PI), b"{}")
     coordinator.publish(T.build(TopicKind.NODE_GRANT, node=OTHER), b"its own")
@@ -331,6 +331,9 @@ def test_revoked_is_out_within_five_seconds(secured: Secured, tmp_path: Path) ->
     node.publish(offer, sealed(signed, TopicKind.NODE_OFFER, offer, round=1))
     heard = poll(lambda es: bool(offers(es, offer)), coordinator, node)
     assert inlet.verify(T.parse(offer), offers(heard, offer)[0]) is not None
+    for kind in (TopicKind.NODE_HEALTH, TopicKind.NODE_RELEASE, TopicKind.UPLOAD, TopicKind.NODE_OFFER):
+        node.publish(T.build(kind, node=gone), b"stays", retain=True)
+    poll(lambda es: node.backlog == 0, node)
 
     began = time.monotonic()
     told = (
@@ -348,9 +351,22 @@ def test_revoked_is_out_within_five_seconds(secured: Secured, tmp_path: Path) ->
     assert not any(isinstance(e, Connected) for e in events)
     if PLUGIN:
         assert f"u'{gone}'" in secured.log() and "disconnected by administrative action" in secured.log()
-        said = [e for e in coordinator.poll(0.5) if isinstance(e, Received)]
-        last = [json.loads(e.payload) for e in said if e.topic == T.build(TopicKind.NODE_STATUS, node=gone)]
+        status = T.build(TopicKind.NODE_STATUS, node=gone)
+        heard = poll(lambda es: any(isinstance(e, Received) and e.topic == status for e in es), coordinator)
+        said = [e for e in heard if isinstance(e, Received)]
+        last = [
+            json.loads(e.payload)
+            for e in said
+            if e.topic == T.build(TopicKind.NODE_STATUS, node=gone) and e.payload
+        ]
         assert last and (last[-1]["state"], last[-1]["why"]) == ("lost", "revoked")
+        late_reader = secured.anyone()
+        late_reader.subscribe(f"apiary/default/node/{gone}/#")
+        late_reader.subscribe(f"apiary-blob/default/up/{gone}/#")
+        connect(late_reader)
+        left = [e.topic for e in late_reader.poll(0.5) if isinstance(e, Received)]
+        assert left == [T.build(TopicKind.NODE_STATUS, node=gone)], "the rest was cleared"
+        late_reader.close()
     # Had the broker let it through all the same, the coordinator would not take it.
     time.sleep(1.1)  # the list is looked at once a second
     late = sealed(signed, TopicKind.NODE_OFFER, offer, round=1)

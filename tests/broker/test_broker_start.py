@@ -16,7 +16,7 @@ import pytest
 from apiary.bus import broker as starter
 from apiary.bus.broker import default_conf, find_mosquitto, mosquitto_conf, speaks_mqtt, start_broker
 from apiary.bus.mqtt import MqttBus
-from apiary.errors import BusError
+from apiary.errors import BusError, SettingsError
 from apiary.settings import BrokerSettings
 from apiary_cli.commands.demo import _reach
 
@@ -54,6 +54,28 @@ def test_projects_configuration_stands_by_itself(tmp_path: Path, free_port: int)
     finally:
         process.kill()
         process.communicate()
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_a_broker_on_an_ipv6_address(tmp_path: Path, host: str) -> None:
+    with start_broker(0, host=host, prefer="mosquitto", state_dir=tmp_path) as broker:
+        assert broker.host == "::1"
+        bus = MqttBus(BrokerSettings(host=host, port=broker.port), "a")
+        end = time.monotonic() + 10
+        while not bus.connected:
+            assert time.monotonic() < end
+            bus.poll(0.1)
+        bus.close()
+        with pytest.raises(
+            BusError, match=rf"port {broker.port} on ::1 is taken: an MQTT broker answers there"
+        ):
+            start_broker(broker.port, host=host, prefer="mosquitto")
+
+
+def test_what_is_no_address_to_listen_on_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--host 'mqtt://x' is a URL"):
+        start_broker(0, host="mqtt://x")
 
 
 def _user() -> str:

@@ -316,8 +316,9 @@ def test_of_an_update_that_came_damaged_only_the_bad_chunks_are_asked_for_again(
     undisturbed = make_fleet(3, rounds=1).run()
     fleet = make_fleet(3, rounds=1)
     monkeypatch.setattr(fleet.broker, "_spoil", lambda payload: payload[:-1] + bytes([payload[-1] ^ 1]))
-    bad = f"apiary-blob/+/up/{BAD}/+/1"
-    fleet.broker.script(LinkFault("corrupt", bad, times=2))
+    bad = f"apiary-blob/+/up/{BAD}"
+    fleet.broker.script(LinkFault("corrupt", bad, skip=1, times=1))
+    fleet.broker.script(LinkFault("corrupt", bad, skip=3, times=1))
     bus, topics = talk(fleet)
     bus.subscribe(topics.pattern(TopicKind.NODE_GRANT, node=NodeId(BAD)))
     grants: list[Any] = []

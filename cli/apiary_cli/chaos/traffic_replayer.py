@@ -28,6 +28,7 @@ _REPEATED: Final = (
     TopicKind.NODE_RECEIPT,
     TopicKind.CHUNK_DOWN,
     TopicKind.CHUNK_UP,
+    TopicKind.UPLOAD,
 )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from apiary.bus.bus import Connected, Disconnected, PublishRefused, Received
+from apiary.bus.mqtt import MqttBus
 from apiary.errors import ApiaryError, BusError
 from apiary.files import write_atomic
 from apiary.identity.rights import access_list
@@ -21,18 +22,21 @@ from apiary.identity.roles import Role
 from apiary.settings import Settings
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus
-from apiary.wire.topics import TopicKind
+from apiary.wire.topics import TopicKind, Topics
 from apiary_cli.pki.folder import WARDEN, CaFolder
 
 CONTROL: Final = "$CONTROL/dynamic-security/v1"
 _RELOAD_S: Final = 20.0
 _KICK_S: Final = 10.0
+_CLEAR_S: Final = 30.0
+_QUIET_S: Final = 0.5
+"""mosquitto sends what is retained right after the subscription."""
 log = logging.getLogger(__name__)
 
 
 def acl(ca: CaFolder, settings: Settings) -> str:
     """The broker's access list for everyone who is enrolled now."""
-    now = time.time()
+    now, old = time.time(), settings.pki.old_chunk_topics
     names: dict[Role, set[str]] = {role: set() for role in Role}
     for issued in ca.issued():
         if issued.state(now) == "valid":
@@ -44,8 +48,11 @@ def acl(ca: CaFolder, settings: Settings) -> str:
         wardens={WARDEN},
         shut_out=ca.revoked_names(),
         extra=settings.pki.acl_extra,
-        root=settings.root,
-        blob_root=settings.blob_root,
+        places=[
+            Topics(name, settings.root, settings.blob_root)
+            for name in settings.pki.federations or [settings.federation]
+        ],
+        old_chunk_topics=ca.knows_old_nodes if old is None else old,
     )
 
 
@@ -82,8 +89,6 @@ def apply(ca: CaFolder, settings: Settings, *, revoked: Iterable[str] = ()) -> l
 
 def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
     """End the connections of `names` at the broker. Raises BusError where it does not confirm it."""
-    from apiary.bus.mqtt import MqttBus
-
     # The plugin ends the connections of a user that it creates or deletes, and knows nobody in between.
     commands = []
     for name in names:
@@ -94,6 +99,7 @@ def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
         update={"tls_ca": ca.folder / "ca.pem", "tls_cert": own / "cert.pem", "tls_key": own / "key.pem"}
     )
     bus = MqttBus(broker, f"{WARDEN}-{secrets.token_hex(8)}")
+    nodes = sorted({i.name for i in ca.issued() if i.role is Role.NODE} & set(names))
     sent, why, end = False, "no answer", time.monotonic() + _KICK_S
     try:
         bus.subscribe(f"{CONTROL}/response")
@@ -103,14 +109,11 @@ def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
                     case Connected() if not sent:
                         sent = bus.publish(CONTROL, json.dumps({"commands": commands}).encode())
                     case Received(payload=payload):
-                        # Its own last will is not allowed any more, and its last word would stay.
-                        for name in sorted({i.name for i in ca.issued() if i.role is Role.NODE} & set(names)):
-                            lost = NodeStatus(state="lost", why="revoked").encode()
-                            topic = settings.topics.build(TopicKind.NODE_STATUS, node=NodeId(name))
-                            bus.publish(topic, lost, retain=True)
                         why, end = _refusal(payload), 0.0
                         if not why:
                             log.info("pki: the broker ended the connections of %s", ", ".join(names))
+                            for name in nodes:
+                                _clear(bus, settings, NodeId(name))
                             return
                     case PublishRefused(reason=reason):
                         why, end = reason, 0.0
@@ -122,6 +125,32 @@ def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
         f"the broker did not end the connections of {', '.join(names)} ({why}): they can do nothing more, "
         "and a restart of the broker ends them; pki.kick needs its plugin, see broker/README.md"
     )
+
+
+def _clear(bus: MqttBus, settings: Settings, node: NodeId) -> None:
+    """Remove every retained message of a revoked node, and say that it is lost, which its last will may not.
+
+    It has no rights any more, so nothing follows. Within `_CLEAR_S`: what a flood left may be much.
+    """
+    topics, cleared = settings.topics, 0
+    status = topics.build(TopicKind.NODE_STATUS, node=node)
+    bus.publish(status, NodeStatus(state="lost", why="revoked").encode(), retain=True)
+    trees = [f"{topics.root}/{topics.federation}/node/{node}/#"]
+    trees += [f"{topics.blob_root}/{topics.federation}/up/{node}/#"]
+    for tree in trees:
+        bus.subscribe(tree)
+    end = time.monotonic() + _CLEAR_S
+    quiet = time.monotonic() + _QUIET_S
+    while time.monotonic() < min(end, quiet) or (bus.backlog and time.monotonic() < end):
+        for event in bus.poll(0.1):
+            if isinstance(event, Received) and event.retained and event.topic != status:
+                bus.publish(event.topic, b"", retain=True)
+                cleared += 1
+                quiet = time.monotonic() + _QUIET_S
+    for tree in trees:
+        bus.unsubscribe(tree)
+    if cleared:
+        log.info("pki: %d retained messages of %s were cleared", cleared, node)
 
 
 def _refusal(answer: bytes) -> str:

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from apiary import __version__
 from apiary.errors import SettingsError, StoreError
 from apiary.files import write_atomic, write_json
 from apiary.folder_lock import LOCK_S, hold
@@ -41,6 +42,7 @@ ENROLMENT: Final = "enrolment"
 AUTHORITY_DAYS: Final = 20 * 365.0
 RENEWABLE: Final = 1 / 3
 """A certificate may be renewed once this part of its term is left."""
+_FOUNDED_BY: Final = "founded-by"
 _KEPT_S: Final = 365 * 86_400.0
 """Certificates stay in the index for so long after their end."""
 
@@ -94,12 +96,18 @@ class CaFolder:
         key = generate_private_key(SECP256R1())
         made = found(key, name, Term(datetime.now(UTC), AUTHORITY_DAYS), x509.random_serial_number())
         crl = made.revocations({}, 0, datetime.now(UTC))
+        write_atomic(folder / _FOUNDED_BY, f"{__version__}\n".encode())
         # The key last: with it the authority exists, and all else is there.
         write_json(folder / "index.json", {"version": 1, "issued": [], "crl_number": 0})
         write_atomic(folder / "ca.pem", made.certificate.public_bytes(Encoding.PEM))
         write_atomic(folder / "crl.pem", crl.public_bytes(Encoding.PEM))
         write_atomic(folder / "ca.key", private_pem(key, passphrase), mode=0o600)
         return cls(folder, (lambda: passphrase) if passphrase else None)
+
+    @property
+    def knows_old_nodes(self) -> bool:
+        """Whether a version that did not note it founded this authority: its nodes may be as old."""
+        return not (self.folder / _FOUNDED_BY).exists()
 
     @cached_property
     def certificate(self) -> x509.Certificate:

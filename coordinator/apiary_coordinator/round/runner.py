@@ -205,8 +205,14 @@ class RoundRunner:
         """How many updates may be on their way at once."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         receive_maximum = self._resources.outgoing.bus.limits.receive_maximum
-        derived = most_uploads(self.server.model.bytes, receive_maximum, memory)
-        return self._settings.coordinator.max_uploads or derived
+        settings = self._settings.coordinator
+        return settings.max_uploads or most_uploads(
+            self.server.model.bytes,
+            receive_maximum,
+            memory,
+            queue_messages=settings.queue_messages,
+            queue_bytes=settings.queue_bytes,
+        )
 
     @property
     def elapsed_s(self) -> float:

@@ -25,13 +25,24 @@ OUR_RECEIVE_MAXIMUM: Final = 100
 OUR_QUEUE: Final = (10_000, 256 * 2**20)
 """Messages and bytes that wait for one client by `broker/mosquitto.conf`, which announces that maximum."""
 OTHER_QUEUE: Final = (1_000, 256 * 2**20)
-"""mosquitto's own default, for a broker that announces nothing else: there is no way to read it."""
+"""mosquitto's own default, for a broker that announces nothing else: there is no way to read it. The settings
+`coordinator.queue_messages` and `queue_bytes` replace both."""
 
 
-def most_uploads(update_bytes: int, receive_maximum: int, memory_bytes: int) -> int:
-    """From 1 to `MOST` uploads of `update_bytes` each; the broker announced `receive_maximum`, or 0."""
-    ours = receive_maximum == OUR_RECEIVE_MAXIMUM
-    messages, queue_bytes = OUR_QUEUE if ours else OTHER_QUEUE
+def most_uploads(
+    update_bytes: int,
+    receive_maximum: int,
+    memory_bytes: int,
+    *,
+    queue_messages: int | None = None,
+    queue_bytes: int | None = None,
+) -> int:
+    """From 1 to `MOST` uploads of `update_bytes` each; the broker announced `receive_maximum`, or 0.
+
+    `queue_messages`, `queue_bytes`: what it queues for one client, where the settings say it.
+    """
+    known = OUR_QUEUE if receive_maximum == OUR_RECEIVE_MAXIMUM else OTHER_QUEUE
+    messages, queue_bytes = queue_messages or known[0], queue_bytes or known[1]
     held = min(
         (receive_maximum + SHARE * messages) / count(update_bytes),
         SHARE * queue_bytes / update_bytes,

@@ -83,10 +83,13 @@ class Uploads:
         """Whether this upload is under way, or waits for its turn."""
         return self._active.get(upload.node) is upload or self._waiting.get(upload.node) is upload
 
-    def receiving(self, node: NodeId, digest: Digest, now: float) -> Upload | None:
-        """The granted upload that a chunk belongs to, marked as alive; None where none was granted."""
+    def receiving(self, node: NodeId, digest: str, now: float) -> Upload | None:
+        """The granted upload that a chunk belongs to, marked as alive; None where none was granted.
+
+        `digest` may be the beginning of it only.
+        """
         upload = self._active.get(node)
-        if upload is None or upload.digest != digest:
+        if upload is None or not upload.digest.startswith(digest):
             return None
         upload.heard_at = now
         upload.stalls = 0

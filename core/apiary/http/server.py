@@ -21,6 +21,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
+from apiary.addresses import Address
 from apiary.complaints import Complaints
 from apiary.http.connection import (
     Application,
@@ -79,7 +80,7 @@ class HttpServer:
     @property
     def address(self) -> str:
         """`host:port` as in an URL."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return str(Address(self.host, self.port))
 
     def run(self) -> None:
         """Serve until `close`."""

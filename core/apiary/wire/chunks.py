@@ -45,6 +45,15 @@ def encode(digest: Digest, index: int, data: bytes | memoryview) -> bytes:
     return packed
 
 
+def named(payload: bytes) -> tuple[str, int]:
+    """Which chunk a payload says it is: the first 16 hexadecimal digits of its blob's digest, and its index.
+
+    Raises ChunkError. `Assembly.accept` holds the rest to it.
+    """
+    prefix, index, _, _ = _envelope(payload, "a chunk")
+    return prefix.hex(), index
+
+
 class Assembly:
     """Which chunks of one blob have come. Keeps no bytes: `accept` gives where a chunk's bytes belong."""
 
@@ -147,21 +156,28 @@ def _decode(digest: Digest, index: int, size: int, payload: bytes) -> tuple[memo
         raise ChunkError(
             f"chunk {index} of blob {digest[:12]} has {len(payload)} bytes, expected about {size}"
         )
+    prefix, got_index, crc, data = _envelope(payload, f"chunk {index} of blob {digest[:12]}")
+    if prefix != bytes.fromhex(digest[:_PREFIX]) or got_index != index:
+        raise ChunkError(f"chunk {index} of blob {digest[:12]} says that it is another")
+    if len(data) != size:
+        raise ChunkError(f"chunk {index} of blob {digest[:12]} holds {len(data)} bytes, expected {size}")
+    return data, crc
+
+
+def _envelope(payload: bytes, what: str) -> tuple[bytes, int, int, memoryview]:
     # The envelope is parsed and the data taken as a view: unpacking would copy every byte once more.
     unpacker = msgpack.Unpacker(max_buffer_size=ENVELOPE_BYTES)
     unpacker.feed(payload[:ENVELOPE_BYTES])
     try:
         if unpacker.read_array_header() != 4:
             raise ValueError("not a list of four")
-        prefix, got_index, crc = unpacker.unpack(), unpacker.unpack(), unpacker.unpack()
+        prefix, index, crc = unpacker.unpack(), unpacker.unpack(), unpacker.unpack()
         data = bin_view(payload, unpacker.tell())
+        if not (isinstance(prefix, bytes) and type(index) is int and type(crc) is int):
+            raise TypeError("its digest, index or checksum is of another type")
     except (ValueError, TypeError, msgpack.UnpackException) as e:
-        raise ChunkError(f"chunk {index} of blob {digest[:12]} is not a chunk: {str(e)[:60]}") from None
-    if prefix != bytes.fromhex(digest[:_PREFIX]) or got_index != index:
-        raise ChunkError(f"chunk {index} of blob {digest[:12]} says that it is another")
-    if len(data) != size:
-        raise ChunkError(f"chunk {index} of blob {digest[:12]} holds {len(data)} bytes, expected {size}")
-    return data, crc
+        raise ChunkError(f"{what} is not a chunk: {str(e)[:60]}") from None
+    return prefix, index, crc, data
 
 
 _BIN_HEADERS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}

@@ -49,6 +49,9 @@ class TopicKind(Enum):
     OPERATOR_REPLY = ("operator/{n}/reply", 1, False, Role.COORDINATOR, True)
     CHUNK_DOWN = ("down/{d}/{i}", 1, False, Role.COORDINATOR, False)
     CHUNK_UP = ("up/{n}/{d}/{i}", 1, False, Role.NODE, False)
+    """As nodes of the version before send their chunks, and all nodes to a coordinator of it."""
+    UPLOAD = ("up/{n}", 1, False, Role.NODE, False)
+    """A node's chunks; which of which blob stands in each. One topic: a node can leave one message there."""
 
     def __init__(self, pattern: str, qos: int, retain: bool, sender: Role, signed: bool):
         self.pattern = pattern
@@ -62,7 +65,7 @@ class TopicKind(Enum):
     @property
     def is_blob(self) -> bool:
         """Whether this topic carries chunks rather than JSON."""
-        return self in (TopicKind.CHUNK_DOWN, TopicKind.CHUNK_UP)
+        return self in (TopicKind.CHUNK_DOWN, TopicKind.CHUNK_UP, TopicKind.UPLOAD)
 
 
 @dataclass(frozen=True, slots=True)

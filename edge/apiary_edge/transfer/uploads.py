@@ -20,6 +20,8 @@ class UpdateUpload:
 
     def __init__(self, channel: NodeChannel, outbox: Outbox, window: int):
         self.window = window
+        self.one_topic = False
+        """Whether this coordinator takes chunks on one topic: its latest grant says so."""
         self._node = channel.node
         self._channel = channel
         self._outbox = outbox
@@ -33,9 +35,7 @@ class UpdateUpload:
             digest,
             offer.update.bytes,
             missing,
-            topic=lambda i: self._channel.topics.build(
-                TopicKind.CHUNK_UP, node=self._node, digest=digest, index=i
-            ),
+            topic=partial(self._topic, digest),
             read=partial(self._read, digest),
             patient=True,
         )
@@ -71,6 +71,11 @@ class UpdateUpload:
     def clear(self) -> None:
         """The connection is gone, and what was on its way with it."""
         self._flow.clear()
+
+    def _topic(self, digest: Digest, index: int) -> str:
+        if self.one_topic:
+            return self._channel.topics.build(TopicKind.UPLOAD, node=self._node)
+        return self._channel.topics.build(TopicKind.CHUNK_UP, node=self._node, digest=digest, index=index)
 
     def _read(self, digest: Digest, offset: int, length: int) -> bytes:
         try:

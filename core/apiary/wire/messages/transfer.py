@@ -44,6 +44,8 @@ class Grant(Message):
     kind: ClassVar[TopicKind] = TopicKind.NODE_GRANT
     digest: Hex
     missing: Ranges
+    one_topic: bool | None = None
+    """The chunks go to `up/NODE`; left out (also by coordinators before 0.2), to `up/NODE/DIGEST/INDEX`."""
 
 
 ReceiptState = Literal["accepted", "duplicate", "rejected", "closed", "missing"]

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from apiary_cli.commands.broker_log import MAX_CLIENTS, PER_WINDOW, WINDOW_S, BrokerLog, passed_on
+from apiary_cli.commands.broker_log import (
+    MAX_CLIENTS,
+    MEMORY_WINDOW_S,
+    PER_WINDOW,
+    WINDOW_S,
+    BrokerLog,
+    MemoryCuts,
+    passed_on,
+)
 
 
 @pytest.fixture
@@ -120,3 +128,24 @@ def test_a_line_that_the_filter_stumbles_over_is_passed_on(tmp_path: Path) -> No
 
     said = passed_on(Stumbles(tmp_path / "acl"), b"a line \xff", 1.0)
     assert said[0] == "a line \ufffd" and "IndexError" in said[1]
+
+
+OUT = b"2026-11-30T12:00:00: Client %s disconnected due to out of memory."
+
+
+def test_memory_that_stays_full_is_told_from_one_flooder_that_was_stopped(log: BrokerLog) -> None:
+    log.line(b"2026-11-30T12:00:00: New client connected from 1.2.3.4:5 as x1 (p5, c1, k60, u'pi-9').", 0.0)
+    for i in range(10):
+        log.line(OUT % b"x1", float(i))
+    assert not log.full_by, "its memory was freed each time"
+    log.line(OUT % b"honest", 10.0)
+    assert log.full_by == ("pi-9", "honest")
+
+
+def test_cuts_far_apart_are_no_full_memory() -> None:
+    guard = MemoryCuts()
+    assert guard.cut_off("a", 0.0) == ()
+    assert guard.cut_off("b", MEMORY_WINDOW_S - 1) == ()
+    assert guard.cut_off("c", MEMORY_WINDOW_S + 1) == (), "two within the window"
+    assert guard.cut_off("d", MEMORY_WINDOW_S + 2) == ("b", "c", "d")
+    assert guard.cut_off("d", MEMORY_WINDOW_S + 2) == (), "said once"

@@ -90,3 +90,11 @@ def test_memory_of_the_machine() -> None:
 def test_an_operator_may_say_a_number(tmp_path: Path) -> None:
     assert Settings.model_validate({}).coordinator.max_uploads is None
     assert Settings.model_validate({"coordinator": {"max_uploads": 3}}).coordinator.max_uploads == 3
+
+
+def test_what_the_broker_queues_may_be_said() -> None:
+    assert most_uploads(14_000_000, UNKNOWN, PLENTY) == 6
+    assert most_uploads(14_000_000, UNKNOWN, PLENTY, queue_messages=10_000) == ALWAYS
+    assert most_uploads(14_000_000, OURS, PLENTY, queue_messages=500) == 4
+    assert most_uploads(14_000_000, OURS, PLENTY, queue_bytes=56_000_000) == 3
+    assert most_uploads(14_000_000, OURS, PLENTY, queue_messages=10) == 1

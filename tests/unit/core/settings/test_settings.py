@@ -97,6 +97,16 @@ def test_the_file_may_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatc
             "[edge]\nnode_id = 'a/b'\n",
             "apiary.toml: edge.node_id is 'a/b': node_id 'a/b' cannot stand in a topic: ",
         ),
+        (
+            "[broker]\nhost = 'mqtt://mq.local:8883'\n",
+            "apiary.toml: broker.host is 'mqtt://mq.local:8883': 'mqtt://mq.local:8883' is a URL: expected a "
+            "name or an address, and its port apart: mq.local and 8883",
+        ),
+        (
+            "[broker]\nhost = 'mq local'\n",
+            "apiary.toml: broker.host is 'mq local': 'mq local' is neither a host",
+        ),
+        ("[broker]\nhosts = ['mq', 'mq:x']\n", "apiary.toml: broker.hosts is"),
         ("federation = '#'\n", "apiary.toml: federation is '#': "),
         ("[run\n", "settings file apiary.toml is not TOML: "),
     ],
@@ -104,6 +114,12 @@ def test_the_file_may_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatc
 def test_what_is_wrong_in_the_file_is_named(text: str, message: str) -> None:
     write(text)
     assert refused().startswith(message)
+
+
+def test_the_brokers_addresses() -> None:
+    assert [str(a) for a in BrokerSettings(host=" [fd00::5] ").addresses] == ["[fd00::5]:1883"]
+    several = BrokerSettings(host="unused", port=8883, hosts=("a", "b:1", "fd00::5", "[fd00::6]:2", "a"))
+    assert several.names == "a:8883, b:1, [fd00::5]:8883, [fd00::6]:2"
 
 
 def test_every_unknown_nested_setting_is_refused() -> None:

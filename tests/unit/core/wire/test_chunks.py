@@ -17,6 +17,7 @@ from apiary.wire.chunks import (
     digest_of,
     encode,
     indices,
+    named,
     ranges,
     span,
 )
@@ -144,3 +145,19 @@ def test_list_of_runs_from_a_peer_costs_no_more_than_the_blob_has_chunks() -> No
     assert list(indices(hostile, chunks)) == list(range(chunks))
     assert time.perf_counter() - began < 0.5
     assert list(indices([(5, 3), (2**40, 2**40), (-3, 2), (1, 4)], chunks)) == [0, 1, 2, 3]
+
+
+def test_a_chunk_names_itself() -> None:
+    data = bytes(range(100)) * 3_000
+    digest = digest_of(data)
+    payload = encode(digest, 1, data[slice(*span(1, len(data)))])
+    assert named(payload) == (digest[:16], 1)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"\x93\x01\x02\x03", msgpack.packb([b"x" * 8, -1.5, 3, b"x"]), msgpack.packb(["text", 0, 3, b"x"])],
+)
+def test_what_names_no_chunk_is_refused(payload: bytes) -> None:
+    with pytest.raises(ChunkError, match="a chunk is not a chunk"):
+        named(payload)
