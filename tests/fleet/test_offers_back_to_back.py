@@ -101,6 +101,19 @@ def test_a_row_that_the_journal_refuses_rejects_its_node_and_no_other(make_fleet
         assert result["rejected"] == {BAD: f"node {BAD}: the journal refuses its update"}
 
 
+def test_the_place_of_a_row_that_the_journal_refuses_is_anothers(make_fleet: MakeFleet) -> None:
+    """All four come at once for three places, and are journaled in one commit."""
+    fleet = make_fleet(4, rounds=2, min_nodes=3, fraction=0.75, over_select=4 / 3, worker_s=2.0)
+    for training in fleet.trainings.values():
+        training.seconds = 2.0
+    fleet.journal._db.execute(
+        f"CREATE TRIGGER no BEFORE INSERT ON accepted WHEN NEW.node = '{BAD}' "
+        "BEGIN SELECT RAISE(ABORT, 'no'); END"
+    )
+    fleet.run(seconds=300)
+    assert [r["n_contributors"] for r in fleet.results()] == [3, 3]
+
+
 @pytest.mark.parametrize("size", [SLOT + 1, 2**28], ids=["one byte", "256 MiB"])
 def test_an_update_larger_than_an_honest_one_is_refused_before_a_byte_is_sent(
     make_fleet: MakeFleet, size: int

@@ -288,7 +288,10 @@ class Collector:
             self._digests[row.node] = row.digest
             self._worker.submit(partial(self._add, row), _nothing)
         self._counted += counted
-        self._turn_away(late)
+        if len(counted) < room:
+            self._screened = [*late, *self._screened]  # the journal left a row out: there is a place for them
+        else:
+            self._turn_away(late)
         self._confirm()
         self._leave_out(answered)
         self._sync_next()
