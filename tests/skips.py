@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,11 @@ def _not_x86_64() -> bool:
 
 
 ALLOWED = (
+    AllowedSkip(
+        ("tests/unit/core/learn/test_modes.py::*heic*",),
+        "needs the extra heic, which has no wheel for 32 bit Raspberry Pi OS",
+        lambda: find_spec("pillow_heif") is None,
+    ),
     AllowedSkip(
         ("tests/contract/test_cameras.py::*[[]usb[]]",),
         "a USB camera must show the scene: APIARY_VIDEO_DEVICE names it",

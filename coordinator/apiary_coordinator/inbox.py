@@ -145,6 +145,13 @@ class Inbox:
                 "broker (`mosquitto_pub -r -n -t .../node/N/status`)",
             )
             return
+        if status.also_held_out:
+            self._complaints.once(
+                "pictures that are held out, too",
+                f"{node} {status.also_held_out}",
+                f"node {node} trains on {status.also_held_out} of the held-out pictures: the accuracy looks "
+                "better than it is; remove them from coordinator.test_data or from the node",
+            )
         if before is None or before.status.state != status.state:
             log.debug("node=%s state=%s why=%s", node, status.state, status.why)
         if run is None:

@@ -4,7 +4,7 @@ import logging
 import math
 from dataclasses import replace
 from functools import partial
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 from apiary.bus.bus import BrokerLimits, Bus
 from apiary.bus.inlet import Delivery
@@ -96,7 +96,7 @@ class Edge(Service[NodeFeature]):
             self.channel,
             facts,
             stores.samples,
-            more=lambda: {k: v for f in self.features for k, v in f.status().items()},
+            more=self._more_status,
         )
         self.training = TrainingSupervisor(edge, self.channel, stores, training, self._handle)
         self._refreshed_at = clocks.monotonic()
@@ -171,7 +171,8 @@ class Edge(Service[NodeFeature]):
                 self._chunk(topic, content)
             case Announcement():
                 self._announced(content, None)
-            case Notice(announcement=None):
+            case Notice(announcement=None, labels=labels):
+                self._presence.know(labels or ())
                 self._newest.nothing_open()
                 self._handle(table.NothingOpen())
             case Notice(announcement=announcement, invited=invited, again=again):
@@ -209,6 +210,7 @@ class Edge(Service[NodeFeature]):
             log.debug("node=%s round=%d an announcement that is out of date", self.node, announcement.round)
             return
         self._served_by(announcement.epoch, announcement.cohort_size)
+        self._presence.know(announcement.labels)
         for feature in self.features:
             self._guarded(partial(feature.announced, announcement))
         if self._presence.pause_reasons.why is not None and self.session.state is SessionState.IDLE:
@@ -298,6 +300,10 @@ class Edge(Service[NodeFeature]):
 
     def _say(self) -> None:
         self._presence.say(self.session)
+
+    def _more_status(self) -> dict[str, Any]:
+        found = {k: v for f in self.features for k, v in f.status().items()}
+        return {"also_held_out": self.training.also_held_out, **found}
 
     # -- for features ----------------------------------------------------------------------------------
 

@@ -357,8 +357,8 @@ def test_a_node_with_one_class_an_unknown_label_and_a_torn_picture_says_so_and_g
     said = node.said
     assert "2 pictures of label 'bird' are left out: the model knows cat, dog" in said
     assert "all pictures have the label 'cat'; a node with one class learns little by itself" in said
-    assert "torn.jpg: left out: not a readable JPEG or PNG" in said
-    assert "empty.png: left out: not a readable JPEG or PNG" in said
+    assert "torn.jpg: left out: not a readable picture" in said
+    assert "empty.png: left out: not a readable picture" in said
     # It went on with the rest, as far as the model, which is none.
     assert "round=1 training" in said
     assert status.why is not None and "data folder" not in status.why

@@ -319,7 +319,7 @@ def test_a_watched_folder_gives_each_picture_once_oldest_first_and_nothing_else(
     time.sleep(0.15)
     camera = base.make(options("folder", folder))
     camera.open()
-    with pytest.raises(PassedOver, match=r"torn\.jpg: not a readable JPEG"):
+    with pytest.raises(PassedOver, match=r"torn\.jpg: not a readable picture"):
         camera.frame()
     frames = [camera.frame() for _ in range(3)]
     assert [f.shape for f in frames if f is not None] == [(20, 30, 3), (20, 40, 3)]

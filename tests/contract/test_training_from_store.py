@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from apiary.learn.manifest import PictureInput
 from apiary.process.child import light_environment
 from apiary.settings import StoreSettings
 from apiary.wire import blob
+from apiary.wire.held_out import encode
 from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
@@ -109,6 +111,23 @@ def test_a_folder_adds_to_the_store_but_not_what_is_held_out_there(
     only = job(tmp_path, store=None, data_dir=tmp_path / "data")
     alone = pictures.find(only, LABELS, TO)
     assert len(alone.records) == 40 and pictures.without_held_out(only, alone, data) is data
+
+
+def test_what_the_server_holds_out_too_is_counted_by_the_files_that_came_in(
+    tmp_path: Path, store: SampleStore
+) -> None:
+    out = io.BytesIO()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.open(io.BytesIO(shade("dark", 99))).save(out, "JPEG", exif=turned)
+    for one in (out.getvalue(), shade("light", 1), shade("light", 2)):
+        store.add(Incoming(one, "import", "light", held_out=False))
+    both = job(tmp_path)
+    data = images.load(pictures.find(both, LABELS, TO), TO)
+    ours = [hashlib.sha256(f).hexdigest() for f in (out.getvalue(), shade("light", 2), shade("dark", 5))]
+    (tmp_path / "held-out").write_bytes(encode(ours))
+    assert pictures.also_held_out(tmp_path / "held-out", tmp_path / "samples", data) == 2
+    assert pictures.also_held_out(None, tmp_path / "samples", data) is None
 
 
 def test_a_store_without_a_label_declines_and_says_what_to_do(tmp_path: Path, store: SampleStore) -> None:

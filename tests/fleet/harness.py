@@ -26,6 +26,7 @@ from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
 from apiary.wire.chunks import digest_of
+from apiary.wire.held_out import shared
 from apiary.wire.messages import BlobRef, OperatorReply, OperatorRequest, TrainMetrics
 from apiary.wire.topics import TopicKind
 from apiary_coordinator import app
@@ -55,8 +56,9 @@ Features = Callable[[Edge], Sequence[NodeFeature]]
 class FakeModelBuilder:
     """Two tensors, no pictures; accuracy is a number made of the weights."""
 
-    def __init__(self, blobs: BlobStore):
+    def __init__(self, blobs: BlobStore, held_out: bytes = b""):
         self._blobs = blobs
+        self._held_out = held_out
 
     def labels(self) -> tuple[str, ...]:
         return ("a", "b")
@@ -70,6 +72,7 @@ class FakeModelBuilder:
             trainer=self._keep(b"a trainer" * 20_000),
             base=None,
             initial=self._keep(blob.encode(initial)),
+            held_out=self._keep(self._held_out) if self._held_out else None,
         )
 
     def manifest(self, exported: ExportedModel) -> Manifest:
@@ -122,6 +125,8 @@ class FakeTraining:
         self.spoil = spoil
         self._broker = broker
         self.frozen_at: float | None = None
+        self.digests: list[str] = []
+        """Of the pictures that it would train on."""
         self._job: TrainJob | None = None
         self._ends = 0.0
         self._next: list[TrainingEvent] = []
@@ -155,7 +160,14 @@ class FakeTraining:
         metrics = TrainMetrics(loss=0.5, accuracy=0.9, accuracy_before=0.8, seconds=self.seconds)
         digest = digest_of(document)
         return [
-            TrainingEvent(kind="done", digest=digest, bytes=len(document), samples=samples, metrics=metrics)
+            TrainingEvent(
+                kind="done",
+                digest=digest,
+                bytes=len(document),
+                samples=samples,
+                also_held_out=shared(job.held_out.read_bytes(), self.digests) if job.held_out else None,
+                metrics=metrics,
+            )
         ]
 
     def stop(self) -> None:
@@ -189,6 +201,7 @@ class Fleet:
         worker_s: float = 0.3,
         at: Callable[[Path], None] = lambda folder: None,
         gates: Callable[[Role, str, Path], MessageGate] = lambda role, name, folder: OPEN,
+        held_out: bytes = b"",
         **run: Any,
     ):
         self.folder = folder
@@ -196,6 +209,7 @@ class Fleet:
         self.tags = tags or {}
         """The site of each node, where it has one."""
         self.gates = gates
+        self.held_out = held_out
         self.features = features or {}
         self.broker = broker or MemoryBroker(seed=1, latency_s=0.01)
         self.run_settings = {"rounds": 3, "min_nodes": nodes, "settle_s": 0.5, "seed": 5, **run}
@@ -257,7 +271,7 @@ class Fleet:
             ),
             Storage(self._journal, BlobStore(settings.coordinator.state_dir / "blobs")),
             one=one,
-            builders=lambda _, blobs: FakeModelBuilder(blobs),
+            builders=lambda _, blobs: FakeModelBuilder(blobs, self.held_out),
         )
         self.coordinator.start()
 

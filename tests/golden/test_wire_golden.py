@@ -178,6 +178,8 @@ LATER: dict[str, m.Message] = {
         repeat_s=66.0,
         session="s1",
     ),
+    "nodestatus_waiting.json": m.NodeStatus(state="ready", samples=40, waiting=14, also_held_out=2),
+    "announcement_held_out.json": ANNOUNCEMENT.model_copy(update={"held_out": REF}),
 }
 WEIGHTS = Weights(
     {

@@ -18,6 +18,7 @@ DATA = {
     "CardPlan": "what a card holds, as plain data",
     "Candidate": "a finished model as publishers read it",
     "Fault": "one fault of a schedule",
+    "Imported": "what an import of a folder did",
     "Issued": "a row of the authority's index",
     "Readings": "one look at a machine",
     "Rollout": "the state of a release's way through the fleet",

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
 
-from apiary.errors import ApiaryError, DataError
+from apiary.errors import ApiaryError
 from apiary_edge.health import readings
 
 State = Literal["ok", "warn", "fail"]
@@ -139,24 +139,6 @@ def clock(now: datetime | None = None, run: Path = Path("/run")) -> Check:
     if answer == "no\n":
         return Check("clock", "warn", f"{what}, not synchronised", "sudo timedatectl set-ntp true")
     return Check("clock", "ok", f"{what}; this system does not tell whether it is synchronised")
-
-
-def pictures(name: str, key: str, folder: Path | None, *, needed: bool) -> Check:
-    """Counts per label of a data folder; `key` is the setting that names it."""
-    from apiary.learn.images import scan
-
-    if folder is None:
-        state: State = "fail" if needed else "warn"
-        return Check(name, state, f"{key} is not set", f"set {key} to a folder LABEL/*.jpg")
-    try:
-        found = scan(folder)
-    except DataError as e:
-        return Check(name, "fail", str(e), f"put pictures into {folder}/LABEL/")
-    what = f"{folder}: " + ", ".join(f"{n} {label}" for label, n in list(found.counts.items())[:20])
-    if warnings := found.messages():
-        more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
-        return Check(name, "warn", what, warnings[0] + more)
-    return Check(name, "ok", what)
 
 
 def _write_speed(folder: Path) -> Check:

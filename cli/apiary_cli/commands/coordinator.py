@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Open rounds, aggregate and evaluate until the run is over; write its result to runs/RUN."
     )
-    parser.add_argument("--test-data", type=Path, metavar="DIR", help="held-out pictures, LABEL/*.jpg|png")
+    parser.add_argument("--test-data", type=Path, metavar="DIR", help="held-out pictures: docs/folders.md")
     parser.add_argument("--rounds", type=int, help="at most this many rounds")
     parser.add_argument("--min-nodes", type=int, metavar="N", help="wait for this many nodes")
     parser.add_argument("--recipe", help="model recipe: edge_cnn, mobilenet_v2, char_rnn")

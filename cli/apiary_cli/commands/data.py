@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from apiary.errors import DataError
+from apiary.errors import DataError, SettingsError
 from apiary.learn.partition import KINDS, table
 from apiary_cli.datasets import catalogue, fetch, sources
-from apiary_cli.datasets.partition import Layout, materialise
+from apiary_cli.datasets.partition import Layout, materialise, materialise_owners
 
 EXAMPLES = """examples:
   apiary data list
@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   apiary data partition digits --nodes 5 --by dirichlet --alpha 0.5 --out shares
   apiary data partition photos/ --nodes 3 --by quantity --out shares --plot shares.png
   apiary data partition my-arrays.npz --nodes 10 --by shards --out shares --json
+  apiary data partition anna berta --out shares        a node of each folder, one held-out set of both
 """
 
 
@@ -42,14 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
     )
-    sharing.add_argument("source", help="a data set's name, a folder LABEL/*.jpg|png, or an .npz")
-    sharing.add_argument("--nodes", type=int, required=True, metavar="N", help="how many shares")
+    sharing.add_argument(
+        "source",
+        nargs="+",
+        help="a data set's name, a folder, an .npz or a CSV with pixels; several folders become a node each",
+    )
+    sharing.add_argument("--nodes", type=int, metavar="N", help="how many shares")
     sharing.add_argument("--by", choices=KINDS, default="iid", help="default: iid")
     sharing.add_argument("--alpha", type=float, default=0.5, help="dirichlet: smaller is less alike (.5)")
     sharing.add_argument("--shards", type=int, default=2, metavar="K", help="shards: runs for each node (2)")
     sharing.add_argument("--sigma", type=float, default=1.0, help="quantity: larger is less even (1)")
     sharing.add_argument("--seed", type=int, default=0, help="the same seed gives the same shares")
     sharing.add_argument("--test-share", type=float, default=0.2, help="held out for the server (.2)")
+    sharing.add_argument(
+        "--join-labels", action="store_true", help="labels that differ in case or blanks only are one"
+    )
     sharing.add_argument("--limit", type=int, metavar="N", help="take only N training pictures, by seed")
     sharing.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the named data set")
     sharing.add_argument("--out", type=Path, required=True, metavar="DIR", help="node-1 ..., server go here")
@@ -127,8 +135,39 @@ def _partition(args: argparse.Namespace) -> int:
     if args.plot and args.plot.suffix.lower() not in (".png", ".svg"):
         raise DataError(f"--plot {args.plot}: expected a name that ends in .png or .svg")
     meter = _Meter()
-    layout = materialise(
-        args.source,
+    layout = _share(args, meter)
+    meter.end()
+    for note in layout.notes:
+        print(note, file=sys.stderr)
+    if args.plot:
+        names = ", ".join(Path(source).name for source in args.source)
+        _draw(layout, args.plot, f"{names} by {args.by if len(args.source) == 1 else 'owner'}")
+    if args.json:
+        print(json.dumps({"out": str(args.out), "labels": layout.labels, "counts": layout.counts}))
+        return 0
+    print(table(layout.matrix(), [n.name for n in layout.nodes], layout.labels))
+    print(f"{'server':6s} {sum(layout.counts['server'].values())} held-out pictures in {layout.server}")
+    return 0
+
+
+def _share(args: argparse.Namespace, meter: "_Meter") -> Layout:
+    if len(args.source) > 1:
+        if args.nodes not in (None, len(args.source)) or args.by != "iid" or args.limit is not None:
+            raise SettingsError(
+                "several folders become a node each: --nodes, --by and --limit are for one source"
+            )
+        return materialise_owners(
+            [Path(source) for source in args.source],
+            args.out,
+            seed=args.seed,
+            test_share=args.test_share,
+            join_labels=args.join_labels,
+            on_progress=meter.pictures,
+        )
+    if args.nodes is None:
+        raise SettingsError("how many shares? --nodes N; several folders become a node each without it")
+    return materialise(
+        args.source[0],
         args.out,
         nodes=args.nodes,
         by=args.by,
@@ -139,17 +178,9 @@ def _partition(args: argparse.Namespace) -> int:
         test_share=args.test_share,
         limit=args.limit,
         data_dir=args.data,
+        join_labels=args.join_labels,
         on_progress=meter.pictures,
     )
-    meter.end()
-    if args.plot:
-        _draw(layout, args.plot, f"{Path(args.source).name} by {args.by}")
-    if args.json:
-        print(json.dumps({"out": str(args.out), "labels": layout.labels, "counts": layout.counts}))
-        return 0
-    print(table(layout.matrix(), [n.name for n in layout.nodes], layout.labels))
-    print(f"{'server':6s} {sum(layout.counts['server'].values())} held-out pictures in {layout.server}")
-    return 0
 
 
 def _draw(layout: Layout, path: Path, title: str) -> None:

@@ -4,11 +4,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Final
 
 from apiary.errors import SettingsError
 from apiary.settings import Settings, load_settings
-from apiary_cli.checks import broker, machine
+from apiary_cli.checks import broker, machine, pictures
 from apiary_cli.checks.certificates import certificates
 from apiary_cli.checks.machine import Check
 from apiary_cli.terminal.flags import add_broker, overrides_of, print_result
@@ -16,6 +17,7 @@ from apiary_cli.terminal.flags import add_broker, overrides_of, print_result
 EXAMPLES = """examples:
   apiary doctor                       everything, before a first run
   apiary doctor --role edge --host broker.local       on a node
+  apiary doctor --role edge --data photos             what of a folder would be trained
   apiary doctor --json | jq '.checks[] | select(.state != "ok")'
 
 exit code: 0 where nothing failed (warnings are allowed), 1 otherwise
@@ -27,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     parser.description = "Check this machine for Apiary: each finding, and how to mend it."
     parser.add_argument("--role", choices=("edge", "coordinator", "all"), default="all", help="default: all")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a node's pictures (edge.data_dir)")
+    parser.add_argument("--test-data", type=Path, metavar="DIR", help="the server's (coordinator.test_data)")
     add_broker(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON line")
 
@@ -50,7 +54,10 @@ def run(args: argparse.Namespace) -> int:
 def examine(args: argparse.Namespace) -> Iterator[Check]:
     """The checks of `args.role`, one by one as they are made. With broken settings, of the defaults."""
     try:
-        loaded = load_settings(args.config, overrides_of(args))
+        loaded = load_settings(
+            args.config,
+            overrides_of(args, edge__data_dir=args.data, coordinator__test_data=args.test_data),
+        )
     except SettingsError as e:
         settings = Settings()
         yield Check("settings", "fail", str(e), "correct it; the other checks use the defaults")
@@ -76,10 +83,17 @@ def examine(args: argparse.Namespace) -> Iterator[Check]:
     yield machine.clock()
     only = args.role != "all"
     if edge:
-        yield machine.pictures("pictures", "edge.data_dir", settings.edge.data_dir, needed=only)
+        yield from pictures.of_node(settings.edge, needed=only or args.data is not None)
     if coordinator:
-        test = settings.coordinator.test_data
-        yield machine.pictures("test pictures", "coordinator.test_data", test, needed=only)
+        own = settings.coordinator
+        yield pictures.folder_of(
+            "test pictures",
+            "coordinator.test_data",
+            own.test_data,
+            needed=only,
+            use="test",
+            join_labels=own.join_labels,
+        )
 
 
 def _plain(check: Check) -> None:

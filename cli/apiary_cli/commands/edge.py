@@ -27,7 +27,8 @@ EXAMPLES = """examples:
   apiary edge status --json | jq .state
 
 Pictures come from a folder, from this node's sample store (apiary samples, apiary label), or from both.
-The folder holds one folder a label: pictures/cat/001.jpg, pictures/dog/002.png.
+The folder holds one folder a label: pictures/cat/001.jpg, pictures/dog/002.png. docs/folders.md has the other
+forms that are understood.
 No picture leaves this machine.
 
 apiary edge status reads what the running node writes to /run/apiary-edge or its state folder; it ends with 0
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Take part in a federation: train on this machine's pictures, send weight updates."
     parser.add_argument("word", nargs="?", choices=["status"], help="status: what the running node is at")
     parser.add_argument("--node-id", metavar="ID", help="this node's name (default: the host name)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="pictures, LABEL/*.jpg|png")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="pictures: docs/folders.md")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="outbox, models, caches")
     add_broker(parser)
     parser.add_argument("--once", action="store_true", help="one round, and no waiting for an absent broker")

@@ -140,7 +140,7 @@ def render(nodes: list[dict[str, Any]], of: int, version: str = "") -> str:
             node["version"] or "",
             "" if node["temperature_c"] is None else f"{node['temperature_c']:.0f} °C",
             duration(node["seen_s"]),
-            node["why"] or "",
+            "; ".join(filter(None, [node["why"], _leaked(node["also_held_out"])])),
         ]
         for node in nodes
     ]
@@ -153,6 +153,10 @@ def render(nodes: list[dict[str, Any]], of: int, version: str = "") -> str:
     if version and versions:
         lines.append(describe_versions(versions, version))
     return "\n".join(lines)
+
+
+def _leaked(count: int | None) -> str | None:
+    return f"{count} of its pictures are held out by the server as well" if count else None
 
 
 def _heard(settings: Settings) -> Heard:

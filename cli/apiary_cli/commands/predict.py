@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from apiary.errors import DataError
+from apiary.learn.folder import walk
+from apiary.learn.folder.labels import readable
 from apiary.settings import load_settings
-from apiary_cli.datasets.sources import pictures_in
 from apiary_coordinator.run.finished import MODELS, find_run, read_labels
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class PredictInput:
     @property
     def name(self) -> str:
         """What it is called on the screen."""
-        return str(self.path) if self.path is not None else self.text
+        return readable(str(self.path)) if self.path is not None else self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +123,14 @@ def collect(images: list[Path], labels: list[str]) -> list[PredictInput]:
     found: list[PredictInput] = []
     for path in images:
         if path.is_dir():
-            inside = [PredictInput(p) for p in pictures_in(path)]
-            for sub in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
-                truth = sub.name if sub.name in labels else None
-                inside += [PredictInput(p, truth) for p in pictures_in(sub)]
+            contents = walk.look_for_samples(path)
+            inside = [
+                PredictInput(path / group.folder / name, group.label if group.label in labels else None)
+                for group in contents.layout.groups
+                for name in group.names
+            ]
             if not inside:
-                raise DataError(f"{path} holds no pictures: expected *.jpg|jpeg|png, or folders of them")
+                raise DataError(contents.nothing("test"))
             found += inside
         else:
             found.append(PredictInput(path))

@@ -42,8 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="action", required=True, metavar="import|list|label|undo|delete|stats"
     )
     taking = actions.add_parser("import", help="copy a folder's pictures into the store")
-    taking.add_argument("folder", type=Path, help="LABEL/*.jpg|png, or pictures")
-    taking.add_argument("--label", help="label of the pictures right in the folder")
+    taking.add_argument("folder", type=Path, help="a folder a label, or pictures: docs/folders.md")
+    taking.add_argument("--label", help="label of the pictures that the folder gives none")
+    taking.add_argument(
+        "--join-labels", action="store_true", help="those that differ in case or blanks only are one"
+    )
     taking.add_argument("--json", action="store_true", help="end with one JSON line")
     listing = actions.add_parser("list", help="pictures, newest first")
     listing.add_argument("--state", choices=[s.value for s in SampleState], help="only these")
@@ -79,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.closing(SampleStore.of_node(edge)) as store:
         match args.action:
             case "import":
-                return _import(store, args)
+                return _import(store, args, join_labels=edge.join_labels or args.join_labels)
             case "list":
                 return _list(store, args)
             case "label":
@@ -106,12 +109,18 @@ def resolve(store: SampleStore, texts: Sequence[str]) -> list[SampleId]:
     return ids
 
 
-def _import(store: SampleStore, args: argparse.Namespace) -> int:
+def _import(store: SampleStore, args: argparse.Namespace, *, join_labels: bool) -> int:
     from apiary_edge.labelling import folder
 
-    total = folder.count(args.folder)
+    contents = folder.look(store, args.folder, join_labels=join_labels)
+    total = folder.count(contents.layout)
+    for line in contents.layout.understood:
+        print(f"understood: {line}", file=sys.stderr)
+    warnings = [w for w in contents.messages() if args.label is None or "have no label" not in w]
+    for line in warnings:
+        print(f"note: {line}", file=sys.stderr)
     if total == 0:
-        raise DataError(f"{args.folder} holds no pictures (.jpg, .jpeg, .png), also not in folders by label")
+        raise DataError(contents.nothing("train"))
 
     said_at = time.monotonic()
 
@@ -123,15 +132,24 @@ def _import(store: SampleStore, args: argparse.Namespace) -> int:
             said_at = time.monotonic()
             print(f"{done.seen} of {total}", file=sys.stderr, flush=True)
 
-    done = folder.import_folder(store, args.folder, label=args.label, progress=progress)
+    done = folder.import_folder(store, contents, label=args.label, progress=progress)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     for line in done.refused:
         print(f"left out: {line}", file=sys.stderr)
     if done.refused_count > len(done.refused):
         print(f"left out: {done.refused_count - len(done.refused)} more", file=sys.stderr)
+    for line in done.contradicted:
+        print(f"note: {line}", file=sys.stderr)
+    if done.contradicted_count > len(done.contradicted):
+        more = done.contradicted_count - len(done.contradicted)
+        print(f"note: {more} more are there under another label", file=sys.stderr)
+    if done.held_out:
+        print(f"understood: {done.held_out} of the test part are held out", file=sys.stderr)
     if args.json:
-        numbers = {k: getattr(done, k) for k in ("added", "relabelled", "duplicates", "evicted")}
+        kept = ("added", "relabelled", "duplicates", "evicted")
+        numbers = {k: getattr(done, k) for k in kept}
+        numbers |= {"contradicted": done.contradicted_count, "not_read": sum(contents.foreign.values())}
         print(json.dumps({**numbers, "refused": done.refused_count, "stopped": done.stopped}))
     else:
         print(

@@ -2,17 +2,20 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apiary.errors import DataError, StoreError
+from apiary.errors import DataError, StoreError, TopicError
 from apiary.files import write_json
 from apiary.learn import partition as partitioning
+from apiary.wire.topics import check_name
+from apiary_cli.datasets.folders import FolderSource, open_folders
 from apiary_cli.datasets.sources import Source, hardhat_folders, hardhat_source, open_source
 
 RECORD: Final = "partition.json"
@@ -32,6 +35,8 @@ class Layout:
     labels: list[str]
     counts: dict[str, dict[str, int]]
     """By folder name: `node-1`, ..., `server`."""
+    notes: list[str] = field(default_factory=list, compare=False)
+    """How the source was understood, and what is wrong with it; empty where it was laid out before."""
 
     def matrix(self) -> NDArray[np.int64]:
         """int64[nodes, labels], without the server."""
@@ -51,6 +56,7 @@ def materialise(
     test_share: float = 0.2,
     limit: int | None = None,
     data_dir: Path | None = None,
+    join_labels: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Layout:
     """Partition `source` into `out_dir`/node-1 ... node-N and `out_dir`/server.
@@ -64,9 +70,11 @@ def materialise(
         "source": str(source), "nodes": nodes, "by": by, "alpha": alpha, "shards": shards, "sigma": sigma,
         "seed": seed, "test_share": test_share, "limit": limit,
     }  # fmt: skip
+    if join_labels:
+        wish["join_labels"] = True
     if done := _finished(out_dir, wish):
         return done
-    opened = open_source(source, data_dir)
+    opened = open_source(source, data_dir, join_labels=join_labels)
     train, test, test_split = _split(opened, test_share, seed, limit)
     y_train = opened.y_train[train]
     parts = partitioning.partition(y_train, nodes, by=by, alpha=alpha, shards=shards, sigma=sigma, seed=seed)
@@ -76,6 +84,58 @@ def materialise(
     y_server = opened.y_test if test_split == "test" else opened.y_train
     jobs.append((test_split, test, y_server, "server"))
     return _write(opened, jobs, out_dir, wish, on_progress)
+
+
+def materialise_owners(
+    folders: list[Path],
+    out_dir: Path,
+    *,
+    seed: int = 0,
+    test_share: float = 0.2,
+    join_labels: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Layout:
+    """A node of each folder, with its name where that can be a node's, and one held-out set of all.
+
+    What a folder sets apart for testing goes to the server; of one that does not, `test_share` of each class
+    does. Raises DataError, StoreError.
+    """
+    wish = {
+        "source": [str(folder) for folder in folders], "nodes": len(folders), "by": "as held", "seed": seed,
+        "test_share": test_share, "join_labels": join_labels,
+    }  # fmt: skip
+    if done := _finished(out_dir, wish):
+        return done
+    source = open_folders(folders, join_labels=join_labels)
+    names = _node_names(folders)
+    jobs: list[Job] = []
+    tests_itself = {next(i for i, f in enumerate(folders) if p.is_relative_to(f)) for p, _ in source.test}
+    held: list[NDArray[np.int64]] = []
+    for owner, name in enumerate(names):
+        own = np.flatnonzero(source.owners == owner)
+        if own.size == 0:
+            raise DataError(f"{folders[owner]} holds no picture to train on")
+        if owner not in tests_itself:
+            keep, out = partitioning.hold_out(source.y_train[own], test_share, seed=seed)
+            held.append(own[out])
+            own = own[keep]
+        jobs.append(("train", own, source.y_train, name))
+    jobs.append(("test", np.arange(source.y_test.size), source.y_test, SERVER))
+    jobs.append(("train", np.concatenate([np.empty(0, np.int64), *held]), source.y_train, SERVER))
+    return _write(source, jobs, out_dir, wish, on_progress)
+
+
+def _node_names(folders: list[Path]) -> list[str]:
+    names = [folder.resolve().name for folder in folders]
+    fit = all(_is_node_name(name) for name in names)
+    return names if fit and len(set(names)) == len(names) else [f"node-{i + 1}" for i in range(len(names))]
+
+
+def _is_node_name(name: str) -> bool:
+    try:
+        return check_name(name, "node") != SERVER
+    except TopicError:
+        return False
 
 
 def hardhat_layout(data_dir: Path, out_dir: Path) -> Layout:
@@ -156,10 +216,11 @@ def _write(
         for split, indices, y, name in jobs:
             # The server has a folder for every label, so that it names them all; a node for what it holds.
             held = np.bincount(y[indices], minlength=len(source.labels))
-            counts[name] = {c: int(n) for c, n in zip(source.labels, held, strict=True) if n}
+            here = Counter({c: int(n) for c, n in zip(source.labels, held, strict=True) if n})
+            counts[name] = dict(Counter(counts.get(name, {})) + here)
             for label, n in zip(source.labels, held, strict=True):
                 if n or name == SERVER:
-                    (building / name / label).mkdir(parents=True)
+                    (building / name / label).mkdir(parents=True, exist_ok=True)
             for i in indices:
                 source.write(split, int(i), building / name / source.labels[int(y[i])])
                 done += 1
@@ -174,7 +235,8 @@ def _write(
         raise StoreError(f"cannot lay out {out_dir}: {e.strerror or e} ({e.filename or building})") from e
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return _layout(out_dir, record)
+    notes = source.notes if isinstance(source, FolderSource) else []
+    return replace(_layout(out_dir, record), notes=notes)
 
 
 def _finished(out_dir: Path, wish: dict[str, Any]) -> Layout | None:

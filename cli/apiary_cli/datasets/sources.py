@@ -1,7 +1,5 @@
-"""Open labelled pictures wherever they are: a data set's name, LABEL/* folders, or an `.npz` of arrays."""
+"""Open labelled pictures wherever they are: a data set's name, a folder, an `.npz`, or a CSV with pixels."""
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apiary.errors import DataError
-from apiary.learn.sample_files import PICTURES, TEXTS
-from apiary_cli.datasets import catalogue
+from apiary.learn.folder import walk
+from apiary_cli.datasets import catalogue, pixel_tables
+from apiary_cli.datasets.folders import FolderSource, Labels, open_folders
 
 DEFAULT_DIR: Final = Path("datasets")
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +32,6 @@ class ArraySource:
         x, y = (self.x_train, self.y_train) if split == "train" else (self.x_test, self.y_test)
         name = f"{self.labels[int(y[index])]}-{split}-{index:05d}.png"
         Image.fromarray(x[index]).save(folder / name, compress_level=1)
-
-
-@dataclass(frozen=True, slots=True)
-class FolderSource:
-    """Picture files; `names` are unique within a label."""
-
-    labels: list[str]
-    train: list[tuple[Path, str]]
-    y_train: Labels
-    test: list[tuple[Path, str]]
-    y_test: Labels
-
-    def write(self, split: str, index: int, folder: Path) -> None:
-        """As a hard link to the original, or a copy where the file system has none."""
-        path, name = (self.train if split == "train" else self.test)[index]
-        try:
-            os.link(path.resolve(), folder / name)
-        except FileExistsError:
-            raise
-        except OSError:
-            shutil.copyfile(path, folder / name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +55,20 @@ Source = ArraySource | FolderSource | LineSource
 or `test` into a folder, as a file with a unique name."""
 
 
-def open_source(source: str | Path, data_dir: Path | None = None) -> Source:
-    """Open a data set by name (its files in `data_dir`, or where `apiary data fetch` puts them), a folder of
-    LABEL/* or train/LABEL/* and test/LABEL/*, or an `.npz`. Raises DataError."""
+def open_source(source: str | Path, data_dir: Path | None = None, *, join_labels: bool = False) -> Source:
+    """Open a data set by name (its files in `data_dir`, or where `apiary data fetch` puts them), a folder
+    (docs/folders.md), an `.npz`, or a CSV with pixels. Raises DataError."""
     if isinstance(source, str) and source in catalogue.all_datasets():
         return _open_dataset(catalogue.get(source), data_dir)
     path = Path(source)
     if path.suffix == ".npz" and path.is_file():
         return open_npz(path)
+    if path.suffix == ".csv" and path.is_file():
+        return open_pixels(path)
     if path.is_dir():
-        lines = _line_files(path) and not _label_folders(path)
-        return _open_splits(path) or (open_lines(path) if lines else gather([("", path)], [], path))
-    if path.suffix == ".npz" or "/" in str(source):
-        raise DataError(f"{source} is not there: expected a folder LABEL/*.jpg|png or an .npz file")
+        return _open_folder(path, join_labels=join_labels)
+    if path.suffix in (".npz", ".csv") or "/" in str(source):
+        raise DataError(f"{source} is not there: expected a folder of pictures, an .npz or a .csv file")
     try:
         catalogue.get(str(source))
     except DataError as e:
@@ -130,6 +108,22 @@ def open_npz(path: Path, classes: list[str] | None = None) -> ArraySource:
     if top > len(labels):
         raise DataError(f"{path}: a label is {top - 1}, expected below {len(labels)} as there are classes")
     return ArraySource(check_labels(labels, path), x, y, x_test, y_test)
+
+
+def open_pixels(path: Path) -> ArraySource:
+    """A CSV with a column of pixels, all pictures of one size. Raises DataError."""
+    (train, x_train), (test, x_test) = pixel_tables.read_pixels(path)
+    labels = check_labels(sorted({*train, *test}), path)
+    if len({picture.shape for picture in (*x_train, *x_test)}) != 1:
+        raise DataError(f"{path}: pictures of several sizes, expected one")
+    empty = np.empty((0, *x_train[0].shape) if x_train else (0, 1, 1), np.uint8)
+    return ArraySource(
+        labels,
+        np.stack(x_train) if x_train else empty,
+        np.array([labels.index(label) for label in train], np.int64),
+        np.stack(x_test) if x_test else empty,
+        np.array([labels.index(label) for label in test], np.int64),
+    )
 
 
 def open_lines(folder: Path) -> LineSource:
@@ -181,8 +175,8 @@ def _open_dataset(dataset: catalogue.DataSet, data_dir: Path | None) -> Source:
             return open_lines(folder)
         case "npz":
             raise DataError(f"{folder} holds no .npz: `apiary data fetch {dataset.name}` brings it")
-    if split := _open_splits(folder):
-        return split
+    if walk.look(folder).layout.has_test_part:
+        return open_folders([folder])
     hint = dataset.by_hand(folder)
     raise DataError(f"{folder} holds neither train/ and test/ folders nor an .npz. {hint}")
 
@@ -218,17 +212,20 @@ def _cifar(folder: Path, classes: list[str]) -> ArraySource:
     return ArraySource(classes, np.ascontiguousarray(x), y, np.ascontiguousarray(x_test), y_test)
 
 
-def _open_splits(folder: Path) -> FolderSource | None:
-    train, test = folder / "train", folder / "test"
-    if not (train.is_dir() and test.is_dir() and _label_folders(train)):
-        return None
-    return gather([("", train)], [("", test)], folder)
+def _open_folder(folder: Path, *, join_labels: bool) -> Source:
+    contents = walk.look(folder)
+    if not contents.layout.groups and not contents.layout.sets:
+        for path in sorted(folder.glob("*.csv")):
+            if pixel_tables.holds_pixels(path):
+                return open_pixels(path)
+        if _line_files(folder) and not walk.look_for_samples(folder).layout.groups:
+            return open_lines(folder)
+    return open_folders([folder], join_labels=join_labels)
 
 
 def hardhat_source(parts: list[Path]) -> FolderSource:
     """Both clients' train pictures and all three parties' test pictures, from `hardhat_folders`."""
-    train = [(f"{p.name}-", p / "train") for p in parts[:2]]
-    return gather(train, [(f"{p.name}-", p / "test") for p in parts], parts[0].parent)
+    return open_folders(parts[:2], tests=parts[2:], prefixed=True)
 
 
 def hardhat_folders(folder: Path) -> list[Path]:
@@ -242,44 +239,8 @@ def hardhat_folders(folder: Path) -> list[Path]:
     )
 
 
-def gather(train: list[tuple[str, Path]], test: list[tuple[str, Path]], where: Path) -> FolderSource:
-    """Pictures of several LABEL/* folders, names prefixed so that they stay unique. Raises DataError."""
-    labels = sorted({label for _, folder in train for label in _label_folders(folder)})
-    if not labels:
-        raise DataError(f"{where} holds no pictures: expected folders LABEL/*.jpg|jpeg|png")
-    check_labels(labels, where)
-    found: list[tuple[list[tuple[Path, str]], Labels]] = []
-    for parts in (train, test):
-        files: list[tuple[Path, str]] = []
-        y: list[int] = []
-        for prefix, folder in parts:
-            for label in _label_folders(folder):
-                if label not in labels:
-                    raise DataError(f"{folder / label}: a test label that no training picture has")
-                for path in pictures_in(folder / label):
-                    files.append((path, f"{prefix}{path.name}"))
-                    y.append(labels.index(label))
-        found.append((files, np.array(y, dtype=np.int64)))
-    return FolderSource(labels, *found[0], *found[1])
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Picture files right in `folder`, or texts where there are none, by name; hidden files are none."""
-    files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
-    pictures = [p for p in files if p.suffix.lower() in PICTURES]
-    return pictures or [p for p in files if p.suffix.lower() in TEXTS]
-
-
 def _line_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.txt") if not p.name.startswith(".") and p.is_file())
-
-
-def _label_folders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not there: expected a folder LABEL/*.jpg|png")
-    return sorted(
-        p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and pictures_in(p)
-    )
 
 
 def _pictures(path: Path, split: str, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.uint8], Labels]:

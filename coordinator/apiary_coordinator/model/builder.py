@@ -21,11 +21,14 @@ class ExportedModel(BaseModel):
     trainer: BlobRef | None
     base: BlobRef | None
     initial: BlobRef
+    held_out: BlobRef | None = None
+    """The held-out pictures by digest; None where there are none, or they are texts."""
 
     @property
     def files(self) -> list[BlobRef]:
         """What a node needs besides the weights."""
-        return [ref for ref in (self.manifest, self.trainer, self.base) if ref is not None]
+        refs = (self.manifest, self.trainer, self.base, self.held_out)
+        return [ref for ref in refs if ref is not None]
 
 
 class ModelBuilder(Protocol):

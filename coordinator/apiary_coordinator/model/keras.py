@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,14 +16,16 @@ from apiary.learn.cache import ArrayCache
 from apiary.learn.classifier import Classifier
 from apiary.learn.classifier import evaluate as evaluate_classifier
 from apiary.learn.fit import predict
-from apiary.learn.images import Dataset
+from apiary.learn.folder import labels as naming
+from apiary.learn.images import Dataset, Scan
 from apiary.learn.manifest import INPUT, Manifest
 from apiary.learn.metrics import Evaluation, report
+from apiary.learn.partition import evenly
 from apiary.learn.runtimes import choose
 from apiary.learn.runtimes.base import Trainer
 from apiary.settings import Settings
 from apiary.tensors import Weights
-from apiary.wire import Digest, blob
+from apiary.wire import Digest, blob, held_out
 from apiary.wire.messages import MAX_LABEL_CHARS, MAX_LABELS, BlobRef, fits_label
 from apiary_coordinator import strategies
 from apiary_coordinator.export.client import Built, build_in_child, finish_in_child
@@ -34,6 +36,8 @@ from apiary_coordinator.run.finished import MODELS
 log = logging.getLogger(__name__)
 
 _CACHE_MB = 1024
+REPRESENTATIVE: Final = 100
+"""Pictures that the converter finds the ranges of int8 with; of more labels than these one each."""
 
 
 class KerasModelBuilder:
@@ -61,6 +65,7 @@ class KerasModelBuilder:
                 trainer=self._keep(built.trainer.read_bytes()),
                 base=self._keep(built.base.read_bytes()) if built.base else None,
                 initial=self._keep(blob.encode(built.initial)),
+                held_out=self._keep_digests(Manifest.decode(built.manifest_file.read_bytes())),
             )
 
     def manifest(self, exported: ExportedModel) -> Manifest:
@@ -70,11 +75,11 @@ class KerasModelBuilder:
     def evaluate(self, exported: ExportedModel, weights: Weights) -> Evaluation:
         """Evaluate weights on the held-out pictures."""
         manifest = self.manifest(exported)
-        held_out = self._pictures(exported, manifest, features=True)
+        pictures = self._pictures(exported, manifest, features=True)
         if self._trainer is None:
             trainer = self._blobs.path(Digest(exported.trainer.digest)) if exported.trainer else None
             self._trainer = choose("auto").open_trainer(manifest, trainer, threads=1)
-        return evaluate(self._trainer, weights, held_out, manifest.labels)
+        return evaluate(self._trainer, weights, pictures, manifest.labels)
 
     def finish(self, exported: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
         """Write the final files; the int8 model's accuracy on the same pictures."""
@@ -84,8 +89,7 @@ class KerasModelBuilder:
             write_atomic(weights_file, blob.encode(weights))
             pictures = self._pictures(exported, manifest, features=False)
             representative = self._state / "representative.npy"
-            # At most 100, spread over the classes: Keras' converter wants a hundred or so to find the ranges.
-            np.save(representative, pictures.x[:: max(1, len(pictures) // 100)][:100], allow_pickle=False)
+            np.save(representative, pictures.x[evenly(pictures.y, REPRESENTATIVE)], allow_pickle=False)
             job = FinishJob(
                 build=self._export(list(manifest.labels)).folder,
                 weights=weights_file,
@@ -121,11 +125,8 @@ class KerasModelBuilder:
     def _pictures(self, exported: ExportedModel, manifest: Manifest, *, features: bool) -> Dataset:
         if self._held_out is not None and features:
             return self._held_out
-        folder = self._settings.coordinator.test_data
-        if folder is None:
-            raise DataError("no held-out pictures are set (coordinator.test_data)")
         cache = ArrayCache(self._state / "cache", _CACHE_MB)
-        found = images.scan(folder, manifest.labels, manifest.input)
+        found = self._scan(manifest)
         if features and exported.base is not None and manifest.features is not None:
             base = self._blobs.path(Digest(exported.base.digest))
             data = frozen.load(
@@ -138,11 +139,31 @@ class KerasModelBuilder:
             )
         else:
             data = images.load(found, manifest.input, cache=cache)
-        for message in [*found.messages(), *(f"{s.path}: left out: {s.why}" for s in data.skipped)]:
+        for line in found.understood:
+            log.info("held-out pictures: %s", line)
+        unread = data.skipped[len(found.skipped) :]
+        for message in [
+            *found.messages(),
+            *(f"{naming.readable(str(s.path))}: left out: {s.why}" for s in unread),
+        ]:
             log.warning("held-out pictures: %s", message)
         if features:
             self._held_out = data
         return data
+
+    def _keep_digests(self, manifest: Manifest) -> BlobRef | None:
+        """The held-out pictures by digest; of texts, short as they are, equal ones mean nothing."""
+        if manifest.input.letters:
+            return None
+        return self._keep(held_out.encode(sha256_of(r.path) for r in self._scan(manifest).records))
+
+    def _scan(self, manifest: Manifest) -> Scan:
+        given = self._settings.coordinator
+        if given.test_data is None:
+            raise DataError("no held-out pictures are set (coordinator.test_data)")
+        return images.scan(
+            given.test_data, manifest.labels, manifest.input, use="test", join_labels=given.join_labels
+        )
 
     def _keep(self, data: bytes) -> BlobRef:
         return BlobRef(digest=self._blobs.put(data), bytes=len(data))
@@ -164,9 +185,12 @@ def held_out_labels(settings: Settings) -> list[str]:
     if given.test_data is None:
         raise DataError(
             "no held-out pictures: give --test-data DIR (coordinator.test_data), a folder "
-            "LABEL/*.jpg|png of pictures that no node trains on"
+            "a label of pictures that no node trains on"
         )
-    labels = given.labels or list(images.scan(given.test_data).known)
+    if given.labels is not None:
+        labels = [naming.readable(label) for label in given.labels]
+    else:
+        labels = list(images.scan(given.test_data, use="test", join_labels=given.join_labels).known)
     if len(labels) < 2:
         raise DataError(
             f"{given.test_data} holds one class only ({', '.join(labels)}); a classifier needs two or more"

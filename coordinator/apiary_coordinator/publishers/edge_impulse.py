@@ -260,20 +260,21 @@ def _held_out(candidate: Candidate, settings: Settings) -> Scan:
     folder = settings.coordinator.test_data
     if folder is None:
         raise DataError("this needs the server's held-out pictures: set coordinator.test_data")
-    return images.scan(folder, candidate.labels)
+    return images.scan(folder, candidate.labels, use="test", join_labels=settings.coordinator.join_labels)
 
 
 def _representative(candidate: Candidate, settings: Settings, folder: Path) -> Path:
-    """Up to a hundred of the server's own pictures, spread over the labels, as the model's input."""
+    """About a hundred of the server's own pictures, evenly of all labels, as the model's input."""
     from dataclasses import replace
 
     import numpy as np
 
     from apiary.learn import images
+    from apiary.learn.partition import evenly
 
     found = _held_out(candidate, settings)
-    every = max(1, len(found.records) // REPRESENTATIVE)
-    some = replace(found, records=found.records[::every][:REPRESENTATIVE])
+    chosen = evenly(np.array([found.known.index(r.label) for r in found.records]), REPRESENTATIVE)
+    some = replace(found, records=tuple(found.records[i] for i in chosen))
     path = folder / "representative.npy"
     np.save(path, images.load(some, candidate.input).x.astype(np.float32), allow_pickle=False)
     return path

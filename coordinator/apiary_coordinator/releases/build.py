@@ -14,6 +14,7 @@ from apiary.eim import elf
 from apiary.eim.protocol import EimModel
 from apiary.errors import DataError, ModelError, PublishError, SettingsError
 from apiary.files import sha256_of
+from apiary.learn.folder.tables import class_names
 from apiary.settings import Settings
 from apiary.wire.messages import MAX_LABELS, BlobRef, Label, Name, PictureShape, Release
 from apiary.wire.messages.releases import Machine, ReleaseKind
@@ -199,7 +200,7 @@ def _described(file: Path, machine: str) -> EimModel:
 def _labels_beside(file: Path) -> tuple[str, ...]:
     path = file.with_name("labels.txt")
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
+        return tuple(class_names(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError):
         raise DataError(
             f"{file.name}: which labels? give --labels A,B,... in the model's order, or labels.txt beside it"

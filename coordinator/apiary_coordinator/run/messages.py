@@ -43,6 +43,7 @@ def opened(round_: Round, terms: RoundTerms, server: ServerState, *, rounds: int
         cohort=list(round_.cohort),
         cohort_size=len(round_.cohort),
         needs=needs(server.manifest),
+        held_out=server.exported.held_out,
     )
     room = (READABLE_BYTES if round_.phase is Phase.OPEN else REPEATED_BYTES) - SEAL_BYTES
     return full if len(full.encode()) <= room else full.model_copy(update={"cohort": None})

@@ -1,11 +1,10 @@
-"""Samples in folders, `LABEL/*.jpg|jpeg|png|txt`, to bytes of one size: uint8[H, W, C], never floats."""
+"""Samples in folders to bytes of one size: uint8[H, W, C], never floats."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,15 +15,12 @@ from numpy.typing import NDArray
 from apiary.errors import DataError
 from apiary.learn import text
 from apiary.learn.cache import ArrayCache
+from apiary.learn.folder import labels as naming
+from apiary.learn.folder import walk
+from apiary.learn.folder.walk import FolderContents, Skipped, Use
 from apiary.learn.manifest import PictureInput
-from apiary.learn.sample_files import (
-    MAX_FILE_BYTES,
-    MAX_PIXELS,
-    PICTURES,
-    TEXTS,
-    check_decodable,
-    opened_picture,
-)
+from apiary.learn.modes import plain
+from apiary.learn.sample_files import MAX_FILE_BYTES, MAX_PIXELS, check_decodable, opened_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +33,7 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class PictureRecord:
-    """A picture file, its label (the folder's name) and its size in bytes."""
+    """A picture file, its label and its size in bytes."""
 
     path: Path
     label: str
@@ -45,18 +41,11 @@ class PictureRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file that was left out, and why."""
-
-    path: Path
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class Scan:
-    """What lies in a folder: pictures sorted by label and file name, and what was left out.
+    """What lies in a folder: pictures sorted by label, folder and file name, and what was left out.
 
-    `unknown` counts the pictures of labels that the model does not know.
+    `unknown` counts the pictures of labels that the model does not know; `notes` are on what the folder holds
+    besides, `understood` says how it is meant where that is not a folder a label.
     """
 
     folder: Path
@@ -64,6 +53,8 @@ class Scan:
     known: tuple[str, ...]
     unknown: Mapping[str, int]
     skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...] = ()
+    understood: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -83,7 +74,8 @@ class Scan:
                 f"{self.folder}: all pictures have the label {next(iter(self.counts))!r}; "
                 "a node with one class learns little by itself, others must hold the rest"
             )
-        return lines + [f"{s.path}: left out: {s.why}" for s in self.skipped]
+        lines += [f"{self.folder}: {note}" for note in self.notes]
+        return lines + [f"{naming.readable(str(s.path))}: left out: {s.why}" for s in self.skipped]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,32 +109,69 @@ class Dataset:
         return Dataset(self.x[which], self.y[which], tuple(self.digests[i] for i in which), self.labels)
 
 
-def scan(folder: Path, labels: Sequence[str] | None = None, to: PictureInput | None = None) -> Scan:
-    """List the pictures under `folder`; `labels` None takes its folders' names. Raises DataError.
+def scan(
+    folder: Path,
+    labels: Sequence[str] | None = None,
+    to: PictureInput | None = None,
+    *,
+    use: Use = "train",
+    join_labels: bool = False,
+) -> Scan:
+    """List the pictures under `folder` for a use; `labels` None takes those that it has. Raises DataError.
 
     Texts instead of pictures where `to` reads letters; where nothing is known yet (None) and there is no
-    picture at all, texts too.
-    Links that lead out of the folder are not followed; hidden files and other suffixes do not count.
+    picture at all, texts too. `join_labels`: those that differ in case or blanks only are one.
     """
-    _check_folder(folder)
-    found, skipped = _by_label(folder, TEXTS if to is not None and to.letters else PICTURES)
-    if to is None and not any(found.values()):
-        found, skipped = _by_label(folder, TEXTS)
-    known = tuple(labels) if labels is not None else tuple(k for k, v in found.items() if v)
-    result = Scan(
-        folder,
-        tuple(r for label in sorted(found) if label in known for r in found[label]),
-        known,
-        {label: len(rs) for label, rs in found.items() if label not in known and rs},
-        tuple(skipped),
-    )
+    contents = walk.look_for_samples(folder) if to is None else walk.look(folder, texts=bool(to.letters))
+    if join_labels:
+        contents = walk.join(contents, tuple(labels or ()))
+    result = _scan_of(contents, labels, use)
     if not result.records:
-        raise DataError("\n".join([_nothing(folder, result), *result.messages()]))
+        why = contents.nothing(use)
+        if result.unknown:
+            why = f"data folder {folder} holds no picture of a label that the model knows"
+        raise DataError("\n".join([why, *result.messages()]))
     return result
 
 
+def _scan_of(contents: FolderContents, labels: Sequence[str] | None, use: Use) -> Scan:
+    groups = contents.chosen(use)
+    own = {g.label for g in groups if g.label is not None}
+    # The test part may lack what is trained; an empty folder names a label, too.
+    unused = contents.layout.unused if use == "test" else ()
+    known = tuple(labels) if labels is not None else tuple(sorted(own | set(unused)))
+    # A model of before may spell its labels in another form of Unicode.
+    spelled = {naming.readable(label): label for label in known}
+    records: list[PictureRecord] = []
+    skipped = list(contents.skipped)
+    unknown: Counter[str] = Counter()
+    for group in groups:
+        label = spelled.get(group.label or "")
+        if label is None:
+            unknown[group.label or ""] += len(group.names)
+            continue
+        for name in group.names:
+            path = contents.folder / group.folder / name
+            try:
+                records.append(PictureRecord(path, label, path.stat().st_size))
+            except OSError as e:
+                skipped.append(Skipped(path, f"cannot be read: {e.strerror}"))
+    notes = [*contents.layout.warnings, *contents.foreign_lines()]
+    if labels is None and unused:
+        notes.append(f"labels without a picture here: {', '.join(unused)}")
+    return Scan(
+        contents.folder,
+        tuple(records),
+        known,
+        dict(unknown),
+        tuple(skipped),
+        tuple(notes),
+        tuple(contents.understood(use)),
+    )
+
+
 def decode(data: bytes, to: PictureInput) -> Bytes:
-    """A JPEG or PNG file's bytes as uint8[H, W, C], squashed to `to`, EXIF orientation honoured.
+    """A picture file's bytes as uint8[H, W, C], squashed to `to`, EXIF orientation honoured.
 
     A text's bytes where `to` reads letters. Any mode comes out as RGB or grey; transparent pixels lie on
     white. Raises DataError with the reason.
@@ -154,7 +183,7 @@ def decode(data: bytes, to: PictureInput) -> Bytes:
 
 
 def whole(data: bytes, channels: int) -> Bytes:
-    """A JPEG or PNG file's bytes in their own size, uint8[H, W, channels]. Raises DataError."""
+    """A picture file's bytes in their own size, uint8[H, W, channels]. Raises DataError."""
     picture = _opened(data, channels, None)
     return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, channels)
 
@@ -194,7 +223,7 @@ def load(
     Raises DataError where no picture is left, or where all together would be larger than `max_bytes`.
     """
     shape = (to.height, to.width, to.channels)
-    kind = f"texts-{hashlib.sha256(to.letters.encode()).hexdigest()[:8]}" if to.letters else "pictures"
+    kind = f"texts-{hashlib.sha256(to.letters.encode()).hexdigest()[:8]}" if to.letters else "pictures2"
     space = f"{kind}-{to.height}x{to.width}x{to.channels}"
     _check_size(found, to, int(np.prod(shape)), max_bytes)
     x = np.empty((len(found.records), *shape), np.uint8)
@@ -237,7 +266,7 @@ def gather(
     if not y:
         raise DataError(
             f"{found.folder}: none of {len(found.records)} pictures can be read; the first: "
-            f"{skipped[0].path.name}: {skipped[0].why}"
+            f"{naming.readable(skipped[0].path.name)}: {skipped[0].why}"
         )
     return Dataset(x[: len(y)], np.array(y, np.int64), tuple(digests), found.known, tuple(skipped))
 
@@ -250,71 +279,6 @@ def _check_size(found: Scan, to: PictureInput, each: int, max_bytes: int) -> Non
         )
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.exists():
-        raise DataError(f"data folder {folder} does not exist; {_LAYOUT}")
-    if not folder.is_dir():
-        raise DataError(f"data folder {folder} is a file; {_LAYOUT}")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise DataError(f"data folder {folder} may not be read by this user")
-
-
-_LAYOUT: Final = "expected a folder for each label with its pictures: DATA/cat/001.jpg, DATA/dog/002.png"
-
-
-def _nothing(folder: Path, result: Scan) -> str:
-    if result.unknown:
-        return f"data folder {folder} holds no picture of a label that the model knows"
-    if any(p.suffix.lower() in PICTURES for p in folder.iterdir()):
-        return f"data folder {folder} holds pictures, but not in folders by label; {_LAYOUT}"
-    return f"data folder {folder} holds no pictures; {_LAYOUT}"
-
-
-def _by_label(
-    folder: Path, suffixes: tuple[str, ...]
-) -> tuple[dict[str, list[PictureRecord]], list[Skipped]]:
-    root = folder.resolve()
-    found: dict[str, list[PictureRecord]] = {}
-    skipped: list[Skipped] = []
-    for sub in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        if not sub.resolve().is_relative_to(root):
-            skipped.append(Skipped(sub, "a link that leads out of the data folder"))
-            continue
-        found[sub.name] = list(_files(sub, root, suffixes, skipped))
-    return found, skipped
-
-
-def _files(
-    sub: Path, root: Path, suffixes: tuple[str, ...], skipped: list[Skipped]
-) -> Iterator[PictureRecord]:
-    for path in sorted(sub.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        try:
-            real = path.resolve(strict=True)
-            if not real.is_relative_to(root):
-                skipped.append(Skipped(path, "a link that leads out of the data folder"))
-            elif real.is_file():
-                yield PictureRecord(path, sub.name, real.stat().st_size)
-        except (OSError, RuntimeError) as e:  # RuntimeError: a loop of links, before Python 3.13
-            skipped.append(Skipped(path, f"cannot be read: {getattr(e, 'strerror', None) or e}"))
-
-
-def _plain(picture: Image, channels: int) -> Image:
-    """Any mode as RGB or L, 8 bits."""
-    from PIL import Image
-
-    if picture.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
-        # 16 bit grey: Pillow's own conversion clips at 255 instead of scaling.
-        picture = Image.fromarray((np.asarray(picture, np.float64) / 257).clip(0, 255).astype(np.uint8), "L")
-    if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, picture)
-    mode = "L" if channels == 1 else "RGB"
-    return picture if picture.mode == mode else picture.convert(mode)
-
-
 def _opened(data: bytes, channels: int, side: int | None) -> Image:
     """The picture, plain and upright; `side` is as small as it may come where that is cheaper."""
     from PIL import ImageOps
@@ -324,4 +288,4 @@ def _opened(data: bytes, channels: int, side: int | None) -> Image:
             opened.draft("L" if channels == 1 else "RGB", (side, side))
         check_decodable(opened)
         ImageOps.exif_transpose(opened, in_place=True)
-        return _plain(opened, channels)
+        return plain(opened, channels)

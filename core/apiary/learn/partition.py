@@ -75,6 +75,26 @@ def count(labels: NDArray[Any], parts: Sequence[Indices], classes: int) -> Count
     return np.stack([np.bincount(y[p], minlength=classes) for p in parts]).astype(np.int64)
 
 
+def evenly(labels: NDArray[Any], wanted: int) -> Indices:
+    """Ascending indices of about `wanted` samples: as many of each label as of any other, while it has some.
+
+    At least one of each label that occurs, whatever `wanted` is; a label's own lie evenly over all of it.
+    """
+    y = np.asarray(labels)
+    classes, sizes = np.unique(y, return_counts=True)
+    take = np.minimum(sizes, 1)
+    while take.sum() < min(wanted, y.size):
+        open_ = np.flatnonzero(take < sizes)
+        # The fewest first, and no more than are still wanted.
+        open_ = open_[np.argsort(take[open_], kind="stable")][: wanted - int(take.sum())]
+        take[open_] += 1
+    chosen = [
+        np.flatnonzero(y == c)[(np.arange(n) * size) // n]
+        for c, n, size in zip(classes, take, sizes, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen)) if chosen else np.array([], np.int64)
+
+
 def hold_out(labels: NDArray[Any], share: float, *, seed: int = 0) -> tuple[Indices, Indices]:
     """Split into (train, test) with `share` of every class in test, at least one where a class has two."""
     if not 0 < share < 1:

@@ -16,8 +16,9 @@ class CoordinatorSettings(Section):
     )
     runs_dir: Path = Field(Path("runs"), description="results, one folder a run")
     test_data: Path | None = Field(
-        None, description="held-out pictures, LABEL/*.jpg|png; also names the labels"
+        None, description="held-out pictures, a folder a label, which also names the labels: docs/folders.md"
     )
+    join_labels: bool = Field(False, description="labels that differ in case or blanks only are one")
     labels: list[str] | None = Field(
         None, description="class names in order; unset: the folders of test_data"
     )

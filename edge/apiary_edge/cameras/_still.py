@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apiary.errors import DataError
+from apiary.learn.modes import plain
 from apiary.learn.sample_files import MAX_FILE_BYTES, opened_picture
 from apiary_edge.samples.clean import fit_in_memory
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def read_still(path: Path) -> Frame:
-    """A JPEG or PNG file as uint8[H, W, 3], upright. Raises DataError: a link, too large, no picture.
+    """A picture file as uint8[H, W, 3], upright. Raises DataError: a link, too large, no picture.
 
     A JPEG of more than MAX_DECODED_PIXELS comes at half its size.
     """
@@ -27,7 +28,7 @@ def read_still(path: Path) -> Frame:
     with opened_picture(read_file(path)) as opened:
         fit_in_memory(opened)
         ImageOps.exif_transpose(opened, in_place=True)
-        return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
+        return np.asarray(plain(opened, 3))
 
 
 def read_file(path: Path) -> bytes:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from apiary.errors import CameraError, DataError
-from apiary.learn.sample_files import PICTURES
+from apiary.learn.folder.kinds import is_ignored
+from apiary.learn.folder.labels import readable
+from apiary.learn.folder.walk import picture_suffixes
 from apiary.settings import CameraSettings
 from apiary_edge.cameras.base import Camera, PassedOver
 
@@ -34,7 +36,7 @@ def camera(options: CameraSettings) -> Camera:
 
 
 class WatchedFolder:
-    """The JPEG and PNG files right in a folder; links, hidden files and folders in it are left alone.
+    """The pictures right in a folder; links, hidden files and folders in it are left alone.
 
     Files are neither moved nor removed. After a restart all are seen again; the store knows them.
     """
@@ -72,7 +74,7 @@ class WatchedFolder:
                 # Not the file's fault: it is still to be seen when the folder is back.
                 raise CameraError(f"{self.name}: it is gone; is its drive still there?") from None
             self._seen = key
-            raise PassedOver(f"{key[1]}: {e}") from None
+            raise PassedOver(f"{readable(key[1])}: {e}") from None
         self._seen = key
         return picture
 
@@ -104,8 +106,9 @@ class WatchedFolder:
             raise CameraError(f"{self.name}: {e.strerror}; is its drive still there?") from None
 
     def _new(self, entries: Iterator[os.DirEntry[str]]) -> Iterator[_Key]:
+        suffixes = picture_suffixes()
         for entry in entries:
-            if entry.name.startswith(".") or not entry.name.lower().endswith(PICTURES):
+            if is_ignored(entry.name) or not entry.name.lower().endswith(suffixes):
                 continue
             if not entry.is_file(follow_symlinks=False):
                 continue

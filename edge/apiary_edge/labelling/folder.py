@@ -1,6 +1,5 @@
-"""Labels by folder: `FOLDER/LABEL/*.jpg|png` into the store; what lies right in FOLDER has no label."""
+"""Pictures of a folder into the store, with the labels that the folder gives them (docs/folders.md)."""
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -8,20 +7,25 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import DataError
-from apiary.learn.sample_files import PICTURES
+from apiary.learn.folder import labels as naming
+from apiary.learn.folder import walk
+from apiary.learn.folder.layout import FolderLayout
+from apiary.learn.folder.splits import Split
+from apiary.learn.folder.walk import FolderContents
 from apiary_edge.cameras._still import read_file
 from apiary_edge.samples.model import Added, Duplicate, Incoming, check_label
 from apiary_edge.samples.store import SampleStore
 
 MAX_REASONS: Final = 20
-"""Refused files that are named; the others are counted."""
+"""Files that are named in each list; the others are counted."""
 
 
 @dataclass(slots=True)
 class Imported:
-    """What became of a folder's pictures; `refused` names at most MAX_REASONS files with their reasons.
+    """What an import did; `refused` and `contradicted` name at most MAX_REASONS files with their reasons.
 
-    `relabelled` were in the store without a label and have one now; `stopped` says why it ended early.
+    `relabelled` were in the store without a label and have one now; `held_out` are the folder's test part;
+    `contradicted` are there under another label, which they keep. `stopped` says why it ended early.
     """
 
     added: int = 0
@@ -29,6 +33,9 @@ class Imported:
     duplicates: int = 0
     refused_count: int = 0
     evicted: int = 0
+    held_out: int = 0
+    contradicted_count: int = 0
+    contradicted: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
     stopped: str | None = None
@@ -39,53 +46,57 @@ class Imported:
         return self.added + self.duplicates + self.relabelled + self.refused_count
 
 
-def count(folder: Path) -> int:
-    """How many files an import would look at. Raises DataError where there is no such folder."""
-    return sum(1 for _ in _files(folder, Imported()))
+def look(store: SampleStore, folder: Path, *, join_labels: bool = False) -> FolderContents:
+    """What an import would take, and how it is understood. Raises DataError."""
+    contents = walk.look(folder)
+    if contents.layout.sets:
+        raise DataError(contents.nothing("train"))
+    return walk.join(contents, tuple(store.labels())) if join_labels else contents
+
+
+def count(layout: FolderLayout) -> int:
+    """How many files an import would look at."""
+    return sum(len(group.names) for group in layout.groups)
 
 
 def import_folder(
     store: SampleStore,
-    folder: Path,
+    contents: FolderContents,
     *,
     label: str | None = None,
     progress: Callable[[Imported], None] | None = None,
 ) -> Imported:
-    """Take a folder's pictures in; `label` for those right in it. Links and hidden files are left out.
+    """Take a folder's pictures in; `label` for those without one, the folder's test part as held out.
 
-    Done again, it goes on where it was cut off: what the store has is known by its digest. Files are read one
-    after the other, names as they come, so that 100,000 of them take no more memory than one batch.
-    Raises DataError for a folder or label that cannot be meant, StoreError for the disk.
+    Done again, it goes on where it was cut off: what the store has is known by its digest. One batch of
+    pictures is in memory at a time. Raises DataError for a label that cannot be one, StoreError for the disk.
     """
     if label is not None:
         check_label(label)
     done = Imported()
-    waiting: deque[tuple[Path, str | None]] = deque()
+    waiting: deque[Incoming] = deque()
 
     def incoming() -> Iterator[Incoming]:
-        for path, of_folder in _files(folder, done):
-            try:
-                data = read_file(path)
-                at = path.stat(follow_symlinks=False).st_mtime
-            except (DataError, OSError) as e:
-                _refuse(done, path, str(e))
-                continue
-            given = of_folder if of_folder is not None else label
-            waiting.append((path, given))
-            yield Incoming(data, str(path.relative_to(folder)), given, captured_at=at)
+        for one in _pictures(contents, label, done):
+            waiting.append(one)
+            yield one
 
     for outcome in store.add_many(incoming()):
-        path, given = waiting.popleft()
+        one = waiting.popleft()
         match outcome:
             case Added(_, evicted):
                 done.added += 1
                 done.evicted += len(evicted)
-                done.labels[given or ""] += 1
-            case Duplicate(_, relabelled):
+                done.labels[one.label or ""] += 1
+                done.held_out += bool(one.held_out)
+            case Duplicate(id_, relabelled):
                 done.relabelled += relabelled
                 done.duplicates += not relabelled
+                has = None if one.label is None or relabelled else store.get(id_)
+                if has is not None and has.label not in (None, one.label):
+                    _note_contradiction(done, one, has.label)
             case refused:
-                _refuse(done, path, refused.why)
+                _refuse(done, one.source, refused.why)
                 if refused.full:
                     done.stopped = refused.why
                     break
@@ -94,47 +105,43 @@ def import_folder(
     return done
 
 
-def _files(folder: Path, done: Imported) -> Iterator[tuple[Path, str | None]]:
-    """Picture files, and the label that their folder gives them."""
-    if folder.is_symlink() or not folder.is_dir():
+def _pictures(contents: FolderContents, label: str | None, done: Imported) -> Iterator[Incoming]:
+    for group in contents.layout.groups:
+        given = group.label if group.label is not None else label
+        held_out = True if group.split is not Split.TRAIN and given is not None else None
+        for name in group.names:
+            path = contents.folder / group.folder / name
+            source = naming.readable(f"{group.folder}/{name}" if group.folder else name)
+            try:
+                if given is not None:
+                    _check(given)
+                if path.is_symlink():  # to a file of this folder: others were left out
+                    path = path.resolve()
+                data = read_file(path)
+                at = path.stat().st_mtime
+            except (DataError, OSError) as e:
+                _refuse(done, source, str(e))
+                continue
+            yield Incoming(data, source, given, captured_at=at, held_out=held_out)
+
+
+def _check(label: str) -> None:
+    if label != label.strip():
         raise DataError(
-            f"{folder}: no folder; expected one with a folder for each label, such as FOLDER/cat/1.jpg"
+            f"{label!r} cannot be a label, for its blanks: --join-labels takes it for {label.strip()!r}"
         )
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise DataError(f"{folder}: this user may not read it")
-    for entry in _entries(folder, done):
-        if not entry.is_dir(follow_symlinks=False):
-            if _is_picture(entry):
-                yield Path(entry.path), None
-            continue
-        try:
-            label = check_label(entry.name)
-        except DataError as e:
-            if not entry.name.startswith("."):
-                _refuse(done, Path(entry.path), str(e))
-            continue
-        for file in _entries(Path(entry.path), done):
-            if _is_picture(file):
-                yield Path(file.path), label
+    check_label(label)
 
 
-def _entries(folder: Path, done: Imported) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except OSError as e:
-        _refuse(done, folder, f"cannot be read: {e.strerror}")
-
-
-def _is_picture(entry: os.DirEntry[str]) -> bool:
-    return (
-        entry.name.lower().endswith(PICTURES)
-        and not entry.name.startswith(".")
-        and entry.is_file(follow_symlinks=False)
-    )
-
-
-def _refuse(done: Imported, path: Path, why: str) -> None:
+def _refuse(done: Imported, source: str, why: str) -> None:
     done.refused_count += 1
     if len(done.refused) < MAX_REASONS:
-        done.refused.append(f"{path}: {why}")
+        done.refused.append(f"{source}: {why}")
+
+
+def _note_contradiction(done: Imported, one: Incoming, has: str | None) -> None:
+    done.contradicted_count += 1
+    if len(done.contradicted) < MAX_REASONS:
+        done.contradicted.append(
+            f"{one.source}: the same picture is there as {has!r}, here it is {one.label!r}"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -22,13 +21,18 @@ def draw(data: bytes, columns: int = 64, rows: int = 24) -> str:
     """A picture as text: two pixels a character, 24 bit colours. Raises DataError."""
     from PIL import Image
 
+    from apiary.learn.modes import plain
+    from apiary.learn.sample_files import opened_picture
+    from apiary_edge.samples.clean import fit_in_memory
+
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as opened:
+        with opened_picture(data) as opened:
             opened.draft("RGB", (2 * columns, 4 * rows))
             scale = min(columns / opened.width, 2 * rows / opened.height)
             size = (max(1, round(opened.width * scale)), max(2, round(opened.height * scale) // 2 * 2))
-            small = opened.convert("RGB").resize(size, Image.Resampling.BOX)
-    except Exception as e:  # Pillow raises anything on torn files
+            fit_in_memory(opened)
+            small = plain(opened, 3).resize(size, Image.Resampling.BOX)
+    except DataError as e:
         raise DataError(f"cannot be shown: {e}") from None
     return "\n".join(_line(small, y) for y in range(0, size[1], 2))
 

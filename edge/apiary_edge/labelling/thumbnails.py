@@ -62,7 +62,7 @@ class Thumbnails:
 
 
 def _scaled(path: Path, side: int) -> bytes:
-    from PIL import Image
+    from apiary.learn.modes import plain
 
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -71,14 +71,8 @@ def _scaled(path: Path, side: int) -> bytes:
             opened.draft("RGB", (side, side))
             fit_in_memory(opened)
             # The store's pictures are upright already.
-            if opened.mode in ("LA", "PA", "RGBA") or "transparency" in opened.info:
-                small = opened.convert("RGBA")
-                small.thumbnail((side, side))
-                white = Image.new("RGBA", small.size, "white")
-                small = Image.alpha_composite(white, small).convert("RGB")
-            else:
-                small = opened if opened.mode == "RGB" else opened.convert("RGB")
-                small.thumbnail((side, side))
+            small = plain(opened, 3)
+            small.thumbnail((side, side))
             out = io.BytesIO()
             small.save(out, "JPEG", quality=_QUALITY)
     except (DataError, OSError) as e:

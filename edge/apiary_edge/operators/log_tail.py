@@ -7,9 +7,12 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
+from apiary.learn.folder import kinds
+
 MAX_BYTES: Final = 16_384
 _MAX_LINE: Final = 1_000
-_NAME: Final = r"([^/'\"\n]+\.(?:jpe?g|png|bmp|gif|webp|tiff?))"
+_SUFFIXES: Final = "|".join(re.escape(s) for s in (*kinds.PICTURES, *kinds.HEIC, *kinds.AVIF))
+_NAME: Final = rf"([^/'\"\n]+(?:{_SUFFIXES}))"
 _PICTURE: Final = re.compile(r"[^\s'\"=:]*/" + _NAME, re.IGNORECASE)
 
 

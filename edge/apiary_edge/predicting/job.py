@@ -32,6 +32,11 @@ class BackgroundJob(ChildMessage):
         return self.edge.state_dir / "chores"
 
     @property
+    def join_labels(self) -> bool:
+        """Of the node's settings."""
+        return self.edge.join_labels
+
+    @property
     def data_dir(self) -> Path | None:
         """Folder of folders by label."""
         return self.edge.data_dir

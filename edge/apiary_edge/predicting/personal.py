@@ -140,7 +140,11 @@ def _pictures(
 
     scan = pictures.find(job, manifest.labels, manifest.input)
     every = pictures.without_held_out(job, scan, load(scan))
-    kept = pictures.held_out(job.store, manifest.labels) if job.store is not None else None
+    kept = (
+        pictures.held_out(job.store, manifest.labels, join_labels=job.join_labels)
+        if job.store is not None
+        else None
+    )
     if kept is not None and kept.records:
         return every, load(kept)
     trains, tests = split(every.digests, VALIDATION_SHARE)

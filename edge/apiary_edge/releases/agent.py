@@ -264,6 +264,7 @@ class ReleaseAgent(NodeFeature):
                     before=_model(current) if current is not None else None,
                     store=samples if samples.is_dir() else None,
                     data_dir=edge.data_dir,
+                    join_labels=edge.join_labels,
                     folder_share=slots.folder_share,
                     max_pictures=slots.max_pictures,
                     threads=edge.threads,

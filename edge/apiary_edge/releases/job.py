@@ -27,6 +27,7 @@ class TrialJob(ChildMessage):
     before: TrialModel | None
     store: Path | None
     data_dir: Path | None
+    join_labels: bool = False
     folder_share: float
     max_pictures: int
     threads: int

@@ -159,11 +159,15 @@ def _scan(job: TrialJob, labels: list[str]) -> Scan:
     from apiary_edge.training import pictures
 
     known = tuple(labels)
-    records = list(pictures.held_out(job.store, known).records) if job.store is not None else []
+    records = (
+        list(pictures.held_out(job.store, known, join_labels=job.join_labels).records)
+        if job.store is not None
+        else []
+    )
     records = sorted(records, key=lambda r: r.path.name)[: job.max_pictures]  # named by digest: a fair draw
     if job.data_dir is not None and len(records) < job.max_pictures:
         try:
-            folder = images.scan(job.data_dir, known)
+            folder = images.scan(job.data_dir, known, join_labels=job.join_labels)
         except DataError as e:
             print(f"{e}", file=sys.stderr)
         else:

@@ -1,8 +1,9 @@
 """A picture file without its metadata: where and when it was taken, by whom, and thumbnails of the uncut one.
 
-Nothing but the segments and chunks that pixels need is kept, so pixels do not change; only a picture with an
-EXIF orientation is turned and encoded again, at half its size where it has more than 16 million of them.
-Imports Pillow when it is called.
+Of a JPEG or PNG nothing but the segments and chunks that pixels need is kept, so pixels do not change. What
+is turned by EXIF, is of another format, or is put together in a way that only a decoder understands (no end
+marker, a trailer behind it) is encoded again, at half its size where a JPEG has more than 16 million pixels.
+What training can decode is taken, nothing else. Imports Pillow when it is called.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _PNG_KEPT: Final = frozenset(
 _STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM and RSTn have no length (ITU T.81, B.1.1.3)
 _ADOBE: Final = 0xEE  # APP14 says how the colours are coded; without it CMYK and RGB JPEGs change their looks
 _ORIENTATION: Final = 0x0112
+_GREY: Final = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,49 +43,56 @@ class CleanPicture:
 
 
 def clean(data: bytes) -> CleanPicture:
-    """`data` upright and without its metadata. Raises DataError: no whole JPEG or PNG, or too large."""
+    """`data` upright and without its metadata. Raises DataError: no whole picture, or too large."""
     if len(data) > MAX_FILE_BYTES:
         raise DataError(f"{len(data)} bytes, expected at most {MAX_FILE_BYTES}")
     with opened_picture(data) as picture:
-        if picture.format == "PNG":
+        kind = "jpg" if picture.format in ("JPEG", "MPO") else "png" if picture.format == "PNG" else None
+        if kind != "jpg":
             check_decodable(picture)
-            if getattr(picture, "n_frames", 1) > 1:
-                raise DataError("an animated PNG, expected one picture")
-        if picture.getexif().get(_ORIENTATION, 1) in range(2, 9):
-            return _turned(data)
+        turned = picture.getexif().get(_ORIENTATION, 1) in range(2, 9)
         width, height = picture.size
-        suffix = "jpg" if picture.format in ("JPEG", "MPO") else "png"
-        stripped = _jpeg(data) if suffix == "jpg" else _png(data)
+    if kind is None or turned:
+        return _encoded_again(data)
+    try:
+        stripped = _jpeg(data) if kind == "jpg" else _png(data)
+    except DataError:
+        return _encoded_again(data)
     # Decode what will be stored, a JPEG at an eighth of its size: a torn file must not be labelled.
     with opened_picture(stripped) as picture:
         picture.draft("L", (1, 1))
         picture.load()
-    return CleanPicture(stripped, suffix, width, height)
+    return CleanPicture(stripped, kind, width, height)
 
 
 def fit_in_memory(opened: PillowImage) -> None:
-    """Have a large JPEG decoded at half its size. Raises DataError for a large PNG: it comes only whole."""
+    """Have a large JPEG decoded at half its size. Raises DataError for others: they come only whole."""
     if opened.width * opened.height > MAX_DECODED_PIXELS:
         opened.draft(None, (opened.width // 2, opened.height // 2))
     check_decodable(opened)
 
 
-def _turned(data: bytes) -> CleanPicture:
+def _encoded_again(data: bytes) -> CleanPicture:
+    """The pixels alone: as JPEG where they were compressed with loss, as PNG where not."""
     from PIL import ImageOps
 
+    from apiary.learn.modes import plain
+
     with opened_picture(data) as opened:
-        jpeg = opened.format != "PNG"
+        lossy = opened.format in ("JPEG", "MPO", "HEIF", "AVIF") or data[12:16] == b"VP8 "
         fit_in_memory(opened)
         upright = ImageOps.exif_transpose(opened)
+        if opened.format not in ("JPEG", "MPO", "PNG"):
+            upright = plain(upright, 1 if upright.mode in _GREY else 3)
         upright.info = {k: v for k, v in upright.info.items() if k == "transparency"}
         out = io.BytesIO()
-        if jpeg:
+        if lossy:
             upright.save(out, "JPEG", quality=QUALITY, subsampling=0)
         else:
             upright.save(out, "PNG")
     width, height = upright.size
-    stripped = _jpeg(out.getvalue()) if jpeg else _png(out.getvalue())
-    return CleanPicture(stripped, "jpg" if jpeg else "png", width, height)
+    stripped = _jpeg(out.getvalue()) if lossy else _png(out.getvalue())
+    return CleanPicture(stripped, "jpg" if lossy else "png", width, height)
 
 
 def _jpeg(data: bytes) -> bytes:

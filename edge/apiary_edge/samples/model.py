@@ -92,10 +92,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A picture on its way into the store: a JPEG or PNG file's bytes, and their source (a camera or file).
+    """A picture on its way into the store: its file's bytes, and their source (a camera or file).
 
     `captured_at` None means now. `automatic` pictures (a camera's) do not come back once their owner deleted
-    them. `likeness` is the perceptual hash of a captured frame.
+    them. `likeness` is the perceptual hash of a captured frame. `held_out` None lets the digest decide.
     """
 
     data: bytes
@@ -104,6 +104,7 @@ class Incoming:
     captured_at: float | None = None
     automatic: bool = False
     likeness: int | None = None
+    held_out: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,11 @@ class SampleReader:
         rows = self._select(query, (digest, digest))
         return SampleId(rows[0][0]) if rows else None
 
+    def origin(self, sample: str) -> str | None:
+        """The sha256 of the file that a sample was made of; None for what is no sample."""
+        rows = self._select("SELECT origin FROM sample WHERE id = ?", (sample,))
+        return str(rows[0][0]) if rows else None
+
     def find(self, beginning: str) -> list[SampleId]:
         """At most two samples whose ids begin like this: one is the one that is meant."""
         if not beginning or set(beginning) - set("0123456789abcdef"):

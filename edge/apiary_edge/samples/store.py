@@ -273,7 +273,9 @@ class SampleStore(SampleReader):
                 "captured_at": now if one.captured_at is None else one.captured_at,
                 "source": one.source[:200],
                 "likeness": queries.signed(one.likeness),
-                "held_out": is_held_out(sample, self.bounds.held_out),
+                "held_out": is_held_out(sample, self.bounds.held_out)
+                if one.held_out is None
+                else one.held_out,
                 "label": one.label,
                 "labelled_by": IMPORT if one.label else None,
                 "labelled_at": now if one.label else None,

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from apiary.wire.messages import NodeState, NodeStatus
 from apiary.wire.topics import TopicKind, Topics
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.training import census
+from apiary_edge.training.census import Census
 from apiary_edge.training.session import Session, SessionState
 from apiary_edge.transfer.channel import NodeChannel
 
@@ -84,14 +85,15 @@ class Presence:
         """The run, round and reason of what was given up last; None once the node takes part again."""
         self._node = channel.node
         self._data_dir = settings.data_dir
+        self._join_labels = settings.join_labels
         self._tags = settings.tags
         self._channel = channel
         self._facts = facts
         self._store = store
         self._more = more
         self._repeat_s = repeat_s(settings)
-        self._labels: dict[str, int] = {}
-        self._waiting: int | None = None
+        self._census = Census()
+        self._model_labels: tuple[str, ...] = ()
         self._counted_at = -math.inf
         self._version = 0
         self._said: tuple[object, ...] | None = None
@@ -100,18 +102,24 @@ class Presence:
     @property
     def samples(self) -> int:
         """Pictures that may be trained, as counted last."""
-        return sum(self._labels.values())
+        return sum(self._census.labels.values())
 
     def begin(self, now: float) -> None:
         """Count the pictures. Raises DataError where there are none to come either."""
         self._take_census()
         self._counted_at = now
-        if len(self._labels) == 1:
+        if len(self._census.labels) == 1:
             log.warning(
                 "node=%s all pictures have the label %r: this node trains, but teaches one class only",
                 self._node,
-                next(iter(self._labels)),
+                next(iter(self._census.labels)),
             )
+
+    def know(self, labels: Sequence[str]) -> None:
+        """The labels of the federation's model, where this node takes spellings of theirs for them."""
+        if self._join_labels and tuple(labels) != self._model_labels:
+            self._model_labels = tuple(labels)
+            self._counted_at = -math.inf
 
     def tick(self, now: float) -> bool:
         """Count again from time to time; whether that was due. Without pictures the node pauses."""
@@ -134,6 +142,7 @@ class Presence:
             # It takes part again: what it declined before is no longer news.
             self.declined = None
         held = self.pause_reasons.why
+        counted = self._census
         why = held
         if self.declined is not None:
             run, number, declined_why = self.declined
@@ -142,7 +151,7 @@ class Presence:
         note = more.pop("why", None)
         why = why or note
         state = _STATES[session.state]
-        says = (state, why, run, number, self._labels, self._waiting, self.declined, held, more)
+        says = (state, why, run, number, counted.labels, counted.waiting, self.declined, held, more)
         if says == self._said:
             return
         self._said = says
@@ -153,8 +162,8 @@ class Presence:
             run=run,
             round=number,
             samples=self.samples,
-            labels=self._labels,
-            waiting=self._waiting,
+            labels=counted.labels,
+            waiting=counted.waiting,
             declined=True if self.declined is not None else None,
             tags=self._tags,
             runtimes=self._facts.runtimes,
@@ -184,8 +193,21 @@ class Presence:
             )
 
     def _take_census(self) -> None:
-        self._labels = census.count(self._data_dir, self._store)
-        self._waiting = census.waiting(self._store) if self._store is not None else None
+        """Count, and log what is new about how the folder is read."""
+        before = self._census
+        self._census = census.take(
+            self._data_dir,
+            self._store,
+            join_labels=self._join_labels,
+            known=self._model_labels,
+            before=before,
+        )
+        for line in self._census.understood:
+            if line not in before.understood:
+                log.info("node=%s pictures: %s", self._node, line)
+        for line in self._census.left_out:
+            if line not in before.left_out:
+                log.warning("node=%s pictures: %s", self._node, line)
 
     def _store_changed(self) -> bool:
         if self._store is None:

@@ -2,70 +2,109 @@
 
 from __future__ import annotations
 
-import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from apiary.errors import DataError
-from apiary.learn.sample_files import PICTURES, TEXTS
-from apiary.wire.messages import MAX_LABELS, fits_label
+from apiary.learn.folder import labels as naming
+from apiary.learn.folder import layout, walk
+from apiary.learn.folder.walk import LAYOUT
+from apiary.wire.messages import MAX_LABELS
 
 if TYPE_CHECKING:
     from apiary_edge.samples.store import SampleStore
 
-LAYOUT: Final = "expected one folder a label with its pictures, such as DATA/cat/001.jpg and DATA/dog/002.png"
+
+@dataclass(frozen=True, slots=True)
+class FolderCount:
+    """A data folder's pictures by label; without their names, which would take 7 MB of 100,000.
+
+    `understood` says how the folder is read, `left_out` what is not and why, a sentence each; `stamps` are
+    when its folders changed.
+    """
+
+    folder: Path
+    labels: Mapping[str, int]
+    understood: tuple[str, ...]
+    left_out: tuple[str, ...]
+    stamps: Mapping[str, int] | None
 
 
-def count(folder: Path | None, store: SampleStore | None = None) -> dict[str, int]:
-    """What may be trained, by label, sorted: of a folder, of a store's samples, or of both.
+@dataclass(frozen=True, slots=True)
+class Census:
+    """Pictures that may be trained by label, sorted; `waiting` have no label yet (None without a store)."""
+
+    labels: dict[str, int] = field(default_factory=dict)
+    waiting: int | None = None
+    folder: FolderCount | None = None
+    joined: bool = False
+
+    @property
+    def understood(self) -> tuple[str, ...]:
+        """How the folder is read, a sentence each."""
+        return self.folder.understood if self.folder is not None else ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What of the folder is not read and why, a sentence each."""
+        lines = self.folder.left_out if self.folder is not None else ()
+        return tuple(line for line in lines if not (self.joined and "join_labels" in line))
+
+
+def take(
+    folder: Path | None,
+    store: SampleStore | None = None,
+    *,
+    join_labels: bool = False,
+    known: Sequence[str] = (),
+    before: Census | None = None,
+) -> Census:
+    """What may be trained of a folder, of a store's samples, or of both. `known` are the model's labels.
+
+    A folder that is as it was `before` is not listed again.
 
     Raises DataError where the folder is missing, no folder, or empty. With a store there may be nothing yet:
     its pictures wait for their labels. A picture that both hold counts twice here, in training once.
     """
-    if store is None:
-        return _of_folder(folder)
-    found = dict(store.counts().trainable)
-    if folder is not None:
+    found: Counter[str] = Counter()
+    waits = None
+    if store is not None:
+        counts = store.counts()
+        for label, n in counts.trainable.items():
+            found[naming.readable(label)] += n
+        waits = counts.unlabelled + sum(counts.suggested.values())
+    counted = None
+    if folder is not None or store is None:
         try:
-            of_folder = _of_folder(folder)
+            counted = _of_folder(folder, before.folder if before is not None else None)
+            found.update(counted.labels)
         except DataError:
-            if not found:
+            if store is None or not found:
                 raise
-            of_folder = {}
-        for label, n in of_folder.items():
-            found[label] = found.get(label, 0) + n
-    return dict(sorted(found.items()))
+    if join_labels:
+        spelling = naming.joined(found, known)
+        joined: Counter[str] = Counter()
+        for label, n in found.items():
+            joined[spelling[label]] += n
+        found = joined
+    return Census(dict(sorted(found.items())), waits, counted, join_labels)
 
 
-def waiting(store: SampleStore) -> int:
-    """How many pictures of a store have no label yet."""
-    counts = store.counts()
-    return counts.unlabelled + sum(counts.suggested.values())
-
-
-def _of_folder(folder: Path | None) -> dict[str, int]:
+def _of_folder(folder: Path | None, before: FolderCount | None) -> FolderCount:
     if folder is None:
         raise DataError(f"no data folder is set: give --data DIR (edge.data_dir); {LAYOUT}")
-    try:
-        # Texts only where there is no picture at all: a note in a folder of pictures is no sample.
-        labels = _with(folder, PICTURES) or _with(folder, TEXTS)
-    except OSError as e:
-        raise DataError(f"data folder {e.filename or folder}: {e.strerror}; {LAYOUT}") from None
+    if before is not None and before.folder == folder and walk.unchanged(folder, before.stamps):
+        return before
+    contents = walk.look_for_samples(folder)
+    labels = layout.counts(contents.chosen("train"))
     if not labels:
-        raise DataError(f"data folder {folder} holds no pictures; {LAYOUT}")
+        raise DataError("\n".join([contents.nothing("train"), *contents.messages()[:3]]))
     if len(labels) > MAX_LABELS:
         raise DataError(
             f"data folder {folder} holds {len(labels)} labels, expected at most {MAX_LABELS}; {LAYOUT}"
         )
-    return labels
-
-
-def _with(folder: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
-    """How many files end like this, by label, sorted, where there are any."""
-    found = {
-        entry.name: sum(1 for f in os.scandir(entry.path) if f.name.lower().endswith(suffixes))
-        for entry in os.scandir(folder)
-        # The trainer warns of the folders left out here: no model can know them.
-        if entry.is_dir() and not entry.name.startswith(".") and fits_label(entry.name)
-    }
-    return {label: n for label, n in sorted(found.items()) if n}
+    understood, left_out = tuple(contents.understood("train")), tuple(contents.messages())
+    return FolderCount(folder, labels, understood, left_out, contents.stamps)

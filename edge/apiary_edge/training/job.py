@@ -26,6 +26,8 @@ class TrainJob(ChildMessage):
     base_digest: str | None
     model: Path
     data_dir: Path | None = None
+    join_labels: bool = False
+    held_out: Path | None = None
     store: Path | None = None
     cache_dir: Path
     cache_mb: int
@@ -56,4 +58,5 @@ class TrainingEvent(ChildEvent):
     digest: str = ""
     bytes: int = 0
     samples: int = 0
+    also_held_out: int | None = None
     metrics: TrainMetrics | None = None

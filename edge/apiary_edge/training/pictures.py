@@ -3,19 +3,27 @@
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from apiary.errors import DataError
 from apiary.learn import features, images
 from apiary.learn.cache import ArrayCache
+from apiary.learn.folder import labels as naming
 from apiary.learn.images import Dataset, PictureRecord, Scan
 from apiary.learn.manifest import Manifest, PictureInput
 from apiary.learn.runtimes.base import Runtime
+from apiary.wire import held_out as held_out_digests
 from apiary_edge.samples.model import TrainingSample
 from apiary_edge.samples.reader import SampleReader
+
+ALSO_HELD_OUT: Final = (
+    "pictures are in the server's held-out set as well: its accuracy looks better than it is; remove them "
+    "from one of the two"
+)
 
 
 class Sources(Protocol):
@@ -27,7 +35,11 @@ class Sources(Protocol):
 
     @property
     def data_dir(self) -> Path | None:
-        """Folder of folders by label."""
+        """Folder of pictures."""
+
+    @property
+    def join_labels(self) -> bool:
+        """Whether labels that differ in case or blanks only are one."""
 
 
 def find(job: Sources, labels: Sequence[str], to: PictureInput) -> Scan:
@@ -35,13 +47,14 @@ def find(job: Sources, labels: Sequence[str], to: PictureInput) -> Scan:
     if job.store is None or to.letters:  # the store holds pictures only
         if job.data_dir is None:
             raise DataError("there are no pictures: neither a data folder nor a sample store is set")
-        return images.scan(job.data_dir, labels, to)
+        return images.scan(job.data_dir, labels, to, join_labels=job.join_labels)
     with closing(SampleReader(job.store)) as store:
-        found = _scan(job.store, store.training(), labels)
+        found = _scan(job.store, store.training(), labels, join_labels=job.join_labels)
         counts = store.counts()
     if job.data_dir is not None:
         try:
-            found = _together(found, images.scan(job.data_dir, labels, to))
+            folder = images.scan(job.data_dir, labels, to, join_labels=job.join_labels)
+            found = _together(found, folder)
         except DataError:
             if not found.records:
                 raise
@@ -55,10 +68,10 @@ def find(job: Sources, labels: Sequence[str], to: PictureInput) -> Scan:
     return found
 
 
-def held_out(store: Path, labels: Sequence[str]) -> Scan:
+def held_out(store: Path, labels: Sequence[str], *, join_labels: bool = False) -> Scan:
     """The labelled pictures that are never trained, to test a model with; there may be none."""
     with closing(SampleReader(store)) as opened:
-        return _scan(store, opened.held_out(), labels)
+        return _scan(store, opened.held_out(), labels, join_labels=join_labels)
 
 
 def load(
@@ -88,6 +101,20 @@ def load(
     )
 
 
+def also_held_out(held_out: Path | None, store: Path | None, data: Dataset) -> int | None:
+    """How many pictures of `data` the server holds out as well; None where it does not say which it has.
+
+    A picture of the store is compared by the file that it was imported from.
+    """
+    if held_out is None:
+        return None
+    digests = set(data.digests)
+    if store is not None:
+        with closing(SampleReader(store)) as opened:
+            digests = {origin for digest in digests for origin in (digest, opened.origin(digest)) if origin}
+    return held_out_digests.shared(held_out.read_bytes(), digests)
+
+
 def without_held_out(job: Sources, found: Scan, data: Dataset) -> Dataset:
     """`data` without the pictures of a folder that the store has as well: once is enough, and held out is
     held out. Raises DataError where none is left.
@@ -112,13 +139,26 @@ def without_held_out(job: Sources, found: Scan, data: Dataset) -> Dataset:
     return Dataset(kept.x, kept.y, kept.digests, kept.labels, data.skipped)
 
 
-def _scan(folder: Path, samples: Sequence[TrainingSample], labels: Sequence[str]) -> Scan:
+def _scan(
+    folder: Path, samples: Sequence[TrainingSample], labels: Sequence[str], *, join_labels: bool
+) -> Scan:
     known = tuple(labels)
-    records = tuple(PictureRecord(Path(s.file), s.label, s.bytes) for s in samples if s.label in known)
-    unknown = Counter(s.label for s in samples if s.label not in known)
+    same = naming.key if join_labels else naming.readable
+    spelled = {same(label): label for label in known}
+    records = tuple(
+        PictureRecord(Path(s.file), label, s.bytes)
+        for s in samples
+        if (label := spelled.get(same(s.label))) is not None
+    )
+    unknown = Counter(s.label for s in samples if same(s.label) not in spelled)
     return Scan(folder, records, known, dict(unknown), ())
 
 
 def _together(a: Scan, b: Scan) -> Scan:
     unknown = dict(Counter(a.unknown) + Counter(b.unknown))
-    return Scan(b.folder, (*a.records, *b.records), b.known, unknown, (*a.skipped, *b.skipped))
+    return replace(
+        b,
+        records=(*a.records, *b.records),
+        unknown=unknown,
+        skipped=(*a.skipped, *b.skipped),
+    )

@@ -8,6 +8,7 @@ from typing import Final, Literal, assert_never
 from apiary.errors import StoreError
 from apiary.settings import EdgeSettings
 from apiary.wire import Digest
+from apiary.wire.held_out import fits
 from apiary.wire.messages import Announcement, BlobRef, Offer, Progress
 from apiary_edge.health.memory import address_limit
 from apiary_edge.health.readings import MB
@@ -53,6 +54,8 @@ class TrainingSupervisor:
         self._handle = handle
         self.job: Announcement | None = None
         """The round that is trained, or rests."""
+        self.also_held_out: int | None = None
+        """Pictures that were trained last and the server holds out as well, where that is known."""
         self._began_at = 0.0
         self._start_at: float | None = None
         self._progress_at = 0.0
@@ -140,6 +143,7 @@ class TrainingSupervisor:
                 assert_never(event.kind)
 
     def _trained(self, job: Announcement, event: TrainingEvent) -> None:
+        self.also_held_out = event.also_held_out
         offer = Offer.model_validate(
             {
                 "run": job.run,
@@ -207,7 +211,7 @@ class TrainingSupervisor:
             self.give_up(str(e))
 
     def _job_of(self, announcement: Announcement) -> TrainJob:
-        settings, path = self._settings, self._stores.blobs.path
+        settings, path, held_out = self._settings, self._stores.blobs.path, announcement.held_out
         return TrainJob(
             run=announcement.run,
             round=announcement.round,
@@ -219,6 +223,8 @@ class TrainingSupervisor:
             base_digest=announcement.base.digest if announcement.base else None,
             model=path(Digest(announcement.model.digest)),
             data_dir=settings.data_dir,
+            join_labels=settings.join_labels,
+            held_out=path(Digest(held_out.digest)) if held_out is not None and fits(held_out.bytes) else None,
             store=settings.store_dir if self._stores.samples is not None else None,
             cache_dir=settings.cache_dir,
             cache_mb=settings.cache_mb,

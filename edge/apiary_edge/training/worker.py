@@ -63,6 +63,7 @@ def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic
     from apiary.learn.cache import ArrayCache
     from apiary.learn.clip import clipped
     from apiary.learn.fit import FitProgress, fit, node_seed
+    from apiary.learn.folder.labels import readable
     from apiary.learn.manifest import Manifest
     from apiary.learn.runtimes import choose
     from apiary.wire import blob
@@ -77,9 +78,12 @@ def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic
     data = pictures.without_held_out(job, found, loaded)
     for message in [
         *found.messages(),
-        *(f"{s.path}: left out: {s.why}" for s in data.skipped[len(found.skipped) :]),
+        *(f"{readable(str(s.path))}: left out: {s.why}" for s in data.skipped[len(found.skipped) :]),
     ]:
         emit(TrainingEvent(kind="warning", text=message[:500]))
+    also_held_out = pictures.also_held_out(job.held_out, job.store, data)
+    if also_held_out:
+        emit(TrainingEvent(kind="warning", text=f"{also_held_out} {pictures.ALSO_HELD_OUT}"))
     before = blob.decode(job.model.read_bytes(), who="the announced model").weights
     trainer = runtime.open_trainer(manifest, job.trainer, threads=job.threads)
     # A step is a millisecond; going through all that was imported, again and again, would be a tenth of it.
@@ -123,6 +127,7 @@ def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic
             digest=digest_of(document),
             bytes=len(document),
             samples=result.samples,
+            also_held_out=also_held_out,
             metrics=TrainMetrics(
                 loss=result.loss,
                 accuracy=result.accuracy,

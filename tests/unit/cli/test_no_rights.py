@@ -44,7 +44,7 @@ def said(cwd: Path, *words: str) -> tuple[int, str]:
     ("words", "code", "says"),
     [
         ("samples import shut", 3, "shut: this user may not read it"),
-        ("edge --data shut", 3, "data folder shut: Permission denied; expected one folder a label"),
+        ("edge --data shut", 3, "data folder shut may not be read by this user"),
         ("rounds shut", 8, "shut/history.jsonl: Permission denied: this user has no right there"),
         (
             "coordinator --state-dir shut/state",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from apiary.wire.held_out import fits
 from apiary.wire.messages.base import (
     MAX_LABELS,
     READABLE_BYTES,
@@ -41,7 +42,11 @@ class Needs(Part):
 
 
 class Announcement(Message):
-    """A round as it stands. `cohort` is None where the list would not be readable; then notices invite."""
+    """A round as it stands. `cohort` is None where the list would not be readable; then notices invite.
+
+    `held_out` are the server's held-out pictures by digest (`apiary.wire.held_out`): a node reports how many
+    of its own are among them.
+    """
 
     kind: ClassVar[TopicKind] = TopicKind.ROUND_CURRENT
     run: Name
@@ -60,6 +65,7 @@ class Announcement(Message):
     cohort: Annotated[list[Name], Field(max_length=20_000)] | None = None
     cohort_size: Count = 0
     needs: Needs | None = None
+    held_out: BlobRef | None = None
 
 
 class Notice(Message):
@@ -157,8 +163,15 @@ class ModelManifest(Message):
 
 
 def parts_of(model: Announcement | ModelManifest) -> list[BlobRef]:
-    """The blobs that a node needs of a model, those that there are: manifest, trainer, base, weights."""
-    return [ref for ref in (model.manifest, model.trainer, model.base, model.model) if ref is not None]
+    """The blobs that a node needs of a model, those that there are: manifest, trainer, base, weights.
+
+    For a round also the digests that it compares its pictures with, where they are of a size that can be.
+    """
+    held_out = model.held_out if isinstance(model, Announcement) else None
+    if held_out is not None and not fits(held_out.bytes):
+        held_out = None
+    refs = (model.manifest, model.trainer, model.base, model.model, held_out)
+    return [ref for ref in refs if ref is not None]
 
 
 class CoordinatorStatus(Message):

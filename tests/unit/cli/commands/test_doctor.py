@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import socket
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,8 +16,11 @@ from apiary.bus.broker import find_mosquitto, start_broker
 from apiary.settings import load_settings
 from apiary_cli.checks import broker as broker_check
 from apiary_cli.checks import machine
+from apiary_cli.checks import pictures as checks
 from apiary_cli.checks.machine import Check
 from apiary_cli.commands import doctor
+from apiary_edge.samples.model import Incoming
+from apiary_edge.samples.store import SampleStore
 
 
 @pytest.fixture(autouse=True)
@@ -196,14 +201,46 @@ def test_disk_is_measured_where_it_will_be_written(tmp_path: Path) -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    good = machine.pictures("pictures", "edge.data_dir", pictures(tmp_path / "a", cat=2, dog=1), needed=True)
+    good = checks.folder_of("pictures", "edge.data_dir", pictures(tmp_path / "a", cat=2, dog=1), needed=True)
     assert (good.state, good.what) == ("ok", f"{tmp_path / 'a'}: 2 cat, 1 dog")
-    one = machine.pictures("pictures", "edge.data_dir", pictures(tmp_path / "b", cat=2), needed=True)
+    one = checks.folder_of("pictures", "edge.data_dir", pictures(tmp_path / "b", cat=2), needed=True)
     assert one.state == "warn"
-    assert machine.pictures("pictures", "edge.data_dir", tmp_path / "gone", needed=True).state == "fail"
-    unset = machine.pictures("pictures", "edge.data_dir", None, needed=False)
+    assert checks.folder_of("pictures", "edge.data_dir", tmp_path / "gone", needed=True).state == "fail"
+    unset = checks.folder_of("pictures", "edge.data_dir", None, needed=False)
     assert (unset.state, unset.what) == ("warn", "edge.data_dir is not set")
-    assert machine.pictures("pictures", "edge.data_dir", None, needed=True).state == "fail"
+    assert checks.folder_of("pictures", "edge.data_dir", None, needed=True).state == "fail"
+
+
+def test_a_node_is_not_its_folder_alone(tmp_path: Path) -> None:
+    def examined(**edge: object) -> dict[str, Check]:
+        settings = load_settings(overrides={f"edge.{k.replace('__', '.')}": v for k, v in edge.items()})
+        return by_name(list(checks.of_node(settings.settings.edge, needed=True)))
+
+    assert examined(state_dir=tmp_path / "none")["pictures"].state == "fail"
+    settings = load_settings(overrides={"edge.state_dir": tmp_path / "state"}).settings.edge
+    with closing(SampleStore.of_node(settings)) as store:
+        for shade, label in ((5, "cat"), (6, None)):
+            out = io.BytesIO()
+            Image.new("L", (8, 8), shade).save(out, "PNG")
+            store.add(Incoming(out.getvalue(), "x", label, held_out=False))
+    found = examined(state_dir=tmp_path / "state")
+    assert list(found) == ["sample store"] and found["sample store"].state == "ok"
+    assert found["sample store"].what.endswith(": 1 cat; 0 held out, 1 wait for a label")
+    watched = {"camera__kind": "folder", "camera__source": str(tmp_path / "watched")}
+    found = examined(state_dir=tmp_path / "none", **watched)
+    assert list(found) == ["camera"] and found["camera"].state == "fail"
+    (tmp_path / "watched").mkdir()
+    assert examined(state_dir=tmp_path / "none", **watched)["camera"].state == "ok"
+
+
+def test_a_folder_can_be_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = pictures(tmp_path / "friend", **{"train/cat": 2, "train/dog": 1, "test/dog": 1})
+    _, out = command(capsys, "--role", "edge", "--data", str(data), "--json", broker__port=free_port())
+    said = next(c for c in json.loads(out)["checks"] if c["name"] == "pictures")
+    assert (
+        said["state"] == "ok"
+        and f"{data}: 2 cat, 1 dog (train/ to train on and test/ held out" in said["what"]
+    )
 
 
 def command(capsys: pytest.CaptureFixture[str], *argv: str, **overrides: object) -> tuple[int, str]:

@@ -137,7 +137,7 @@ def test_nothing_readable_ends_with_3(capsys: pytest.CaptureFixture[str], runs: 
     (tmp_path / "note.png").write_text("a list of things to do")
     code, out, err = command(capsys, runs, "colours", tmp_path / "note.png", tmp_path / "gone.jpg")
     assert (code, out) == (3, "")
-    assert "note.png: skipped: not a readable JPEG or PNG: " in err
+    assert "note.png: skipped: not a readable picture: " in err
     assert "it does not begin like one\n" in err, "no address of an object behind it"
     assert "gone.jpg: skipped: cannot be read: No such file" in err
     assert "none of 2 pictures could be read" in err

@@ -263,7 +263,7 @@ def test_an_unknown_data_set_is_named_with_its_neighbours() -> None:
 
 
 def test_a_folder_that_is_not_there_is_not_called_a_data_set() -> None:
-    with pytest.raises(DataError, match=r"photos/ is not there: expected a folder LABEL/\*"):
+    with pytest.raises(DataError, match=r"photos/ is not there: expected a folder of pictures"):
         open_source("photos/")
     with pytest.raises(DataError, match=r"photos is no folder here, and no data set 'photos'\. There are"):
         open_source("photos")
@@ -360,7 +360,7 @@ def test_other_sources_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"torn or no \.npz"):
         open_source(tmp_path / "torn.npz")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no pictures: expected folders LABEL"):
+    with pytest.raises(DataError, match="holds no pictures; expected a folder for each label"):
         open_source(tmp_path / "empty")
     with pytest.raises(DataError, match=r"found 1 class \(cat\), expected two or more"):
         open_source(pictures(tmp_path / "one", {"cat": 3}))

@@ -14,10 +14,12 @@ from apiary.blobs import BlobStore
 from apiary.errors import DataError, StoreError
 from apiary.learn.images import Dataset
 from apiary.learn.metrics import report
+from apiary.learn.partition import evenly
 from apiary.settings import Settings
 from apiary.tensors import Array, Weights
+from apiary_cli.datasets.partition import materialise
 from apiary_coordinator.model import keras
-from apiary_coordinator.model.keras import KerasModelBuilder, evaluate
+from apiary_coordinator.model.keras import KerasModelBuilder, evaluate, held_out_labels
 
 
 @pytest.fixture
@@ -41,6 +43,7 @@ def test_a_full_disk_during_the_export(builder: KerasModelBuilder, monkeypatch: 
 
 def test_what_is_no_fault_of_the_disk_is_no_store_error(builder: KerasModelBuilder, tmp_path: Path) -> None:
     (tmp_path / "test" / "b" / "1.png").unlink()
+    (tmp_path / "test" / "b").rmdir()
     with pytest.raises(DataError, match="holds one class only"):
         builder.build()
 
@@ -93,3 +96,37 @@ def test_a_model_that_ran_away_is_judged_all_the_same() -> None:
     probabilities = np.array([[np.nan, np.nan], [0.25, 0.75]], np.float32)
     found = report(probabilities, np.array([1, 1]), ("a", "b"))
     assert (found.accuracy, round(found.loss, 3)) == (0.5, round((-np.log(1e-7) - np.log(0.75)) / 2, 3))
+
+
+def test_an_empty_folder_names_a_label_as_data_partition_leaves_it(tmp_path: Path) -> None:
+    share(tmp_path)
+    settings = Settings.model_validate({"coordinator": {"test_data": tmp_path / "shares" / "server"}})
+    assert held_out_labels(settings) == ["a", "b", "c"]
+
+
+def share(tmp_path: Path) -> None:
+    """A source with an empty label, shared out."""
+    for label in ("a", "b"):
+        for i in range(4):
+            (tmp_path / "source" / label).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), i).save(tmp_path / "source" / label / f"{i}.png")
+    (tmp_path / "source" / "c").mkdir()
+    materialise(tmp_path / "source", tmp_path / "shares", nodes=2)
+
+
+@pytest.mark.parametrize(("sizes", "wanted"), [((100, 99), 100), ((100, 50, 49), 100), ((5, 200, 1), 100)])
+def test_representative_pictures_come_evenly_from_all_labels(sizes: tuple[int, ...], wanted: int) -> None:
+    y = np.repeat(np.arange(len(sizes)), sizes)
+    chosen = evenly(y, wanted)
+    each = np.bincount(y[chosen])
+    assert len(chosen) == wanted == len(set(chosen.tolist()))
+    assert all(n == size or n >= each.max() - 1 for n, size in zip(each, sizes, strict=True))
+    assert chosen[y[chosen] == 1].max() - chosen[y[chosen] == 1].min() > sizes[1] // 2, "spread over a label"
+
+
+def test_of_more_labels_than_pictures_are_wanted_each_has_one() -> None:
+    assert (
+        np.bincount(np.repeat(np.arange(130), 3)[evenly(np.repeat(np.arange(130), 3), 100)]).tolist()
+        == [1] * 130
+    )
+    assert evenly(np.array([], np.int64), 100).size == 0

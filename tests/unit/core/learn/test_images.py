@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zlib
@@ -57,6 +58,11 @@ def test_labels_are_the_folders_where_none_are_given(tmp_path: Path) -> None:
     save(tmp_path / "a" / "1.png", plain())
     (tmp_path / "empty").mkdir()
     assert images.scan(tmp_path).known == ("a", "b")
+    # A server's folder names the labels, also those that it holds no picture of.
+    named = images.scan(tmp_path, use="test")
+    assert (
+        named.known == ("a", "b", "empty") and "labels without a picture here: empty" in named.messages()[0]
+    )
 
 
 def test_unknown_label_is_counted_and_named(tmp_path: Path) -> None:
@@ -107,14 +113,15 @@ def test_unreadable_pictures_are_skipped_with_the_reason(tmp_path: Path) -> None
     (tmp_path / "cat" / "empty.jpg").write_bytes(b"")
     torn = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")
     (tmp_path / "cat" / "torn.jpg").write_bytes(torn[: len(torn) // 2])
-    (tmp_path / "cat" / "gif.png").write_bytes(encoded(plain(), "GIF"))
+    (tmp_path / "cat" / "page.png").write_bytes(b"<!DOCTYPE html><html>403")
     data = images.load(images.scan(tmp_path, ["cat", "dog"]), RGB)
     assert len(data) == 1
     assert data.x.shape == (1, 8, 12, 3)
-    assert {s.path.name for s in data.skipped} == {"empty.jpg", "torn.jpg", "gif.png"}
+    assert {s.path.name for s in data.skipped} == {"empty.jpg", "torn.jpg", "page.png"}
     whys = {s.path.name: s.why for s in data.skipped}
-    assert whys["gif.png"] == "not a readable JPEG or PNG: it does not begin like one"
-    assert whys["torn.jpg"].startswith("not a readable JPEG or PNG: image file is truncated")
+    assert whys["page.png"] == "not a readable picture: it is a web page: the download went wrong"
+    assert whys["empty.jpg"] == "not a readable picture: the file is empty"
+    assert whys["torn.jpg"].startswith("not a readable picture: image file is truncated")
 
 
 def test_only_unreadable_pictures_are_an_error(tmp_path: Path) -> None:
@@ -211,3 +218,46 @@ def test_a_cached_load_gives_the_same_bytes_without_decoding(
     assert np.array_equal(first.x, second.x)
     assert first.digests == second.digests
     assert len(set(first.digests)) == 3
+
+
+def test_plain_folders_give_the_samples_of_the_version_before(tmp_path: Path) -> None:
+    """In their order: the same run gives the same model. The digest was computed with that version."""
+    rng = np.random.default_rng(7)
+    for label in ("b", "A", "a b", "ö"):
+        for i in (10, 9, 2, 1):
+            made = Image.fromarray(rng.integers(0, 256, (20 + i, 31, 3), np.uint8))
+            save(tmp_path / label / f"{i}.png", made)
+    data = images.load(images.scan(tmp_path), PictureInput(height=16, width=16, channels=3))
+    found = hashlib.sha256(data.x.tobytes() + data.y.tobytes()).hexdigest()
+    assert found == "1337d2a971a40bb4c21f0b7bfab79862041e6598f427d2349fa8efde95331062"
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "BMP", "TIFF", "GIF"])
+def test_other_formats_are_read(kind: str) -> None:
+    out = images.decode(encoded(plain(), kind), RGB)
+    assert np.abs(out.astype(int) - (200, 100, 50)).max() <= 4
+
+
+def test_of_several_pictures_in_a_file_the_first_counts() -> None:
+    for kind in ("GIF", "PNG", "WEBP", "TIFF"):
+        data = encoded(plain((255, 0, 0)), kind, save_all=True, append_images=[plain((0, 0, 255))])
+        assert images.decode(data, RGB)[..., 0].min() > 240, kind
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_may_lack_its_end_but_none_of_its_data(progressive: bool) -> None:
+    noise = Image.effect_noise((320, 240), 90).convert("RGB")
+    whole = encoded(noise, "JPEG", quality=90, progressive=progressive)
+    assert np.array_equal(images.decode(whole[:-2], RGB), images.decode(whole, RGB))
+    for share in (30, 60, 95, 99):
+        with pytest.raises(DataError, match="not a readable picture"):
+            images.decode(whole[: len(whole) * share // 100], RGB)
+
+
+def test_labels_of_a_model_of_before_may_be_in_another_form_of_unicode(tmp_path: Path) -> None:
+    save(tmp_path / "gru\u0308n" / "1.png", plain())
+    for known in ("grün", "gru\u0308n"):
+        assert images.scan(tmp_path, [known, "rot"]).counts == {known: 1}
+    save(tmp_path / "Rot " / "1.png", plain())
+    assert images.scan(tmp_path, ["grün", "rot"]).unknown == {"Rot ": 1}
+    assert images.scan(tmp_path, ["grün", "rot"], join_labels=True).counts == {"grün": 1, "rot": 1}

@@ -60,23 +60,23 @@ def test_folders_are_labels_and_what_is_no_plain_picture_stays_out(
     tmp_path: Path, store: SampleStore
 ) -> None:
     root = tree(tmp_path / "photos")
-    done = folder.import_folder(store, root)
+    done = folder.import_folder(store, folder.look(store, root))
     assert (done.added, done.duplicates, done.refused_count) == (4, 0, 1)
-    assert "torn.jpg: not a readable JPEG" in done.refused[0]
+    assert "torn.jpg: not a readable picture" in done.refused[0]
     counts = store.counts()
     assert counts.labelled == {"cat": 2, "dog": 1} and counts.unlabelled == 1
     assert {s.source for s in store.page().samples} == {"cat/1.jpg", "cat/2.JPEG", "dog/1.png", "loose.jpg"}
-    assert folder.count(root) == 5
-    again = folder.import_folder(store, root)
+    assert folder.count(folder.look(store, root).layout) == 5
+    again = folder.import_folder(store, folder.look(store, root))
     assert (again.added, again.duplicates, again.refused_count) == (0, 4, 1)
     shutil.copy(root / "loose.jpg", root / "dog" / "now-sorted.jpg")
-    sorted_now = folder.import_folder(store, root)
+    sorted_now = folder.import_folder(store, folder.look(store, root))
     assert sorted_now.relabelled == 1 and store.counts().labelled == {"cat": 2, "dog": 2}
 
 
 def test_a_given_label_is_for_what_lies_right_in_the_folder(tmp_path: Path, store: SampleStore) -> None:
     root = tree(tmp_path / "photos")
-    done = folder.import_folder(store, root, label="fox")
+    done = folder.import_folder(store, folder.look(store, root), label="fox")
     assert store.counts().labelled == {"cat": 2, "dog": 1, "fox": 1} and done.labels["fox"] == 1
 
 
@@ -84,16 +84,14 @@ def test_a_folder_whose_name_cannot_be_a_label_is_named(tmp_path: Path, store: S
     root = tmp_path / "photos"
     (root / ("x" * 80)).mkdir(parents=True)
     (root / ("x" * 80) / "1.jpg").write_bytes(picture(1))
-    done = folder.import_folder(store, root)
-    assert done.added == 0 and "cannot be a label" in done.refused[0]
+    contents = folder.look(store, root)
+    assert folder.import_folder(store, contents).added == 0
+    assert "1 picture in 'xxxx" in contents.messages()[0] and "cannot be a label" in contents.messages()[0]
     for wrong in (tmp_path / "none", tmp_path / "photos" / "none"):
-        with pytest.raises(DataError, match="no folder; expected one with a folder for each label"):
-            folder.import_folder(store, wrong)
-    (tmp_path / "alias").symlink_to(root)
-    with pytest.raises(DataError, match="no folder"):
-        folder.import_folder(store, tmp_path / "alias")
+        with pytest.raises(DataError, match="does not exist; expected a folder for each label"):
+            folder.look(store, wrong)
     with pytest.raises(DataError, match="cannot be a label"):
-        folder.import_folder(store, root, label="a/b")
+        folder.import_folder(store, folder.look(store, root), label="a/b")
 
 
 def test_an_import_stops_with_the_reason_when_the_store_is_full(tmp_path: Path, store: SampleStore) -> None:
@@ -102,7 +100,7 @@ def test_an_import_stops_with_the_reason_when_the_store_is_full(tmp_path: Path, 
     for i in range(100):
         (root / "cat" / f"{i}.jpg").write_bytes(picture(i))
     store.bounds = StoreSettings(max_count=10, min_free_mb=0)
-    done = folder.import_folder(store, root)
+    done = folder.import_folder(store, folder.look(store, root))
     assert done.added == 10 and done.stopped is not None and "edge.store.max_count" in done.stopped
     assert store.counts().labelled == {"cat": 10}
 
@@ -117,7 +115,7 @@ def test_100_000_files_in_the_folder(tmp_path: Path, store: SampleStore) -> None
         for i in range(1, 50_000):
             os.link(first, root / label / f"{i}.jpg")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    done = folder.import_folder(store, root)
+    done = folder.import_folder(store, folder.look(store, root))
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert (done.added, done.duplicates) == (2, 99_998)
     assert grown_mb < 20  # 0 to 2 MB measured, in 8 s
@@ -125,17 +123,17 @@ def test_100_000_files_in_the_folder(tmp_path: Path, store: SampleStore) -> None
 
 def test_the_census_counts_what_is_trained(tmp_path: Path, store: SampleStore) -> None:
     root = tree(tmp_path / "photos")
-    assert census.count(None, store) == {}, "a node may begin without a label"
+    assert census.take(None, store).labels == {}, "a node may begin without a label"
     store.add(Incoming(picture(900), "x"))
-    assert census.waiting(store) == 1
+    assert census.take(None, store).waiting == 1
     for i in range(60):
         store.add(Incoming(picture(1000 + i), "x", "fox"))
     trained = store.counts().trainable["fox"]
     assert 30 < trained < 60
-    assert census.count(None, store) == {"fox": trained}
-    assert census.count(root, store)["fox"] == trained and census.count(root, store)["cat"] >= 2
+    assert census.take(None, store).labels == {"fox": trained}
+    assert census.take(root, store).labels["fox"] == trained and census.take(root, store).labels["cat"] >= 2
     (tmp_path / "empty").mkdir()
-    assert census.count(tmp_path / "empty", store) == {"fox": trained}
+    assert census.take(tmp_path / "empty", store).labels == {"fox": trained}
 
 
 # -- the terminal
@@ -243,7 +241,7 @@ def test_what_a_user_may_do_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[
         (("samples", "delete", "../..", *state), 3, "no sample's id begins with '../..'"),
         (("samples", "label", "ffffff", *state), 3, "which label?"),
         (("samples", "label", *state), 3, "needs a terminal"),
-        (("samples", "import", tmp_path / "none", *state), 3, "no folder"),
+        (("samples", "import", tmp_path / "none", *state), 3, "does not exist"),
         (("samples", "import", tmp_path / "empty", *state), 3, "holds no pictures"),
         (("capture", *state), 2, "no camera is set: --camera KIND"),
         (("capture", "--camera", "folder", *state), 3, "no source; set edge.camera.source"),

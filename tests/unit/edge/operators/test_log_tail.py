@@ -51,6 +51,8 @@ def test_a_long_line_is_cut() -> None:
         ("cannot read /home/pi/photos/cat/17.PNG", "cannot read 17.PNG"),
         ("path=/home/pi/photos/cat/17.png bytes=3", "path=17.png bytes=3"),
         ("'photos/cat/17.jpeg' is torn", "'17.jpeg' is torn"),
+        ("cannot read /home/pi/photos/cat/IMG_1.HEIC", "cannot read IMG_1.HEIC"),
+        ("cannot read /home/pi/photos/cat/a.jfif", "cannot read a.jfif"),
         ("round=3 broker 127.0.0.1:1883", "round=3 broker 127.0.0.1:1883"),
         ("cannot write state/edge/outbox/x.json", "cannot write state/edge/outbox/x.json"),
     ],

@@ -148,7 +148,7 @@ def test_what_is_left_out_is_told_before_the_model_fails(running: Running, job: 
     failed = running.until("failed")
     warnings = [t.text for t in running.told if t.kind == "warning"]
     assert any("label 'bird' are left out" in text for text in warnings)
-    assert any("torn.png: left out: not a readable JPEG or PNG" in text for text in warnings)
+    assert any("torn.png: left out: not a readable picture" in text for text in warnings)
     assert failed.text
 
 

@@ -1,0 +1,71 @@
+"""Label names: one spelling for what is the same, and what differs in case or blanks only. Pure."""
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from apiary.wire.messages import MAX_LABEL_CHARS, fits_label
+
+_SAMPLES: Final = "-samples"
+"""Teachable Machine's ending of the folder with a class's pictures."""
+
+
+def readable(name: str) -> str:
+    """A file's or folder's name as text in Unicode's composed form (NFC).
+
+    A name that is not UTF-8 is read as Windows-1252, the western encoding that old archives are in.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raw = name.encode("utf-8", "surrogateescape")
+        try:
+            name = raw.decode("cp1252")
+        except UnicodeDecodeError:
+            name = raw.decode("latin-1")
+    return unicodedata.normalize("NFC", name)
+
+
+def of_folder(name: str) -> str:
+    """The label that a folder's name means."""
+    label = readable(name)
+    return label.removesuffix(_SAMPLES) or label
+
+
+def pictures(n: int) -> str:
+    """`1 picture`, `2 pictures`."""
+    return f"{n} picture{'s' if n != 1 else ''}"
+
+
+def unfit(label: str) -> str | None:
+    """Why this cannot be a label, None where it can."""
+    if not fits_label(label):
+        return f"expected 1 to {MAX_LABEL_CHARS} characters"
+    if not label.isprintable() or "/" in label or not label.strip() or label.startswith("."):
+        return "expected printable characters, no '/', and no '.' at the beginning"
+    return None
+
+
+def key(label: str) -> str:
+    """Equal for labels that differ in case and blanks only."""
+    return " ".join(label.split()).casefold()
+
+
+def alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of labels that differ in case and blanks only, each sorted."""
+    groups: dict[str, set[str]] = {}
+    for label in labels:
+        groups.setdefault(key(label), set()).add(label)
+    return [tuple(sorted(group)) for group in groups.values() if len(group) > 1]
+
+
+def joined(counts: Mapping[str, int], known: Iterable[str] = ()) -> dict[str, str]:
+    """One spelling for each label: that of `known`, else the most frequent one without outer blanks."""
+    spelling = {key(label): label for label in known}
+    by_key: dict[str, list[str]] = {}
+    for label in counts:
+        by_key.setdefault(key(label), []).append(label)
+    for one, group in by_key.items():
+        best = min(group, key=lambda label: (-counts[label], label))
+        spelling.setdefault(one, " ".join(best.split()))
+    return {label: spelling[key(label)] for label in counts}

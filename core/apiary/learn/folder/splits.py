@@ -1,0 +1,34 @@
+"""Which part of a set a folder or a word means: to train on, or to test with. Pure."""
+
+import re
+from enum import StrEnum
+from typing import Final
+
+
+class Split(StrEnum):
+    """Parts of a set; what is not `TRAIN` is never trained."""
+
+    TRAIN = "train"
+    VALID = "valid"
+    TEST = "test"
+
+
+_WORDS: Final[dict[str, Split]] = {
+    "train": Split.TRAIN, "training": Split.TRAIN, "trn": Split.TRAIN,
+    "valid": Split.VALID, "validation": Split.VALID, "val": Split.VALID, "dev": Split.VALID,
+    "test": Split.TEST, "testing": Split.TEST, "tst": Split.TEST, "eval": Split.TEST,
+    "evaluation": Split.TEST, "holdout": Split.TEST, "publictest": Split.VALID, "privatetest": Split.TEST,
+}  # fmt: skip
+_FILLERS: Final = frozenset(
+    {"set", "data", "dataset", "images", "imgs", "pictures", "split", "samples", "only"}
+)
+
+
+def split_of(name: str) -> Split | None:
+    """What a folder's name or a word of a table means: `Training`, `val`, `test_set`; None for any other."""
+    words = [w for w in re.split(r"[\W_]+", name.strip().casefold()) if w]
+    meant = [w for w in words if w not in _FILLERS]
+    for ending in ("set", "data", "images"):
+        if len(meant) == 1 and meant[0] not in _WORDS:
+            meant = [meant[0].removesuffix(ending)]
+    return _WORDS.get(meant[0]) if len(meant) == 1 else None

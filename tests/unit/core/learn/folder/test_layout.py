@@ -1,0 +1,242 @@
+"""What a listing means: labels, splits, sets, and what has no label. No files."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Sequence
+
+import pytest
+
+from apiary.learn.folder.layout import FolderLayout, Tree, counts, understand
+from apiary.learn.folder.splits import Split, split_of
+from apiary.learn.folder.tables import class_names
+
+
+def tree(
+    *paths: str, tables: dict[str, str] | None = None, empty: Sequence[str] = (), foreign: Sequence[str] = ()
+) -> Tree:
+    files: dict[str, list[str]] = {}
+    folders: dict[str, set[str]] = {}
+    for path in [*paths, *(f"{e}/" for e in empty)]:
+        *above, name = path.split("/")
+        for i, folder in enumerate(above):
+            folders.setdefault("/".join(above[:i]), set()).add(folder)
+        if name:
+            files.setdefault("/".join(above), []).append(name)
+    return Tree(
+        {k: sorted(v) for k, v in files.items()},
+        {k: sorted(v) for k, v in folders.items()},
+        tables or {},
+        frozenset(foreign),
+        frozenset(empty),
+    )
+
+
+def many(folder: str, n: int = 3) -> list[str]:
+    return [f"{folder}/{i}.jpg" for i in range(n)]
+
+
+def parts(layout: FolderLayout) -> tuple[dict[str, int], dict[str, int]]:
+    tests = [g for g in layout.groups if g.split is not Split.TRAIN]
+    return counts(layout.training()), counts(tests)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train", Split.TRAIN), ("Training", Split.TRAIN), ("TRAIN_SET", Split.TRAIN),
+        ("trainset", Split.TRAIN),
+        ("valid", Split.VALID), ("val", Split.VALID), ("Validation", Split.VALID), ("dev", Split.VALID),
+        ("test", Split.TEST), ("Testing", Split.TEST), ("test-data", Split.TEST), ("PrivateTest", Split.TEST),
+        ("trainer", None), ("cat", None), ("", None), ("data", None), ("train test", None),
+    ],
+)  # fmt: skip
+def test_spellings_of_parts(name: str, split: Split | None) -> None:
+    assert split_of(name) is split
+
+
+@pytest.mark.parametrize(
+    ("paths", "train", "test"),
+    [
+        ([*many("cat"), *many("dog")], {"cat": 3, "dog": 3}, {}),
+        ([*many("cat")], {"cat": 3}, {}),
+        ([*many("Training/cat"), *many("Testing/cat", 2)], {"cat": 3}, {"cat": 2}),
+        ([*many("train/cat"), *many("val/cat", 2), *many("test/cat", 1)], {"cat": 3}, {"cat": 3}),
+        ([*many("archive/dataset/train/cat"), *many("archive/dataset/test/cat")], {"cat": 3}, {"cat": 3}),
+        ([*many("dataset/cat"), *many("dataset/dog")], {"cat": 3, "dog": 3}, {}),
+        ([*many("train")], {}, {}),
+        ([*many("train"), *many("test")], {}, {}),
+        ([*many("valid"), *many("validation")], {}, {}),
+        ([*many("bus"), *many("train")], {"bus": 3, "train": 3}, {}),
+        ([*many("cat/2023"), *many("cat"), *many("dog/2023/may")], {"cat": 6, "dog": 3}, {}),
+        ([*many("cat/2023"), *many("dog/2023")], {"cat": 3, "dog": 3}, {}),
+        ([*many("cat/train"), *many("cat/test"), *many("dog/train")], {"cat": 3, "dog": 3}, {"cat": 3}),
+        (["cat.0.jpg", "cat.1.jpg", "dog.0.jpg", "dog.1.jpg"], {"cat": 2, "dog": 2}, {}),
+        (["archive/cat.0.jpg", "archive/cat.1.jpg", "archive/dog.0.jpg", "archive/dog.1.jpg"],
+         {"cat": 2, "dog": 2}, {}),
+        (["training/a.1.ingestion-5.jpg", "training/a.2.x.jpg", "testing/b.1.x.jpg", "testing/b.2.x.jpg"],
+         {"a": 2}, {"b": 2}),
+        (["IMG.001.jpg", "IMG.002.jpg"], {}, {}),
+        (["2024.01.05.jpg", "2024.01.06.jpg"], {}, {}),
+        (["a.b.1.jpg", "c.d.2.jpg", "e.f.3.jpg"], {}, {}),
+        (["1.jpg", "2.jpg"], {}, {}),
+        ([*many("images")], {}, {}),
+        ([*many("Class 1-samples"), *many("Class 2-samples")], {"Class 1": 3, "Class 2": 3}, {}),
+        ([*many("train/cat"), *many("train/dog"), "test/1.jpg"], {"cat": 3, "dog": 3}, {}),
+    ],
+)  # fmt: skip
+def test_what_is_trained_and_what_tests(
+    paths: list[str], train: dict[str, int], test: dict[str, int]
+) -> None:
+    layout = understand(tree(*paths))
+    assert parts(layout) == (train, test)
+    assert sum(len(g.names) for g in layout.groups) == len(paths), "no picture vanishes"
+    if layout.unlabelled:
+        assert any(f"{layout.unlabelled} picture" in w and "without a label" in w for w in layout.warnings)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        [*many("anna/train/cat"), *many("berta/train/cat")],
+        [*many("anna/training/cat"), *many("berta/test/dog"), *many("berta/train/dog")],
+        [*many("node-1/cat"), *many("node-1/dog"), *many("node-2/cat"), *many("server/dog")],
+    ],
+)
+def test_several_sets_are_named_and_none_is_taken(paths: list[str]) -> None:
+    layout = understand(tree(*paths))
+    assert layout.sets == tuple(sorted({p.split("/")[0] for p in paths})) and not layout.groups
+
+
+def test_plain_folders_say_nothing_and_are_in_the_order_of_names() -> None:
+    layout = understand(tree("b/2.jpg", "b/10.jpg", "a/1.jpg"))
+    assert [(g.label, tuple(g.names)) for g in layout.groups] == [
+        ("a", ("1.jpg",)),
+        ("b", ("10.jpg", "2.jpg")),
+    ]
+    assert layout.understood == layout.warnings == layout.unused == ()
+
+
+def test_names_are_the_same_in_both_forms_of_unicode_and_in_another_encoding() -> None:
+    nfd = unicodedata.normalize("NFD", "grün")
+    latin = b"gr\xfcn".decode("utf-8", "surrogateescape")
+    for name in ("grün", nfd, latin):
+        layout = understand(tree(*many(name), *many("rot")))
+        assert parts(layout)[0] == {"grün": 3, "rot": 3}
+    assert layout.understood == ("a folder's name that is not UTF-8 is read as 'grün'",)
+    assert parts(understand(tree(*many("grün"), *many(nfd))))[0] == {"grün": 6}
+
+
+def test_what_differs_in_case_or_blanks_is_named() -> None:
+    layout = understand(tree(*many("Red"), *many("red "), *many("blue")))
+    assert parts(layout)[0] == {"Red": 3, "red ": 3, "blue": 3}
+    assert "labels 'Red' and 'red ' differ in case or blanks only" in layout.warnings[0]
+    assert "join_labels" in layout.warnings[0]
+
+
+def test_an_empty_folder_and_one_of_pictures_that_are_not_read_are_labels_without_one() -> None:
+    found = tree(*many("cat"), "heic/", empty=["dog", "test"], foreign=["heic"])
+    assert understand(found).unused == ("dog", "heic")
+
+
+def test_what_cannot_be_a_label_is_counted() -> None:
+    layout = understand(tree(*many("x" * 65), *many("a\nb"), *many("cat")))
+    assert parts(layout)[0] == {"cat": 3}
+    assert len([w for w in layout.warnings if "cannot be a label" in w]) == 2
+
+
+# -- tables
+
+
+CSV = "id_code,diagnosis\n0,cat\n1,dog\n2,cat\n"
+
+
+@pytest.mark.parametrize(
+    ("paths", "table", "text", "train", "test"),
+    [
+        (many("images"), "labels.csv", CSV, {"cat": 2, "dog": 1}, {}),
+        (many("set/train_images"), "set/train.csv", CSV, {"cat": 2, "dog": 1}, {}),
+        (["0.jpg", "1.jpg", "2.jpg"], "labels.csv", "\ufeff" + CSV.replace("\n", "\r\n"),
+         {"cat": 2, "dog": 1}, {}),
+        (many("images"), "l.csv", "file;label\nimages/0.jpg;a\nimages/1.jpg;b\nimages/2.jpg;b\n",
+         {"a": 1, "b": 2}, {}),
+        (many("images"), "l.csv", "label,x,file\na,1,0.jpg\nb,2,1.jpg\nb,3,2.jpg\n",
+         {"a": 1, "b": 2}, {}),
+        (many("images"), "l.csv",
+         "file,label,usage\n0.jpg,a,Training\n1.jpg,b,PublicTest\n2.jpg,b,Training\n",
+         {"a": 1, "b": 1}, {"b": 1}),
+        (many("images"), "l.csv", "file,cat,dog\n0.jpg,1,0\n1.jpg,0,1\n2.jpg,1,0\n",
+         {"cat": 2, "dog": 1}, {}),
+        (many("images"), "l.csv", "file,label\n0.jpg,a\n0.jpg,b\n1.jpg,a\n2.jpg,a\n", {"a": 2}, {}),
+        (many("train"), "train.csv", CSV, {"cat": 2, "dog": 1}, {}),
+    ],
+)  # fmt: skip
+def test_labels_of_a_table(
+    paths: list[str], table: str, text: str, train: dict[str, int], test: dict[str, int]
+) -> None:
+    layout = understand(tree(*paths, tables={table: text}))
+    assert parts(layout) == (train, test)
+    assert any(line.startswith("labels come from") for line in layout.understood)
+
+
+def test_a_table_that_is_about_something_else_changes_nothing() -> None:
+    paths = [*many("cat"), *many("dog")]
+    assert parts(understand(tree(*paths, tables={"notes.csv": CSV}))) == ({"cat": 3, "dog": 3}, {})
+    assert parts(understand(tree(*many("images"), tables={"notes.csv": "a,b\n9,x\n8,y\n"}))) == ({}, {})
+
+
+def test_a_table_in_which_no_column_is_surely_the_label_is_named() -> None:
+    layout = understand(tree(*many("images"), tables={"l.csv": "file,x,y\n0.jpg,a,b\n1.jpg,c,d\n"}))
+    assert layout.unlabelled == 3
+    assert "l.csv: which column is the label? It has file, x, y; name one of them label" in layout.warnings
+
+
+def test_a_table_with_pixels_is_named() -> None:
+    layout = understand(tree(tables={"fer2013.csv": "emotion,pixels,Usage\n0,1 2 3 4,Training\n"}))
+    assert "fer2013.csv holds the pixels themselves: apiary data partition writes pictures" in layout.warnings
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+@pytest.mark.parametrize("at_root", [True, False])
+def test_edge_impulses_export(as_text: bool, at_root: bool) -> None:
+    def listing(*files: tuple[str, str, str]) -> str:
+        rows = [
+            {"path": path, "name": path[:-4], "category": category,
+             "label": label if as_text else {"type": "label", "label": label}}
+            for path, category, label in files
+        ]  # fmt: skip
+        return json.dumps({"version": 1, "files": rows})
+
+    names = [f"training/{c}.{i}.x.jpg" for c in ("cat", "dog") for i in range(2)]
+    tests = ["testing/9.jpg"]
+    if at_root:
+        rows = [(n, "training", n[9:12]) for n in names] + [(tests[0], "testing", "dog")]
+        tables = {"info.labels": listing(*rows)}
+    else:
+        tables = {
+            "training/info.labels": listing(*((n[9:], "training", n[9:12]) for n in names)),
+            "testing/info.labels": listing(("9.jpg", "testing", "dog")),
+        }
+    layout = understand(tree(*names, *tests, tables=tables))
+    assert parts(layout) == ({"cat": 2, "dog": 2}, {"dog": 1})
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', '{"files": [3]}', "[" * 10_000])
+def test_an_info_labels_that_is_none_is_named(text: str) -> None:
+    layout = understand(tree("1.jpg", tables={"info.labels": text}))
+    assert layout.unlabelled == 1 and "info.labels is not as Edge Impulse writes it" in layout.warnings[0]
+
+
+def test_teachable_machines_names_with_numbers() -> None:
+    assert class_names("0 Helmet\n1 No helmet\n\n") == ["Helmet", "No helmet"]
+    assert class_names("\ufeffhelmet\r\nhead\r\n") == ["helmet", "head"]
+    assert class_names("3 wheels\n1 wheel\n") == ["3 wheels", "1 wheel"]
+    layout = understand(
+        tree(
+            *many("samples/Class 1-samples"),
+            *many("samples/Class 2-samples"),
+            tables={"labels.txt": "0 Hat\n1 None"},
+        )
+    )
+    assert parts(layout)[0] == {"Hat": 3, "None": 3}
