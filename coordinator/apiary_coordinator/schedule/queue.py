@@ -312,7 +312,7 @@ def stored(row: RunRow, kind: type[M], text: str) -> M:
     try:
         return kind.model_validate_json(text)
     except ValidationError as e:
-        raise SettingsError(f"run {row.id} was journaled by another version: {e}") from None
+        raise SettingsError(f"run {row.id} was journaled by another version: {first_error(e)}") from None
 
 
 def fresh_name(wall: float) -> str:

@@ -144,3 +144,20 @@ def test_bounds_read_as_words() -> None:
     assert config.bounds(plan["shift"]) == "0 to 0.5"
     assert config.bounds(plan["optimizer"]) == "sgd, adam"
     assert config.bounds(run["recipe"]) == config.bounds(plan["flip"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("run.recipe", "edge_cmn", "run.recipe: recipes: no 'edge_cmn'; did you mean 'edge_cnn'?"),
+        ("run.strategy", "x", "run.strategy: strategies: no 'x'. There are: fedavg, fedprox"),
+        ("run.plan.codec", "x", "run.plan.codec: codecs: no 'x'. There are: f16, int8, raw_f32"),
+        ("run.recipe_options", {"siz": 1}, "run.recipe_options: recipe edge_cnn: no option 'siz'"),
+        ("publish.after_run", ["x"], "publish.after_run: publishers: no 'x'. There are: "),
+    ],
+)
+def test_a_name_that_there_is_not_is_refused(key: str, value: Any, why: str) -> None:
+    args = argparse.Namespace(config=None, overrides={key: value}, defaults=False, changed=False, json=False)
+    with pytest.raises(SettingsError) as refused:
+        config.run(args)
+    assert str(refused.value).startswith(f"command line: {why}")
