@@ -123,9 +123,9 @@ class Attacker:
                 link.sendall(HELLO)
                 answer = link.recv(4)
         except OSError as e:
-            return what, f"{getattr(e, 'reason', '') or e}", self._log(since, "OpenSSL")
+            return what, f"{getattr(e, 'reason', '') or e}", self._log(since, "SSL routines")
         assert not answer, f"{what}: the broker answered {answer!r}"
-        return what, "the broker closed the connection", self._log(since, "OpenSSL")
+        return what, "the broker closed the connection", self._log(since, "SSL routines")
 
     def _plain(self) -> Row:
         since = self._now()
