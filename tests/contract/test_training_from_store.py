@@ -189,8 +189,12 @@ def test_a_child_trains_from_the_store(tmp_path: Path, store: SampleStore, built
     trained = len(store.training())
     files = files_of(tmp_path, built)
     told: list[TrainingEvent] = []
-    train(job(tmp_path, **files), told.append)
+    same = [hashlib.sha256(shade(LABELS[i % 2], i)).hexdigest() for i in range(60)]
+    (tmp_path / "held-out").write_bytes(encode(same))
+    train(job(tmp_path, **files, held_out=tmp_path / "held-out"), told.append)
     done = told[-1]
+    assert done.also_held_out == trained
+    assert any(f"{trained} pictures are in the server's held-out set as well" in e.text for e in told)
     # What is held out and what validates are drawn apart, so such a node still has a validation split.
     assert done.kind == "done" and 0 < done.samples < trained < 60
     assert done.metrics is not None and done.metrics.loss < 0.2, "it learned what the pictures show"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from PIL import Image
 from apiary.blobs import BlobStore
 from apiary.errors import DataError, StoreError
 from apiary.learn.images import Dataset
+from apiary.learn.manifest import Manifest, PictureInput
 from apiary.learn.metrics import report
 from apiary.learn.partition import evenly
 from apiary.settings import Settings
 from apiary.tensors import Array, Weights
+from apiary.wire import Digest
+from apiary.wire.held_out import shared
 from apiary_cli.datasets.partition import materialise
+from apiary_coordinator.export.client import Built
 from apiary_coordinator.model import keras
 from apiary_coordinator.model.keras import KerasModelBuilder, evaluate, held_out_labels
 
@@ -102,6 +107,54 @@ def test_an_empty_folder_names_a_label_as_data_partition_leaves_it(tmp_path: Pat
     share(tmp_path)
     settings = Settings.model_validate({"coordinator": {"test_data": tmp_path / "shares" / "server"}})
     assert held_out_labels(settings) == ["a", "b", "c"]
+
+
+class Finished(Exception):  # noqa: N818 - it ends the test's way there
+    """The final files would be made now."""
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Built:
+    """What an export would leave, for 8x8 pictures of two labels."""
+    manifest = Manifest(
+        recipe="none",
+        input=PictureInput(height=8, width=8, channels=1),
+        labels=("dark", "light"),
+        tensors=(),
+        batch_size=4,
+        optimizer="adam",
+    )
+    (tmp_path / "manifest.json").write_bytes(manifest.encode())
+    (tmp_path / "trainer").write_bytes(b"a trainer")
+    made = Built(tmp_path, manifest, tmp_path / "manifest.json", tmp_path / "trainer", None, level(1))
+
+    def finish(job: Any) -> None:
+        raise Finished
+
+    monkeypatch.setattr(keras, "build_in_child", lambda job, cache: made)
+    monkeypatch.setattr(keras, "finish_in_child", finish)
+    return made
+
+
+def test_int8_is_calibrated_evenly_and_nodes_get_the_digests(
+    tmp_path: Path, built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keras, "REPRESENTATIVE", 10)
+    for label, first, n in (("dark", 0, 30), ("light", 200, 11)):
+        for i in range(n):
+            (tmp_path / "test" / label).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), first + i).save(tmp_path / "test" / label / f"{i:02d}.png")
+    coordinator = {"state_dir": tmp_path / "state", "test_data": tmp_path / "test"}
+    blobs = BlobStore(tmp_path / "state" / "blobs")
+    builder = KerasModelBuilder(Settings.model_validate({"coordinator": coordinator}), blobs)
+    exported = builder.build()
+    assert exported.held_out is not None and exported.held_out in exported.files
+    files = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / "test").rglob("*.png")]
+    assert shared(blobs.read(Digest(exported.held_out.digest)), files) == 41
+    with pytest.raises(Finished):
+        builder.finish(exported, level(1), tmp_path / "run")
+    shades = np.load(tmp_path / "state" / "representative.npy")[:, 0, 0, 0]
+    assert (shades < 100).sum() == (shades >= 200).sum() == 5, "by order alone all were dark"
 
 
 def share(tmp_path: Path) -> None:
