@@ -2,9 +2,10 @@
 
 import argparse
 import contextlib
+import errno
 import importlib
+import json
 import logging
-import os
 import sys
 import tomllib
 from pathlib import Path
@@ -14,6 +15,7 @@ from apiary import __version__
 from apiary.errors import ApiaryError, SettingsError, StoreError
 from apiary_cli.terminal import logs
 from apiary_cli.terminal.stopping import Interrupted
+from apiary_cli.terminal.streams import OutputLost, give_up_output, printable_output
 
 COMMANDS: Final = {
     "demo": "a whole federation on this machine: broker, coordinator, nodes, result",
@@ -68,7 +70,21 @@ class Command(Protocol):
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    with printable_output():
+        try:
+            try:
+                return _run(sys.argv[1:] if argv is None else argv)
+            finally:  # also where argparse ends the program: at exit it is too late to report
+                sys.stdout.flush()
+        except OutputLost as e:
+            give_up_output()
+            if e.errno == errno.EPIPE:  # whoever read it has seen enough
+                return 0
+            _complain(f"the output cannot be written: {e.strerror}")
+            return StoreError.exit_code
+
+
+def _run(argv: list[str]) -> int:
     form = "text"
     try:
         command, args = _parse(argv)
@@ -87,10 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
-    except BrokenPipeError:
-        # Whoever read our output is gone; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OutputLost:
+        raise
     except OSError as e:
         if e.filename is None or e.strerror is None:
             raise
@@ -193,6 +207,14 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
             raise SettingsError(f"--set {pair!r}: expected KEY=VALUE, such as run.rounds=12")
         try:
             values[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key] = text
+        except (tomllib.TOMLDecodeError, RecursionError):
+            values[key] = _json_or_text(text)
     return values
+
+
+def _json_or_text(text: str) -> Any:
+    """A table or a list in JSON's form, `{"size": 160}`, as the environment takes it; all else is text."""
+    if text.startswith(("{", "[")):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return text

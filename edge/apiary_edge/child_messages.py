@@ -2,9 +2,11 @@
 
 import sys
 import threading
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from apiary.printable import printable
 
 _PRINTING = threading.Lock()
 
@@ -19,6 +21,14 @@ class ChildEvent(ChildMessage):
     """One line of a child."""
 
     kind: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_fits(cls, data: Any) -> Any:
+        """What it says to people may name a file whose name is no UTF-8, which JSON cannot carry."""
+        if isinstance(data, dict) and isinstance(text := data.get("text"), str):
+            return {**data, "text": printable(text)}
+        return data
 
     @classmethod
     def parse(cls, line: bytes) -> Self | None:
@@ -35,5 +45,6 @@ class ChildEvent(ChildMessage):
     def report(self) -> None:
         """Print it on standard output, whole, from whichever thread."""
         with _PRINTING:
-            sys.stdout.write(self.line())
-            sys.stdout.flush()
+            # UTF-8, whatever the locale: the reader of this line is the service.
+            sys.stdout.buffer.write(self.line().encode())
+            sys.stdout.buffer.flush()

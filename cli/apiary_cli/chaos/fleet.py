@@ -206,7 +206,7 @@ class Fleet:
     def logs(self) -> dict[str, str]:
         """Everything that the parties wrote, by file name."""
         files = [*self.folder.glob("*.log"), self.folder / "broker" / "broker.err"]
-        return {f.name: f.read_text(errors="replace") for f in files if f.is_file()}
+        return {f.name: f.read_text(encoding="utf-8", errors="replace") for f in files if f.is_file()}
 
     def measure(self) -> None:
         """Note the greatest resident memory of each role so far."""
@@ -272,6 +272,6 @@ class Fleet:
 
     def _peak(self, role: str, pid: int) -> None:
         with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
             line = next(text for text in lines if text.startswith("VmHWM:"))
             self.peaks_mb[role] = max(self.peaks_mb.get(role, 0.0), int(line.split()[1]) / 1024)

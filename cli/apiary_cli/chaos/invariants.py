@@ -124,7 +124,7 @@ def stores_sound(fleet: Fleet, storm: FinishedRun) -> InvariantResult:
     last = [RUN, len(storm.rounds)]
     for node in fleet.nodes:
         try:
-            done = json.loads((fleet.state(node) / "outbox" / "done.json").read_text())
+            done = json.loads((fleet.state(node) / "outbox" / "done.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
             done = str(e)
         if done != last:

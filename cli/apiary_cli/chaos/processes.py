@@ -40,7 +40,7 @@ def children_of(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):
-                found += [int(child) for child in (task / "children").read_text().split()]
+                found += [int(child) for child in (task / "children").read_text(encoding="utf-8").split()]
     return found
 
 
@@ -54,7 +54,7 @@ def limit_files(pid: int, size: int) -> None:
 def began_of(pid: int) -> int | None:
     """When a process began, by the kernel's ticks; None where it is gone, or only waits to be reaped."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     except (OSError, IndexError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])
@@ -63,7 +63,7 @@ def began_of(pid: int) -> int | None:
 def is_killed(pid: int) -> bool:
     """Whether SIGKILL waits for it: it is on its way out, and only has not had the processor yet."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith(("SigPnd:", "ShdPnd:")) and int(line.split()[1], 16) >> signal.SIGKILL - 1 & 1:
                 return True
     return False

@@ -84,7 +84,7 @@ def nearest(folder: Path) -> Path:
 def memory(role: str, proc: Path = Path("/proc")) -> Check:
     """Memory that is free or can be freed; a training child takes 77 to 120 MB, an export about 1 GB."""
     try:
-        found = readings.meminfo((proc / "meminfo").read_text())
+        found = readings.meminfo((proc / "meminfo").read_text(encoding="utf-8"))
         available, swap = (found[key] / 2**20 for key in ("MemAvailable", "SwapTotal"))
     except (OSError, KeyError):
         return Check("memory", "ok", "this system does not tell")
@@ -101,7 +101,7 @@ def heat(sys_root: Path = Path("/sys"), *, vcgencmd: str = "vcgencmd") -> list[C
     """Temperature and, on a Raspberry Pi, throttling; nothing where neither can be read."""
     found: list[Check] = []
     try:
-        degrees = int((sys_root / "class/thermal/thermal_zone0/temp").read_text()) / 1000
+        degrees = int((sys_root / "class/thermal/thermal_zone0/temp").read_text(encoding="utf-8")) / 1000
     except (OSError, ValueError):
         pass
     else:

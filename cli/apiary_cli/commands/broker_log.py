@@ -160,7 +160,7 @@ class BrokerLog:
             status = self._acl_file.stat()
             stamp = (status.st_mtime_ns, status.st_ino)
             if stamp != self._acl_stamp:
-                self._acl, self._acl_stamp = AccessList(self._acl_file.read_text()), stamp
+                self._acl, self._acl_stamp = AccessList(self._acl_file.read_text(encoding="utf-8")), stamp
         except (OSError, ValueError):
             pass
         return self._acl

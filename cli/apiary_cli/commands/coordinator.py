@@ -166,7 +166,7 @@ def _doing(host: RunHost) -> str:
 
 def _print_finished(folder: Path, *, as_json: bool) -> int:
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise StoreError(f"run {folder.name} is finished, but its summary cannot be read: {e}") from None
     _print_summary(folder, summary, as_json=as_json)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from apiary.errors import DataError, SettingsError
 from apiary.learn.partition import KINDS, table
+from apiary.printable import printable
 from apiary_cli.datasets import catalogue, fetch, sources
 from apiary_cli.datasets.partition import Layout, materialise, materialise_owners
+from apiary_cli.terminal.streams import raw
 
 EXAMPLES = """examples:
   apiary data list
@@ -214,4 +216,4 @@ class _Meter:
         now = time.monotonic()
         if self._live and (last or now - self._last > 0.1):
             self._last = now
-            print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[2K{printable(line)}", end="", file=raw(sys.stderr), flush=True)

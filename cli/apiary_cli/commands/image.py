@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from apiary.errors import DataError, SettingsError
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings, load_settings
+from apiary.text_files import first_line
 from apiary_cli.image import card, first_boot
 from apiary_cli.image.plan import CardPlan, Package, Wifi
 from apiary_cli.pki.device import plain_sha256
@@ -109,7 +110,7 @@ def _plan(args: argparse.Namespace, settings: Settings, package: Package) -> Car
     if args.wifi_ssid is not None:
         if args.wifi_password_file is None:
             raise SettingsError("--wifi-ssid needs --wifi-password-file and --wifi-country")
-        passphrase = flags.read(args.wifi_password_file).decode(errors="replace").split("\n")[0].strip("\r")
+        passphrase = first_line(args.wifi_password_file, what="--wifi-password-file")
         wifi = Wifi.of(args.wifi_ssid, passphrase, args.wifi_country)
     node_settings = _node_settings(args, name)
     token, ca_sha256 = _token(args, settings, name)

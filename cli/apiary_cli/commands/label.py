@@ -7,6 +7,7 @@ from pathlib import Path
 
 from apiary.errors import DataError, SettingsError
 from apiary.settings import load_settings
+from apiary.text_files import read_text
 
 EXAMPLES = """examples:
   apiary label                                 on this machine: open the address that is printed
@@ -73,9 +74,5 @@ def _stop(*_: object) -> None:
 def _labels(args: argparse.Namespace) -> list[str]:
     texts = args.labels.split(",") if args.labels else []
     if args.labels_file is not None:
-        try:
-            texts += args.labels_file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as e:
-            why = e.strerror if isinstance(e, OSError) else "it is not UTF-8, a label on each line"
-            raise DataError(f"labels file {args.labels_file} cannot be read: {why}") from e
+        texts += read_text(args.labels_file, what="labels file", error=DataError).splitlines()
     return list(dict.fromkeys(t.strip() for t in texts if t.strip()))

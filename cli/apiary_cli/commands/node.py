@@ -6,6 +6,7 @@ import sys
 from typing import Any, Final
 
 from apiary.errors import RequestRefused
+from apiary.printable import printable
 from apiary_cli.client.asking import ask
 from apiary_cli.terminal.flags import add_broker, seconds, settings_of
 from apiary_cli.terminal.table import table
@@ -75,7 +76,7 @@ def render(what: str, reply: dict[str, Any]) -> str:
 def _log(node: str, one: dict[str, Any], of: int) -> list[str]:
     if one["state"] != "done":
         return [f"{node}: {one['state']}: {one.get('why', '')}"]
-    lines: list[str] = one["result"]["lines"]
+    lines = [printable(str(line)) for line in one["result"]["lines"]]
     return lines if of == 1 else [f"{node}: {line}" for line in lines]
 
 

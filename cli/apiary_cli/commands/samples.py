@@ -12,6 +12,7 @@ from pathlib import Path
 
 from apiary.errors import DataError, StoreError
 from apiary_cli.terminal.flags import settings_of
+from apiary_cli.terminal.streams import raw
 from apiary_cli.terminal.table import table
 from apiary_edge.samples.model import MAX_PAGE, Filter, Order, Sample, SampleId, SampleState
 from apiary_edge.samples.store import SampleStore
@@ -127,7 +128,7 @@ def _import(store: SampleStore, args: argparse.Namespace, *, join_labels: bool) 
     def progress(done: folder.Imported) -> None:
         nonlocal said_at
         if sys.stderr.isatty():
-            print(f"\r{done.seen} of {total}", end="", file=sys.stderr, flush=True)
+            print(f"\r{done.seen} of {total}", end="", file=raw(sys.stderr), flush=True)
         elif time.monotonic() - said_at >= _SAY_EVERY_S:
             said_at = time.monotonic()
             print(f"{done.seen} of {total}", file=sys.stderr, flush=True)
@@ -189,8 +190,12 @@ def _label(store: SampleStore, args: argparse.Namespace) -> int:
 
     if not sys.stdin.isatty():
         raise DataError("labelling one after the other needs a terminal; or name ids, and --as LABEL")
-    print(f"labelled: {terminal.label_all(store, who, input, print)}")
+    print(f"labelled: {terminal.label_all(store, who, input, print, paint=_paint)}")
     return 0
+
+
+def _paint(drawing: str) -> None:
+    print(drawing, file=raw(sys.stdout), flush=True)
 
 
 def _stats(store: SampleStore, as_json: bool) -> None:

@@ -63,7 +63,7 @@ def all_datasets() -> dict[str, DataSet]:
     found = {}
     for path in sorted(folder().glob("*.toml")):
         try:
-            dataset = DataSet.model_validate(tomllib.loads(path.read_text()))
+            dataset = DataSet.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
         except (ValidationError, tomllib.TOMLDecodeError) as e:
             raise DataError(f"{path}: {e}") from None
         if dataset.name != path.stem:

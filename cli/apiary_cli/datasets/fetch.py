@@ -251,7 +251,7 @@ def _inner_path(archive: Archive, member: tarfile.TarInfo) -> PurePosixPath | No
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as e:

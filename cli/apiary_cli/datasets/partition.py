@@ -254,7 +254,7 @@ def _read_record(out_dir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         ok = isinstance(record["wish"], dict) and isinstance(record["counts"], dict) and record["labels"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise DataError(f"{path} cannot be read: {e}") from None

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from apiary.errors import DataError
 from apiary.learn.folder import walk
+from apiary.text_files import read_text
 from apiary_cli.datasets import catalogue, pixel_tables
 from apiary_cli.datasets.folders import FolderSource, Labels, open_folders
 
@@ -134,10 +135,7 @@ def open_lines(folder: Path) -> LineSource:
     if len(files) < 2:
         raise DataError(f"{folder} holds {len(files)} files LABEL.txt, expected two or more, a text a line")
     for number, path in enumerate(files):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise DataError(f"{path} cannot be read: {e}") from None
+        text = read_text(path, error=DataError)
         found = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
         lines += found
         y += [number] * len(found)

@@ -45,7 +45,7 @@ class Party:
         if self.code is not None:
             self._copying.join(_COPIED_S)
         try:
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+            return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
         except OSError:
             return ""
 
@@ -84,7 +84,7 @@ class LocalFederation:
         """The coordinator's last line, decoded, once it has ended well; None before."""
         if COORDINATOR not in self.parties or self.parties[COORDINATOR].code != 0:
             return None
-        lines = (self.folder / "coordinator.out").read_text().splitlines()
+        lines = (self.folder / "coordinator.out").read_text(encoding="utf-8").splitlines()
         return json.loads(lines[-1]) if lines else None
 
     def stop(self) -> None:

@@ -1,6 +1,7 @@
 """The sub-commands of `apiary pki` on the machine that holds the authority."""
 
 import argparse
+import codecs
 import getpass
 import shlex
 import sys
@@ -218,7 +219,7 @@ def _finish(args: argparse.Namespace, trouble: list[str], result: dict[str, Any]
 
 def _first_line(file: Path) -> bytes:
     try:
-        line = file.read_bytes().split(b"\n")[0].strip()
+        line = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")[0].removesuffix(b"\r")
     except OSError as e:
         raise SettingsError(f"pki.passphrase_file {file}: {e.strerror}") from None
     if not line:

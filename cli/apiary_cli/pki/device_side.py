@@ -22,13 +22,16 @@ from apiary.files import write_atomic
 from apiary.identity.authority import KeyUse
 from apiary.identity.certificates import identity_of
 from apiary.identity.roles import Identity, Role
+from apiary.printable import printable
 from apiary.settings import Settings
+from apiary.text_files import read_text
 from apiary_cli.pki.device import MAX_PEM_BYTES, USES, Device, IssuedFiles, plain_sha256, read_answer
 from apiary_cli.pki.folder import ENROLMENT, RENEWABLE
 from apiary_cli.terminal.flags import print_result, read
 
 _TIMEOUT_S: Final = 20.0
 _PAUSE_S: Final = 5.0
+_MAX_TOKEN_FILE_BYTES: Final = 4096
 log = logging.getLogger(__name__)
 
 
@@ -89,7 +92,7 @@ def renew(args: argparse.Namespace, settings: Settings) -> int:
     tls = folder / "tls"
     # A server's certificate opens no connection: its key signs the request instead.
     pair = None if whom.role is Role.SERVER else (tls / "cert.pem", tls / "key.pem")
-    service = _Service(args.url, (tls / "ca.pem").read_text(), pair)
+    service = _Service(args.url, (tls / "ca.pem").read_text(encoding="utf-8"), pair)
     if not args.force and not _due(old):
         # The list of revoked certificates may be newer all the same.
         device.store_lists(read_answer(service.authority(), args.url))
@@ -177,7 +180,7 @@ def _ask(
     finally:
         connection.close()
     if response.status != 200:
-        words = "".join(c for c in received[:300].decode(errors="replace") if c.isprintable())
+        words = printable(received[:300].decode(errors="replace").strip())
         raise WireError(f"{url} refuses: {words}")
     return received
 
@@ -197,10 +200,7 @@ def _token(args: argparse.Namespace) -> str:
         raise SettingsError("join: give --token T or --token-file FILE, which `apiary pki token` makes")
     if args.token is not None:
         return str(args.token)
-    try:
-        return str(args.token_file.read_text().strip())
-    except OSError as e:
-        raise SettingsError(f"--token-file {args.token_file}: {e.strerror}") from None
+    return read_text(args.token_file, what="--token-file", max_bytes=_MAX_TOKEN_FILE_BYTES).strip()
 
 
 def _due(certificate: x509.Certificate) -> bool:

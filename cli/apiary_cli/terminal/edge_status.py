@@ -4,6 +4,7 @@ import json
 import time
 from typing import Any
 
+from apiary.printable import printable
 from apiary.settings import Settings
 from apiary_edge.owner import status_file
 from apiary_edge.owner.status_file import Found
@@ -67,7 +68,7 @@ def render(found: Found, slot: Slot | None, now: float) -> str:
         lines.append(("predictions", str(status["predictions"])))
     for i, last in enumerate(reversed((status.get("last") or [])[-_MAX_ROUNDS:])):
         lines.append(("last rounds" if i == 0 else "", _last(last)))
-    return "\n".join(f"{name:<12} {text}" for name, text in lines)
+    return "\n".join(f"{name:<12} {printable(text)}" for name, text in lines)
 
 
 def duration(seconds: float) -> str:

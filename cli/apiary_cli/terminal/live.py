@@ -5,9 +5,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, Self
 
+from apiary.printable import printable
 from apiary.wire import NodeId
 from apiary.wire.messages import Message
 from apiary.wire.topics import TopicKind
+from apiary_cli.terminal.streams import raw
 from apiary_cli.terminal.table import rich_table
 from apiary_cli.terminal.view import RunView
 
@@ -27,7 +29,10 @@ class LiveView:
             from rich.live import Live as RichLive
 
             self._live = RichLive(
-                get_renderable=self._table, console=Console(stderr=True), refresh_per_second=4, transient=True
+                get_renderable=self._table,
+                console=Console(file=raw(sys.stderr)),
+                refresh_per_second=4,
+                transient=True,
             )
             self._live.start()
         return self
@@ -50,6 +55,7 @@ class LiveView:
         """A line that stays."""
         if self._quiet:
             return
+        line = printable(line)
         if self._live is not None:
             self._live.console.print(line, highlight=False)
         else:
@@ -86,7 +92,7 @@ class LiveView:
         if len(view.nodes) > len(shown):
             rows.append([f"... and {len(view.nodes) - len(shown)} more", "", "", "", ""])
         header = ("node", "state", "pictures", "loss", "left")
-        return Group(Text(f"{self._title}{state}{top}", style="bold"), rich_table(header, rows))
+        return Group(Text(printable(f"{self._title}{state}{top}"), style="bold"), rich_table(header, rows))
 
 
 class _Lines(logging.Handler):

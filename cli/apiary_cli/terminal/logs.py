@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
+from apiary.log_lines import LogLines
+
 FORMATS: Final = ("text", "json")
 OURS: Final = ("apiary", "apiary_cli", "apiary_coordinator", "apiary_edge")
 _CONVERSION: Final = re.compile(r"(?:(?<!\S)([a-z][a-z0-9_]*)=)?%[-#0 +]*\d*(?:\.\d+)?([a-z%])")
@@ -51,15 +53,9 @@ def _plain(value: Any) -> Any:
 
 def to_stderr(*, verbose: bool, form: str = "text") -> None:
     """Log to standard error from now on. `verbose` is for our own modules; of libraries, warnings only."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)-7s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
-    if form == "json":
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
+    lines = LogLines("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(JsonLines() if form == "json" else lines)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)

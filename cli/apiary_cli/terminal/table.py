@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from apiary.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import OverflowMethod
     from rich.table import Table
@@ -43,11 +45,13 @@ def rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, fold: bo
             header[i] if header else "",
             justify="right" if all(_is_number(row[i]) for row in rows) else "left",
         )
-    overflow: OverflowMethod = "fold" if fold else "ellipsis"
+    # The sign for what was cut is none of ASCII's.
+    cut: OverflowMethod = "ellipsis" if _is_unicode() else "crop"
+    overflow: OverflowMethod = "fold" if fold else cut
     for row in rows:
         # As `Text`: cells come from the network, and markup in them means nothing. Where room is short rich
         # narrows the widest column first, unless a column itself is not to be wrapped.
-        drawn.add_row(*(Text(row[i], no_wrap=not fold, overflow=overflow) for i in shown))
+        drawn.add_row(*(Text(printable(row[i]), no_wrap=not fold, overflow=overflow) for i in shown))
     return drawn
 
 
@@ -64,6 +68,10 @@ def duration(seconds: float | None) -> str:
 def share(value: float | None) -> str:
     """`97.5%`, or nothing."""
     return "" if value is None else f"{value:.1%}"
+
+
+def _is_unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 def _is_number(cell: str) -> bool:

@@ -140,7 +140,7 @@ def finish(
     model.save(out / "model.keras")
     (out / "model.tflite").write_bytes(convert.inference_file(model))
     (out / "model_int8.tflite").write_bytes(convert.int8_file(model, pictures))
-    (out / "labels.txt").write_text("".join(f"{label}\n" for label in manifest.labels))
+    (out / "labels.txt").write_text("".join(f"{label}\n" for label in manifest.labels), encoding="utf-8")
 
 
 def finish_folder(job: FinishJob) -> None:

@@ -126,7 +126,7 @@ def _version(package: str) -> str:
 
 def _same_job(job: BuildJob) -> bool:
     try:
-        return (job.out / _KEY).read_text() == cache_key(job)
+        return (job.out / _KEY).read_text(encoding="utf-8") == cache_key(job)
     except OSError:
         return False
 

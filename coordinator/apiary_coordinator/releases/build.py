@@ -16,6 +16,7 @@ from apiary.errors import DataError, ModelError, PublishError, SettingsError
 from apiary.files import sha256_of
 from apiary.learn.folder.tables import class_names
 from apiary.settings import Settings
+from apiary.text_files import read_text
 from apiary.wire.messages import MAX_LABELS, BlobRef, Label, Name, PictureShape, Release
 from apiary.wire.messages.releases import Machine, ReleaseKind
 from apiary_coordinator.operators.requests import Arguments
@@ -200,8 +201,10 @@ def _described(file: Path, machine: str) -> EimModel:
 def _labels_beside(file: Path) -> tuple[str, ...]:
     path = file.with_name("labels.txt")
     try:
-        return tuple(class_names(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError):
+        return tuple(class_names(read_text(path, error=DataError)))
+    except DataError:
+        if path.exists():
+            raise
         raise DataError(
             f"{file.name}: which labels? give --labels A,B,... in the model's order, or labels.txt beside it"
         ) from None

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from apiary import __version__
 from apiary.errors import DataError
+from apiary.printable import printable
 from apiary_coordinator.report import plots
 from apiary_coordinator.report.tables import ReportRun, files_in
 
@@ -30,6 +31,8 @@ def render(record: ReportRun, run_dir: Path) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        # Markup is our own, and a text as well.
+        finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
     )
     environment.filters |= {
         "percent": percent, "bytes": human_bytes, "seconds": human_seconds, "loss": _loss, "setting": _setting

@@ -159,7 +159,7 @@ def files_in(run_dir: Path) -> list[File]:
 def _read_summary(path: Path) -> dict[str, Any]:
     """What it says; empty while the run goes on."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as e:

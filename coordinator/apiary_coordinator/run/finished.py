@@ -4,6 +4,7 @@ from pathlib import Path, PurePath
 from typing import Final
 
 from apiary.errors import DataError
+from apiary.text_files import read_text
 
 MODELS: Final = {"float32": "model.tflite", "int8": "model_int8.tflite"}
 _MODEL: Final = MODELS["float32"]
@@ -42,10 +43,7 @@ def run_name(text: str) -> str:
 def read_labels(folder: Path) -> list[str]:
     """The labels of a run's model in its order. Raises DataError."""
     path = folder / "labels.txt"
-    try:
-        labels = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path} cannot be read: {e}") from None
+    labels = read_text(path, error=DataError).splitlines()
     if len(labels) < 2 or not all(labels) or len(set(labels)) < len(labels):
         raise DataError(f"{path}: expected two or more different labels, one a line")
     return labels

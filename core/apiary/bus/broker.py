@@ -98,7 +98,9 @@ class BrokerProcess:
     def log_tail(self, lines: int = 5) -> str:
         """The last lines that it wrote."""
         try:
-            return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
+            return "\n".join(
+                self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+            )
         except OSError:
             return ""
 
@@ -199,10 +201,10 @@ def mosquitto_conf(base: str, host: str, port: int, folder: Path) -> str:
 def _write_conf(base: Path, host: str, port: int, folder: Path) -> Path:
     conf = folder / "mosquitto.conf"
     try:
-        text = base.read_text()
+        text = base.read_text(encoding="utf-8")
     except OSError as e:
         raise BusError(f"mosquitto's configuration {base}: {e.strerror}") from None
-    conf.write_text(mosquitto_conf(text, host, port, folder))
+    conf.write_text(mosquitto_conf(text, host, port, folder), encoding="utf-8")
     return conf
 
 
@@ -260,7 +262,9 @@ def _await_answer(broker: BrokerProcess) -> None:
     end = time.monotonic() + START_S
     while time.monotonic() < end:
         if not broker.running:
-            errors = broker.log_file.with_name("broker.err").read_text(errors="replace").strip()
+            errors = (
+                broker.log_file.with_name("broker.err").read_text(encoding="utf-8", errors="replace").strip()
+            )
             output = "\n".join(filter(None, [errors[-1000:], broker.log_tail()])) or "it said nothing"
             raise BusError(f"{broker.kind} ended at once on {Address(broker.host, broker.port)}:\n{output}")
         if speaks_mqtt(host, broker.port):

@@ -24,7 +24,7 @@ def lasting_id(prefix: str, folder: Path) -> str:
     """The id that is kept in `folder`, made where there is none. Raises StoreError."""
     file = folder / "client-id"
     try:
-        secret = file.read_text().strip()
+        secret = file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         secret = ""
     if not _SECRET.fullmatch(secret):

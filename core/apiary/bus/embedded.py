@@ -12,6 +12,7 @@ import sys
 from typing import Any, Final
 
 from apiary.addresses import Address
+from apiary.log_lines import LogLines
 from apiary.process.child import die_with_parent
 
 CONNECT_S: Final = 10.0
@@ -30,6 +31,8 @@ def main() -> int:
     args = parser.parse_args()
     die_with_parent()
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(LogLines())
     return asyncio.run(_serve(args.host, args.port))
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 
 from apiary.addresses import Address, read_address
-from apiary.errors import SettingsError
 from apiary.settings.section import Host, Section
+from apiary.text_files import first_line
 
 
 class BrokerSettings(Section):
@@ -76,8 +76,5 @@ class BrokerSettings(Section):
 def password(broker: BrokerSettings) -> str | None:
     """The broker's password from where the settings say it is. Raises SettingsError."""
     if broker.password_file is not None:
-        try:
-            return broker.password_file.read_text().split("\n")[0].strip()
-        except OSError as e:
-            raise SettingsError(f"broker.password_file {broker.password_file}: {e.strerror}") from None
+        return first_line(broker.password_file, what="broker.password_file")
     return broker.password.get_secret_value() if broker.password else None

@@ -8,12 +8,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, SecretStr, ValidationError, create_model
 
 from apiary.errors import SettingsError
 from apiary.settings.all import Settings
+from apiary.text_files import read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,7 @@ def _default_file() -> Path | None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as f:
-            return tomllib.load(f)
-    except OSError as e:
-        raise SettingsError(f"settings file {path}: {e.strerror}") from None
+        return tomllib.loads(read_text(path, what="settings file"))
     except tomllib.TOMLDecodeError as e:
         raise SettingsError(f"settings file {path} is not TOML: {e}") from None
 
@@ -172,10 +170,32 @@ def _explain(e: ValidationError, origin: Mapping[str, str]) -> str:
         if error["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown setting {key!r}{_near(key, set(flatten(Settings())))}")
         else:
-            lines.append(
-                f"{where}: {key} is {error.get('input')!r}: {error['msg'].removeprefix('Value error, ')}"
-            )
+            why = error["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {key} {_shown(error['loc'], error.get('input'))}: {why}")
     return "\n".join(lines)
+
+
+def _shown(loc: tuple[int | str, ...], value: Any) -> str:
+    """`is VALUE`; not where the value is a secret, or a table that may hold one."""
+    if isinstance(value, Mapping) or _is_secret(loc):
+        return "does not hold"
+    return f"is {value!r}"
+
+
+def _is_secret(loc: tuple[int | str, ...]) -> bool:
+    model: type[BaseModel] = Settings
+    for name in loc:
+        field = model.model_fields.get(str(name))
+        if field is None:
+            return False
+        kinds = get_args(field.annotation) or (field.annotation,)
+        if SecretStr in kinds:
+            return True
+        below = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if below is None:
+            return False
+        model = below
+    return False
 
 
 def _parents(key: str) -> list[str]:

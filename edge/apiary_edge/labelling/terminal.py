@@ -43,20 +43,21 @@ def label_all(
     ask: Callable[[str], str],
     say: Callable[[str], None],
     *,
+    paint: Callable[[str], None],
     known: Sequence[str] = (),
     columns: int = 64,
 ) -> int:
     """Show pictures without a label, the most uncertain first, until none is left or `q`; how many got one.
 
-    `ask` gives a line for a prompt and raises EOFError at the end; `known` labels are offered beside the
-    store's own.
+    `ask` gives a line for a prompt and raises EOFError at the end, `say` takes text, and `paint` a drawing
+    with its control sequences; `known` labels are offered beside the store's own.
     """
     labels = list(dict.fromkeys([*known, *store.labels()]))
     skipped: set[SampleId] = set()
     done = 0
     say(HELP)
     while (sample := _next(store, skipped)) is not None:
-        _show(store, sample, say, columns)
+        _show(store, sample, say, paint, columns)
         say("  ".join(f"{i} {label}" for i, label in enumerate(labels, 1)) or "(no label yet: type its name)")
         try:
             answer = ask(_prompt(sample)).strip()
@@ -109,10 +110,19 @@ def _meant(answer: str, labels: Sequence[str], sample: Sample) -> str:
     return check_label(answer)
 
 
-def _show(store: SampleStore, sample: Sample, say: Callable[[str], None], columns: int) -> None:
+def _show(
+    store: SampleStore,
+    sample: Sample,
+    say: Callable[[str], None],
+    paint: Callable[[str], None],
+    columns: int,
+) -> None:
     path = store.path(sample.id)
     try:
-        say(draw(read_file(path), columns) if path else "(it is gone)")
+        if path:
+            paint(draw(read_file(path), columns))
+        else:
+            say("(it is gone)")
     except DataError as e:
         say(f"({e})")
     say(f"{sample.id[:12]}  {sample.source}  {sample.width}x{sample.height}")

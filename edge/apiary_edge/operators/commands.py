@@ -182,7 +182,7 @@ class Commands(NodeFeature):
 
     def _read(self) -> tuple[Mode, str] | None:
         try:
-            kept: Any = json.loads(self._file.read_text())
+            kept: Any = json.loads(self._file.read_text(encoding="utf-8"))
             mode, by = kept["mode"], str(kept["by"])[:64]
         except FileNotFoundError:
             return None

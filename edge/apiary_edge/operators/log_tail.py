@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from apiary.learn.folder import kinds
+from apiary.log_lines import LogLines
 
 MAX_BYTES: Final = 16_384
 _MAX_LINE: Final = 1_000
@@ -21,7 +22,7 @@ class LogTail(logging.Handler):
 
     def __init__(self, hidden: list[Path] | None = None, max_bytes: int = MAX_BYTES):
         super().__init__(logging.INFO)
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.setFormatter(LogLines("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         folders = sorted(
             {str(form) for path in hidden or [] for form in (path.absolute(), path)}, reverse=True
         )

@@ -200,13 +200,13 @@ def _read(path: Path, now: float) -> Found | None:
 def _process_start(pid: int) -> int | None:
     """When a process began, in the kernel's ticks since the boot: with its id a name that is never reused."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
     except (OSError, ValueError, IndexError):
         return None
 
 
 def _boot() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""

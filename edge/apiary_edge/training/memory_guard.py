@@ -69,7 +69,7 @@ def usage() -> Callable[[], MemoryUse]:
     room, size = MemoryRoom(), os.sysconf("SC_PAGE_SIZE")
 
     def look() -> MemoryUse:
-        pages = Path("/proc/self/statm").read_text().split()
+        pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()
         return MemoryUse(int(pages[1]) * size, int(pages[0]) * size, room.available())
 
     return look
@@ -78,7 +78,7 @@ def usage() -> Callable[[], MemoryUse]:
 def be_first_to_go() -> None:
     """Ask the kernel to end this process before others where memory runs out. Nothing where it cannot."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
 
 
 class MemoryGuard:

@@ -89,7 +89,7 @@ class Outbox:
     def done(self) -> tuple[str, int] | None:
         """The last round that was answered."""
         try:
-            run, number = json.loads((self._folder / "done.json").read_text())
+            run, number = json.loads((self._folder / "done.json").read_text(encoding="utf-8"))
             return str(run), int(number)
         except (OSError, ValueError, TypeError):
             return None

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 
 from apiary.errors import ApiaryError, DataError
 from apiary.http.connection import BodyAllowance
+from apiary.printable import printable_values
 from apiary_edge.web.gate import OwnerGate
 
 MAX_BODY_BYTES: Final = 64 * 2**10
@@ -211,8 +212,8 @@ class Site:
 
 
 def as_json(value: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    """A JSON answer."""
-    return Response(status, json.dumps(value).encode())
+    """A JSON answer, whose texts a page may show as they are."""
+    return Response(status, json.dumps(printable_values(value)).encode())
 
 
 def body_of(environ: Environ, max_bytes: int) -> bytes:

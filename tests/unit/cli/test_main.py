@@ -164,6 +164,8 @@ def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[
         ("edge.data_dir=/a b/c", "edge.data_dir", "/a b/c"),
         ("coordinator.labels=['cat', 'dog']", "coordinator.labels", ["cat", "dog"]),
         ("run.recipe_options={size = 16}", "run.recipe_options", {"size": 16}),
+        ('run.recipe_options={"size":160}', "run.recipe_options", {"size": 160}),
+        ("run.recipe_options={size", "run.recipe_options", "{size"),
         ("edge.node_id=a=b", "edge.node_id", "a=b"),
         ("edge.node_id=", "edge.node_id", ""),
     ],

@@ -8,9 +8,18 @@ announcement to a very large cohort respect.
 import json
 from typing import Annotated, ClassVar, Final, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from apiary.errors import MessageError, VersionError
+from apiary.printable import printable
 from apiary.wire import PROTOCOL
 from apiary.wire.topics import TopicKind
 
@@ -24,7 +33,16 @@ MAX_LABEL_CHARS: Final = 64
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Text = Annotated[str, StringConstraints(max_length=500)]
+MAX_TEXT_CHARS: Final = 500
+
+
+def _shown(value: object) -> object:
+    """What people read of a peer cannot control their terminal; a name that is no UTF-8 fits into JSON."""
+    fits = isinstance(value, str) and len(value) <= MAX_TEXT_CHARS
+    return printable(value)[:MAX_TEXT_CHARS] if fits and isinstance(value, str) else value
+
+
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), BeforeValidator(_shown)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL_CHARS)]
 Count = Annotated[int, Field(ge=0, le=2**40)]
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), AfterValidator(lambda x: round(x, 6))]

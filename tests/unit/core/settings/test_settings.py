@@ -170,10 +170,29 @@ def test_passwords_are_hidden_and_read_from_where_they_lie() -> None:
     assert "secret" not in str(broker) and "secret" not in str(flatten(Settings(broker=broker)))
     assert password(broker) == "secret"
     file = write("from a file \nsecond line\n", "password")
-    assert password(BrokerSettings(password_file=file)) == "from a file"
+    assert password(BrokerSettings(password_file=file)) == "from a file "
     assert password(BrokerSettings()) is None
     with pytest.raises(SettingsError, match=r"broker\.password_file no: No such file"):
         password(BrokerSettings(password_file=Path("no")))
+    Path("latin").write_bytes("mühsam\n".encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"broker\.password_file latin, line 1: .* not UTF-8"):
+        password(BrokerSettings(password_file=Path("latin")))
+
+
+@pytest.mark.parametrize("value", ["778899", "[778899]", "{ a = 778899 }"])
+def test_a_secret_that_is_no_text_is_not_printed(value: str) -> None:
+    said = refused(file=write(f"[broker]\npassword = {value}\n"))
+    assert "broker.password does not hold" in said and "778899" not in said
+    assert "778899" not in refused(overrides={"broker.password": 778899})
+    assert "778899" not in refused(overrides={"broker": {"password": "778899", "port": 0}})
+
+
+def test_a_settings_file_of_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "apiary.toml"
+    file.write_bytes(b'[edge]\ndata_dir = "B\xe4ume"\n')
+    assert "apiary.toml, line 2: byte 0xe4 is not UTF-8" in refused(file=file)
+    file.write_bytes(b'\xef\xbb\xbf[edge]\r\ndata_dir = "B\xc3\xa4ume"\r\n')
+    assert load_settings(file).settings.edge.data_dir == Path("Bäume")
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,8 @@ def add(store: SampleStore, count: int) -> list[SampleId]:
 
 
 def label_all(store: SampleStore, person: Terminal, *known: str) -> int:
-    return terminal.label_all(store, "ann", person.ask, person.said.append, known=known)
+    said = person.said.append
+    return terminal.label_all(store, "ann", person.ask, said, paint=said, known=known)
 
 
 def test_numbers_names_and_the_suggestion_give_labels_most_uncertain_first(store: SampleStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,5 +66,16 @@ def test_of_a_pictures_path_the_name_is_kept(said: str, kept: str) -> None:
 
 def test_a_traceback_is_lines() -> None:
     tail = LogTail()
-    say(tail, "one\ntwo")
-    assert [line.split(" INFO ")[-1] for line in tail.tail(5)] == ["one", "two"]
+    try:
+        raise ValueError("it broke")
+    except ValueError:
+        record = logging.LogRecord("apiary", logging.ERROR, "", 0, "bug", (), sys.exc_info())
+    tail.emit(record)
+    lines = tail.tail(50)
+    assert lines[0].endswith(" ERROR bug") and lines[-1] == "ValueError: it broke"
+
+
+def test_a_text_of_a_peer_begins_no_line_of_its_own() -> None:
+    tail = LogTail()
+    say(tail, "one\ntwo \x1b[2J")
+    assert [line.split(" INFO ")[-1] for line in tail.tail(5)] == [r"one\ntwo \x1b[2J"]
