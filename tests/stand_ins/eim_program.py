@@ -8,36 +8,43 @@ with `tflite` in the configuration it runs that model instead.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import socket
 import struct
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 MODES = (
     "", "die_at_start", "never_bind", "hang", "crash", "crash_once", "garbage", "html", "wrong_labels",
     "endless", "refuse", "ignore_sigterm", "chatty", "not_finite", "stale_id", "slow_bytes", "leave_shm",
-    "tiny_shm", "labels_change",
+    "tiny_shm", "labels_change", "hostile", "leaves",
 )  # fmt: skip
 BUFFER = 10 * 2**20
 SHARED = "/dev/shm"  # noqa: S108 - POSIX shared memory, no temporary file
 
 
 def write_program(path: Path, *, machine: str = "x86_64", size: int = 65536, **config: Any) -> Path:
-    """An executable file at `path` (ELF) and its configuration beside it. See `Program` for the keys."""
+    """An executable file at `path` (ELF) that holds all it needs. See `Program` for the keys."""
     from tests.stand_ins.elf_launcher import launcher
 
-    script = path.with_name(path.name + ".py")
     config = {"state": str(path) + ".state", **config}
-    here = str(Path(__file__).resolve().parent)
-    script.write_text(
-        f"import sys\nsys.path.insert(0, {here!r})\nimport eim_program\n"
-        f"eim_program.main({config!r}, sys.argv[1:])\n"
-    )
-    path.write_bytes(launcher(script.resolve(), machine=machine, size=size))
+    parts = {
+        "__main__.py": f"import eim_program, sys\neim_program.main({config!r}, sys.argv[1:])\n".encode(),
+        "eim_program.py": Path(__file__).read_bytes(),
+    }
+    if config.get("tflite"):
+        parts["model.tflite"] = Path(config["tflite"]).read_bytes()
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as z:
+        for name, data in parts.items():
+            z.writestr(zipfile.ZipInfo(name), data)
+    path.write_bytes(launcher(machine=machine, size=size) + archive.getvalue())
     path.chmod(0o755)
     return path
 
@@ -55,6 +62,7 @@ class Program:
         self.tflite = config.get("tflite")
         self.name = config.get("name", "stand-in")
         self.state = Path(config["state"])
+        self.outside, self.port = Path(config.get("outside", "/")), config.get("port", 0)
         self.initialized = False
         self.shm_name = f"/apiary-test-{os.getpid()}" if config.get("shm") else None
         self.interpreter: Any = None
@@ -143,7 +151,7 @@ class Program:
                 from tflite_runtime.interpreter import Interpreter
             except ImportError:
                 from ai_edge_litert.interpreter import Interpreter
-            self.interpreter = Interpreter(self.tflite)
+            self.interpreter = Interpreter(model_content=_embedded("model.tflite"))
             self.interpreter.allocate_tensors()
         packed = np.array(values, np.uint32).reshape(1, self.height, self.width)
         rgb = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], -1)[..., : self.channels]
@@ -163,6 +171,53 @@ class Program:
     def close(self) -> None:
         if self.shm_name and self.mode != "leave_shm":
             Path(SHARED + self.shm_name).unlink(missing_ok=True)
+
+
+def _embedded(name: str) -> bytes:
+    """A file of the archive that this program is."""
+    return bytes(__loader__.get_data(f"{__loader__.archive}/{name}"))  # type: ignore
+
+
+def attempts(outside: Path, port: int) -> list[str]:
+    """What a hostile program did in spite of all: read, written, connected, begun, left, signalled."""
+
+    def connect(kind: int, where: Any) -> None:
+        with socket.socket(kind) as s:
+            s.settimeout(5)
+            s.connect(where)
+
+    def fork() -> None:
+        if os.fork() == 0:
+            os._exit(0)
+        os.wait()
+
+    parent = os.getppid()
+    tries: dict[str, Any] = {
+        "read a key": (outside / "key.pem").read_bytes,
+        "listed pictures": lambda: os.listdir(outside),  # noqa: PTH208
+        "wrote a file": lambda: (outside / "written").write_bytes(b"x"),
+        "removed a file": (outside / "picture.jpg").unlink,
+        "reached the network": lambda: connect(socket.AF_INET, ("127.0.0.1", port)),
+        "reached a service here": lambda: connect(socket.AF_UNIX, str(outside / "service")),
+        "began a process": fork,
+        "left its session": lambda: os.setpgid(0, os.getppid()),
+        "signalled its parent": lambda: os.kill(parent, 0),
+        "read its parent's environment": Path(f"/proc/{parent}/environ").read_bytes,
+        "outlives its parent": lambda: _prctl(1, 0),
+    }
+    done = []
+    for what, tried in tries.items():
+        with contextlib.suppress(OSError):
+            tried()
+            done.append(what)
+    return done
+
+
+def _prctl(option: int, value: int) -> None:
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 def requests(read: Any) -> Any:
@@ -190,7 +245,8 @@ def main(config: dict[str, Any], arguments: list[str]) -> None:
     if not arguments:
         sys.exit("Requires one parameter (either: '--print-info', 'stdin' or the name of a socket)")
     # What the program was given: tests look for keys in it.
-    Path(str(program.state) + ".env").write_text(json.dumps(dict(os.environ)))
+    with contextlib.suppress(OSError):
+        Path(str(program.state) + ".env").write_text(json.dumps(dict(os.environ)))
     if program.mode == "die_at_start":
         print("error while loading shared libraries: libexample.so.1")
         sys.exit(127)
@@ -254,6 +310,19 @@ def _misbehave(program: Program, connection: socket.socket, message: dict[str, A
         case "endless":
             while True:
                 connection.sendall(b"x" * 65536)
+        case "hostile":
+            done = ", ".join(attempts(program.outside, program.port)) or "nothing"
+            connection.sendall(json.dumps(program.no(message["id"], f"it did {done}")).encode() + b"\n\0")
+            return True
+        case "leaves":
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    program.state.write_text(str(os.getpid()))
+                    time.sleep(600)
+                os._exit(0)
+            while not program.state.exists():
+                time.sleep(0.01)
         case "refuse":
             connection.sendall(json.dumps(program.no(message["id"], "out of arena")).encode() + b"\n\0")
             return True

@@ -15,13 +15,17 @@ _BASE = 0x400000
 
 
 def launcher(
-    script: Path, *, machine: str = "x86_64", python: str = sys.executable, size: int = 65536
+    script: Path | None = None,
+    *,
+    machine: str = "x86_64",
+    python: str = sys.executable,
+    size: int = 65536,
 ) -> bytes:
-    """The file's bytes, padded to `size`."""
+    """The file's bytes, padded to `size`. Without a script Python runs the zip archive behind them."""
     bits = 32 if machine == "armv7" else 64
     header, segment = (64, 56) if bits == 64 else (52, 32)
     start = header + segment
-    body = _code(python.encode() + b"\0", str(script).encode() + b"\0")
+    body = _code(python.encode() + b"\0", str(script).encode() + b"\0" if script is not None else b"")
     data = start + len(body)
     assert data <= size
     ident = b"\x7fELF" + bytes([bits // 32, 1, 1]) + bytes(9)
@@ -72,8 +76,8 @@ def _code(python: bytes, script: bytes) -> bytes:
     put_python = bytes.fromhex("48893c24")  # mov [rsp],rdi
     take_script = bytes.fromhex("488d05")  # lea rax,[rip+..]
     after = bytes.fromhex(
-        "4889442408"  # mov [rsp+8],rax
-        "4889e6"  # mov rsi,rsp
+        ("4889442408" if script else "9090909090")  # mov [rsp+8],rax
+        + "4889e6"  # mov rsi,rsp
         "b83b000000 0f05"  # execve
         "bf7f000000 b83c000000 0f05"  # exit(127)
     )

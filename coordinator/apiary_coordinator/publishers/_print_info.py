@@ -1,6 +1,6 @@
 """Reads from a downloaded program what model it holds, where this machine can run it.
 
-The program gets none of our environment.
+The program gets none of our environment, no network and no file of ours.
 """
 
 import os
@@ -13,6 +13,7 @@ from apiary.eim import elf, protocol
 from apiary.eim.protocol import EimModel
 from apiary.errors import EimError
 from apiary.process.child import ProcessLimits, end, how_ended, start, wait
+from apiary.process.confinement import Confinement
 
 TIMEOUT_S: Final = 20.0
 _PRINTED_BYTES: Final = 2**20
@@ -30,6 +31,7 @@ def print_info(program: Path, *, timeout_s: float = TIMEOUT_S) -> EimModel:
             process = start(
                 [str(program.resolve()), "--print-info"],
                 limits=ProcessLimits(max_file_bytes=_PRINTED_BYTES),
+                confine=Confinement((program.resolve(),), (Path(folder),)).prepare(),
                 stdout=printed,
                 cwd=folder,
                 env={"PATH": os.defpath},

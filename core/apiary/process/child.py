@@ -77,13 +77,23 @@ def start(
     command: Sequence[str],
     *,
     limits: ProcessLimits = _NO_LIMITS,
+    confine: Callable[[], None] | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | str | None = None,
     stdin: int = subprocess.DEVNULL,
     stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.STDOUT,
 ) -> subprocess.Popen[bytes]:
-    """Start a program as the leader of its own session. Raises OSError."""
+    """Start a program as the leader of its own session. Raises OSError.
+
+    `confine` is called in the child last, and makes system calls only (`Confinement.prepare`).
+    """
+
+    def before() -> None:
+        limits.apply()
+        if confine is not None:
+            confine()
+
     return subprocess.Popen(
         command,
         stdin=stdin,
@@ -92,7 +102,7 @@ def start(
         env=env,
         cwd=cwd,
         start_new_session=True,
-        preexec_fn=limits.apply,  # noqa: PLW1509 - it makes system calls only
+        preexec_fn=before,  # noqa: PLW1509 - it makes system calls only
     )
 
 

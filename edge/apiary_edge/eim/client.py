@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from apiary.eim import protocol
 from apiary.eim.protocol import Classified, EimModel
 from apiary.errors import DataError, EimError
+from apiary.process.confinement import Kernel
 from apiary_edge.eim.process import Process
 from apiary_edge.eim.shared_memory import Mapped
 
@@ -39,6 +40,8 @@ class EimLimits:
 class EimRunner:
     """One program. Not thread-safe. `labels` are those the program must have, in any order.
 
+    It runs confined (`apiary.process.confinement`): beside a folder of its own it may change `writable`.
+
     A failed classification ends the program. The next one starts it again when the pause is over and raises
     EimError until then; after `limits.restarts` failures in a row it gives up until `start` is called.
     """
@@ -49,12 +52,16 @@ class EimRunner:
         *,
         labels: Sequence[str] | None = None,
         limits: EimLimits | None = None,
+        writable: Sequence[Path] = (),
+        kernel: Kernel | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._program = program
         self._labels = labels
         self._limits = limits or EimLimits()
         self._clock = clock
+        self._writable = writable
+        self._kernel = kernel
         self._process: Process | None = None
         self._mapped: Mapped | None = None
         self._model: EimModel | None = None
@@ -116,7 +123,13 @@ class EimRunner:
     def _open(self) -> EimModel:
         limits = self._limits
         try:
-            process = self._process = Process(self._program, start_s=limits.start_s, stop_s=limits.stop_s)
+            process = self._process = Process(
+                self._program,
+                start_s=limits.start_s,
+                stop_s=limits.stop_s,
+                writable=self._writable,
+                kernel=self._kernel,
+            )
             number = process.next_number()
             model = protocol.read_hello(process.ask(protocol.hello(number), limits.hello_s))
             if self._labels is not None and set(model.labels) != set(self._labels):

@@ -1,5 +1,6 @@
 """One run of an `.eim` program: started without a shell, spoken to over its socket, and surely ended."""
 
+import contextlib
 import os
 import selectors
 import shutil
@@ -7,28 +8,38 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from apiary.eim.protocol import Answers, SharedMemory, accept
 from apiary.errors import EimError
 from apiary.process.child import ProcessLimits, end, start, wait
+from apiary.process.confinement import Confinement, Kernel, adopt_orphans, children
 from apiary_edge.eim.shared_memory import Mapped
 
 _PRINTED_BYTES: Final = 2048
 _RETRY_S: Final = 0.02
 _LEAVE_S: Final = 0.3
 """A program that is well ends itself when its connection closes, and removes its shared memory."""
-_ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
+_LOOKS: Final = 100
+_ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
 """All of our environment that a downloaded program gets: no key, no password."""
 
 
 class Process:
     """A program that is connected. All waits end; every error names how the program ended."""
 
-    def __init__(self, program: Path, *, start_s: float, stop_s: float):
-        """Start it and connect. Raises EimError."""
+    def __init__(
+        self,
+        program: Path,
+        *,
+        start_s: float,
+        stop_s: float,
+        writable: Sequence[Path] = (),
+        kernel: Kernel | None = None,
+    ):
+        """Start it and connect; beside its own folder it may change `writable`. Raises EimError."""
         self._program = program
         self._stop_s = stop_s
         self._printed = b""
@@ -38,13 +49,17 @@ class Process:
         self._mapped: Mapped | None = None
         # 0700: nobody else may connect before us, and the program takes one connection only.
         self._folder = Path(tempfile.mkdtemp(prefix="apiary-eim-"))
+        adopt_orphans()
+        self._before = children()
+        environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
         try:
             self._child = start(
                 [str(program.resolve()), str(self._folder / "socket")],
                 # SIGKILL: the program is somebody else's, and may ignore SIGTERM.
                 limits=ProcessLimits(death_signal=signal.SIGKILL),
+                confine=Confinement((program.resolve(),), (self._folder, *writable)).prepare(kernel),
                 cwd=self._folder,
-                env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
+                env={**environment, "TMPDIR": str(self._folder)},
             )
         except OSError as e:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -97,11 +112,24 @@ class Process:
             self._socket.close()
             wait(self._child, min(_LEAVE_S, self._stop_s))
         end(self._child, self._stop_s)
+        self._end_orphans()
         if self._child.stdout:
             self._child.stdout.close()
         if self._mapped is not None:
             self._mapped.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end_orphans(self) -> None:
+        """End what it left in sessions of their own; a killed process may leave others, so look again."""
+        for _ in range(_LOOKS):
+            left = children() - self._before - {self._child.pid}
+            if not left:
+                return
+            for pid in left:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(OSError):
+                    os.waitpid(pid, 0)
 
     def _connect(self, until: float, start_s: float) -> socket.socket:
         while time.monotonic() < until:

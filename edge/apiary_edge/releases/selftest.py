@@ -6,6 +6,7 @@ A process of its own: a model that crashes its runtime, hangs or takes all memor
 from __future__ import annotations
 
 import hashlib
+import signal
 import statistics
 import sys
 import time
@@ -17,6 +18,7 @@ import numpy as np
 
 from apiary.errors import ApiaryError, DataError, ModelError
 from apiary.files import write_atomic
+from apiary.printable import printable
 from apiary_edge.releases.job import TrialJob, TrialModel, TrialResult
 
 if TYPE_CHECKING:
@@ -35,12 +37,13 @@ Answer = Callable[["NDArray[np.uint8]"], "NDArray[np.float32]"]
 
 def main(argv: list[str]) -> int:
     """Run one job; the result lies in its `out`. 0, whatever the result is."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a program is closed in order
     job = TrialJob.model_validate_json(Path(argv[1]).read_bytes())
     try:
         result = run(job)
     except (ModelError, DataError) as e:
         # In the store it is named by its digest, which means nothing to an operator.
-        result = TrialResult(failed=str(e).replace(job.model.file.name, "the program")[:400])
+        result = TrialResult(failed=printable(str(e).replace(job.model.file.name, "the program"))[:400])
     except MemoryError:
         result = TrialResult(failed="this node has not enough memory for it")
     write_atomic(job.out, result.model_dump_json().encode(), sync=False)

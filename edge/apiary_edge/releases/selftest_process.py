@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 _FILE_BYTES: Final = 64 * 2**20
 """What the child may write to one file: shared memory of a program counts too."""
 _PRINTED_CHARS: Final = 300
+_END_S: Final = 3.0
+"""Longer than a program may take to end in order."""
 
 
 class Trial(Protocol):
@@ -82,10 +84,10 @@ class TrialProcess:
         return result or TrialCrashed(f"{why or 'its test left no result'}{printed and f': {printed}'}")
 
     def stop(self) -> None:
-        """Kill the child; a program that it started dies with it."""
+        """End the child, which ends what a program that it started has left; it dies with it in any case."""
         child, self._child = self._child, None
         if child is not None:
-            child.end()
+            child.end(_END_S)
 
     def _result(self) -> TrialDone | None:
         try:

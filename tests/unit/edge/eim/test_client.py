@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from tests.stand_ins.eim_program import write_program
 
 from apiary.eim.protocol import accept, classify, hello, read_hello, read_info, read_result
 from apiary.errors import DataError, EimError
+from apiary.process.confinement import Kernel, this_kernel
 from apiary_edge.eim.client import EimLimits, EimRunner
 from apiary_edge.eim.shared_memory import FOLDER
 
@@ -61,9 +65,16 @@ def _read(path: Path) -> bytes:
 
 
 def runner(
-    tmp_path: Path, limits: EimLimits = QUICK, clock: Any = time.monotonic, **config: Any
+    tmp_path: Path,
+    limits: EimLimits = QUICK,
+    clock: Any = time.monotonic,
+    kernel: Kernel | None = None,
+    **config: Any,
 ) -> EimRunner:
-    return EimRunner(write_program(tmp_path / "model.eim", **config), limits=limits, clock=clock)
+    writable = [tmp_path / "state"]
+    writable[0].mkdir(exist_ok=True)
+    program = write_program(tmp_path / "model.eim", **{"state": str(writable[0] / "state"), **config})
+    return EimRunner(program, limits=limits, clock=clock, writable=writable, kernel=kernel)
 
 
 @pytest.mark.parametrize("shm", [False, True], ids=["socket", "shared memory"])
@@ -137,7 +148,7 @@ def test_the_program_is_told_no_secret(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("EI_API_KEY", "ei_secret")
     monkeypatch.setenv("APIARY_BROKER__PASSWORD", "secret")
     with runner(tmp_path):
-        told = json.loads((tmp_path / "model.eim.state.env").read_text())
+        told = json.loads((tmp_path / "state/state.env").read_text())
     assert "PATH" in told
     assert not [k for k in told if "secret" in told[k] or k.startswith(("EI_", "APIARY_"))]
 
@@ -251,6 +262,84 @@ def test_a_program_that_leaves_its_memory_or_ignores_sigterm_is_cleaned_up(tmp_p
         eim.classify(RED)
         began = time.monotonic()
     assert time.monotonic() - began < 3
+
+
+@contextlib.contextmanager
+def a_node(folder: Path) -> Iterator[dict[str, Any]]:
+    """What a hostile program would like: a key, a picture, a port, a service on a socket."""
+    folder.mkdir()
+    (folder / "key.pem").write_text("secret")
+    (folder / "picture.jpg").write_bytes(b"picture")
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(socket.AF_UNIX) as service:
+        service.bind(str(folder / "service"))
+        service.listen()
+        yield {"mode": "hostile", "outside": str(folder), "port": listener.getsockname()[1]}
+
+
+def what_it_did(tmp_path: Path, kernel: Kernel | None) -> set[str]:
+    with (
+        a_node(tmp_path / "node") as config,
+        runner(tmp_path, kernel=kernel, **config) as eim,
+        pytest.raises(EimError, match="the program refuses: it did ") as said,
+    ):
+        eim.classify(RED)
+    return set(str(said.value).partition(" did ")[2].split(", "))
+
+
+FILES = {"read a key", "listed pictures", "wrote a file", "removed a file"}
+CALLS = {"reached the network", "reached a service here", "began a process", "outlives its parent"}
+
+
+def test_a_hostile_program_gets_nothing(tmp_path: Path) -> None:
+    assert what_it_did(tmp_path, None) == {"nothing"}
+    assert (tmp_path / "node/picture.jpg").exists()
+
+
+def test_a_kernel_that_has_a_half_of_it_keeps_that_half(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = this_kernel()
+    for folder, kernel, forbidden, done in (
+        ("files", Kernel(both.landlock, ""), FILES, CALLS),
+        ("calls", Kernel(0, both.seccomp), CALLS, FILES),
+        ("first", Kernel(1, both.seccomp), FILES | CALLS, set()),
+        ("none", Kernel(0, ""), set(), FILES | CALLS),
+    ):
+        (tmp_path / folder).mkdir()
+        did = what_it_did(tmp_path / folder, kernel)
+        assert not did & forbidden and did >= done, folder
+    assert "this kernel has no Landlock and seccomp" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_plain_user_confines_a_program_too(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from apiary.process.child import start\n"
+        "from apiary.process.confinement import Confinement\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "def cat(*allowed):\n"
+        "    p = start(['/bin/cat', sys.argv[1]], confine=Confinement(allowed).prepare())\n"
+        "    out = p.communicate()[0]; return out\n"
+        "print(cat(Path(sys.argv[1])), cat())"
+    )
+    with tempfile.NamedTemporaryFile("w", dir="/var/tmp") as file:
+        file.write("seen")
+        file.flush()
+        Path(file.name).chmod(0o644)
+        done = subprocess.run(
+            [sys.executable, "-c", code, file.name], capture_output=True, text=True, check=False, timeout=60
+        )
+    assert "b'seen' b'/bin/cat:" in done.stdout, done.stderr
+    assert "Permission denied" in done.stdout
+
+
+def test_a_process_that_left_its_session_does_not_outlive_its_program(tmp_path: Path) -> None:
+    """Where the kernel lets a program begin processes, whoever ran it looks for what it left."""
+    with runner(tmp_path, mode="leaves", kernel=Kernel(this_kernel().landlock, "")) as eim:
+        eim.classify(RED)
+        pid = int((tmp_path / "state/state").read_text())
+        assert Path(f"/proc/{pid}").exists()
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_a_program_that_ignores_sigterm_dies_with_whoever_ran_it(tmp_path: Path) -> None:
