@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,8 +40,11 @@ def write_atomic(
 ) -> None:
     """Replace `path` by `data` so that a power cut leaves the old file or the new one. Raises StoreError.
 
+    A link, a device or a folder is not replaced, but refused.
+
     `mode` is that of any other new file; 0o600 for a secret, which no other user can open at any instant.
     """
+    refuse_special(path)
     parts = [data] if isinstance(data, bytes | memoryview) else data
     with disk_errors(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +64,18 @@ def write_atomic(
             raise
         if sync:
             sync_folder(path.parent)
+
+
+def refuse_special(path: Path) -> None:
+    """Raise StoreError where something is there that a file must not take the place of."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return  # there is none, or writing says what is wrong
+    if stat.S_ISREG(mode):
+        return
+    what = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+    raise StoreError(f"cannot write {path}: it is {what}, which a file would replace; name a file")
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:

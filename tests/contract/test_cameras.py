@@ -224,6 +224,19 @@ def test_a_camera_that_disappears_is_reported_in_time_and_comes_back(rig: Rig) -
         assert rig.camera.frame() is not None
 
 
+@pytest.mark.parametrize(
+    "error", [ValueError("numpy.dtype size changed"), OSError("libcamera.so"), SystemError()]
+)
+def test_picamera2_that_does_not_load_is_told_from_one_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    (tmp_path / "picamera2.py").write_text(f"raise {error!r}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "picamera2", raising=False)
+    with pytest.raises(CameraError, match=rf"is installed and does not load \({type(error).__name__}: .*apt"):
+        base.make(options("picamera2")).open()
+
+
 def test_an_error_says_what_it_is_and_how_to_mend_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "picamera2", None)
     no_video = tmp_path / "notes.mp4"

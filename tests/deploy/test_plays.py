@@ -106,6 +106,15 @@ def test_an_inventory_that_is_no_fleet_is_refused_before_any_host_is_reached(
     assert "expected one host in each of these groups" in said
 
 
+@pytest.mark.parametrize("name", ["pi 7", "-pi", "pi/7", "pï", "p" * 65])
+def test_a_name_that_no_topic_may_carry_is_refused_before_anything_is_installed(
+    name: str, tmp_path: Path
+) -> None:
+    fleet = fleet_of(tmp_path, authority=["a"], broker=["a"], coordinator=["a"], edge=["p" * 64, name])
+    said = ansible("-i", fleet, DEPLOY / "site.yml", "-e", "ansible_connection=local", code=2)
+    assert f"{name}: expected names of 1 to 64 letters" in said.replace("\\u00ef", "ï")
+
+
 def test_revoking_without_the_authority_fails(tmp_path: Path) -> None:
     fleet = fleet_of(tmp_path, authority=["a"], broker=["a"], coordinator=["a"], edge=["pi-1"])
     said = ansible("-i", fleet, DEPLOY / "revoke.yml", "-e", "party=pi-1", "--limit", "pi-1", code=2)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from apiary.addresses import url
-from apiary.errors import SettingsError
+from apiary.errors import DataError, SettingsError
 from apiary_cli.terminal.flags import settings_of
 
 EXAMPLES = """examples:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print it. Raises ApiaryError."""
-    from apiary_edge.web.token import load_or_make
+    from apiary_edge.web.token import load
 
     edge = settings_of(args, edge__state_dir=args.state_dir).edge
     if not edge.predict.enabled:
@@ -35,7 +35,12 @@ def run(args: argparse.Namespace) -> int:
         )
     if edge.predict.port == 0:
         raise SettingsError("edge.predict.port is 0, any that is free: the log of apiary edge says which")
-    token = load_or_make(edge.state_dir)
+    token = load(edge.state_dir)
+    if token is None:
+        raise DataError(
+            f"there is no token in {edge.state_dir}: no node has served its page from there; start apiary "
+            "edge, or say where it keeps its state: --state-dir, --config"
+        )
     address = url("http", edge.predict.host, edge.predict.port, "/")
     if args.json:
         print(json.dumps({"address": address, "token": token}))

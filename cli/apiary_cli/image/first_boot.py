@@ -82,6 +82,8 @@ SHA256=@SHA256@
 ENROLMENT=@ENROLMENT@
 CA_SHA256=@CA_SHA256@
 
+# Debian's own upgrades hold the lock for minutes after a boot.
+APT="apt-get -o DPkg::Lock::Timeout=600"
 say() { echo "apiary first boot: $*"; }
 
 say "user and folders"
@@ -95,7 +97,7 @@ cp "$BOOT/apiary.toml" "$ROOT/etc/apiary/apiary.toml"
 VENV="$ROOT/opt/apiary/venvs/card"
 if [ ! -x "$VENV/bin/apiary" ]; then
     say "installing $WHEEL"
-    python3 -c 'import ensurepip' 2>/dev/null || { apt-get update -q && apt-get install -yq python3-venv; }
+    python3 -c 'import ensurepip' 2>/dev/null || { $APT update -q && $APT install -yq python3-venv; }
     [ -x "$VENV/bin/pip" ] || python3 -m venv --system-site-packages "$VENV"
     FILE="$BOOT/$WHEEL"
     if [ -n "$URL" ]; then
@@ -154,7 +156,8 @@ Nice=10
 OOMPolicy=continue
 ReadWritePaths=/var/lib/apiary
 CapabilityBoundingSet=
-@HARDENING@
+@HARDENING@# With these the node confines the programs of releases further than itself.
+SystemCallFilter=landlock_create_ruleset landlock_add_rule landlock_restrict_self
 [Install]
 WantedBy=multi-user.target
 UNIT

@@ -40,7 +40,14 @@ class PiCamera:
         self.close()
         try:
             module = importlib.import_module("picamera2")
-        except ImportError as e:
+        except (
+            Exception
+        ) as e:  # numpy of another version raises ValueError, a half-installed libcamera OSError
+            if not isinstance(e, ImportError):
+                raise CameraError(
+                    f"{self.name}: picamera2 is installed and does not load ({type(e).__name__}: {e}); it "
+                    "comes from apt, and so does its numpy: python3 -c 'import picamera2' shows more"
+                ) from None
             raise CameraError(
                 f"{self.name}: picamera2 is not installed here ({e}): sudo apt install python3-picamera2, "
                 "and make the venv with --system-site-packages"

@@ -27,6 +27,8 @@ RUNTIME_FOLDER: Final = Path("/run/apiary-edge")
 _MAX_BYTES: Final = 1_000_000
 _HEADLINE_S: Final = 1.0
 """A change of the state is written this soon anywhere."""
+_ENDED: Final = frozenset("ZXx")
+"""States of a process that runs no more, proc(5)."""
 _LATE: Final = 3
 """A file that is older than so many of its own periods is of a service that hangs."""
 
@@ -198,9 +200,13 @@ def _read(path: Path, now: float) -> Found | None:
 
 
 def _process_start(pid: int) -> int | None:
-    """When a process began, in the kernel's ticks since the boot: with its id a name that is never reused."""
+    """When a process began, in the kernel's ticks since the boot: with its id a name that is never reused.
+
+    None where there is none, or it has ended and nobody has asked for its exit code yet.
+    """
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+        return int(fields[19]) if fields[0] not in _ENDED else None
     except (OSError, ValueError, IndexError):
         return None
 

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from apiary.errors import ApiaryError
+from apiary.http.server import HttpServer
 from apiary_edge.capture import worker
 from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.child_messages import ChildEvent
 from apiary_edge.labelling.server import give_memory_back
 from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob
 
+PAGE_AGAIN_S: Final = 10.0
+"""Before a port that is taken, or an address that is not up yet, is tried again."""
 _JOIN_S: Final = 6.0
 """Longer than a program may take for one picture."""
 
@@ -59,7 +62,7 @@ def run(job: PredictJob, emit: Callable[[Line], None], stop: threading.Event) ->
     edge = job.edge
     live = LivePredictor(edge.state_dir, emit, edge.predict, clock=time.monotonic, wall=time.time)
     camera = CameraView(edge.camera.kind)
-    server = _serve(job, live, camera, emit)
+    page = PageThread(lambda: _listen(job, live, camera), emit, stop)
     predicting = PredictionThread(live.run, stop)
 
     def on_capture(event: CaptureEvent) -> None:
@@ -74,8 +77,7 @@ def run(job: PredictJob, emit: Callable[[Line], None], stop: threading.Event) ->
             emit(CaptureEvent(kind="alive"))
     finally:
         stop.set()
-        if server is not None:
-            server.close()
+        page.close()
         predicting.join()
 
 
@@ -104,29 +106,66 @@ class PredictionThread:
             self._stop.set()
 
 
-def _serve(job: PredictJob, live: Any, camera: CameraView, emit: Callable[[Line], None]) -> Any | None:
-    """The page in a thread of its own; predictions go on without it where its port is taken."""
+class PageThread:
+    """Serves the page; where its port is taken, or its address not up yet, it tries again.
+
+    `listen` raises ApiaryError; `close` is called after `stop` is set.
+    """
+
+    def __init__(
+        self,
+        listen: Callable[[], HttpServer],
+        emit: Callable[[Line], None],
+        stop: threading.Event,
+        *,
+        again_s: float = PAGE_AGAIN_S,
+    ):
+        self._listen = listen
+        self._emit = emit
+        self._stop = stop
+        self._again_s = again_s
+        self._server: HttpServer | None = None
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="page", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        with self._lock:
+            if self._server is not None:
+                self._server.close()
+
+    def _run(self) -> None:
+        why = ""
+        while not self._stop.is_set():
+            try:
+                server = self._listen()
+            except ApiaryError as e:
+                if str(e) != why:
+                    why = str(e)
+                    self._emit(PredictionEvent(kind="closed", text=why[:500]))
+                self._stop.wait(self._again_s)
+                continue
+            with self._lock:
+                self._server = server
+                if self._stop.is_set():
+                    server.close()
+                    return
+            self._emit(PredictionEvent(kind="page", text=f"http://{server.address}/"))
+            server.run()
+            return
+
+
+def _listen(job: PredictJob, live: Any, camera: CameraView) -> HttpServer:
     from apiary_edge.labelling.server import check_host, listen
     from apiary_edge.predicting.pages import site
     from apiary_edge.web.gate import OwnerGate
     from apiary_edge.web.token import load_or_make
 
     wants = job.edge.predict
-    try:
-        host = check_host(wants.host, "edge.predict.host")
-        gate = OwnerGate(load_or_make(job.edge.state_dir), wants.port, time.monotonic, time.sleep)
-        server = listen(
-            site(live, gate, job.edge.node_id, job.federation, camera),
-            host,
-            wants.port,
-            setting="edge.predict.port",
-        )
-    except ApiaryError as e:
-        emit(PredictionEvent(kind="closed", text=str(e)[:500]))
-        return None
-    threading.Thread(target=server.run, name="page", daemon=True).start()
-    emit(PredictionEvent(kind="page", text=f"http://{server.address}/"))
-    return server
+    host = check_host(wants.host, "edge.predict.host")
+    gate = OwnerGate(load_or_make(job.edge.state_dir), wants.port, time.monotonic, time.sleep)
+    pages = site(live, gate, job.edge.node_id, job.federation, camera)
+    return listen(pages, host, wants.port, setting="edge.predict.port")
 
 
 if __name__ == "__main__":

@@ -108,12 +108,25 @@ def labels_file(state_dir: Path) -> Path:
 
 def newest(state_dir: Path) -> ModelFile | None:
     """The federation's newest model that lies here."""
-    return _read(ModelFile, newest_file(state_dir))
+    found = _read(ModelFile, newest_file(state_dir))
+    if found is None:
+        return None
+    named = {name: getattr(found, name) for name in ("file", "manifest", "trainer", "base")}
+    return found.model_copy(update={name: _here(state_dir, path) for name, path in named.items()})
 
 
 def personal(state_dir: Path) -> Personal | None:
     """What tuning the newest model gave; None until that was done."""
-    return _read(Personal, personal_file(state_dir))
+    found = _read(Personal, personal_file(state_dir))
+    return found and found.model_copy(update={"file": _here(state_dir, found.file)})
+
+
+def _here(state_dir: Path, path: Path | None) -> Path | None:
+    """Where a described file lies now: the state folder may have moved since it was described."""
+    if path is None or path.is_relative_to(state_dir.absolute()):
+        return path
+    moved = state_dir.absolute() / path.parent.name / path.name
+    return moved if moved.is_file() else path
 
 
 def chosen(state_dir: Path) -> ModelFile | None:

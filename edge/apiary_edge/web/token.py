@@ -14,6 +14,17 @@ FILE_NAME: Final = "labelling.token"
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{32,128}")
 
 
+def load(state_dir: Path) -> str | None:
+    """The token in `state_dir`, None where no node has made one. Raises StoreError."""
+    file = state_dir / FILE_NAME
+    try:
+        return _read(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as e:
+        raise StoreError(f"cannot read the token in {file}: {e.strerror}; try it with sudo") from e
+
+
 def load_or_make(state_dir: Path) -> str:
     """The token in `state_dir`, 256 random bits if there was none. Raises StoreError."""
     file = state_dir / FILE_NAME

@@ -17,11 +17,17 @@ def test_it_prints_the_address_with_the_owners_token(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["predictions", "--state-dir", str(tmp_path), *ON]
-    assert main(command) == 0
     token = load_or_make(tmp_path)
+    assert main(command) == 0
     assert capsys.readouterr().out == f"predictions page: http://127.0.0.1:4912/?token={token}\n"
     assert main([*command, "--json", "--set", "edge.predict.host=::1"]) == 0
     assert json.loads(capsys.readouterr().out) == {"address": "http://[::1]:4912/", "token": token}
+
+
+def test_where_no_node_ran_nothing_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predictions", "--state-dir", str(tmp_path / "none"), *ON]) == 3
+    assert "no node has served its page from there" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

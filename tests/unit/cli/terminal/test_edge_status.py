@@ -36,7 +36,7 @@ from apiary.wire.messages import (
 from apiary.wire.topics import TopicKind
 from apiary_cli.terminal.edge_status import duration, render, show
 from apiary_edge.owner.status_board import MAX_LAST, Board
-from apiary_edge.owner.status_file import StatusFile, find, runtime_folder
+from apiary_edge.owner.status_file import StatusFile, _process_start, find, runtime_folder
 from apiary_edge.releases.slot import Findings, Slot
 from apiary_edge.releases.store import current_file, described
 
@@ -164,6 +164,15 @@ def written(settings: Settings, folder: Path | None = None) -> tuple[StatusFile,
     file = StatusFile(settings, clock=clock, runtime_folder=folder)
     file.start(clock.now)
     return file, clock
+
+
+def test_a_process_that_has_ended_and_was_not_reaped_does_not_run() -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        assert _process_start(process.pid) is not None
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert Path(f"/proc/{process.pid}").exists()
+        assert _process_start(process.pid) is None
 
 
 def test_what_is_written_is_found_and_alive(settings: Settings) -> None:

@@ -184,6 +184,27 @@ def test_missing_parts_are_fetched_and_then_the_model_is_described(node: Node) -
     assert len(node.wanted()) == wishes, "what is described is not fetched again"
 
 
+def test_a_state_folder_that_moved_has_its_model_at_once(
+    node: Node, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    feature = node.follower()
+    told, parts = manifest(node, 3, have="manifest trainer base model")
+    hear(feature, told, TopicKind.MODEL_CURRENT)
+    tuned = model_files.folder(node.folder) / "personal-1.blob"
+    tuned.write_bytes(b"tuned")
+    best = Personal(
+        of=_digest(parts["model"]), file=tuned.absolute(), digest=_digest(b"tuned"),
+        accuracy_global=0.5, accuracy_personal=0.6,
+    )  # fmt: skip
+    model_files.personal_file(node.folder).write_text(best.model_dump_json())
+    moved = node.folder.rename(tmp_path_factory.mktemp("another card") / "edge")
+    found, chosen = model_files.newest(moved), model_files.chosen(moved)
+    assert found is not None and chosen is not None
+    for path in (found.file, found.manifest, found.trainer, found.base, chosen.file):
+        assert path is not None and path.is_file() and path.is_relative_to(moved)
+    assert chosen.personal
+
+
 def test_a_newer_model_is_fetched_instead_of_the_one_on_its_way(node: Node) -> None:
     feature = node.follower()
     old, _ = manifest(node, 3, have="manifest trainer base")
