@@ -44,7 +44,10 @@ def write_program(path: Path, *, machine: str = "x86_64", size: int = 65536, **c
     with zipfile.ZipFile(archive, "w") as z:
         for name, data in parts.items():
             z.writestr(zipfile.ZipInfo(name), data)
-    path.write_bytes(launcher(machine=machine, size=size) + archive.getvalue())
+    packed = archive.getvalue()
+    size = max(size, len(packed) + 4096)
+    # Python looks for the archive at the end of the file.
+    path.write_bytes(launcher(machine=machine, size=size)[: -len(packed)] + packed)
     path.chmod(0o755)
     return path
 
