@@ -182,7 +182,7 @@ def start_anew(users: tuple[str, ...]) -> str:
     named = ", ".join(map(repr, users[:5]))
     broker = os.getppid()
     try:
-        if Path(f"/proc/{broker}/comm").read_text().strip() != "mosquitto":
+        if Path(f"/proc/{broker}/comm").read_text(encoding="utf-8").strip() != "mosquitto":
             raise ProcessLookupError
         os.kill(broker, signal.SIGKILL)
     except OSError:
