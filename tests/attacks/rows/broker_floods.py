@@ -45,7 +45,7 @@ def retained(ground: Ground) -> Outcome:
     def topics() -> Iterator[str]:
         for kind in OWN:
             yield f"apiary/default/node/{THIEF}/{kind}"
-        for i in range(ground.much(3_000)):
+        for i in range(ground.much(1_000)):
             yield f"apiary-blob/default/up/{THIEF}/{i:064x}/{i}"
             yield f"apiary-blob/f{i}/up/{THIEF}"
             yield f"apiary/f{i}/node/{THIEF}/status"
