@@ -15,7 +15,7 @@ import numpy as np
 
 from apiary.errors import DataError
 from apiary.learn.folder import walk
-from apiary.learn.folder.labels import readable
+from apiary.learn.folder.labels import shown
 from apiary.settings import load_settings
 from apiary_coordinator.run.finished import MODELS, find_run, read_labels
 
@@ -45,7 +45,7 @@ class PredictInput:
     @property
     def name(self) -> str:
         """What it is called on the screen."""
-        return readable(str(self.path)) if self.path is not None else self.text
+        return shown(str(self.path)) if self.path is not None else self.text
 
 
 @dataclass(frozen=True, slots=True)

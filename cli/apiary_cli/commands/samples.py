@@ -117,7 +117,7 @@ def _import(store: SampleStore, args: argparse.Namespace, *, join_labels: bool) 
     total = folder.count(contents.layout)
     for line in contents.layout.understood:
         print(f"understood: {line}", file=sys.stderr)
-    warnings = [w for w in contents.messages() if args.label is None or "have no label" not in w]
+    warnings = [w for w in contents.messages() if args.label is None or "without a label" not in w]
     for line in warnings:
         print(f"note: {line}", file=sys.stderr)
     if total == 0:

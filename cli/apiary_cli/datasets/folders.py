@@ -189,4 +189,4 @@ def _digest(path: Path) -> str:
 
 
 def _names(group: list[tuple[Path, str, str]]) -> str:
-    return " and ".join(naming.readable("/".join(path.parts[-3:])) for path, _, _ in group[:2])
+    return " and ".join(naming.shown("/".join(path.parts[-3:])) for path, _, _ in group[:2])

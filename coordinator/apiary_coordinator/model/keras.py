@@ -144,7 +144,7 @@ class KerasModelBuilder:
         unread = data.skipped[len(found.skipped) :]
         for message in [
             *found.messages(),
-            *(f"{naming.readable(str(s.path))}: left out: {s.why}" for s in unread),
+            *(f"{naming.shown(str(s.path))}: left out: {s.why}" for s in unread),
         ]:
             log.warning("held-out pictures: %s", message)
         if features:

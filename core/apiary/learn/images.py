@@ -75,7 +75,7 @@ class Scan:
                 "a node with one class learns little by itself, others must hold the rest"
             )
         lines += [f"{self.folder}: {note}" for note in self.notes]
-        return lines + [f"{naming.readable(str(s.path))}: left out: {s.why}" for s in self.skipped]
+        return lines + [f"{naming.shown(str(s.path))}: left out: {s.why}" for s in self.skipped]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +266,7 @@ def gather(
     if not y:
         raise DataError(
             f"{found.folder}: none of {len(found.records)} pictures can be read; the first: "
-            f"{naming.readable(skipped[0].path.name)}: {skipped[0].why}"
+            f"{naming.shown(skipped[0].path.name)}: {skipped[0].why}"
         )
     return Dataset(x[: len(y)], np.array(y, np.int64), tuple(digests), found.known, tuple(skipped))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from apiary.errors import CameraError, DataError
 from apiary.learn.folder.kinds import is_ignored
-from apiary.learn.folder.labels import readable
+from apiary.learn.folder.labels import shown
 from apiary.learn.folder.walk import picture_suffixes
 from apiary.settings import CameraSettings
 from apiary_edge.cameras.base import Camera, PassedOver
@@ -74,7 +74,7 @@ class WatchedFolder:
                 # Not the file's fault: it is still to be seen when the folder is back.
                 raise CameraError(f"{self.name}: it is gone; is its drive still there?") from None
             self._seen = key
-            raise PassedOver(f"{readable(key[1])}: {e}") from None
+            raise PassedOver(f"{shown(key[1])}: {e}") from None
         self._seen = key
         return picture
 

@@ -136,12 +136,12 @@ def _check(label: str) -> None:
 def _refuse(done: Imported, source: str, why: str) -> None:
     done.refused_count += 1
     if len(done.refused) < MAX_REASONS:
-        done.refused.append(f"{source}: {why}")
+        done.refused.append(f"{naming.shown(source)}: {why}")
 
 
 def _note_contradiction(done: Imported, one: Incoming, has: str | None) -> None:
     done.contradicted_count += 1
     if len(done.contradicted) < MAX_REASONS:
         done.contradicted.append(
-            f"{one.source}: the same picture is there as {has!r}, here it is {one.label!r}"
+            f"{naming.shown(one.source)}: the same picture is there as {has!r}, here it is {one.label!r}"
         )

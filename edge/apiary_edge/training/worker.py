@@ -63,7 +63,7 @@ def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic
     from apiary.learn.cache import ArrayCache
     from apiary.learn.clip import clipped
     from apiary.learn.fit import FitProgress, fit, node_seed
-    from apiary.learn.folder.labels import readable
+    from apiary.learn.folder.labels import shown
     from apiary.learn.manifest import Manifest
     from apiary.learn.runtimes import choose
     from apiary.wire import blob
@@ -78,7 +78,7 @@ def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic
     data = pictures.without_held_out(job, found, loaded)
     for message in [
         *found.messages(),
-        *(f"{readable(str(s.path))}: left out: {s.why}" for s in data.skipped[len(found.skipped) :]),
+        *(f"{shown(str(s.path))}: left out: {s.why}" for s in data.skipped[len(found.skipped) :]),
     ]:
         emit(TrainingEvent(kind="warning", text=message[:500]))
     also_held_out = pictures.also_held_out(job.held_out, job.store, data)

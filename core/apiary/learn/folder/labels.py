@@ -26,6 +26,11 @@ def readable(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def shown(name: str) -> str:
+    """`readable`, fit for a line on a screen or in a log: line ends and escapes are written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable(name))
+
+
 def of_folder(name: str) -> str:
     """The label that a folder's name means."""
     label = readable(name)

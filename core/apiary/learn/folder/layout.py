@@ -164,7 +164,7 @@ class _Reader:
     def read(self) -> FolderLayout:
         root = self._unwrapped("")
         if root:
-            self._understood[f"the set is {naming.readable(root)}/"] = None
+            self._understood[f"the set is {naming.shown(root)}/"] = None
         if sets := self._sets(root):
             return FolderLayout(sets=tuple(sets))
         try:
@@ -181,7 +181,7 @@ class _Reader:
                 "name, or set join_labels"
             )
         self._warnings += [
-            f"{naming.readable(path)} holds the pixels themselves: apiary data partition writes pictures"
+            f"{naming.shown(path)} holds the pixels themselves: apiary data partition writes pictures"
             for path, text in self._tree.tables.items()
             if tables.PIXELS in text.partition("\n")[0].lower()
         ]
@@ -285,8 +285,8 @@ class _Reader:
         for kid in self._kids(at):
             if kid not in splits:
                 self._warnings.append(
-                    f"{naming.pictures(self._below[_join(at, kid)])} in {naming.readable(kid)}/ beside "
-                    f"{naming.readable(next(iter(splits)))}/ left out: move them into it"
+                    f"{naming.pictures(self._below[_join(at, kid)])} in {naming.shown(kid)}/ beside "
+                    f"{naming.shown(next(iter(splits)))}/ left out: move them into it"
                 )
 
     def _set(self, at: str, split: Split) -> None:
@@ -323,7 +323,7 @@ class _Reader:
                 inner = next((s for p in _parts(deeper, folder) if (s := split_of(p)) is not None), split)
                 if deeper != folder:
                     part = ", held out" if inner is not Split.TRAIN else ""
-                    self._deeper.append(f"{naming.readable(deeper)}/ is {label}{part}")
+                    self._deeper.append(f"{naming.shown(deeper)}/ is {label}{part}")
                 self._groups.append(Group(deeper, label, inner, names))
         for kid in self._empty_kids(at):
             label = naming.of_folder(kid)
@@ -337,7 +337,7 @@ class _Reader:
         for name in names:
             by_label.setdefault(label_of_name(name), []).append(name)
         self._understood[
-            f"labels come from file names: {naming.readable(names[0])} is "
+            f"labels come from file names: {naming.shown(names[0])} is "
             f"{label_of_name(names[0]) or 'without one'}"
         ] = None
         self._add(at, split, by_label)
@@ -467,8 +467,8 @@ class _Reader:
     def _warn_of_loose(self, loose: Sequence[Group]) -> None:
         many = sum(len(g.names) for g in loose)
         first = next(g for g in loose if g.names)
-        example = naming.readable(_join(first.folder, first.names[0]))
-        where = naming.readable(first.folder) or "FOLDER"
+        example = naming.shown(_join(first.folder, first.names[0]))
+        where = naming.shown(first.folder) or "FOLDER"
         self._warnings.append(
             f"{naming.pictures(many)} without a label, such as {example}: {SEPARATE.format(folder=where)}"
         )

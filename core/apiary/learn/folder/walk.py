@@ -59,7 +59,7 @@ class FolderContents:
     def messages(self) -> list[str]:
         """What is left out and what to do about it, a sentence each."""
         lines = [*self.layout.warnings, *self.foreign_lines()]
-        lines += [f"{labels.readable(str(s.path))}: left out: {s.why}" for s in self.skipped[:MAX_NAMED]]
+        lines += [f"{labels.shown(str(s.path))}: left out: {s.why}" for s in self.skipped[:MAX_NAMED]]
         if len(self.skipped) > MAX_NAMED:
             lines.append(f"{len(self.skipped) - MAX_NAMED} more are left out")
         return lines

@@ -80,6 +80,23 @@ def test_a_given_label_is_for_what_lies_right_in_the_folder(tmp_path: Path, stor
     assert store.counts().labelled == {"cat": 2, "dog": 1, "fox": 1} and done.labels["fox"] == 1
 
 
+def test_what_is_there_under_another_label_keeps_it_and_is_named(
+    tmp_path: Path, store: SampleStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat/1.jpg", "dog/1\n.jpg", "test/cat/2.jpg", "train/x.jpg"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "photos" / "cat" / "1.jpg").write_bytes(picture(1))
+    (tmp_path / "photos" / "dog" / "1\n.jpg").write_bytes(picture(1))
+    done = folder.import_folder(store, folder.look(store, tmp_path / "photos"))
+    assert (done.added, done.duplicates, done.contradicted_count) == (1, 1, 1)
+    assert done.contradicted == ["dog/1\\n.jpg: the same picture is there as 'cat', here it is 'dog'"]
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose" / "1.jpg").write_bytes(picture(3))
+    state = ("--state-dir", tmp_path / "state")
+    _, _, err = apiary(capsys, "samples", "import", tmp_path / "loose", "--label", "fox", *state)
+    assert "without a label" not in err, "they get the one that was given"
+
+
 def test_a_folder_whose_name_cannot_be_a_label_is_named(tmp_path: Path, store: SampleStore) -> None:
     root = tmp_path / "photos"
     (root / ("x" * 80)).mkdir(parents=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from apiary.learn.folder.labels import shown
 from apiary.learn.folder.layout import FolderLayout, Tree, counts, understand
 from apiary.learn.folder.splits import Split, split_of
 from apiary.learn.folder.tables import class_names
@@ -240,3 +241,10 @@ def test_teachable_machines_names_with_numbers() -> None:
         )
     )
     assert parts(layout)[0] == {"Hat": 3, "None": 3}
+
+
+def test_names_are_shown_on_one_line_without_escapes() -> None:
+    assert shown("new\nline \x1b[31mred.jpg") == "new\\nline \\x1b[31mred.jpg"
+    assert shown("grün 🐝.jpg") == "grün 🐝.jpg"
+    layout = understand(tree("a\x1b[2J\n.jpg"))
+    assert layout.unlabelled == 1 and all(line.isprintable() for line in layout.warnings)
