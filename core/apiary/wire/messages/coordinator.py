@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from apiary.wire.held_out import fits
 from apiary.wire.messages.base import (
@@ -89,6 +89,12 @@ class Contributor(Part):
     trained: Count | None = None
     bytes: Count
     seconds: Number = 0.0
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_equal(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Of a node that counts for all it trained on, results and histories are those of versions before."""
+        found: dict[str, Any] = handler(self)
+        return {key: value for key, value in found.items() if key != "trained" or value is not None}
 
 
 class RoundResult(Message):
