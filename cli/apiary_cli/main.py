@@ -51,7 +51,7 @@ _EPILOG: Final = """examples:
   apiary edge --node-id pi-1 --data pictures       and a node
 
 exit codes: 0 done, 1 checks failed, 2 settings, 3 data, 4 broker, 5 protocol, 6 model, 7 run failed,
-            8 storage, 9 publishing, 10 refused, 130 interrupted (Ctrl-C), 143 ended (SIGTERM)
+            8 storage, 9 publishing, 10 refused, 11 not now, 130 interrupted (Ctrl-C), 143 ended (SIGTERM)
 """
 
 

@@ -72,7 +72,7 @@ def build(
     check_settings(settings)  # an unknown name is refused now, not after hours of training
     coordinator = Coordinator(settings, platform, storage, stay=one is None, after_run=after_run, ended=ended)
     resources, host, roster = coordinator.resources, coordinator.host, coordinator.roster
-    operators = OperatorRequests(resources.outgoing.outlet, platform.clocks.monotonic)
+    operators = OperatorRequests(resources.outgoing.outlet, platform.clocks.monotonic, storage.journal)
     watchdog = Watchdog(platform.worker, settings.publish)
     features: list[CoordinatorFeature] = [
         operators,

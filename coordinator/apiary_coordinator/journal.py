@@ -34,8 +34,14 @@ CREATE TABLE IF NOT EXISTS accepted (
 CREATE TABLE IF NOT EXISTS rejected (
     run TEXT NOT NULL, round INTEGER NOT NULL, node TEXT NOT NULL, why TEXT NOT NULL,
     PRIMARY KEY (run, round, node));
+CREATE TABLE IF NOT EXISTS request (
+    at INTEGER PRIMARY KEY AUTOINCREMENT, operator TEXT NOT NULL, id TEXT NOT NULL, answer TEXT,
+    UNIQUE (operator, id));
 """
 
+MAX_REQUESTS: Final = 256
+"""Of one operator, the newest; where messages are signed, only the very newest can come again at all."""
+_MAX_REQUESTS_OF_ALL: Final = 10_000
 BULKY: Final = ("contributors", "rejected", "missing", "shares", "node_metrics", "per_class", "confusion")
 """Of a round's result what grows with the fleet: 1.2 MB in memory for 1000 nodes (measured), each round."""
 _FULL: Final = "the disk is full: free some space, nothing that was journaled is lost"
@@ -137,6 +143,27 @@ class Journal:
     def end_run(self, run: str, state: str, stop: str) -> None:
         """The run is over: `finished`, `stopped`, `failed` or `abandoned`."""
         self.commit(("UPDATE run SET state = ?, stop = ? WHERE id = ?", (state, stop, run)))
+
+    def note_request(self, operator: NodeId, id_: str) -> None:
+        """An operator's request is about to be carried out. Raises StoreError: it must not be then."""
+        of_one = "SELECT at FROM request WHERE operator = ? ORDER BY at DESC LIMIT ?"
+        self.commit(
+            ("INSERT INTO request (operator, id) VALUES (?, ?)", (operator, id_)),
+            (
+                f"DELETE FROM request WHERE operator = ? AND at NOT IN ({of_one})",  # noqa: S608 - fixed words
+                (operator, operator, MAX_REQUESTS),
+            ),
+            ("DELETE FROM request WHERE at <= (SELECT max(at) FROM request) - ?", (_MAX_REQUESTS_OF_ALL,)),
+        )
+
+    def answer_request(self, operator: NodeId, id_: str, answer: str) -> None:
+        """The last answer to a request, for one that comes again after a restart."""
+        self.commit(("UPDATE request SET answer = ? WHERE operator = ? AND id = ?", (answer, operator, id_)))
+
+    def request(self, operator: NodeId, id_: str) -> tuple[bool, str | None]:
+        """Whether this request came before, and its last answer, if it had one."""
+        rows = list(self.select("SELECT answer FROM request WHERE operator = ? AND id = ?", (operator, id_)))
+        return (True, rows[0][0]) if rows else (False, None)
 
     def active_run(self) -> RunRow | None:
         """The newest run that is not over."""

@@ -2,6 +2,7 @@
 
     ApiaryError
     ├── SettingsError         a setting, a flag or a file named by one is wrong           exit 2
+    │   └── NotReady              ... now, perhaps not in a minute: a port, a clock, a file   exit 11
     ├── DataError             pictures, labels or data sets that cannot be used           exit 3
     │   └── CameraError           a camera that is not there, or no longer
     ├── BusError              the broker                                                  exit 4
@@ -18,6 +19,7 @@
     │   └── SignatureRefused      not signed by its sender, or repeated
     │       ├── MessageUnsigned
     │       ├── MessageAltered
+    │       ├── MessageAhead
     │       └── MessageRepeated
     ├── ModelError            a model, recipe or runtime that cannot do its job           exit 6
     │   ├── RuntimeUnavailable    no runtime of that name on this machine
@@ -43,6 +45,15 @@ class SettingsError(ApiaryError):
     """A setting, a flag or a file that one names is wrong."""
 
     exit_code = 2
+
+
+class NotReady(SettingsError):  # noqa: N818
+    """What the settings want is not there now: a port, an address, a file that is whole, a clock that is set.
+
+    A minute or a start later it may be, so a service is started again after it.
+    """
+
+    exit_code = 11
 
 
 class DataError(ApiaryError):
@@ -116,6 +127,10 @@ class MessageUnsigned(SignatureRefused):
 
 class MessageAltered(SignatureRefused):
     """A signature that does not fit the message, or the topic."""
+
+
+class MessageAhead(SignatureRefused):
+    """Issued at a time that is yet to come by this machine's clock."""
 
 
 class MessageRepeated(SignatureRefused):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.stand_ins.fleet_keys import NOW, Fleet, MemoryMarks, authority, signing_certificate
 
-from apiary.errors import SettingsError, SignatureRefused
+from apiary.errors import MessageAhead, MessageRepeated, SettingsError, SignatureRefused
 from apiary.identity.authority import KeyUse, Term
 from apiary.identity.certificates import Trust, identity_of
+from apiary.identity.replay_guard import DiskMarks
 from apiary.identity.roles import Identity, Role
 from apiary.identity.signing import MAX_SEAL_BYTES, Signer, Verifier
 
@@ -231,3 +233,56 @@ def test_the_subject_says_name_and_role_and_nothing_else_passes() -> None:
     with pytest.raises(ValueError, match="common name 'pi/07' cannot stand in a topic"):
         identity_of(odd)
     assert odd.public_bytes(Encoding.DER)
+
+
+def test_a_stolen_name_that_signs_from_the_next_year_locks_nobody_out() -> None:
+    fleet = Fleet()
+    thief = fleet.signer("pi-07", Role.NODE)
+    marks = DiskMarks(None, NOW.timestamp)
+    verifier = fleet.verifier(marks=marks)
+    now_ms = int(NOW.timestamp() * 1000)
+    fleet.issued = now_ms + 180 * 86_400_000
+    with pytest.raises(
+        MessageAhead, match=r"issued it at 2027-05-19 12:00, more than 1 day ahead of the clock"
+    ):
+        verifier.open(OFFER, thief.seal(OFFER, PAYLOAD), role=Role.NODE)
+    fleet.issued = now_ms
+    verifier.open(OFFER, thief.seal(OFFER, PAYLOAD), role=Role.NODE)
+    # As far ahead as it can be; the name's next certificate counts at once.
+    fleet.issued = now_ms + 86_400_000 - 2
+    verifier.open(OFFER, thief.seal(OFFER, PAYLOAD), role=Role.NODE)
+    verifier.trust = fleet.trust(thief.certificate)
+    key = Ed25519PrivateKey.generate()
+    term = Term(NOW + timedelta(minutes=5), 30)
+    whom = Identity("pi-07", Role.NODE)
+    made = fleet.ca.issue(key.public_key(), whom, KeyUse.SIGNING, term=term, serial=4711)
+    fleet.issued = now_ms + 1_000
+    owner = Signer(key, made, fleet._issue)
+    first = owner.seal(OFFER, PAYLOAD)
+    verifier.open(OFFER, owner.seal(OFFER, PAYLOAD), role=Role.NODE)
+    with pytest.raises(MessageRepeated):
+        verifier.open(OFFER, first, role=Role.NODE)
+
+
+def test_the_last_message_of_a_key_that_was_renewed_does_not_come_back() -> None:
+    fleet = Fleet()
+    old = fleet.signer("hive", Role.COORDINATOR)
+    verifier = fleet.verifier(marks=DiskMarks(None, NOW.timestamp))
+    last = old.seal(TOPIC, PAYLOAD)
+    verifier.open(TOPIC, last, role=Role.COORDINATOR)
+    new = fleet.signer("hive", Role.COORDINATOR)
+    verifier.open(TOPIC, new.seal(TOPIC, PAYLOAD), role=Role.COORDINATOR)
+    with pytest.raises(MessageRepeated):
+        verifier.open(TOPIC, last, role=Role.COORDINATOR)
+
+
+@QUICK
+@given(st.integers(0, 10**16 - 1))
+def test_any_number_is_judged_and_never_a_bug(issued: int) -> None:
+    sealed = Signer(NODE._key, NODE.certificate, lambda: issued).seal(OFFER, PAYLOAD)
+    verifier = FLEET.verifier()
+    if issued > (NOW.timestamp() + 86_400) * 1000:
+        with pytest.raises(MessageAhead):
+            verifier.open(OFFER, sealed, role=Role.NODE)
+    else:
+        verifier.open(OFFER, sealed, role=Role.NODE)

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from apiary.identity.authority import Authority, KeyUse, Term, found
 from apiary.identity.certificates import Trust
 from apiary.identity.roles import Identity, Role
-from apiary.identity.signing import Signer, Verifier
+from apiary.identity.signing import Marks, Signer, Verifier
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 _serials = count(1)
@@ -36,7 +36,7 @@ class MemoryMarks:
     def __init__(self) -> None:
         self.newest: dict[tuple[str, str], int] = {}
 
-    def admit(self, signer: str, topic: str, issued: int) -> int:
+    def admit(self, signer: str, topic: str, issued: int, *, key: str = "", since: int = 0) -> int:
         before = self.newest.get((signer, topic), 0)
         self.newest[signer, topic] = max(before, issued)
         return before
@@ -54,8 +54,8 @@ class Fleet:
         key = Ed25519PrivateKey.generate()
         return Signer(key, signing_certificate(ca or self.ca, key, name, role), self._issue)
 
-    def verifier(self, *revoked: x509.Certificate) -> Verifier:
-        return Verifier(self.trust(*revoked), MemoryMarks(), lambda: self.now)
+    def verifier(self, *revoked: x509.Certificate, marks: Marks | None = None) -> Verifier:
+        return Verifier(self.trust(*revoked), marks or MemoryMarks(), lambda: self.now)
 
     def trust(self, *revoked: x509.Certificate) -> Trust:
         serials = {c.serial_number: NOW for c in revoked}

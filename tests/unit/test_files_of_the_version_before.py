@@ -101,7 +101,8 @@ def test_the_newest_model_is_still_described(state: tuple[Path, dict[str, Any]])
 
 def test_what_guards_against_repetition_still_does(state: tuple[Path, dict[str, Any]]) -> None:
     folder, expected = state
-    marks = DiskMarks(folder / "node" / "node-1" / "marks.sqlite", lambda: 0.0)
+    earlier_s = expected["node"]["issued"] / 1000 - 3600  # the clock was set back
+    marks = DiskMarks(folder / "node" / "node-1" / "marks.sqlite", lambda: earlier_s)
     assert marks.admit("coordinator", "apiary/default/round/current", 8) == 9
     assert marks.admit("alice", "apiary/default/request/alice", 4) == 3
     assert marks.issue() > expected["node"]["issued"]

@@ -21,6 +21,7 @@ PACKAGES = {
 }
 OF_SEVERAL_MODULES = {
     "cli/commands/test_tables.py": "nodes, rounds, run and node print tables of one kind",
+    "cli/pki/test_revoked_stays.py": "index, folder, enrolment, device and broker files: one promise",
     "cli/terminal/test_once_and_stopping.py": "once.py and stopping.py: how a service ends",
     "cli/test_no_rights.py": "any command that may not read or write",
     "cli/test_wrong_words.py": "any command with arguments that it does not take",

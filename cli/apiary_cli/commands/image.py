@@ -17,7 +17,7 @@ from apiary_cli.image import card, first_boot
 from apiary_cli.image.plan import CardPlan, Package, Wifi
 from apiary_cli.pki.device import plain_sha256
 from apiary_cli.pki.folder import CaFolder
-from apiary_cli.pki.tokens import Tokens, seconds
+from apiary_cli.pki.tokens import Tokens, given_token, seconds
 from apiary_cli.terminal import flags
 
 EXAMPLES = """examples:
@@ -27,9 +27,9 @@ EXAMPLES = """examples:
   apiary image /media/me/bootfs ... --settings node.toml            more of the node's settings
 
 The card is one that Raspberry Pi OS was written to; the folder is its boot partition. With an authority on
-this machine (pki.state_dir) the one-time token is made here, otherwise give --token and --ca-sha256, which
-`apiary pki token` prints. At its first start the Pi waits for a network and the right time, installs the
-wheel, joins, and starts the node. The token is on the card until then: whoever reads the card before that
+this machine (pki.state_dir) the one-time token is made here, otherwise give --token-file and --ca-sha256,
+which `apiary pki token` prints. At its first start the Pi waits for a network and the right time, installs
+the wheel, joins, and starts the node. The token is on the card until then: whoever reads the card before that
 can join in its place.
 """
 _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
@@ -56,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--enrolment", required=True, metavar="URL", help="`apiary pki serve`, as it reaches it"
     )
-    parser.add_argument("--token", metavar="T", help="one-time token (made here, with an authority)")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="one-time token (made here, with an authority)"
+    )
+    parser.add_argument("--token", metavar="T", help="the same, seen by every user of this machine")
     parser.add_argument("--ca-sha256", metavar="F", help="the authority's fingerprint (found here)")
     parser.add_argument("--ttl", default="7d", metavar="TIME", help="how long a token made here holds (7d)")
     parser.add_argument("--again", action="store_true", help="the name was enrolled before: replace it")
@@ -153,14 +156,15 @@ def _node_settings(args: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def _token(args: argparse.Namespace, settings: Settings, name: str) -> tuple[str, str]:
-    if (args.token is None) != (args.ca_sha256 is None):
-        raise SettingsError("--token and --ca-sha256 belong together: `apiary pki token` prints both")
-    if args.token is not None:
-        return args.token, plain_sha256(args.ca_sha256)
+    token = given_token(args)
+    if (token is None) != (args.ca_sha256 is None):
+        raise SettingsError("--token-file and --ca-sha256 belong together: `apiary pki token` prints both")
+    if token is not None:
+        return token, plain_sha256(args.ca_sha256)
     ca = CaFolder(settings.pki.state_dir)
     whom = Identity(name, Role.NODE)
     ca.check_free(whom, again=args.again)
-    return Tokens(ca.folder).make(whom, seconds(args.ttl), again=args.again), ca.sha256
+    return Tokens(ca.folder).make(whom, seconds(args.ttl), again=args.again), ca.trusted_sha256
 
 
 def _package(args: argparse.Namespace) -> tuple[Package, list[Path]]:

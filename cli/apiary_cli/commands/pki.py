@@ -20,7 +20,7 @@ EXAMPLES = """examples, on the server:
   apiary pki serve                                           where it does that, and renews
 
 on a device:
-  apiary pki join https://broker.local:8443 --name pi-08 --token T --ca-sha256 F --dir /etc/apiary
+  apiary pki join https://broker.local:8443 --name pi-08 --ca-sha256 F --dir /etc/apiary
   apiary pki renew --url https://broker.local:8443 --dir /etc/apiary
 
 without the service, by hand: request on the device, enrol on the server, install on the device:
@@ -108,7 +108,33 @@ def _on_the_server(add: Add) -> None:
     a.add_argument("--name", help="only this party's")
 
     add("acl", authority.print_acl, "the broker's access list, as it is now", "apiary pki acl > acl.conf")
-    add("apply", authority.apply_again, "write the broker's files and reload it", "apiary pki apply")
+    a = add("apply", authority.apply_again, "write the broker's files and reload it", "apiary pki apply")
+    a.add_argument(
+        "--list", type=Path, action="append", default=[], metavar="FILE",
+        help="first revoke what this crl.pem names, of a node or the broker: after a backup was restored",
+    )  # fmt: skip
+
+    a = add(
+        "replace-authority", authority.replace_authority, "a new key and certificate for the authority",
+        "apiary pki replace-authority; later --servers, then --finish",
+    )  # fmt: skip
+    a.add_argument("--fleet", metavar="NAME", help="what to call the new one (the former name and -2)")
+    a.add_argument("--servers", action="store_true", help="second step: servers get new certificates, too")
+    a.add_argument("--finish", action="store_true", help="third step: the former one is not trusted any more")
+    a.add_argument("--anyway", action="store_true", help="though some still have certificates of the former")
+
+    a = add(
+        "readmit", authority.readmit, "let a party renew whose certificates ended while it was off",
+        "apiary pki readmit pi-07 pi-09",
+    )  # fmt: skip
+    a.add_argument("name", nargs="+", help="who")
+    a.add_argument("--ttl", default="7d", metavar="TIME", help="how long they may, e.g. 24h (7d)")
+
+    a = add(
+        "clock", authority.clock, "whether the authority believes this machine's clock",
+        "apiary pki clock --confirm",
+    )  # fmt: skip
+    a.add_argument("--confirm", action="store_true", help="it is right, however long nothing was changed")
 
 
 def _service(add: Add) -> None:
@@ -146,15 +172,16 @@ def _on_a_device(add: Add) -> None:
 
     a = add(
         "join", device_side.join, "join the fleet with a one-time token",
-        "apiary pki join https://broker.local:8443 --name pi-08 --token T --ca-sha256 F --dir /etc/apiary",
+        "apiary pki join https://broker.local:8443 --name pi-08 --ca-sha256 F --dir /etc/apiary",
     )  # fmt: skip
     a.add_argument("url", help="the enrolment service")
     a.add_argument("--name", help="this device's id (edge.node_id)")
     _role(a, but=Role.SERVER)
-    a.add_argument("--token", metavar="T", help="the token")
     a.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="or a file that holds it; removed once used"
-    )
+        "--token-file", type=Path, metavar="FILE",
+        help="a file that holds the token, removed once used (without it: standard input)",
+    )  # fmt: skip
+    a.add_argument("--token", metavar="T", help="the token itself, which every user of this machine can see")
     a.add_argument("--ca-sha256", required=True, metavar="F", help="the authority's fingerprint")
     a.add_argument("--wait", type=float, default=0, metavar="S", help="keep trying to reach it for S seconds")
     _folder(a)

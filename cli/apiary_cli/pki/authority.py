@@ -11,14 +11,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from apiary.errors import SettingsError
+from apiary.errors import NotReady, SettingsError
 from apiary.files import write_atomic
 from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.settings import Settings
-from apiary_cli.pki import broker_files
+from apiary_cli.pki import broker_files, replacement
 from apiary_cli.pki.device import USES, read_request
-from apiary_cli.pki.folder import AUTHORITY_DAYS, WARDEN, CaFolder, make_here
+from apiary_cli.pki.folder import (
+    AUTHORITY_DAYS,
+    WARDEN,
+    CaFolder,
+    Permit,
+    always,
+    make_here,
+    unless_taken,
+)
+from apiary_cli.pki.index import Index, Issued
 from apiary_cli.pki.tokens import Tokens, seconds
 from apiary_cli.terminal import flags
 from apiary_cli.terminal.flags import print_result, read
@@ -47,7 +56,8 @@ def init(args: argparse.Namespace, settings: Settings) -> int:
         if not passphrase or passphrase != getpass.getpass("once more: ").encode():
             raise SettingsError("the two differ, or are empty: nothing was made")
     ca = CaFolder.create(settings.pki.state_dir, args.fleet, passphrase)
-    make_here(ca, Identity(WARDEN, Role.OPERATOR), (KeyUse.CLIENT,), ca.folder / "warden", AUTHORITY_DAYS)
+    warden = Identity(WARDEN, Role.OPERATOR)
+    make_here(ca, warden, (KeyUse.CLIENT,), ca.folder / "warden", AUTHORITY_DAYS, permit=always)
     return _finish(
         args,
         broker_files.apply(ca, settings),
@@ -69,7 +79,8 @@ def enrol(args: argparse.Namespace, settings: Settings) -> int:
     _one_way(args)
     ca = open_folder(settings)
     ca.check_free(whom, again=args.again)
-    return _give(args, settings, ca, whom, replace_old=args.again)
+    permit = unless_taken(whom, again=args.again)
+    return _give(args, settings, ca, whom, permit, replace_old=args.again)
 
 
 def renew(args: argparse.Namespace, settings: Settings) -> int:
@@ -78,25 +89,27 @@ def renew(args: argparse.Namespace, settings: Settings) -> int:
         raise SettingsError("renew: --url URL on a device, or the NAME of whom to renew on the server")
     _one_way(args)
     ca = open_folder(settings)
-    standing = ca.standing(args.name)
-    if not standing:
-        raise SettingsError(f"{args.name!r} has no valid certificate: enrol it")
-    if not args.force and not any(i.due(time.time()) for i in standing):
-        until = _day(min(i.not_after for i in standing))
-        raise SettingsError(f"{args.name!r} has certificates until {until}, not due yet: --force does it now")
-    args.san = list(standing[-1].names)
-    return _give(args, settings, ca, standing[-1].identity, replace_old=False, new_keys=True)
+    newest = _renewable(args, ca.index(), ca.wall())
+    args.san = list(newest.names)
+
+    def permit(index: Index, now: float) -> None:
+        # Once more, now that nobody can revoke it in between.
+        _renewable(args, index, now)
+
+    return _give(args, settings, ca, newest.identity, permit, replace_old=False, new_keys=True)
 
 
 def revoke(args: argparse.Namespace, settings: Settings) -> int:
     """Revoke somebody's certificates, and update the broker."""
     ca = open_folder(settings)
+    _ = ca.certificate  # without an authority, say so
+    # First: who is about to join with one does so before what follows, or not at all.
+    Tokens(ca.folder).cancel(args.name)
     gone = ca.revoke(args.name, args.serial)
     known = [i for i in ca.issued() if i.name == args.name and args.serial in (None, i.serial)]
     if not known:
         which = f" with the serial {args.serial}" if args.serial is not None else ""
         raise SettingsError(f"{args.name!r} has no certificate{which}: `apiary pki list` shows who has")
-    Tokens(ca.folder).cancel(args.name)
     trouble = broker_files.apply(ca, settings, revoked=[args.name])
     if gone:
         done = f"revoked: {len(gone)} certificates of {gone[0].identity}"
@@ -125,8 +138,8 @@ def list_issued(args: argparse.Namespace, settings: Settings) -> int:
     listed = [{**asdict(i), "state": i.state(now)} for i in shown]
     rows = [[i.name, i.role, i.use, i.state(now), f"until {_day(i.not_after)}", i.serial] for i in shown]
     lines = [table((), rows)] if rows else []
-    lines += [f"{len(shown)} certificates; the authority's fingerprint is {ca.sha256}"]
-    print_result(args, {"sha256": ca.sha256, "certificates": listed}, *lines)
+    lines += [f"{len(shown)} certificates; the authority's fingerprint is {ca.trusted_sha256}"]
+    print_result(args, {"sha256": ca.trusted_sha256, "certificates": listed}, *lines)
     return 0
 
 
@@ -139,7 +152,13 @@ def print_acl(args: argparse.Namespace, settings: Settings) -> int:
 
 def apply_again(args: argparse.Namespace, settings: Settings) -> int:
     """The broker's files once more, and a reload."""
-    ca = CaFolder(settings.pki.state_dir)
+    ca = open_folder(settings)
+    for file in args.list:
+        try:
+            found = ca.absorb(read(file))
+        except ValueError as e:
+            raise SettingsError(f"--list {file}: {e}") from None
+        print(f"{file}: {found} certificates that were not revoked here", file=sys.stderr)
     trouble = broker_files.apply(ca, settings, revoked=ca.revoked_names())
     pki = settings.pki
     done = [f"ca.pem, crl.pem and acl.conf are in {pki.broker_dir}"] if pki.broker_dir is not None else []
@@ -148,10 +167,48 @@ def apply_again(args: argparse.Namespace, settings: Settings) -> int:
     return _finish(args, trouble, {}, *([] if trouble else [line]))
 
 
+def replace_authority(args: argparse.Namespace, settings: Settings) -> int:
+    """One step of the authority's own replacement."""
+    ca, done = replacement.replace_authority(args, open_folder(settings))
+    trouble = broker_files.apply(ca, settings)
+    return _finish(args, trouble, {"phase": ca.index().phase, "sha256": ca.sha256}, done)
+
+
+def readmit(args: argparse.Namespace, settings: Settings) -> int:
+    """Let parties renew whose certificates ended while they were off."""
+    ca, ttl_s = CaFolder(settings.pki.state_dir), seconds(args.ttl)
+    newest = [ca.readmit(name, ttl_s) for name in args.name]
+    ended = ", ".join(f"{i.name} (until {_day(i.not_after)})" for i in newest)
+    print_result(
+        args,
+        {"readmitted": [i.name for i in newest], "ttl_s": ttl_s},
+        f"within {args.ttl} these renew by themselves, though their certificates are over: {ended}",
+        "each does so at its start and daily; at once by `sudo systemctl start apiary-renew` there",
+    )
+    return 0
+
+
+def clock(args: argparse.Namespace, settings: Settings) -> int:
+    """This machine's clock beside the authority's last change; `--confirm` believes it."""
+    ca = CaFolder(settings.pki.state_dir)
+    if args.confirm:
+        ca.confirm_clock()
+    index, now = ca.index(), time.time()
+    believed = index.believes(now)
+    state = "is believed" if believed else "is not believed: set it, or --confirm it where it is right"
+    print_result(
+        args,
+        {"now": now, "last_change": index.changed, "believed": believed},
+        f"this machine's clock says {_day(now)}, the authority was last used at {_day(index.changed)}: "
+        f"it {state}",
+    )
+    return 0 if believed else NotReady.exit_code
+
+
 def token(args: argparse.Namespace, settings: Settings) -> int:
     """A token for somebody who joins by the service."""
     ca = CaFolder(settings.pki.state_dir)
-    sha256 = ca.sha256
+    sha256 = ca.trusted_sha256
     tokens = Tokens(ca.folder)
     if args.cancel:
         count = tokens.cancel(args.name)
@@ -164,27 +221,27 @@ def token(args: argparse.Namespace, settings: Settings) -> int:
     print_result(
         args,
         {"name": whom.name, "token": made, "ca_sha256": sha256, "ttl_s": ttl_s},
-        f"token for {whom}, once, within {args.ttl}: {made}",
-        f"apiary pki join https://HOST:{settings.pki.port} --name {whom.name}{role} --token {made} "
-        f"--ca-sha256 {sha256}",
+        f"token for {whom}, once, within {args.ttl}; the next command asks for it, or reads it from a pipe:",
+        made,
+        f"apiary pki join https://HOST:{settings.pki.port} --name {whom.name}{role} --ca-sha256 {sha256}",
     )
     return 0
 
 
 def _give(
-    args: argparse.Namespace, settings: Settings, ca: CaFolder, whom: Identity, *,
+    args: argparse.Namespace, settings: Settings, ca: CaFolder, whom: Identity, permit: Permit, *,
     replace_old: bool, new_keys: bool = False,
 ) -> int:  # fmt: skip
     days, uses = settings.pki.days, USES[whom.role]
     if args.dir is not None:
         make_here(
-            ca, whom, uses, args.dir, days,
+            ca, whom, uses, args.dir, days, permit=permit,
             names=args.san, new_keys=new_keys, replace_old=replace_old, owner=args.owner,
         )  # fmt: skip
         where = str(args.dir)
     else:
         keys = read_request(read(args.request), whom.name, uses)
-        made = ca.issue(whom, keys, days, names=args.san, replace_old=replace_old)
+        made = ca.issue(whom, keys, days, permit=permit, names=args.san, replace_old=replace_old)
         given = ca.answer(made).encode()
         where = str(args.out or "-")
         if args.out is not None:
@@ -199,6 +256,17 @@ def _give(
     certificates = [asdict(i) for i in latest]
     result = {"name": whom.name, "role": whom.role, "where": where, "certificates": certificates}
     return _finish(args, trouble, result)
+
+
+def _renewable(args: argparse.Namespace, index: Index, now: float) -> Issued:
+    """The newest certificate of the name, which may be renewed at `now`. Raises SettingsError."""
+    standing = index.standing(args.name, now)
+    if not standing:
+        raise SettingsError(f"{args.name!r} has no valid certificate: enrol it")
+    if not args.force and not any(i.due(now) for i in standing):
+        until = _day(min(i.not_after for i in standing))
+        raise SettingsError(f"{args.name!r} has certificates until {until}, not due yet: --force does it now")
+    return standing[-1]
 
 
 def _one_way(args: argparse.Namespace) -> None:
@@ -221,7 +289,7 @@ def _first_line(file: Path) -> bytes:
     try:
         line = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")[0].removesuffix(b"\r")
     except OSError as e:
-        raise SettingsError(f"pki.passphrase_file {file}: {e.strerror}") from None
+        raise NotReady(f"pki.passphrase_file {file}: {e.strerror}") from None
     if not line:
         raise SettingsError(f"pki.passphrase_file {file}: its first line is empty")
     return line

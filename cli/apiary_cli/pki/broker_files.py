@@ -11,6 +11,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from apiary.bus.bus import Connected, Disconnected, PublishRefused, Received
@@ -36,11 +37,11 @@ log = logging.getLogger(__name__)
 
 def acl(ca: CaFolder, settings: Settings) -> str:
     """The broker's access list for everyone who is enrolled now."""
-    now, old = time.time(), settings.pki.old_chunk_topics
+    old = settings.pki.old_chunk_topics
     names: dict[Role, set[str]] = {role: set() for role in Role}
-    for issued in ca.issued():
-        if issued.state(now) == "valid":
-            names[issued.role].add(issued.name)
+    # Whether a certificate is over is for TLS to judge: a clock that is wrong here takes nobody's rights.
+    for name, role in ca.index().roles().items():
+        names[role].add(name)
     return access_list(
         coordinators=names[Role.COORDINATOR],
         operators=names[Role.OPERATOR] - {WARDEN},
@@ -62,6 +63,7 @@ def apply(ca: CaFolder, settings: Settings, *, revoked: Iterable[str] = ()) -> l
     pki = settings.pki
     try:
         if pki.broker_dir is not None:
+            _take_back(ca, pki.broker_dir / "crl.pem")
             write_atomic(pki.broker_dir / "ca.pem", ca.ca_pem, mode=0o644)
             write_atomic(pki.broker_dir / "crl.pem", ca.crl, mode=0o644)
             write_atomic(pki.broker_dir / "acl.conf", acl(ca, settings).encode(), mode=0o644)
@@ -87,6 +89,20 @@ def apply(ca: CaFolder, settings: Settings, *, revoked: Iterable[str] = ()) -> l
     return trouble
 
 
+def _take_back(ca: CaFolder, published: Path) -> None:
+    """Revoke here too what the list that the broker has names. Raises SettingsError with the key locked.
+
+    It names more where the authority was restored from a backup: to publish less would let somebody in.
+    """
+    try:
+        if found := ca.absorb(published.read_bytes()):
+            log.warning("pki: %s named %d certificates that the authority had forgotten", published, found)
+    except FileNotFoundError:
+        pass
+    except ValueError as e:
+        log.warning("pki: %s is replaced: %s", published, e)
+
+
 def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
     """End the connections of `names` at the broker. Raises BusError where it does not confirm it."""
     # The plugin ends the connections of a user that it creates or deletes, and knows nobody in between.
@@ -95,8 +111,11 @@ def kick(ca: CaFolder, settings: Settings, names: list[str]) -> None:
         create = {"command": "createClient", "username": name, "password": secrets.token_hex(16)}
         commands += [create, {"command": "deleteClient", "username": name}]
     own = ca.folder / "warden" / "tls"
+    # Both authorities while one is replaced: the broker may show a certificate of either.
+    trusted = ca.folder / "trusted.pem"
+    write_atomic(trusted, ca.ca_pem)
     broker = settings.broker.model_copy(
-        update={"tls_ca": ca.folder / "ca.pem", "tls_cert": own / "cert.pem", "tls_key": own / "key.pem"}
+        update={"tls_ca": trusted, "tls_cert": own / "cert.pem", "tls_key": own / "key.pem"}
     )
     bus = MqttBus(broker, f"{WARDEN}-{secrets.token_hex(8)}")
     nodes = sorted({i.name for i in ca.issued() if i.role is Role.NODE} & set(names))

@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import getpass
 import http.client
 import json
 import logging
@@ -9,6 +10,7 @@ import ssl
 import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +24,13 @@ from apiary.files import write_atomic
 from apiary.identity.authority import KeyUse
 from apiary.identity.certificates import identity_of
 from apiary.identity.roles import Identity, Role
+from apiary.identity.succession import vouched
 from apiary.printable import printable
 from apiary.settings import Settings
-from apiary.text_files import read_text
 from apiary_cli.pki.device import MAX_PEM_BYTES, USES, Device, IssuedFiles, plain_sha256, read_answer
-from apiary_cli.pki.folder import ENROLMENT, RENEWABLE
+from apiary_cli.pki.folder import ENROLMENT
+from apiary_cli.pki.index import RENEWABLE
+from apiary_cli.pki.tokens import MAX_TOKEN, checked_token, given_token
 from apiary_cli.terminal.flags import print_result, read
 
 _TIMEOUT_S: Final = 20.0
@@ -64,10 +68,11 @@ def join(args: argparse.Namespace, settings: Settings) -> int:
     token = _token(args)
     device = Device(args.dir, USES[Role(args.role)], args.owner)
     body = {"name": name, "role": args.role, "token": token, "request": device.request(name).decode()}
+    body["bundle"] = True
     end = time.monotonic() + args.wait
     while True:
         try:
-            service = _Service(args.url, _pinned(args.url, args.ca_sha256))
+            service = _Service(args.url, _pem(_pinned(args.url, args.ca_sha256)))
             answer = service.post("/v1/join", body)
             break
         except ServiceUnreachable as e:
@@ -75,7 +80,7 @@ def join(args: argparse.Namespace, settings: Settings) -> int:
                 raise
             log.warning("%s; trying again", e)
             time.sleep(_PAUSE_S)
-    device.install(answer, ca_sha256=args.ca_sha256)
+    device.install(answer)
     if args.token_file is not None:
         args.token_file.unlink(missing_ok=True)
     return _report(args, device, name)
@@ -90,21 +95,39 @@ def renew(args: argparse.Namespace, settings: Settings) -> int:
     device.settle()
     old = device.certificate(device.uses[0])
     tls = folder / "tls"
-    # A server's certificate opens no connection: its key signs the request instead.
-    pair = None if whom.role is Role.SERVER else (tls / "cert.pem", tls / "key.pem")
-    service = _Service(args.url, (tls / "ca.pem").read_text(encoding="utf-8"), pair)
-    if not args.force and not _due(old):
+    over = old.not_valid_after_utc.timestamp() < time.time()
+    # A server's certificate, and one that is over, open no connection: the key signs the request instead.
+    pair = None if over or whom.role is Role.SERVER else (tls / "cert.pem", tls / "key.pem")
+    service = _Service(args.url, _pem(_trusted(args.url, device.authorities())), pair)
+    lists = _lists(device, service)
+    # One of an authority that has a successor is exchanged at once; a server's when its operator says so.
+    newest = lists.authorities[0]
+    former = whom.role is not Role.SERVER and old.issuer != newest.subject
+    if not args.force and not former and not _due(old):
         # The list of revoked certificates may be newer all the same.
-        device.store_lists(read_answer(service.authority(), args.url))
+        device.store_lists(lists)
         note = "the list of revoked certificates is new; its own are not due yet and hold"
         return _report(args, device, whom.name, note=note)
     pem = device.request(whom.name, renew=True)
-    body: dict[str, Any] = {"request": pem.decode(), "force": args.force}
+    body: dict[str, Any] = {"request": pem.decode(), "force": args.force or former, "bundle": True}
     if pair is None:
         body["certificate"] = old.public_bytes(Encoding.PEM).decode()
-        body["proof"] = base64.b64encode(device.proof(KeyUse.SERVER, pem)).decode()
+        body["proof"] = base64.b64encode(device.proof(device.uses[0], pem)).decode()
     device.install(service.post("/v1/renew", body))
     return _report(args, device, whom.name)
+
+
+def _lists(device: Device, service: "_Service") -> IssuedFiles:
+    """What the authority has revoked, after it got back what it forgot and this device still knows."""
+    answer = service.trust()
+    if service.pair is None or (held := device.forgotten(answer)) is None:
+        return answer
+    try:
+        service.give_back(held)
+    except WireError as e:
+        log.warning("the authority does not know of certificates that were revoked; they stay so here: %s", e)
+        return answer
+    return service.trust()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +139,14 @@ class _Service:
     pair: tuple[Path, Path] | None = None
     """Certificate and key that this device shows."""
 
-    def authority(self) -> bytes:
-        """The authority's certificate and list, PEM."""
-        return _ask(self.url, "GET", "/v1/ca", None, self._verified())
+    def trust(self) -> IssuedFiles:
+        """The authorities and their lists."""
+        return _bundle(self.url, self._verified())
+
+    def give_back(self, lists: bytes) -> None:
+        """A list of revoked certificates that the authority forgot. Raises WireError where it refuses."""
+        body = json.dumps({"crl": lists.decode()}).encode()
+        _ask(self.url, "POST", "/v1/crl", body, self._verified())
 
     def post(self, path: str, body: dict[str, Any]) -> IssuedFiles:
         """What the service gives for `body`. Raises WireError with its own words where it refuses."""
@@ -127,7 +155,7 @@ class _Service:
         )
 
     def _verified(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cadata=self.ca_pem.partition("-----BEGIN X509 CRL")[0])
+        context = ssl.create_default_context(cadata=self.ca_pem)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # Its name in the certificate is checked in `_ask`; by which address it is reached does not matter.
         context.check_hostname = False
@@ -136,21 +164,45 @@ class _Service:
         return context
 
 
-def _pinned(url: str, ca_sha256: str) -> str:
-    """The authority's certificate, from somebody unknown; it is who it should be, or refused."""
+def _pinned(url: str, ca_sha256: str) -> list[x509.Certificate]:
+    """The authorities, from somebody unknown: the one that they should be, and who comes after it."""
     expected = plain_sha256(ca_sha256)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # nothing but a public certificate passes, and it is checked here
-    pem = _ask(url, "GET", "/v1/ca", None, context, named=False)
-    authority = read_answer(pem, url).authority
-    found = authority.fingerprint(hashes.SHA256()).hex()
-    if found != expected:
+    offered = _bundle(url)
+    prints = {ca.fingerprint(hashes.SHA256()).hex(): ca for ca in offered.authorities}
+    if expected not in prints:
         raise WireError(
-            f"{url} has an authority with the fingerprint {found}, expected {expected}: is it "
+            f"{url} has an authority with the fingerprint {next(iter(prints))}, expected {expected}: is it "
             "the right service, and nobody between? No token was sent"
         )
-    return pem.decode()
+    return _with_successors([prints[expected]], offered)
+
+
+def _trusted(url: str, known: list[x509.Certificate]) -> list[x509.Certificate]:
+    """The authorities that this device knows, and who comes after them by their own word."""
+    return _with_successors(known, _bundle(url))
+
+
+def _with_successors(known: list[x509.Certificate], offered: IssuedFiles) -> list[x509.Certificate]:
+    good = vouched(known, offered.authorities, offered.links, datetime.now(UTC))
+    return [*known, *(ca for ca in good if ca not in known)]
+
+
+def _bundle(url: str, context: ssl.SSLContext | None = None) -> IssuedFiles:
+    """The authorities, their links and lists; without a context from somebody unknown, to be checked."""
+    named = context is not None
+    if context is None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # nothing but public certificates pass, and they are checked
+    try:
+        pem = _ask(url, "GET", "/v1/trust", None, context, named=named)
+    except WireError:
+        pem = _ask(url, "GET", "/v1/ca", None, context, named=named)  # the service is of the version before
+    return read_answer(pem, url)
+
+
+def _pem(authorities: list[x509.Certificate]) -> str:
+    return "".join(ca.public_bytes(Encoding.PEM).decode() for ca in authorities)
 
 
 def _ask(
@@ -196,11 +248,12 @@ def _check_name(url: str, sock: Any) -> None:
 
 
 def _token(args: argparse.Namespace) -> str:
-    if (args.token is None) == (args.token_file is None):
-        raise SettingsError("join: give --token T or --token-file FILE, which `apiary pki token` makes")
-    if args.token is not None:
-        return str(args.token)
-    return read_text(args.token_file, what="--token-file", max_bytes=_MAX_TOKEN_FILE_BYTES).strip()
+    """From a file, otherwise standard input: what is typed as a flag, every user of this machine can see."""
+    if (token := given_token(args)) is not None:
+        return token
+    if sys.stdin.isatty():
+        return checked_token(getpass.getpass("token: "))
+    return checked_token(sys.stdin.readline(MAX_TOKEN + 1))
 
 
 def _due(certificate: x509.Certificate) -> bool:

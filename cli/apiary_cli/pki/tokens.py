@@ -4,6 +4,7 @@ The first request with a token binds it to that device's keys. The very same key
 token holds, because an answer can be lost on its way to a Pi at the edge of its Wi-Fi; others may not.
 """
 
+import argparse
 import hashlib
 import json
 import re
@@ -19,7 +20,9 @@ from apiary.errors import SettingsError, StoreError
 from apiary.files import write_json
 from apiary.folder_lock import LOCK_S, hold
 from apiary.identity.roles import Identity
+from apiary_cli.terminal.flags import read
 
+MAX_TOKEN: Final = 100
 MAX_TOKENS: Final = 10_000
 MAX_USES: Final = 5
 """Answers that may be lost."""
@@ -65,6 +68,11 @@ class Tokens:
             held[_hash(token)] = {**found, "keys": keys, "uses": uses}
         return bool(found["again"]) or uses > 1
 
+    def holds(self, token: str) -> bool:
+        """Whether it was not taken back, and is not over."""
+        with self._changing() as held:
+            return _hash(token) in held
+
     def cancel(self, name: str) -> int:
         """Take back all tokens of `name`; how many."""
         with self._changing() as held:
@@ -95,6 +103,26 @@ def seconds(text: str) -> float:
     if found is None or not 0 < (value := int(found[1]) * _UNITS[found[2]]) <= MAX_TTL_S:
         raise SettingsError(f"--ttl {text!r}: expected such as 30m, 24h or 7d, at most 90d")
     return value
+
+
+def given_token(args: argparse.Namespace) -> str | None:
+    """The token of `--token-file` or `--token`, None without either. Raises SettingsError, DataError."""
+    if args.token is not None and args.token_file is not None:
+        raise SettingsError("give --token-file FILE or --token T, not both")
+    if args.token_file is not None:
+        return checked_token(read(args.token_file).decode(errors="replace"))
+    return checked_token(str(args.token)) if args.token is not None else None
+
+
+def checked_token(text: str) -> str:
+    """A token without the blanks around it. Raises SettingsError where it is none."""
+    token = text.strip()
+    if not token or not token.isascii() or len(token) > MAX_TOKEN:
+        raise SettingsError(
+            "no token: `apiary pki token NAME` on the server makes one; type or pipe it in, or name a "
+            "file by --token-file"
+        )
+    return token
 
 
 def _hash(token: str) -> str:

@@ -20,7 +20,7 @@ from prometheus_client import (
 from apiary import __version__
 from apiary.addresses import Address, url
 from apiary.bus.bus import Bus
-from apiary.errors import SettingsError
+from apiary.errors import NotReady
 from apiary.http.connection import Application
 from apiary.http.places import HttpLimits
 from apiary.http.server import HttpServer
@@ -230,4 +230,4 @@ def _listen(app: Application, settings: MetricsSettings) -> HttpServer:
         return HttpServer(app, settings.host, settings.port or 0, limits=_LIMITS)
     except OSError as e:
         where = Address(settings.host, settings.port or 0)
-        raise SettingsError(f"metrics cannot listen on {where}: {e} (metrics.host, metrics.port)") from None
+        raise NotReady(f"metrics cannot listen on {where}: {e} (metrics.host, metrics.port)") from None

@@ -104,7 +104,7 @@ class NodeCommands(CoordinatorFeature):
         self._orders: dict[str, _Order] = {}
         for op in ("pause", "resume", "drain", "retrain"):
             operators.register(f"node.{op}", NodeSelector, partial(self._order, op))
-        operators.register("node.logs", LogsArguments, self._logs)
+        operators.register("node.logs", LogsArguments, self._logs, reads=True)
         operators.register("node.heard", Arguments, self._heard, reads=True)
 
     def received(self, delivery: Delivery) -> None:

@@ -1,7 +1,8 @@
 """Operators' requests: each is answered by the part that registered for it, and carried out once.
 
-A request that comes again (its answer was lost, or takes long) gets the newest answer. What a handler
-raises is the answer `refused`; it ends neither the loop nor anybody else's request.
+A request that comes again (its answer was lost, or takes long) gets the newest answer, also after a restart:
+what a request changes is journaled by its id before it is carried out. What a handler raises is the answer
+`refused`; it ends neither the loop nor anybody else's request.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from apiary.bus.inlet import Delivery
 from apiary.bus.outlet import Outlet
-from apiary.errors import ApiaryError
+from apiary.errors import ApiaryError, StoreError
 from apiary.wire import NodeId
 from apiary.wire.messages import MAX_BYTES, AnswerState, OperatorReply, OperatorRequest
 from apiary.wire.messages.base import first_error
 from apiary.wire.topics import TopicKind
 from apiary_coordinator.feature import CoordinatorFeature
+from apiary_coordinator.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ MAX_REMEMBERED_BYTES: Final = 4 * 2**20
 """Of answers that are kept for a request that comes again; the oldest leave first."""
 GIVE_UP_S: Final = 2 * 3600.0
 """A request that its part never answered is refused after this long."""
+MAX_KEPT_BYTES: Final = 16_384
+"""Of an answer that is journaled; of a longer one only that it was given."""
 _ROOM: Final = 1_000
 """Of a message, for what is not its result."""
 
@@ -54,6 +58,7 @@ class Call:
     op: str
     began_at: float
     answer: OperatorReply | None = None
+    acts: bool = True
     _send: Callable[[Call], None] = field(repr=False, default=lambda call: None)
 
     @property
@@ -94,9 +99,11 @@ class OperatorRequests(CoordinatorFeature):
 
     kinds = (TopicKind.OPERATOR_REQUEST,)
 
-    def __init__(self, outlet: Outlet, clock: Callable[[], float]):
+    def __init__(self, outlet: Outlet, clock: Callable[[], float], journal: Journal | None = None):
+        """Without a journal a request that comes again after a restart is another one."""
         self._outlet = outlet
         self._clock = clock
+        self._journal = journal
         self._known: dict[str, tuple[type[Arguments], Handler]] = {}
         self._reads: set[str] = set()
         self._calls: OrderedDict[tuple[NodeId, str], Call] = OrderedDict()
@@ -106,7 +113,7 @@ class OperatorRequests(CoordinatorFeature):
     ) -> None:
         """Let `handler` answer requests for `op`; their `args` come checked against `arguments`.
 
-        One that only `reads` may come every second: it is no line in the log.
+        One that only `reads` may come every second, is no line in the log, and may be carried out twice.
         """
         if op in self._known:
             raise ValueError(f"two parts want to answer {op}")
@@ -130,6 +137,13 @@ class OperatorRequests(CoordinatorFeature):
                 self._outlet.send(before.answer, operator)
             return
         call = Call(operator, request.id, request.op, self._clock(), _send=self._send)
+        call.acts = request.op in self._known and request.op not in self._reads
+        if call.acts and self._journal is not None:
+            came, answer = self._journal.request(operator, request.id)
+            if came:
+                self._outlet.send(_answer_of_before(request, answer), operator)
+                return
+            self._journal.note_request(operator, request.id)
         if self.open >= MAX_OPEN:
             call.refuse(f"{MAX_OPEN} requests are being worked on; try again when they are answered")
             return
@@ -170,7 +184,20 @@ class OperatorRequests(CoordinatorFeature):
         if answer.state == "refused":
             level = logging.DEBUG if call.op in self._reads else logging.WARNING
             log.log(level, "operator=%s op=%s refused: %s", call.operator, call.op, answer.why)
+        self._keep(call, answer)
         self._outlet.send(answer, call.operator)
+
+    def _keep(self, call: Call, answer: OperatorReply) -> None:
+        if self._journal is None or not call.acts or answer.state == "working":
+            return
+        encoded = answer.encode().decode()
+        if len(encoded) > MAX_KEPT_BYTES:
+            encoded = OperatorReply(id=call.id, state="done", result=None).encode().decode()
+        try:
+            self._journal.answer_request(call.operator, call.id, encoded)
+        except StoreError as e:
+            # It is carried out all the same, and not again: its id is journaled.
+            log.warning("operator=%s id=%s the answer was not kept: %s", call.operator, call.id, e)
 
     def _forget(self) -> None:
         """Keep to the bounds: answered requests leave, oldest first."""
@@ -182,3 +209,13 @@ class OperatorRequests(CoordinatorFeature):
             if call.over:
                 del self._calls[key]
                 total -= sizes.get(key, 0)
+
+
+def _answer_of_before(request: OperatorRequest, answer: str | None) -> OperatorReply:
+    if answer is not None:
+        return OperatorReply.decode(answer.encode(), who="the journal")
+    why = (
+        "the coordinator was started again while it worked on this request: look whether it was carried out, "
+        "and send it anew if it was not"
+    )
+    return OperatorReply(id=request.id, state="refused", why=why)

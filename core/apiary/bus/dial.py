@@ -13,8 +13,9 @@ from typing import Final
 
 from apiary.addresses import LOOPBACK
 from apiary.bus.route import HINT, Endpoint
-from apiary.errors import BrokerRefused, BrokerUnreachable, BusError, SettingsError
+from apiary.errors import BrokerRefused, BrokerUnreachable, BusError, NotReady, SettingsError
 from apiary.files import Stamp, stamp
+from apiary.identity.key_files import candidates, put_in_place
 from apiary.settings import BrokerSettings
 
 _IN_PROGRESS: Final = {0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, errno.EINTR}
@@ -33,18 +34,29 @@ def tls_context(broker: BrokerSettings) -> ssl.SSLContext | None:
     for key in ("tls_ca", "tls_cert", "tls_key"):
         path: Path | None = getattr(broker, key)
         if path is not None and not os.access(path, os.R_OK):
-            raise SettingsError(f"broker.{key} {path}: no such file, or this user may not read it")
+            raise NotReady(f"broker.{key} {path}: no such file, or this user may not read it")
     if (broker.tls_cert is None) != (broker.tls_key is None):
         raise SettingsError("broker.tls_cert and broker.tls_key belong together: set both or neither")
     try:
         context = ssl.create_default_context(cafile=broker.tls_ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if broker.tls_cert is not None:
-            context.load_cert_chain(broker.tls_cert, broker.tls_key)
+        if broker.tls_cert is not None and broker.tls_key is not None:
+            _load_pair(context, broker.tls_cert, broker.tls_key)
     except (OSError, ssl.SSLError) as e:
         files = ", ".join(str(p) for p in (broker.tls_ca, broker.tls_cert, broker.tls_key) if p)
-        raise SettingsError(f"broker.tls_*: {files}: not usable PEM files: {e}") from None
+        raise NotReady(f"broker.tls_*: {files}: not usable PEM files: {e}") from None
     return context
+
+
+def _load_pair(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+    """The certificate with the key that fits it; raises ssl.SSLError where none does."""
+    *others, last = candidates(key)
+    for found in others:
+        with contextlib.suppress(ssl.SSLError):
+            context.load_cert_chain(cert, found)
+            return
+    context.load_cert_chain(cert, last)
+    put_in_place(last, key)
 
 
 class Tls:

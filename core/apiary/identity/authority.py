@@ -81,22 +81,23 @@ class Authority:
         return builder.sign(self.key, hashes.SHA256())
 
     def revocations(
-        self, revoked: Mapping[int, datetime], number: int, now: datetime
+        self, revoked: Mapping[int, datetime], number: int, since: datetime
     ) -> x509.CertificateRevocationList:
-        """The list of revoked serial numbers and since when.
+        """The list of revoked serial numbers and since when; the list itself counts from `since` on.
 
         Good until the authority's own end: OpenSSL lets nobody in where a list's next update is overdue, and
-        a fleet must not stop because nobody wrote a new list.
+        a fleet must not stop because nobody wrote a new list. Nor by one whose `since` is yet to come; of two it
+        prefers the later one, so `since` grows with each list.
         """
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.certificate.subject)
-            .last_update(now - BACKDATED)
+            .last_update(since)
             .next_update(self.certificate.not_valid_after_utc)
             .add_extension(x509.CRLNumber(number), critical=False)
         )
-        for serial, since in sorted(revoked.items()):
-            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since).build()
+        for serial, at in sorted(revoked.items()):
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at).build()
             builder = builder.add_revoked_certificate(entry)
         return builder.sign(self.key, hashes.SHA256())
 

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
-from apiary.errors import SettingsError, TopicError
+from apiary.errors import NotReady, TopicError
+from apiary.identity.revocations import revoked_serials, signed_by
 from apiary.identity.roles import Identity, Role
 from apiary.wire.topics import check_name
 
@@ -64,7 +65,17 @@ class Trust:
         revocations: Iterable[x509.CertificateRevocationList] = (),
     ):
         self.authorities = tuple(authorities)
-        self._revoked = {crl.issuer: self._serials(crl) for crl in revocations}
+        given = list(revocations)
+        # While an authority is replaced a file may hold the list of one that is not known here yet.
+        known = [crl for crl in given if any(signed_by(crl, ca) for ca in self.authorities)]
+        if given and not known:
+            # Also between two files of one change: the second is a moment away.
+            raise NotReady(
+                f"the list of revoked certificates of {given[0].issuer.rfc4514_string()[:100]} is not signed "
+                "by an authority that security.ca names: take both from the same `apiary pki` folder"
+            )
+        # Whichever of them names it: a serial number is drawn, and no two certificates have the same.
+        self._revoked = revoked_serials(known)
         self._ours: OrderedDict[x509.Certificate, None] = OrderedDict()
 
     def refusal(self, certificate: x509.Certificate, now: datetime) -> str | None:
@@ -77,9 +88,17 @@ class Trust:
         if now > certificate.not_valid_after_utc:
             until = certificate.not_valid_after_utc.strftime(_DATE)
             return f"expired at {until} (the clock here says {now.strftime(_DATE)}): renew it"
-        if certificate.serial_number in self._revoked.get(certificate.issuer, ()):
+        if certificate.serial_number in self._revoked:
             return f"revoked (serial {certificate.serial_number:x})"
         return None
+
+    def remember(self, before: "Trust") -> int:
+        """What was revoked `before` stays so, even if the lists here lack it; how many they lack."""
+        if not set(self.authorities) & set(before.authorities):
+            return 0
+        forgotten = before._revoked - self._revoked
+        self._revoked |= forgotten
+        return len(forgotten)
 
     def _issued(self, certificate: x509.Certificate) -> bool:
         if certificate in self._ours:
@@ -91,15 +110,6 @@ class Trust:
         if len(self._ours) > _CACHED:
             self._ours.popitem(last=False)
         return True
-
-    def _serials(self, crl: x509.CertificateRevocationList) -> frozenset[int]:
-        for ca in self.authorities:
-            if ca.subject == crl.issuer and crl.is_signature_valid(ca.public_key()):  # type: ignore[arg-type]
-                return frozenset(entry.serial_number for entry in crl)
-        raise SettingsError(
-            f"the list of revoked certificates of {crl.issuer.rfc4514_string()[:100]} is not signed by an "
-            "authority that security.ca names: take both from the same `apiary pki` folder"
-        )
 
 
 def private_pem(key: PrivateKey, passphrase: bytes | None = None) -> bytes:

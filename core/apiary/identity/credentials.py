@@ -14,11 +14,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from apiary.errors import SettingsError
+from apiary.errors import NotReady, SettingsError
 from apiary.files import Stamp, stamp
 from apiary.identity.certificates import Trust
 from apiary.identity.gate import MessageGate
+from apiary.identity.key_files import candidates, put_in_place
 from apiary.identity.replay_guard import DiskMarks
+from apiary.identity.revocations import load_lists
 from apiary.identity.roles import Identity, Role
 from apiary.identity.signing import Signer, Verifier
 from apiary.settings import SecuritySettings
@@ -101,6 +103,14 @@ class FileGate(SigningGate):
             # A certificate and its key change one after the other; the second change is seen too.
             log.warning("%s; what was read before stays in use", e)
             return
+        if forgotten := trust.remember(self.verifier.trust):
+            log.warning(
+                "security.crl %s no longer names %d revoked certificates that it named before: they stay "
+                "refused here; was the authority restored from a backup? `apiary pki apply --list` gives it "
+                "a list back",
+                self._security.crl,
+                forgotten,
+            )
         self.verifier.trust, self.signer = trust, signer
         self.generation += 1
         log.info("certificates read again: %s", signer.identity if signer else "to verify with")
@@ -115,7 +125,7 @@ def load_trust(security: SecuritySettings) -> Trust:
     authorities = _read("ca", security.ca, x509.load_pem_x509_certificates)
     if security.crl is None:
         return Trust(authorities)
-    return Trust(authorities, [_read("crl", security.crl, x509.load_pem_x509_crl)])
+    return Trust(authorities, _read("crl", security.crl, load_lists))
 
 
 def load_signer(
@@ -130,16 +140,7 @@ def load_signer(
             )
         return None
     certificate = _read("cert", security.cert, x509.load_pem_x509_certificate)
-    key = _read("key", security.key, lambda pem: load_pem_private_key(pem, None))
-    if not isinstance(key, Ed25519PrivateKey):
-        raise SettingsError(
-            f"security.key {security.key} is a {type(key).__name__}, expected an Ed25519 key: "
-            "broker.tls_key names the one for TLS"
-        )
-    try:
-        signer = Signer(key, certificate, issue)
-    except ValueError as e:
-        raise SettingsError(f"security.cert {security.cert}: {e}") from None
+    signer = _fitting_signer(security.cert, certificate, security.key, issue)
     if signer.identity != Identity(name or signer.identity.name, role):
         expected = Identity(name, role) if name else f"the role {role}"
         raise SettingsError(
@@ -147,6 +148,27 @@ def load_signer(
             "its messages would be refused"
         )
     return signer
+
+
+def _fitting_signer(
+    cert: Path, certificate: x509.Certificate, path: Path, issue: Callable[[], int]
+) -> Signer:
+    why = ""
+    for found in candidates(path):
+        key = _read("key", found, lambda pem: load_pem_private_key(pem, None))
+        if not isinstance(key, Ed25519PrivateKey):
+            raise SettingsError(
+                f"security.key {found} is a {type(key).__name__}, expected an Ed25519 key: "
+                "broker.tls_key names the one for TLS"
+            )
+        try:
+            signer = Signer(key, certificate, issue)
+        except ValueError as e:
+            why = str(e)
+        else:
+            put_in_place(found, path)
+            return signer
+    raise NotReady(f"security.cert {cert}: {why}")
 
 
 def _is_last_will(kind: TopicKind, payload: bytes) -> bool:
@@ -168,6 +190,6 @@ def _read(key: str, path: Path | None, parse: Callable[[bytes], T]) -> T:
             raise ValueError(f"more than {MAX_BYTES} bytes")
         return parse(pem)
     except OSError as e:
-        raise SettingsError(f"security.{key} {path}: {e.strerror}") from None
+        raise NotReady(f"security.{key} {path}: {e.strerror}") from None
     except (ValueError, TypeError) as e:
-        raise SettingsError(f"security.{key} {path}: not a usable PEM file: {str(e)[:200]}") from None
+        raise NotReady(f"security.{key} {path}: not a usable PEM file: {str(e)[:200]}") from None

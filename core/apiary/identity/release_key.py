@@ -71,14 +71,14 @@ class PinnedKey:
                 f"{topic}: signed with the release key {key}, this node trusts {self.pinned}; if the "
                 "coordinator was set up anew, set edge.slots.release_key (`apiary release key` shows it)"
             )
-        verifier = Verifier(Trust([certificate]), _NoMarks(), lambda: _FROM)
+        verifier = Verifier(Trust([certificate]), _NoMarks(), lambda: _FROM, max_ahead=None)
         opened = verifier.open(topic, payload, role=WHO.role, name=WHO.name)
         self.pinned = key
         return opened
 
 
 class _NoMarks:
-    def admit(self, signer: str, topic: str, issued: int) -> int:
+    def admit(self, signer: str, topic: str, issued: int, *, key: str = "", since: int = 0) -> int:
         return 0
 
 

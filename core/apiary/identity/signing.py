@@ -4,14 +4,17 @@ A sealed message is its JSON object with three last keys, in this order and spel
 `,"issued":MS,"cert":"BASE64 DER","sig":"BASE64"}`. The signature covers `apiary-1`, a line feed, the topic,
 a line feed, and the message's bytes up to before `,"sig"`: bytes as they are, so nothing is made canonical.
 The certificate travels along; who verifies needs the fleet's authority and its list of revoked ones only.
-`issued` is in milliseconds since 1970 and grows with every message that its signer seals.
+`issued` is in milliseconds since 1970 and grows with every message that its signer seals. One that is more
+than a day ahead of the receiver's clock is refused: whoever signs once with a number from the next century
+would otherwise shut its name out until then.
 """
 
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final, Protocol
 
@@ -20,12 +23,20 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from apiary.errors import MessageAltered, MessageRepeated, MessageUnsigned, SignatureRefused
+from apiary.errors import (
+    MessageAhead,
+    MessageAltered,
+    MessageRepeated,
+    MessageUnsigned,
+    SignatureRefused,
+)
 from apiary.identity.certificates import SIGNING_USE, Trust, identity_of
 from apiary.identity.roles import Identity, Role
 
 MAX_SEAL_BYTES: Final = 4_096 + 160
 """What sealing adds to a message at most; a certificate has at most 3,072 bytes of it, ours about 450."""
+MAX_AHEAD: Final = timedelta(days=1)
+"""How far a signer's clock may be ahead of a receiver's."""
 _CONTEXT: Final = b"apiary-1\n"
 _SIG_BYTES: Final = len(',"sig":""}') + 88
 _TAIL: Final = re.compile(
@@ -38,8 +49,12 @@ _CACHED: Final = 256
 class Marks(Protocol):
     """The newest `issued` heard of each signer on each topic; survives a restart."""
 
-    def admit(self, signer: str, topic: str, issued: int) -> int:
-        """Remember `issued` if it is the newest; returns what was the newest before (0: none)."""
+    def admit(self, signer: str, topic: str, issued: int, *, key: str = "", since: int = 0) -> int:
+        """Remember `issued` if it is the newest; returns the number that counts so far (0: none).
+
+        `key` names the signer's key, certified from `since` on (seconds since 1970). A key that was certified
+        later begins anew: what was signed with a stolen one binds nobody who has a new certificate.
+        """
 
 
 class Signer:
@@ -66,10 +81,19 @@ class Signer:
 class Verifier:
     """Opens sealed messages. `trust` may be replaced at any time, by a newer list of revoked certificates."""
 
-    def __init__(self, trust: Trust, marks: Marks, now: Callable[[], datetime]):
+    def __init__(
+        self,
+        trust: Trust,
+        marks: Marks,
+        now: Callable[[], datetime],
+        *,
+        max_ahead: timedelta | None = MAX_AHEAD,
+    ):
+        """`max_ahead` None: for a machine without a clock, whose messages have numbers of their own."""
         self.trust = trust
         self._marks = marks
         self._now = now
+        self._max_ahead = max_ahead
 
     def open(self, topic: str, payload: bytes, *, role: Role, name: str | None = None) -> bytes:
         """The message as it was before it was sealed. Raises SignatureRefused saying who and why.
@@ -86,12 +110,13 @@ class Verifier:
             )
         issued, encoded, signature = int(found[1]), found[2], found[3]
         try:
-            certificate, signer, key = _signing_certificate(encoded)
+            certificate, signer, key, key_id = _signing_certificate(encoded)
         except ValueError as e:
             raise SignatureRefused(f"{topic}: {e}") from None
         if signer.role != role or (name is not None and signer.name != name):
             raise SignatureRefused(f"{topic}: signed by {signer}, expected {expected}")
-        if (why := self.trust.refusal(certificate, self._now())) is not None:
+        now = self._now()
+        if (why := self.trust.refusal(certificate, now)) is not None:
             raise SignatureRefused(f"{topic}: signed by {signer}, whose certificate is {why}")
         try:
             key.verify(_exact(signature), _covered(topic, payload[:-_SIG_BYTES]))
@@ -100,7 +125,14 @@ class Verifier:
                 f"{topic}: the signature of {signer} does not fit the message: it was changed on its way, "
                 "or said on another topic"
             ) from None
-        newest = self._marks.admit(signer.name, topic, issued)
+        if self._max_ahead is not None and issued > (now + self._max_ahead).timestamp() * 1000:
+            raise MessageAhead(
+                f"{topic}: {signer} issued it at {_date(issued)}, more than {self._max_ahead.days} day ahead "
+                f"of the clock here ({now:%Y-%m-%d %H:%M}): one of the two is wrong; what it issues counts "
+                "again once they agree"
+            )
+        since = int(certificate.not_valid_before_utc.timestamp())
+        newest = self._marks.admit(signer.name, topic, issued, key=key_id, since=since)
         if issued < newest:
             raise MessageRepeated(
                 f"{topic}: a repetition: {signer} issued it at {issued}, and at {newest} something newer"
@@ -109,8 +141,8 @@ class Verifier:
 
 
 @lru_cache(_CACHED)
-def _signing_certificate(encoded: bytes) -> tuple[x509.Certificate, Identity, Ed25519PublicKey]:
-    """A certificate in base64, and whom and what it names. Raises ValueError, which is not kept."""
+def _signing_certificate(encoded: bytes) -> tuple[x509.Certificate, Identity, Ed25519PublicKey, str]:
+    """A certificate in base64, whom and what it names, its key's id. Raises ValueError, which is not kept."""
     try:
         certificate = x509.load_der_x509_certificate(_exact(encoded))
         signer = identity_of(certificate)
@@ -123,7 +155,14 @@ def _signing_certificate(encoded: bytes) -> tuple[x509.Certificate, Identity, Ed
             f"the certificate of {signer} is not one for signing messages "
             "(security.cert names the signing certificate, broker.tls_cert the one for TLS)"
         )
-    return certificate, signer, key
+    return certificate, signer, key, hashlib.sha256(key.public_bytes_raw()).hexdigest()[:32]
+
+
+def _date(issued_ms: int) -> str:
+    try:
+        return f"{datetime.fromtimestamp(issued_ms / 1000, UTC):%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError):  # sixteen digits reach beyond the year 9999
+        return f"{issued_ms} ms"
 
 
 def _covered(topic: str, body: bytes) -> bytes:

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 
 from apiary.addresses import Address, read_address
+from apiary.errors import NotReady, SettingsError
 from apiary.settings.section import Host, Section
 from apiary.text_files import first_line
 
@@ -76,5 +77,8 @@ class BrokerSettings(Section):
 def password(broker: BrokerSettings) -> str | None:
     """The broker's password from where the settings say it is. Raises SettingsError."""
     if broker.password_file is not None:
-        return first_line(broker.password_file, what="broker.password_file")
+        try:
+            return first_line(broker.password_file, what="broker.password_file")
+        except SettingsError as e:
+            raise NotReady(str(e)) from None  # a file may be there, or whole, in a minute
     return broker.password.get_secret_value() if broker.password else None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from apiary.addresses import Address, read_host
-from apiary.errors import SettingsError
+from apiary.errors import NotReady, SettingsError
 from apiary.http.server import HttpServer
 from apiary.settings import EdgeSettings
 from apiary_edge.labelling.app import Labelling, site
@@ -85,4 +85,4 @@ def listen(pages: Site, host: str, port: int, *, setting: str = "--port") -> Htt
         return HttpServer(pages, host, port, allowance=pages.allowance)
     except OSError as e:
         where = Address(host, port)
-        raise SettingsError(f"cannot listen on {where}: {e.strerror}; choose another {setting}") from e
+        raise NotReady(f"cannot listen on {where}: {e.strerror}; choose another {setting}") from e

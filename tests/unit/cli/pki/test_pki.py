@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import logging
 import ssl
@@ -18,7 +19,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from apiary.errors import SettingsError
+from apiary.errors import NotReady, SettingsError
 from apiary.files import stamp
 from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
@@ -129,13 +130,23 @@ def test_before_there_is_an_authority_each_says_how_to_found_one(pki: Pki, words
 
 @pytest.mark.parametrize("role", ["node", "viewer", "operator", "coordinator"])
 def test_the_line_that_a_token_comes_with_joins(
-    pki: Pki, service: str, role: str, capsys: pytest.CaptureFixture[str]
+    pki: Pki, service: str, role: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["pki", "token", "ann", "--role", role]) == 0
-    apiary, *words = capsys.readouterr().out.splitlines()[-1].split()
+    _, token, line = capsys.readouterr().out.splitlines()
+    apiary, *words = line.split()
     assert apiary == "apiary"
-    words = [service if word.startswith("https://HOST:") else word for word in words[1:]]
-    assert pki(*words, "--dir", "d")["name"] == "ann"
+    assert token not in line  # a command's words are every local user's to read
+    words = [service if word.startswith("https://HOST:") else word for word in words]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{token}\n"))
+    assert pki(*words[1:], "--dir", "d")["name"] == "ann"
+
+
+@pytest.mark.parametrize("piped", ["", "\n", "x" * 200, "t\u00f6ken"])
+def test_what_is_no_token_is_not_sent(pki: Pki, monkeypatch: pytest.MonkeyPatch, piped: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(piped))
+    words = ("join", "https://127.0.0.1:9", "--name", "p", "--dir", "d", "--ca-sha256", "ab" * 32)
+    assert "no token: `apiary pki token NAME`" in pki(*words, code=2)
 
 
 def test_a_locked_authority_wants_its_passphrase(pki: Pki, tmp_path: Path) -> None:
@@ -213,7 +224,7 @@ def test_a_clock_in_the_wrong_year_issues_nothing(pki: Pki, tmp_path: Path, year
     pki("init")
     wrong = datetime(year, 1, 1, tzinfo=UTC).timestamp()
     ca = CaFolder(tmp_path / "pki", wall=lambda: wrong)
-    with pytest.raises(SettingsError, match=f"clock says {year}-01-01 00:00, and the authority holds from"):
+    with pytest.raises(NotReady, match=f"clock says {year}-01-01 00:00, and the authority holds from"):
         ca.issue(PI, [(KeyUse.CLIENT, generate_private_key(SECP256R1()).public_key())], 365)
     assert [i.name for i in ca.issued()] == ["pki"]
 
@@ -397,6 +408,48 @@ def test_a_server_renews_by_the_signature_of_its_key(pki: Pki, service: str, tmp
         desk.renew(body, None)
 
 
+def ended(pki: Pki, tmp_path: Path, name: str, *words: str) -> None:
+    """A party whose certificates end before this returns."""
+    pki("enrol", name, *words, "--dir", name, sets=("pki.days=0.00004",))  # 3.5 s
+    pem = (tmp_path / name / "tls" / "cert.pem").read_bytes()
+    time.sleep(
+        max(0.0, x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp() - time.time()) + 0.1
+    )
+
+
+def test_a_device_that_was_off_until_its_certificates_ended_comes_back_by_one_command(
+    pki: Pki, service: str, tmp_path: Path
+) -> None:
+    ended(pki, tmp_path, "pi-08")
+    renew = ("renew", "--url", service, "--dir", "pi-08")
+    before = (tmp_path / "pi-08/tls/key.pem").read_bytes()
+    assert "of node 'pi-08' is over: `apiary pki readmit pi-08` on the server" in pki(*renew, code=5)
+    assert pki("readmit", "pi-08")["readmitted"] == ["pi-08"]
+    # Only the key of the certificate that is over, and only that: another party's does not count.
+    ended(pki, tmp_path, "pi-09")
+    assert "of node 'pi-09' is over" in pki("renew", "--url", service, "--dir", "pi-09", code=5)
+    assert pki(*renew)["renewed"] is True
+    assert (tmp_path / "pi-08/tls/key.pem").read_bytes() != before
+    assert pki(*renew)["renewed"] is False
+    # A revocation takes it back.
+    pki("readmit", "pi-09")
+    pki("revoke", "pi-09")
+    assert "a valid one" in pki("renew", "--url", service, "--dir", "pi-09", code=5)
+    assert "was revoked: `apiary pki token pi-09 --again`" in pki("readmit", "pi-09", code=2)
+    assert "has no certificate here" in pki("readmit", "pi-99", code=2)
+
+
+def test_a_broker_and_a_coordinator_that_were_off_come_back_the_same_way(
+    pki: Pki, service: str, tmp_path: Path
+) -> None:
+    ended(pki, tmp_path, "broker", "--role", "server", "--san", "127.0.0.1")
+    ended(pki, tmp_path, "hive", "--role", "coordinator")
+    assert "user hive" in pki("acl")["acl"]
+    pki("readmit", "broker", "hive", "--ttl", "1h")
+    for name in ("broker", "hive"):
+        assert pki("renew", "--url", service, "--dir", name)["renewed"] is True
+
+
 def test_the_list_of_revoked_ones_comes_with_each_renewal(pki: Pki, service: str, tmp_path: Path) -> None:
     pki("enrol", "pi-08", "--dir", "d")
     crl = tmp_path / "d/tls/crl.pem"
@@ -452,6 +505,7 @@ def test_the_service_bounds_what_it_takes(pki: Pki, service: str) -> None:
     assert ask("GET", "/v1/ca")[0] == 200
     assert ask("GET", "/../etc/passwd")[0] == 404
     assert ask("POST", "/v1/join", length=99_999_999)[0] == 413
+    assert ask("POST", "/v1/crl", length=40_000)[0] == 413
     assert ask("POST", "/v1/join", b"[" * 20_000)[0] == 400
     assert ask("POST", "/v1/join", b'{"name": 3}')[0] == 400
     assert ask("POST", "/v1/renew", b"{}")[0] == 403
@@ -503,12 +557,14 @@ def test_addresses_that_are_remembered_are_bounded() -> None:
     assert len(refused) == MAX_ADDRESSES
 
 
-def test_what_is_long_over_leaves_the_index(pki: Pki, tmp_path: Path) -> None:
+def test_what_is_long_over_leaves_the_index_unless_it_was_revoked(pki: Pki, tmp_path: Path) -> None:
     pki("init")
-    pki("enrol", "pi-07", "--dir", "d", sets=("pki.days=1",))
+    for name in ("pi-07", "pi-08"):
+        pki("enrol", name, "--dir", name, sets=("pki.days=1",))
+    pki("revoke", "pi-08")
     later = CaFolder(tmp_path / "pki", wall=lambda: time.time() + 200 * 86_400)
-    later.revoke("nobody")
-    assert {i.name for i in later.issued()} == {"pki", "pi-07"}
+    later.keep_time()
+    assert {i.name for i in later.issued()} == {"pki", "pi-07", "pi-08"}
     later = CaFolder(tmp_path / "pki", wall=lambda: time.time() + 400 * 86_400)
-    later.revoke("nobody")
-    assert {i.name for i in later.issued()} == {"pki"}
+    later.keep_time()
+    assert {i.name for i in later.issued()} == {"pki", "pi-08"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from apiary.errors import MessageError, StoreError
 from apiary.wire import NodeId
 from apiary.wire.messages import MAX_BYTES, OperatorReply, OperatorRequest
 from apiary.wire.topics import Topic, TopicKind, Topics
+from apiary_coordinator.journal import MAX_REQUESTS, Journal
 from apiary_coordinator.operators import requests
 from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
 
@@ -29,13 +31,19 @@ class Two(Arguments):
 class Desk:
     """An `OperatorRequests` with what it said."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal | None = None) -> None:
         self.said: list[tuple[str | None, OperatorReply]] = []
         self.calls: list[tuple[Call, Two]] = []
         broker = MemoryBroker(seed=1)
         outlet = Outlet(broker.bus("coordinator", None), Topics(), self._tap)
-        self.operators = OperatorRequests(outlet, lambda: 10.0)
+        self.operators = OperatorRequests(outlet, lambda: 10.0, journal)
+        if journal is not None:
+            self.operators.register("run.look", Two, self._look, reads=True)
         self.operators.register("run.two", Two, lambda call, args: self.calls.append((call, args)))
+
+    def _look(self, call: Call, args: Two) -> None:
+        self.calls.append((call, args))
+        call.done(len(self.calls))
 
     def _tap(self, kind: TopicKind, node: NodeId | None, message: Any) -> None:
         self.said.append((node, message))
@@ -175,3 +183,81 @@ def test_a_result_that_no_message_carries_is_refused(desk: Desk) -> None:
     assert (desk.last.state, desk.last.result) == ("refused", None)
     assert desk.last.why is not None and desk.last.why.startswith("the answer cannot be told: result is ")
     assert call.over
+
+
+def restarted(journal: Journal, folder: Path) -> tuple[Journal, Desk]:
+    journal.close()
+    again = Journal(folder)
+    return again, Desk(again)
+
+
+def test_a_request_that_comes_again_after_a_restart_is_not_carried_out_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    desk = Desk(journal)
+    desk.ask("1", number=3)
+    desk.calls[0][0].working({"at": 1})
+    desk.calls[0][0].done({"made": 3})
+    journal, desk = restarted(journal, tmp_path)
+    desk.ask("1", number=3)
+    assert desk.calls == []
+    assert (desk.last.state, desk.last.result) == ("done", {"made": 3})
+    desk.ask("1", number=3, by=NodeId("bob"))
+    desk.ask("2", number=3)
+    assert len(desk.calls) == 2
+    journal.close()
+
+
+def test_one_that_was_cut_short_by_a_restart_says_so(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    Desk(journal).ask("1", number=3)
+    journal, desk = restarted(journal, tmp_path)
+    desk.ask("1", number=3)
+    assert desk.calls == [] and desk.last.state == "refused"
+    assert "look whether it was carried out" in (desk.last.why or "")
+    journal.close()
+
+
+def test_one_that_was_refused_for_want_of_room_is_not_carried_out_by_its_repetition(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    desk = Desk(journal)
+    for i in range(requests.MAX_OPEN + 1):
+        desk.ask(f"{i}", number=3)
+    assert desk.last.state == "refused"
+    journal, desk = restarted(journal, tmp_path)
+    desk.ask(f"{requests.MAX_OPEN}", number=3)
+    assert desk.calls == [] and "try again" in (desk.last.why or "")
+    journal.close()
+
+
+def test_what_cannot_be_journaled_is_not_carried_out(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    desk = Desk(journal)
+    journal._db.execute("PRAGMA query_only=ON")
+    with pytest.raises(StoreError):
+        desk.ask("1", number=3)
+    desk.ask("2", "run.look", number=3)  # changes nothing, needs no journal
+    journal._db.execute("PRAGMA query_only=OFF")
+    desk.ask("1", number=3)
+    assert len(desk.calls) == 2
+    journal.close()
+
+
+def test_an_answer_that_cannot_be_kept_is_given_all_the_same(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    desk = Desk(journal)
+    desk.ask("1", number=3)
+    journal._db.execute("PRAGMA query_only=ON")
+    desk.calls[0][0].done(1)
+    assert desk.last.state == "done"
+    journal.close()
+
+
+def test_requests_that_are_journaled_are_bounded_and_the_newest_stay(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for i in range(MAX_REQUESTS + 5):
+        journal.note_request(ANNA, f"{i}")
+    journal.note_request(NodeId("bob"), "0")
+    assert len(journal.select("SELECT 1 FROM request")) == MAX_REQUESTS + 1
+    assert journal.request(ANNA, "4") == (False, None)
+    assert journal.request(ANNA, f"{MAX_REQUESTS + 4}") == (True, None)
+    journal.close()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,3 +83,87 @@ def test_a_disk_that_refuses_the_counter_stops_nobody_from_speaking(
     marks.close()
     clock[0] = 1.0
     assert DiskMarks(tmp_path / "marks.sqlite", lambda: clock[0]).issue() >= 112_000
+
+
+DAY_S = 86_400
+
+
+def test_a_key_that_was_certified_later_begins_anew_and_the_one_before_does_not_come_back(
+    tmp_path: Path,
+) -> None:
+    marks = DiskMarks(tmp_path / "m", lambda: 100.0)
+    old: dict[str, Any] = {"key": "a", "since": 10}
+    new: dict[str, Any] = {"key": "b", "since": 20}
+    assert marks.admit("pi", "t", 50_000, **old) == 0
+    assert marks.admit("pi", "t", 7, **new) == 0  # lower, and counts
+    assert marks.admit("pi", "t", 6, **new) == 7
+    marks.close()
+    again = DiskMarks(tmp_path / "m", lambda: 100.0)
+    assert again.admit("pi", "t", 6, **old) == 7
+    assert again.admit("pi", "t", 6, **new) == 7
+    # Certified within the same second, or by an authority whose clock was set back: the number decides.
+    for since in (20, 5):
+        assert again.admit("pi", "t", 6, key="c", since=since) == 7
+    assert again.admit("pi", "t", 8, key="c", since=5) == 7
+
+
+def test_marks_of_the_version_before_count_for_every_key(tmp_path: Path) -> None:
+    marks = DiskMarks(tmp_path / "m", lambda: 100.0)
+    marks.admit("pi", "t", 9)
+    assert marks.admit("pi", "t", 8, key="a", since=10) == 9
+    assert marks.admit("pi", "t", 10, key="a", since=10) == 9
+    assert marks.admit("pi", "t", 3, key="b", since=11) == 0
+
+
+def test_a_mark_from_the_far_future_binds_nobody(tmp_path: Path) -> None:
+    """The version before took it, or this machine's own clock was ahead then."""
+    now = [200.0 * DAY_S]
+    marks = DiskMarks(tmp_path / "m", lambda: now[0])
+    marks.admit("pi", "t", int(now[0] * 1000), key="a", since=1)
+    now[0] = 20.0 * DAY_S
+    here = int(now[0] * 1000)
+    assert marks.admit("pi", "t", here, key="a", since=1) == 0
+    assert marks.admit("pi", "t", here - 1, key="a", since=1) == here
+    # Within a day both clocks can be meant.
+    marks.admit("pi", "u", here + DAY_S * 1000)
+    assert marks.admit("pi", "u", here) == here + DAY_S * 1000
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_clock_that_was_far_ahead_and_is_right_again_speaks_at_once(tmp_path: Path, restart: bool) -> None:
+    now = [200.0 * DAY_S]
+    marks = DiskMarks(tmp_path / "m", lambda: now[0])
+    marks.issue()
+    now[0] = 20.0 * DAY_S
+    if restart:
+        marks.close()
+        marks = DiskMarks(tmp_path / "m", lambda: now[0])
+    said = [marks.issue() for _ in range(3)]
+    assert said == [int(now[0] * 1000) + n for n in range(3)]
+    # From here on it never goes back, over restarts too.
+    marks.close()
+    now[0] -= 3600
+    assert DiskMarks(tmp_path / "m", lambda: now[0]).issue() > said[-1]
+
+
+def test_a_clock_that_was_dead_for_a_while_loses_no_number(tmp_path: Path) -> None:
+    now = [200.0 * DAY_S]
+    marks = DiskMarks(tmp_path / "m", lambda: now[0])
+    last = marks.issue()
+    for dead in (0.0, 5.0, 0.0):
+        marks.close()
+        now[0] = dead
+        marks = DiskMarks(tmp_path / "m", lambda: now[0])
+        assert marks.issue() < last
+    marks.close()
+    now[0] = 200.0 * DAY_S - 3600  # set again, an hour too early
+    assert DiskMarks(tmp_path / "m", lambda: now[0]).issue() > last
+
+
+def test_a_clock_that_jumps_about_fills_no_disk(tmp_path: Path) -> None:
+    now = [0.0]
+    marks = DiskMarks(tmp_path / "m", lambda: now[0])
+    for day in range(400, 0, -4):
+        now[0] = day * DAY_S
+        marks.issue()
+    assert marks._db.execute("SELECT count(*) FROM counter").fetchone()[0] <= 8
