@@ -86,8 +86,8 @@ class Authority:
         """The list of revoked serial numbers and since when; the list itself counts from `since` on.
 
         Good until the authority's own end: OpenSSL lets nobody in where a list's next update is overdue, and
-        a fleet must not stop because nobody wrote a new list. Nor by one whose `since` is yet to come; of two it
-        prefers the later one, so `since` grows with each list.
+        a fleet must not stop because nobody wrote a new list. Nor by one whose `since` is yet to come; of two
+        it prefers the later one, so `since` grows with each list.
         """
         builder = (
             x509.CertificateRevocationListBuilder()
