@@ -36,7 +36,7 @@ from apiary.http.places import HttpLimits, Place, party_of, room_for
 
 _BACKLOG: Final = 128
 _GIVE_WAY_S: Final = 0.05
-"""A connection that was hung up on ends in less; without a wait its threads could pile up."""
+"""A connection that was hung up on ends in less; where threads pile up the next one waits for that."""
 _FULL_S: Final = 0.1
 """Before the next connection is taken where this process has no file descriptor left."""
 log = logging.getLogger(__name__)
@@ -156,16 +156,15 @@ class HttpServer:
             room = room_for(party, taken, self.limits)
             given_up = self._connections.pop(room.hang_up) if room.hang_up is not None else None
             thread = self._threads.get(room.hang_up) if room.hang_up is not None else None
-            # Those that gave way and have not ended yet count, too.
-            free = room.free and len(self._threads) < 2 * self.limits.max_connections
         if given_up is not None:
             self._complaints.once(
                 "hung up", given_up.party, f"{given_up.party}: hung up on it: all its places are taken"
             )
             given_up.hang_up()
-            if thread is not None:
+            if thread is not None and len(self._threads) > self.limits.max_connections:
                 thread.join(_GIVE_WAY_S)
-        if not free:
+        # Those that gave way and have not ended yet count, too.
+        if not room.free or len(self._threads) >= 2 * self.limits.max_connections:
             self._complaints.once("no room", party, f"{party}: hung up on it: every place is at work")
             peer.close()
             return
