@@ -70,6 +70,19 @@ def test_what_a_run_did_can_be_scraped(measured: Callable[..., Fleet]) -> None:
     assert found["process_resident_memory_bytes", ()] > 0
 
 
+def test_a_silent_node_is_counted_as_that(measured: Callable[..., Fleet]) -> None:
+    fleet = measured(stay=True)
+    for _ in range(50):
+        fleet.turn()
+    del fleet.nodes["pi-02"]  # without a last will
+    for _ in range(2500):
+        fleet.turn()
+    found = scrape(feature_of(fleet))
+    assert found["apiary_nodes", (("state", "silent"),)] == 1
+    assert found["apiary_nodes", (("state", "ready"),)] == 2
+    assert found["apiary_samples", ()] == sum(node.samples for node in fleet.nodes.values())
+
+
 def test_rounds_of_before_a_restart_are_not_counted_again(measured: Callable[..., Fleet]) -> None:
     fleet = measured(rounds=3)
     while len(fleet.results()) < 2:
