@@ -19,13 +19,10 @@ class BrokerSettings(Section):
     hosts: tuple[str, ...] = Field(
         (),
         max_length=32,
-        description=(
-            "members of a cluster, instead of broker.host: HOST or HOST:PORT each (broker.port without); "
-            "a party begins with the one that its client id picks, and passes over those that fail"
-        ),
+        description=("HOST or HOST:PORT of each member of a cluster, instead of broker.host"),
     )
     protocol: Literal["auto", "5", "3.1.1"] = Field(
-        "auto", description="auto: MQTT 5, 3.1.1 where it is refused or the link is cut over it"
+        "auto", description="auto: MQTT 5, or 3.1.1 where 5 is refused or cut"
     )
     username: str | None = Field(None, description="user name, where the broker asks for one")
     password: SecretStr | None = Field(
@@ -45,7 +42,7 @@ class BrokerSettings(Section):
         10.0,
         gt=0,
         le=600,
-        description="one attempt may take this long, over all addresses of the broker together",
+        description="for one attempt at all addresses of the broker",
     )
     retry_max_s: float = Field(
         60.0, gt=0, le=3600, description="longest pause between attempts (jittered, doubling)"

@@ -30,10 +30,7 @@ class CoordinatorSettings(Section):
         None,
         ge=10,
         le=100_000_000,
-        description=(
-            "messages that the broker queues for one client, which no broker announces (mosquitto: "
-            "max_queued_messages); unset: 10000 with broker/mosquitto.conf, else 1000"
-        ),
+        description=("messages that the broker queues for a client; unset: 10000, or 1000"),
     )
     queue_bytes: int | None = Field(
         None,

@@ -36,10 +36,7 @@ class PkiSettings(Section):
     )
     old_chunk_topics: bool | None = Field(
         None,
-        description=(
-            "let nodes of the version before send updates (acl.conf), a topic for each chunk: with those one "
-            "node can fill the broker; unset: where this authority was founded by that version"
-        ),
+        description=("a topic for each chunk in acl.conf, for older nodes; unset: by this authority's age"),
     )
     listen: Host | Literal[""] = Field(
         "", description="address that `apiary pki serve` listens on; empty: all"

@@ -66,11 +66,9 @@ class RunSettings(Section):
         3.0,
         ge=1,
         le=1e6,
-        description="an update weighs at most this many times the median node, and half of the others",
+        description="most that an update weighs, in medians of the cohort",
     )
-    clip: float = Field(
-        3.0, ge=1, le=1e6, description="an update's norm is at most this many times the last round's median"
-    )
+    clip: float = Field(3.0, ge=1, le=1e6, description="largest norm of an update, in last round's medians")
     lost_grace_s: float = Field(
         60.0, ge=0, le=86400, description="a vanished node may come back within this time"
     )

@@ -43,10 +43,6 @@ class Bounds(Part):
     """
 
     max_abs: float = Field(64.0, gt=0, le=1e6, description="largest magnitude of a value")
-    max_norm: float = Field(
-        1e6, gt=0, le=1e9, description="largest Euclidean norm of all values; nodes clip to it (run.clip)"
-    )
-    max_samples: int = Field(
-        2**17, ge=1, le=2**24, description="samples that one update counts for at most (run.max_weight_ratio)"
-    )
+    max_norm: float = Field(1e6, gt=0, le=1e9, description="largest norm of an update; nodes clip to it")
+    max_samples: int = Field(2**17, ge=1, le=2**24, description="samples that one update counts for at most")
     max_bytes: int = Field(MAX_BLOB_BYTES, ge=1, le=MAX_BLOB_BYTES, description="bytes on the wire")
