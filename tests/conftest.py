@@ -18,16 +18,20 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
 
+AT_START = [(logger, logger.level) for logger in map(logging.getLogger, ("", *OURS))]
+
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """Undo what a command that ran in this process set: its levels would hide a later test's log lines."""
-    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in OURS)]
-    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
-    yield
-    for logger, level, handlers in before:
+    handlers = [(logger, list(logger.handlers)) for logger, _ in AT_START]
+    for logger, level in AT_START:  # a fixture of a module may have run a command, too
         logger.setLevel(level)
-        logger.handlers[:] = handlers
+    yield
+    for logger, level in AT_START:
+        logger.setLevel(level)
+    for logger, before in handlers:
+        logger.handlers[:] = before
 
 
 @pytest.fixture(scope="session")

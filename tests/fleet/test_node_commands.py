@@ -263,7 +263,7 @@ def test_what_is_lost_on_the_way_is_said_again_and_done_once(
     ("op", "args", "why"),
     [
         ("node.pause", {"nodes": ["pi-9"]}, "no node 'pi-9'; nodes heard of: pi-00, pi-01, pi-02"),
-        ("node.pause", {"nodes": ["site=west"]}, "no node has the tag site=west; nodes heard of: "),
+        ("node.pause", {"nodes": ["site=west"]}, "no node has the tag site=west; tags of nodes heard of: "),
         ("node.pause", {"nodes": ["si te=x"]}, "'si te=x' is no rule on tags"),
         ("node.pause", {"nodes": []}, "node.pause: nodes is '[]'"),
         ("node.logs", {"nodes": ["all"], "lines": 501}, "node.logs: lines is '501'"),

@@ -5,6 +5,8 @@ import random
 from collections import deque
 from typing import Final
 
+import msgpack
+
 from apiary.bus.bus import Received
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import WireError
@@ -98,6 +100,9 @@ class TrafficReplayer:
             case ("chunk", _):
                 # A good one in another's place.
                 place, _, index = topic.rpartition("/")
+                if not index.isdigit():  # one topic for all of a node's chunks: the place is in the envelope
+                    digest, number, *rest = msgpack.unpackb(payload)
+                    return topic, bytes(msgpack.packb([digest, number + 1, *rest]))
                 return f"{place}/{int(index) + 1}", payload
             case (_, 1):
                 return topic, chance.randbytes(len(payload))

@@ -82,7 +82,7 @@ def _write(name: str, text: str) -> Callable[[Path], Any]:
     ("break_it", "says"),
     [
         (_unlink("model.tflite"), r"holds no model.tflite: the run has not finished"),
-        (_unlink("labels.txt"), r"labels.txt cannot be read"),
+        (_unlink("labels.txt"), r"labels.txt: No such file"),
         (_write("labels.txt", "red\nred\nblue\n"), r"expected two or more different labels"),
         (_write("labels.txt", "red\nblue\n"), r"has 3 classes, labels.txt 2"),
         (

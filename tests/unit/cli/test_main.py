@@ -55,7 +55,10 @@ def test_help_lists_every_command_and_exit_code(capsys: pytest.CaptureFixture[st
     for name, text in COMMANDS.items():
         assert f"    {name}" in out
         assert text.split(":")[0][:40] in out
-    assert "8 storage, 9 publishing, 10 refused, 130 interrupted (Ctrl-C), 143 ended (SIGTERM)" in out
+    assert (
+        "8 storage, 9 publishing, 10 refused, 11 not now, 130 interrupted (Ctrl-C), 143 ended (SIGTERM)"
+        in out
+    )
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

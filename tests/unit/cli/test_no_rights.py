@@ -43,7 +43,7 @@ def said(cwd: Path, *words: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        ("samples import shut", 3, "shut: this user may not read it"),
+        ("samples import shut", 3, "shut may not be read by this user"),
         ("edge --data shut", 3, "data folder shut may not be read by this user"),
         ("rounds shut", 8, "shut/history.jsonl: Permission denied: this user has no right there"),
         (

@@ -253,7 +253,8 @@ class _Walk:
                     if not kinds.is_ignored(entry.name):
                         yield entry
         except OSError as e:
-            self.skipped.append(Skipped(self._folder / at, f"cannot be read: {e.strerror}"))
+            # Not left out: a label whose folder is shut would vanish from training.
+            raise DataError(f"data folder {self._folder / at}: {e.strerror}") from None
 
     def _is_folder(self, entry: os.DirEntry[str]) -> bool:
         try:
