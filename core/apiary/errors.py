@@ -47,7 +47,7 @@ class SettingsError(ApiaryError):
     exit_code = 2
 
 
-class NotReady(SettingsError):  # noqa: N818
+class NotReady(SettingsError):  # noqa: N818 - a state that may pass, not a mistake
     """What the settings want is not there now: a port, an address, a file that is whole, a clock that is set.
 
     A minute or a start later it may be, so a service is started again after it.
