@@ -5,7 +5,6 @@ from the whole cohort, and a bound on norms that follows from the round before, 
 the mean; docs/decisions/0019-weights-and-norms-are-bounded.md has the figures.
 """
 
-import statistics
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -60,5 +59,5 @@ def norm_bound(last: float | None, model: float, clip: float, most: float) -> fl
 
 def median_norm(norms: Iterable[float]) -> float:
     """The lower median: of two updates the smaller decides. 0 where there is none."""
-    found = list(norms)
-    return statistics.median_low(found) if found else 0.0
+    found = sorted(norms)
+    return found[(len(found) - 1) // 2] if found else 0.0

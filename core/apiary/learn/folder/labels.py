@@ -1,9 +1,9 @@
 """Label names: one spelling for what is the same, and what differs in case or blanks only. Pure."""
 
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from apiary.printable import printable
 from apiary.wire.messages import MAX_LABEL_CHARS, fits_label
 
 _SAMPLES: Final = "-samples"
@@ -23,12 +23,16 @@ def readable(name: str) -> str:
             name = raw.decode("cp1252")
         except UnicodeDecodeError:
             name = raw.decode("latin-1")
+    if name.isascii():
+        return name
+    import unicodedata  # 0.4 MB that a node whose labels are ASCII does not need
+
     return unicodedata.normalize("NFC", name)
 
 
 def shown(name: str) -> str:
     """`readable`, fit for a line on a screen or in a log: line ends and escapes are written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable(name))
+    return printable(readable(name))
 
 
 def of_folder(name: str) -> str:
