@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 SECONDS_EACH ?= 300
 
-.PHONY: help wheel demo release-demo npm-runner test check bench load links aarch64 gate chaos search fuzz attacks hosts constraints release docs clean
+.PHONY: help wheel demo release-demo npm-runner test check bench load links aarch64 gate chaos search fuzz mutants attacks hosts constraints release docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make chaos   200 faults on a real federation, then the same model? (minutes; ARGS='--seed 7')"
 	@echo "make search  the property tests on examples that nobody has tried (make test repeats the same ones)"
 	@echo "make fuzz    coverage-guided fuzzing of all that reads the bus (SECONDS_EACH=300)"
+	@echo "make mutants  would the tests notice wrong code? (hours; ARGS='--module round/state'; goes on where it stopped)"
 	@echo "make attacks  one enrolled node against a fleet of real processes: what was tried, what the others got (minutes)"
 	@echo "make hosts   a server and three Pis as systemd hosts on this machine, from nothing to restored (needs root)"
 	@echo "make docs    the documentation as a site: build/site/index.html"
@@ -126,6 +127,9 @@ fuzz: $(VENV)/.dev
 	$(INSTALL) 'atheris>=2.3,<4'
 	@$(BIN)/python tests/fuzz/seeds.py build/fuzz
 	$(BIN)/python tests/fuzz/fuzz_wire.py build/fuzz -max_total_time=$(SECONDS_EACH) -rss_limit_mb=512 -timeout=5 -max_len=400000
+
+mutants: $(VENV)/.dev
+	@$(BIN)/python -m tests.mutants.main $(ARGS)
 
 attacks: $(VENV)/.dev
 	@tests/system-packages

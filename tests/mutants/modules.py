@@ -1,0 +1,150 @@
+"""Which modules are changed: those that carry a promise of docs/guarantees.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.places import ROOT
+
+PACKAGES = {
+    "coordinator": "coordinator/apiary_coordinator",
+    "edge": "edge/apiary_edge",
+    "core": "core/apiary",
+}
+CARRY_PROMISES = {
+    "coordinator": (
+        "journal",
+        "worker",
+        "round/state",
+        "round/collector",
+        "round/runner",
+        "round/deadline",
+        "run/run",
+        "run/announcer",
+        "run/stopping",
+        "updates/spool",
+        "updates/uploads",
+        "updates/screening",
+        "updates/exact_sum",
+        "updates/limits",
+        "updates/capacity",
+        "updates/model_server",
+        "fleet/selection",
+        "fleet/demands",
+        "fleet/muster",
+        "fleet/rests",
+        "fleet/roster",
+        "fleet/watch",
+        "releases/rollout",
+        "releases/ledger",
+    ),
+    "edge": (
+        "training/session",
+        "training/supervisor",
+        "training/memory_guard",
+        "training/worker",
+        "releases/state",
+        "releases/store",
+        "transfer/outbox",
+        "transfer/downloads",
+        "transfer/uploads",
+        "guest/rules",
+        "guest/round_needs",
+    ),
+    "core": (
+        "wire/chunks",
+        "wire/blob",
+        "bus/flow",
+        "identity/replay_guard",
+        "identity/signing",
+        "identity/revocations",
+        "learn/clip",
+        "files",
+        "blobs",
+    ),
+}
+_ROUND = (
+    "rounds",
+    "bad_updates",
+    "offers_back_to_back",
+    "order_of_promises",
+    "updates_on_a_bad_disk",
+    "disk_trouble",
+    "identity_and_patience",
+    "what_an_update_may_be",
+    "options_of_rounds",
+)
+_SESSION = ("order_of_promises", "bad_updates", "guests", "chaos_findings", "late_coordinator")
+_FILES = ("unit/test_power_cuts.py", "unit/test_power_takes_nothing.py")
+_RELEASES = ("fleet/test_releases.py", "fleet/test_release_operations.py")
+
+
+def _fleet(*names: str) -> tuple[str, ...]:
+    return tuple(f"fleet/test_{name}.py" for name in names)
+
+
+TESTS = {
+    "coordinator/journal": _fleet(*_ROUND, "what_runs_leave"),
+    "coordinator/worker": (),
+    "coordinator/round": (*_fleet(*_ROUND), "property/test_round_properties.py"),
+    "coordinator/run": _fleet(*_ROUND, "staying", "nodes_that_decline"),
+    "coordinator/updates": (
+        *_fleet(*_ROUND),
+        "property/test_aggregate_exact.py",
+        "property/test_weight_cap.py",
+        "contract/test_strategies_contract.py",
+    ),
+    "coordinator/fleet": _fleet(
+        "silent_nodes",
+        "nodes_that_decline",
+        "roster_of_a_fleet",
+        "mixed_versions",
+        "late_coordinator",
+        "options_of_rounds",
+    ),
+    "coordinator/releases": (*_RELEASES, "property/test_rollout_properties.py"),
+    "edge/training": (*_fleet(*_SESSION), "property/test_session_properties.py"),
+    "edge/releases": _RELEASES,
+    "edge/transfer": (*_fleet(*_SESSION, "chunk_topics"), *_FILES),
+    "edge/guest": _fleet("guests"),
+    "core/wire": ("golden", "property/test_wire_fuzz.py", "contract/test_codecs.py"),
+    "core/bus": (),
+    "core/identity": (*_fleet("signed_rounds"), "property/test_signing.py"),
+    "core/learn": _fleet("what_an_update_may_be"),
+    "core/files": _FILES,
+    "core/blobs": _FILES,
+}
+"""By the beginning of a module's name: what is tried beside the unit tests of its folder."""
+
+LEFT_OUT = "not broker and not slow and not tensorflow"
+"""As pytest's `-m` takes it."""
+
+
+def modules() -> dict[str, Path]:
+    """By name, as `coordinator/round/state`: the file, from the root of the checkout."""
+    return {
+        f"{side}/{name}": Path(PACKAGES[side], f"{name}.py")
+        for side, names in CARRY_PROMISES.items()
+        for name in names
+    }
+
+
+def files_for(module: str) -> list[Path]:
+    """The test files for a module, from the root of the checkout; what is quick first."""
+    folder = ROOT / "tests" / "unit" / Path(module).parent
+    # Directly in a side's folder are modules of all kinds, each with a test of its own.
+    lies_alone = module.count("/") == 1
+    pattern = f"test_{Path(module).name}.py" if lies_alone else "test_*.py"
+    found = sorted(folder.glob(pattern))
+    for beginning, places in TESTS.items():
+        if module.startswith(beginning):
+            for place in places:
+                path = ROOT / "tests" / place
+                found += sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+    return [path.relative_to(ROOT) for path in found if path.exists()]
+
+
+def mirrors(module: str, test: str) -> bool:
+    """Whether a test is one of the module's own unit tests."""
+    side, *folders, name = module.split("/")
+    return test.startswith("/".join(("tests/unit", side, *folders, f"test_{name}.py")))
