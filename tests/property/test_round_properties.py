@@ -50,7 +50,7 @@ TRANSITIONS = {
 
 
 def any_round(chance: Random) -> Round:
-    cohort = chance.randint(1, 5)
+    cohort = chance.randint(1, 4)
     goal = chance.randint(1, cohort)
     return Round(
         run="r",
@@ -60,21 +60,21 @@ def any_round(chance: Random) -> Round:
         goal=goal,
         quorum=chance.randint(1, goal),
         deadline_at=chance.choice([20.0, 90.0, 400.0]),
-        lost_grace_s=chance.uniform(0, 60),
+        lost_grace_s=chance.uniform(0, 25),
     )
 
 
-def any_event(chance: Random) -> Event:
-    node = chance.choice(NODES)
+def any_event(chance: Random, round_: Round) -> Event:
+    node = chance.choice(chance.choice([NODES, round_.awaited or NODES, sorted(round_.gone) or NODES]))
     match chance.randrange(8):
         case 0 | 1:
             return UpdateAccepted(node, Contributor(samples=chance.randint(1, 9), bytes=1))
         case 2:
             return UpdateRejected(node, "bad")
         case 3:
-            return Left(node, "left", final=chance.random() < 0.3)
+            return Left(node, "left", final=chance.random() < 0.5)
         case 4:
-            return Joined(node)
+            return Joined(chance.choice([node, *sorted(round_.away | round_.lost.keys())]))
         case 5:
             return AskedAgain(node)
         case _:
@@ -90,14 +90,14 @@ def next_event(chance: Random, round_: Round) -> Event:
         return Aggregated()
     if round_.phase is Phase.EVALUATING and chance.random() < 0.5:
         return Evaluated()
-    return any_event(chance)
+    return any_event(chance, round_)
 
 
 def walk(chance: Random) -> Iterator[tuple[Round, Event, Round, list[Any], float]]:
     """A round from its beginning through some forty events: before, event, after, commands, now."""
     round_, now = any_round(chance), 0.0
     for _ in range(chance.randint(20, 60)):
-        now += chance.choice([0.0, chance.uniform(0, 12)])
+        now += chance.choice([0.0, 0.0, chance.uniform(0, 20)])
         event = next_event(chance, round_)
         after, commands = handle(round_, event, now)
         yield round_, event, after, commands, now
@@ -154,8 +154,10 @@ def changes(before: Round, event: Event, after: Round, commands: list[Any]) -> s
             "one that was away joins again": isinstance(event, Joined) and node in before.away
             and node in invited,
             "a lost one is back within its grace": isinstance(event, Joined) and node in before.lost,
-            "there is no place to join": isinstance(event, Joined) and node in before.away
-            and before.collecting and after == before,
+            "there is no place to join": isinstance(event, Joined)
+            and before.collecting
+            and node not in before.cohort
+            and after == before,
             "a lost one is given up": isinstance(event, RoundTick) and len(after.away) > len(before.away),
             "a lost one is rejected": isinstance(event, UpdateRejected) and node in before.lost,
             "a lost one is accepted": isinstance(event, UpdateAccepted) and node in before.lost,
