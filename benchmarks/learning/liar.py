@@ -1,12 +1,13 @@
 """What one node does to the model that keeps to every rule of admission, and flips its sign.
 
     python -m benchmarks.learning.liar                     the table of benchmarks/README.md
-    python -m benchmarks.learning.liar --clip 1.5 --ratio 2
+    python -m benchmarks.learning.liar --alpha 100 --seeds 1
 
 Five nodes train on the digits as in `apiary demo`; the fifth claims as many samples as its cohort bears and
-sends its update turned round, as long as the round's bound on norms allows. "Left out" are the four others
-alone: more than that no defence can keep. Training steps, weights, bounds and the sum are the product's own;
-broker, disk and processes, which change no bits, are not there.
+sends its update turned round, as long as the round's bound on norms allows. "Unguarded" is the same with
+`run.max_loss_increase` unset. "Left out" are the four others alone: more than that no defence can keep, and
+how much that is depends on how alike the nodes' digits are (`--alpha`). Training steps, weights, bounds, the
+sum and the rule are the product's own; broker, disk and processes, which change no bits, are not there.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from benchmarks.measuring.federation import Federation, federate, settings_of
 from benchmarks.measuring.printing import say
 
 from apiary.learn.clip import clipped
+from apiary.learn.metrics import Evaluation
 from apiary.tensors import Weights
-from apiary.wire import blob
+from apiary.wire import NodeId, blob
 from apiary.wire.messages import Bounds
-from apiary_coordinator.model.keras import evaluate
 from apiary_coordinator.strategies import fedavg
 from apiary_coordinator.updates import limits
 from apiary_coordinator.updates.exact_sum import ExactSum, grid_bits
+from apiary_coordinator.updates.leave_one_out import LOOKED_BACK, LeftOut, worsening
 
 NODES = 5
 EARLY, LATE = 5, 15
@@ -39,7 +41,7 @@ LATE_WITHIN = 0.02
 """Of what honest nodes reach."""
 
 
-KINDS = ("honest", "one liar", "left out")
+KINDS = ("honest", "one liar", "left out", "unguarded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Outcome:
     seed: int
     kind: str
     accuracy: list[float]
+    left_out: list[list[str]]
 
 
 def main() -> int:
@@ -57,6 +60,8 @@ def main() -> int:
     )
     parser.add_argument("--clip", type=float, help="run.clip")
     parser.add_argument("--ratio", type=float, help="run.max_weight_ratio")
+    parser.add_argument("--alpha", type=float, help="of the Dirichlet partition (default: the demo's .5)")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--nodes", type=int, default=NODES)
     parser.add_argument("--rounds", type=int, default=LATE)
@@ -68,29 +73,41 @@ def main() -> int:
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory(prefix="apiary-liar-") as folder:
             federation = federate(
-                "digits", Path(folder), settings_of("digits", seed, **chosen), nodes=args.nodes
+                "digits",
+                Path(folder),
+                settings_of("digits", seed, **chosen),
+                nodes=args.nodes,
+                alpha=args.alpha,
             )
-            for kind in KINDS:
+            for kind in args.kinds:
                 say(f"seed {seed}, {kind}")
-                found.append(Outcome(seed, kind, rounds(federation, kind, args.rounds)))
+                found.append(Outcome(seed, kind, *rounds(federation, kind, args.rounds)))
     report(found, as_json=args.json)
     return 0 if holds(found) else 1
 
 
-def rounds(federation: Federation, kind: str, count: int) -> list[float]:
-    """Accuracy on the held-out digits after each round."""
-    model, last, accuracies = federation.built.initial, None, []
+def rounds(federation: Federation, kind: str, count: int) -> tuple[list[float], list[list[str]]]:
+    """Accuracy on the held-out digits after each round, and who was left out of it."""
+    model, last, accuracies, left_out = federation.built.initial, None, [], []
+    losses = [federation.evaluate(model).loss]
     for number in range(1, count + 1):
-        model, last = one_round(federation, model, number, last, kind)
-        found = evaluate(federation.trainer, model, federation.held_out, federation.built.manifest.labels)
+        model, last, found, out = one_round(federation, model, number, last, kind=kind, losses=losses)
+        losses.append(found.loss)
         accuracies.append(found.accuracy)
-    return accuracies
+        left_out.append(out)
+    return accuracies, left_out
 
 
 def one_round(
-    federation: Federation, model: Weights, number: int, last: float | None, kind: str
-) -> tuple[Weights, float]:
-    """The next model, and the median norm of the updates that it was made of."""
+    federation: Federation,
+    model: Weights,
+    number: int,
+    last: float | None,
+    *,
+    kind: str,
+    losses: list[float],
+) -> tuple[Weights, float, Evaluation, list[str]]:
+    """The next model, the median norm of its updates, how good it is, and who was left out."""
     run, plan = federation.run, federation.run.plan
     *others, last_node = federation.nodes
     nodes = others if kind == "left out" else [*others, last_node]
@@ -100,19 +117,40 @@ def one_round(
         max_samples=cap, max_norm=limits.norm_bound(last, model.norm(), run.clip, run.bounds.max_norm)
     )
     total = ExactSum(federation.built.manifest.shapes, grid_bits(bounds, len(expected)))
-    norms: list[float] = []
+    updates: dict[NodeId, tuple[Weights, int]] = {}
     for node in nodes:
         done = federation.train(node, model, number)
         update, samples = done.weights - model, min(done.samples, cap)
-        if kind == "one liar" and node == last_node:
+        if kind in ("one liar", "unguarded") and node == last_node:
             update, samples = turned(update, bounds.max_norm), cap
-        update = clipped(update, bounds.max_norm, blob.codec(plan.codec))
-        norms.append(update.norm())
-        total.add(update, samples)
-    lengths = ", ".join(f"{norm:.3g}" for norm in norms)
-    say(f"  round {number}: cap {cap}, bound {bounds.max_norm:.4g}, norms {lengths}")
-    _, moved = fedavg.apply(Weights({}), model, total.mean())
-    return moved, limits.median_norm(norms)
+        updates[NodeId(node)] = clipped(update, bounds.max_norm, blob.codec(plan.codec)), samples
+        total.add(*updates[NodeId(node)])
+
+    def moved() -> Weights:
+        return fedavg.apply(Weights({}), model, total.mean())[1]
+
+    def without(gone: frozenset[NodeId]) -> Evaluation:
+        for node in gone:
+            total.remove(*updates[node])
+        found = federation.evaluate(moved())
+        for node in gone:
+            total.add(*updates[node])
+        return found
+
+    found, left_out = federation.evaluate(moved()), list[LeftOut]()
+    before = min(losses[-LOOKED_BACK:])
+    worse_by = found.loss / before
+    if kind != "unguarded" and run.max_loss_increase is not None:
+        pulls = {node: samples * update.norm() for node, (update, samples) in updates.items()}
+        left_out, found = worsening(
+            pulls, found, without, loss_before=before, max_increase=run.max_loss_increase
+        )
+    for one in left_out:
+        total.remove(*updates.pop(one.node))
+    out = [str(one.node) for one in left_out]
+    norms = [update.norm() for update, _ in updates.values()]
+    say(f"  round {number}: loss {worse_by:.2f} times the one before; left out: {', '.join(out) or 'none'}")
+    return moved(), limits.median_norm(norms), found, out
 
 
 def turned(update: Weights, norm: float) -> Weights:
@@ -137,10 +175,11 @@ def report(found: list[Outcome], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(f) for f in found]))
         return
-    print(f"{'rounds':>6}  {'seed':>4}  " + "  ".join(f"{kind:>8}" for kind in KINDS))
+    kinds = dict.fromkeys(f.kind for f in found)
+    print(f"{'rounds':>6}  {'seed':>4}  " + "  ".join(f"{kind:>9}" for kind in kinds))
     for number in (EARLY, LATE):
         for seed, row in enumerate(after(found, number)):
-            print(f"{number:6}  {seed:4}  " + "  ".join(f"{row[kind]:8.1%}" for kind in KINDS))
+            print(f"{number:6}  {seed:4}  " + "  ".join(f"{row[kind]:9.1%}" for kind in kinds))
 
 
 if __name__ == "__main__":

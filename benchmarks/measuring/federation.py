@@ -10,6 +10,7 @@ from apiary.learn import features, images
 from apiary.learn.cache import ArrayCache
 from apiary.learn.fit import Fit, fit, node_seed
 from apiary.learn.images import Dataset
+from apiary.learn.metrics import Evaluation
 from apiary.learn.runtimes import choose
 from apiary.learn.runtimes.base import Trainer
 from apiary.settings import RunSettings
@@ -18,6 +19,7 @@ from apiary_cli.datasets.partition import materialise
 from apiary_cli.demo.presets import PRESETS
 from apiary_coordinator.export.client import Built, build_in_child
 from apiary_coordinator.export.job import BuildJob
+from apiary_coordinator.model.keras import evaluate
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,10 @@ class Federation:
         seed = node_seed(plan.seed, number, node)
         return fit(self.trainer, self.built.manifest, plan, self.nodes[node], model, seed=seed)
 
+    def evaluate(self, model: Weights) -> Evaluation:
+        """How good the model is on the held-out samples."""
+        return evaluate(self.trainer, model, self.held_out, self.built.manifest.labels)
+
 
 def federate(
     dataset: str,
@@ -45,9 +51,10 @@ def federate(
     nodes: int,
     limit: int | None = None,
     data: Path | None = None,
+    alpha: float | None = None,
 ) -> Federation:
-    """Share a data set out as `apiary demo` does, and export the recipe."""
-    alpha = PRESETS[dataset].alpha
+    """Share a data set out as `apiary demo` does, or with another `alpha`, and export the recipe."""
+    alpha = alpha or PRESETS[dataset].alpha
     layout = materialise(
         dataset,
         folder / "data",

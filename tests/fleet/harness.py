@@ -54,11 +54,14 @@ Features = Callable[[Edge], Sequence[NodeFeature]]
 
 
 class FakeModelBuilder:
-    """Two tensors, no pictures; accuracy is a number made of the weights."""
+    """Two tensors, no pictures; accuracy and loss are numbers made of the weights."""
 
-    def __init__(self, blobs: BlobStore, held_out: bytes = b""):
+    def __init__(
+        self, blobs: BlobStore, held_out: bytes = b"", loss: Callable[[Weights], float] | None = None
+    ):
         self._blobs = blobs
         self._held_out = held_out
+        self._loss = loss
 
     def labels(self) -> tuple[str, ...]:
         return ("a", "b")
@@ -80,7 +83,8 @@ class FakeModelBuilder:
 
     def evaluate(self, exported: ExportedModel, weights: Weights) -> Evaluation:
         accuracy = 1 - 1 / (2 + abs(float(weights["a/bias"].sum(dtype=np.float64))))
-        return Evaluation(accuracy, 1 - accuracy, 2, ("a", "b"), {}, ((1, 0), (0, 1)))
+        loss = 1 - accuracy if self._loss is None else self._loss(weights)
+        return Evaluation(accuracy, loss, 2, ("a", "b"), {}, ((1, 0), (0, 1)))
 
     def finish(self, exported: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
         return {"int8_accuracy": 0.5}
@@ -202,6 +206,7 @@ class Fleet:
         at: Callable[[Path], None] = lambda folder: None,
         gates: Callable[[Role, str, Path], MessageGate] = lambda role, name, folder: OPEN,
         held_out: bytes = b"",
+        loss: Callable[[Weights], float] | None = None,
         **run: Any,
     ):
         self.folder = folder
@@ -210,9 +215,13 @@ class Fleet:
         """The site of each node, where it has one."""
         self.gates = gates
         self.held_out = held_out
+        self.loss = loss
+        """Of a model; by default a number that goes up and down, and no update is left out for it."""
         self.features = features or {}
         self.broker = broker or MemoryBroker(seed=1, latency_s=0.01)
         self.run_settings = {"rounds": 3, "min_nodes": nodes, "settle_s": 0.5, "seed": 5, **run}
+        if loss is None:
+            self.run_settings.setdefault("max_loss_increase", None)
         self.stay = stay
         self.worker_s = worker_s
         """The coordinator's worker begins a job up to so many seconds late, and shows its result as late."""
@@ -271,7 +280,7 @@ class Fleet:
             ),
             Storage(self._journal, BlobStore(settings.coordinator.state_dir / "blobs")),
             one=one,
-            builders=lambda _, blobs: FakeModelBuilder(blobs, self.held_out),
+            builders=lambda _, blobs: FakeModelBuilder(blobs, self.held_out, self.loss),
         )
         self.coordinator.start()
 

@@ -104,7 +104,7 @@ class Figures:
             (self.nodes, (*get_args(NodeState), SILENT)),
             (self.rounds, ("closed", "failed")),
             (self.uploads, ("granted", "waiting")),
-            (self.updates, ("accepted", "rejected", "missing")),
+            (self.updates, ("accepted", "rejected", "missing", "left_out")),
             (self.traffic, ("up", "down")),
             (self.rejected, (*(reason for _, reason in _REASONS), _OTHER)),
         )
@@ -118,8 +118,9 @@ class Figures:
         self.seconds.observe(entry["seconds"])
         self.traffic.labels("up").inc(entry["bytes_up"])
         self.traffic.labels("down").inc(entry["bytes_down"])
-        for result, field in (("accepted", "contributors"), ("rejected", "rejected"), ("missing", "missing")):
-            self.updates.labels(result).inc(len(entry[field]))
+        for field in ("contributors", "rejected", "missing", "left_out"):
+            result = "accepted" if field == "contributors" else field
+            self.updates.labels(result).inc(len(entry.get(field, ())))
         for contributor in entry["contributors"].values():
             self.update_bytes.observe(contributor["bytes"])
         for why in entry["rejected"].values():

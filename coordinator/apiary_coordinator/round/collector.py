@@ -38,6 +38,16 @@ class Damaged:
     chunks: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class InSum:
+    """An update in the sum: where it lies in the spool, what it weighs, and its norm."""
+
+    slot: int
+    bytes: int
+    samples: int
+    norm: float
+
+
 class CollectingRound(Protocol):
     """The round that updates are collected for. `accepted` and `rejected` follow the journal, on the loop."""
 
@@ -85,8 +95,8 @@ class Collector:
         self._damaged: dict[NodeId, int] = {}
         self._digests: dict[NodeId, Digest] = {}
         self.sum = ExactSum(terms.shapes, terms.bits)
-        self.norms: list[float] = []
-        """Of the updates in the sum; the worker's."""
+        self.in_sum: dict[NodeId, InSum] = {}
+        """The updates of the sum; the worker's."""
         self.bytes_up = 0
         self._over = False
 
@@ -338,8 +348,20 @@ class Collector:
         with self._spool.view(row.slot, row.bytes) as view:
             update = blob.decode(view, who=f"node {row.node}").weights
             total.add(update, row.samples)
-            self.norms.append(update.norm())
+            self.in_sum[row.node] = InSum(row.slot, row.bytes, row.samples, update.norm())
             del update  # it looks into the view
+
+    def take_out(self, node: NodeId) -> None:
+        """Worker: take a counted update out of the sum, until `put_back`."""
+        one = self.in_sum[node]
+        with self._spool.view(one.slot, one.bytes) as view:
+            self.sum.remove(blob.decode(view, who=f"node {node}").weights, one.samples)
+
+    def put_back(self, node: NodeId) -> None:
+        """Worker: count again what was taken out."""
+        one = self.in_sum[node]
+        with self._spool.view(one.slot, one.bytes) as view:
+            self.sum.add(blob.decode(view, who=f"node {node}").weights, one.samples)
 
     def _reject(self, node: NodeId, offer: Offer, why: str) -> None:
         self._journal.reject(offer.run, offer.round, node, why)

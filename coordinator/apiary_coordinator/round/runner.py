@@ -12,11 +12,9 @@ from functools import partial
 from typing import Any, Final, Protocol, assert_never
 
 from apiary.errors import StoreError
-from apiary.learn.metrics import Evaluation
 from apiary.settings import RunSettings, Settings
-from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
-from apiary.wire.messages import BlobRef, Bounds, NodeStatus, Plan, RoundResult
+from apiary.wire.messages import Bounds, NodeStatus, Plan, RoundResult
 from apiary_coordinator import strategies
 from apiary_coordinator.fleet.demands import Demands
 from apiary_coordinator.fleet.rests import Rests
@@ -26,14 +24,14 @@ from apiary_coordinator.journal import AcceptedRow, RoundRow
 from apiary_coordinator.model.builder import ModelBuilder
 from apiary_coordinator.resources import Resources
 from apiary_coordinator.round import state as table
+from apiary_coordinator.round.aggregation import Aggregation, Candidate, EvaluatedModel
 from apiary_coordinator.round.collector import Collector, spool_path
 from apiary_coordinator.round.deadline import deadline_s
-from apiary_coordinator.round.server_state import ClosedRound, NextModel, RoundTerms, ServerState
+from apiary_coordinator.round.server_state import ClosedRound, RoundTerms, ServerState
 from apiary_coordinator.round.state import Phase, Round
-from apiary_coordinator.strategies.base import Strategy
 from apiary_coordinator.updates.capacity import most_uploads
 from apiary_coordinator.updates.exact_sum import grid_bits
-from apiary_coordinator.updates.limits import expected_samples, median_norm, norm_bound, weight_cap
+from apiary_coordinator.updates.limits import expected_samples, norm_bound, weight_cap
 from apiary_coordinator.updates.spool import Spool
 from apiary_coordinator.updates.uploads import Uploads
 
@@ -69,6 +67,8 @@ class RoundContext:
     resources: Resources
     owner: RoundOwner
     rests: Rests
+    loss_before: float | None
+    """The held-out loss that a rise is measured from; None where none is known."""
 
 
 class RoundRunner:
@@ -81,7 +81,6 @@ class RoundRunner:
         self.again: set[NodeId] = set()
         """Nodes whose update had its receipt and was damaged since: they are to train once more."""
         self._settings = context.settings
-        self._builder = context.builder
         self._resources = context.resources
         self._journal = context.resources.storage.journal
         self._clock = context.resources.clocks.monotonic
@@ -91,8 +90,8 @@ class RoundRunner:
         self._shares = shares
         self._opened_at = self._clock()
         self._resumed: list[AcceptedRow] = []
-        self._made: NextModel | None = None
-        self._evaluation: Evaluation | None = None
+        self._candidate: Candidate | None = None
+        self._evaluated: EvaluatedModel | None = None
         self._todo: deque[Callable[[], None]] = deque()
         self._unjournaled = False
         coordinator = self._settings.coordinator
@@ -103,6 +102,14 @@ class RoundRunner:
             self._resources,
             spool=Spool(path, terms.bounds.max_bytes, sync=coordinator.sync),
             uploads=Uploads(self.max_uploads, coordinator.upload_idle_s),
+        )
+        self._aggregation = Aggregation(
+            self._settings.run,
+            context.server,
+            self.collector,
+            builder=context.builder,
+            blobs=context.resources.storage.blobs,
+            loss_before=context.loss_before,
         )
 
     @classmethod
@@ -310,11 +317,12 @@ class RoundRunner:
                 self._owner.invite(node)
             case table.Aggregate():
                 self._journal_round(sealed=True)
-                self._resources.worker.submit(self._aggregate, self._aggregated)
+                aggregate = partial(self._aggregation.aggregate, len(self.round.accepted))
+                self._resources.worker.submit(aggregate, self._on_aggregated)
             case table.Evaluate():
-                assert self._made is not None  # noqa: S101 - Aggregated came before
-                evaluate = partial(self._builder.evaluate, self.server.exported, self._made.weights)
-                self._resources.worker.submit(evaluate, self._evaluated)
+                assert self._candidate is not None  # noqa: S101 - Aggregated came before
+                evaluate = partial(self._aggregation.evaluate, self._candidate)
+                self._resources.worker.submit(evaluate, self._on_evaluated)
             case table.Close():
                 self._close()
             case table.Fail(why):
@@ -323,69 +331,58 @@ class RoundRunner:
             case _:
                 assert_never(command)
 
-    def _aggregate(self) -> NextModel:
-        """Worker: the next model, on disk before any message names it."""
-        if (added := self.collector.sum.updates) != len(self.round.accepted):
-            raise AssertionError(f"the sum holds {added} updates, {len(self.round.accepted)} were accepted")
-        strategy, blobs = strategies.load(self._settings.run), self._resources.storage.blobs
-        state, weights = strategy.apply(self._state(strategy), self.server.weights, self.collector.sum.mean())
-        document = blob.encode(weights)
-        model = BlobRef(digest=blobs.put(document), bytes=len(document))
-        kept = blobs.put(blob.encode(state)) if len(state) else None
-        return NextModel(weights, model, kept, median_norm(self.collector.norms))
-
-    def _state(self, strategy: Strategy) -> Weights:
-        """The strategy's state before this round."""
-        if self.server.strategy_state is None:
-            return strategy.init(self.server.weights)
-        kept = self._resources.storage.blobs.read(self.server.strategy_state)
-        return blob.decode(kept, who="the journal").weights
-
-    def _aggregated(self, made: NextModel) -> None:
-        self._made = made
+    def _on_aggregated(self, candidate: Candidate) -> None:
+        self._candidate = candidate
         self._handle(table.Aggregated())
 
-    def _evaluated(self, evaluation: Evaluation) -> None:
-        self._evaluation = evaluation
+    def _on_evaluated(self, evaluated: EvaluatedModel) -> None:
+        self._candidate, self._evaluated = None, evaluated
+        for one in evaluated.left_out:
+            log.warning("round=%d node=%s is left out: %s", self.round.number, one.node, one.why)
         self._handle(table.Evaluated())
 
     def _close(self) -> None:
-        assert self._made is not None and self._evaluation is not None  # noqa: S101 - the table says so
-        metrics, shown = self._node_metrics(), self._evaluation.to_json()
+        assert self._evaluated is not None  # noqa: S101 - the table says so
+        metrics, shown = self._node_metrics(), self._evaluated.evaluation.to_json()
         details = {
             "shares": self._shares,
             "node_metrics": metrics,
-            "median_norm": self._made.median_norm,
+            "median_norm": self._evaluated.made.median_norm,
             "bounds": self.terms.bounds.model_dump(mode="json"),
             "per_class": shown["classes"],
             "confusion": shown["confusion"],
         }
-        self._owner.round_closed(ClosedRound(self._result("closed", None, metrics), details, self._made))
+        result = self._result("closed", None, metrics)
+        self._owner.round_closed(ClosedRound(result, details, self._evaluated.made))
         # A round is part of cycles: the model would stay until their collector comes by.
-        self._made = None
+        self._evaluated = None
 
     def _result(self, state: str, why: str | None, metrics: dict[str, Any]) -> RoundResult:
-        evaluation = self._evaluation
+        evaluated = self._evaluated
+        left_out = {one.node: one.why for one in evaluated.left_out} if evaluated else {}
+        counted = {n: c for n, c in sorted(self.round.accepted.items()) if n not in left_out}
         return RoundResult.model_validate(
             {
                 "run": self.round.run,
                 "round": self.round.number,
                 "state": state,
-                "accuracy": evaluation.accuracy if evaluation else None,
-                "loss": evaluation.loss if evaluation else None,
-                "n_contributors": len(self.round.accepted),
+                "accuracy": evaluated.evaluation.accuracy if evaluated else None,
+                "loss": evaluated.evaluation.loss if evaluated else None,
+                "n_contributors": len(counted),
                 "n_rejected": len(self.round.rejected),
                 "n_missing": len(self.round.missing),
-                "n_samples": sum(c.samples for c in self.round.accepted.values()),
-                "contributors": dict(sorted(self.round.accepted.items())),
+                "n_left_out": len(left_out),
+                "n_samples": sum(c.samples for c in counted.values()),
+                "contributors": counted,
                 "rejected": {n: w[:500] for n, w in self.round.rejected.items()},
                 "missing": {n: w[:500] for n, w in self.round.missing.items()},
+                "left_out": left_out,
                 "node_accuracy": _mean(
                     [m["accuracy"] for m in metrics.values() if m.get("accuracy") is not None]
                 ),
                 "bytes_up": self.collector.bytes_up,
                 "seconds": round(self.elapsed_s, 3),
-                "model": self._made.model.digest if self._made else None,
+                "model": evaluated.made.model.digest if evaluated else None,
                 "why": why,
             }
         )

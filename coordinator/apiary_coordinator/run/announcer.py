@@ -64,7 +64,8 @@ class Announcer:
             log.warning("run=%s round=%d failed: %s", self._run, result.round, result.why)
             return
         log.info(
-            "run=%s round=%d closed accuracy=%.1f%% loss=%.4f contributors=%d rejected=%d missing=%d",
+            "run=%s round=%d closed accuracy=%.1f%% loss=%.4f contributors=%d rejected=%d missing=%d "
+            "left_out=%d",
             self._run,
             result.round,
             100 * (result.accuracy or 0),
@@ -72,6 +73,7 @@ class Announcer:
             result.n_contributors,
             result.n_rejected,
             result.n_missing,
+            result.n_left_out,
         )
 
     def finished(self, server: ServerState, number: int) -> None:

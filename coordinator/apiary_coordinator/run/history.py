@@ -19,6 +19,7 @@ from apiary_coordinator.report.history_file import HistoryFile
 from apiary_coordinator.round.deadline import LOOKED_AT
 from apiary_coordinator.run import stopping
 from apiary_coordinator.run.stopping import Best
+from apiary_coordinator.updates.leave_one_out import LOOKED_BACK
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,12 @@ class RunHistory:
     def last_norm(self) -> float | None:
         """The median norm of the last closed round's updates; None where none has one above 0."""
         return next((r["median_norm"] for r in reversed(self.rounds) if r.get("median_norm")), None)
+
+    @property
+    def loss_before(self) -> float | None:
+        """The lowest held-out loss of the last closed rounds; before the first, the untrained model's."""
+        closed = [r["loss"] for r in self.rounds if r["state"] == "closed"]
+        return min(closed[-LOOKED_BACK:], default=self.initial.get("loss"))
 
     def why_stop(self) -> str | None:
         """Why the run is over now, or None; remembered for what is written."""

@@ -259,7 +259,14 @@ class Run:
     def _context(self) -> RoundContext:
         assert self._server is not None  # noqa: S101 - the stage says so
         return RoundContext(
-            self.name, self._settings, self._builder, self._server, self._resources, self, self.rests
+            self.name,
+            self._settings,
+            self._builder,
+            self._server,
+            self._resources,
+            self,
+            self.rests,
+            self.history.loss_before,
         )
 
     def _begin(self, runner: RoundRunner) -> None:

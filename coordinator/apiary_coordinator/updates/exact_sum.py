@@ -40,6 +40,17 @@ class ExactSum:
 
     def add(self, update: Weights, samples: int) -> None:
         """Add `samples * update`, which must have been screened against the bounds that chose the grid."""
+        self._add(update, samples)
+        self.samples += samples
+        self.updates += 1
+
+    def remove(self, update: Weights, samples: int) -> None:
+        """Take out what was added: the sum is what it would be without, to the bit."""
+        self._add(update, -samples)
+        self.samples -= samples
+        self.updates -= 1
+
+    def _add(self, update: Weights, samples: int) -> None:
         if why := differs(update.shapes, self._shapes):
             raise ModelError(f"an update that was not screened: {why}")
         factor = math.ldexp(float(samples), self.bits)
@@ -54,8 +65,6 @@ class ExactSum:
                 np.rint(steps, out=steps)
                 self._steps[at : at + part.size] += steps
                 at += part.size
-        self.samples += samples
-        self.updates += 1
 
     def mean(self) -> Mapping[str, NDArray[np.float64]]:
         """The weighted mean of all updates, float64 by tensor name. Raises ModelError where there is none.

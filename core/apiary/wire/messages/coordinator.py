@@ -100,7 +100,7 @@ class Contributor(Part):
 class RoundResult(Message):
     """A closed or failed round: who contributed, who was rejected and why, and how good the model became.
 
-    On the bus the three lists name as many nodes as are readable, the counts speak of all.
+    On the bus the lists name as many nodes as are readable, the counts speak of all.
     """
 
     kind: ClassVar[TopicKind] = TopicKind.ROUND_LAST
@@ -112,10 +112,13 @@ class RoundResult(Message):
     n_contributors: Count = 0
     n_rejected: Count = 0
     n_missing: Count = 0
+    n_left_out: Count = 0
     n_samples: Count = 0
     contributors: dict[Name, Contributor] = Field(default_factory=dict)
     rejected: dict[Name, Text] = Field(default_factory=dict)
     missing: dict[Name, Text] = Field(default_factory=dict)
+    left_out: dict[Name, Text] = Field(default_factory=dict)
+    """Of the accepted updates those that are not in the mean, and why."""
     node_accuracy: Unit | None = None
     bytes_up: Count = 0
     bytes_down: Count = 0
@@ -125,10 +128,10 @@ class RoundResult(Message):
 
     def readable(self) -> RoundResult:
         """This result with lists so short that it stays below `READABLE_BYTES`: first who was refused."""
-        empty = self.model_copy(update={"contributors": {}, "rejected": {}, "missing": {}})
+        empty = self.model_copy(update={"contributors": {}, "rejected": {}, "missing": {}, "left_out": {}})
         room = READABLE_BYTES - SEAL_BYTES - len(empty.encode())
         kept: dict[str, dict[str, Any]] = {}
-        for field, share in (("rejected", 3), ("missing", 2), ("contributors", 1)):
+        for field, share in (("left_out", 4), ("rejected", 3), ("missing", 2), ("contributors", 1)):
             kept[field], taken = _first_of(getattr(self, field), room // share)
             room -= taken
         return self.model_copy(update=kept)

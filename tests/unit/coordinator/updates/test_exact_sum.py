@@ -29,6 +29,28 @@ def test_the_mean_is_weighted_by_samples() -> None:
     assert (total.samples, total.updates) == (3, 2)
 
 
+def test_what_is_taken_out_was_never_there() -> None:
+    """To the bit, whatever was rounded when it came."""
+    rng = np.random.default_rng(3)
+    updates = [
+        (Weights({n: rng.normal(size=s).astype(np.float32) for n, s in SHAPES.items()}), samples)
+        for samples in (7, 1, 2**20)
+    ]
+    without, with_all = (ExactSum(SHAPES, grid_bits(Bounds(), 3)) for _ in range(2))
+    for update, samples in updates:
+        with_all.add(update, samples)
+    for update, samples in updates[1:]:
+        without.add(update, samples)
+    before = {name: tensor.tobytes() for name, tensor in with_all.mean().items()}
+    with_all.remove(*updates[0])
+    assert (with_all.samples, with_all.updates) == (without.samples, without.updates)
+    assert {n: t.tobytes() for n, t in with_all.mean().items()} == {
+        n: t.tobytes() for n, t in without.mean().items()
+    }
+    with_all.add(*updates[0])
+    assert {n: t.tobytes() for n, t in with_all.mean().items()} == before
+
+
 def test_no_update_has_no_mean() -> None:
     with pytest.raises(ModelError, match="no update was added"):
         ExactSum(SHAPES, 30).mean()

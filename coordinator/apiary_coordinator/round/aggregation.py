@@ -1,0 +1,113 @@
+"""Worker: from a round's updates to the next model, evaluated, and on disk before any message names it."""
+
+import logging
+from dataclasses import dataclass
+
+from apiary.blobs import BlobStore
+from apiary.learn.metrics import Evaluation
+from apiary.settings import RunSettings
+from apiary.tensors import Weights
+from apiary.wire import NodeId, blob
+from apiary.wire.messages import BlobRef
+from apiary_coordinator import strategies
+from apiary_coordinator.model.builder import ModelBuilder
+from apiary_coordinator.round.collector import Collector
+from apiary_coordinator.round.server_state import NextModel, ServerState
+from apiary_coordinator.updates.leave_one_out import LeftOut, worsening
+from apiary_coordinator.updates.limits import median_norm
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What the strategy makes of a mean: not written yet, and not evaluated."""
+
+    strategy_state: Weights
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedModel:
+    """The next model, how good it is, and which accepted updates are not in it."""
+
+    made: NextModel
+    evaluation: Evaluation
+    left_out: tuple[LeftOut, ...] = ()
+
+
+class Aggregation:
+    """Of one round. A rise of the held-out loss is measured from `loss_before`; None where it is unknown."""
+
+    def __init__(
+        self,
+        run: RunSettings,
+        server: ServerState,
+        collector: Collector,
+        *,
+        builder: ModelBuilder,
+        blobs: BlobStore,
+        loss_before: float | None,
+    ):
+        self._run = run
+        self._server = server
+        self._collector = collector
+        self._builder = builder
+        self._blobs = blobs
+        self._loss_before = loss_before
+
+    def aggregate(self, expected: int) -> Candidate:
+        """Apply the strategy to the mean of all accepted updates, `expected` in number."""
+        if (added := self._collector.sum.updates) != expected:
+            raise AssertionError(f"the sum holds {added} updates, {expected} were accepted")
+        return self._candidate()
+
+    def evaluate(self, candidate: Candidate) -> EvaluatedModel:
+        """Evaluate it, leave out what makes it worse, and write it. Raises StoreError."""
+        evaluation, left_out = self._evaluated(candidate), list[LeftOut]()
+        before, most = self._loss_before, self._run.max_loss_increase
+        if before is not None and most is not None:
+            pulls = {node: one.samples * one.norm for node, one in self._collector.in_sum.items()}
+            left_out, evaluation = worsening(
+                pulls, evaluation, self._without, loss_before=before, max_increase=most
+            )
+        gone = frozenset(one.node for one in left_out)
+        if gone:
+            candidate = self._candidate_without(gone)
+        return EvaluatedModel(self._written(candidate, gone), evaluation, tuple(left_out))
+
+    def _without(self, nodes: frozenset[NodeId]) -> Evaluation:
+        log.info("evaluating the model without %s", ", ".join(sorted(nodes)))
+        return self._evaluated(self._candidate_without(nodes))
+
+    def _candidate_without(self, nodes: frozenset[NodeId]) -> Candidate:
+        """Without these updates. The sum is exact: afterwards it is to the bit what it was."""
+        for node in nodes:
+            self._collector.take_out(node)
+        try:
+            return self._candidate()
+        finally:
+            for node in nodes:
+                self._collector.put_back(node)
+
+    def _evaluated(self, candidate: Candidate) -> Evaluation:
+        return self._builder.evaluate(self._server.exported, candidate.weights)
+
+    def _candidate(self) -> Candidate:
+        strategy = strategies.load(self._run)
+        kept = self._server.strategy_state
+        before = (
+            strategy.init(self._server.weights)
+            if kept is None
+            else blob.decode(self._blobs.read(kept), who="the journal").weights
+        )
+        state, weights = strategy.apply(before, self._server.weights, self._collector.sum.mean())
+        return Candidate(state, weights)
+
+    def _written(self, candidate: Candidate, gone: frozenset[NodeId]) -> NextModel:
+        document = blob.encode(candidate.weights)
+        model = BlobRef(digest=self._blobs.put(document), bytes=len(document))
+        state = candidate.strategy_state
+        kept = self._blobs.put(blob.encode(state)) if len(state) else None
+        norms = (one.norm for node, one in self._collector.in_sum.items() if node not in gone)
+        return NextModel(candidate.weights, model, kept, median_norm(norms))

@@ -1,0 +1,128 @@
+"""Which updates make a model worse, at both sides of what decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from apiary.learn.metrics import Evaluation
+from apiary.wire import NodeId
+from apiary_coordinator.updates.leave_one_out import MAX_CANDIDATES, MAX_LEFT_OUT, LeftOut, worsening
+
+BEFORE = 1.0
+MAX_INCREASE = 0.25
+
+
+def evaluation(loss: float) -> Evaluation:
+    return Evaluation(0.5, loss, 100, ("a", "b"), {}, ((1, 0), (0, 1)))
+
+
+def nodes(count: int) -> list[NodeId]:
+    return [NodeId(f"pi-{i:02d}") for i in range(count)]
+
+
+class Round:
+    """Updates that each add their `harm` to a loss of .9; counts the evaluations."""
+
+    def __init__(self, harm: dict[str, float], pulls: dict[str, float] | None = None, count: int = 5):
+        self.harm = harm
+        self.pulls = {node: (pulls or {}).get(node, 1.0) for node in nodes(count)}
+        self.tried: list[frozenset[NodeId]] = []
+
+    def loss(self, gone: frozenset[NodeId] = frozenset()) -> float:
+        return 0.9 + sum(harm for node, harm in self.harm.items() if node not in gone)
+
+    def judge(self, max_increase: float = MAX_INCREASE) -> tuple[list[LeftOut], Evaluation]:
+        def without(gone: frozenset[NodeId]) -> Evaluation:
+            self.tried.append(gone)
+            return evaluation(self.loss(gone))
+
+        return worsening(
+            self.pulls, evaluation(self.loss()), without, loss_before=BEFORE, max_increase=max_increase
+        )
+
+
+@pytest.mark.parametrize("harm", [0.0, 0.369])
+def test_a_loss_that_does_not_rise_far_costs_no_evaluation(harm: float) -> None:
+    round_ = Round({"pi-03": harm})
+    assert round_.judge() == ([], evaluation(round_.loss()))
+    assert round_.tried == []
+
+
+def test_the_update_that_makes_it_worse_is_left_out() -> None:
+    round_ = Round({"pi-03": 0.371, "pi-01": 0.1})
+    left_out, found = round_.judge()
+    assert [one.node for one in left_out] == ["pi-03"]
+    assert left_out[0] == LeftOut(NodeId("pi-03"), 0.9 + 0.471, 1.0, BEFORE)
+    assert found.loss == 1.0
+    assert len(round_.tried) == 5
+    assert "is 1.371 with its update and 1 without it, 1 before (run.max_loss_increase)" in left_out[0].why
+
+
+def test_several_are_found_one_after_the_other() -> None:
+    round_ = Round({"pi-03": 2.0, "pi-01": 1.0})
+    left_out, found = round_.judge()
+    assert [one.node for one in left_out] == ["pi-03", "pi-01"]
+    assert found.loss == pytest.approx(0.9)
+    assert [len(gone) for gone in round_.tried] == [1] * 5 + [2] * 4
+
+
+@pytest.mark.parametrize(
+    ("count", "most"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (9, 4), (30, MAX_LEFT_OUT)]
+)
+def test_a_minority_at_most(count: int, most: int) -> None:
+    """Each of them halves what is above the loss before: all would be left out."""
+    harm = {str(node): 2.0 ** (20 - i) for i, node in enumerate(nodes(count))}
+    left_out, _ = Round(harm, harm, count).judge()
+    assert [one.node for one in left_out] == nodes(count)[:most]
+
+
+def test_what_no_absence_cures_is_nobodys_fault() -> None:
+    round_ = Round({str(node): 0.3 for node in nodes(5)})
+    left_out, found = round_.judge()
+    assert not left_out and found.loss == pytest.approx(2.4)
+
+
+@pytest.mark.parametrize(("share", "caught"), [(0.49, False), (0.51, True)])
+def test_an_absence_brings_back_half_of_the_rise(share: float, caught: bool) -> None:
+    rise = 1.0
+    others = (1 - share) * rise / 3
+    harm = {"pi-00": 0.1, "pi-01": others, "pi-02": others, "pi-03": others, "pi-04": share * rise}
+    left_out, _ = Round(harm).judge()
+    assert [one.node for one in left_out][:1] == (["pi-04"] if caught else [])
+
+
+def test_of_many_those_that_pull_most_are_tried() -> None:
+    """By samples times norm, and by id where that is the same."""
+    round_ = Round({"pi-38": 2.0}, {"pi-38": 9.0}, count=40)
+    left_out, _ = round_.judge()
+    assert [one.node for one in left_out] == ["pi-38"]
+    assert len(round_.tried) == MAX_CANDIDATES
+    assert frozenset.union(*round_.tried) == {NodeId("pi-38"), *nodes(MAX_CANDIDATES - 1)}
+
+
+def test_near_a_loss_of_nothing_chance_is_no_rise() -> None:
+    tried: list[frozenset[NodeId]] = []
+
+    def without(gone: frozenset[NodeId]) -> Evaluation:
+        tried.append(gone)
+        return evaluation(0.0)
+
+    pulls = dict.fromkeys(nodes(5), 1.0)
+    for loss, count in ((0.0219, 0), (0.0221, 5)):
+        worsening(pulls, evaluation(loss), without, loss_before=0.0016, max_increase=MAX_INCREASE)
+        assert len(tried) == count
+
+
+def _by_id(gone: frozenset[NodeId]) -> Evaluation:
+    return evaluation(1.0)
+
+
+@pytest.mark.parametrize("judge", [_by_id])
+def test_ties_are_decided_by_id(judge: Callable[[frozenset[NodeId]], Evaluation]) -> None:
+    for order in (nodes(5), nodes(5)[::-1]):
+        left_out, _ = worsening(
+            dict.fromkeys(order, 1.0), evaluation(3.0), judge, loss_before=BEFORE, max_increase=MAX_INCREASE
+        )
+        assert [one.node for one in left_out] == ["pi-00"]
