@@ -35,6 +35,11 @@ class LeftOut:
     loss_before: float
 
     @property
+    def cures(self) -> bool:
+        """Whether its absence brings back enough of the rise."""
+        return self.loss_with - self.loss_without >= _SHARE_BACK * (self.loss_with - self.loss_before)
+
+    @property
     def why(self) -> str:
         """For the result, the log and people."""
         return (
@@ -55,23 +60,24 @@ def worsening(
 
     `pulls` are samples times norm of each accepted update, `found` the evaluation of the mean of all of
     them, `evaluate_without` that of the mean without some. Nothing is left out while the loss is at most
-    `1 + max_increase` times `loss_before`, and a little; never half of the updates or more, and never one
-    whose absence does not bring back at least half of the rise. Ties are decided by node id: the outcome
-    follows from the inputs.
+    `1 + max_increase` times `loss_before`, and a little; never half of the updates or more. The last one
+    brings back at least half of the rise that those before it leave: of two that harm alike only the absence
+    of both does. Ties are decided by node id: the outcome follows from the inputs.
     """
-    left_out: list[LeftOut] = []
+    steps: list[LeftOut] = []
+    evaluations = [found]
     most = min(MAX_LEFT_OUT, (len(pulls) - 1) // 2)
-    while _worse(found.loss, loss_before, max_increase) and len(left_out) < most:
-        gone = frozenset(one.node for one in left_out)
+    while _worse(evaluations[-1].loss, loss_before, max_increase) and len(steps) < most:
+        gone = frozenset(step.node for step in steps)
         candidates = sorted(pulls.keys() - gone, key=lambda node: (-pulls[node], node))[:MAX_CANDIDATES]
         tried = {node: evaluate_without(gone | {node}) for node in candidates}
         node = min(tried, key=lambda node: (tried[node].loss, node))
-        without = tried[node]
-        if found.loss - without.loss < _SHARE_BACK * (found.loss - loss_before):
-            break
-        left_out.append(LeftOut(node, found.loss, without.loss, loss_before))
-        found = without
-    return left_out, found
+        steps.append(LeftOut(node, evaluations[-1].loss, tried[node].loss, loss_before))
+        evaluations.append(tried[node])
+    while steps and not steps[-1].cures:
+        steps.pop()
+        evaluations.pop()
+    return steps, evaluations[-1]
 
 
 def _worse(loss: float, before: float, max_increase: float) -> bool:

@@ -78,6 +78,22 @@ def test_a_minority_at_most(count: int, most: int) -> None:
     assert [one.node for one in left_out] == nodes(count)[:most]
 
 
+def test_of_two_that_harm_alike_the_absence_of_both_cures() -> None:
+    class Saturated(Round):
+        def loss(self, gone: frozenset[NodeId] = frozenset()) -> float:
+            return 0.9 if {"pi-03", "pi-01"} <= gone else 3.0 if gone & {"pi-03", "pi-01"} else 3.1
+
+    left_out, found = Saturated({}).judge()
+    assert ([one.node for one in left_out], found.loss) == (["pi-01", "pi-03"], 0.9)
+
+
+def test_a_step_that_cures_little_is_taken_back() -> None:
+    """What remains after the worst is above the bound, and no one's in particular."""
+    left_out, found = Round({"pi-03": 5.0, **{f"pi-0{i}": 0.15 for i in (0, 1, 2, 4)}}).judge()
+    assert [one.node for one in left_out] == ["pi-03"]
+    assert found.loss == pytest.approx(1.5)
+
+
 def test_what_no_absence_cures_is_nobodys_fault() -> None:
     round_ = Round({str(node): 0.3 for node in nodes(5)})
     left_out, found = round_.judge()
