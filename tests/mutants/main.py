@@ -94,9 +94,8 @@ class Trials:
             return False
         return bool(row["by"]) or not again
 
-    def attempt(self, mutant: Mutant, file: Path, source: str) -> str | None:
-        """Which test notices it, if any."""
-        among = files_for(mutant.module)
+    def attempt(self, mutant: Mutant, file: Path, source: str, among: Sequence[Path]) -> str | None:
+        """Which test of these files notices it, if any."""
         own, others, seconds = self._reached.tests(
             mutant.module, file, mutant.lines, among=among, budget_s=BUDGET_S
         )
@@ -142,6 +141,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--module", action="append", help="a part of a module's name; may be repeated")
     parser.add_argument("--sample", type=int, default=SAMPLE, help="so many of each module")
     parser.add_argument("--all", action="store_true", help="all of them")
+    parser.add_argument("--quick", action="store_true", help="unit and property tests only, no fleets")
     parser.add_argument("--again", action="store_true", help="try what was not noticed once more")
     parser.add_argument("--list", action="store_true", help="try nothing: show what was not noticed")
     parser.add_argument("--folder", type=Path, default=BUILD, help="where copy and results are kept")
@@ -168,12 +168,13 @@ def main(arguments: Sequence[str]) -> int:
     for name, file in wanted.items():
         source = (ROOT / file).read_text()
         drawn = _chosen(mutants(name, source), args)
+        files = files_for(name, quick=args.quick)
         if not args.list:
-            reached.update(copy, modules().values(), files_for(name), _say)
+            reached.update(copy, modules().values(), files, _say)
         for i, mutant in enumerate(drawn, 1):
             known = trials.done(mutant, source, again=args.again and mutant.key not in reasons)
             if not known and not args.list:
-                by = trials.attempt(mutant, file, source)
+                by = trials.attempt(mutant, file, source, files)
                 _say(f"{name} {i}/{len(drawn)} {'noticed' if by else 'NOT NOTICED: ' + mutant.key}")
         tried = [m for m in drawn if m.key in trials.found]
         counts[name] = count(tried, trials.found, reasons)
@@ -185,6 +186,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    os.nice(5)
+    os.nice(max(0, 10 - os.nice(0)))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so end the trial, too
     sys.exit(main(sys.argv[1:]))

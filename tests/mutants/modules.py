@@ -129,8 +129,8 @@ def modules() -> dict[str, Path]:
     }
 
 
-def files_for(module: str) -> list[Path]:
-    """The test files for a module, from the root of the checkout; what is quick first."""
+def files_for(module: str, *, quick: bool = False) -> list[Path]:
+    """The test files for a module, from the root of the checkout; with `quick` none with fleets."""
     folder = ROOT / "tests" / "unit" / Path(module).parent
     # Directly in a side's folder are modules of all kinds, each with a test of its own.
     lies_alone = module.count("/") == 1
@@ -138,7 +138,7 @@ def files_for(module: str) -> list[Path]:
     found = sorted(folder.glob(pattern))
     for beginning, places in TESTS.items():
         if module.startswith(beginning):
-            for place in places:
+            for place in (p for p in places if not (quick and p.startswith("fleet/"))):
                 path = ROOT / "tests" / place
                 found += sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
     return [path.relative_to(ROOT) for path in found if path.exists()]

@@ -79,8 +79,9 @@ class Copy:
         output = self.folder / "output.txt"
         code = self._in_child(lambda: pytest.main(["-x", *self._options(), *tests]), output, timeout_s)
         seconds = time.monotonic() - began
-        if code in (NO_SUCH_TEST, NOTHING_RAN):
-            raise TestIsGoneError(output.read_text(errors="replace")[-2000:])
+        said = output.read_text(errors="replace") if code in (NO_SUCH_TEST, NOTHING_RAN) else ""
+        if code == NOTHING_RAN or "ERROR: not found" in said:
+            raise TestIsGoneError(said[-2000:])
         if code is None:
             return Noticed("timeout", seconds)
         return Noticed(_first_failed(output) if code else None, seconds)

@@ -167,3 +167,16 @@ def test_a_clock_that_jumps_about_fills_no_disk(tmp_path: Path) -> None:
         now[0] = day * DAY_S
         marks.issue()
     assert marks._db.execute("SELECT count(*) FROM counter").fetchone()[0] <= 8
+
+
+def test_how_far_messages_are_numbered_is_on_the_disk_before_the_first_is_said(tmp_path: Path) -> None:
+    """With less than a full sync the power takes it, and a clock of yesterday numbers from there again."""
+    marks = DiskMarks(tmp_path / "m", lambda: 100.0)
+    done: list[str] = []
+    marks._db.set_trace_callback(done.append)
+    marks.issue()
+    begin, commit = done.index("BEGIN"), done.index("COMMIT")
+    assert [s for s in done[:begin] if "synchronous" in s] == ["PRAGMA synchronous=FULL"]
+    assert any(s.startswith("INSERT INTO counter") for s in done[begin:commit])
+    assert "synchronous" not in " ".join(done[begin:commit])
+    assert done[-1] == "PRAGMA synchronous=NORMAL", "marks, which may be lost, are not worth a sync each"

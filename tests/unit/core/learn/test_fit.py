@@ -214,6 +214,29 @@ def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
         fit(Runaway(), MANIFEST, PLAN, dataset(), START, seed=1)
 
 
+class RunsAway(Regression):
+    """Its last step looks well, and leaves a weight that is no number."""
+
+    def get_weights(self) -> Weights:
+        return Weights({"kernel": self.kernel, "bias": np.array([np.nan, 0.0], np.float32)})
+
+
+def test_weights_that_are_not_finite_are_no_update_though_every_loss_was() -> None:
+    with pytest.raises(ModelError, match="the weights hold NaN or infinity; lower the learning rate"):
+        fit(RunsAway(), MANIFEST, PLAN, dataset(), START, seed=1)
+
+
+def test_what_a_plan_asks_for_at_least_is_counted_after_the_split() -> None:
+    data = dataset()
+    train, held = split(data.digests, PLAN.validation_share)
+    assert len(held) > 0
+    enough = PLAN.model_copy(update={"min_samples": len(train)})
+    assert fit(Regression(), MANIFEST, enough, data, START, seed=1).samples == len(train)
+    more = PLAN.model_copy(update={"min_samples": len(train) + 1})
+    with pytest.raises(DataError, match=f"{len(train)} pictures train \\({len(held)} are kept"):
+        fit(Regression(), MANIFEST, more, data, START, seed=1)
+
+
 def test_augmentation_of_features_is_ignored_with_a_warning() -> None:
     manifest = MANIFEST.model_copy(update={"features": 16})
     data = dataset()
