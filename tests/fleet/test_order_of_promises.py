@@ -10,6 +10,7 @@ from tests.fleet.harness import MakeFleet
 from tests.stand_ins.memory_bus import LinkFault
 
 from apiary.bus.outlet import Outlet
+from apiary.errors import StoreError
 from apiary.wire.messages import Announcement, Receipt
 from apiary_coordinator.journal import AcceptedRow, Journal
 from apiary_coordinator.updates.spool import Spool
@@ -36,6 +37,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     note(Spool, "write", lambda slot, offset, data: slot)
     note(Spool, "sync", lambda: None)
     note(Journal, "accept", lambda run, number, rows: (number, rows))
+    note(Journal, "reject", lambda run, number, node, why: (number, node))
     note(Journal, "open_round", lambda run, number, opened: number)
     note(Outbox, "set_done", lambda run, number: number)
     note(Outbox, "remove", lambda digest: digest)
@@ -130,3 +132,59 @@ def test_who_did_not_hear_a_receipt_is_told_at_its_next_offer_while_the_round_is
     slow = first(steps, 0, lambda s: accepted(s) and s[1][1] == "pi-01")
     assert done < slow
     assert sorted(fleet.results()[0]["contributors"]) == ["pi-00", "pi-01"]
+
+
+BAD = "pi-01"
+
+
+def rejected(step: Step) -> bool:
+    return step[0] == "said" and isinstance(step[1][0], Receipt) and step[1][0].state == "rejected"
+
+
+def test_a_refusal_is_committed_then_receipted_also_where_the_disk_refuses_it_at_first(
+    make_fleet: MakeFleet, steps: list[Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that heard of its refusal drops its update: after a restart it could not be told again."""
+    fleet = make_fleet(3, rounds=1)
+    fleet.trainings[BAD].spoil = lambda document: document[:-1]
+    real, left = Journal.reject, [3]
+
+    def reject(journal: Journal, *args: Any) -> None:
+        if left[0] > 0:
+            left[0] -= 1
+            raise StoreError("the journal refused a commit: database or disk is full")
+        real(journal, *args)
+
+    monkeypatch.setattr(Journal, "reject", reject)
+    fleet.run()
+    assert left == [0]
+    (commit,) = [i for i, step in enumerate(steps) if step == ("Journal.reject", (1, BAD))]
+    said = [i for i, step in enumerate(steps) if rejected(step)]
+    assert said and commit < said[0], "the node was told of a refusal that is not in the journal"
+    (result,) = fleet.results()
+    assert list(result["rejected"]) == [BAD] and sorted(result["contributors"]) == ["pi-00", "pi-02"]
+
+
+def test_a_refusal_is_known_after_a_restart_and_its_node_not_waited_for(
+    make_fleet: MakeFleet, steps: list[Step]
+) -> None:
+    fleet = make_fleet(4, rounds=2, cohort_size=3, min_nodes=3, deadline_s=600)
+    runner = fleet.until(lambda: fleet.runner)
+    first_of_all, slow = runner.round.cohort[0], runner.round.cohort[1]
+    fleet.trainings[first_of_all].spoil = lambda document: document[:-1]
+    fleet.trainings[slow].seconds = 100.0
+    why = fleet.until(lambda: fleet.runner and fleet.runner.round.rejected.get(first_of_all))
+    cohort = fleet.runner.round.cohort if fleet.runner else ()
+    assert len(cohort) == 4, "another has its place"
+    fleet.kill_coordinator()
+    fleet.start_coordinator()
+    resumed = fleet.until(lambda: fleet.runner)
+    assert resumed.round.rejected == {first_of_all: why}
+    assert resumed.round.cohort == cohort and not resumed.round.awaits(first_of_all)
+    fleet.trainings[first_of_all].spoil = lambda document: document
+    fleet.run()
+    result = fleet.results()[0]
+    assert result["rejected"] == {first_of_all: why} and len(result["contributors"]) == 3
+    assert result["missing"] == {}
+    assert first_of_all not in result["contributors"]
+    assert [s for s in steps if s[0] == "Journal.reject"] == [("Journal.reject", (1, first_of_all))]

@@ -20,6 +20,7 @@ from apiary.identity.roles import Role
 from apiary.wire.messages import ReleaseCurrent
 from apiary.wire.topics import TopicKind
 from apiary_coordinator.releases.ledger import current
+from apiary_edge.releases.slot import Findings
 from apiary_edge.releases.state import TrialDone
 
 COLOURS = Path(__file__).parents[1] / "stand_ins" / "colours"
@@ -67,6 +68,53 @@ def test_a_bad_release_never_gets_past_the_canary(
     assert all_have(fleet, "good")
     assert fleet.files(tested.pop()) == {"good"}, "nothing of it is left on the disk"
     assert fleet.roll_out("better") == "done" and all_have(fleet, "better")
+
+
+def test_named_canaries_are_the_first_and_go_back_as_everyone_does(tmp_path: Path) -> None:
+    fleet = ReleaseFleet(tmp_path, canaries=["pi-3", "pi-4"])
+    assert fleet.roll_out("good") == "done" and all_have(fleet, "good")
+    first = min(range(len(fleet.nodes["pi-0"].seen)), key=lambda i: fleet.nodes["pi-0"].seen[i] != "good")
+    assert fleet.nodes["pi-3"].seen[first - 10] == fleet.nodes["pi-4"].seen[first - 10] == "good"
+    fleet.hq.releasing.begin(fleet.make("shaky"))
+    for _ in range(100):
+        fleet.turn()
+        if fleet.ever_had("shaky") == {"pi-3", "pi-4"}:
+            break
+    node, digest = fleet.nodes["pi-3"], fleet.made["shaky"].file.digest
+    for _ in range(3):
+        node.releases.complained(digest, "was ended by SIGSEGV")
+    assert fleet.finish() == "halted"
+    assert fleet.ever_had("shaky") == {"pi-3", "pi-4"}
+    assert all_have(fleet, "good"), "the other canary, where it did well, too"
+
+
+def test_where_nothing_may_be_lost_one_picture_less_on_the_nodes_takes_it_back(tmp_path: Path) -> None:
+    fleet = ReleaseFleet(tmp_path, waves=[0.5, 1.0], max_accuracy_drop=0.0)
+    assert fleet.roll_out("good") == "done"
+    worse = TrialDone(Findings(pictures=20, right=18, right_before=19, inference_ms=5.0))
+    assert fleet.roll_out("worse", worse) == "halted"
+    rollout = fleet.hq.releasing.standing.rollout
+    assert rollout is not None and "5.0 points worse, by the median node" in rollout.why
+    assert all_have(fleet, "good")
+    assert fleet.roll_out("same") == "done" and all_have(fleet, "same")
+
+
+def test_what_the_disk_refuses_is_not_said_to_the_fleet(fleet: ReleaseFleet) -> None:
+    assert fleet.roll_out("good") == "done"
+    record = fleet.folder / "coordinator" / "releases.json"
+    kept = record.read_bytes()
+    record.unlink()
+    record.mkdir()
+    with pytest.raises(StoreError):
+        fleet.hq.releasing.begin(fleet.make("better"))
+    fleet.turn(40)
+    standing = fleet.hq.releasing.standing
+    assert standing.rollout is not None and standing.rollout.release.name == "good"
+    assert not any("better" in node.testing.tests for node in fleet.nodes.values())
+    record.rmdir()
+    record.write_bytes(kept)
+    fleet.hq.releasing.begin(fleet.made["better"])
+    assert fleet.finish() == "done" and all_have(fleet, "better")
 
 
 def test_the_first_release_of_all_may_be_bad(fleet: ReleaseFleet) -> None:

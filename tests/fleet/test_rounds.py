@@ -107,6 +107,33 @@ def test_killing_anyone_at_any_time_changes_nothing(
     assert_counted_once(fleet)
 
 
+def test_killed_in_every_phase_of_every_round_it_goes_on_from_the_newest_model(make_fleet: MakeFleet) -> None:
+    """And a node in each round: kills that come by chance seldom fall into a run's last rounds."""
+    calm = make_fleet(4, rounds=4)
+    calm.run()
+    fleet = make_fleet(4, rounds=4, worker_s=1.0)
+    killed: set[tuple[int, str]] = set()
+
+    def disturb(turn: int) -> None:
+        runner = fleet.runner
+        closed = len(fleet.results())
+        where = (runner.round.number, runner.round.phase.value) if runner else (closed, "between rounds")
+        if where in killed or where[0] == 0:
+            return
+        killed.add(where)
+        fleet.kill_coordinator()
+        if where[1] == "collecting":
+            node = f"pi-{where[0] - 1:02d}"
+            fleet.kill_node(node)
+            fleet.start_node(node)
+        fleet.start_coordinator()
+
+    fleet.run(each=disturb)
+    phases = ("open", "collecting", "aggregating", "evaluating")
+    assert killed >= {(number, phase) for number in (1, 2, 3, 4) for phase in phases}
+    assert [r["model"] for r in fleet.results()] == [r["model"] for r in calm.results()]
+
+
 def test_a_broker_that_forgets_everything_changes_nothing(make_fleet: MakeFleet, undisturbed: str) -> None:
     fleet = make_fleet(NODES)
 

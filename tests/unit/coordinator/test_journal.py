@@ -140,7 +140,10 @@ def test_a_row_that_breaks_a_constraint_costs_none_of_the_others(tmp_path: Path)
 def test_a_damaged_update_that_is_struck_out_may_come_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.accept("r", 1, [row("a"), row("b")])
+    for run, number in (("r", 2), ("q", 1)):
+        journal.accept(run, number, [row("a")])
     journal.forget("r", 1, A)
+    assert journal.counted("r", 2, A) and journal.counted("q", 1, A), "other rounds' updates are whole"
     journal.forget("r", 1, NodeId("nobody"))
     assert [r.node for r in journal.accepted("r", 1)] == ["b"]
     journal.accept("r", 1, [row("a")])

@@ -50,6 +50,27 @@ def test_no_book_is_an_empty_one_and_another_file_is_refused(tmp_path: Path) -> 
             Ledger(tmp_path, POLICY)
 
 
+def test_a_book_that_is_there_and_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
+    """The serial numbers would begin anew, and no node would follow."""
+    (tmp_path / "releases.json").mkdir()
+    with pytest.raises(StoreError, match=r"releases.json: Is a directory"):
+        Ledger(tmp_path, POLICY)
+
+
+def test_what_the_disk_refused_is_not_in_memory_either(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, POLICY)
+    ledger.write(book(serial=3))
+    kept = ledger.book
+    (tmp_path / "releases.json").unlink()
+    (tmp_path / "releases.json").mkdir()
+    with pytest.raises(StoreError):
+        ledger.write(book(serial=4))
+    assert ledger.book is kept
+    (tmp_path / "releases.json").rmdir()
+    ledger.write(book(serial=4))
+    assert ledger.book.serial == Ledger(tmp_path, POLICY).book.serial == 4
+
+
 def test_fewer_waves_in_the_settings_than_it_began_with(tmp_path: Path) -> None:
     Ledger(tmp_path, POLICY).write(book(rollout=replace(begun(), wave=2)))
     read = Ledger(tmp_path, POLICY.model_copy(update={"waves": [1.0]})).book

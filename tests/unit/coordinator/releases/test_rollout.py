@@ -192,6 +192,39 @@ def test_named_canaries_are_the_first_wave_and_are_not_waited_for_without_end() 
     assert lonely.state == "halted" and "no canary (pi-absent) was here within 100 s" in notes[0]
 
 
+@pytest.mark.parametrize(("after", "state"), [(0.9, "rolling"), (0.8999, "halted")])
+def test_where_nothing_may_be_lost_the_same_is_enough_and_less_is_not(after: float, state: str) -> None:
+    policy = POLICY.model_copy(update={"waves": [0.5, 1.0], "max_accuracy_drop": 0.0})
+    rollout = begun(policy)
+    rollout = reported(rollout, rollout.members, accuracy=after, accuracy_before=0.9, pictures=20)
+    rollout, _ = ticked(rollout, 1.0)
+    assert rollout.state == state
+
+
+@pytest.mark.parametrize("ends", ["halted", "aborted"])
+def test_named_canaries_go_back_with_the_others(ends: str) -> None:
+    rollout = begun(POLICY.model_copy(update={"canaries": ["pi-7", "pi-8"]}))
+    assert holders(rollout) == {"pi-7", "pi-8"}
+    if ends == "halted":
+        rollout, _ = ticked(reported(rollout, ["pi-7"], "failed", why="it crashes"), 1.0)
+    else:
+        rollout, _ = table.handle(rollout, words.AbortRollout(), 1.0)
+    assert rollout.state == ends and holders(rollout) == set()
+    again, _ = table.handle(rollout, words.ResumeRollout(), 2.0)
+    assert holders(again) == {"pi-7", "pi-8"}, "tried again, they are the first once more"
+
+
+def test_named_canaries_keep_it_while_the_next_waves_open() -> None:
+    rollout = begun(POLICY.model_copy(update={"canaries": ["pi-7"], "soak_s": 0.0}))
+    seen = [holders(rollout)]
+    for now in (1.0, 2.0):
+        rollout, _ = ticked(reported(rollout, rollout.members), now)
+        seen.append(holders(rollout))
+        assert rollout.members == frozenset(holders(rollout))
+    assert all("pi-7" in held for held in seen)
+    assert (len(seen[0]), len(seen[2])) == (1, 10) and len(seen[1]) in (5, 6)
+
+
 def test_a_fleet_that_is_off_is_waited_for() -> None:
     rollout, _ = table.begin(release(), None, POLICY, 0.0, fleet={})
     rollout, notes = ticked(rollout, 1e6)
