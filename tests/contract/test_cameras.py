@@ -204,12 +204,11 @@ def test_close_twice_and_open_again(rig: Rig) -> None:
 
 # A file that was opened stays, and nobody pulls out the USB camera of a test.
 @pytest.mark.parametrize("rig", ["folder", "picamera2", "stream"], indirect=True)
-def test_a_camera_that_disappears_is_reported_in_time_and_comes_back(rig: Rig) -> None:
+def test_a_camera_that_disappears_is_reported_and_comes_back(rig: Rig) -> None:
     assert rig.gone is not None and rig.back is not None
     rig.camera.open()
     assert rig.camera.frame() is not None
     rig.gone()
-    began = time.monotonic()
     with pytest.raises(CameraError, match=rig.camera.name):
         for _ in range(100):
             rig.camera.frame()
@@ -217,7 +216,6 @@ def test_a_camera_that_disappears_is_reported_in_time_and_comes_back(rig: Rig) -
     with pytest.raises(CameraError, match=rig.camera.name):
         rig.camera.open()
     rig.camera.close()
-    assert time.monotonic() - began < 6 * TIMEOUT_S
     rig.back()
     rig.camera.open()
     if rig.camera.live:

@@ -179,14 +179,12 @@ def test_every_failure_has_its_message(
     faults: dict[str, list[str]], changes: dict[str, Any], says: str, retry: bool,
 ) -> None:  # fmt: skip
     api.faults = {k: list(v) for k, v in faults.items()}
-    began = time.monotonic()
     events = loop.do(job(run, api, tmp_path, **changes))
     failed = events[-1]
     assert isinstance(failed, Failed), events
     assert re.search(says, failed.message), failed.message
     assert failed.retry == retry
     assert "\r" not in failed.message
-    assert time.monotonic() - began < 20
     assert api.violations == []
     if "job_s" in changes:
         assert api.cancelled == [1003]
@@ -224,12 +222,10 @@ def test_a_host_that_swallows_packets_is_said(
             asks = stack.enter_context(socket.socket())
             asks.setblocking(False)
             asks.connect_ex(full.getsockname())
-        began = time.monotonic()
         endpoint = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
         failed = loop.do(job(run, api, tmp_path, api_endpoint=endpoint))[-1]
     assert isinstance(failed, Failed)
     assert "no connection within 1 s: is this machine online, is there a firewall?" in failed.message
-    assert time.monotonic() - began < 10
 
 
 @needs_sdk
@@ -296,13 +292,11 @@ REACHED = '{"event":"reached","project":1}'
 def test_a_child_that_misbehaves_is_ended(
     run: Path, api: EdgeImpulseApi, tmp_path: Path, *, code: str, says: str, retry: bool
 ) -> None:
-    began = time.monotonic()
     ignores = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     with pytest.raises(PublishError, match=says) as caught:
         _child.run(
             job(run, api, tmp_path), KEY, lambda _: None, QUIET,
-            reach_s=0.6, until=began + 1.2, command=[sys.executable, "-uc", ignores + code],
+            reach_s=0.6, until=time.monotonic() + 1.2, command=[sys.executable, "-uc", ignores + code],
         )  # fmt: skip
     assert caught.value.retry == retry
     assert KEY not in str(caught.value)
-    assert time.monotonic() - began < 8

@@ -19,7 +19,7 @@ def ignore(_: Any) -> None:
 
 
 def until(found: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while not found():
         assert time.monotonic() < end
         time.sleep(0.001)
@@ -48,7 +48,7 @@ def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
 
 def collected(worker: Worker, count: int) -> list[Done]:
     done: list[Done] = []
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while len(done) < count:
         assert time.monotonic() < end
         done += worker.collect()
@@ -94,10 +94,8 @@ def test_then_is_left_to_the_collector(worker: Worker) -> None:
 def test_a_slow_job_does_not_hold_up_whoever_collects(threaded: tuple[ThreadWorker, list[int]]) -> None:
     worker, woken = threaded
     go = threading.Event()
-    worker.submit(lambda: go.wait(5), ignore)
-    began = time.monotonic()
-    assert worker.collect() == []
-    assert time.monotonic() - began < 0.5
+    worker.submit(lambda: go.wait(60), ignore)
+    assert worker.collect() == []  # it would have waited for the job's end otherwise
     assert (worker.pending, woken) == (1, [])
     go.set()
     until(lambda: bool(woken))
@@ -121,8 +119,8 @@ def test_close_lets_the_running_job_end(threaded: tuple[ThreadWorker, list[int]]
 def test_close_waits_no_longer_than_allowed() -> None:
     worker = ThreadWorker("test", lambda: None)
     go = threading.Event()
-    worker.submit(lambda: go.wait(5), ignore)
-    began = time.monotonic()
+    ended: list[bool] = []
+    worker.submit(lambda: ended.append(go.wait(60)), ignore)
     worker.close(0.1)
-    assert time.monotonic() - began < 2
+    assert ended == [], "the job works on"
     go.set()

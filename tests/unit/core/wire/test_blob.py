@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import msgpack
@@ -119,12 +118,10 @@ def test_limit_of_tensors_is_reached_from_below() -> None:
     assert len(decode(document(rows, b""), who="n").weights) == MAX_TENSORS
 
 
-def test_header_that_never_ends_is_given_up_quickly() -> None:
+def test_header_that_never_ends_is_given_up() -> None:
     endless = b"\x92\x81\xa5about" + b"\x91" * (4 * MAX_HEADER_BYTES)
-    began = time.perf_counter()
-    with pytest.raises(BlobError):
+    with pytest.raises(BlobError, match="the weights blob does not hold: StackError"):
         decode(endless, who="n")
-    assert time.perf_counter() - began < 0.5
 
 
 def test_unknown_codec_of_our_own_is_a_settings_error() -> None:

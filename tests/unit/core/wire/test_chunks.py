@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-import time
+from itertools import islice
 
 import msgpack
 import pytest
@@ -141,9 +141,7 @@ def test_ranges_and_indices_are_each_others_inverse() -> None:
 def test_list_of_runs_from_a_peer_costs_no_more_than_the_blob_has_chunks() -> None:
     chunks = count(MAX_BLOB_BYTES)
     hostile = [(0, 2**40)] * 2_000
-    began = time.perf_counter()
-    assert list(indices(hostile, chunks)) == list(range(chunks))
-    assert time.perf_counter() - began < 0.5
+    assert list(islice(indices(hostile, chunks), 2 * chunks)) == list(range(chunks))
     assert list(indices([(5, 3), (2**40, 2**40), (-3, 2), (1, 4)], chunks)) == [0, 1, 2, 3]
 
 

