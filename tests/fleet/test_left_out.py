@@ -87,7 +87,7 @@ def test_its_node_is_answered_as_every_other(make_fleet: MakeFleet) -> None:
 
 
 def test_unset_every_update_counts(make_fleet: MakeFleet) -> None:
-    fleet, lie = lying_fleet(make_fleet, max_loss_increase=None)
+    fleet, lie = lying_fleet(make_fleet, leave_out_gain=None)
     fleet.run(each=lie)
     assert LIAR in fleet.results()[0]["contributors"] and fleet.results()[0]["left_out"] == {}
     assert fleet.results()[0]["loss"] > 0.3

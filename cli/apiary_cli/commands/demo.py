@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -224,4 +225,9 @@ def _report(result: dict[str, Any], seconds: float, *, as_json: bool) -> None:
     print(f"  traffic   {summary['bytes_down'] / 1e6:.1f} MB down, {summary['bytes_up'] / 1e6:.1f} MB up")
     print(f"  report    {run}/report.html")
     sample = "--text TEXT" if texts else "PICTURE..."
-    print(f"  try it    apiary predict {run} {sample}")
+    print(f"  try it    {_command()} predict {run} {sample}")
+
+
+def _command() -> str:
+    """How to type this program's name here: its environment need not be activated."""
+    return "apiary" if shutil.which("apiary") else os.path.relpath(sys.argv[0])

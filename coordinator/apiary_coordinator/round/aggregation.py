@@ -13,7 +13,7 @@ from apiary_coordinator import strategies
 from apiary_coordinator.model.builder import ModelBuilder
 from apiary_coordinator.round.collector import Collector
 from apiary_coordinator.round.server_state import NextModel, ServerState
-from apiary_coordinator.updates.leave_one_out import LeftOut, worsening
+from apiary_coordinator.updates.leave_one_out import LeftOut, without_harmful
 from apiary_coordinator.updates.limits import median_norm
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class EvaluatedModel:
 
 
 class Aggregation:
-    """Of one round. A rise of the held-out loss is measured from `loss_before`; None where it is unknown."""
+    """Of one round. The held-out loss is compared with `loss_before`; None where it is unknown."""
 
     def __init__(
         self,
@@ -65,11 +65,11 @@ class Aggregation:
     def evaluate(self, candidate: Candidate) -> EvaluatedModel:
         """Evaluate it, leave out what makes it worse, and write it. Raises StoreError."""
         evaluation, left_out = self._evaluated(candidate), list[LeftOut]()
-        before, most = self._loss_before, self._run.max_loss_increase
-        if before is not None and most is not None:
+        before, gain = self._loss_before, self._run.leave_out_gain
+        if before is not None and gain is not None:
             pulls = {node: one.samples * one.norm for node, one in self._collector.in_sum.items()}
-            left_out, evaluation = worsening(
-                pulls, evaluation, self._without, loss_before=before, max_increase=most
+            left_out, evaluation = without_harmful(
+                pulls, evaluation, self._without, loss_before=before, gain=gain
             )
         gone = frozenset(one.node for one in left_out)
         if gone:

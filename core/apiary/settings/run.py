@@ -68,12 +68,12 @@ class RunSettings(Section):
         le=1e6,
         description="most that an update weighs, in medians of the cohort",
     )
-    max_loss_increase: float | None = Field(
+    leave_out_gain: float | None = Field(
         0.25,
-        ge=0,
-        le=1e6,
-        description="leave updates out without which the held-out loss rises by no more than this share; "
-        "unset: none",
+        gt=0,
+        lt=1,
+        description="where the held-out loss does not fall, leave out an update without which it is lower by "
+        "this share; unset: none",
     )
     clip: float = Field(3.0, ge=1, le=1e6, description="largest norm of an update, in last round's medians")
     lost_grace_s: float = Field(
