@@ -33,6 +33,7 @@ from PIL import Image
 
 from apiary.process.child import light_environment
 from apiary.settings import CameraSettings, CaptureSettings, EdgeSettings, PredictSettings
+from apiary.settings.page import PageSettings
 from apiary.wire import blob
 from apiary.wire.messages import Plan
 from apiary_coordinator.export.client import Built, build_in_child
@@ -90,7 +91,8 @@ def measure(args: argparse.Namespace, state: Path, built: Built, address: str) -
         state_dir=state,
         camera=CameraSettings(kind="stream", source=address, fps=args.fps),
         capture=CaptureSettings(interval_s=0.2, near_duplicate_bits=-1, min_sharpness=0),
-        predict=PredictSettings(enabled=True, port=0, fps=args.fps),
+        page=PageSettings(port=0),
+        predict=PredictSettings(enabled=True, fps=args.fps),
     )
     job = PredictJob(edge=edge, federation="bench")
     child = subprocess.Popen(

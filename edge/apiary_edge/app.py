@@ -71,6 +71,7 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
         more=lambda: {
             "camera": {"kind": edge.camera.kind, "text": camera.text} if camera else None,
             "predictions": says.text if edge.predict.enabled else None,
+            "page": {"url": says.page, "state_dir": str(edge.state_dir.absolute())} if says.page else None,
         },
     )
     samples = _samples(settings)
@@ -96,10 +97,10 @@ def build(settings: Settings) -> tuple[MqttBus, Edge, Board]:
         releases,
         Commands(service.channel, service, edge.state_dir, tail),
     ]
-    if camera is not None and not edge.predict.enabled:
+    if camera is not None and not (edge.predict.enabled or edge.serves_pages):
         service.features.append(CaptureFeature(CaptureProcess(edge, bus.wake), camera))
     service.features += _following(settings, service, samples, bus.wake)
-    if edge.predict.enabled:
+    if edge.predict.enabled or edge.serves_pages:
         service.features.append(
             PredictionFeature(
                 service.channel,
@@ -167,9 +168,9 @@ def _following(
 
 
 def _samples(settings: Settings) -> SampleStore | None:
-    """The node's sample store, where it has a camera or somebody has put pictures into one."""
+    """The node's sample store, where it has a camera, a labelling page, or pictures in one already."""
     edge = settings.edge
-    if edge.camera.kind is None and not edge.store_dir.is_dir():
+    if edge.camera.kind is None and not edge.serves_pages and not edge.store_dir.is_dir():
         return None
     return SampleStore.of_node(edge)
 

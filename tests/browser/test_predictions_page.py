@@ -199,13 +199,13 @@ def test_forty_labels_become_a_model_that_the_page_shows(tmp_path: Path, pytestc
         chromium(tmp_path / "chromium") as tab,
     ):
         labelling = label.says(r"http://\S+")[0]
-        predicting = edge.says(r"predictions page: (http://\S+)")[1]
+        predicting = edge.says(r"pages: (http://\S+)")[1]
         token = labelling.partition("?token=")[2]
         store = SampleStore(tmp_path / "node" / "samples", None, StoreSettings(), time.time)
         wait_for("capture", lambda: store.counts().total == PICTURES, edge)
 
         tab.screen(1280, 800)
-        tab.open(f"{predicting}?token={token}")
+        tab.open(f"{predicting}predictions/?token={token}")
         tab.until("document.getElementById('model-name')?.innerText === 'No model yet'")
 
         # The labels to choose from are the coordinator's: nobody has given one yet.
@@ -222,7 +222,7 @@ def test_forty_labels_become_a_model_that_the_page_shows(tmp_path: Path, pytestc
 
         coordinator.says(r"round=1 closed .*contributors=1", WAIT_S)
         tab.screen(390, 844, touch=True)
-        tab.open(predicting)
+        tab.open(f"{predicting}predictions/")
         tab.until("document.getElementById('model-name')?.innerText === 'round 1 of run shades'", WAIT_S)
         tab.until("document.getElementById('picture')?.naturalWidth > 0")
         # The last picture of the folder is still looked at, and the new model knows what it is.

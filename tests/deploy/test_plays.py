@@ -206,7 +206,13 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
              task("common", "apiary-renew.service.j2", "bracketed.service",
                   **{k: v for k, v in renewal.items() if k != "common_enrolment_url"},
                   common_enrolment_address="[fd00::5]"),
-             task("common", "apiary.toml.j2", "edge.toml", common_settings=settings("edge"))),
+             task("common", "apiary.toml.j2", "edge.toml", common_settings=settings("edge")),
+             task("common", "apiary.toml.j2", "page.toml", common_settings=settings("edge"),
+                  edge_page=True, ansible_host="pi-1.local"),
+             task("common", "apiary.toml.j2", "numbered.toml", common_settings=settings("edge"),
+                  edge_page=True, edge_page_port=4999, ansible_host="10.0.0.7"),
+             task("common", "nftables.nft.j2", "page.nft", common_firewall=True, edge_page=True,
+                  edge_page_networks=["192.168.1.0/24", "fd00::/64"])),
     ]  # fmt: skip
     (out / "hosts.json").write_text(json.dumps(inventory))
     (out / "hosts.json").rename(out / "hosts.yml")
@@ -260,6 +266,25 @@ def test_the_settings_are_toml_that_apiary_takes(rendered: Path) -> None:
     assert edge.edge.capture.hours == ["08:00-18:00"]
     told = tomllib.loads((rendered / "edge.toml").read_text())
     assert told["broker"]["password"] == SECRET_LOOKING
+
+
+def test_the_pages_are_served_where_the_inventory_says_so(rendered: Path) -> None:
+    off, named, numbered = (
+        load_settings(rendered / f"{x}.toml").settings.edge for x in ("edge", "page", "numbered")
+    )
+    assert not off.serves_pages and "page" not in tomllib.loads((rendered / "edge.toml").read_text())["edge"]
+    assert named.serves_pages and not named.predict.enabled
+    assert (named.page.host, named.page.port, named.page.names) == ("lan", 4912, ["pi-1.local"])
+    assert (numbered.page.port, numbered.page.names) == (4999, [])
+
+
+def test_the_pages_are_let_through_for_the_owners_networks_alone(rendered: Path) -> None:
+    lines = [x.strip() for x in (rendered / "page.nft").read_text().splitlines() if "4912" in x]
+    assert lines == [
+        "ip saddr 192.168.1.0/24 tcp dport 4912 accept",
+        "ip6 saddr fd00::/64 tcp dport 4912 accept",
+    ]
+    assert "4912" not in (rendered / "usual.nft").read_text()
 
 
 def test_the_old_topics_of_chunks_are_closed_where_the_inventory_says_so(rendered: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.hosts.ground import BUILD, LATER, PIS, ROOT, WORK
-from tests.hosts.machines import Machine, quoted
+from tests.hosts.machines import NETWORK, Machine, quoted
 
 RECAP: Final = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.M)
 READ_ROUNDS: Final = """
@@ -82,6 +82,8 @@ class Fleet:
                         **self.run_settings,
                     }},
                     "edge_data_dir": "/var/lib/apiary/pictures",
+                    "edge_page": True,
+                    "edge_page_networks": [f"{NETWORK}.1/32"],
                     "edge_waves": [1, "100%"],
                 },
             }

@@ -12,6 +12,7 @@ from tests.hosts.captured import CapturedBroker
 from tests.hosts.card import card
 from tests.hosts.fleet import Fleet, until
 from tests.hosts.ground import BUILD, PIS, ROOT, WORK, wheel
+from tests.hosts.owner import owners_pages
 from tests.hosts.page import page
 from tests.hosts.renewal import fire, renew
 from tests.hosts.version_before import back_to_it, to_this_one, version_before
@@ -218,6 +219,7 @@ STEPS: Final[tuple[tuple[str, Callable[[Fleet], str]], ...]] = (
     ("certificates renewed by timers, in a run", renew),
     ("docs/operations.md, what it says to type", page),
     ("verify.yml, and the units' exposure", verify),
+    ("the pages of a node, for its owner's network alone", owners_pages),
     ("an upgrade in waves, in a run", upgrade),
     ("an upgrade that fails", bad_upgrade),
     ("the way back", downgrade),

@@ -66,6 +66,8 @@ def render(found: Found, slot: Slot | None, now: float) -> str:
         lines.append(("camera", _and(status["camera"]["kind"], status["camera"].get("text"), ": ")))
     if status.get("predictions"):
         lines.append(("predictions", str(status["predictions"])))
+    if status.get("page"):
+        lines.append(("pages", f"{status['page']['url']} (apiary label --qr signs a phone in)"))
     for i, last in enumerate(reversed((status.get("last") or [])[-_MAX_ROUNDS:])):
         lines.append(("last rounds" if i == 0 else "", _last(last)))
     return "\n".join(f"{name:<12} {printable(text)}" for name, text in lines)

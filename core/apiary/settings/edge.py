@@ -2,11 +2,12 @@
 
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from apiary.settings.guest import GuestSettings
+from apiary.settings.page import PageSettings
 from apiary.settings.predict import PersonalSettings, PredictSettings
 from apiary.settings.release import SlotSettings
 from apiary.settings.section import Section, fits_topic
@@ -113,6 +114,9 @@ class EdgeSettings(Section):
     slots: SlotSettings = Field(
         default_factory=SlotSettings, description="What a release must hold: docs/releases.md"
     )
+    page: PageSettings = Field(
+        default_factory=PageSettings, description="The pages of a running node: docs/labelling.md"
+    )
     predict: PredictSettings = Field(default_factory=PredictSettings, description="Live predictions.")
     personal: PersonalSettings = Field(
         default_factory=PersonalSettings, description="The model tuned to this node."
@@ -120,6 +124,11 @@ class EdgeSettings(Section):
     guest: GuestSettings = Field(
         default_factory=GuestSettings, description="When training pauses: docs/appliance.md"
     )
+
+    @property
+    def serves_pages(self) -> bool:
+        """Whether the running node serves its pages."""
+        return self.predict.enabled if self.page.enabled is None else self.page.enabled
 
     @property
     def store_dir(self) -> Path:
@@ -130,6 +139,23 @@ class EdgeSettings(Section):
     def cache_dir(self) -> Path:
         """The caches of decoded pictures and features."""
         return self.state_dir / "cache"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pages_of_0_1(cls, value: Any) -> Any:
+        """In version 0.1 only predictions had a page, at `edge.predict.host` and `edge.predict.port`."""
+        match value:
+            case {"predict": {"host": _} | {"port": _} as predict}:
+                page = value.get("page", {})
+                moved = {key: predict[key] for key in ("host", "port") if key in predict}
+                rest = {key: of for key, of in predict.items() if key not in moved}
+                return {
+                    **value,
+                    "predict": rest,
+                    "page": {**moved, **page} if isinstance(page, dict) else page,
+                }
+            case _:
+                return value
 
     @field_validator("tags")
     @classmethod

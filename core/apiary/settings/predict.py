@@ -2,15 +2,13 @@
 
 from pydantic import Field
 
-from apiary.settings.section import Host, Section
+from apiary.settings.section import Section
 
 
 class PredictSettings(Section):
     """Live predictions: docs/predictions.md."""
 
-    enabled: bool = Field(False, description="predict on the camera's frames, and serve the page")
-    host: Host = Field("127.0.0.1", description="address of the page: one of the local network, or 127.0.0.1")
-    port: int = Field(4912, ge=0, le=65535, description="port of the page; 0: any that is free")
+    enabled: bool = Field(False, description="predict on the camera's frames")
     fps: float = Field(5.0, gt=0, le=30, description="frames predicted each second, at most")
     min_probability: float = Field(
         0.5, ge=0, le=1, description="where no label reaches it, the prediction names none"

@@ -46,9 +46,9 @@ RULE: Final = (
 )
 
 
-def site(pages: Labelling, gate: OwnerGate) -> Site:
-    """The WSGI application."""
-    return Site("labelling page", gate, pages, package="apiary_edge.labelling")
+def site(pages: Labelling, gate: OwnerGate, node: str = "") -> Site:
+    """The WSGI application; its title names the `node`."""
+    return Site("labelling page", gate, pages, package="apiary_edge.labelling", node=node)
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import ipaddress
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from apiary_edge.labelling.app import Labelling, site
 from apiary_edge.samples.model import check_label
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.web.gate import OwnerGate
+from apiary_edge.web.portal import Portal
 from apiary_edge.web.site import Site
 
 
@@ -47,6 +49,16 @@ def check_host(host: str, setting: str = "--host") -> str:
     return str(address)
 
 
+def lan_address() -> str:
+    """This machine's own address on the way to other networks. Raises NotReady where it has none yet."""
+    for family, outside in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        # Connecting a UDP socket sends nothing: it looks the route up (both are documentation's addresses).
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((outside, 9))
+            return str(probe.getsockname()[0])
+    raise NotReady("this machine has no address in a network yet")
+
+
 def give_memory_back() -> None:
     """Have glibc return a scaled picture's pixels to the system, in this whole process.
 
@@ -75,11 +87,11 @@ def make_server(
     stores = Stores(lambda: SampleStore.of_node(edge))
     stores().labels()  # a store that cannot be used is reported before the page is
     pages = Labelling(stores, edge.store.held_out, tuple(labels), may_add, modelled)
-    app = site(pages, OwnerGate(token, port, time.monotonic, time.sleep))
+    app = site(pages, OwnerGate(token, port, time.monotonic, time.sleep, [edge.node_id]), edge.node_id)
     return listen(app, check_host(host), port)
 
 
-def listen(pages: Site, host: str, port: int, *, setting: str = "--port") -> HttpServer:
+def listen(pages: Site | Portal, host: str, port: int, *, setting: str = "--port") -> HttpServer:
     """A page's server on an address of this machine. Raises SettingsError."""
     try:
         return HttpServer(pages, host, port, allowance=pages.allowance)

@@ -1,23 +1,31 @@
 """The predicting child: `python -m apiary_edge.predicting.child < JOB.json`. Camera in; samples, predictions
-and a page out, until it is ended. Without a camera it serves the page alone.
+and the node's pages out, until it is ended. Without a camera, or predictions, it serves the pages alone.
 """
+
+from __future__ import annotations
 
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
-from apiary.errors import ApiaryError
+from apiary.errors import ApiaryError, CameraError, SettingsError
 from apiary.http.server import HttpServer
+from apiary.settings.page import LAN
 from apiary_edge.capture import worker
 from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.child_messages import ChildEvent
 from apiary_edge.labelling.server import give_memory_back
 from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob
 
+if TYPE_CHECKING:
+    from apiary_edge.predicting.live import LivePredictor
+
 PAGE_AGAIN_S: Final = 10.0
 """Before a port that is taken, or an address that is not up yet, is tried again."""
+CAMERA_AGAIN_S: Final = 60.0
+"""Before a camera that cannot be meant, or whose library is missing, is tried again beside a page."""
 _JOIN_S: Final = 6.0
 """Longer than a program may take for one picture."""
 
@@ -57,28 +65,60 @@ def main() -> int:
 
 def run(job: PredictJob, emit: Callable[[Line], None], stop: threading.Event) -> None:
     """Capture, predict and serve until `stop` is set. Raises SettingsError, CameraError, StoreError."""
-    from apiary_edge.predicting.live import LivePredictor
-
     edge = job.edge
-    live = LivePredictor(edge.state_dir, emit, edge.predict, clock=time.monotonic, wall=time.time)
+    live = _predictor(job, emit) if edge.predict.enabled else None
     camera = CameraView(edge.camera.kind)
-    page = PageThread(lambda: _listen(job, live, camera), emit, stop)
-    predicting = PredictionThread(live.run, stop)
+    page = (
+        PageThread(
+            lambda: _listen(job, live, camera), emit, stop, moved=lambda server: _has_moved(job, server)
+        )
+        if edge.serves_pages
+        else None
+    )
+    predicting = PredictionThread(live.run, stop) if live is not None else None
 
     def on_capture(event: CaptureEvent) -> None:
         camera.update(event)
         emit(event)
 
     try:
-        if edge.camera.kind is not None:
-            worker.run(edge, on_capture, stop, watch=live.offer, watch_fps=edge.predict.fps)
+        while edge.camera.kind is not None:
+            try:
+                watch = live.offer if live is not None else None
+                worker.run(edge, on_capture, stop, watch=watch, watch_fps=edge.predict.fps)
+                break
+            except (SettingsError, CameraError) as e:
+                if page is None:
+                    raise
+                # The page stays, and says what is wrong with the camera.
+                on_capture(CaptureEvent(kind="gone", text=str(e)[:500], retry_s=CAMERA_AGAIN_S))
+                if _waits(CAMERA_AGAIN_S, emit, stop):
+                    break
         # A file that was read to its end stays to be looked at, until the service ends us.
         while not stop.wait(worker.ALIVE_S):
             emit(CaptureEvent(kind="alive"))
     finally:
         stop.set()
-        page.close()
-        predicting.join()
+        if page is not None:
+            page.close()
+        if predicting is not None:
+            predicting.join()
+
+
+def _waits(seconds: float, emit: Callable[[Line], None], stop: threading.Event) -> bool:
+    """Wait, and say that the child is alive meanwhile; whether `stop` was set."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if stop.wait(min(left, worker.ALIVE_S)):
+            return True
+        emit(CaptureEvent(kind="alive"))
+    return False
+
+
+def _predictor(job: PredictJob, emit: Callable[[Line], None]) -> LivePredictor:
+    from apiary_edge.predicting.live import LivePredictor
+
+    return LivePredictor(job.edge.state_dir, emit, job.edge.predict, clock=time.monotonic, wall=time.time)
 
 
 class PredictionThread:
@@ -109,7 +149,8 @@ class PredictionThread:
 class PageThread:
     """Serves the page; where its port is taken, or its address not up yet, it tries again.
 
-    `listen` raises ApiaryError; `close` is called after `stop` is set.
+    `listen` raises ApiaryError; `close` is called after `stop` is set. A server that `moved`, because this
+    machine has another address now, is closed, and listens anew.
     """
 
     def __init__(
@@ -119,7 +160,9 @@ class PageThread:
         stop: threading.Event,
         *,
         again_s: float = PAGE_AGAIN_S,
+        moved: Callable[[HttpServer], bool] = lambda server: False,
     ):
+        self._moved = moved
         self._listen = listen
         self._emit = emit
         self._stop = stop
@@ -151,21 +194,38 @@ class PageThread:
                     server.close()
                     return
             self._emit(PredictionEvent(kind="page", text=f"http://{server.address}/"))
-            server.run()
-            return
+            why = ""
+            serving = threading.Thread(target=server.run, name="page-server", daemon=True)
+            serving.start()
+            while serving.is_alive() and not self._stop.wait(self._again_s):
+                if self._moved(server):
+                    server.close()
+            serving.join(_JOIN_S)
 
 
-def _listen(job: PredictJob, live: Any, camera: CameraView) -> HttpServer:
-    from apiary_edge.labelling.server import check_host, listen
-    from apiary_edge.predicting.pages import site
-    from apiary_edge.web.gate import OwnerGate
-    from apiary_edge.web.token import load_or_make
+def _address(job: PredictJob) -> str:
+    """Where to listen now. Raises SettingsError, NotReady."""
+    from apiary_edge.labelling.server import check_host, lan_address
 
-    wants = job.edge.predict
-    host = check_host(wants.host, "edge.predict.host")
-    gate = OwnerGate(load_or_make(job.edge.state_dir), wants.port, time.monotonic, time.sleep)
-    pages = site(live, gate, job.edge.node_id, job.federation, camera)
-    return listen(pages, host, wants.port, setting="edge.predict.port")
+    host = job.edge.page.host
+    return check_host(lan_address() if host == LAN else host, "edge.page.host")
+
+
+def _has_moved(job: PredictJob, server: HttpServer) -> bool:
+    if job.edge.page.host != LAN:
+        return False
+    try:
+        return bool(_address(job) != server.host)
+    except ApiaryError:
+        return False  # the network is away for the time; the address may come back with it
+
+
+def _listen(job: PredictJob, live: LivePredictor | None, camera: CameraView) -> HttpServer:
+    from apiary_edge.labelling.server import listen
+    from apiary_edge.predicting.appliance import pages
+
+    host = _address(job)
+    return listen(pages(job, live, camera), host, job.edge.page.port, setting="edge.page.port")
 
 
 if __name__ == "__main__":

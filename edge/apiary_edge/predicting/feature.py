@@ -29,7 +29,7 @@ class PredictionStatus:
     @property
     def text(self) -> str:
         """In a line."""
-        return ", ".join(part for part in (self.model, self.trouble, self.page) if part)
+        return ", ".join(part for part in (self.model, self.trouble) if part)
 
 
 class PredictionFeature(NodeFeature):
@@ -95,9 +95,7 @@ class PredictionFeature(NodeFeature):
                     self._refused(event.model, event.text)
             case "page":
                 self._status.page = event.text
-                log.info(
-                    "node=%s predictions page: %s (apiary predictions prints its token)", node, event.text
-                )
+                log.info("node=%s pages: %s (apiary label --qr signs a phone in)", node, event.text)
 
 
 class PredictProcess(LastingChild[PredictionEvent]):

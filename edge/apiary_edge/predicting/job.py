@@ -11,7 +11,10 @@ from apiary_edge.child_messages import ChildEvent, ChildMessage
 
 
 class PredictJob(ChildMessage):
-    """Everything a predicting child needs; without `edge.camera.kind` there is no camera, only the page."""
+    """Everything a predicting child needs.
+
+    Without `edge.camera.kind` there is no camera, without `edge.predict.enabled` no prediction.
+    """
 
     edge: EdgeSettings
     federation: str

@@ -27,6 +27,7 @@ def site(live: LivePredictor, gate: OwnerGate, node: str, federation: str, camer
         package="apiary_edge.predicting",
         keyed=KEYED,
         max_body_bytes=http_upload.MAX_BYTES,
+        node=node,
     )
 
 

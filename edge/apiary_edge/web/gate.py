@@ -5,7 +5,7 @@ import hmac
 import ipaddress
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
 
@@ -22,9 +22,19 @@ COOKIE_AGE_S: Final = 30 * 86400
 
 
 class OwnerGate:
-    """The token's keeper. `clock` is monotonic seconds, `pause` sleeps; safe for many threads."""
+    """The token's keeper. `clock` is monotonic seconds, `pause` sleeps; safe for many threads.
 
-    def __init__(self, token: str, port: int, clock: Callable[[], float], pause: Callable[[float], None]):
+    `names` are answered to beside the machine's own.
+    """
+
+    def __init__(
+        self,
+        token: str,
+        port: int,
+        clock: Callable[[], float],
+        pause: Callable[[float], None],
+        names: Iterable[str] = (),
+    ):
         self._token = token.encode()
         # Cookies do not know ports: two nodes on one machine must not overwrite each other's.
         self._name = f"apiary_label_{port}"
@@ -33,7 +43,7 @@ class OwnerGate:
         self._limiter = AttemptLimiter(_waits_until, clock, MAX_ADDRESSES)
         self._pausing = threading.Semaphore(1)
         name = socket.gethostname().lower()
-        self._names = {"localhost", name, f"{name}.local"}
+        self._names = {"localhost", name, f"{name}.local", *(n.lower().rstrip(".") for n in names)}
 
     @property
     def cookie(self) -> str:

@@ -4,6 +4,7 @@ Every answer with data needs the cookie. What changes something is a POST with t
 which no other site's page can send without asking first.
 """
 
+import html
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -78,7 +79,7 @@ class Site:
     """A WSGI application: `pages`, and the files of the folder `page` in `package`, whose index is `/`.
 
     `keyed` paths take the token in an Authorization header as well, for programs that have no cookie.
-    A body of the owner's has at most `max_body_bytes`.
+    A body of the owner's has at most `max_body_bytes`. The title names the `node`.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Site:
         package: str,
         keyed: frozenset[str] = frozenset(),
         max_body_bytes: int = MAX_BODY_BYTES,
+        node: str = "",
     ):
         self._name = name
         self._log = logging.getLogger(package)
@@ -102,6 +104,10 @@ class Site:
             for file in (resources.files(package) / "page").iterdir()
             if (kind := _KINDS.get(PurePath(file.name).suffix)) is not None
         }
+        if node:
+            index, kind = self._files["/"]
+            title = f" · {html.escape(node)}</title>".encode()
+            self._files["/"] = (index.replace(b"</title>", title, 1), kind)
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""

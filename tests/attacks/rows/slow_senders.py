@@ -168,7 +168,7 @@ def slow_predictions(ground: Ground) -> Outcome:
         "--port",
         str(free_port()),
     ]
-    with running(*words, *flags, until=r"predictions page: (http://\S+)") as (_, folder):
+    with running(*words, *flags, until=r"pages: (http://\S+)") as (_, folder):
         token = (folder / "edge/labelling.token").read_text().strip()
         return besieged(port, asking(port, f"/?token={token}"))
 

@@ -19,9 +19,12 @@ def test_it_prints_the_address_with_the_owners_token(
     command = ["predictions", "--state-dir", str(tmp_path), *ON]
     token = load_or_make(tmp_path)
     assert main(command) == 0
-    assert capsys.readouterr().out == f"predictions page: http://127.0.0.1:4912/?token={token}\n"
-    assert main([*command, "--json", "--set", "edge.predict.host=::1"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"address": "http://[::1]:4912/", "token": token}
+    assert capsys.readouterr().out == f"predictions page: http://127.0.0.1:4912/predictions/?token={token}\n"
+    assert main([*command, "--json", "--set", "edge.page.host=::1"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "address": "http://[::1]:4912/predictions/",
+        "token": token,
+    }
 
 
 def test_where_no_node_ran_nothing_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +37,7 @@ def test_where_no_node_ran_nothing_is_made(tmp_path: Path, capsys: pytest.Captur
     ("flags", "why"),
     [
         ([], "set edge.predict.enabled = true"),
-        ([*ON, "--set", "edge.predict.port=0"], "the log of apiary edge"),
+        ([*ON, "--set", "edge.page.port=0"], "the log of apiary edge"),
     ],
 )
 def test_where_there_is_no_page_it_says_what_to_set(
