@@ -94,7 +94,7 @@ def read_https(text: str, default_port: int = 443) -> Address:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` names this machine alone, as far as the text tells."""
+    """Whether `host` names this machine alone, as far as the text shows."""
     bare = host.partition("%")[0]
     try:
         return ipaddress.ip_address(bare).is_loopback

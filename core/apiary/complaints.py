@@ -47,7 +47,7 @@ class Complaints:
         made.add(who)
         if len(made) > MAX_SAID:
             self._log.warning(
-                "%s: said of %d so far; further ones only with --verbose, until the next start",
+                "%s: logged for %d so far; further ones only with --verbose, until the next start",
                 subject,
                 MAX_SAID,
             )

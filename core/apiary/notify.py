@@ -42,7 +42,7 @@ class Notifier:
         microseconds, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         if address is not None and address[0] not in "/@":
             log.warning(
-                "NOTIFY_SOCKET=%.100s is neither a path nor an abstract name; nothing is told", address
+                "NOTIFY_SOCKET=%.100s is neither a path nor an abstract name; nothing is sent", address
             )
             address = None
         if not microseconds:
@@ -110,4 +110,6 @@ class Notifier:
             self._fed_at, self._said = None, ""
             if not self._complained:
                 self._complained = True
-                log.warning("systemd cannot be told (NOTIFY_SOCKET=%.100s): %s", self._address, e.strerror)
+                log.warning(
+                    "systemd cannot be notified (NOTIFY_SOCKET=%.100s): %s", self._address, e.strerror
+                )

@@ -54,7 +54,7 @@ class NodeFeature(Feature):
         return set()
 
     def unfit(self, announcement: Announcement) -> str | None:
-        """Why this node cannot take part in a round, asked before anything is fetched; None: it can."""
+        """Why this node cannot take part in a round, before anything is fetched; None: it can."""
         return None
 
     def status(self) -> Mapping[str, Any]:

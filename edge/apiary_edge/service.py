@@ -106,7 +106,7 @@ class Edge(Service[NodeFeature]):
         self._sending = UpdateUpload(self.channel, stores.outbox, settings.broker.inflight)
         self._refresh_s = repeat_s(edge)
         self._greet_at = math.inf
-        """When a new coordinator gets this node's retained state again, and is asked what is current."""
+        """When a new coordinator gets this node's retained state again, and what is current is requested."""
 
     @property
     def samples(self) -> int:
@@ -152,7 +152,7 @@ class Edge(Service[NodeFeature]):
     def _flush(self, now: float) -> None:
         self._guarded(partial(self._count, now))
         if now - self._refreshed_at >= self._refresh_s or now >= self._greet_at:
-            # A broker whose queue overflows loses messages in silence: nothing is said only once.
+            # A broker whose queue overflows loses messages in silence: nothing is sent only once.
             self._refreshed_at, self._greet_at = now, math.inf
             self._outlet.restore()
             self._ask()
@@ -217,7 +217,7 @@ class Edge(Service[NodeFeature]):
             return  # once it is no longer held it asks what is current
         refs = parts_of(announcement)
         if announcement.state not in table.OPEN_STATES or self.session.state is SessionState.SENDING:
-            refs = []  # nothing begins with this one: the disk need not be asked
+            refs = []  # nothing begins with this one: the disk need not be read
         has = frozenset(Digest(r.digest) for r in refs if self._stores.blobs.verify(Digest(r.digest)))
         unfit = next((why for f in self.features if (why := f.unfit(announcement)) is not None), None)
         self._handle(table.Announced(announcement, invited, unfit, again), has)

@@ -116,7 +116,7 @@ def test_where_every_member_fails_the_error_names_each(poll_until: PollUntil, fr
         error = next(e.error for e in poll_until(lost, bus) if isinstance(e, Disconnected))
         assert isinstance(error, BrokerRefused)
         assert "none of 2 addresses" in str(error)
-        assert f"127.0.0.1:{bad}: it said: Not authorized" in str(error)
+        assert f"127.0.0.1:{bad}: its answer: Not authorized" in str(error)
         assert f"127.0.0.1:{free_port}: Connection refused" in str(error)
         bus.close()
 

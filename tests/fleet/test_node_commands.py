@@ -212,7 +212,7 @@ def nested(depth: int) -> Any:
 @pytest.mark.parametrize(
     ("result", "why"),
     [
-        (nested(12), "done; its result is nested too deep, or holds too many values, to be told"),
+        (nested(12), "done; its result is nested too deep, or holds too many values, to be sent"),
         (["x" * 100] * 900, "done; its result takes 93600 bytes, there is room for 80000"),
     ],
     ids=["deep", "large"],

@@ -123,7 +123,7 @@ def open_folders(
 
 
 def repeats(files: Iterable[tuple[Path, str, str]]) -> list[str]:
-    """What is said of pictures with the same bytes, given as path, label and part: a sentence a kind.
+    """What is printed of pictures with the same bytes, given as path, label and part: a sentence a kind.
 
     Only files of equal size are read.
     """

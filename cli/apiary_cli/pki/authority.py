@@ -115,9 +115,9 @@ def revoke(args: argparse.Namespace, settings: Settings) -> int:
         done = f"revoked: {len(gone)} certificates of {gone[0].identity}"
     elif args.serial is not None:
         state = known[0].state(time.time())
-        done = f"certificate {args.serial} of {args.name!r} is {state} already; the broker was told once more"
+        done = f"certificate {args.serial} of {args.name!r} is {state} already; the broker is notified again"
     else:
-        done = f"{args.name!r} had no valid certificate left; the broker was told once more"
+        done = f"{args.name!r} had no valid certificate left; the broker is notified again"
     lines = [done]
     if settings.pki.broker_dir is None:
         lines += [

@@ -88,7 +88,7 @@ def _service(found: Found, now: float) -> str:
     if found.hangs:
         ago = duration(found.age_s or 0.0)
         return (
-            f"process {found.status['pid']} HANGS: it has said nothing for {ago} (journalctl -u apiary-edge)"
+            f"process {found.status['pid']} HANGS: it has been silent for {ago} (journalctl -u apiary-edge)"
         )
     if found.alive:
         return (

@@ -91,7 +91,7 @@ class Figures:
             "apiary_update_bytes", "Size of counted updates", buckets=_BYTES, registry=registry
         )
         self.traffic = counter("traffic_bytes", "Models down, updates up, of rounds that ended", "direction")
-        self.updates = counter("updates", "By what became of them", "result")
+        self.updates = counter("updates", "By outcome", "result")
         self.rejected = counter("updates_rejected", "By why they were refused", "reason")
         self.nodes = gauge("nodes", "By what they are at", "state")
         self.samples = gauge("samples", "Labelled pictures of all nodes that are here")

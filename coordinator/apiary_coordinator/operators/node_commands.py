@@ -222,7 +222,7 @@ def _unfit(node: NodeId, reply: NodeReply, room: int) -> str | None:
     try:
         OperatorReply(id=reply.id, state="done", result={"nodes": {node: {"result": reply.result}}})
     except ValidationError:
-        return "its result is nested too deep, or holds too many values, to be told"
+        return "its result is nested too deep, or holds too many values, to be sent"
     size = len(json.dumps(reply.result, ensure_ascii=False).encode())
     return f"its result takes {size} bytes, there is room for {room}" if size > room else None
 

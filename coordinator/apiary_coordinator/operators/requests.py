@@ -86,7 +86,7 @@ class Call:
             self.answer = OperatorReply(id=self.id, state=state, why=why, result=result)
         except ValidationError as e:
             # Replies of nodes may be in it, and no node shall end the coordinator's loop.
-            why = f"the answer cannot be told: {first_error(e, 'arguments')}"[:500]
+            why = f"the answer cannot be encoded: {first_error(e, 'arguments')}"[:500]
             self.answer = OperatorReply(id=self.id, state="refused", why=why)
         self._send(self)
 

@@ -179,7 +179,7 @@ def _network(e: Exception) -> str:
         case urllib3.exceptions.ConnectTimeoutError():
             return f"no connection within {CONNECT_S:g} s: is this machine online, is there a firewall?"
         case urllib3.exceptions.ReadTimeoutError():
-            return "it took the request and then said nothing (publish.request_s)"
+            return "it took the request and did not answer (publish.request_s)"
         case urllib3.exceptions.IncompleteRead() | urllib3.exceptions.ProtocolError():
             return f"the connection broke off: {cause}"
         case _:

@@ -329,7 +329,7 @@ class ReleaseService(CoordinatorFeature):
         now = self._clocks.monotonic()
         if self._rollout is None or self._signer.is_ours(payload) or now - self._published_at < _AGAIN_S:
             return
-        log.warning("release/current held %d bytes that are not ours; said again", len(payload))
+        log.warning("release/current held %d bytes that are not ours; published again", len(payload))
         self._publish(now)
 
     def _publish(self, now: float) -> None:

@@ -188,7 +188,7 @@ class Collector:
         return True
 
     def _in_hand(self, node: NodeId) -> bool:
-        """Whether an update of this node has come whole, and what becomes of it is not journaled yet."""
+        """Whether an update of this node has come whole, and its outcome is not journaled yet."""
         return node in self._screening or any(r.node == node for r in (*self._screened, *self._syncing))
 
     def _perform(self, grants: list[Upload]) -> None:

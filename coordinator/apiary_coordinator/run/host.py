@@ -179,7 +179,7 @@ class RunHost:
 
     def _leave(self, run: Run, error: ApiaryError) -> NoReturn:
         """Raise what the one run failed with. One that has no round yet ends, so that the next start begins
-        another with the settings it is given; of one that has, the way out is said.
+        another with the settings it is given; of one that has, the way out is logged.
         """
         journal = self._resources.storage.journal
         row = journal.run(run.name)

@@ -245,7 +245,7 @@ class RunQueue(CoordinatorFeature):
             return e
 
     def _expect(self, found: tuple[str, ...] | DataError) -> None:
-        """What the next run needs of nodes, so that they can be told before it begins."""
+        """What the next run needs of nodes, so that it is published before it begins."""
         labels = () if isinstance(found, DataError) else found
         why = str(found) if isinstance(found, DataError) else None
         if why is not None and why != self._no_labels:

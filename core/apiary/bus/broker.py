@@ -265,7 +265,7 @@ def _await_answer(broker: BrokerProcess) -> None:
             errors = (
                 broker.log_file.with_name("broker.err").read_text(encoding="utf-8", errors="replace").strip()
             )
-            output = "\n".join(filter(None, [errors[-1000:], broker.log_tail()])) or "it said nothing"
+            output = "\n".join(filter(None, [errors[-1000:], broker.log_tail()])) or "it printed nothing"
             raise BusError(f"{broker.kind} ended at once on {Address(broker.host, broker.port)}:\n{output}")
         if speaks_mqtt(host, broker.port):
             return

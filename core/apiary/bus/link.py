@@ -239,7 +239,7 @@ class Link:
         else:
             client.connect(self._address.host, self._address.port, broker.keepalive_s)
 
-    # -- what the bus asks
+    # -- hooks of the bus
 
     @property
     def backlog(self) -> int:

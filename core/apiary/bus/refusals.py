@@ -68,4 +68,4 @@ def refused(where: str, code: int, reason: str, *, client_id: str, protocol: str
             "(mosquitto.conf): chunks have 120,300 bytes, announcements up to 256,000"
         )
     hint = _HINTS.get(code)
-    return BrokerRefused(f"{where}: it said: {reason}" + (f"; {hint}" if hint else ""))
+    return BrokerRefused(f"{where}: its answer: {reason}" + (f"; {hint}" if hint else ""))

@@ -99,7 +99,7 @@ class Verifier:
         """The message as it was before it was sealed. Raises SignatureRefused saying who and why.
 
         It must come from a `role`, from `name` where one is given, and not be older than what its signer
-        said on `topic` before; the same message once more is no offence.
+        signed for `topic` before; the same message once more is no offence.
         """
         expected = str(Identity(name, role)) if name else f"a certificate of the role {role}"
         found = _TAIL.search(payload, max(0, len(payload) - MAX_SEAL_BYTES))
@@ -123,7 +123,7 @@ class Verifier:
         except (InvalidSignature, ValueError):
             raise MessageAltered(
                 f"{topic}: the signature of {signer} does not fit the message: it was changed on its way, "
-                "or said on another topic"
+                "or sent on another topic"
             ) from None
         if self._max_ahead is not None and issued > (now + self._max_ahead).timestamp() * 1000:
             raise MessageAhead(

@@ -24,10 +24,10 @@ def tune(*, small: bool = False) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # musl, macOS and Windows have none
         return False
-    wishes = (
+    options = (
         ((_M_MMAP_THRESHOLD, 1 * _MB), (_M_TRIM_THRESHOLD, 2 * _MB), (_M_TOP_PAD, 128 * 1024))
         if small
         else ((_M_MMAP_THRESHOLD, 32 * _MB), (_M_TRIM_THRESHOLD, 128 * _MB), (_M_TOP_PAD, 16 * _MB))
     )
-    taken = [mallopt(option, value) == 1 for option, value in wishes]
+    taken = [mallopt(option, value) == 1 for option, value in options]
     return all(taken)

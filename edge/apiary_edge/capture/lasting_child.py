@@ -71,7 +71,7 @@ class LastingChild(Generic[Event]):
                 self._start_again(now, why)
         elif silent > self._silent_s:
             self._end()
-            self._start_again(now, f"said nothing for {silent:.0f} s; it is started again")
+            self._start_again(now, f"was silent for {silent:.0f} s; it is started again")
 
     def collect(self) -> list[Event | CaptureEvent]:
         """Events since the last call, as of the last `tick`."""

@@ -74,7 +74,7 @@ def throttled(text: str) -> int | None:
 
 
 def hottest(zones: Iterable[tuple[str, str]]) -> Heat | None:
-    """Of (type, thousandths of a degree) the zone that tells of the chip; sensors gone mad are left out."""
+    """Of (type, thousandths of a degree) the zone of the chip; sensors gone mad are left out."""
     found = []
     for kind, text in zones:
         try:

@@ -62,7 +62,7 @@ class Commands(NodeFeature):
         }
 
     def start(self, now: float) -> None:
-        """Stay paused where an operator said so before the restart."""
+        """Stay paused where an operator paused it before the restart."""
         kept = self._read()
         if kept is None:
             return

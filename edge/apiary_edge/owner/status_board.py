@@ -20,7 +20,7 @@ MAX_LAST: Final = 10
 
 
 class Board:
-    """Takes every message that the node sends or takes; `picture` is what an owner wants to know.
+    """Takes every message that the node sends or takes; `picture` is what its owner looks at.
 
     Times are monotonic seconds; whoever reads the picture later works out how long ago they were.
     """

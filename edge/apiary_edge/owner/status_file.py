@@ -202,7 +202,7 @@ def _read(path: Path, now: float) -> Found | None:
 def _process_start(pid: int) -> int | None:
     """When a process began, in the kernel's ticks since the boot: with its id a name that is never reused.
 
-    None where there is none, or it has ended and nobody has asked for its exit code yet.
+    None where there is none, or it has ended and its exit code was not collected yet.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()

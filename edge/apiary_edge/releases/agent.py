@@ -154,7 +154,7 @@ class ReleaseAgent(NodeFeature):
         self._handle(state.ReleaseAssigned(release, unfit, refused))
 
     def _other_labels(self, release: Release) -> str | None:
-        """A model for something else is a mistake, unless it is said to be meant."""
+        """A model for something else is a mistake, unless it is confirmed."""
         current, previous = self._store.current, _held(self._store.previous)
         if current is None or release.relabels or set(current.labels) == set(release.labels):
             return None
@@ -172,7 +172,7 @@ class ReleaseAgent(NodeFeature):
             self._go_on()
 
     def _go_on(self) -> None:
-        """Perform what the table decided, in order; what the disk refuses is tried again, and said."""
+        """Perform what the table decided, in order; what the disk refuses is tried again, and logged."""
         while self._commands:
             command = self._commands.popleft()
             try:

@@ -1,4 +1,4 @@
-"""What the service asks of the child that tests a release, and what it answers: JSON files."""
+"""The request to the child that tests a release, and its answer: JSON files."""
 
 from pathlib import Path
 

@@ -124,9 +124,9 @@ def _open(model: TrialModel, threads: int) -> tuple[Answer, Callable[[], None]]:
 
 
 def _check_input(file: PictureInput | EimModel, manifest: PictureShape) -> None:
-    took, wants = (f"{of.width}x{of.height}x{of.channels}" for of in (file, manifest))
-    if took != wants:
-        raise ModelError(f"it takes {took}, its manifest says {wants}")
+    took, expected = (f"{of.width}x{of.height}x{of.channels}" for of in (file, manifest))
+    if took != expected:
+        raise ModelError(f"it takes {took}, its manifest says {expected}")
 
 
 def _drawn(model: TrialModel) -> NDArray[np.uint8]:

@@ -259,7 +259,7 @@ def _tested(node: ReleaseState, tested: Findings | None, failed: str | None) -> 
         return node, []
     node = replace(node, tested=tested)
     if tested is None or failed is not None:
-        return _refuse(node, wanted, failed or "its test told nothing")
+        return _refuse(node, wanted, failed or "its test gave no reason")
     if (why := judge(tested, node.limits)) is not None:
         return _refuse(node, wanted, why)
     held = Held(wanted.name, wanted.file.digest, wanted.attempt, tested)

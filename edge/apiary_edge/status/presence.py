@@ -135,7 +135,7 @@ class Presence:
         return True
 
     def say(self, session: Session) -> None:
-        """Publish the status where it differs from what was said last. Called after every event."""
+        """Publish the status where it differs from what was sent last. Called after every event."""
         announcement = session.round
         run, number = (announcement.run, announcement.round) if announcement is not None else (None, None)
         if session.state is not SessionState.IDLE:
@@ -177,7 +177,7 @@ class Presence:
         self._channel.send(status)
 
     def heard(self, status: NodeStatus, *, retained: bool, now: float, first_connect: bool) -> None:
-        """Our own status topic: what another process with our id said there, or our own will, too late.
+        """Our own status topic: what another process with our id sent there, or our own will, too late.
 
         At the first connect what is retained there may be ours from before a restart; later it is not.
         """

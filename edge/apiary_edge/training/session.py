@@ -49,7 +49,7 @@ class SessionState(Enum):
 class Announced:
     """The round as the coordinator published it; `invited` where a notice to this node says so.
 
-    `unfit` is why this node cannot take part, said before it fetches anything. `again`: the update that this
+    `unfit` is why this node cannot take part, known before it fetches anything. `again`: the update that this
     node was done with is no longer there.
     """
 
@@ -112,12 +112,12 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Reconnected:
-    """The link is new: what we said last may not have arrived."""
+    """The link is new: what was sent last may not have arrived."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewCoordinator:
-    """The coordinator was started again: it may not have what we said last. It is asked a little later."""
+    """The coordinator was started again: it may not have what was sent last. It is queried a little later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +248,7 @@ def handle(session: Session, event: Event, now: float, *, has: frozenset[Digest]
         case Unreadable(digest):
             if session.offer is None or session.offer.update.digest != digest:
                 return session, []
-            # Whatever is open now is said again, and the round is trained once more where it still is.
+            # Whatever is open now is announced again, and the round is trained once more where it still is.
             idle = replace(session, state=SessionState.IDLE, offer=None, round=None)
             return idle, [Discard(session.offer), AskCurrent()]
         case Reconnected():

@@ -71,7 +71,7 @@ class TrainingSupervisor:
         return self._training.resident()
 
     def left_s(self, now: float) -> float | None:
-        """Seconds that training still needs, as it said last; None where it has not said."""
+        """Seconds that training still needs, as it reported last; None where it has not."""
         if self._left_s is None:
             return None
         left, said_at = self._left_s

@@ -32,7 +32,7 @@ def test_a_flood_of_one_kind_is_cut_and_hides_no_other(caplog: pytest.LogCapture
     for i in range(MAX_SAID + 500):
         complaints.once("another version", f"pi-{i}", f"pi-{i} runs version 0")
     assert len(caplog.records) == MAX_SAID + 1
-    assert caplog.messages[-1].startswith("another version: said of 2000 so far; further ones only with")
+    assert caplog.messages[-1].startswith("another version: logged for 2000 so far; further ones only with")
     complaints.about("apiary/F/node/pi-1/offer", SignatureRefused("pi-1 is forged"))
     assert caplog.messages[-1] == "pi-1 is forged"
 

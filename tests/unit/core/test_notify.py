@@ -122,7 +122,7 @@ def test_a_socket_that_is_gone_costs_one_complaint_and_comes_back(
     notifier.ready("idle")
     notifier.turned("idle")
     assert [r.getMessage() for r in caplog.records] == [
-        f"systemd cannot be told (NOTIFY_SOCKET={tmp_path / 's'}): No such file or directory"
+        f"systemd cannot be notified (NOTIFY_SOCKET={tmp_path / 's'}): No such file or directory"
     ]
     systemd = Systemd(str(tmp_path / "s"))
     clock.now += 1.0

@@ -210,7 +210,7 @@ def test_a_service_that_writes_no_more_hangs(settings: Settings) -> None:
     _, clock = written(settings)
     found = find(settings, clock.now + 3 * 60 + 1, ())
     assert found is not None and found.alive and found.hangs
-    assert "HANGS: it has said nothing for" in render(found, None, clock.now)
+    assert "HANGS: it has been silent for" in render(found, None, clock.now)
 
 
 def test_one_that_stopped_in_good_order_says_so(settings: Settings) -> None:

@@ -181,7 +181,7 @@ def test_a_result_that_no_message_carries_is_refused(desk: Desk) -> None:
     ((call, _),) = desk.calls
     call.done(float("nan"))
     assert (desk.last.state, desk.last.result) == ("refused", None)
-    assert desk.last.why is not None and desk.last.why.startswith("the answer cannot be told: result is ")
+    assert desk.last.why is not None and desk.last.why.startswith("the answer cannot be encoded: result is ")
     assert call.over
 
 

@@ -433,7 +433,7 @@ def test_a_child_that_hangs_is_ended_and_one_with_wrong_settings_is_not_started_
     limit = SILENT_S + 2 * job.camera.timeout_s
     process.tick(limit + 1)
     assert child.process.returncode is not None, "it is ended, and waited for"
-    assert any("said nothing for" in t.text for t in process.collect())
+    assert any("was silent for" in t.text for t in process.collect())
     process.stop()
     wrong = CaptureProcess(edge_settings(tmp_path, tmp_path, kind="ubs"), lambda: None)
     told = wait_for(wrong, "failed")

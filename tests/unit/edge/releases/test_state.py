@@ -49,7 +49,7 @@ def test_a_new_release_is_fetched_tested_and_swapped_in_and_the_old_one_kept() -
 def test_a_release_that_fails_its_test_never_becomes_current() -> None:
     for event, why in (
         (state.TrialDone(GOOD, failed="it has other labels"), "it has other labels"),
-        (state.TrialDone(None), "its test told nothing"),
+        (state.TrialDone(None), "its test gave no reason"),
         (state.TrialDone(replace(GOOD, right=10, right_before=19)), "10 of 20 held-out pictures here right"),
     ):
         node, did = after(HAS_ONE, state.ReleaseAssigned(TWO), state.ReleaseFetched(TWO.file.digest), event)
