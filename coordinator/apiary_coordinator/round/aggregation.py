@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class NewWeights:
     """What the strategy makes of a mean: not written yet, and not evaluated."""
 
     strategy_state: Weights
@@ -56,15 +56,15 @@ class Aggregation:
         self._blobs = blobs
         self._loss_before = loss_before
 
-    def aggregate(self, expected: int) -> Candidate:
+    def aggregate(self, expected: int) -> NewWeights:
         """Apply the strategy to the mean of all accepted updates, `expected` in number."""
         if (added := self._collector.sum.updates) != expected:
             raise AssertionError(f"the sum holds {added} updates, {expected} were accepted")
-        return self._candidate()
+        return self._applied()
 
-    def evaluate(self, candidate: Candidate) -> EvaluatedModel:
+    def evaluate(self, new: NewWeights) -> EvaluatedModel:
         """Evaluate it, leave out what makes it worse, and write it. Raises StoreError."""
-        evaluation, left_out = self._evaluated(candidate), list[LeftOut]()
+        evaluation, left_out = self._evaluated(new), list[LeftOut]()
         before, gain = self._loss_before, self._run.leave_out_gain
         if before is not None and gain is not None:
             pulls = {node: one.samples * one.norm for node, one in self._collector.in_sum.items()}
@@ -73,27 +73,27 @@ class Aggregation:
             )
         gone = frozenset(one.node for one in left_out)
         if gone:
-            candidate = self._candidate_without(gone)
-        return EvaluatedModel(self._written(candidate, gone), evaluation, tuple(left_out))
+            new = self._weights_without(gone)
+        return EvaluatedModel(self._written(new, gone), evaluation, tuple(left_out))
 
     def _without(self, nodes: frozenset[NodeId]) -> Evaluation:
         log.info("evaluating the model without %s", ", ".join(sorted(nodes)))
-        return self._evaluated(self._candidate_without(nodes))
+        return self._evaluated(self._weights_without(nodes))
 
-    def _candidate_without(self, nodes: frozenset[NodeId]) -> Candidate:
+    def _weights_without(self, nodes: frozenset[NodeId]) -> NewWeights:
         """Without these updates. The sum is exact: afterwards it is to the bit what it was."""
         for node in nodes:
             self._collector.take_out(node)
         try:
-            return self._candidate()
+            return self._applied()
         finally:
             for node in nodes:
                 self._collector.put_back(node)
 
-    def _evaluated(self, candidate: Candidate) -> Evaluation:
-        return self._builder.evaluate(self._server.exported, candidate.weights)
+    def _evaluated(self, new: NewWeights) -> Evaluation:
+        return self._builder.evaluate(self._server.exported, new.weights)
 
-    def _candidate(self) -> Candidate:
+    def _applied(self) -> NewWeights:
         strategy = strategies.load(self._run)
         kept = self._server.strategy_state
         before = (
@@ -102,12 +102,12 @@ class Aggregation:
             else blob.decode(self._blobs.read(kept), who="the journal").weights
         )
         state, weights = strategy.apply(before, self._server.weights, self._collector.sum.mean())
-        return Candidate(state, weights)
+        return NewWeights(state, weights)
 
-    def _written(self, candidate: Candidate, gone: frozenset[NodeId]) -> NextModel:
-        document = blob.encode(candidate.weights)
+    def _written(self, new: NewWeights, gone: frozenset[NodeId]) -> NextModel:
+        document = blob.encode(new.weights)
         model = BlobRef(digest=self._blobs.put(document), bytes=len(document))
-        state = candidate.strategy_state
+        state = new.strategy_state
         kept = self._blobs.put(blob.encode(state)) if len(state) else None
         norms = (one.norm for node, one in self._collector.in_sum.items() if node not in gone)
-        return NextModel(candidate.weights, model, kept, median_norm(norms))
+        return NextModel(new.weights, model, kept, median_norm(norms))

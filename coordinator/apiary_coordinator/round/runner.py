@@ -24,7 +24,7 @@ from apiary_coordinator.journal import AcceptedRow, RoundRow
 from apiary_coordinator.model.builder import ModelBuilder
 from apiary_coordinator.resources import Resources
 from apiary_coordinator.round import state as table
-from apiary_coordinator.round.aggregation import Aggregation, Candidate, EvaluatedModel
+from apiary_coordinator.round.aggregation import Aggregation, EvaluatedModel, NewWeights
 from apiary_coordinator.round.collector import Collector, spool_path
 from apiary_coordinator.round.deadline import deadline_s
 from apiary_coordinator.round.server_state import ClosedRound, RoundTerms, ServerState
@@ -90,7 +90,7 @@ class RoundRunner:
         self._shares = shares
         self._opened_at = self._clock()
         self._resumed: list[AcceptedRow] = []
-        self._candidate: Candidate | None = None
+        self._new_weights: NewWeights | None = None
         self._evaluated: EvaluatedModel | None = None
         self._todo: deque[Callable[[], None]] = deque()
         self._unjournaled = False
@@ -320,8 +320,8 @@ class RoundRunner:
                 aggregate = partial(self._aggregation.aggregate, len(self.round.accepted))
                 self._resources.worker.submit(aggregate, self._on_aggregated)
             case table.Evaluate():
-                assert self._candidate is not None  # noqa: S101 - Aggregated came before
-                evaluate = partial(self._aggregation.evaluate, self._candidate)
+                assert self._new_weights is not None  # noqa: S101 - Aggregated came before
+                evaluate = partial(self._aggregation.evaluate, self._new_weights)
                 self._resources.worker.submit(evaluate, self._on_evaluated)
             case table.Close():
                 self._close()
@@ -331,12 +331,12 @@ class RoundRunner:
             case _:
                 assert_never(command)
 
-    def _on_aggregated(self, candidate: Candidate) -> None:
-        self._candidate = candidate
+    def _on_aggregated(self, new: NewWeights) -> None:
+        self._new_weights = new
         self._handle(table.Aggregated())
 
     def _on_evaluated(self, evaluated: EvaluatedModel) -> None:
-        self._candidate, self._evaluated = None, evaluated
+        self._new_weights, self._evaluated = None, evaluated
         for one in evaluated.left_out:
             log.warning("round=%d node=%s is left out: %s", self.round.number, one.node, one.why)
         self._handle(table.Evaluated())
