@@ -129,11 +129,10 @@ class RunView:
             f"round {result.round} closed: accuracy {result.accuracy or 0:.1%}, loss {result.loss or 0:.3f}, "
             f"{result.n_contributors} updates, {result.seconds:.1f} s"
         ]
-        lines += [f"  {node}: left out: {why}" for node, why in result.left_out.items()]
+        lines += [f"  {node}: left out: {why}" for node, why in (result.left_out or {}).items()]
         lines += [f"  {node}: update rejected: {why}" for node, why in result.rejected.items()]
         lines += [f"  {node}: {why}" for node, why in result.missing.items()]
-        more = result.n_rejected + result.n_missing + result.n_left_out
-        more -= len(result.rejected) + len(result.missing) + len(result.left_out)
+        more = result.n_rejected + result.n_missing - len(result.rejected) - len(result.missing)
         return [*lines, f"  and {more} more without a counted update"] if more > 0 else lines
 
 

@@ -120,7 +120,7 @@ class Figures:
         self.traffic.labels("down").inc(entry["bytes_down"])
         for field in ("contributors", "rejected", "missing", "left_out"):
             result = "accepted" if field == "contributors" else field
-            self.updates.labels(result).inc(len(entry.get(field, ())))
+            self.updates.labels(result).inc(len(entry.get(field) or ()))
         for contributor in entry["contributors"].values():
             self.update_bytes.observe(contributor["bytes"])
         for why in entry["rejected"].values():

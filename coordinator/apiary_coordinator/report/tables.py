@@ -59,7 +59,7 @@ class ReportRound(_Part):
     node_metrics: dict[str, NodeMetrics] = Field(default_factory=dict)
     rejected: dict[str, str] = Field(default_factory=dict)
     missing: dict[str, str] = Field(default_factory=dict)
-    left_out: dict[str, str] = Field(default_factory=dict)
+    left_out: dict[str, str] | None = None
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
@@ -140,7 +140,9 @@ def csv_bytes(record: ReportRun) -> bytes:
         rows.writerow({"round": 0, "state": "initial", "accuracy": start.accuracy, "loss": start.loss})
     for r in record.rounds:
         row = {name: getattr(r, name) for name in COLUMNS if name != "samples"}
-        row |= {name: len(getattr(r, name)) for name in ("contributors", "rejected", "missing", "left_out")}
+        row |= {
+            name: len(getattr(r, name) or ()) for name in ("contributors", "rejected", "missing", "left_out")
+        }
         row["samples"] = sum(s.samples for s in r.contributors.values())
         rows.writerow({k: "" if v is None else v for k, v in row.items()})
     return out.getvalue().encode()

@@ -371,12 +371,11 @@ class RoundRunner:
                 "n_contributors": len(counted),
                 "n_rejected": len(self.round.rejected),
                 "n_missing": len(self.round.missing),
-                "n_left_out": len(left_out),
                 "n_samples": sum(c.samples for c in counted.values()),
                 "contributors": counted,
                 "rejected": {n: w[:500] for n, w in self.round.rejected.items()},
                 "missing": {n: w[:500] for n, w in self.round.missing.items()},
-                "left_out": left_out,
+                "left_out": left_out or None,
                 "node_accuracy": _mean(
                     [m["accuracy"] for m in metrics.values() if m.get("accuracy") is not None]
                 ),

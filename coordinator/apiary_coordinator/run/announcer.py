@@ -73,7 +73,7 @@ class Announcer:
             result.n_contributors,
             result.n_rejected,
             result.n_missing,
-            result.n_left_out,
+            len(result.left_out or ()),
         )
 
     def finished(self, server: ServerState, number: int) -> None:

@@ -112,26 +112,25 @@ class RoundResult(Message):
     n_contributors: Count = 0
     n_rejected: Count = 0
     n_missing: Count = 0
-    n_left_out: Count = 0
     n_samples: Count = 0
     contributors: dict[Name, Contributor] = Field(default_factory=dict)
     rejected: dict[Name, Text] = Field(default_factory=dict)
     missing: dict[Name, Text] = Field(default_factory=dict)
-    left_out: dict[Name, Text] = Field(default_factory=dict)
-    """Of the accepted updates those that are not in the mean, and why."""
     node_accuracy: Unit | None = None
     bytes_up: Count = 0
     bytes_down: Count = 0
     seconds: Number = 0.0
     model: Hex | None = None
     why: Text | None = None
+    left_out: dict[Name, Text] | None = None
+    """Accepted updates that are not in the mean, at most a few, and why; None where there are none."""
 
     def readable(self) -> RoundResult:
         """This result with lists so short that it stays below `READABLE_BYTES`: first who was refused."""
-        empty = self.model_copy(update={"contributors": {}, "rejected": {}, "missing": {}, "left_out": {}})
+        empty = self.model_copy(update={"contributors": {}, "rejected": {}, "missing": {}})
         room = READABLE_BYTES - SEAL_BYTES - len(empty.encode())
         kept: dict[str, dict[str, Any]] = {}
-        for field, share in (("left_out", 4), ("rejected", 3), ("missing", 2), ("contributors", 1)):
+        for field, share in (("rejected", 3), ("missing", 2), ("contributors", 1)):
             kept[field], taken = _first_of(getattr(self, field), room // share)
             room -= taken
         return self.model_copy(update=kept)
