@@ -118,7 +118,7 @@ gate: $(VENV)/.dev
 
 chaos: $(VENV)/.demo
 	@tests/system-packages
-	@$(BIN)/apiary chaos --faults 200 --export $(ARGS)
+	@$(BIN)/apiary chaos --faults 200 --export --every-transition $(ARGS)
 
 search: $(VENV)/.dev
 	$(BIN)/pytest --hypothesis-profile=search -m hypothesis $(ARGS)

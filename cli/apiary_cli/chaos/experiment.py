@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -10,10 +10,13 @@ from typing import Any, Final
 from apiary.errors import RunFailed
 from apiary.wire.topics import Topics
 from apiary_cli.chaos import invariants, schedule
-from apiary_cli.chaos.fault_injector import FaultInjector, OnFault
+from apiary_cli.chaos.fault_injector import AIMED, FaultInjector, OnFault
 from apiary_cli.chaos.fleet import Fleet
 from apiary_cli.chaos.invariants import FinishedRun, InvariantResult
+from apiary_cli.chaos.misbehaving_node import NAME as MISBEHAVING
+from apiary_cli.chaos.misbehaving_node import MisbehavingNode
 from apiary_cli.chaos.schedule import Fault
+from apiary_cli.chaos.states import SeenStates
 from apiary_cli.chaos.traffic_replayer import TrafficReplayer
 from apiary_cli.datasets.partition import Layout, materialise
 from apiary_cli.demo.federation import COORDINATOR
@@ -29,12 +32,21 @@ _TURN_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class FaultOptions:
-    """What the schedule of a disturbed run is drawn from; `export`: it exports its model itself, too."""
+    """What the schedule of a disturbed run is drawn from; `export`: it exports its model itself, too.
+
+    `every_transition`: a run in which no fault fell into one of them does not hold.
+    """
 
     count: int
     seed: int
     kinds: tuple[str, ...]
     export: bool = False
+    every_transition: bool = False
+
+    @property
+    def misbehaving(self) -> bool:
+        """Whether one enrolled node more takes part, in both runs, and is refused in every round."""
+        return "misbehaving-node" in self.kinds
 
 
 @dataclass(slots=True)
@@ -48,7 +60,11 @@ class Experiment:
     say: Callable[[str], None]
     stop: Callable[[], bool]
     injected: Counter[str] = field(default_factory=Counter)
-    """Faults so far, by kind."""
+    """Scheduled faults so far, by kind."""
+    aimed: int = 0
+    """Faults beyond those, at transitions into which none fell."""
+    states: SeenStates | None = None
+    """Into which transitions they fell."""
     seconds: dict[str, float] = field(default_factory=dict)
     """How long each of the two runs took."""
     _fleets: list[Fleet] = field(default_factory=list)
@@ -79,9 +95,10 @@ class Experiment:
         if storm is None:
             return None
         undisturbed, fleet = self._fleets
-        return [
+        refused = frozenset({MISBEHAVING} if self.faults.misbehaving else ())
+        found = [
             invariants.same_model(calm, storm),
-            invariants.counted_once(calm, storm),
+            invariants.counted_once(calm, storm, refused),
             invariants.journal_sound(fleet, storm),
             invariants.stores_sound(fleet, storm),
             invariants.result_whole(undisturbed, fleet),
@@ -92,6 +109,9 @@ class Experiment:
             invariants.memory_bounded(calm, storm),
             invariants.all_dealt(self.injected.total(), len(plan)),
         ]
+        if self.faults.every_transition and self.states is not None:
+            found.append(invariants.every_transition(self.states))
+        return found
 
     def close(self) -> None:
         """End all processes."""
@@ -103,36 +123,58 @@ class Experiment:
         self, name: str, subfolder: str, layout: Layout, exports: Path, plan: list[Fault]
     ) -> FinishedRun | None:
         folder = self.folder / subfolder
-        fleet = Fleet(folder, layout, _settings(layout, folder, self.rounds, exports))
+        settings = _settings(layout, folder, self.rounds, exports, more=int(self.faults.misbehaving))
+        fleet = Fleet(folder, layout, settings)
         self._fleets.append(fleet)
         began = time.monotonic()
 
         def on_fault(number: int, fault: Fault, how: str) -> None:
-            self.injected[fault.kind] += 1
+            if fault.number == AIMED:
+                self.aimed += 1
+            else:
+                self.injected[fault.kind] += 1
             at, width = time.monotonic() - began, len(str(len(plan)))
             self.say(
                 f"[{self.injected.total():>{width}}/{len(plan)}] {at // 60:02.0f}:{at % 60:02.0f} "
                 f"round {number:<3} {fault.kind:17} {fault.victim:12} {how}"
             )
 
-        finished = _run(fleet, plan, on_fault, self.stop)
+        labels = layout.labels if self.faults.misbehaving else ()
+        finished, self.states = _run(fleet, plan, on_fault, self.stop, labels)
         self.seconds[name] = time.monotonic() - began
         return finished
 
 
-def _run(fleet: Fleet, plan: list[Fault], on_fault: OnFault, stop: Callable[[], bool]) -> FinishedRun | None:
-    """One whole run; None where it was interrupted. Raises RunFailed where it does not end."""
+def _run(
+    fleet: Fleet,
+    plan: list[Fault],
+    on_fault: OnFault,
+    stop: Callable[[], bool],
+    misbehaves_with: Sequence[str],
+) -> tuple[FinishedRun | None, SeenStates | None]:
+    """One whole run; None where it was interrupted. Raises RunFailed where it does not end.
+
+    Where there are labels for it, one node more takes part and misbehaves.
+    """
     replayer: TrafficReplayer | None = None
+    misbehaving: MisbehavingNode | None = None
     try:
         fleet.start()
-        replayer = TrafficReplayer(fleet.port, Topics())
-        injector = FaultInjector(plan, fleet, replayer, on_fault)
+        replayer = TrafficReplayer(fleet.port, Topics(), fleet.nodes)
+        if misbehaves_with:
+            each = PICTURES // len(fleet.nodes)
+            misbehaving = MisbehavingNode(
+                fleet.port_of_one_node, Topics(), misbehaves_with, each, fleet.nodes
+            )
+        injector = FaultInjector(plan, fleet, replayer, on_fault, misbehaving)
         mark, marked_at = (0, 0), time.monotonic()
         while (result := fleet.result) is None:
             if stop():
-                return None
+                return None, None
             if replayer.poll(_TURN_S):
                 injector.moved()
+            if misbehaving is not None:
+                misbehaving.turn()
             fleet.turn()
             injector.turn()
             if mark != (now := (replayer.round, len(injector.left))):
@@ -143,10 +185,11 @@ def _run(fleet: Fleet, plan: list[Fault], on_fault: OnFault, stop: Callable[[], 
                 )
         _drain(fleet, replayer, stop)
     finally:
-        if replayer is not None:
-            replayer.close()
+        for client in (replayer, misbehaving):
+            if client is not None:
+                client.close()
         fleet.close()
-    return invariants.read_record(fleet.folder, result["summary"], fleet.peaks_mb)
+    return invariants.read_record(fleet.folder, result["summary"], fleet.peaks_mb), replayer.states
 
 
 def _drain(fleet: Fleet, replayer: TrafficReplayer, stop: Callable[[], bool]) -> None:
@@ -161,18 +204,22 @@ def _drain(fleet: Fleet, replayer: TrafficReplayer, stop: Callable[[], bool]) ->
             return
 
 
-def _settings(layout: Layout, folder: Path, rounds: int, exports: Path) -> dict[str, dict[str, Any]]:
+def _settings(
+    layout: Layout, folder: Path, rounds: int, exports: Path, *, more: int = 0
+) -> dict[str, dict[str, Any]]:
+    """For the layout's nodes, all of whom must count, and so many `more` whose updates are refused."""
+    nodes = len(layout.nodes)
     return {
         # Impatient, so that a fault costs seconds: what is waited for is the same, only shorter.
         "broker": {"retry_max_s": 2.0, "keepalive_s": 5, "connect_timeout_s": 3.0},
         "run": {
             "rounds": rounds,
-            "min_nodes": len(layout.nodes),
+            "min_nodes": nodes + more,
             "settle_s": 0.5,
             # Nobody is left behind: the cohort stays the same, so the bits must.
             "deadline_s": 3600.0,
             "lost_grace_s": 3600.0,
-            "quorum": 1.0,
+            "quorum": nodes / (nodes + more),
             "recipe_options": {"size": 16, "channels": 1, "widths": [16, 32, 64, 96]},
         },
         "run.plan": {"epochs": 2, "batch_size": 16, "learning_rate": 0.003, "shift": 0.07},

@@ -10,7 +10,9 @@ from typing import Final
 from apiary.errors import StoreError
 from apiary_cli.chaos import torn
 from apiary_cli.chaos.fleet import BROKER, RUN, Fleet
+from apiary_cli.chaos.misbehaving_node import MisbehavingNode
 from apiary_cli.chaos.schedule import KINDS, Fault
+from apiary_cli.chaos.states import aimed_at
 from apiary_cli.chaos.traffic_replayer import TrafficReplayer
 from apiary_cli.demo.federation import COORDINATOR
 
@@ -22,6 +24,12 @@ LATE_GAP_S: Final = 0.1
 """Faults whose round is over follow one another so fast: a run that they hardly slow must not outrun them."""
 MAX_CHILDREN: Final = 3
 """Training children of one node killed in one round; the pauses after them add up to seven seconds."""
+MAX_AIMED: Final = 60
+"""Faults beyond the schedule, at transitions into which none of it fell."""
+AIMED: Final = 0
+"""The number of such a fault."""
+_AIM_S: Final = 0.3
+"""It lasts for so long, and so long is between two of them."""
 MAX_DISTURBED: Final = 3
 """Parties that are down or stopped at once."""
 
@@ -32,9 +40,19 @@ OnFault = Callable[[int, Fault, str], None]
 class FaultInjector:
     """Holds the faults that are left; `turn` injects at most one."""
 
-    def __init__(self, schedule: list[Fault], fleet: Fleet, replayer: TrafficReplayer, on_fault: OnFault):
+    def __init__(
+        self,
+        schedule: list[Fault],
+        fleet: Fleet,
+        replayer: TrafficReplayer,
+        on_fault: OnFault,
+        misbehaving: MisbehavingNode | None = None,
+    ):
         self.left = list(schedule)
         """Faults that wait."""
+        self._scheduled = len(schedule)
+        self._misbehaving = misbehaving
+        self._aims = 0
         self._children: Counter[tuple[int, str]] = Counter()
         self._fleet = fleet
         self._replayer = replayer
@@ -56,15 +74,35 @@ class FaultInjector:
             if not self._due(fault, quiet=quiet):
                 if fault.receipts and fault.round == self._replayer.round:
                     continue  # its moment is a later one of this round
-                return
+                break
             how = self._inject(fault)
             if how is not None:
                 self.left.remove(fault)
                 late = fault.round < self._replayer.round
                 self._next_at = now + (min(fault.gap_s, LATE_GAP_S) if late else fault.gap_s)
                 self._moved_at = now
-                self._on_fault(self._replayer.round, fault, how)
+                self._dealt(fault, how)
                 return
+        self._aim(now)
+
+    def _aim(self, now: float) -> None:
+        """Once half of the schedule is dealt: at a transition into which none of it fell, while it is due."""
+        seen = self._replayer
+        if not self._scheduled or 2 * len(self.left) > self._scheduled or self._aims >= MAX_AIMED:
+            return
+        target = aimed_at(seen.states.missing, seen.states)
+        if target is None or seen.finishing or seen.round == 0:
+            return
+        kind, victim = target
+        self._aims += 1
+        fault = Fault(AIMED, kind, victim, seen.round, 0, _AIM_S, _AIM_S, seed=self._aims)
+        if (how := self._inject(fault)) is not None:
+            self._next_at, self._moved_at = now + _AIM_S, now
+            self._dealt(fault, f"{how}, aimed")
+
+    def _dealt(self, fault: Fault, how: str) -> None:
+        states = self._replayer.states.fault(fault.victim)
+        self._on_fault(self._replayer.round, fault, f"{how} [{states}]")
 
     def _due(self, fault: Fault, *, quiet: bool) -> bool:
         seen = self._replayer
@@ -117,6 +155,8 @@ class FaultInjector:
                 return self._replayer.repeat(fault.seed)
             case "corrupt":
                 return self._replayer.corrupt(fault.seed)
+            case "misbehaving-node":
+                return self._misbehaving.misbehave(fault.seed) if self._misbehaving is not None else None
             case _:
                 raise AssertionError(fault.kind)
         return lasts

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from apiary.bus.broker import BrokerProcess, start_broker
 from apiary.errors import RunFailed, StoreError
+from apiary.files import write_atomic
+from apiary.identity.rights import access_list
 from apiary_cli.chaos.links import Links
 from apiary_cli.chaos.processes import (
     began_of,
@@ -56,6 +58,8 @@ class Fleet:
         self._settings = settings
         self.port = free_port()
         """The broker's own port, without a link in between."""
+        self.port_of_one_node = free_port()
+        """Another port of it: whoever connects has the rights of the node that is its user name."""
         self.links: Links
         """The links of the parties, once started."""
         self._broker: BrokerProcess
@@ -71,7 +75,7 @@ class Fleet:
     @property
     def ports(self) -> list[int]:
         """Every port in use."""
-        return [self.port, *self.links.ports]
+        return [self.port, self.port_of_one_node, *self.links.ports]
 
     def start(self) -> None:
         """Start everything. Raises BusError, StoreError."""
@@ -223,8 +227,12 @@ class Fleet:
     # -- starting
 
     def _start_broker(self) -> None:
+        folder = (self.folder / "broker").resolve()
+        rights = folder / "rights.acl"
+        write_atomic(rights, access_list().encode(), sync=False)
+        listener = f"listener {self.port_of_one_node} 127.0.0.1\nallow_anonymous true\nacl_file {rights}\n"
         self._broker = start_broker(
-            self.port, state_dir=self.folder / "broker", prefer="mosquitto", say=log.info
+            self.port, state_dir=folder, prefer="mosquitto", more=listener, say=log.info
         )
 
     def _start_party(self, name: str) -> None:

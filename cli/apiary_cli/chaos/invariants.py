@@ -10,6 +10,7 @@ from typing import Any, Final
 from apiary.files import sha256_of
 from apiary_cli.chaos.fleet import RUN, Fleet
 from apiary_cli.chaos.processes import ports_in_use
+from apiary_cli.chaos.states import SeenStates, rows
 from apiary_cli.demo.federation import COORDINATOR
 from apiary_coordinator.report.history_file import read_history
 
@@ -64,20 +65,28 @@ def same_model(calm: FinishedRun, storm: FinishedRun) -> InvariantResult:
     return InvariantResult(name, False, f"{got[:16]}, undisturbed {wanted[:16]}; {where}")
 
 
-def counted_once(calm: FinishedRun, storm: FinishedRun) -> InvariantResult:
-    """Per round: every node, once, with the samples of the undisturbed run; nobody rejected or missing."""
+def counted_once(
+    calm: FinishedRun, storm: FinishedRun, refused: frozenset[str] = frozenset()
+) -> InvariantResult:
+    """Per round: every node, once, with the samples of the undisturbed run; nobody missing.
+
+    Rejected are those in `refused`, each in every round, and nobody else.
+    """
     name = "every node counted once a round"
     if len(calm.rounds) != len(storm.rounds):
         return InvariantResult(name, False, f"{len(storm.rounds)} rounds, undisturbed {len(calm.rounds)}")
     for r, wanted, got in zip(storm.rounds, calm.samples, storm.samples, strict=True):
-        if r["state"] != "closed" or r["rejected"] or r["missing"]:
+        if r["state"] != "closed" or set(r["rejected"]) != refused or r["missing"]:
             return InvariantResult(
                 name, False, f"round {r['round']}: {r['state']}, {r['rejected']}, missing {r['missing']}"
             )
         if wanted != got:
             return InvariantResult(name, False, f"round {r['round']}: samples {got}, undisturbed {wanted}")
     total = sum(sum(counted.values()) for counted in storm.samples)
-    return InvariantResult(name, True, f"{total} samples in {len(storm.rounds)} rounds, as undisturbed")
+    seen = f"{total} samples in {len(storm.rounds)} rounds, as undisturbed"
+    if refused:
+        seen += f"; {', '.join(sorted(refused))} refused in each"
+    return InvariantResult(name, True, seen)
 
 
 def journal_sound(fleet: Fleet, storm: FinishedRun) -> InvariantResult:
@@ -174,6 +183,15 @@ def memory_bounded(calm: FinishedRun, storm: FinishedRun) -> InvariantResult:
         if peak > bound and (before or role == CHILD):
             over.append(role)
     return InvariantResult("memory is bounded (undisturbed)", not over, ", ".join(seen))
+
+
+def every_transition(states: SeenStates) -> InvariantResult:
+    """A fault fell into every transition of the tables that a run without losses goes through."""
+    missing = [f"{table}: {before} to {after}" for table, before, after in states.missing]
+    seen = f"{len(rows()) - len(missing)} of {len(rows())}"
+    if missing:
+        seen += f"; none into {', '.join(missing)}"
+    return InvariantResult("a fault fell into every transition", not missing, seen)
 
 
 def all_dealt(dealt: int, wanted: int) -> InvariantResult:

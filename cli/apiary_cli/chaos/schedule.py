@@ -47,6 +47,9 @@ KINDS: Final[dict[str, FaultKind]] = {
     "disk-full": FaultKind("coordinator", 1.0, 5.0, "the coordinator's disk takes no byte for seconds"),
     "repeat": FaultKind("wire", 2.0, 0.0, "recorded messages come again, late and out of order"),
     "corrupt": FaultKind("wire", 2.0, 0.0, "damaged copies of recorded messages"),
+    "misbehaving-node": FaultKind(
+        "wire", 3.0, 0.0, "one enrolled node more offers twice, floods, lies and forges"
+    ),
 }
 FINISHING: Final = ("coordinator-kill", "node-kill", "broker-kill", "link-reset")
 """Kinds that also happen while the model is exported or the result written; nothing trains then."""

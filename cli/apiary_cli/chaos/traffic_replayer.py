@@ -3,16 +3,20 @@
 import contextlib
 import random
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 import msgpack
 
 from apiary.bus.bus import Received
+from apiary.bus.inlet import decode
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import WireError
 from apiary.settings import BrokerSettings
 from apiary.wire.messages import Announcement, Receipt
+from apiary.wire.messages.base import Message
 from apiary.wire.topics import TopicKind, Topics
+from apiary_cli.chaos.states import SeenStates
 
 KEPT: Final = 24
 """Messages kept of each kind: those of the last rounds."""
@@ -37,7 +41,7 @@ _REPEATED: Final = (
 class TrafficReplayer:
     """Watches a federation's whole traffic; follows the run's progress, and repeats or damages messages."""
 
-    def __init__(self, port: int, topics: Topics):
+    def __init__(self, port: int, topics: Topics, nodes: Sequence[str] = ()):
         self.messages = 0
         """Messages seen since the present round was announced first."""
         self.receipts = 0
@@ -45,6 +49,8 @@ class TrafficReplayer:
         self.round = 0
         self.finishing = False
         """The last round is being judged: faults that are left are dealt now."""
+        self.states = SeenStates(nodes)
+        self._repeated_lately: deque[tuple[str, bytes]] = deque(maxlen=4 * AT_ONCE)
         self._damaged_lately: deque[tuple[str, bytes]] = deque(maxlen=4 * AT_ONCE)
         self._topics = topics
         self._kept: dict[TopicKind, deque[tuple[str, bytes]]] = {k: deque(maxlen=KEPT) for k in _REPEATED}
@@ -70,7 +76,9 @@ class TrafficReplayer:
     def repeat(self, seed: int) -> str | None:
         """Publish recorded messages again, unchanged, in another order; None without a connection."""
         chance = random.Random(seed)  # noqa: S311 - faults to repeat, nothing to guess
-        return self._publish(self._draw(chance), chance)
+        messages = self._draw(chance)
+        self._repeated_lately += messages
+        return self._publish(messages, chance)
 
     def corrupt(self, seed: int) -> str | None:
         """Publish damaged copies of recorded messages; None without a connection."""
@@ -119,11 +127,13 @@ class TrafficReplayer:
         if topic.kind in self._kept and event.payload and not event.retained:
             self._kept[topic.kind].append((event.topic, event.payload))
         with contextlib.suppress(WireError):
-            if topic.kind is TopicKind.ROUND_CURRENT:
-                self._announced(Announcement.decode(event.payload, who="the coordinator"))
-            elif topic.kind is TopicKind.NODE_RECEIPT:
-                receipt = Receipt.decode(event.payload, who="the coordinator")
-                self.receipts += receipt.state == "accepted" and receipt.round == self.round
+            message = decode(topic, event.payload)
+            if isinstance(message, Announcement):
+                self._announced(message)
+            elif isinstance(message, Receipt):
+                self.receipts += message.state == "accepted" and message.round == self.round
+            if isinstance(message, Message) and (event.topic, event.payload) not in self._repeated_lately:
+                self.states.heard(topic.node, message)
         self.messages += 1
         return 1
 

@@ -12,6 +12,7 @@ from apiary.errors import BusError, DataError
 from apiary_cli.chaos import schedule
 from apiary_cli.chaos.experiment import Experiment, FaultOptions
 from apiary_cli.chaos.invariants import InvariantResult
+from apiary_cli.chaos.states import rows
 from apiary_cli.demo.federation import fresh_folder
 from apiary_cli.terminal.stopping import stop_on_signals
 
@@ -44,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the disturbed run export its model itself, so that this is disturbed too",
     )
     parser.add_argument(
+        "--every-transition",
+        action="store_true",
+        help="fail where no fault fell into one of the transitions of a round or of a node's part in it",
+    )
+    parser.add_argument(
         "--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where the folders go"
     )
     parser.add_argument("--keep", action="store_true", help="keep the folders and logs")
@@ -69,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             folder=folder,
             exports_dir=args.runs_dir / ".exports",
             rounds=args.rounds or schedule.rounds_for(args.faults),
-            faults=FaultOptions(args.faults, args.seed, kinds, args.export),
+            faults=FaultOptions(args.faults, args.seed, kinds, args.export, args.every_transition),
             say=_say,
             stop=stop,
         )
@@ -98,6 +104,8 @@ def _report(args: argparse.Namespace, experiment: Experiment, results: list[Inva
             "rounds": experiment.rounds,
             "seconds": {k: round(v, 1) for k, v in experiment.seconds.items()},
             "faults": dict(sorted(injected.items())),
+            "aimed": experiment.aimed,
+            "transitions": _transitions(experiment),
             "invariants": [asdict(result) for result in results],
         }
         print(json.dumps(report))
@@ -108,9 +116,25 @@ def _report(args: argparse.Namespace, experiment: Experiment, results: list[Inva
             print(f"  {injected[name]:>4}  {name:18}{schedule.KINDS[name].what}")
     took = experiment.seconds["disturbed"]
     print(f"  {injected.total():>4}  in {took:.0f} s and {experiment.rounds} rounds, seed {args.seed}")
+    print("\nfaults that fell between two states (of a round, of a node's part in it)")
+    for name, count in _transitions(experiment).items():
+        print(f"  {count:>4}  {name}")
+    if experiment.aimed:
+        print(f"  {experiment.aimed:>4}  faults more were aimed at those that had none")
     print("\ninvariants")
     for result in results:
         print(f"  {'holds ' if result.holds else 'BROKEN'}  {result.name}: {result.seen}")
+
+
+def _transitions(experiment: Experiment) -> dict[str, int]:
+    """Faults by transition, those that every run must go through first."""
+    states = experiment.states
+    if states is None:
+        return {}
+    found = [*rows(), *sorted(row for row in states.hit if row not in rows() and states.hit[row])]
+    return {
+        f"{table}: {before} to {after}": states.hit[table, before, after] for table, before, after in found
+    }
 
 
 def _say(line: str) -> None:

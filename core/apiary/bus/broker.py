@@ -118,11 +118,13 @@ def start_broker(
     state_dir: Path | None = None,
     prefer: Literal["auto", "mosquitto", "amqtt"] = "auto",
     conf: Path | None = None,
+    more: str = "",
     say: Callable[[str], None] | None = None,
 ) -> BrokerProcess:
     """Start a broker and wait until it answers. `port` 0 takes a free one.
 
-    `conf` replaces the project's mosquitto.conf; its listeners are replaced by one on `host:port`.
+    `conf` replaces the project's mosquitto.conf; its listeners are replaced by one on `host:port`. `more` are
+    lines for mosquitto after that one, as further listeners.
     `state_dir` holds the log and what the broker keeps; without it a temporary folder, gone at the end.
     `say` gets a line where amqtt is used instead. Raises BusError: port taken, nothing to start, no answer.
     """
@@ -145,7 +147,7 @@ def start_broker(
         folder.mkdir(parents=True, exist_ok=True)
         errors = log_file = folder.resolve() / "broker.err"
         if program is not None:
-            written = _write_conf(conf or default_conf(), host, port, errors.parent)
+            written = _write_conf(conf or default_conf(), host, port, errors.parent, more)
             command = [str(program), "-c", str(written)]
             log_file = errors.with_name("mosquitto.log")
             log_file.unlink(missing_ok=True)
@@ -167,7 +169,9 @@ def start_broker(
         broker.stop()
         if not _set_aside(broker, folder, str(e)):
             raise
-        return start_broker(port, host=host, state_dir=state_dir, prefer=prefer, conf=conf, say=say)
+        return start_broker(
+            port, host=host, state_dir=state_dir, prefer=prefer, conf=conf, more=more, say=say
+        )
     except BaseException:
         broker.stop()
         raise
@@ -198,13 +202,13 @@ def mosquitto_conf(base: str, host: str, port: int, folder: Path) -> str:
     return "\n".join([*kept, "", "# Added by `apiary broker`:", *ours, ""])
 
 
-def _write_conf(base: Path, host: str, port: int, folder: Path) -> Path:
+def _write_conf(base: Path, host: str, port: int, folder: Path, more: str) -> Path:
     conf = folder / "mosquitto.conf"
     try:
         text = base.read_text(encoding="utf-8")
     except OSError as e:
         raise BusError(f"mosquitto's configuration {base}: {e.strerror}") from None
-    conf.write_text(mosquitto_conf(text, host, port, folder), encoding="utf-8")
+    conf.write_text(mosquitto_conf(text, host, port, folder) + more, encoding="utf-8")
     return conf
 
 

@@ -22,7 +22,7 @@ from tests.unit.coordinator.releases.rollouts import (
 from apiary.wire.messages.releases import place
 from apiary_coordinator.releases import rollout as table
 from apiary_coordinator.releases import rollout_events as words
-from apiary_coordinator.releases.rollout_events import Pins
+from apiary_coordinator.releases.rollout_events import Member, Pins
 
 
 def test_a_good_release_goes_out_wave_by_wave_and_every_wave_holds_the_one_before() -> None:
@@ -246,7 +246,8 @@ def test_operators_pause_resume_and_abort() -> None:
     rollout, notes = ticked(rollout, 510.0)
     assert rollout.wave == 1 and len(notes) == 1
     rollout, commands = table.handle(rollout, words.AbortRollout(), 511.0)
-    assert rollout.state == "aborted" and holders(rollout) == set() and len(commands) == 1
+    assert rollout.state == "aborted" and holders(rollout) == set()
+    assert [command.bad for command in commands] == [True], "the history and the log show it as bad news"
 
 
 def test_failures_halt_a_paused_rollout_too() -> None:
@@ -304,3 +305,44 @@ def test_a_wave_that_would_add_nobody_is_left_out() -> None:
     rollout, notes = ticked(rollout, 10.0)
     assert (rollout.wave, len(rollout.members)) == (3, 2)
     assert notes == ["wave 1: 1 of 1 nodes healthy; wave 4 of 4 opens for 2 of 2 nodes"]
+
+
+def test_nodes_that_are_not_here_belong_to_no_wave() -> None:
+    away = {n: Member(here=n in ("pi-1", "pi-4")) for n in NODES}
+    rollout, _ = table.begin(release(), ONE, POLICY.model_copy(update={"waves": [1.0]}), 0.0, fleet=away)
+    assert rollout.members == {"pi-1", "pi-4"}
+
+
+def test_members_without_pictures_say_nothing_of_accuracy() -> None:
+    rollout = begun(POLICY.model_copy(update={"waves": [0.5, 1.0]}))
+    one, two, three, *_ = sorted(rollout.members)
+    rollout = reported(rollout, [one], accuracy=0.1, accuracy_before=0.9, pictures=0)
+    rollout = reported(rollout, [two], accuracy=0.1, accuracy_before=0.9)
+    rollout = reported(rollout, [three], accuracy=0.1)
+    assert ticked(rollout, 1.0)[0].state == "rolling"
+
+
+def test_back_at_once_is_for_the_nodes_that_are_known_or_for_those_to_come() -> None:
+    known_nodes, commands = table.restore(release(), POLICY, 5.0, fleet=fleet())
+    assert known_nodes.members == frozenset(NODES) and known_nodes.since == 5.0 and len(commands) == 1
+    nobody, _ = table.restore(release(), POLICY, 5.0)
+    assert nobody.members == frozenset() and nobody.fleet == {}
+    assert holders(nobody) == set(NODES), "whoever comes later has it"
+
+
+def test_a_wave_that_waits_names_ten_at_most() -> None:
+    many = [f"n{i:02d}" for i in range(30)]
+    rollout = begun(POLICY.model_copy(update={"waves": [1.0]}), many)
+    rollout, notes = ticked(rollout, 100.0)
+    assert rollout.state == "halted"
+    assert "(waiting: n00, n01, n02, n03, n04, n05, n06, n07, n08, n09)" in notes[0]
+
+
+def test_a_wave_that_nobody_can_take_says_so_once_and_waits_without_a_word() -> None:
+    """All of its members turned out unfit, and named canaries are waited for."""
+    rollout = begun(POLICY.model_copy(update={"canaries": ["pi-7"]}))
+    rollout = reported(rollout, ["pi-7"], "unfit", why="another machine")
+    rollout, first = ticked(rollout, 1.0)
+    later, second = ticked(rollout, 2.0)
+    assert (first, second) == ([], []) and later.state == "rolling"
+    assert ticked(later, 101.0)[0].state == "halted"
