@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from apiary.errors import StoreError
-from apiary.files import write_atomic
+from apiary.files import (
+    clear_partial,
+    is_full,
+    make_folder,
+    remove,
+    sha256_of,
+    stamp,
+    write_all,
+    write_atomic,
+    write_json,
+)
 
 
 def test_a_link_a_pipe_and_a_folder_are_never_replaced_by_a_file(tmp_path: Path) -> None:
@@ -31,3 +43,85 @@ def test_a_device_stays_one() -> None:
     with pytest.raises(StoreError, match="a device or a pipe"):
         write_atomic(Path("/dev/null"), b"new")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    write_atomic(path, b"old")
+
+    def parts() -> Iterator[bytes]:
+        yield b"new"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(
+        StoreError, match=r"cannot write .*: No space left .*: the disk is full; free some"
+    ):
+        write_atomic(path, parts())
+    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file"]
+    write_atomic(path, iter([b"a", b"b"]), mode=0o600)
+    assert path.read_bytes() == b"ab" and stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_all_of_it_is_written_however_little_the_disk_takes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:3], offset))
+    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+    try:
+        write_all(fd, b"0123456789", 2)
+        assert os.pread(fd, 100, 0) == b"\0\0" + b"0123456789"
+    finally:
+        os.close(fd)
+
+
+def test_removing_what_is_not_there_is_no_error_and_what_cannot_be_removed_is(tmp_path: Path) -> None:
+    remove(tmp_path / "none")
+    remove(tmp_path / "none", sync=True)
+    with pytest.raises(StoreError, match="cannot remove"):
+        remove(tmp_path)
+
+
+def test_half_written_files_go_where_they_are_looked_for(tmp_path: Path) -> None:
+    for name in (".a.x.part", "deep/.b.x.part", "c.part", ".d"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert clear_partial(tmp_path) == 1
+    assert clear_partial(tmp_path, below=True) == 1
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [".d", "c.part"]
+    assert clear_partial(tmp_path / "none") == 0
+
+
+def test_a_stamp_changes_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    assert stamp(None) is None and stamp(path) is None
+    write_atomic(path, b"a")
+    before = stamp(path)
+    assert before is not None and before == stamp(path)
+    write_atomic(path, b"b")
+    assert stamp(path) != before
+
+
+def test_a_disk_has_room_for_a_database_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_full(tmp_path) and not is_full(tmp_path / "none")
+    for blocks, full in ((15, True), (16, False)):
+        found = os.statvfs_result((4096, 4096, 0, 0, blocks, 0, 0, 0, 0, 255))
+        monkeypatch.setattr(os, "statvfs", lambda _, found=found: found)
+        assert is_full(tmp_path) == full
+
+
+def test_json_ends_with_a_line_and_a_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"x": 1}, indent=None)
+    assert (tmp_path / "a").read_text() == '{"x": 1}\n'
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b'{"x": 1}\n').hexdigest()
+    write_json(tmp_path / "a", {"x": 1})
+    assert (tmp_path / "a").read_text() == '{\n  "x": 1\n}\n'
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b", 0o700)
+    make_folder(tmp_path / "a" / "b")
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot use the folder"):
+        make_folder(tmp_path / "file" / "c")

@@ -50,6 +50,14 @@ def test_no_book_is_an_empty_one_and_another_file_is_refused(tmp_path: Path) -> 
             Ledger(tmp_path, POLICY)
 
 
+def test_a_whole_book_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    Ledger(tmp_path, POLICY).write(book())
+    path = tmp_path / "releases.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "v": 2}))
+    with pytest.raises(StoreError, match=r"not a record of releases \(version 2\)"):
+        Ledger(tmp_path, POLICY)
+
+
 def test_a_book_that_is_there_and_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
     """The serial numbers would begin anew, and no node would follow."""
     (tmp_path / "releases.json").mkdir()
