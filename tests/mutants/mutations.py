@@ -37,6 +37,7 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.LShift: ast.RShift,
     ast.RShift: ast.LShift,
 }
+_LARGE = 50
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 SPOKEN = ("log.", "_log.", "logging.", "print", "assert_never", "warnings.")
 """Calls that only say something; `assert_never` is for the type checker."""
@@ -103,6 +104,8 @@ def mutants(module: str, source: str) -> list[Mutant]:
     seen: Counter[tuple[str, str]] = Counter()
     found = []
     for site in _Sites(ast.parse(source)).found:
+        if not site.function and _is_choice(site.node):
+            continue
         for text, changed in _changed(site.node, site.parent):
             seen[site.function, text] += 1
             found.append(Mutant(module, site.function, text, seen[site.function, text], site, changed))
@@ -194,6 +197,12 @@ def _changed(node: ast.AST, parent: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         return
     for after in _others(node):
         yield f"{_short(node)} -> {_short(after)}", after
+
+
+def _is_choice(node: ast.AST) -> bool:
+    """A module's own large number: whether it is 200 or 201 is nobody's promise."""
+    value = node.value if isinstance(node, ast.Constant) else None
+    return isinstance(value, int | float) and value >= _LARGE
 
 
 def _other_values(value: object) -> Iterator[bool | float]:

@@ -53,9 +53,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: 
         yield b"new"
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(
-        StoreError, match=r"cannot write .*: No space left .*: the disk is full; free some"
-    ):
+    with pytest.raises(StoreError, match=r"cannot write .*: No space left .*: the disk is full; free some"):
         write_atomic(path, parts())
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file"]
     write_atomic(path, iter([b"a", b"b"]), mode=0o600)

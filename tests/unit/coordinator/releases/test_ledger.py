@@ -185,3 +185,13 @@ def test_what_is_asked_is_told_so_that_people_can_read_it() -> None:
     )
     assert render("pin", {"nodes": {"pi-1": "one"}, "tags": {}}) == "pi-1: one"
     assert render("unpin", {"nodes": {}, "tags": {}}) == "nothing is pinned"
+
+
+def test_in_use_is_what_a_node_may_be_to_have() -> None:
+    assert Book().in_use() == set()
+    first = replace(begun(), stable=None)
+    assert Book(rollout=first).in_use() == {"two"}
+    assert Book(rollout=begun()).in_use() == {"one", "two"}
+    assert Book(rollout=begun()).in_use(replace(first, release=release("three"))) == {"three"}
+    assert Book(pins=Pins({"pi-1": "old"}, {}, {"old": ONE})).in_use() == {"old"}
+    assert not HistoryLine(0.0, "no news is no bad news").bad
