@@ -10,7 +10,7 @@ from typing import Any, Final
 from apiary.errors import RunFailed
 from apiary.wire.topics import Topics
 from apiary_cli.chaos import invariants, schedule
-from apiary_cli.chaos.fault_injector import AIMED, FaultInjector, OnFault
+from apiary_cli.chaos.fault_injector import AIMED, MAX_AIMED, FaultInjector, OnFault
 from apiary_cli.chaos.fleet import Fleet
 from apiary_cli.chaos.invariants import FinishedRun, InvariantResult
 from apiary_cli.chaos.misbehaving_node import NAME as MISBEHAVING
@@ -140,7 +140,8 @@ class Experiment:
             )
 
         labels = layout.labels if self.faults.misbehaving else ()
-        finished, self.states = _run(fleet, plan, on_fault, self.stop, labels)
+        aims = MAX_AIMED if plan and self.faults.every_transition else 0
+        finished, self.states = _run(fleet, plan, on_fault, self.stop, labels, aims)
         self.seconds[name] = time.monotonic() - began
         return finished
 
@@ -151,10 +152,12 @@ def _run(
     on_fault: OnFault,
     stop: Callable[[], bool],
     misbehaves_with: Sequence[str],
+    aims: int,
 ) -> tuple[FinishedRun | None, SeenStates | None]:
     """One whole run; None where it was interrupted. Raises RunFailed where it does not end.
 
-    Where there are labels for it, one node more takes part and misbehaves.
+    Where there are labels for it, one node more takes part and misbehaves. Up to `aims` faults are dealt
+    beyond the plan.
     """
     replayer: TrafficReplayer | None = None
     misbehaving: MisbehavingNode | None = None
@@ -166,7 +169,7 @@ def _run(
             misbehaving = MisbehavingNode(
                 fleet.port_of_one_node, Topics(), misbehaves_with, each, fleet.nodes
             )
-        injector = FaultInjector(plan, fleet, replayer, on_fault, misbehaving)
+        injector = FaultInjector(plan, fleet, replayer, on_fault, misbehaving, aims=aims)
         mark, marked_at = (0, 0), time.monotonic()
         while (result := fleet.result) is None:
             if stop():

@@ -25,7 +25,7 @@ LATE_GAP_S: Final = 0.1
 MAX_CHILDREN: Final = 3
 """Training children of one node killed in one round; the pauses after them add up to seven seconds."""
 MAX_AIMED: Final = 60
-"""Faults beyond the schedule, at transitions into which none of it fell."""
+"""Faults beyond the schedule, at transitions into which none of it fell: a run is to end."""
 AIMED: Final = 0
 """The number of such a fault."""
 _AIM_S: Final = 0.3
@@ -47,12 +47,14 @@ class FaultInjector:
         replayer: TrafficReplayer,
         on_fault: OnFault,
         misbehaving: MisbehavingNode | None = None,
+        *,
+        aims: int = 0,
     ):
         self.left = list(schedule)
         """Faults that wait."""
         self._scheduled = len(schedule)
         self._misbehaving = misbehaving
-        self._aims = 0
+        self._aims = aims
         self._children: Counter[tuple[int, str]] = Counter()
         self._fleet = fleet
         self._replayer = replayer
@@ -88,13 +90,13 @@ class FaultInjector:
     def _aim(self, now: float) -> None:
         """Once half of the schedule is dealt: at a transition into which none of it fell, while it is due."""
         seen = self._replayer
-        if not self._scheduled or 2 * len(self.left) > self._scheduled or self._aims >= MAX_AIMED:
+        if self._aims == 0 or 2 * len(self.left) > self._scheduled:
             return
         target = aimed_at(seen.states.missing, seen.states)
         if target is None or seen.finishing or seen.round == 0:
             return
         kind, victim = target
-        self._aims += 1
+        self._aims -= 1
         fault = Fault(AIMED, kind, victim, seen.round, 0, _AIM_S, _AIM_S, seed=self._aims)
         if (how := self._inject(fault)) is not None:
             self._next_at, self._moved_at = now + _AIM_S, now
