@@ -141,7 +141,7 @@ class Experiment:
 
         labels = layout.labels if self.faults.misbehaving else ()
         aims = MAX_AIMED if plan and self.faults.every_transition else 0
-        finished, self.states = _run(fleet, plan, on_fault, self.stop, labels, aims)
+        finished, self.states = _run(fleet, plan, on_fault, self.stop, misbehaves_with=labels, aims=aims)
         self.seconds[name] = time.monotonic() - began
         return finished
 
@@ -151,6 +151,7 @@ def _run(
     plan: list[Fault],
     on_fault: OnFault,
     stop: Callable[[], bool],
+    *,
     misbehaves_with: Sequence[str],
     aims: int,
 ) -> tuple[FinishedRun | None, SeenStates | None]:
