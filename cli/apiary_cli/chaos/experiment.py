@@ -61,9 +61,9 @@ class Experiment:
     stop: Callable[[], bool]
     injected: Counter[str] = field(default_factory=Counter)
     """Scheduled faults so far, by kind."""
-    aimed: int = 0
+    aimed: int = field(default=0, init=False)
     """Faults beyond those, at transitions into which none fell."""
-    states: SeenStates | None = None
+    states: SeenStates | None = field(default=None, init=False)
     """Into which transitions they fell."""
     seconds: dict[str, float] = field(default_factory=dict)
     """How long each of the two runs took."""
