@@ -33,6 +33,7 @@ SERVER: Final = (
     "sudo journalctl --disk-usage",
 )
 STATUS: Final = "sudo -u apiary apiary edge status"
+SIGN_IN: Final = "sudo -u apiary apiary label --qr"
 """On pi-2 only: systemd-nspawn gives a host a boot id of its own, which Debian 12's ProtectProc= undoes for a
 unit, so that there the service and who asks about it seem to be of different boots. A Pi has one."""
 NODE: Final = (
@@ -49,7 +50,7 @@ NODE: Final = (
 def page(fleet: Fleet) -> str:
     """Type what the page says; each host's user is one with sudo and no more."""
     text = (ROOT / "docs/operations.md").read_text()
-    for command in (*SERVER, STATUS, *NODE):
+    for command in (*SERVER, STATUS, SIGN_IN, *NODE):
         assert command.replace("pi-1", "NAME") in text or command in text, f"not on the page: {command}"
     fleet.ready()
     for name in ("ann", "explorer"):  # of hosts whose disks were kept
@@ -57,7 +58,7 @@ def page(fleet: Fleet) -> str:
     for machine, commands in (
         (fleet.server, SERVER),
         (fleet.pis["pi-1"], NODE),
-        (fleet.pis["pi-2"], (STATUS, *NODE)),
+        (fleet.pis["pi-2"], (STATUS, SIGN_IN, *NODE)),
     ):
         machine.ssh("rm -rf /home/pi/ann /home/pi/explorer")
         for command in commands:
@@ -70,7 +71,7 @@ def page(fleet: Fleet) -> str:
     for name in ("ann", "explorer"):
         fleet.operator(f"pki revoke {name}")
     return (
-        f"{len(SERVER) + 1 + 2 * len(NODE)} commands of docs/operations.md, and watching from another machine"
+        f"{len(SERVER) + 2 + 2 * len(NODE)} commands of docs/operations.md, and watching from another machine"
     )
 
 

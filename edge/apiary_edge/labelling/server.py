@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from apiary.addresses import Address, read_host
 from apiary.errors import NotReady, SettingsError
@@ -16,8 +17,11 @@ from apiary_edge.labelling.app import Labelling, site
 from apiary_edge.samples.model import check_label
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.web.gate import OwnerGate
-from apiary_edge.web.portal import Portal
+from apiary_edge.web.portal import Overview, Portal, overview
 from apiary_edge.web.site import Site
+
+SIGN_IN: Final = "in"
+"""The folder of a foreground page where a phone signs in by its code; it leads on to the page."""
 
 
 class Stores:
@@ -87,7 +91,10 @@ def make_server(
     stores = Stores(lambda: SampleStore.of_node(edge))
     stores().labels()  # a store that cannot be used is reported before the page is
     pages = Labelling(stores, edge.store.held_out, tuple(labels), may_add, modelled)
-    app = site(pages, OwnerGate(token, port, time.monotonic, time.sleep, [edge.node_id]), edge.node_id)
+    names = [edge.node_id, f"{edge.node_id}.local", *edge.page.names]
+    gate = OwnerGate(token, port, time.monotonic, time.sleep, names=names)
+    sign_in = overview(gate, Overview(edge.node_id, "", (), dict), edge.node_id)
+    app = Portal(site(pages, gate, edge.node_id), {SIGN_IN: sign_in}, {})
     return listen(app, check_host(host), port)
 
 

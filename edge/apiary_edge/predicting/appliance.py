@@ -25,7 +25,7 @@ def pages(job: PredictJob, live: LivePredictor | None, camera: Callable[[], str]
     """The WSGI application of a node's pages. Raises StoreError."""
     edge = job.edge
     names = [edge.node_id, f"{edge.node_id}.local", *edge.page.names]
-    gate = OwnerGate(load_or_make(edge.state_dir), edge.page.port, time.monotonic, time.sleep, names)
+    gate = OwnerGate(load_or_make(edge.state_dir), edge.page.port, time.monotonic, time.sleep, names=names)
     stores = Stores(lambda: SampleStore.of_node(edge))
     stores().labels()  # a store that cannot be used is reported before the page is
     labelling = Labelling(stores, edge.store.held_out, modelled=lambda: known_labels(edge.state_dir))

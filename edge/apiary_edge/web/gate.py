@@ -5,11 +5,13 @@ import hmac
 import ipaddress
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
 
 from apiary.attempt_limiter import AttemptLimiter
+from apiary_edge.web.sign_in_code import CodeBook, Instant
 
 FREE_GUESSES: Final = 5
 """Wrong tokens of one address before it has to wait; an owner mistypes less often."""
@@ -24,7 +26,7 @@ COOKIE_AGE_S: Final = 30 * 86400
 class OwnerGate:
     """The token's keeper. `clock` is monotonic seconds, `pause` sleeps; safe for many threads.
 
-    `names` are answered to beside the machine's own.
+    `names` are answered to beside the machine's own; `wall` is seconds since 1970.
     """
 
     def __init__(
@@ -33,8 +35,14 @@ class OwnerGate:
         port: int,
         clock: Callable[[], float],
         pause: Callable[[float], None],
+        *,
         names: Iterable[str] = (),
+        wall: Callable[[], float] = time.time,
     ):
+        self._clock = clock
+        self._wall = wall
+        self._codes = CodeBook(token, port, self._now())
+        self._taking = threading.Lock()
         self._token = token.encode()
         # Cookies do not know ports: two nodes on one machine must not overwrite each other's.
         self._name = f"apiary_label_{port}"
@@ -83,6 +91,10 @@ class OwnerGate:
         if self._is_token(token):
             self._limiter.succeeded(address)
             return True
+        self._refuse(address)
+        return False
+
+    def _refuse(self, address: str) -> None:
         self._limiter.failed(address)
         # One thread at a time sleeps, or guesses would keep the owner out.
         if self._pausing.acquire(blocking=False):
@@ -90,7 +102,19 @@ class OwnerGate:
                 self._pause(PAUSE_S)
             finally:
                 self._pausing.release()
+
+    def code_is_right(self, code: str, address: str) -> bool:
+        """Whether a sign-in code is good, once; a wrong one counts as a wrong token does."""
+        with self._taking:
+            good = self._codes.take(code, self._now())
+        if good:
+            self._limiter.succeeded(address)
+            return True
+        self._refuse(address)
         return False
+
+    def _now(self) -> Instant:
+        return Instant(self._clock(), self._wall())
 
     def _is_token(self, token: str) -> bool:
         return hmac.compare_digest(token.encode(errors="replace"), self._token)

@@ -169,7 +169,14 @@ class Site:
         if environ.get("HTTP_X_APIARY") != "1" or not _same_origin(environ):
             raise Problem(HTTPStatus.FORBIDDEN, "changes come from this page only")
         if path == "/api/login":
-            if not self._let_in(text(json_body(environ), "token"), environ):
+            body = json_body(environ)
+            if "code" in body:
+                if not self._let_in_once(text(body, "code"), environ):
+                    raise Problem(
+                        HTTPStatus.UNAUTHORIZED,
+                        "this code was used, or is older than ten minutes: type apiary label --qr again",
+                    )
+            elif not self._let_in(text(body, "token"), environ):
                 raise Problem(HTTPStatus.UNAUTHORIZED, "that is not the token")
             headers = (*_NO_STORE, ("Set-Cookie", self._gate.cookie))
             return Response(HTTPStatus.OK, b"{}", headers=headers)
@@ -202,15 +209,28 @@ class Site:
         return True
 
     def _let_in(self, token: str, environ: Environ) -> bool:
-        address = environ.get("REMOTE_ADDR", "")
-        if (wait := self._gate.wait_s(address)) > 0:
-            raise Problem(
-                HTTPStatus.TOO_MANY_REQUESTS, f"too many wrong tokens: try again in {wait:.0f} seconds"
-            )
+        address = self._guessing(environ)
         if self._gate.token_is_right(token[:256], address):
             return True
         self._log.warning("%s: a wrong token from %s", self._name, address)
         return False
+
+    def _let_in_once(self, code: str, environ: Environ) -> bool:
+        address = self._guessing(environ)
+        if self._gate.code_is_right(code[:256], address):
+            self._log.info("%s: %s signed in by a code", self._name, address)
+            return True
+        self._log.warning("%s: a sign-in code from %s that is not good", self._name, address)
+        return False
+
+    def _guessing(self, environ: Environ) -> str:
+        """The sender's address. Raises Problem where it has to wait."""
+        address: str = environ.get("REMOTE_ADDR", "")
+        if (wait := self._gate.wait_s(address)) > 0:
+            raise Problem(
+                HTTPStatus.TOO_MANY_REQUESTS, f"too many wrong tokens: try again in {wait:.0f} seconds"
+            )
+        return address
 
     def _owner_only(self, environ: Environ) -> None:
         if not self._gate.cookie_is_right(environ.get("HTTP_COOKIE", "")):

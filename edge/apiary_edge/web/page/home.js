@@ -30,6 +30,10 @@ function ask(on) {
 const pictures = (n) => (n === 1 ? "1 picture" : `${n} pictures`);
 
 function draw(info) {
+  if (!info.pages.length) { // a page in the foreground: there is nothing to choose from
+    location.replace("../");
+    return;
+  }
   say("");
   ask(false);
   $("node").textContent = info.node;
