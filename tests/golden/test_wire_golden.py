@@ -179,6 +179,12 @@ LATER: dict[str, m.Message] = {
         session="s1",
     ),
     "nodestatus_waiting.json": m.NodeStatus(state="ready", samples=40, waiting=14, also_held_out=2),
+    "roundresult_tested_on.json": m.RoundResult(
+        run="run-1", round=3, state="closed", accuracy=0.9746, tested_on=400
+    ),
+    "modelmanifest_tested_on.json": m.ModelManifest(
+        run="run-1", round=3, model=REF, labels=["a", "b"], accuracy=0.5, tested_on=400
+    ),
     "announcement_held_out.json": ANNOUNCEMENT.model_copy(update={"held_out": REF}),
 }
 WEIGHTS = Weights(

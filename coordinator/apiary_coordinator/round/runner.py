@@ -367,6 +367,7 @@ class RoundRunner:
                 "round": self.round.number,
                 "state": state,
                 "accuracy": evaluated.evaluation.accuracy if evaluated else None,
+                "tested_on": evaluated.evaluation.count if evaluated else None,
                 "loss": evaluated.evaluation.loss if evaluated else None,
                 "n_contributors": len(counted),
                 "n_rejected": len(self.round.rejected),

@@ -79,6 +79,7 @@ def newest_model(
         model=model,
         labels=list(exported.labels),
         accuracy=result.accuracy,
+        tested_on=result.tested_on,
         best=best,
         manifest=exported.manifest,
         trainer=exported.trainer,

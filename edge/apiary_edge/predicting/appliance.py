@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from apiary_edge.labelling.app import Labelling
 from apiary_edge.labelling.app import site as labelling_site
 from apiary_edge.labelling.server import Stores
+from apiary_edge.predicting.camera_view import CameraState
 from apiary_edge.predicting.job import PredictJob
 from apiary_edge.predicting.model_files import known_labels
 from apiary_edge.samples.store import SampleStore
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from apiary_edge.predicting.live import LivePredictor
 
 
-def pages(job: PredictJob, live: LivePredictor | None, camera: Callable[[], str]) -> Portal:
+def pages(job: PredictJob, live: LivePredictor | None, camera: Callable[[], CameraState]) -> Portal:
     """The WSGI application of a node's pages. Raises StoreError."""
     edge = job.edge
     names = [edge.node_id, f"{edge.node_id}.local", *edge.page.names]
@@ -33,10 +34,15 @@ def pages(job: PredictJob, live: LivePredictor | None, camera: Callable[[], str]
     roots: dict[str, str] = {}
     if live is not None:
         # Here: it brings numpy, which a node that does not predict need not hold.
+        from apiary_edge.predicting.corrections import WHO, Corrections, LookedAt
         from apiary_edge.predicting.pages import KEYED
         from apiary_edge.predicting.pages import site as predictions_site
 
-        parts["predictions"] = predictions_site(live, gate, edge.node_id, job.federation, camera)
+        looked = LookedAt(edge.capture.jpeg_quality)
+        corrections = Corrections(stores, looked, edge.camera.kind or WHO)
+        parts["predictions"] = predictions_site(
+            live, gate, corrections, node=edge.node_id, federation=job.federation, camera=camera
+        )
         roots = dict.fromkeys(KEYED, "predictions")
 
     def summary() -> dict[str, Any]:
@@ -46,8 +52,13 @@ def pages(job: PredictJob, live: LivePredictor | None, camera: Callable[[], str]
             "waiting": counts.unlabelled + sum(counts.suggested.values()),
             "labelled": sum(counts.labelled.values()),
             "model": found.name if found is not None else None,
-            "camera": camera() if edge.camera.kind is not None else None,
+            "trouble": _trouble(live, camera()) if edge.camera.kind is not None else None,
         }
 
     home = overview(gate, Overview(edge.node_id, job.federation, parts, summary), edge.node_id)
     return Portal(home, parts, roots)
+
+
+def _trouble(live: LivePredictor | None, camera: CameraState) -> str | None:
+    """What somebody has to see to, or None."""
+    return (live.trouble if live is not None else None) or (None if camera.works else camera.text)

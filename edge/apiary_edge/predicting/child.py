@@ -17,6 +17,7 @@ from apiary_edge.capture import worker
 from apiary_edge.capture.job import CaptureEvent
 from apiary_edge.child_messages import ChildEvent
 from apiary_edge.labelling.server import give_memory_back
+from apiary_edge.predicting.camera_view import CameraView
 from apiary_edge.predicting.job import Line, PredictionEvent, PredictJob
 
 if TYPE_CHECKING:
@@ -28,32 +29,6 @@ CAMERA_AGAIN_S: Final = 60.0
 """Before a camera that cannot be meant, or whose library is missing, is tried again beside a page."""
 _JOIN_S: Final = 6.0
 """Longer than a program may take for one picture."""
-
-
-class CameraView:
-    """The state of the camera, for people who look at the page while there is no picture."""
-
-    def __init__(self, kind: str | None):
-        self._text = "The camera is being opened …" if kind else NO_CAMERA
-
-    def __call__(self) -> str:
-        """In a few words."""
-        return self._text
-
-    def update(self, event: CaptureEvent) -> None:
-        """Take an event of the camera."""
-        match event.kind:
-            case "gone" | "failed":
-                self._text = f"No picture: {event.text}"
-            case "back":
-                self._text = "The camera is there; its first picture comes."
-            case "ended":
-                self._text = "The camera's file has been read to its end."
-
-
-NO_CAMERA: Final = (
-    "This node has no camera (edge.camera.kind).\nTry a picture of your own, or post one to /api/image."
-)
 
 
 def main() -> int:

@@ -114,6 +114,7 @@ class ModelFollower(NodeFeature):
             file=file,
             labels=tuple(newest.labels),
             accuracy=newest.accuracy,
+            tested_on=newest.tested_on,
             manifest=path(newest.manifest),
             trainer=path(newest.trainer),
             base=path(newest.base),

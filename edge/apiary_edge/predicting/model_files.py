@@ -26,7 +26,8 @@ class ModelFile(_Part):
     """A model that can be run.
 
     `tflite` and `eim` are one file; `trainer` is the weights' file of an exported training step, whose
-    `infer` signature predicts. `digest` is that of `file`.
+    `infer` signature predicts. `digest` is that of `file`. `accuracy` rests on `tested_on` held-out pictures:
+    the server's, or this node's own for a release and a tuned model.
     """
 
     kind: Literal["tflite", "eim", "trainer"]
@@ -35,6 +36,7 @@ class ModelFile(_Part):
     file: Path
     labels: Labels
     accuracy: Share | None = None
+    tested_on: Annotated[int, Field(ge=0)] | None = None
     manifest: Path | None = None
     trainer: Path | None = None
     base: Path | None = None
@@ -140,6 +142,7 @@ def chosen(state_dir: Path) -> ModelFile | None:
             file=slot.path,
             labels=slot.labels,
             accuracy=slot.accuracy,
+            tested_on=slot.tested.pictures,
         )
     found = newest(state_dir)
     tuned = personal(state_dir)
@@ -149,6 +152,7 @@ def chosen(state_dir: Path) -> ModelFile | None:
         "file": tuned.file,
         "digest": tuned.digest,
         "accuracy": tuned.accuracy_personal,
+        "tested_on": tuned.held_out,
         "personal": True,
     }
     return found.model_copy(update=change)

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from apiary.errors import ModelError
 from apiary_edge.predicting import http_upload
+from apiary_edge.predicting.camera_view import CameraState
+from apiary_edge.predicting.corrections import Corrections
 from apiary_edge.predicting.live import NO_MODEL, LivePredictor, Shown
 from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.web.gate import OwnerGate
@@ -17,9 +19,17 @@ MAX_BARS: Final = 10
 KEYED: Final = frozenset({"/api/info", "/api/image", "/api/now"})
 
 
-def site(live: LivePredictor, gate: OwnerGate, node: str, federation: str, camera: Callable[[], str]) -> Site:
-    """The WSGI application. `camera` says in a few words where frames come from, or why none come."""
-    pages = Predictions(live, node, federation, camera)
+def site(
+    live: LivePredictor,
+    gate: OwnerGate,
+    corrections: Corrections,
+    *,
+    node: str,
+    federation: str,
+    camera: Callable[[], CameraState],
+) -> Site:
+    """The WSGI application. `camera` is where frames come from, or why none come."""
+    pages = Predictions(live, corrections, node, federation, camera)
     return Site(
         "predictions page",
         gate,
@@ -34,8 +44,16 @@ def site(live: LivePredictor, gate: OwnerGate, node: str, federation: str, camer
 class Predictions:
     """What the page asks for, again and again: each answer is small, and made once for all who look."""
 
-    def __init__(self, live: LivePredictor, node: str, federation: str, camera: Callable[[], str]):
+    def __init__(
+        self,
+        live: LivePredictor,
+        corrections: Corrections,
+        node: str,
+        federation: str,
+        camera: Callable[[], CameraState],
+    ):
         self._live = live
+        self._corrections = corrections
         self._node = node
         self._federation = federation
         self._camera = camera
@@ -47,7 +65,7 @@ class Predictions:
             case ["", "api", "info"]:
                 return as_json(self._info())
             case ["", "api", "now"]:
-                return as_json(self._now())
+                return as_json(self._now(look="look" in query))
             case ["", "frame", number] if number.isascii() and number.isdigit() and len(number) < 16:
                 shown = self._live.shown(int(number))
                 if shown is None:
@@ -57,9 +75,18 @@ class Predictions:
                 raise not_found()
 
     def post(self, path: str, environ: Environ) -> Response:
-        """A picture to look at."""
-        if path != "/api/image":
-            raise not_found()
+        """A picture to look at, a correction, its undoing."""
+        match path:
+            case "/api/image":
+                return self._look_at(environ)
+            case "/api/correct":
+                return self._corrections.correct(environ)
+            case "/api/undo":
+                return self._corrections.undo(environ)
+            case _:
+                raise not_found()
+
+    def _look_at(self, environ: Environ) -> Response:
         # One at a time: a large picture takes its memory while it is decoded.
         with self._posting:
             data = http_upload.picture_of(
@@ -89,16 +116,20 @@ class Predictions:
             }
         )
 
-    def _now(self) -> dict[str, Any]:
+    def _now(self, *, look: bool) -> dict[str, Any]:
+        """With `look` the frame will be shown: it gets a digest, by which it may be corrected for a while."""
         shown, found = self._live.newest, self._live.model
+        camera = self._camera()
+        digest = self._corrections.looked.keep(shown) if look and shown is not None else None
         return {
             "node": self._node,
             "federation": self._federation,
-            "camera": self._camera(),
+            "camera": camera.text,
+            "camera_works": camera.works,
             "model": _model(found) if found is not None else None,
             "labels": len(found.labels) if found is not None else 0,
             "trouble": self._live.trouble,
-            "shown": _shown(shown, self._live.age_s(shown)) if shown is not None else None,
+            "shown": _shown(shown, self._live.age_s(shown), digest) if shown is not None else None,
         }
 
     def _info(self) -> dict[str, Any]:
@@ -138,13 +169,15 @@ def _model(found: ModelFile) -> dict[str, Any]:
         "kind": found.kind,
         "digest": found.digest,
         "accuracy": found.accuracy,
+        "tested_on": found.tested_on,
         "personal": found.personal,
     }
 
 
-def _shown(shown: Shown, age_s: float) -> dict[str, Any]:
+def _shown(shown: Shown, age_s: float, digest: str | None) -> dict[str, Any]:
     answered = shown.answered
     return {
+        "digest": digest,
         "number": shown.number,
         "at": shown.at,
         "age_s": round(age_s, 1),

@@ -108,6 +108,8 @@ class RoundResult(Message):
     round: Count
     state: Literal["closed", "failed"]
     accuracy: Unit | None = None
+    tested_on: Count | None = None
+    """Held-out pictures of the server that `accuracy` rests on."""
     loss: Number | None = None
     n_contributors: Count = 0
     n_rejected: Count = 0
@@ -168,6 +170,8 @@ class ModelManifest(Message):
     manifest: BlobRef | None = None
     trainer: BlobRef | None = None
     base: BlobRef | None = None
+    tested_on: Count | None = None
+    """Held-out pictures that `accuracy` rests on."""
 
 
 def parts_of(model: Announcement | ModelManifest) -> list[BlobRef]:

@@ -16,6 +16,7 @@ from apiary_cli.main import main
 from apiary_cli.terminal import sign_in
 from apiary_edge.owner.status_file import StatusFile
 from apiary_edge.predicting.appliance import pages
+from apiary_edge.predicting.camera_view import CameraState
 from apiary_edge.predicting.job import PredictJob
 from apiary_edge.web.token import load_or_make
 
@@ -63,7 +64,9 @@ def test_the_code_signs_one_browser_in_once_and_is_not_the_token(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = settings_of(tmp_path)
-    app = pages(PredictJob(edge=settings.edge, federation="garden"), None, lambda: "")
+    app = pages(
+        PredictJob(edge=settings.edge, federation="garden"), None, lambda: CameraState("", works=True)
+    )
     with running(tmp_path, "http://192.168.1.20:4912/"):
         assert main(command(tmp_path, "--qr", "--set", 'edge.page.names=["pi-7.local"]')) == 0
     said = capsys.readouterr().out

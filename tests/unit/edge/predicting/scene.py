@@ -9,12 +9,20 @@ import numpy as np
 
 from apiary.errors import ModelError
 from apiary.learn.manifest import PictureInput
-from apiary.settings import PredictSettings
+from apiary.settings import EdgeSettings, PredictSettings
+from apiary.settings.edge import StoreSettings
+from apiary_edge.labelling.server import Stores
 from apiary_edge.predicting import model_files
+from apiary_edge.predicting.camera_view import CameraState
+from apiary_edge.predicting.corrections import Corrections, LookedAt
 from apiary_edge.predicting.job import PredictionEvent
 from apiary_edge.predicting.live import LOOK_EVERY_S, Bytes, LivePredictor
 from apiary_edge.predicting.model_files import ModelFile
 from apiary_edge.predicting.models import Answered, OpenedModel
+from apiary_edge.predicting.pages import site
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.web.gate import OwnerGate
+from apiary_edge.web.site import Site
 
 LABELS = ("cat", "dog", "fox")
 
@@ -68,6 +76,20 @@ def frame(cat: int, dog: int, fox: int = 0) -> Bytes:
     made = np.zeros((8, 8, 3), np.uint8)
     made[0, 0] = (cat, dog, fox)
     return made
+
+
+def predictions_site(scene: Scene, gate: OwnerGate, *, camera: str = "no camera", kept: int = 2**20) -> Site:
+    """The page of a scene, whose store is in the scene's folder; of pictures it keeps `kept` bytes."""
+    edge = EdgeSettings(state_dir=scene.folder, store=StoreSettings(min_free_mb=0))
+    corrections = Corrections(Stores(lambda: SampleStore.of_node(edge)), LookedAt(90, kept), "usb 0")
+    return site(
+        scene.live,
+        gate,
+        corrections,
+        node="pi-7",
+        federation="garden",
+        camera=lambda: CameraState(camera, works=False),
+    )
 
 
 class Scene:

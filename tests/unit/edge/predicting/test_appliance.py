@@ -11,6 +11,7 @@ from tests.unit.edge.predicting.scene import Scene, frame, model_file
 from apiary.settings import EdgeSettings
 from apiary.settings.page import PageSettings
 from apiary_edge.predicting.appliance import pages
+from apiary_edge.predicting.camera_view import CameraState
 from apiary_edge.predicting.job import PredictJob
 from apiary_edge.web.token import load_or_make
 
@@ -32,7 +33,11 @@ def scene(tmp_path: Path) -> Scene:
 
 @pytest.fixture
 def stranger(scene: Scene) -> Browser:
-    app = pages(job_of(scene.folder, names=["garden.example.org"]), scene.live, lambda: "no camera")
+    app = pages(
+        job_of(scene.folder, names=["garden.example.org"]),
+        scene.live,
+        lambda: CameraState("no camera", works=False),
+    )
     return Browser(app, load_or_make(scene.folder))
 
 
@@ -58,7 +63,7 @@ def test_each_page_has_its_folder_and_the_nodes_name_in_its_title(
 def test_who_signed_in_on_one_page_is_signed_in_on_all(owner: Browser) -> None:
     assert owner.get("/api/overview") == {
         "node": "pi-7", "federation": "garden", "pages": ["label", "predictions"],
-        "waiting": 0, "labelled": 0, "model": "round 1", "camera": None,
+        "waiting": 0, "labelled": 0, "model": "round 1", "trouble": None,
     }  # fmt: skip
     assert owner.get("/label/api/state")["total"] == 0
     assert owner.get("/predictions/api/now")["node"] == "pi-7"
@@ -83,7 +88,9 @@ def test_a_path_without_its_slash_leads_to_the_page(owner: Browser) -> None:
 
 
 def test_a_node_that_does_not_predict_has_the_other_pages(tmp_path: Path) -> None:
-    owner = Browser(pages(job_of(tmp_path), None, lambda: ""), load_or_make(tmp_path))
+    owner = Browser(
+        pages(job_of(tmp_path), None, lambda: CameraState("", works=True)), load_or_make(tmp_path)
+    )
     owner.login()
     assert owner.get("/api/overview")["pages"] == ["label"]
     assert owner.ask("GET", "/predictions/")[0] == owner.ask("GET", "/api/info")[0] == 404

@@ -18,13 +18,20 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.stand_ins.browser import Browser, Clock
-from tests.unit.edge.predicting.scene import LABELS, Scene, digest, frame, model_file
+from tests.unit.edge.predicting.scene import (
+    LABELS,
+    Scene,
+    digest,
+    frame,
+    model_file,
+    predictions_site,
+)
 
 from apiary.errors import DataError
 from apiary.learn.manifest import PictureInput
 from apiary_edge.labelling.server import listen
 from apiary_edge.predicting import http_upload
-from apiary_edge.predicting.pages import MAX_BARS, site
+from apiary_edge.predicting.pages import MAX_BARS
 from apiary_edge.web.gate import OwnerGate
 
 TOKEN = "a-token-of-the-owner-that-is-long-enough"
@@ -47,7 +54,7 @@ def clock() -> Clock:
 @pytest.fixture
 def stranger(scene: Scene, clock: Clock) -> Browser:
     gate = OwnerGate(TOKEN, 4912, clock, clock.pauses.append)
-    return Browser(site(scene.live, gate, "pi-7", "garden", lambda: "no camera"), TOKEN)
+    return Browser(predictions_site(scene, gate), TOKEN)
 
 
 @pytest.fixture
@@ -135,6 +142,7 @@ def test_now_tells_the_newest_prediction_and_the_frame_that_belongs_to_it(owner:
         "kind": "trainer",
         "digest": digest("round 1"),
         "accuracy": 0.75,
+        "tested_on": None,
         "personal": False,
     }
     shown = told["shown"]
@@ -196,12 +204,7 @@ def test_info_has_the_fields_of_edge_impulses_runner(owner: Browser) -> None:
 
 def test_before_there_is_a_model_it_says_so(tmp_path: Path, clock: Clock) -> None:
     empty = Scene(tmp_path)
-    browser = Browser(
-        site(
-            empty.live, OwnerGate(TOKEN, 4912, clock, clock.pauses.append), "pi-7", "garden", lambda: "none"
-        ),
-        TOKEN,
-    )
+    browser = Browser(predictions_site(empty, OwnerGate(TOKEN, 4912, clock, clock.pauses.append)), TOKEN)
     browser.login()
     assert browser.get("/api/now")["model"] is None
     status, body = browser.ask("GET", "/api/info")
@@ -317,7 +320,7 @@ def test_a_slow_or_silent_client_does_not_keep_others_out(scene: Scene) -> None:
     import socket
 
     gate = OwnerGate(TOKEN, 0, time.monotonic, time.sleep)
-    app = site(scene.live, gate, "pi-7", "garden", lambda: "no camera")
+    app = predictions_site(scene, gate)
     server = listen(app, "127.0.0.1", 0)
     running = threading.Thread(target=server.run, daemon=True)
     running.start()
