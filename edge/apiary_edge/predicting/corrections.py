@@ -84,7 +84,7 @@ class Corrections:
     def correct(self, environ: Environ) -> Response:
         """`{digest, label, was}`: label that picture. Raises Problem, DataError, StoreError.
 
-        `was` is the label in the store that the owner knows of, null for none; another one is a question (409).
+        `was` is its label in the store as the owner knows it, null for none; another is a question (409).
         """
         body = json_body(environ)
         digest, label = check_id(text(body, "digest")), text(body, "label")
@@ -101,7 +101,7 @@ class Corrections:
             return self._label(looked, label, was)
 
     def undo(self, environ: Environ) -> Response:
-        """`{id, label, before}`: give a picture its label of before, where nobody gave it another meanwhile."""
+        """`{id, label, before}`: give a picture its label of before, unless somebody gave it another."""
         body = json_body(environ)
         sample, label = check_id(text(body, "id")), text(body, "label")
         before = None if body.get("before") is None else text(body, "before")

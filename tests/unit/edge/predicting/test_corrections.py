@@ -180,6 +180,6 @@ def test_pictures_are_kept_up_to_a_bound_and_the_one_in_use_longest(scene: Scene
         assert scene.live.newest is not None
         newest = looked.keep(scene.live.newest)
         assert looked.get(first) is not None, "somebody holds it"
-    kept = [d for d in looked._kept if looked.get(d) is not None]
+    kept = list(looked._kept)
     assert newest in kept and sum(len(looked._kept[d].data) for d in kept) <= 4 * size
     assert check_id(first) == first
