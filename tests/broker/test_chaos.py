@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,10 +23,15 @@ from apiary.bus.bus import Disconnected, Event, Received
 from apiary.bus.mqtt import MqttBus
 from apiary.errors import BrokerRefused
 from apiary.settings import BrokerSettings
+from apiary.wire import NodeId
+from apiary.wire.messages import Announcement, BlobRef, Bounds, Plan
+from apiary.wire.topics import TopicKind, Topics
 from apiary_cli.chaos.experiment import Experiment
+from apiary_cli.chaos.fleet import node_listener
 from apiary_cli.chaos.invariants import InvariantResult
 from apiary_cli.chaos.links import Links
-from apiary_cli.chaos.processes import ports_in_use
+from apiary_cli.chaos.misbehaving_node import NAME, MisbehavingNode
+from apiary_cli.chaos.processes import free_port, ports_in_use
 from apiary_cli.chaos.schedule import KINDS
 from apiary_cli.datasets.partition import materialise
 from apiary_cli.main import main
@@ -132,6 +138,55 @@ def test_flags_out_of_bounds_are_refused(
     assert main(["chaos", *flags, "--runs-dir", str(tmp_path)]) == code
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_mosquitto
+def test_a_misbehaving_node_offers_floods_and_lies_and_the_broker_lets_it_speak_for_itself_only(
+    tmp_path: Path,
+) -> None:
+    port, own = free_port(), Topics().build(TopicKind.NODE_STATUS, node=NodeId(NAME)).removesuffix("status")
+    ref = BlobRef(digest="a" * 64, bytes=10)
+    told = Announcement(
+        run="r", round=1, state="open", rounds=2, epoch="e", labels=["x", "y"], model=ref, manifest=ref,
+        plan=Plan(), bounds=Bounds(max_bytes=100_000), deadline_s=60.0,
+    )  # fmt: skip
+    with start_broker(
+        0, prefer="mosquitto", state_dir=tmp_path, more=node_listener(port, tmp_path.resolve())
+    ) as broker:
+        watcher = MqttBus(BrokerSettings(port=broker.port), "watcher")
+        watcher.subscribe("#")
+        node = MisbehavingNode(port, Topics(), ["x", "y"], 100, ["pi-1", "pi-2"])
+        heard: list[Received] = []
+        did: set[str] = set()
+
+        def turn() -> None:
+            node.turn()
+            heard.extend(e for e in watcher.poll(0.01) if isinstance(e, Received))
+
+        def until(done: Callable[[], object]) -> None:
+            end = time.monotonic() + 60
+            while not done():
+                assert time.monotonic() < end, (did, {e.topic for e in heard})
+                turn()
+
+        until(lambda: any(e.topic == f"{own}status" for e in heard))
+        watcher.publish(Topics().build(TopicKind.ROUND_CURRENT), told.encode(), retain=True)
+        until(lambda: any(e.topic == f"{own}offer" for e in heard))
+        for seed in range(40):
+            if len(did) == 5:
+                break
+            until(lambda: node.backlog == 0)
+            did.add(re.sub(r"\d+ |pi-\d", "", node.misbehave(seed) or "nothing"))
+        until(lambda: node.backlog == 0)
+        for _ in range(20):
+            turn()
+        node.close()
+        watcher.close()
+    assert len(did) == 5 and any("messages of" in what for what in did)
+    foreign = {e.topic for e in heard if not e.topic.startswith((own, "apiary-blob/default/up/misbehaving"))}
+    assert foreign == {Topics().build(TopicKind.ROUND_CURRENT)}
+    said = [e.payload for e in heard if e.topic.endswith("round/current")]
+    assert said == [told.encode()], "the end of the round that it forged came to nobody"
 
 
 @needs_mosquitto

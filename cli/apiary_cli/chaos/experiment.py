@@ -25,7 +25,7 @@ PICTURES: Final = 360
 """Training pictures of all nodes together: an epoch takes tenths of a second."""
 DRAIN_S: Final = 30.0
 """After the run's end, the nodes may take this long to empty their outboxes."""
-STUCK_S: Final = 180.0
+STUCK_S: Final = 600.0
 """Without a fault or a new round for so long, the run hangs."""
 _TURN_S: Final = 0.05
 

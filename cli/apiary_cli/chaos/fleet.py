@@ -39,6 +39,13 @@ _OUTLIVES_S: Final = 0.3
 """The kernel kills the children of a killed party at once; a training here takes little longer than this."""
 
 
+def node_listener(port: int, folder: Path) -> str:
+    """Lines for mosquitto: who connects to `port` has the rights of the node that is its user name."""
+    rights = folder / "rights.acl"
+    write_atomic(rights, access_list().encode(), sync=False)
+    return f"listener {port} 127.0.0.1\nallow_anonymous true\nacl_file {rights}\n"
+
+
 class Fleet:
     """Broker, coordinator and nodes in `folder`, each party behind a link of its own.
 
@@ -228,9 +235,7 @@ class Fleet:
 
     def _start_broker(self) -> None:
         folder = (self.folder / "broker").resolve()
-        rights = folder / "rights.acl"
-        write_atomic(rights, access_list().encode(), sync=False)
-        listener = f"listener {self.port_of_one_node} 127.0.0.1\nallow_anonymous true\nacl_file {rights}\n"
+        listener = node_listener(self.port_of_one_node, folder)
         self._broker = start_broker(
             self.port, state_dir=folder, prefer="mosquitto", more=listener, say=log.info
         )

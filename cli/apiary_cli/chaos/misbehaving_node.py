@@ -75,6 +75,11 @@ class MisbehavingNode:
             self._bus.subscribe(topics.build(kind, node=NodeId(NAME)))
         self._bus.subscribe(topics.build(TopicKind.ROUND_CURRENT))
 
+    @property
+    def backlog(self) -> int:
+        """Messages that the broker has not acknowledged yet."""
+        return self._bus.backlog
+
     def turn(self) -> None:
         """Hear what came, and offer this round's update that is none until it is refused."""
         for event in self._bus.poll(0):

@@ -151,3 +151,9 @@ def test_the_other_limits() -> None:
     )
     assert judge(Findings(20, 11, None, 1.0), SlotSettings(min_accuracy=0.6)) is not None
     assert judge(Findings(20, 12, None, 1.0), SlotSettings(min_accuracy=0.6)) is None
+
+
+def test_a_new_release_begins_without_the_crashes_and_the_reason_of_the_one_before() -> None:
+    before = replace(HAS_ONE, why="its test ended by signal 11", crashes=1)
+    node, _ = after(before, state.ReleaseAssigned(TWO))
+    assert (node.wanted, node.tested, node.crashes, node.why) == (TWO, None, 0, None)
