@@ -185,6 +185,15 @@ LATER: dict[str, m.Message] = {
     "modelmanifest_tested_on.json": m.ModelManifest(
         run="run-1", round=3, model=REF, labels=["a", "b"], accuracy=0.5, tested_on=400
     ),
+    "roundresult_left_out.json": m.RoundResult(
+        run="run-1",
+        round=3,
+        state="closed",
+        n_contributors=1,
+        n_samples=120,
+        contributors={"pi-07": m.Contributor(samples=120, bytes=836_112, seconds=9.5)},
+        left_out={"pi-08": "the held-out loss is 4.2 with its update and 0.31 without it"},
+    ),
     "announcement_held_out.json": ANNOUNCEMENT.model_copy(update={"held_out": REF}),
 }
 WEIGHTS = Weights(
