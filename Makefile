@@ -92,7 +92,14 @@ check: $(VENV)/.dev
 	$(BIN)/yamllint --strict .github .pre-commit-config.yaml CITATION.cff mkdocs.yml
 	$(BIN)/lint-imports --no-cache
 
-test: $(VENV)/.dev check
+# axe-core, for what the pages are to people who use a keyboard or a screen reader; without npm it is not tried.
+build/browser/node_modules: tests/browser/package.json
+	@mkdir -p build/browser && cp tests/browser/package.json build/browser/
+	@if command -v npm >/dev/null; then \
+		cd build/browser && npm install --ignore-scripts --no-audit --no-fund --loglevel=error && touch node_modules; \
+	fi
+
+test: $(VENV)/.dev check build/browser/node_modules
 	@tests/system-packages
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --durations 15 $(ARGS)
 

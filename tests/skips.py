@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 
+from tests.places import AXE
+
 
 @dataclass(frozen=True, slots=True)
 class AllowedSkip:
@@ -56,6 +58,11 @@ ALLOWED = (
         ("tests/browser/*",),
         "chromium is not packaged for every machine",
         _lacks("chromium", "chromium-browser"),
+    ),
+    AllowedSkip(
+        ("tests/browser/*::test_axe_*",),
+        "axe-core is fetched by `make test`, where there is npm",
+        lambda: not AXE.is_file(),
     ),
     AllowedSkip(
         ("tests/unit/cli/image/test_image.py::test_cloud_init_*",),

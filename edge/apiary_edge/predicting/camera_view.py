@@ -5,30 +5,30 @@ from typing import Final
 
 from apiary_edge.capture.job import CaptureEvent
 
-NO_CAMERA: Final = (
-    "This node has no camera: set edge.camera.kind and start it again.\n"
-    "Or try a picture of your own, by the button or by POST /api/image."
-)
 _CHECK: Final = "It is tried again by itself. Check its cable or address, and edge.camera in the settings."
 
 
 @dataclass(frozen=True, slots=True)
 class CameraState:
-    """In a few words; `works` is false where somebody has to do something."""
+    """In a few words; where it does not work, `todo` says what somebody has to do."""
 
     text: str
-    works: bool
+    works: bool = True
+    todo: str = ""
+
+
+NO_CAMERA: Final = CameraState(
+    "This node has no camera.",
+    works=False,
+    todo="Set edge.camera.kind and start it again, or try a picture of your own (or POST /api/image).",
+)
 
 
 class CameraView:
     """What the camera's events come to. Without a `kind` there is no camera."""
 
     def __init__(self, kind: str | None):
-        self._state = (
-            CameraState("The camera is being opened …", works=True)
-            if kind
-            else CameraState(NO_CAMERA, works=False)
-        )
+        self._state = CameraState("The camera is being opened …") if kind else NO_CAMERA
 
     def __call__(self) -> CameraState:
         """The state by now."""
@@ -38,8 +38,8 @@ class CameraView:
         """Take an event of the camera."""
         match event.kind:
             case "gone" | "failed":
-                self._state = CameraState(f"No picture: {event.text}\n{_CHECK}", works=False)
+                self._state = CameraState(f"No picture: {event.text}", works=False, todo=_CHECK)
             case "back":
-                self._state = CameraState("The camera is there; its first picture comes.", works=True)
+                self._state = CameraState("The camera is there; its first picture comes.")
             case "ended":
-                self._state = CameraState("The camera's file has been read to its end.", works=True)
+                self._state = CameraState("The camera's file has been read to its end.")

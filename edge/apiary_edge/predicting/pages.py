@@ -124,8 +124,7 @@ class Predictions:
         return {
             "node": self._node,
             "federation": self._federation,
-            "camera": camera.text,
-            "camera_works": camera.works,
+            "camera": {"text": camera.text, "todo": camera.todo, "works": camera.works},
             "model": _model(found) if found is not None else None,
             "labels": len(found.labels) if found is not None else 0,
             "trouble": self._live.trouble,

@@ -127,11 +127,13 @@ function drawModel(model) {
   $("model-more").textContent = `${whose}${how} · ${model.digest.slice(0, 12)}`;
 }
 
+const cameraText = () => [info.camera.text, info.camera.todo].filter(Boolean).join("\n");
+
 function troubles() {
   const found = [];
   if (info.trouble && info.model) found.push(`${info.trouble}\nIt is tried again every minute; sudo journalctl -u apiary-edge on the node says more.`);
   else if (info.trouble) found.push(`The model cannot be used: ${info.trouble}\nIt is tried again every minute; sudo journalctl -u apiary-edge on the node says more.`);
-  if (!info.camera_works && info.shown) found.push(info.camera); // without a picture it stands in its place
+  if (!info.camera.works && info.shown) found.push(cameraText()); // without a picture it stands in its place
   return found.join("\n");
 }
 
@@ -143,13 +145,14 @@ function drawAround() {
   if ($("trouble").textContent !== trouble) $("trouble").textContent = trouble;
   const shown = info.shown;
   const fresh = shown && shown.age_s < 10;
-  const broken = trouble || !info.camera_works;
+  const broken = trouble || !info.camera.works;
   state(
     held ? "held" : fresh ? "live" : broken ? "needs you" : !info.model ? "no model yet" : shown ? "no new frame" : "waiting",
     held ? "" : fresh ? "live" : broken ? "bad" : "",
   );
   if (!shown) {
-    $("empty").textContent = info.model || !info.camera_works ? info.camera : `${info.camera}\nPredictions begin with the first model.`;
+    const text = cameraText();
+    $("empty").textContent = info.model || !info.camera.works ? text : `${text}\nPredictions begin with the first model.`;
   }
 }
 

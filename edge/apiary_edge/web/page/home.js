@@ -42,11 +42,12 @@ function draw(info) {
   const predicts = info.pages.includes("predictions");
   $("to-predictions").hidden = !predicts;
   $("off").hidden = predicts;
-  $("predicting").textContent = info.model ? `with ${info.model}` : "No model yet: it comes with the first round";
+  $("predicting").classList.toggle("bad", Boolean(info.trouble));
+  $("predicting").textContent = info.trouble ? info.trouble : info.model ? `with ${info.model}` : "No model yet: it comes with the first round";
   $("to-label").hidden = !info.pages.includes("label");
   $("waiting").textContent = info.waiting
     ? `${pictures(info.waiting)} without a label, ${info.labelled} with one`
-    : info.labelled ? `All ${pictures(info.labelled)} have a label` : "No picture yet";
+    : info.labelled ? `${pictures(info.labelled)}, all with a label` : "No picture yet";
 }
 
 async function turn() {
@@ -76,6 +77,8 @@ $("asking").addEventListener("submit", async (event) => {
     say(e.message, true);
   }
 });
+
+$("node").textContent = document.title.split(" · ")[1] ?? "Apiary";
 
 // What stands behind the # was never sent to the node, and is taken out of the address before anything else.
 const code = new URLSearchParams(location.hash.slice(1)).get("code");

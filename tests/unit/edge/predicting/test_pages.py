@@ -136,7 +136,11 @@ def test_another_sites_page_cannot_post_with_the_owners_cookie(owner: Browser) -
 
 def test_now_tells_the_newest_prediction_and_the_frame_that_belongs_to_it(owner: Browser) -> None:
     told = owner.get("/api/now")
-    assert told["node"] == "pi-7" and told["trouble"] is None and told["camera"] == "no camera"
+    assert (
+        told["node"] == "pi-7"
+        and told["trouble"] is None
+        and told["camera"] == {"text": "no camera", "todo": "", "works": False}
+    )
     assert told["model"] == {
         "name": "round 1",
         "kind": "trainer",

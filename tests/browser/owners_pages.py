@@ -1,0 +1,132 @@
+"""The pages of a node behind their real server, in this process, with answers that tests delay and refuse."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tests.unit.edge.predicting.scene import Scene, model_file
+
+from apiary.http.connection import Environ
+from apiary.http.server import HttpServer
+from apiary.settings import EdgeSettings
+from apiary.settings.page import PageSettings
+from apiary_edge.predicting.appliance import pages
+from apiary_edge.predicting.camera_view import CameraState
+from apiary_edge.predicting.job import PredictJob
+from apiary_edge.predicting.live import Bytes
+from apiary_edge.samples.store import SampleStore
+from apiary_edge.web.portal import Portal
+from apiary_edge.web.token import load_or_make
+
+HELD_S = 20.0
+"""A request that a test holds back is let go after this, so that a test that failed ends."""
+
+
+class Meddler:
+    """Between the browser and the pages: requests of a path are held back, or refused with a status."""
+
+    def __init__(self, app: Portal):
+        self._app = app
+        self._held: dict[str, threading.Event] = {}
+        self._refused: dict[str, int] = {}
+        self.seen: list[str] = []
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        self.seen.append(path)
+        if (gate := self._held.get(path)) is not None:
+            gate.wait(HELD_S)
+        if (status := self._refused.get(path)) is not None:
+            start_response(f"{status} Refused", [("Content-Type", "application/json")])
+            return [b'{"error": "the disk is full"}']
+        return self._app(environ, start_response)
+
+    @contextmanager
+    def held(self, path: str) -> Iterator[threading.Event]:
+        """Hold requests of the path back until the event is set, or the block ends."""
+        gate = self._held[path] = threading.Event()
+        try:
+            yield gate
+        finally:
+            del self._held[path]
+            gate.set()
+
+    @contextmanager
+    def refused(self, path: str, status: int) -> Iterator[None]:
+        self._refused[path] = status
+        try:
+            yield
+        finally:
+            del self._refused[path]
+
+
+@dataclass
+class Node:
+    """A node with a stand-in model; `see` shows its camera a picture."""
+
+    scene: Scene
+    store: SampleStore
+    server: HttpServer
+    meddler: Meddler
+    token: str
+    labels: tuple[str, ...]
+    camera: list[CameraState] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"http://{self.server.address}/"
+
+    def see(self, **shares: int) -> None:
+        """A frame of which the model says these labels, in parts of 250."""
+        self.scene.turn(frame(self.labels, shares))
+
+    def labelled(self) -> dict[str, int]:
+        return dict(self.store.counts().labelled)
+
+
+@contextmanager
+def node(folder: Path, labels: tuple[str, ...] = ("helmet", "head", "vest"), **model: Any) -> Iterator[Node]:
+    """A node that serves its pages on a free port. Without `name` of a model it has none."""
+    edge = EdgeSettings(node_id="pi-1", state_dir=folder, page=PageSettings(enabled=True, port=0))
+    folder.mkdir(exist_ok=True)
+    scene = Scene(folder)
+    if model:
+        scene.publish(model_file(labels=labels, **model))
+    store = SampleStore.of_node(edge)
+    camera = [CameraState("The camera is there; its first picture comes.", works=True)]
+    app = Meddler(pages(PredictJob(edge=edge, federation="garden"), scene.live, lambda: camera[-1]))
+    server = HttpServer(app, "127.0.0.1", 0, allowance=app._app.allowance)
+    thread = threading.Thread(target=server.run, name="pages")
+    thread.start()
+    try:
+        yield Node(scene, store, server, app, load_or_make(folder), labels, camera)
+    finally:
+        server.close()
+        thread.join(10)
+        store.close()
+
+
+def frame(labels: tuple[str, ...], shares: dict[str, int]) -> Bytes:
+    """A picture of a worker in one of many colours, whose first bytes are what the stand-in model says."""
+    first = max(shares, key=lambda label: shares[label])
+    colour = [(240, 200, 40), (222, 184, 150), (255, 120, 20), (90, 140, 200)][labels.index(first) % 4]
+    picture = Image.new("RGB", (640, 480), (120, 140, 130))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((0, 360, 640, 480), fill=(150, 120, 90))
+    pen.ellipse((230, 120, 410, 320), fill=(222, 184, 150))
+    pen.pieslice((215, 80, 425, 300), 180, 360, fill=colour)
+    pixels = np.asarray(picture).copy()
+    pixels.reshape(-1)[: len(labels)] = [shares.get(label, 0) for label in labels]
+    return pixels
+
+
+def sign_in(node: Node) -> str:
+    """The predictions page's address with the token."""
+    return f"{node.address}predictions/?token={node.token}"
