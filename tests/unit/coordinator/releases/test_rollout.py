@@ -316,10 +316,10 @@ def test_nodes_that_are_not_here_belong_to_no_wave() -> None:
 def test_members_without_pictures_say_nothing_of_accuracy() -> None:
     rollout = begun(POLICY.model_copy(update={"waves": [0.5, 1.0]}))
     one, two, three, *_ = sorted(rollout.members)
-    rollout = reported(rollout, [one], accuracy=0.1, accuracy_before=0.9, pictures=0)
+    rollout = reported(rollout, [one], accuracy=0.1, accuracy_before=0.9, pictures=20)
     rollout = reported(rollout, [two], accuracy=0.1, accuracy_before=0.9)
     rollout = reported(rollout, [three], accuracy=0.1)
-    assert ticked(rollout, 1.0)[0].state == "rolling"
+    assert ticked(rollout, 1.0)[0].state == "rolling", "one alone judges nothing but its own pictures"
 
 
 def test_back_at_once_is_for_the_nodes_that_are_known_or_for_those_to_come() -> None:
