@@ -180,6 +180,8 @@ def _run(
             if misbehaving is not None:
                 misbehaving.turn()
             fleet.turn()
+            for node in filter(fleet.trains, fleet.nodes):
+                replayer.states.trains(node)
             injector.turn()
             if mark != (now := (replayer.round, len(injector.left))):
                 mark, marked_at = now, time.monotonic()

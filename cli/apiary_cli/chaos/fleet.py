@@ -181,6 +181,10 @@ class Fleet:
         send(child, signal.SIGKILL)
         return f"process {child}"
 
+    def trains(self, name: str) -> bool:
+        """Whether a training child of this node runs."""
+        return self.up(name) and bool(children_of(self._party(name).process.pid))
+
     def state(self, name: str) -> Path:
         """The state folder of a party."""
         return self.folder / "state" / name

@@ -55,7 +55,7 @@ class SeenStates:
                 if number >= self._number:
                     self._number = number
                     self._round_is(state)
-            case RoundResult():
+            case RoundResult(round=number) if number >= self._number:
                 self._round_is("closed")
             case Want() if node in self.sessions:
                 self._node_is(node, "fetching")
@@ -69,6 +69,19 @@ class SeenStates:
                 self._node_is(node, "idle" if state == "ready" else state)
             case _:
                 return
+
+    def trains(self, node: str) -> None:
+        """A training child of this node runs: its first word on the bus may come much later."""
+        if self.sessions[node] in ("idle", "fetching"):
+            self._node_is(node, "training")
+
+    def untouched(self, table: str, state: str) -> str | None:
+        """Whom this state holds now without a fault since it was reached: a node, or "" for the round."""
+        if table == "round":
+            return "" if self.round == state and not self._fallen["round", ""] else None
+        return next(
+            (n for n, now in self.sessions.items() if now == state and not self._fallen["session", n]), None
+        )
 
     def fault(self, victim: str) -> str:
         """A fault falls now; the states that it hits, in words: of the sessions one node's own, or all."""
@@ -96,10 +109,6 @@ class SeenStates:
 def aimed_at(missing: Sequence[Row], states: SeenStates) -> tuple[str, str] | None:
     """A kind of fault and its victim that would fall into a transition which is missing, where one is due."""
     for table, before, _ in missing:
-        if table == "round" and states.round == before:
-            return "coordinator-kill", "coordinator"
-        if table == "session":
-            for node, state in states.sessions.items():
-                if state == before:
-                    return "node-kill", node
+        if (of := states.untouched(table, before)) is not None:
+            return ("node-kill", of) if of else ("coordinator-kill", "coordinator")
     return None

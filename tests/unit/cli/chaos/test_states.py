@@ -13,6 +13,7 @@ from apiary.wire.messages import (
     Plan,
     Progress,
     Receipt,
+    RoundResult,
     TrainMetrics,
     Want,
 )
@@ -103,3 +104,25 @@ def test_what_is_missing_is_aimed_at_while_it_is_due() -> None:
     sending = [row for row in rows() if row[1] == "sending"]
     assert aimed_at(sending, seen) == ("node-kill", "n2")
     assert aimed_at([], seen) is None
+    seen.fault("n2")
+    assert aimed_at(sending, seen) is None, "one fell into it: what follows shows which transition that was"
+
+
+def test_a_training_child_is_seen_before_its_node_says_a_word() -> None:
+    seen = SeenStates(["n1"])
+    seen.heard("n1", Want(digest=REF.digest, missing=[(0, 1)]))
+    seen.fault("broker")
+    seen.trains("n1")
+    assert seen.sessions["n1"] == "training" and seen.hit["session", "fetching", "training"] == 1
+    seen.heard("n1", offer())
+    seen.trains("n1")  # it has not ended yet
+    assert seen.sessions["n1"] == "sending"
+
+
+def test_the_result_of_an_earlier_round_that_comes_again_closes_nothing() -> None:
+    seen = SeenStates(["n1"])
+    seen.heard(None, announced("open", 2))
+    seen.heard(None, RoundResult(run="r", round=1, state="closed"))
+    assert seen.round == "open"
+    seen.heard(None, RoundResult(run="r", round=2, state="closed"))
+    assert seen.round == "closed"
