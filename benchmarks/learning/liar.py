@@ -5,7 +5,7 @@
 
 Five nodes train on the digits as in `apiary demo`; the fifth claims as many samples as its cohort bears and
 sends its update turned round, as long as the round's bound on norms allows. "Unguarded" is the same with
-`run.leave_out_gain` unset. "Left out" are the four others alone: more than that no defence can keep, and
+`run.leave_out_gain` 0. "Left out" are the four others alone: more than that no defence can keep, and
 how much that is depends on how alike the nodes' digits are (`--alpha`). Training steps, weights, bounds, the
 sum and the rule are the product's own; broker, disk and processes, which change no bits, are not there.
 """
@@ -140,7 +140,7 @@ def one_round(
     found, left_out = federation.evaluate(moved()), list[LeftOut]()
     before = min(losses[-LOOKED_BACK:])
     worse_by = found.loss / before
-    if kind != "unguarded" and run.leave_out_gain is not None:
+    if kind != "unguarded" and run.leave_out_gain > 0:
         pulls = {node: samples * update.norm() for node, (update, samples) in updates.items()}
         left_out, found = without_harmful(pulls, found, without, loss_before=before, gain=run.leave_out_gain)
     for one in left_out:

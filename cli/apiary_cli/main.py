@@ -200,15 +200,20 @@ def _common_below(parser: argparse.ArgumentParser) -> None:
 
 
 def _overrides(pairs: list[str]) -> dict[str, Any]:
+    if not pairs:
+        return {}
+    from apiary.settings.loading import takes_text  # `--help` need not wait for the settings
+
     values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise SettingsError(f"--set {pair!r}: expected KEY=VALUE, such as run.rounds=12")
         try:
-            values[key] = tomllib.loads(f"value = {text}")["value"]
+            value = tomllib.loads(f"value = {text}")["value"]
         except (tomllib.TOMLDecodeError, RecursionError):
-            values[key] = _json_or_text(text)
+            value = _json_or_text(text)
+        values[key] = value if isinstance(value, str) or not takes_text(key) else text
     return values
 
 

@@ -20,10 +20,15 @@ def names(package: str) -> tuple[str, ...]:
 
 def load(package: str, name: str) -> ModuleType:
     """Import the plug-in `name` of the kind that `package` holds. Raises SettingsError."""
+    check(package, name)
+    return importlib.import_module(f"{package}.{name}")
+
+
+def check(package: str, name: str) -> None:
+    """Raises SettingsError with the names that there are where `name` is none of them; imports no plug-in."""
     known = names(package)
     if name not in known:
         kind = package.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise SettingsError(f"{kind}: no {name!r}{hint} There are: {', '.join(known)}")
-    return importlib.import_module(f"{package}.{name}")

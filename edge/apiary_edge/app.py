@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from apiary import __version__
+from apiary import __version__, plugins
 from apiary.blobs import BlobStore
 from apiary.bus.client_id import lasting_id
 from apiary.bus.mqtt import MqttBus
@@ -182,6 +182,7 @@ def _runtimes(settings: Settings) -> list[str]:
     found = [name for name, modules in _RUNTIMES if any(find_spec(m) is not None for m in modules)]
     wanted = settings.edge.runtime
     if wanted != "auto":
+        plugins.check("apiary.learn.runtimes", wanted)
         found = [name for name in found if name == wanted]
     if not found:
         raise RuntimeUnavailable(

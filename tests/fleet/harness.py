@@ -221,7 +221,7 @@ class Fleet:
         self.broker = broker or MemoryBroker(seed=1, latency_s=0.01)
         self.run_settings = {"rounds": 3, "min_nodes": nodes, "settle_s": 0.5, "seed": 5, **run}
         if loss is None:
-            self.run_settings.setdefault("leave_out_gain", None)
+            self.run_settings.setdefault("leave_out_gain", 0)
         self.stay = stay
         self.worker_s = worker_s
         """The coordinator's worker begins a job up to so many seconds late, and shows its result as late."""

@@ -86,8 +86,8 @@ def test_its_node_is_answered_as_every_other(make_fleet: MakeFleet) -> None:
     assert [r["state"] for r in raw.receipts] == ["accepted"]
 
 
-def test_unset_every_update_counts(make_fleet: MakeFleet) -> None:
-    fleet, lie = lying_fleet(make_fleet, leave_out_gain=None)
+def test_with_no_gain_every_update_counts(make_fleet: MakeFleet) -> None:
+    fleet, lie = lying_fleet(make_fleet, leave_out_gain=0)
     fleet.run(each=lie)
     assert LIAR in fleet.results()[0]["contributors"] and fleet.results()[0]["left_out"] is None
     assert fleet.results()[0]["loss"] > 0.3

@@ -66,7 +66,7 @@ class Aggregation:
         """Evaluate it, leave out what makes it worse, and write it. Raises StoreError."""
         evaluation, left_out = self._evaluated(new), list[LeftOut]()
         before, gain = self._loss_before, self._run.leave_out_gain
-        if before is not None and gain is not None:
+        if before is not None and gain > 0:
             pulls = {node: one.samples * one.norm for node, one in self._collector.in_sum.items()}
             left_out, evaluation = without_harmful(
                 pulls, evaluation, self._without, loss_before=before, gain=gain

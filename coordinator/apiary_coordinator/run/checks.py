@@ -20,6 +20,8 @@ _KINDS: Final[dict[str, tuple[str, Callable[[RunSettings], str]]]] = {
 def check_settings(settings: Settings) -> None:
     """Check `[run]` and the publishers. Raises SettingsError as `check_run` does."""
     check_run(settings.run)
+    if settings.edge.runtime != "auto":
+        _check("edge.runtime", "apiary.learn.runtimes", settings.edge.runtime)
     for name in settings.publish.after_run:
         _check("publish.after_run", PUBLISHERS, name)
 

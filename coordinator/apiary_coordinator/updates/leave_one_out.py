@@ -19,8 +19,8 @@ MAX_LEFT_OUT: Final = 4
 """In one round: at most 8 evaluations for each, and four times 8 in all."""
 LOOKED_BACK: Final = 5
 """Closed rounds whose lowest loss is what it is compared with."""
-_LEAST: Final = 0.02
-"""Nats that an absence must gain in any case: near a loss of 0 a quarter of it is chance."""
+_LEAST: Final = 0.1
+"""Nats that an absence must gain in any case: of a good model's loss a quarter is chance."""
 
 
 @dataclass(frozen=True, slots=True)

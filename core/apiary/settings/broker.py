@@ -1,14 +1,19 @@
 """`[broker]`: where the MQTT broker is."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
 
 from apiary.addresses import Address, read_address
 from apiary.errors import NotReady, SettingsError
 from apiary.settings.section import Host, Section
 from apiary.text_files import first_line
+
+
+def _number_as_text(value: Any) -> Any:
+    """`protocol = 5` means what `"5"` does."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class BrokerSettings(Section):
@@ -21,7 +26,7 @@ class BrokerSettings(Section):
         max_length=32,
         description=("HOST or HOST:PORT of each member of a cluster, instead of broker.host"),
     )
-    protocol: Literal["auto", "5", "3.1.1"] = Field(
+    protocol: Annotated[Literal["auto", "5", "3.1.1"], BeforeValidator(_number_as_text)] = Field(
         "auto", description="auto: MQTT 5, or 3.1.1 where 5 is refused or cut"
     )
     username: str | None = Field(None, description="user name, where the broker asks for one")

@@ -5,10 +5,11 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError, create_model
 
@@ -182,20 +183,29 @@ def _shown(loc: tuple[int | str, ...], value: Any) -> str:
     return f"is {value!r}"
 
 
+def takes_text(key: str) -> bool:
+    """Whether the setting with this dotted key is a text, a path or a secret: `12` is then no number."""
+    kinds = {k for k in _kinds(key.split(".")) if k is not type(None)}
+    return bool(kinds) and all(isinstance(k, str) or k in (str, Path, SecretStr) for k in kinds)
+
+
 def _is_secret(loc: tuple[int | str, ...]) -> bool:
-    model: type[BaseModel] = Settings
+    return any(SecretStr in _kinds(loc[: i + 1]) for i in range(len(loc)))
+
+
+def _kinds(loc: Sequence[int | str]) -> tuple[Any, ...]:
+    """The types that the setting at `loc` may have, a Literal as its values; none where there is none."""
+    model: type[BaseModel] | None = Settings
+    kinds: tuple[Any, ...] = ()
     for name in loc:
-        field = model.model_fields.get(str(name))
+        field = model.model_fields.get(str(name)) if model is not None else None
         if field is None:
-            return False
-        kinds = get_args(field.annotation) or (field.annotation,)
-        if SecretStr in kinds:
-            return True
-        below = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-        if below is None:
-            return False
-        model = below
-    return False
+            return ()
+        choice = get_origin(field.annotation) in (Union, UnionType, Literal)
+        found = get_args(field.annotation) if choice else (field.annotation,)
+        kinds = tuple(get_args(k)[0] if get_origin(k) is Annotated else k for k in found)
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+    return kinds
 
 
 def _parents(key: str) -> list[str]:

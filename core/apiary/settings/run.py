@@ -68,12 +68,11 @@ class RunSettings(Section):
         le=1e6,
         description="most that an update weighs, in medians of the cohort",
     )
-    leave_out_gain: float | None = Field(
+    leave_out_gain: float = Field(
         0.25,
-        gt=0,
+        ge=0,
         lt=1,
-        description="where the held-out loss does not fall, leave out an update without which it is lower by "
-        "this share; unset: none",
+        description="leave out an update without which a loss that did not fall is lower by this share",
     )
     clip: float = Field(3.0, ge=1, le=1e6, description="largest norm of an update, in last round's medians")
     lost_grace_s: float = Field(

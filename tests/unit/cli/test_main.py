@@ -171,6 +171,12 @@ def test_an_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[
         ("run.recipe_options={size", "run.recipe_options", "{size"),
         ("edge.node_id=a=b", "edge.node_id", "a=b"),
         ("edge.node_id=", "edge.node_id", ""),
+        ("edge.node_id=12", "edge.node_id", "12"),
+        ("edge.data_dir=2026", "edge.data_dir", "2026"),
+        ("broker.protocol=5", "broker.protocol", "5"),
+        ("broker.password=0123", "broker.password", "0123"),
+        ("broker.password=1e5", "broker.password", "1e5"),
+        ("coordinator.labels=[1]", "coordinator.labels", [1]),
     ],
 )
 def test_set_reads_values_as_toml_and_else_as_text(pair: str, key: str, value: Any) -> None:

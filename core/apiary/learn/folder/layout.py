@@ -50,6 +50,7 @@ _CAMERA_WORDS: Final = frozenset(
 )
 """What cameras and phones begin file names with."""
 _DATES: Final = re.compile(r"[\d_. :-]*\d[\d_. :-]*")
+_SHARE: Final = re.compile(r"node-\d+|server")
 _DEFAULT_CLASS: Final = re.compile(r"class (\d+)")
 MAX_WARNINGS: Final = 20
 SEPARATE: Final = "put each into a folder with its label's name, such as {folder}/cat/1.jpg"
@@ -237,6 +238,8 @@ class _Reader:
         paths = [_join(at, k) for k in kids]
         if any(self._tree.files.get(p) for p in paths):
             return []
+        if all(_SHARE.fullmatch(k) for k in kids):
+            return paths  # what `apiary data partition` wrote: one share a node, and the held-out pictures
         below = [self._kids(p) for p in paths]
         if all(any(self._is_split_of_labels(p, k) for k in ks) for p, ks in zip(paths, below, strict=True)):
             return paths

@@ -103,6 +103,7 @@ def test_what_is_trained_and_what_tests(
         [*many("anna/train/cat"), *many("berta/train/cat")],
         [*many("anna/training/cat"), *many("berta/test/dog"), *many("berta/train/dog")],
         [*many("node-1/cat"), *many("node-1/dog"), *many("node-2/cat"), *many("server/dog")],
+        [*many("node-1/0"), *many("node-2/0"), *many("server/7")],  # labels that might be dates
     ],
 )
 def test_several_sets_are_named_and_none_is_taken(paths: list[str]) -> None:
