@@ -131,8 +131,8 @@ class Ear:
 
 
 @contextmanager
-def federation(tmp_path: Path, exports: Path) -> Iterator[tuple[Program, Program, Program, Ear]]:
-    """A coordinator that waits for a node with 24 labelled pictures, the node, its page, and an ear."""
+def federation(tmp_path: Path, exports: Path) -> Iterator[tuple[Program, Program, Ear]]:
+    """A coordinator that waits for a node with 24 labelled pictures, the node with its pages, and an ear."""
     for i in range(12):
         path = tmp_path / "test" / LABELS[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def federation(tmp_path: Path, exports: Path) -> Iterator[tuple[Program, Program
             "APIARY_EDGE__CAPTURE__NEAR_DUPLICATE_BITS": "-1",
             "APIARY_EDGE__STORE__MIN_FREE_MB": "0",
             "APIARY_EDGE__PREDICT__ENABLED": "true",
-            "APIARY_EDGE__PREDICT__PORT": str(free_port()),
+            "APIARY_EDGE__PAGE__PORT": str(free_port()),
             "APIARY_EDGE__PREDICT__HOME_ASSISTANT": "true",
             "APIARY_EDGE__PERSONAL__ENABLED": "true",
         }
@@ -178,7 +178,6 @@ def federation(tmp_path: Path, exports: Path) -> Iterator[tuple[Program, Program
                 "--set", f"coordinator.exports_dir={exports}",
             ),
             program("edge", node, "edge"),
-            program("label", node, "label", "--port", "0"),
             ear,
         )  # fmt: skip
 
@@ -195,24 +194,23 @@ def test_forty_labels_become_a_model_that_the_page_shows(tmp_path: Path, pytestc
     assert pytestconfig.cache is not None
     exports = pytestconfig.cache.mkdir("exports")
     with (
-        federation(tmp_path, exports) as (coordinator, edge, label, ear),
+        federation(tmp_path, exports) as (coordinator, edge, ear),
         chromium(tmp_path / "chromium") as tab,
     ):
-        labelling = label.says(r"http://\S+")[0]
-        predicting = edge.says(r"pages: (http://\S+)")[1]
-        token = labelling.partition("?token=")[2]
+        pages = edge.says(r"pages: (http://\S+)")[1]
+        token = (tmp_path / "node" / "labelling.token").read_text().strip()
         store = SampleStore(tmp_path / "node" / "samples", None, StoreSettings(), time.time)
         wait_for("capture", lambda: store.counts().total == PICTURES, edge)
 
         tab.screen(1280, 800)
-        tab.open(f"{predicting}predictions/?token={token}")
+        tab.open(f"{pages}predictions/?token={token}")
         tab.until("document.getElementById('model-name')?.innerText === 'No model yet'")
 
         # The labels to choose from are the coordinator's: nobody has given one yet.
         coordinator.says("the untrained model has")
         tab.screen(390, 844, touch=True)
         wait_for("labels", (tmp_path / "node" / "predicting" / "labels.json").is_file, edge)
-        tab.open(labelling)
+        tab.open(f"{pages}label/")
         tab.until("document.querySelectorAll('#labels button').length === 3")
         assert tab.value("[...document.querySelectorAll('#labels button > span')].map(e => e.innerText)")[
             :2
@@ -222,15 +220,16 @@ def test_forty_labels_become_a_model_that_the_page_shows(tmp_path: Path, pytestc
 
         coordinator.says(r"round=1 closed .*contributors=1", WAIT_S)
         tab.screen(390, 844, touch=True)
-        tab.open(f"{predicting}predictions/")
+        tab.open(f"{pages}predictions/")
         tab.until("document.getElementById('model-name')?.innerText === 'round 1 of run shades'", WAIT_S)
         tab.until("document.getElementById('picture')?.naturalWidth > 0")
         # The last picture of the folder is still looked at, and the new model knows what it is.
         last = LABELS[(PICTURES - 1) % 2]
-        tab.until(f"document.getElementById('label')?.innerText === '{last}'")
+        tab.until(f"document.getElementById('label-name')?.innerText === '{last}'")
         assert tab.value("document.querySelectorAll('#bars li').length") == 2
         assert re.fullmatch(r"[\d.]+ ms", tab.value("document.getElementById('inference').innerText"))
-        assert "accurate" in tab.value("document.getElementById('model-more').innerText")
+        more = tab.value("document.getElementById('model-more').innerText")
+        assert re.search(r"\d % right of \d+ held-out picture", more), more
         assert tab.value("document.documentElement.scrollWidth") <= 390
         # The bus hears it in words, and Home Assistant knows where to listen.
         wait_for("a prediction", lambda: any(p.label == last for p in ear.predictions()), edge)

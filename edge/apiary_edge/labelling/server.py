@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import fcntl
 import ipaddress
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ from apiary_edge.web.site import Site
 
 SIGN_IN: Final = "in"
 """The folder of a foreground page where a phone signs in by its code; it leads on to the page."""
+_SIOCGIFADDR: Final = 0x8915
 
 
 class Stores:
@@ -60,7 +63,23 @@ def lan_address() -> str:
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((outside, 9))
             return str(probe.getsockname()[0])
+    # A fleet without a way out has no such route.
+    for _, name in socket.if_nameindex():
+        address = _address_of(name)
+        if address is not None and not ipaddress.ip_address(address).is_loopback:
+            return address
     raise NotReady("this machine has no address in a network yet")
+
+
+def _address_of(interface: str) -> str | None:
+    """The IPv4 address of a network interface, None without one (netdevice(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        asked = struct.pack("256s", interface.encode()[:15])
+        try:
+            found = fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, asked)
+        except OSError:
+            return None
+    return socket.inet_ntoa(found[20:24])
 
 
 def give_memory_back() -> None:

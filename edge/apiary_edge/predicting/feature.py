@@ -77,6 +77,7 @@ class PredictionFeature(NodeFeature):
     def close(self) -> None:
         """End the child."""
         self._process.stop()
+        self._status.page = ""
 
     def _receive(self, event: PredictionEvent) -> None:
         node = self._channel.node
@@ -93,6 +94,8 @@ class PredictionFeature(NodeFeature):
                 log.warning("node=%s predictions: %s", node, event.text)
                 if event.kind == "refused":
                     self._refused(event.model, event.text)
+                else:
+                    self._status.page = ""
             case "page":
                 self._status.page = event.text
                 log.info("node=%s pages: %s (apiary label --qr signs a phone in)", node, event.text)

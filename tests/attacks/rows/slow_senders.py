@@ -156,7 +156,7 @@ def slow_labelling(ground: Ground) -> Outcome:
 @attack("slow senders: the predictions page")
 def slow_predictions(ground: Ground) -> Outcome:
     port = free_port()
-    flags = ["--set", "edge.predict.enabled=true", "--set", f"edge.predict.port={port}"]
+    flags = ["--set", "edge.predict.enabled=true", "--set", f"edge.page.port={port}"]
     words = [
         "edge",
         "--node-id",

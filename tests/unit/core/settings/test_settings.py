@@ -216,3 +216,21 @@ def test_a_host_name_becomes_a_node_id(host: str, node: str, monkeypatch: pytest
 def test_every_setting_says_what_it_is() -> None:
     for section in (BrokerSettings, RunSettings, CoordinatorSettings, EdgeSettings):
         assert all(field.description for field in section.model_fields.values())
+
+
+def test_the_address_of_the_predictions_page_of_0_1_is_that_of_all_pages(tmp_path: Path) -> None:
+    file = tmp_path / "apiary.toml"
+    file.write_text('[edge.predict]\nenabled = true\nhost = "192.168.1.20"\nport = 4999\n')
+    edge = load_settings(file).settings.edge
+    assert (edge.page.host, edge.page.port, edge.serves_pages) == ("192.168.1.20", 4999, True)
+    edge = load_settings(file, {"edge.page.host": "lan", "edge.page.enabled": False}).settings.edge
+    assert (edge.page.host, edge.page.port, edge.serves_pages) == ("lan", 4999, False)
+
+
+def test_the_pages_are_served_where_the_node_predicts_or_they_are_wanted() -> None:
+    def serves(**more: object) -> bool:
+        return load_settings(
+            None, {f"edge.{k.replace('__', '.')}": v for k, v in more.items()}
+        ).settings.edge.serves_pages
+
+    assert [serves(), serves(predict__enabled=True), serves(page__enabled=True)] == [False, True, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import os
 import threading
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 from tests.unit.edge.labelling.parts import BOUNDS, TOKEN
 
-from apiary.errors import SettingsError
+from apiary.errors import NotReady, SettingsError
 from apiary.settings import EdgeSettings
-from apiary_edge.labelling.server import check_host, make_server
+from apiary_edge.labelling.server import _address_of, check_host, lan_address, make_server
 from apiary_edge.samples.model import SampleId
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.web.site import MAX_BODY_BYTES
@@ -23,6 +24,19 @@ from apiary_edge.web.site import MAX_BODY_BYTES
 def test_listens_on_one_address_of_the_own_network_only(host: str) -> None:
     with pytest.raises(SettingsError, match=r"expected (an IP address|one address of the local network)"):
         check_host(host)
+
+
+def test_this_machines_own_address_is_one_of_its_network_or_there_is_none_yet() -> None:
+    try:
+        found = lan_address()
+    except NotReady as e:
+        assert "no address in a network yet" in str(e)
+    else:
+        assert not ipaddress.ip_address(found).is_loopback
+
+
+def test_an_interface_has_the_address_that_the_kernel_says() -> None:
+    assert _address_of("lo") == "127.0.0.1" and _address_of("none-such") is None
 
 
 def test_a_real_server_bounds_what_it_reads(store: SampleStore, ids: list[SampleId], tmp_path: Path) -> None:
