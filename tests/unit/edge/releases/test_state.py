@@ -157,3 +157,31 @@ def test_a_new_release_begins_without_the_crashes_and_the_reason_of_the_one_befo
     before = replace(HAS_ONE, why="its test ended by signal 11", crashes=1)
     node, _ = after(before, state.ReleaseAssigned(TWO))
     assert (node.wanted, node.tested, node.crashes, node.why) == (TWO, None, 0, None)
+
+
+def test_what_is_just_within_a_limit_is_good() -> None:
+    tested = Findings(pictures=20, right=10, right_before=None, inference_ms=5.0)
+    at_limits = SlotSettings(max_inference_ms=5.0, min_accuracy=0.5, min_pictures=20)
+    assert judge(tested, at_limits) is None
+    assert judge(replace(tested, inference_ms=5.01), at_limits) is not None
+    assert judge(replace(tested, right=9), at_limits) is not None
+    few = at_limits.model_copy(update={"min_pictures": 21})
+    assert judge(replace(tested, right=0), few) is None, "too few pictures decide nothing"
+
+
+def test_what_fails_in_use_is_not_the_one_that_is_on_its_way() -> None:
+    fetching, _ = after(HAS_ONE, state.ReleaseAssigned(TWO))
+    before = replace(fetching, previous=held("zero"))
+    node, did = after(before, state.InUse(ONE.file.digest, "it crashes"))
+    assert (node.state, node.why) == ("fetching", None) and did == ["Refuse", "Restore", "Report"]
+    assert node.current == held("zero") and node.previous is None
+    same, did = after(before, state.InUse("0" * 64, "another model"))
+    assert same == before and did == []
+
+
+def test_no_release_any_more_clears_all_of_it_once() -> None:
+    node, did = after(
+        replace(HAS_ONE, previous=held("zero"), why="x", crashes=2), state.ReleaseAssigned(None)
+    )
+    assert node == ReleaseState() and did == ["StopRelease", "Clear", "Report"]
+    assert after(node, state.ReleaseAssigned(None)) == (node, [])
