@@ -16,8 +16,7 @@ class PageSettings(Section):
     )
     host: Host = Field(
         "127.0.0.1",
-        description="address of the pages: one of the local network, lan for this machine's own there, "
-        "or 127.0.0.1",
+        description="address of the pages; lan: this machine's in its local network",
     )
     port: int = Field(4912, ge=0, le=65535, description="port of the pages; 0: any that is free")
     names: list[Host] = Field(
