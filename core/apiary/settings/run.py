@@ -71,7 +71,7 @@ class RunSettings(Section):
     leave_out_gain: float = Field(
         0.25,
         ge=0,
-        lt=1,
+        le=1,
         description="leave out an update that raises the held-out loss by this share",
     )
     clip: float = Field(3.0, ge=1, le=1e6, description="largest norm of an update, in last round's medians")
