@@ -395,6 +395,8 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
+// A running node serves it in a folder, beside its other pages.
+$("home").hidden = location.pathname === "/";
 // The token must not stay in the address, where it would be shown, sent on or kept.
 if (location.search) history.replaceState(null, "", location.pathname);
 doing(restart);
