@@ -35,8 +35,9 @@ class CameraStatus:
                 log.debug(
                     "node=%s camera %s id=%s kept=%d", self._node, event.kind, event.id[:12], event.kept
                 )
-        working = event.kind in ("kept", "alive", "back")
-        self.text = "taking pictures" if working else event.text or event.kind
+        # A child is alive while its camera is not there, too.
+        if event.kind != "alive":
+            self.text = "taking pictures" if event.kind in ("kept", "back") else event.text or event.kind
 
 
 class CaptureFeature(NodeFeature):
