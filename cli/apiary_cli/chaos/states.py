@@ -110,5 +110,6 @@ def aimed_at(missing: Sequence[Row], states: SeenStates) -> tuple[str, str] | No
     """A kind of fault and its victim that would fall into a transition which is missing, where one is due."""
     for table, before, _ in missing:
         if (of := states.untouched(table, before)) is not None:
-            return ("node-kill", of) if of else ("coordinator-kill", "coordinator")
+            # A kill would send its victim back to the beginning: the transition would not come.
+            return "link-reset", of or "coordinator"
     return None

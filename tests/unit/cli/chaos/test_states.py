@@ -97,12 +97,12 @@ def test_a_node_that_comes_back_in_the_middle_is_at_the_beginning() -> None:
 
 def test_what_is_missing_is_aimed_at_while_it_is_due() -> None:
     seen = SeenStates(["n1", "n2"])
-    assert aimed_at(rows(), seen) == ("node-kill", "n1"), "all are idle, and round 1 is not open"
+    assert aimed_at(rows(), seen) == ("link-reset", "n1"), "all are idle, and round 1 is not open"
     seen.heard(None, announced("collecting"))
-    assert aimed_at(rows(), seen) == ("coordinator-kill", "coordinator")
+    assert aimed_at(rows(), seen) == ("link-reset", "coordinator")
     seen.heard("n2", offer())
     sending = [row for row in rows() if row[1] == "sending"]
-    assert aimed_at(sending, seen) == ("node-kill", "n2")
+    assert aimed_at(sending, seen) == ("link-reset", "n2")
     assert aimed_at([], seen) is None
     seen.fault("n2")
     assert aimed_at(sending, seen) is None, "one fell into it: what follows shows which transition that was"
