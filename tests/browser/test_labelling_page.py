@@ -82,33 +82,33 @@ def test_labels_forty_pictures_by_keys_and_clicks(
     assert tab.value("document.querySelector('#labels .suggested').offsetHeight") >= 56
 
     for i in range(20):  # with a finger
-        tab.until(f"document.getElementById('picture').src.includes('{ids[i]}') && !busy")
+        tab.until(f"document.getElementById('picture').src.includes('{ids[i]}') && ready(true)")
         tab.click("#labels button", LABELS[i % 3])
         tab.until(f"info.labelled && Object.values(info.labelled).reduce((a, b) => a + b, 0) === {i + 1}")
     tab.screen(1280, 800)
     for i in range(20, 29):  # with the keys of the labels
-        tab.until(f"document.getElementById('picture').src.includes('{ids[i]}') && !busy")
+        tab.until(f"document.getElementById('picture').src.includes('{ids[i]}') && ready(true)")
         tab.press(str(i % 3 + 1))
-    tab.until(f"document.getElementById('picture').src.includes('{ids[29]}') && !busy")
+    tab.until(f"document.getElementById('picture').src.includes('{ids[29]}') && ready(true)")
     tab.press("Enter")  # the suggestion
-    tab.until("document.getElementById('progress-text').innerText.startsWith('30 ') && !busy")
+    tab.until("document.getElementById('progress-text').innerText.startsWith('30 ') && ready(true)")
     held = [store.get(s) for s in ids[:30]]
     assert [s and s.label for s in held] == [LABELS[i % 3] for i in range(30)]
     tab.press("u")
-    tab.until(f"document.getElementById('picture').src.includes('{ids[29]}') && !busy")
+    tab.until(f"document.getElementById('picture').src.includes('{ids[29]}') && ready(true)")
     assert store.counts().labelled == {"head": 10, "helmet": 10, "vest": 9}
     tab.press("3")
-    tab.until("document.getElementById('progress-text').innerText.startsWith('30 ') && !busy")
+    tab.until("document.getElementById('progress-text').innerText.startsWith('30 ') && ready(true)")
 
     tab.click("#show-grid")  # the other ten at once, with a label that is new
-    tab.until("document.querySelectorAll('.cell').length === 18 && !busy")
+    tab.until("document.querySelectorAll('.cell').length === 18 && ready(true)")
     for n in range(10):
         tab.click(f".cell:nth-child({n + 1})")
     tab.click("#labels button", "new label")
     tab.until("document.getElementById('asking').open")
     tab.type("<b>ladder</b>".replace("/", ""))
     tab.press("Enter")
-    tab.until("document.getElementById('progress-text').innerText === '40 of 48' && !busy")
+    tab.until("document.getElementById('progress-text').innerText === '40 of 48' && ready(true)")
     assert store.counts().labelled == {"head": 10, "helmet": 10, "vest": 10, "<b>ladder<b>": 10}
     assert tab.value("document.querySelectorAll('#labels b').length") == 0, "a label became HTML"
 
@@ -121,24 +121,24 @@ def test_deleting_asks_and_undo_does_not_surprise(
     store, address, ids = node
     tab.screen(1280, 800)
     tab.open(address)
-    tab.until("document.getElementById('picture')?.naturalWidth > 0 && !busy")
+    tab.until("document.getElementById('picture')?.naturalWidth > 0 && ready(true)")
     tab.press("1")
-    tab.until(f"document.getElementById('picture').src.includes('{ids[1]}') && !busy")
+    tab.until(f"document.getElementById('picture').src.includes('{ids[1]}') && ready(true)")
     tab.click("#delete")
     tab.until("document.getElementById('asking').open")
     assert tab.value("document.activeElement.id") == "ask-no"
     tab.press("Enter")
-    tab.until("!document.getElementById('asking').open && !busy")
+    tab.until("!document.getElementById('asking').open && ready(true)")
     assert store.counts().total == 48
     tab.click("#delete")
     tab.click("#ask-yes")
-    tab.until("document.getElementById('progress-text').innerText === '1 of 47' && !busy")
+    tab.until("document.getElementById('progress-text').innerText === '1 of 47' && ready(true)")
     assert store.get(ids[1]) is None
     tab.press("u")  # does not take the labelling before it back unasked
-    tab.until("document.getElementById('said').innerText.includes('does not come back') && !busy")
+    tab.until("document.getElementById('said').innerText.includes('does not come back') && ready(true)")
     assert store.counts().labelled == {"head": 1}
     tab.press("u")
-    tab.until("document.getElementById('progress-text').innerText === '0 of 47' && !busy")
+    tab.until("document.getElementById('progress-text').innerText === '0 of 47' && ready(true)")
     assert store.counts().labelled == {}
     assert tab.complaints == []
 

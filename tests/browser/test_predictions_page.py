@@ -250,7 +250,7 @@ def label_forty(tab: Tab, store: SampleStore) -> None:
     """As an owner would: look at the picture, press its label."""
     shown = ""
     for done in range(40):
-        tab.until(f"!document.getElementById('picture').src.endsWith('/{shown}') && !busy")
+        tab.until(f"!document.getElementById('picture').src.endsWith('/{shown}') && ready(true)")
         shown = tab.value("document.getElementById('picture').src.split('/').pop()")
         path = store.path(check_id(shown))
         assert path is not None

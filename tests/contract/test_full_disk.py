@@ -83,7 +83,7 @@ cookie = ""
 cookie = post("/api/login", {"token": "t" * 32})[2]["Set-Cookie"].partition(";")[0]
 full = 0
 for sample in ids:
-    status, body, _ = post("/api/label", {"ids": [sample], "label": "dark"})
+    status, body, _ = post("/api/label", {"ids": [sample], "was": None, "label": "dark"})
     full += status.startswith("503")
     if status.startswith("503"):
         print("label:", body["error"])
@@ -93,8 +93,8 @@ deleted = post("/api/delete", {"ids": ids[:20], "confirm": 20})
 print("delete:", deleted[1])
 (disk / "ballast").unlink()
 half = (20 + len(ids)) // 2
-assert post("/api/label", {"ids": ids[20:half], "label": "dark"})[0].startswith("200")
-assert post("/api/label", {"ids": ids[half:], "label": "light"})[0].startswith("200")
+assert post("/api/label", {"ids": ids[20:half], "was": None, "label": "dark"})[0].startswith("200")
+assert post("/api/label", {"ids": ids[half:], "was": None, "label": "light"})[0].startswith("200")
 store.close()
 
 def train(out):

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
-from apiary.errors import DataError
+from apiary.errors import DataError, StoreError
+from apiary.learn.folder import labels as naming
+from apiary_edge.labelling.keys import keys, likened
 from apiary_edge.labelling.thumbnails import SIDES, Thumbnails
 from apiary_edge.samples.model import (
     Filter,
     Order,
+    Outdated,
     Sample,
     SampleId,
     SampleState,
@@ -83,8 +86,12 @@ class Labelling:
     def _state(self) -> dict[str, Any]:
         counts = self.stores().counts()
         labels = self._known(counts.labelled, counts.suggested)
+        numbers = self._numbers(labels)
+        step = self.stores().latest_step()
         return {
-            "labels": labels,
+            "labels": list(numbers),
+            "keys": keys(numbers),
+            "undo": None if step is None else {"step": step.number, "who": step.who, "count": step.changed},
             "may_add": self.may_add,
             "labelled": dict(counts.labelled),
             "held_out": sum(counts.held_out.values()),
@@ -100,6 +107,12 @@ class Labelling:
         if self.may_add or not found:
             found += sorted({label for one in more for label in one} - set(found))
         return found
+
+    def _numbers(self, labels: list[str]) -> dict[str, int]:
+        try:
+            return self.stores().number_labels(labels)
+        except StoreError:  # a full disk: the page still shows what is there
+            return {label: i for i, label in enumerate(labels, 1)}
 
     def _page(self, query: Mapping[str, str]) -> dict[str, Any]:
         try:
@@ -123,6 +136,22 @@ class Labelling:
         data = self.thumbnails.get(sample, path, size)
         return Response(HTTPStatus.OK, data, "image/jpeg", (("Cache-Control", "private, max-age=600"),))
 
+    def _label(self, store: SampleStore, body: Mapping[str, Any]) -> Response:
+        was = _was(body)
+        label = None
+        if body.get("label") is not None:
+            label = check_label(naming.readable(text(body, "label")))
+            known = self._known(store.labels())
+            if not self.may_add and label not in known:
+                raise DataError(f"{label!r} is none of this node's labels: {', '.join(self.labels)}")
+            if body.get("new") is not True and (other := likened(label, known)) is not None:
+                why = f"{other!r} or {label!r}? They differ in case or blanks only"
+                return as_json({"error": why, "alike": other, "label": label}, HTTPStatus.CONFLICT)
+        done = store.label_shown(was, label, WHO)
+        if isinstance(done, Outdated):
+            return _outdated(done)
+        return as_json({"changed": done.changed, "step": done.step, "label": label})
+
     # -- changing --------------------------------------------------------------------------------------
 
     def post(self, path: str, environ: Environ) -> Response:
@@ -131,17 +160,9 @@ class Labelling:
         store = self.stores()
         match path:
             case "/api/label":
-                label = None if body.get("label") is None else check_label(text(body, "label"))
-                if label is not None and not self.may_add and label not in self._known(store.labels()):
-                    raise DataError(f"{label!r} is none of this node's labels: {', '.join(self.labels)}")
-                return as_json({"changed": store.label(_ids(body), label, WHO)})
+                return self._label(store, body)
             case "/api/undo":
-                undone = store.undo()
-                if undone is None:
-                    return as_json({"samples": [], "who": None})
-                found = (store.get(i) for i in undone.ids[:MAX_IDS])
-                samples = [_sample(s) for s in found if s is not None]
-                return as_json({"samples": samples, "who": undone.who})
+                return _undo(store, body)
             case "/api/delete":
                 ids = _ids(body)
                 if body.get("confirm") != len(ids):
@@ -152,6 +173,33 @@ class Labelling:
                 return as_json({"deleted": deleted})
             case _:
                 raise not_found()
+
+
+def _undo(store: SampleStore, body: Mapping[str, Any]) -> Response:
+    step = body.get("step")
+    if not isinstance(step, int):
+        raise DataError("step: expected the number of the labelling to undo")
+    latest = store.latest_step()
+    if latest is None:
+        return as_json({"samples": [], "who": None})
+    undone = store.undo(step)
+    if undone is None:
+        why = "this is not the latest labelling: it was undone already, or another came after it"
+        return as_json({"error": why}, HTTPStatus.CONFLICT)
+    found = (store.get(i) for i in undone.ids[:MAX_IDS])
+    return as_json({"samples": [_sample(s) for s in found if s is not None], "who": undone.who})
+
+
+def _outdated(found: Outdated) -> Response:
+    gone = f"{naming.pictures(len(found.gone))} gone: deleted meanwhile"
+    changed = f"{naming.pictures(len(found.samples))} labelled by somebody else meanwhile"
+    parts = [text for text, of in ((changed, found.samples), (gone, found.gone)) if of]
+    answer = {
+        "error": f"{' and '.join(parts)}; nothing was changed",
+        "samples": [_sample(s) for s in found.samples],
+        "gone": list(found.gone),
+    }
+    return as_json(answer, HTTPStatus.CONFLICT if found.samples else HTTPStatus.GONE)
 
 
 def needed(trainable: Mapping[str, int], labels: Sequence[str], held_out_share: float) -> dict[str, int]:
@@ -172,9 +220,20 @@ def _sample(s: Sample) -> dict[str, Any]:
         "held_out": s.held_out,
         "captured_at": s.captured_at,
         "source": s.source,
+        "labelled_by": s.labelled_by,
         "width": s.width,
         "height": s.height,
     }
+
+
+def _was(body: Mapping[str, Any]) -> dict[SampleId, str | None]:
+    """The samples of a request with the labels that they were shown with: a list, or one for all."""
+    ids = _ids(body)
+    was = body.get("was", 0)
+    labels = was if isinstance(was, list) else [was] * len(ids)
+    if len(labels) != len(ids) or not all(one is None or isinstance(one, str) for one in labels):
+        raise DataError("was: expected the label that each picture was shown with, null for none")
+    return dict(zip(ids, labels, strict=True))
 
 
 def _ids(body: Mapping[str, Any]) -> list[SampleId]:

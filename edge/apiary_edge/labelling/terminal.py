@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from apiary.errors import DataError
+from apiary.learn.folder import labels as naming
 from apiary_edge.cameras._still import read_file
-from apiary_edge.samples.model import Filter, Order, Sample, SampleId, check_label
+from apiary_edge.labelling.keys import is_digit, likened
+from apiary_edge.samples.model import Filter, Order, Outdated, Sample, SampleId, check_label
 from apiary_edge.samples.store import SampleStore
 
 if TYPE_CHECKING:
@@ -52,13 +54,13 @@ def label_all(
     `ask` gives a line for a prompt and raises EOFError at the end, `say` takes text, and `paint` a drawing
     with its control sequences; `known` labels are offered beside the store's own.
     """
-    labels = list(dict.fromkeys([*known, *store.labels()]))
+    numbers = store.number_labels([*known, *store.labels()])
     skipped: set[SampleId] = set()
     done = 0
     say(HELP)
     while (sample := _next(store, skipped)) is not None:
         _show(store, sample, say, paint, columns)
-        say("  ".join(f"{i} {label}" for i, label in enumerate(labels, 1)) or "(no label yet: type its name)")
+        say(_offer(numbers) or "(no label yet: type its name)")
         try:
             answer = ask(_prompt(sample)).strip()
         except EOFError:
@@ -76,13 +78,16 @@ def label_all(
                 say("nothing to undo" if undone is None else f"undone: {len(undone.ids)}")
             case _:
                 try:
-                    label = _meant(answer, labels, sample)
+                    label = _meant(answer, numbers, sample)
+                    if (other := likened(label, numbers)) and not _agreed(
+                        ask, f"{other!r} is there: is {label!r} another label? [y/N] "
+                    ):
+                        label = other
                 except DataError as e:
                     say(str(e))
                     continue
-                if label not in labels:
-                    labels.append(label)
-                done += store.label([sample.id], label, who)
+                done += _give(store, sample, label, who, ask=ask, say=say)
+                numbers = store.number_labels([*numbers, label])
     return max(0, done)
 
 
@@ -96,18 +101,55 @@ def _next(store: SampleStore, skipped: set[SampleId]) -> Sample | None:
     return None
 
 
-def _meant(answer: str, labels: Sequence[str], sample: Sample) -> str:
+def _give(
+    store: SampleStore,
+    sample: Sample,
+    label: str,
+    who: str,
+    *,
+    ask: Callable[[str], str],
+    say: Callable[[str], None],
+) -> int:
+    """Label what was shown; where somebody else did meanwhile, ask first. How many changed."""
+    was = sample.label
+    while isinstance(done := store.label_shown({sample.id: was}, label, who), Outdated):
+        if not done.samples:
+            say("it is gone: deleted meanwhile, nothing was labelled")
+            return 0
+        theirs = done.samples[0]
+        by = theirs.labelled_by or "somebody"
+        if not _agreed(ask, f"{by} gave it {theirs.label!r} meanwhile: make it {label!r}? [y/N] "):
+            return 0
+        was = theirs.label
+    return done.changed
+
+
+def _agreed(ask: Callable[[str], str], question: str) -> bool:
+    try:
+        return ask(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _offer(numbers: Mapping[str, int]) -> str:
+    return "  ".join(label if is_digit(label) else f"{n} {label}" for label, n in numbers.items())
+
+
+def _meant(answer: str, numbers: Mapping[str, int], sample: Sample) -> str:
     if not answer:
         if sample.suggestion is None:
             raise DataError("there is no suggestion to take: type a number or a name")
         return sample.suggestion.label
+    if answer in numbers:
+        return answer
     if answer.isdecimal():
-        if not 1 <= int(answer) <= len(labels):
-            raise DataError(f"{answer} is no label's number, expected 1 to {len(labels)}")
-        return labels[int(answer) - 1]
+        label = next((one for one, n in numbers.items() if n == int(answer)), None)
+        if label is None or is_digit(label):
+            raise DataError(f"{answer} is no label's number, expected one of those that are shown")
+        return label
     if len(answer) == 1:
         raise DataError(f"{answer!r} is no command. {HELP}")
-    return check_label(answer)
+    return check_label(naming.readable(answer))
 
 
 def _show(

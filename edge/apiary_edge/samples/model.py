@@ -143,6 +143,31 @@ class Undone:
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled:
+    """A labelling that was carried out: its step of undo (None where nothing changed), how many changed."""
+
+    step: int | None
+    changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outdated:
+    """Nothing was changed: these samples have another label than the one shown, and these are gone."""
+
+    samples: tuple[Sample, ...]
+    gone: tuple[SampleId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The labelling that undo would take back: its number, whose it is, how many samples it changed."""
+
+    number: int
+    who: str
+    changed: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingSample:
     """A labelled picture file that may be trained; `digest` is its SampleId."""
 

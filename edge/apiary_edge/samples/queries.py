@@ -63,6 +63,18 @@ FORGET: Final = """
 DELETE FROM gone WHERE number NOT IN
     (SELECT number FROM gone WHERE by_owner = ? ORDER BY number DESC LIMIT ?) AND by_owner = ?"""
 
+NUMBER_LABEL: Final = """
+INSERT INTO label_number (label, number) SELECT ?, COALESCE(MAX(number), 0) + 1 FROM label_number WHERE true
+ON CONFLICT DO NOTHING"""
+
+FORGET_LABELS: Final = """
+DELETE FROM label_number WHERE number <= (SELECT MAX(number) FROM label_number) - ?
+AND label NOT IN (SELECT label FROM tally)"""
+
+LATEST_STEP: Final = """
+SELECT number, who, (SELECT COUNT(*) FROM change WHERE labelling = number)
+FROM labelling ORDER BY number DESC LIMIT 1"""
+
 # Only this module's own text is pasted into the queries below.
 GET: Final = f"SELECT {COLUMNS} FROM sample WHERE id = ?"  # noqa: S608 - see above
 

@@ -16,6 +16,7 @@ from apiary_edge.samples.model import (
     Sample,
     SampleCounts,
     SampleId,
+    Step,
     TrainingSample,
     check_id,
 )
@@ -68,6 +69,11 @@ class SampleReader:
         """Every label that a sample has, sorted."""
         return [label for (label,) in self._select("SELECT label FROM tally ORDER BY label")]
 
+    def latest_step(self) -> Step | None:
+        """The labelling that `undo` would take back, None where there is none."""
+        rows = self._select(queries.LATEST_STEP)
+        return Step(*rows[0]) if rows else None
+
     def awaiting_suggestion(self, model: str, limit: int) -> list[SampleId]:
         """Samples without a label that this model has not seen, newest first."""
         query = "SELECT id FROM sample WHERE label IS NULL AND model IS NOT ? ORDER BY number DESC LIMIT ?"
@@ -113,6 +119,9 @@ class SampleReader:
     def held_out(self) -> list[TrainingSample]:
         """What is never trained and can test a model: labelled and held out, sorted by label and id."""
         return self._labelled(held_out=True)
+
+    def _label_numbers(self) -> dict[str, int]:
+        return dict(self._select("SELECT label, number FROM label_number"))
 
     def _labelled(self, *, held_out: bool) -> list[TrainingSample]:
         rows = self._select(queries.TRAINING, (held_out,))

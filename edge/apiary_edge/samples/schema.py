@@ -53,6 +53,9 @@ CREATE TABLE gone (
 CREATE INDEX gone_origin ON gone (origin);
 CREATE INDEX gone_owner ON gone (by_owner, number);
 """
+_LATER: Final = """
+CREATE TABLE IF NOT EXISTS label_number (label TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID"""
+# label_number: the order in which labels came, so that their keys stay; programs before it ignore the table.
 # total, tally: kept by triggers, so that taking a picture costs the same in a large store.
 # sample.origin: sha256 of the bytes as they were given, before metadata was taken out.
 # sample.likeness: 64 bit perceptual hash of captured frames, as SQLite's signed integer.
@@ -115,6 +118,7 @@ def _ensure_schema(db: sqlite3.Connection, file: Path) -> None:
                 f"the sample index {file} has version {version}, this program writes {VERSION}: "
                 "update Apiary on this node"
             )
+        db.execute(_LATER)
 
 
 def _statements(script: str) -> Iterator[str]:

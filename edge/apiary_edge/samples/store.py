@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +24,9 @@ from apiary_edge.samples.model import (
     Added,
     Duplicate,
     Incoming,
+    Labelled,
     Outcome,
+    Outdated,
     SampleId,
     SampleRefused,
     Undone,
@@ -48,6 +50,8 @@ BATCH_BYTES: Final = 8 * 2**20
 """A batch ends here even so: it is held in memory, cleaned and as it came."""
 MAX_UNDO: Final = 200
 """Labellings that can be undone; older ones are final."""
+MAX_NUMBERED: Final = 2 * MAX_LABELS
+"""Labels whose numbers are kept; of more, those that came first and that no picture has are forgotten."""
 MAX_DELETED: Final = 20_000
 MAX_EVICTED: Final = 1_000
 """Pictures that are gone and remembered, about 200 bytes each."""
@@ -119,43 +123,50 @@ class SampleStore(SampleReader):
         Where the label has more than `bounds.max_per_label` samples then, those labelled longest ago leave
         the store, held-out ones excepted. Raises DataError for a label that cannot be one.
         """
-        if len(ids) > self.bounds.max_per_label:
-            raise DataError(
-                f"{len(ids)} pictures at once, but a label keeps {self.bounds.max_per_label} "
-                "(edge.store.max_per_label)"
-            )
-        now = self._wall()
-        evicted: list[tuple[SampleId, str]] = []
-        with self._writing():
-            self._check_label(label)
-            query = "INSERT INTO labelling (at, who) VALUES (?, ?)"
-            step = self._db.execute(query, (now, who[:64])).lastrowid
-            changed = 0
-            for sample in dict.fromkeys(ids):
-                changed += self._db.execute(queries.REMEMBER, (step, check_id(sample), label)).rowcount
-            self._db.execute(queries.RELABEL, (label, who[:64] if label else None, label and now, step))
-            if changed == 0:
-                self._db.execute("DELETE FROM labelling WHERE number = ?", (step,))
-            self._db.execute("DELETE FROM labelling WHERE number <= ?", ((step or 0) - MAX_UNDO,))
-            if label is not None:
-                for victim in self._room().over_label(label):
-                    evicted += self._drop([victim], by_owner=False)
-        self._unlink(evicted)
-        return changed
+        done = self._label(ids, label, who, None)
+        assert isinstance(done, Labelled)  # noqa: S101 - without `was` nothing is outdated
+        return done.changed
 
-    def undo(self) -> Undone | None:
-        """Take the latest labelling back; None where there is none left. Deleting is not undone."""
+    def label_shown(
+        self, was: Mapping[SampleId, str | None], label: str | None, who: str
+    ) -> Labelled | Outdated:
+        """As `label`, where each sample still has the label that it was shown with; else nothing changes.
+
+        A sample that has the new label already is not outdated: a request may be repeated.
+        """
+        return self._label(list(was), label, who, was)
+
+    def undo(self, step: int | None = None) -> Undone | None:
+        """Take the latest labelling back; None where there is none left. Deleting is not undone.
+
+        With `step`, None as well where the latest labelling is another one.
+        """
         with self._writing():
             last = self._db.execute(
                 "SELECT number, who FROM labelling ORDER BY number DESC LIMIT 1"
             ).fetchone()
-            if last is None:
+            if last is None or step not in (None, last[0]):
                 return None
             step, who = last
             ids = [SampleId(i) for (i,) in self._db.execute(queries.CHANGED, (step,))]
             self._db.execute(queries.RESTORE, (step,))
             self._db.execute("DELETE FROM labelling WHERE number = ?", (step,))
         return Undone(who, tuple(ids))
+
+    def number_labels(self, labels: Iterable[str]) -> dict[str, int]:
+        """The number of each label, from 1 in the order of their first coming; it stays as others come.
+
+        One whose last picture was given another label keeps its number, for when it comes back.
+        """
+        wanted = list(dict.fromkeys(labels))
+        known = self._label_numbers()
+        if fresh := [label for label in wanted if label not in known]:
+            with self._writing():
+                for label in fresh:
+                    self._db.execute(queries.NUMBER_LABEL, (label,))
+                self._db.execute(queries.FORGET_LABELS, (MAX_NUMBERED,))
+            known = self._label_numbers()
+        return {label: known[label] for label in sorted(wanted, key=lambda one: known[one])}
 
     # -- suggestions -----------------------------------------------------------------------------------
 
@@ -197,6 +208,45 @@ class SampleStore(SampleReader):
         return forget_cached(self._cache, [SampleId(i) for (i,) in self._select("SELECT id FROM gone")])
 
     # -- inside ----------------------------------------------------------------------------------------
+
+    def _label(
+        self,
+        ids: Sequence[SampleId],
+        label: str | None,
+        who: str,
+        was: Mapping[SampleId, str | None] | None,
+    ) -> Labelled | Outdated:
+        if len(ids) > self.bounds.max_per_label:
+            raise DataError(
+                f"{len(ids)} pictures at once, but a label keeps {self.bounds.max_per_label} "
+                "(edge.store.max_per_label)"
+            )
+        now = self._wall()
+        evicted: list[tuple[SampleId, str]] = []
+        with self._writing():
+            self._check_label(label)
+            if was is not None and (outdated := self._outdated(was, label)) is not None:
+                return outdated
+            query = "INSERT INTO labelling (at, who) VALUES (?, ?)"
+            step = self._db.execute(query, (now, who[:64])).lastrowid
+            changed = 0
+            for sample in dict.fromkeys(ids):
+                changed += self._db.execute(queries.REMEMBER, (step, check_id(sample), label)).rowcount
+            self._db.execute(queries.RELABEL, (label, who[:64] if label else None, label and now, step))
+            if changed == 0:
+                self._db.execute("DELETE FROM labelling WHERE number = ?", (step,))
+            self._db.execute("DELETE FROM labelling WHERE number <= ?", ((step or 0) - MAX_UNDO,))
+            if label is not None:
+                for victim in self._room().over_label(label):
+                    evicted += self._drop([victim], by_owner=False)
+        self._unlink(evicted)
+        return Labelled(step if changed else None, changed)
+
+    def _outdated(self, was: Mapping[SampleId, str | None], label: str | None) -> Outdated | None:
+        found = {sample: self.get(sample) for sample in was}
+        gone = tuple(sample for sample, one in found.items() if one is None)
+        others = tuple(one for one in found.values() if one and one.label not in (label, was[one.id]))
+        return Outdated(others, gone) if gone or others else None
 
     def _add_batch(self, batch: list[Incoming]) -> list[Outcome]:
         from apiary_edge.samples.clean import clean

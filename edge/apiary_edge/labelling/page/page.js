@@ -3,13 +3,20 @@
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 60;
-let info = { labels: [], labelled: {}, needed: {}, total: 0 };
+const BATCH = 200; // pictures in one request
+const SETTLE_MS = 250; // a tap or key this soon after a picture appeared was meant for the one before it
+const SLOW_MS = 300;
+const LIMIT_MS = 30000;
+let info = { labels: [], keys: {}, labelled: {}, needed: {}, total: 0, undo: null };
 let samples = []; // what was fetched, in order
 let at = 0; // the one that is shown
 let total = 0;
 let view = "one";
 let busy = false;
 let deletedLast = false;
+let stale = false; // a filter was changed while something else was going on
+let shownAt = 0; // when the picture on the screen appeared
+const ownSteps = new Set(); // labellings of this page, which undo takes back without a question
 const chosen = new Set(); // ids, in the grid
 
 // -- talking to the node ---------------------------------------------------------------------------------
@@ -18,26 +25,27 @@ async function call(path, body) {
   const post = { method: "POST", headers: { "Content-Type": "application/json", "X-Apiary": "1" }, body: JSON.stringify(body) };
   let answer;
   try {
-    answer = await fetch(path, body === undefined ? {} : post);
+    answer = await fetch(path, { ...(body === undefined ? {} : post), signal: AbortSignal.timeout(LIMIT_MS) });
   } catch {
-    throw new Error("The node does not answer. Is `apiary label` still running?");
+    throw new Error("The node does not answer. The picture stays here: try again.");
   }
-  const value = await answer.json();
+  const value = await answer.json().catch(() => ({ error: "The node's answer was cut off. Try again." }));
   if (answer.status === 401 && path !== "api/login") {
     await login();
     return call(path, body);
   }
-  if (!answer.ok) throw new Error(value.error);
+  if (answer.status === 409 || answer.status === 410) return { ...value, refused: answer.status };
+  if (!answer.ok || value.error) throw new Error(value.error);
   return value;
 }
 
 let loggingIn = null;
 function login() {
   loggingIn ??= (async () => {
-    let text = "Paste the token from the address that `apiary label` printed on the node.";
+    let text = "Only the node's owner may see its pictures. Run `apiary label` on the node (or `apiary label --qr` for a code to scan): it prints an address. Paste that address here, or what follows `token=` in it. The token is also in the file labelling.token of the node's state folder.";
     for (;;) {
-      const token = await ask("This page has an owner", text, { input: "", yes: "Open" });
-      if (token === null) continue;
+      const token = await ask("This page has an owner", text, { input: "", name: "Token or address", yes: "Open" });
+      if (token == null) continue;
       try {
         await call("api/login", { token: token.replace(/^.*token=/, "").trim() });
         return;
@@ -58,6 +66,7 @@ function say(text, bad = false) {
 async function doing(work) {
   if (busy) return;
   busy = true;
+  working();
   try {
     await work();
   } catch (e) {
@@ -65,8 +74,62 @@ async function doing(work) {
   } finally {
     busy = false;
     draw();
+    working();
+  }
+  if (stale) {
+    stale = false;
+    await doing(restart);
   }
 }
+
+// What takes longer than a moment is shown to be going on.
+let slow = null;
+function working() {
+  const on = busy ? !$("asking").open : loading();
+  if (!on) {
+    clearTimeout(slow);
+    slow = null;
+    $("working").hidden = true;
+  } else {
+    slow ??= setTimeout(() => {
+      $("working").textContent = busy ? "Working …" : "The picture is loading …";
+      $("working").hidden = false;
+    }, SLOW_MS);
+  }
+}
+
+// -- what is on the screen -------------------------------------------------------------------------------
+
+const source = (s) => `picture/large/${s.id}`;
+const isWanted = () => samples[at] && $("picture").getAttribute("src") === source(samples[at]);
+const loading = () => view === "one" && Boolean(samples[at]) && !(isWanted() && $("picture").complete);
+const failed = () => view === "one" && isWanted() && $("picture").complete && !$("picture").naturalWidth;
+
+// Whether input is taken: the picture that it is for is on the screen, and was long enough to be seen.
+function ready(unseen = false) {
+  if (busy || $("asking").open) return false;
+  if (view !== "one" || !samples[at]) return true;
+  return !loading() && (unseen || !failed()) && performance.now() - shownAt >= SETTLE_MS;
+}
+
+$("picture").onload = () => {
+  shownAt = performance.now();
+  $("picture").classList.remove("loading");
+  $("retry").hidden = true;
+  working();
+};
+$("picture").onerror = () => {
+  if (!samples[at]) return;
+  say("This picture could not be loaded: it cannot be labelled unseen.", true);
+  $("retry").hidden = false;
+  working();
+};
+$("retry").onclick = () => {
+  $("retry").hidden = true;
+  $("picture").removeAttribute("src");
+  say("");
+  draw();
+};
 
 // -- the queue -------------------------------------------------------------------------------------------
 
@@ -112,36 +175,108 @@ const targets = () =>
 
 const pictures = (n) => (n === 1 ? "1 picture" : `${n} pictures`);
 
+// Ask until the node has taken it: what was shown may have changed there, and the owner decides.
+async function labelAs(which, label) {
+  let left = which, fresh = false;
+  const was = new Map(which.map((s) => [s.id, s.label]));
+  for (;;) {
+    const body = { ids: left.map((s) => s.id), was: left.map((s) => was.get(s.id)), label, new: fresh };
+    const answer = await call("api/label", body);
+    if (answer.alike !== undefined) {
+      const taken = await ask(`${answer.alike} or ${answer.label}?`, "They differ in case or blanks only. Two spellings would be two labels.",
+        { yes: `Use “${answer.alike}”`, no: `Add “${answer.label}”` });
+      if (taken === undefined) return { done: [], label };
+      if (taken === null) fresh = true;
+      else label = answer.alike;
+      continue;
+    }
+    if (!answer.refused) {
+      if (answer.step) ownSteps.add(answer.step);
+      label = answer.label;
+      for (const s of left) s.label = label;
+      return { done: left, label };
+    }
+    const gone = new Set(answer.gone);
+    if (gone.size) {
+      say(`${pictures(gone.size)} gone: deleted meanwhile. Nothing was labelled there.`, true);
+      forget(gone);
+      left = left.filter((s) => !gone.has(s.id));
+    }
+    if (answer.samples.length) {
+      const [first] = answer.samples, n = answer.samples.length;
+      const theirs = first.label === null ? "no label" : `“${first.label}”`;
+      const title = n === 1 ? `It has ${theirs} by now` : `${pictures(n)} have other labels by now`;
+      const text = `Somebody else (${first.labelled_by ?? "who took a label away"}) was here meanwhile. Your label was ${label === null ? "none" : `“${label}”`}.`;
+      const mine = await ask(title, text, { yes: "Use mine", no: "Keep theirs" });
+      for (const one of answer.samples) was.set(one.id, one.label);
+      if (mine === null || mine === undefined) {
+        const kept = new Map(answer.samples.map((one) => [one.id, one]));
+        samples = samples.map((s) => kept.get(s.id) ?? s);
+        left = left.filter((s) => !kept.has(s.id));
+        if (!left.length) return { done: [], label, kept: n };
+      }
+    }
+    if (!left.length) return { done: [], label, gone: gone.size };
+  }
+}
+
+function forget(gone) {
+  at -= samples.slice(0, at).filter((s) => gone.has(s.id)).length;
+  samples = samples.filter((s) => !gone.has(s.id));
+  for (const id of gone) chosen.delete(id);
+}
+
 function give(label) {
+  if (!ready()) return undefined;
   return doing(async () => {
     const which = targets();
     if (!which.length) return;
-    for (let i = 0; i < which.length; i += 500) {
-      await call("api/label", { ids: which.slice(i, i + 500).map((s) => s.id), label });
+    let done = [], kept = 0, gone = 0;
+    for (let i = 0; i < which.length; i += BATCH) {
+      const result = await labelAs(which.slice(i, i + BATCH), label);
+      label = result.label;
+      done = done.concat(result.done);
+      kept += result.kept ?? 0;
+      gone += result.gone ?? 0;
     }
-    for (const s of which) s.label = label;
     deletedLast = false;
-    say(label === null ? `${pictures(which.length)}: label taken away` : `${pictures(which.length)}: ${label}`);
-    if (view === "grid") {
-      chosen.clear();
-      samples = samples.filter(matches);
-      at = 0;
-      await fetchMore();
-    } else {
-      await onward();
+    if (done.length) say(label === null ? `${pictures(done.length)}: label taken away` : `${pictures(done.length)}: ${label}`);
+    else if (kept) say(`${pictures(kept)} kept as it was.`);
+    else if (!gone) say("Nothing was changed.");
+    try {
+      if (view === "grid") {
+        chosen.clear();
+        samples = samples.filter(matches);
+        at = 0;
+        await fetchMore();
+      } else if (done.length || kept) {
+        await onward();
+      }
+      await refresh();
+    } catch (e) {
+      say(`${$("said").textContent} That is saved; what comes next was not loaded: ${e.message}`, true);
     }
-    await refresh();
   });
 }
 
 function undo() {
+  if (!ready(true)) return undefined;
   return doing(async () => {
     if (deletedLast) {
       deletedLast = false;
       say("A deleted picture does not come back. Press again to undo the labelling before it.", true);
       return;
     }
-    const undone = await call("api/undo", {});
+    await refresh();
+    const last = info.undo;
+    if (last === null) return say("There is nothing left to undo.");
+    if (!ownSteps.has(last.step)) {
+      const by = last.who === "page" ? "on a page like this one" : `by ${last.who}`;
+      const text = `The latest labelling was made ${by}, not here: ${pictures(last.count)}.`;
+      if (typeof (await ask("Undo it?", text, { yes: "Undo", danger: true })) !== "string") return;
+    }
+    const undone = await call("api/undo", { step: last.step });
+    if (undone.refused) throw new Error("Something was labelled or undone meanwhile: press again to see what undo would take back.");
     if (undone.who === null) return say("There is nothing left to undo.");
     const back = new Set(undone.samples.map((s) => s.id));
     const before = samples.slice(0, at).filter((s) => !back.has(s.id)).length;
@@ -155,18 +290,17 @@ function undo() {
 }
 
 function remove() {
+  if (!ready(true)) return undefined;
   return doing(async () => {
     const ids = targets().map((s) => s.id);
     if (!ids.length) return;
     const text = "The picture and all that was computed from it leave this machine for good. Undo does not bring it back.";
-    if ((await ask(`Delete ${pictures(ids.length)}?`, text, { yes: "Delete", danger: true })) === null) return;
+    if ((await ask(`Delete ${pictures(ids.length)}?`, text, { yes: "Delete", danger: true })) == null) return;
     for (let i = 0; i < ids.length; i += 500) {
       const part = ids.slice(i, i + 500);
       await call("api/delete", { ids: part, confirm: part.length });
     }
-    const gone = new Set(ids);
-    at -= samples.slice(0, at).filter((s) => gone.has(s.id)).length;
-    samples = samples.filter((s) => !gone.has(s.id));
+    forget(new Set(ids));
     chosen.clear();
     deletedLast = true;
     if (at >= samples.length - 5) await fetchMore();
@@ -176,24 +310,33 @@ function remove() {
 }
 
 async function addLabel() {
-  const label = await ask("New label", "It is given to what is chosen now.", { input: "", yes: "Give" });
+  if (!ready()) return;
+  shownAt = 0;
+  const label = await ask("New label", "It is given to what is chosen now.", { input: "", name: "Name of the label", yes: "Give" });
   if (label?.trim()) await give(label.trim());
 }
 
 // -- asking ----------------------------------------------------------------------------------------------
 
-function ask(title, text, { input, yes, danger = false }) {
+// A text, or "" without a field, for yes; null for no; undefined where the dialog was left by Escape.
+function ask(title, text, { input, name = "", yes, no = "Cancel", danger = false }) {
   return new Promise((resolve) => {
     const dialog = $("asking");
     $("ask-title").textContent = title;
     $("ask-text").textContent = text;
-    $("ask-input").hidden = input === undefined;
+    $("ask-field").hidden = input === undefined;
+    $("ask-name").textContent = name;
+    $("ask-no").textContent = no;
     $("ask-input").value = input ?? "";
     $("ask-yes").textContent = yes;
     $("ask-yes").classList.toggle("danger", danger);
     dialog.returnValue = "";
-    dialog.onclose = () => resolve(dialog.returnValue === "yes" ? $("ask-input").value : null);
+    dialog.onclose = () => {
+      working();
+      resolve(dialog.returnValue === "yes" ? $("ask-input").value : dialog.returnValue === "no" ? null : undefined);
+    };
     dialog.showModal();
+    working();
     (input === undefined ? $("ask-no") : $("ask-input")).focus();
   });
 }
@@ -234,23 +377,36 @@ function drawFilter() {
   $("label").value = info.labels.includes(before) ? before : "";
 }
 
+function elsewhere() {
+  const here = samples.filter(matches).length;
+  const others = info.total - total;
+  if ($("state").value === "todo" && !$("label").value) return `Nothing is left to label: all ${pictures(info.total)} have a label.`;
+  return `${here} here, ${others} in other filters.`;
+}
+
 function drawOne() {
   const s = samples[at];
   $("picture").hidden = !s;
   $("empty").hidden = Boolean(s);
   $("caption").replaceChildren();
+  $("show-all").hidden = true;
   if (!s) {
+    $("retry").hidden = true;
     const left = samples.filter(matches).length;
     $("picture").removeAttribute("src");
     $("empty").textContent = !info.total
       ? "There are no pictures yet.\nThey come from the camera, or by `apiary samples import`."
       : left && $("state").value === "todo"
         ? `That was the last one. ${pictures(left)} skipped: ← goes back to them.`
-        : "Nothing is left to label here.";
+        : elsewhere();
+    $("show-all").hidden = !info.total || $("state").value === "all" && !$("label").value;
     return;
   }
-  const src = `picture/large/${s.id}`;
-  if ($("picture").getAttribute("src") !== src) $("picture").src = src;
+  if (!isWanted()) {
+    // The picture before it must not stay under this one's caption.
+    $("picture").classList.add("loading");
+    $("picture").src = source(s);
+  }
   $("picture").alt = `picture ${s.id.slice(0, 8)}`;
   const parts = [];
   if (s.label !== null) parts.push(element("b", s.label));
@@ -314,9 +470,10 @@ function drawCounts() {
 function drawLabels() {
   const which = targets();
   const s = view === "one" ? which[0] : undefined;
-  const buttons = info.labels.map((label, i) => {
+  const buttons = info.labels.map((label) => {
     const button = element("button");
-    if (i < 9) button.append(element("kbd", i + 1));
+    button.dataset.label = label;
+    if (info.keys[label]) button.append(element("kbd", info.keys[label]));
     button.append(element("span", label));
     const guess = s && s.label === null && s.suggestion?.label === label;
     const more = info.needed[label];
@@ -324,6 +481,7 @@ function drawLabels() {
     button.classList.toggle("suggested", Boolean(guess));
     button.classList.toggle("given", Boolean(s && s.label === label));
     button.disabled = !which.length;
+    button.setAttribute("aria-pressed", Boolean(s && s.label === label));
     button.onclick = () => give(label);
     return button;
   });
@@ -335,7 +493,11 @@ function drawLabels() {
     buttons.push(button);
   }
   const scrolled = $("labels").scrollTop;
+  // The focus stays on the label that had it.
+  const focused = $("labels").contains(document.activeElement) ? document.activeElement : null;
   $("labels").replaceChildren(...buttons);
+  $("labels").classList.toggle("many", info.labels.length > 8);
+  if (focused) (buttons.find((b) => b.dataset.label === focused.dataset.label) ?? buttons[0])?.focus({ preventScroll: true });
   $("labels").scrollTop = scrolled;
   const grid = view === "grid";
   $("delete").disabled = !which.length;
@@ -349,7 +511,7 @@ function drawLabels() {
 
 // -- hands -----------------------------------------------------------------------------------------------
 
-const skip = () => doing(async () => {
+const skip = () => ready(true) && doing(async () => {
   if (view === "grid") {
     if (chosen.size) chosen.clear();
     else for (const s of samples) chosen.add(s.id);
@@ -358,7 +520,7 @@ const skip = () => doing(async () => {
     await onward();
   }
 });
-const back = () => doing(async () => { if (at > 0) at -= 1; say(""); });
+const back = () => ready(true) && doing(async () => { if (at > 0) at -= 1; say(""); });
 const show = (name) => doing(async () => {
   if (name === "grid" && view !== "grid") { samples = samples.filter(matches); at = 0; await fetchMore(); }
   chosen.clear();
@@ -371,28 +533,43 @@ $("delete").onclick = remove;
 $("clear").onclick = () => give(null);
 $("skip").onclick = skip;
 $("back").onclick = back;
-$("ask-no").onclick = () => $("asking").close("");
+$("ask-no").onclick = () => $("asking").close("no");
 $("more").onclick = () => doing(fetchMore);
 $("show-one").onclick = () => show("one");
 $("show-grid").onclick = () => show("grid");
 $("show-help").onclick = () => show("help");
-for (const name of ["state", "label", "order"]) $(name).onchange = () => doing(restart);
-$("picture").onerror = () => { if (samples[at]) say("This picture cannot be shown.", true); };
+for (const name of ["state", "label", "order"]) $(name).onchange = () => { if (busy) stale = true; else doing(restart); };
+$("show-all").onclick = () => { $("state").value = "all"; $("label").value = ""; doing(restart); };
+
+// Enter takes the suggestion wherever the focus is, except where the Tab key brought it to a button that is no
+// label's, in fields and in dialogs: there Enter is their own. Space presses what has the focus.
+let byTab = false;
+document.addEventListener("pointerdown", () => { byTab = false; });
 
 document.addEventListener("keydown", (event) => {
-  const typing = $("asking").open || event.target.matches("select, input");
-  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "Tab") byTab = true;
+  if ($("asking").open) {
+    if (event.repeat && event.key === "Enter") event.preventDefault(); // held since before the question
+    return;
+  }
+  if (event.target.matches("select, input") || event.ctrlKey || event.metaKey || event.altKey) return;
   const suggested = view === "one" && samples[at]?.label === null && samples[at]?.suggestion?.label;
-  const label = info.labels[Number(event.key) - 1];
-  if (/^[1-9]$/.test(event.key) && label && view !== "help") give(label);
-  else if (event.key === "Enter" && suggested && !event.target.matches("button")) give(suggested);
-  else if (event.key === "u") undo();
-  else if (event.key === "ArrowRight" && view === "one") skip();
-  else if (event.key === "ArrowLeft" && view === "one") back();
-  else if (event.key === "Delete" && view !== "help") remove();
-  else if (event.key === "g") show(view === "grid" ? "one" : "grid");
-  else return;
+  const label = info.labels.find((one) => info.keys[one] === event.key);
+  const own = byTab && event.target.matches("button") && !event.target.closest("#labels");
+  let act;
+  if (label !== undefined && view !== "help") act = () => give(label);
+  else if (event.key === "Enter" && suggested && !own) act = () => give(suggested);
+  else if (event.key === "u") act = undo;
+  else if (event.key === "ArrowRight" && view === "one") act = skip;
+  else if (event.key === "ArrowLeft" && view === "one") act = back;
+  else if (event.key === "Delete" && view !== "help") act = remove;
+  else if (event.key === "g") act = () => show(view === "grid" ? "one" : "grid");
+  else {
+    if (event.repeat && event.key === "Enter") event.preventDefault();
+    return;
+  }
   event.preventDefault();
+  if (!event.repeat) act();
 });
 
 // A running node serves it in a folder, beside its other pages.

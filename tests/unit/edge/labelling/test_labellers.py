@@ -197,7 +197,11 @@ def test_skip_undo_delete_and_what_cannot_be_meant(store: SampleStore) -> None:
     assert store.counts().labelled == {} and store.counts().total == 2
     assert store.get(ids[2]) is not None, "the newest came first, and was skipped"
     text = "\n".join(person.said)
-    for said in ("undone: 1", "9 is no label's number, expected 1 to 1", "there is no suggestion to take"):
+    for said in (
+        "undone: 1",
+        "9 is no label's number",
+        "there is no suggestion to take",
+    ):
         assert said in text
     assert "'x' is no command" in text and "'a/b' cannot be a label" in text
     assert label_all(store, Terminal("u", "q")) == 0

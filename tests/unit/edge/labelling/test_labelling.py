@@ -64,9 +64,9 @@ def test_a_filter_that_is_none(owner: Browser, query: str) -> None:
         ({"ids": [7], "label": "x"}, 400, "list of 1 to 500"),
         ({"ids": ["0" * 64] * (MAX_IDS + 1), "label": "x"}, 400, "list of 1 to 500"),
         ({"ids": ["../../x"], "label": "x"}, 400, "is no sample id"),
-        ({"ids": ["0" * 64], "label": "a/b"}, 400, "cannot be a label"),
-        ({"ids": ["0" * 64], "label": ""}, 400, "cannot be a label"),
-        ({"ids": ["0" * 64], "label": ["x"]}, 400, "label: expected text"),
+        ({"ids": ["0" * 64], "was": None, "label": "a/b"}, 400, "cannot be a label"),
+        ({"ids": ["0" * 64], "was": None, "label": ""}, 400, "cannot be a label"),
+        ({"ids": ["0" * 64], "was": None, "label": ["x"]}, 400, "label: expected text"),
         (b" " * (MAX_BODY_BYTES + 1), 413, "at most 65536 bytes"),
     ],
 )
@@ -85,18 +85,65 @@ def test_other_methods_and_kinds(owner: Browser) -> None:
     assert owner.post("/api/label", {}, CONTENT_LENGTH="-1")[0] == 400
 
 
+def give(owner: Browser, ids: list[SampleId], was: Any, label: str | None, **more: Any) -> tuple[int, Any]:
+    return owner.post("/api/label", {"ids": ids, "was": was, "label": label, **more})
+
+
 def test_labels_in_bulk_are_one_step_of_undo(owner: Browser, store: SampleStore, ids: list[SampleId]) -> None:
-    assert owner.post("/api/label", {"ids": ids[:1], "label": "cat"}) == (200, {"changed": 1})
-    assert owner.post("/api/label", {"ids": ids[:8], "label": "dog"}) == (200, {"changed": 8})
-    assert store.counts().labelled == {"dog": 8}
-    status, undone = owner.post("/api/undo", {})
+    assert give(owner, ids[:1], None, "cat")[1]["changed"] == 1
+    status, done = give(owner, ids[:8], ["cat", *[None] * 7], "dog")
+    assert (status, done["changed"]) == (200, 8)
+    assert owner.get("/api/state")["undo"] == {"step": done["step"], "who": "page", "count": 8}
+    status, undone = owner.post("/api/undo", {"step": done["step"]})
     assert (status, undone["who"], len(undone["samples"])) == (200, "page", 8)
     assert store.counts().labelled == {"cat": 1}
-    assert owner.post("/api/label", {"ids": ids[:1], "label": None}) == (200, {"changed": 1})
+    assert owner.post("/api/undo", {"step": done["step"]})[0] == 409, "a request that came twice"
+    assert store.counts().labelled == {"cat": 1}
+    assert give(owner, ids[:1], "cat", None)[1]["changed"] == 1
     assert store.counts().labelled == {}
-    owner.post("/api/undo", {})
-    owner.post("/api/undo", {})
-    assert owner.post("/api/undo", {}) == (200, {"samples": [], "who": None})
+    while (latest := owner.get("/api/state")["undo"]) is not None:
+        assert owner.post("/api/undo", {"step": latest["step"]})[0] == 200
+    assert owner.post("/api/undo", {"step": 1}) == (200, {"samples": [], "who": None})
+    assert owner.post("/api/undo", {})[0] == 400
+
+
+def test_a_label_that_somebody_else_gave_is_a_question(
+    owner: Browser, store: SampleStore, ids: list[SampleId]
+) -> None:
+    store.label(ids[:1], "cat", "ann")
+    status, answer = give(owner, ids[:3], None, "dog")
+    assert status == 409 and "1 picture labelled by somebody else" in answer["error"]
+    assert [(s["id"], s["label"], s["labelled_by"]) for s in answer["samples"]] == [(ids[0], "cat", "ann")]
+    assert store.counts().labelled == {"cat": 1}, "all of it, or none"
+    assert give(owner, ids[:1], None, "cat")[1]["changed"] == 0, "it has that label: no question"
+    assert give(owner, ids[:3], ["cat", None, None], "dog")[0] == 200
+    store.delete(ids[4:5])
+    status, answer = give(owner, ids[4:6], None, "dog")
+    assert (status, answer["gone"], answer["samples"]) == (410, ids[4:5], [])
+    assert store.counts().labelled == {"dog": 3}
+    assert owner.post("/api/label", {"ids": ids[:1], "label": "x"})[0] == 400, "it names no label it had"
+
+
+def test_a_label_like_another_is_a_question(owner: Browser, store: SampleStore, ids: list[SampleId]) -> None:
+    assert give(owner, ids[:1], None, "hardhat")[0] == 200
+    status, answer = give(owner, ids[1:2], None, "Hardhat")
+    assert (status, answer["alike"], answer["label"]) == (409, "hardhat", "Hardhat")
+    assert give(owner, ids[1:2], None, "Hardhat", new=True)[0] == 200
+    assert give(owner, ids[2:3], None, "cafe\u0301")[1]["label"] == "caf\u00e9", "one form of Unicode"
+    assert give(owner, ids[3:4], None, "caf\u00e9")[0] == 200
+    assert store.counts().labelled == {"Hardhat": 1, "caf\u00e9": 2, "hardhat": 1}
+
+
+def test_new_labels_move_no_key(owner: Browser, store: SampleStore, ids: list[SampleId]) -> None:
+    give(owner, ids[:1], None, "vest")
+    owner.get("/api/state")
+    give(owner, ids[1:2], None, "apron")
+    state = owner.get("/api/state")
+    assert (state["labels"], state["keys"]) == (["vest", "apron"], {"vest": "1", "apron": "2"})
+    give(owner, ids[:1], "vest", "boot")
+    assert owner.get("/api/state")["keys"] == {"apron": "2", "boot": "3"}
+    give(owner, ids[:1], "boot", "vest")
+    assert owner.get("/api/state")["keys"] == {"vest": "1", "apron": "2"}
 
 
 def test_filters_and_the_least_certain_first(owner: Browser, store: SampleStore, ids: list[SampleId]) -> None:
@@ -146,9 +193,9 @@ def test_with_given_labels_others_are_refused(store: SampleStore, ids: list[Samp
     browser.login()
     store.label(ids[:1], "older", "test")
     assert browser.get("/api/state")["labels"] == ["head", "helmet"]
-    status, answer = browser.post("/api/label", {"ids": ids[1:2], "label": "vest"})
+    status, answer = browser.post("/api/label", {"ids": ids[1:2], "was": None, "label": "vest"})
     assert (status, answer["error"]) == (400, "'vest' is none of this node's labels: head, helmet")
-    assert browser.post("/api/label", {"ids": ids[1:2], "label": "head"})[0] == 200
+    assert browser.post("/api/label", {"ids": ids[1:2], "was": None, "label": "head"})[0] == 200
 
 
 def test_deleting_wants_the_number_and_takes_the_thumbnail_too(
@@ -222,4 +269,4 @@ def test_ten_thousand_requests_leave_nothing_behind(owner: Browser, ids: list[Sa
     requests(8_000)
     assert memory() - before < 2 * 2**20
     assert len(os.listdir("/proc/self/fd")) <= files  # noqa: PTH208
-    assert owner.post("/api/label", {"ids": ids, "label": "x"}) == (200, {"changed": 12})
+    assert give(owner, ids, None, "x")[1]["changed"] == 12
