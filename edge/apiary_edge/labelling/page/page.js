@@ -120,6 +120,7 @@ $("picture").onload = () => {
 };
 $("picture").onerror = () => {
   if (!samples[at]) return;
+  shownAt = performance.now();
   say("This picture could not be loaded: it cannot be labelled unseen.", true);
   $("retry").hidden = false;
   working();
@@ -405,6 +406,7 @@ function drawOne() {
   if (!isWanted()) {
     // The picture before it must not stay under this one's caption.
     $("picture").classList.add("loading");
+    shownAt = Infinity; // until it is there: one from the cache is complete before it is drawn
     $("picture").src = source(s);
   }
   $("picture").alt = `picture ${s.id.slice(0, 8)}`;
