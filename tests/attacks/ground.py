@@ -222,7 +222,7 @@ class Ground:
             states = {n["id"]: n["state"] for n in told["nodes"]} if code == 0 else {}
             return all(states.get(name) == "ready" for name in HONEST)
 
-        self.until("every honest node is ready", so)
+        self.until("every honest node is ready", so, 180.0)
 
     def round_under(self, harm: Callable[[], object]) -> str:
         """Begin a run of three rounds, do `harm` meanwhile, and see every honest node counted in each."""

@@ -20,6 +20,8 @@ Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 """A WSGI application (PEP 3333)."""
 
+HELLO: Final = "apiary_hello"
+"""Attribute of a connection's SSLSocket: called once the peer's ClientHello is whole."""
 _PART_BYTES: Final = 64 * 2**10
 _DRAIN_S: Final = 2.0
 """Closing with unread bytes would reset the connection, and take the answer away from its reader."""
@@ -35,6 +37,17 @@ class BodyAllowance:
 
     max_bytes: int = 0
     known: bool = False
+
+
+def note_hellos(context: ssl.SSLContext) -> None:
+    """Have each connection of `context` note when its peer's ClientHello is whole."""
+
+    def hello(secured: object, _: str | None, __: ssl.SSLContext) -> None:
+        # Called for every ClientHello, with a name in it or without.
+        if (begun := getattr(secured, HELLO, None)) is not None:
+            begun()
+
+    context.sni_callback = hello
 
 
 def no_body(environ: Environ) -> BodyAllowance:
@@ -68,9 +81,14 @@ class Connection:
         self.party = party
         self.known = False
         self.working = False
+        self.began = False
+        self._hung_up = False
         self._socket = peer
         self._host = host
         self._left_over = False
+
+    def _has_begun(self) -> None:
+        self.began = True
 
     @property
     def waits(self) -> bool:
@@ -79,6 +97,7 @@ class Connection:
 
     def hang_up(self) -> None:
         """End it, whatever it is at."""
+        self._hung_up = True  # before the socket is looked at: `_secure` replaces it
         # Not the method of an SSLSocket, which would take the session away from the thread that reads it.
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
@@ -88,9 +107,7 @@ class Connection:
         try:
             until = time.monotonic() + shared.limits.head_s
             if context is not None:
-                # The handshake's timeout is one for all of it (CPython's _ssl.c).
-                self._socket.settimeout(shared.limits.head_s)
-                self._socket = context.wrap_socket(self._socket, server_side=True)
+                self._secure(context, shared.limits.head_s)
             data = self._answer(shared, until)
             self._send(data, time.monotonic() + shared.limits.answer_s)
             self._finish()
@@ -98,6 +115,19 @@ class Connection:
             log.debug("%s: the connection broke: %s", self._host, getattr(e, "reason", None) or e)
         finally:
             self._socket.close()
+
+    def _secure(self, context: ssl.SSLContext, within_s: float) -> None:
+        """The handshake, in which `hang_up` ends the connection, too."""
+        # The handshake's timeout is one for all of it (CPython's _ssl.c).
+        self._socket.settimeout(within_s)
+        # `wrap_socket` takes the descriptor from the plain socket. With the handshake in it, `hang_up` would
+        # shut down a socket that has none, and this thread would stay for all of its time.
+        secured = context.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
+        self._socket = secured
+        setattr(secured, HELLO, self._has_begun)
+        if self._hung_up:
+            raise ConnectionAbortedError("hung up on")
+        secured.do_handshake()
 
     def _answer(self, shared: Shared, until: float) -> bytes:
         try:

@@ -28,11 +28,15 @@ class HttpLimits:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A connection: its number grows with time. `waits`: for its sender, who has not shown who it is."""
+    """A connection: its number grows with time. `waits`: for its sender, who has not shown who it is.
+
+    `began`: its ClientHello came whole, and it takes some turns of both sides until its request does.
+    """
 
     number: int
     address: str
     waits: bool
+    began: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ def room_for(address: str, taken: Collection[Place], limits: HttpLimits) -> Room
     """The decision on a new connection of `address`.
 
     Whoever sends its request at once needs its place for milliseconds, so the oldest that still waits
-    gives way: of the same address where that has its share, else of the address that holds the most.
+    gives way: of the same address where that has its share, else of the address that holds the most. A
+    handshake takes longer; so one that has begun gives way after those that have not.
     """
     held = Counter(place.address for place in taken)
     if held[address] >= limits.max_of_address:
@@ -60,8 +65,8 @@ def room_for(address: str, taken: Collection[Place], limits: HttpLimits) -> Room
 
 
 def _instead_of(candidates: Collection[Place]) -> Room:
-    oldest = min((p.number for p in candidates if p.waits), default=None)
-    return Room(free=oldest is not None, hang_up=oldest)
+    first = min(((p.began, p.number) for p in candidates if p.waits), default=None)
+    return Room(free=first is not None, hang_up=first[1] if first is not None else None)
 
 
 def party_of(host: str) -> str:

@@ -29,6 +29,7 @@ from apiary.http.connection import (
     Connection,
     Environ,
     no_body,
+    note_hellos,
     refusal,
     response,
 )
@@ -63,6 +64,8 @@ class HttpServer:
         self.limits = limits
         self.allowance = allowance
         self.context = context
+        if context is not None:
+            note_hellos(context)
         self._app = app
         self._listener = _listen(host, port)
         self.host, self.port = self._listener.getsockname()[:2]
@@ -152,7 +155,7 @@ class HttpServer:
     def _take(self, peer: socket.socket, host: str) -> None:
         party = party_of(host)
         with self._lock:
-            taken = [Place(c.number, c.party, c.waits) for c in self._connections.values()]
+            taken = [Place(c.number, c.party, c.waits, c.began) for c in self._connections.values()]
             room = room_for(party, taken, self.limits)
             given_up = self._connections.pop(room.hang_up) if room.hang_up is not None else None
             thread = self._threads.get(room.hang_up) if room.hang_up is not None else None

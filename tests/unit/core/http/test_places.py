@@ -34,6 +34,12 @@ def test_the_oldest_that_waits_gives_way(held: str, comes: str, expected: Room) 
     assert room_for(comes, places(*held), LIMITS) == expected
 
 
+def test_a_handshake_that_has_begun_gives_way_after_those_that_have_not() -> None:
+    taken = [Place(number, "a", waits=True, began=number < 2) for number in range(3)]
+    assert room_for("a", taken, LIMITS) == Room(free=True, hang_up=2)
+    assert room_for("a", [*taken[:2], Place(2, "a", waits=False)], LIMITS) == Room(free=True, hang_up=0)
+
+
 @pytest.mark.parametrize(
     ("host", "party"),
     [

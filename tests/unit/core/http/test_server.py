@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from apiary.http.connection import BodyAllowance, Environ
 from apiary.http.places import HttpLimits
@@ -63,7 +69,14 @@ def serve(app: App) -> Iterator[Serve]:
     running: list[tuple[HttpServer, threading.Thread]] = []
 
     def start(**limits: Any) -> HttpServer:
-        server = HttpServer(app, "127.0.0.1", 0, allowance=app.allowance, limits=HttpLimits(**limits))
+        server = HttpServer(
+            app,
+            "127.0.0.1",
+            0,
+            allowance=app.allowance,
+            context=limits.pop("context", None),
+            limits=HttpLimits(**limits),
+        )
         thread = threading.Thread(target=server.run)
         thread.start()
         running.append((server, thread))
@@ -215,6 +228,88 @@ def test_an_address_keeps_its_share_and_its_oldest_gives_way(serve: Serve) -> No
         for link in (second, third):
             link.sendall(WHOLE)
             assert b"200 OK" in everything(link)
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """Of a server, with a certificate of its own making."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    ends = now + datetime.timedelta(days=1)
+    certificate = builder.not_valid_before(now).not_valid_after(ends).sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    file: Path = tmp_path_factory.mktemp("tls") / "both.pem"
+    form = serialization.PrivateFormat.PKCS8
+    file.write_bytes(
+        key.private_bytes(pem, form, serialization.NoEncryption()) + certificate.public_bytes(pem)
+    )
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(file)
+    return made
+
+
+class Handshake:
+    """A peer's side of TLS, a step at a time."""
+
+    def __init__(self, link: socket.socket):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self._link = link
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out)
+
+    def step(self) -> bool:
+        """Send what is due; whether the handshake is over."""
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        finally:
+            self._link.sendall(self._out.read())
+        return True
+
+    def hear(self) -> None:
+        """Take what came; raises EOFError where the server hung up."""
+        data = self._link.recv(65_536)
+        if not data:
+            raise EOFError
+        self._in.write(data)
+
+    def ask(self) -> bytes:
+        """The beginning of the answer to a whole request."""
+        self._tls.write(WHOLE)
+        self._link.sendall(self._out.read())
+        while True:
+            try:
+                return self._tls.read(65_536)
+            except ssl.SSLWantReadError:
+                self.hear()
+
+
+def test_who_is_hung_up_on_in_its_handshake_is_gone_at_once(serve: Serve, context: ssl.SSLContext) -> None:
+    """Else its thread would stay for `head_s`, and threads that pile up hold up those that come."""
+    server = serve(context=context, max_of_address=1, head_s=10 * PATIENCE_S)
+    with connected(server) as first:
+        first.sendall(b"\x16\x03\x01")
+        with connected(server):
+            assert is_hung_up(first)
+
+
+def test_an_owner_in_its_handshake_outlasts_those_that_say_nothing(
+    serve: Serve, context: ssl.SSLContext
+) -> None:
+    server = serve(context=context, max_of_address=2)
+    with contextlib.ExitStack() as here:
+        link = here.enter_context(connected(server))
+        owner = Handshake(link)
+        assert not owner.step()
+        owner.hear()  # an answer: the server has the whole of what begins it
+        silent = [here.enter_context(connected(server)) for _ in range(20)]
+        assert all(is_hung_up(one) for one in silent[:-1])
+        while not owner.step():
+            owner.hear()
+        assert owner.ask().startswith(b"HTTP/1.1 200")
 
 
 def test_the_server_keeps_its_places_and_the_greediest_address_gives_way(serve: Serve) -> None:
