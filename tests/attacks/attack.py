@@ -18,24 +18,29 @@ class Outcome:
     honest: str
 
 
+Row = Callable[[Ground], Outcome]
+
+
 @dataclass(frozen=True, slots=True)
 class Attack:
     """One row of the table."""
 
     name: str
     title: str
-    run: Callable[[Ground], Outcome]
+    run: Row
+    mend: str | None = None
+    """In `tests/attacks/unmended.py`; None: it is the broker's, or is not taken out here."""
 
 
 _FOUND: dict[str, Attack] = {}
 
 
-def attack(title: str) -> Callable[[Callable[[Ground], Outcome]], Callable[[Ground], Outcome]]:
+def attack(title: str, *, mend: str | None = None) -> Callable[[Row], Row]:
     """Make a function of a module in `tests/attacks/rows/` a row; its name is the row's."""
 
-    def register(run: Callable[[Ground], Outcome]) -> Callable[[Ground], Outcome]:
+    def register(run: Row) -> Row:
         assert run.__name__ not in _FOUND, f"two rows are named {run.__name__}"
-        _FOUND[run.__name__] = Attack(run.__name__, title, run)
+        _FOUND[run.__name__] = Attack(run.__name__, title, run, mend)
         return run
 
     return register

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ THIEF: Final = "pi-66"
 """An enrolled node with its own valid certificate; no process runs for it."""
 OPERATOR: Final = "alice"
 PARTY: Final = Path(__file__).parents[1] / "stand_ins" / "fleet_party.py"
+UNMENDED: Final = Path(__file__).with_name("unmended.py")
 QUICK_LIMIT: Final = 80_000_000
 _RESTART_S: Final = 2.0
 """RestartSec of the broker's unit."""
@@ -118,6 +120,9 @@ class Ground:
         self.quick = quick
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._runs = 0
+        self._mended = mended
+        self.without: str | None = None
+        """The mend that is taken out of the processes that are started."""
         self.broker = DeployedBroker(folder, memory_limit=QUICK_LIMIT if quick else None, mended=mended)
 
     def __enter__(self) -> Ground:
@@ -179,11 +184,25 @@ class Ground:
         """Start the coordinator or a node; its log is NAME.log."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [sys.executable, str(PARTY), str(self.settings_file(name)), name],
+                self._command(str(self.settings_file(name)), name),
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 env={k: v for k, v in os.environ.items() if not k.startswith("APIARY_")},
             )
+
+    def _command(self, *words: str) -> list[str]:
+        if self.without is None:
+            return [sys.executable, str(PARTY), *words]
+        return [sys.executable, str(UNMENDED), self.without, "party", *words]
+
+    def take_out(self, mend: str | None) -> None:
+        """Where mends are taken out: a new coordinator without this one, and with nothing that it kept."""
+        if self._mended or mend == self.without:
+            return
+        self.without = mend
+        self.stop("coordinator")
+        shutil.rmtree(self.folder / "coordinator-state", ignore_errors=True)
+        self.start("coordinator")
 
     def stop(self, name: str) -> None:
         """`kill -9` a party."""
@@ -223,6 +242,17 @@ class Ground:
             return all(states.get(name) == "ready" for name in HONEST)
 
         self.until("every honest node is ready", so, 180.0)
+
+    def state_of(self, name: str) -> str | None:
+        """As `apiary nodes` has it; None where the node is not known."""
+        code, told = self.ask("nodes")
+        nodes = told["nodes"] if code == 0 else []
+        return next((str(n["state"]) for n in nodes if n["id"] == name), None)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The rounds of the last run, as its record has them."""
+        lines = (self.folder / "runs" / f"run-{self._runs}" / "history.jsonl").read_text().splitlines()
+        return [told for told in map(json.loads, lines) if "contributors" in told and "rejected" in told]
 
     def round_under(self, harm: Callable[[], object]) -> str:
         """Begin a run of three rounds, do `harm` meanwhile, and see every honest node counted in each."""

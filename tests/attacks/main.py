@@ -22,6 +22,7 @@ def take(row: Attack, ground: Ground) -> Row:
     """One row: title, whether it held, what was tried, what the honest nodes got."""
     ground.broker.peak_mb = 0.0
     try:
+        ground.take_out(row.mend)
         outcome = row.run(ground)
     except Exception as e:  # whatever it is belongs into the table
         said = (str(e) or repr(e)).splitlines()[0]
@@ -40,7 +41,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="keep the logs here")
     parser.add_argument(
-        "--without-mends", action="store_true", help="a broker without limits: the floods must not hold"
+        "--without-mends",
+        action="store_true",
+        help="take out each row's mend, and the broker's limits: rows that have one must not hold",
     )
     parser.add_argument("rows", nargs="*", help=f"only these: {' '.join(known)}")
     args = parser.parse_args()

@@ -22,6 +22,7 @@ from apiary.blobs import BlobStore
 from apiary.bus.mqtt import MqttBus
 from apiary.bus.outlet import no_tap
 from apiary.settings import Settings, load_settings
+from apiary.tensors import Weights
 from apiary.wire import NodeId
 from apiary_cli.terminal import logs
 from apiary_coordinator import app
@@ -35,6 +36,11 @@ from apiary_edge.stores import NodeStores
 from apiary_edge.transfer.outbox import Outbox
 
 TRAINING_S = 0.4
+
+
+def held_out_loss(weights: Weights) -> float:
+    """The start model has .245; the mean of honest updates hardly moves it."""
+    return weights.norm() / 1000
 
 
 class Clock:
@@ -51,7 +57,7 @@ def coordinator(settings: Settings) -> Coordinator:
         settings,
         app.platform(settings, no_tap),
         Storage(Journal(state), BlobStore(state / "blobs")),
-        builders=lambda _, blobs: FakeModelBuilder(blobs),
+        builders=lambda _, blobs: FakeModelBuilder(blobs, loss=held_out_loss),
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
+from tests.attacks import unmended
 from tests.attacks.attack import Outcome, attack
 from tests.attacks.ground import Ground
 
@@ -118,8 +119,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(*words: str, until: str) -> Iterator[tuple[str, Path]]:
+def running(ground: Ground, *words: str, until: str) -> Iterator[tuple[str, Path]]:
     """`apiary WORDS` in a folder of its own, once a line of its output matches; that line."""
+    program = ["-m", "apiary_cli"]
+    if ground.without is not None:
+        program = [unmended.__file__, ground.without, "cli"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("APIARY_")}
     with tempfile.TemporaryDirectory(prefix="apiary-siege-") as temporary:
         folder = Path(temporary)
@@ -130,7 +134,7 @@ def running(*words: str, until: str) -> Iterator[tuple[str, Path]]:
         out = folder / "out"
         with out.open("wb") as f:
             process = subprocess.Popen(
-                [sys.executable, "-m", "apiary_cli", *words], cwd=folder, env=environment, stdout=f, stderr=f
+                [sys.executable, *program, *words], cwd=folder, env=environment, stdout=f, stderr=f
             )
         try:
             end = time.monotonic() + 120
@@ -145,15 +149,15 @@ def running(*words: str, until: str) -> Iterator[tuple[str, Path]]:
             process.wait(60)
 
 
-@attack("slow senders: the labelling page")
+@attack("slow senders: the labelling page", mend="places")
 def slow_labelling(ground: Ground) -> Outcome:
-    with running("label", "--port", "0", until=r"http://(\S+)") as (address, _):
+    with running(ground, "label", "--port", "0", until=r"http://(\S+)") as (address, _):
         where, _, path = address.partition("/")
         port = int(where.rpartition(":")[2])
         return besieged(port, asking(port, f"/{path}"))
 
 
-@attack("slow senders: the predictions page")
+@attack("slow senders: the predictions page", mend="places")
 def slow_predictions(ground: Ground) -> Outcome:
     port = free_port()
     flags = ["--set", "edge.predict.enabled=true", "--set", f"edge.page.port={port}"]
@@ -168,12 +172,12 @@ def slow_predictions(ground: Ground) -> Outcome:
         "--port",
         str(free_port()),
     ]
-    with running(*words, *flags, until=r"pages: (http://\S+)") as (_, folder):
+    with running(ground, *words, *flags, until=r"pages: (http://\S+)") as (_, folder):
         token = (folder / "edge/labelling.token").read_text().strip()
         return besieged(port, asking(port, f"/?token={token}"))
 
 
-@attack("slow senders: apiary pki serve")
+@attack("slow senders: apiary pki serve", mend="places")
 def slow_enrolment(ground: Ground) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="apiary-siege-") as temporary:
         pki = ["--set", f"pki.state_dir={temporary}/pki"]
@@ -184,16 +188,16 @@ def slow_enrolment(ground: Ground) -> Outcome:
             timeout=120,
         )
         words = ["pki", *pki, "serve", "--host", "127.0.0.1", "--port", "0"]
-        with running(*words, until=r"https://\S+:(\d+)") as (port, _):
+        with running(ground, *words, until=r"https://\S+:(\d+)") as (port, _):
             context = ssl.create_default_context(cafile=f"{temporary}/pki/ca.pem")
             context.check_hostname = False
             return besieged(int(port), asking(int(port), "/v1/ca", context), START_TLS)
 
 
-@attack("slow senders: the metrics port")
+@attack("slow senders: the metrics port", mend="places")
 def slow_metrics(ground: Ground) -> Outcome:
     port = free_port()
     words = ["coordinator", "--test-data", "pictures", "--port", str(free_port())]
     words += ["--set", f"metrics.port={port}"]
-    with running(*words, until=rf"metrics at (http://\S+:{port})"):
+    with running(ground, *words, until=rf"metrics at (http://\S+:{port})"):
         return besieged(port, asking(port, "/metrics"))
