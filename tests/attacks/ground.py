@@ -32,6 +32,8 @@ THIEF: Final = "pi-66"
 OPERATOR: Final = "alice"
 PARTY: Final = Path(__file__).parents[1] / "stand_ins" / "fleet_party.py"
 UNMENDED: Final = Path(__file__).with_name("unmended.py")
+PICTURES: Final = 30
+"""Of an honest node."""
 QUICK_LIMIT: Final = 80_000_000
 _RESTART_S: Final = 2.0
 """RestartSec of the broker's unit."""
@@ -129,7 +131,7 @@ class Ground:
         try:
             for name in (*HONEST, THIEF):
                 assert self.broker.pki("enrol", name, "--dir", str(self.folder / name)) == 0
-            for i in range(30):
+            for i in range(PICTURES):
                 picture = self.folder / "pictures" / "a" / f"{i}.png"
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 picture.touch()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 from tests.attacks.attack import Outcome, attack
-from tests.attacks.ground import HONEST, THIEF, Ground
+from tests.attacks.ground import HONEST, PICTURES, THIEF, Ground
 from tests.attacks.liar import ME, SAMPLES, Liar, Tensors
 from tests.fleet.harness import SHAPES
 
@@ -59,7 +59,8 @@ def great_claim(ground: Ground) -> Outcome:
     for told in ground.history():
         counted = {name: one["samples"] for name, one in told["contributors"].items()}
         own = counted.pop(THIEF)
-        assert 2 * own <= sum(counted.values()), (own, counted)
+        # The cap follows from the statuses: the stand-in for training counts other samples than the pictures.
+        assert 2 * own <= PICTURES * len(HONEST), (own, counted)
         weights.append(f"{own} of {own + sum(counted.values())}")
     return Outcome(f"it weighed {', '.join(weights)} samples", honest)
 
@@ -104,19 +105,24 @@ def sizes(ground: Ground) -> Outcome:
     slot, most = blob.most_bytes(SHAPES, "raw_f32"), 0
     spool = ground.folder / "coordinator-state" / "spool"
 
+    offered = 0
+
     def lie(liar: Liar) -> list[Offer]:
-        nonlocal most
-        for file in spool.glob("*.spool"):
-            most = max(most, file.stat().st_blocks * 512)
+        nonlocal most, offered
         assert liar.round is not None
         number = liar.round.round
-        fitting = [liar.bare_offer(f"{number:032x}{i:032x}", slot * i // 8) for i in range(1, 8)]
-        return [*fitting, liar.bare_offer("f" * 64, 2**28)]
+        for file in spool.glob("*.spool"):
+            most = max(most, file.stat().st_blocks * 512)
+        if number > offered:
+            offered = number
+            return [liar.bare_offer(f"{number:032x}{i:032x}", slot * i // 8) for i in range(1, 8)]
+        # The places that it took are looked at above; this ends the round for it.
+        return [liar.bare_offer("f" * 64, 2**28 + 1)]
 
     _, honest = under(ground, lie)
     refused(ground, "allowed are")
     bound = (len(HONEST) + 1) * (slot + 4096)
-    assert most <= bound, f"{most / 1e6:.1f} MB, expected at most {bound / 1e6:.1f} MB"
+    assert 0 < most <= bound, f"{most / 1e6:.1f} MB, expected at most {bound / 1e6:.1f} MB"
     return Outcome(f"8 sizes a round; the spool took at most {most / 1e6:.2f} MB", honest)
 
 
