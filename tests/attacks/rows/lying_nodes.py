@@ -117,7 +117,7 @@ def sizes(ground: Ground) -> Outcome:
             offered = number
             return [liar.bare_offer(f"{number:032x}{i:032x}", slot * i // 8) for i in range(1, 8)]
         # The places that it took are looked at above; this ends the round for it.
-        return [liar.bare_offer("f" * 64, 2**28 + 1)]
+        return [liar.bare_offer("f" * 64, 2**28)]
 
     _, honest = under(ground, lie)
     refused(ground, "allowed are")
