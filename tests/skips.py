@@ -102,7 +102,7 @@ ALLOWED = (
     ),
     AllowedSkip(
         (
-            "tests/broker/test_release_demo.py::*",
+            "tests/broker/commands/test_release_demo.py::*",
             "tests/contract/publishers/*",
             "tests/unit/coordinator/releases/test_build.py::*",
             "tests/unit/core/eim/test_elf.py::test_the_launcher_*",
@@ -116,7 +116,7 @@ ALLOWED = (
         ("tests/unit/cli/test_no_rights.py::*",), "root reads everything, without setpriv", _lacks("setpriv")
     ),
     AllowedSkip(
-        ("tests/broker/test_broker_start.py::*",),
+        ("tests/broker/brokers/test_broker_start.py::*",),
         "only Linux ends children with their parent",
         lambda: sys.platform != "linux",
     ),

@@ -76,7 +76,7 @@ _ROUND = (
 )
 _SESSION = ("order_of_promises", "bad_updates", "guests", "chaos_findings", "late_coordinator")
 _FILES = ("unit/test_power_cuts.py", "unit/test_power_takes_nothing.py")
-_RELEASES = ("fleet/test_releases.py", "fleet/test_release_operations.py")
+_RELEASES = ("fleet/releases/test_releases.py", "fleet/releases/test_release_operations.py")
 
 
 def _fleet(*names: str) -> tuple[str, ...]:

@@ -141,7 +141,7 @@ def test_a_wrong_clock_takes_nobodys_rights_at_the_broker(orchard: Orchard) -> N
 
 
 def test_each_list_counts_from_later_than_the_one_before_and_never_from_the_future(orchard: Orchard) -> None:
-    """OpenSSL lets nobody in by a list that counts from tomorrow: tests/broker/test_lists_of_revoked.py."""
+    """OpenSSL lets nobody in by a list from tomorrow: tests/broker/security/test_lists_of_revoked.py."""
     since = []
     for i, at in enumerate((0, 0, 0.4, 50 * DAY_S, -30, 0)):
         orchard.now = START + at

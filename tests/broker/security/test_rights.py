@@ -190,7 +190,7 @@ def test_the_list_in_the_project_is_made_from_the_table() -> None:
 
 
 def test_the_table_in_the_documentation_is_the_one_that_holds() -> None:
-    text = (Path(__file__).resolve().parents[2] / "docs" / "security.md").read_text()
+    text = (Path(__file__).resolve().parents[3] / "docs" / "security.md").read_text()
     rows = {}
     for line in text.splitlines():
         cells = [c.strip() for c in line.strip("|").split("|")]

@@ -15,7 +15,7 @@ from tests.fleet.harness import Fleet, MakeFleet
 from apiary.errors import SettingsError
 from apiary_coordinator.monitoring.prometheus import Metrics, reason_of
 
-DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "apiary.json"
+DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "apiary.json"
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 

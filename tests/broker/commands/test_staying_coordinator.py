@@ -20,7 +20,7 @@ from apiary_cli.main import main
 
 pytestmark = pytest.mark.broker
 CONF = "listener {port} 127.0.0.1\nallow_anonymous true\n"
-PARTY = Path(__file__).parents[1] / "stand_ins" / "fleet_party.py"
+PARTY = Path(__file__).parents[2] / "stand_ins" / "fleet_party.py"
 RUN = {"rounds": 2, "settle_s": 0.5, "seed": 5}
 
 

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
-import pytest
 from tests.broker.secured import Secured, connect, poll
 
-from apiary.bus.broker import find_mosquitto
 from apiary.bus.bus import Connected, Disconnected, Event
 from apiary.settings import Settings
 from apiary_cli.pki import broker_files
 from apiary_cli.pki.folder import CaFolder
-
-
-@pytest.fixture
-def secured(tmp_path: Path) -> Iterator[Secured]:
-    if find_mosquitto() is None:
-        pytest.skip("mosquitto is not installed")
-    broker = Secured(tmp_path, "certificates")
-    yield broker
-    broker.close()
 
 
 def refused(events: list[Event]) -> bool:

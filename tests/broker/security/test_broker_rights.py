@@ -19,7 +19,7 @@ from apiary.wire.topics import TopicKind, Topics
 
 pytestmark = pytest.mark.broker
 PollUntil = Callable[..., list[Event]]
-EXAMPLES = Path(__file__).resolve().parents[2] / "broker" / "examples"
+EXAMPLES = Path(__file__).resolve().parents[3] / "broker" / "examples"
 ACL = EXAMPLES.parent / "acl.conf"
 T = Topics()
 PI, OTHER = NodeId("pi-07"), NodeId("pi-08")

@@ -23,7 +23,7 @@ from apiary_coordinator.releases.ledger import current
 from apiary_edge.releases.slot import Findings
 from apiary_edge.releases.state import TrialDone
 
-COLOURS = Path(__file__).parents[1] / "stand_ins" / "colours"
+COLOURS = Path(__file__).parents[2] / "stand_ins" / "colours"
 CURRENT = TOPICS.build(TopicKind.RELEASE_CURRENT)
 
 

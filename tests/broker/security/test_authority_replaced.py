@@ -6,28 +6,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import pytest
 from cryptography import x509
 from tests.broker.secured import Secured, connect, poll
 
-from apiary.bus.broker import find_mosquitto
 from apiary.bus.bus import Connected, Disconnected, Event
 from apiary.bus.mqtt import MqttBus
 from apiary.settings import BrokerSettings, Settings
 from apiary_cli.main import main
 from apiary_cli.pki.enrolment_server import make_service
 from apiary_cli.pki.folder import CaFolder
-
-
-@pytest.fixture
-def secured(tmp_path: Path) -> Iterator[Secured]:
-    if find_mosquitto() is None:
-        pytest.skip("mosquitto is not installed")
-    broker = Secured(tmp_path, "certificates")
-    yield broker
-    broker.close()
 
 
 @contextmanager
