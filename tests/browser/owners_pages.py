@@ -30,12 +30,13 @@ HELD_S = 20.0
 
 
 class Meddler:
-    """Between the browser and the pages: requests of a path are held back, or refused with a status."""
+    """Between the browser and the pages: requests of a path are held, refused, or lose their answers."""
 
     def __init__(self, app: Portal):
         self._app = app
         self._held: dict[str, threading.Event] = {}
         self._refused: dict[str, int] = {}
+        self._lost: set[str] = set()
         self.seen: list[str] = []
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -46,7 +47,20 @@ class Meddler:
         if (status := self._refused.get(path)) is not None:
             start_response(f"{status} Refused", [("Content-Type", "application/json")])
             return [b'{"error": "the disk is full"}']
+        if path in self._lost:
+            list(self._app(environ, lambda *_: lambda _: None))
+            start_response("502 Lost", [("Content-Type", "application/json")])
+            return [b'{"error": "the answer was lost"}']
         return self._app(environ, start_response)
+
+    @contextmanager
+    def lost(self, path: str) -> Iterator[None]:
+        """Carry requests of the path out, and keep their answers back."""
+        self._lost.add(path)
+        try:
+            yield
+        finally:
+            self._lost.discard(path)
 
     @contextmanager
     def held(self, path: str) -> Iterator[threading.Event]:

@@ -121,6 +121,7 @@ def test_what_somebody_else_labelled_is_a_question(tab: Tab, pi: tuple[Node, lis
     assert label_of(here, ids[0]) == "vest"
     here.store.label(ids[1:2], "vest", "ann")
     tab.click("#labels button", "head")
+    tab.until("document.getElementById('asking').open")
     tab.click("#ask-yes", "Use mine")
     shows(tab, ids[2])
     assert label_of(here, ids[1]) == "head"
@@ -167,6 +168,29 @@ def test_a_failed_request_keeps_the_picture_and_can_be_repeated(
     shows(tab, ids[1])
     assert label_of(here, ids[0]) == "head"
     assert tab.value("document.activeElement.dataset.label") == "head"
+
+
+def test_what_was_done_and_not_answered_is_not_done_twice(tab: Tab, pi: tuple[Node, list[SampleId]]) -> None:
+    here, ids = pi
+    opened(tab, here)
+    shows(tab, ids[0])
+    tab.click("#labels button", "head")
+    shows(tab, ids[1])
+    with here.meddler.lost("/label/api/label"):
+        tab.click("#labels button", "helmet")
+        tab.until("document.getElementById('said').classList.contains('bad')")
+    shows(tab, ids[1])
+    tab.click("#labels button", "helmet")  # the same label is there already: that counts as done
+    shows(tab, ids[2])
+    with here.meddler.lost("/label/api/undo"):
+        tab.press("u")
+        tab.until("document.getElementById('asking').open")
+        tab.click("#ask-yes", "Undo")  # that labelling had no answer: the page does not know it as its own
+        tab.until("document.getElementById('said').classList.contains('bad')")
+    tab.until("ready(true)")
+    tab.press("u")
+    tab.until("document.getElementById('said').innerText.startsWith('Undone')")
+    assert [label_of(here, s) for s in ids[:3]] == ["head", None, None]
 
 
 def test_hardhat_or_another_spelling_is_asked(tab: Tab, pi: tuple[Node, list[SampleId]]) -> None:

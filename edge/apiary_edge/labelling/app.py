@@ -145,7 +145,7 @@ class Labelling:
             if not self.may_add and label not in known:
                 raise DataError(f"{label!r} is none of this node's labels: {', '.join(self.labels)}")
             if body.get("new") is not True and (other := likened(label, known)) is not None:
-                why = f"{other!r} or {label!r}? They differ in case or blanks only"
+                why = f"{other!r} or {label!r}? They differ in case, blanks or form only"
                 return as_json({"error": why, "alike": other, "label": label}, HTTPStatus.CONFLICT)
         done = store.label_shown(was, label, WHO)
         if isinstance(done, Outdated):

@@ -1,8 +1,7 @@
 """Which key gives which label. Pure."""
 
+import unicodedata
 from collections.abc import Iterable, Mapping
-
-from apiary.learn.folder import labels as naming
 
 
 def keys(numbers: Mapping[str, int]) -> dict[str, str]:
@@ -21,8 +20,15 @@ def is_digit(label: str) -> bool:
 
 
 def likened(label: str, known: Iterable[str]) -> str | None:
-    """The known label that differs from a new one in case or blanks only; None where the label is known."""
+    """The known label that a new one may be meant for; None where the label is known, or is like none.
+
+    They differ in case, in blanks ("hard hat", "hardhat") or in width and form (Unicode's NFKC) only.
+    """
     known = list(known)
     if label in known:
         return None
-    return next((one for one in known if naming.key(one) == naming.key(label)), None)
+    return next((one for one in known if _bare(one) == _bare(label)), None)
+
+
+def _bare(label: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", label).casefold().split())

@@ -73,9 +73,7 @@ def label_all(
             case "d":
                 store.delete([sample.id])
             case "u":
-                undone = store.undo()
-                done -= 0 if undone is None else len(undone.ids)
-                say("nothing to undo" if undone is None else f"undone: {len(undone.ids)}")
+                done -= _undo(store, who, ask, say)
             case _:
                 try:
                     label = _meant(answer, numbers, sample)
@@ -89,6 +87,20 @@ def label_all(
                 done += _give(store, sample, label, who, ask=ask, say=say)
                 numbers = store.number_labels([*numbers, label])
     return max(0, done)
+
+
+def _undo(store: SampleStore, who: str, ask: Callable[[str], str], say: Callable[[str], None]) -> int:
+    """Take the latest labelling back, another's only if confirmed; how many pictures of `who`'s it was."""
+    step = store.latest_step()
+    if step is None:
+        say("nothing to undo")
+        return 0
+    own = step.who == who
+    if not own and not _agreed(ask, f"the latest labelling is by {step.who}: undo it? [y/N] "):
+        return 0
+    undone = store.undo(step.number)
+    say("something was labelled meanwhile" if undone is None else f"undone: {len(undone.ids)}")
+    return len(undone.ids) if undone is not None and own else 0
 
 
 def _next(store: SampleStore, skipped: set[SampleId]) -> Sample | None:

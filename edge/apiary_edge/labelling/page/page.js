@@ -16,6 +16,7 @@ let busy = false;
 let deletedLast = false;
 let stale = false; // a filter was changed while something else was going on
 let shownAt = 0; // when the picture on the screen appeared
+let unanswered = null; // a labelling whose undoing was sent, and whose answer did not come
 const ownSteps = new Set(); // labellings of this page, which undo takes back without a question
 const chosen = new Set(); // ids, in the grid
 
@@ -270,13 +271,21 @@ function undo() {
     }
     await refresh();
     const last = info.undo;
+    if (unanswered !== null && unanswered !== last?.step) {
+      // It was undone, and the answer was lost: a second press must not undo the one before.
+      unanswered = null;
+      await restart();
+      return say("Undone.");
+    }
     if (last === null) return say("There is nothing left to undo.");
     if (!ownSteps.has(last.step)) {
       const by = last.who === "page" ? "on a page like this one" : `by ${last.who}`;
       const text = `The latest labelling was made ${by}, not here: ${pictures(last.count)}.`;
       if (typeof (await ask("Undo it?", text, { yes: "Undo", danger: true })) !== "string") return;
     }
+    unanswered = last.step;
     const undone = await call("api/undo", { step: last.step });
+    unanswered = null;
     if (undone.refused) throw new Error("Something was labelled or undone meanwhile: press again to see what undo would take back.");
     if (undone.who === null) return say("There is nothing left to undo.");
     const back = new Set(undone.samples.map((s) => s.id));

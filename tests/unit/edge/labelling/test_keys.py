@@ -13,5 +13,7 @@ def test_digits_answer_to_their_own_keys_and_others_to_their_numbers() -> None:
 
 def test_labels_alike() -> None:
     assert likened("Hard  Hat", ["vest", "hard hat"]) == "hard hat"
+    assert likened("hardhat", ["hard hat"]) == "hard hat"
+    assert likened("\uff28ardhat", ["Hardhat"]) == "Hardhat"
     assert likened("vest", ["vest", "Vest"]) is None
     assert likened("boot", ["vest"]) is None

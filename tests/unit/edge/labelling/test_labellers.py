@@ -207,6 +207,18 @@ def test_skip_undo_delete_and_what_cannot_be_meant(store: SampleStore) -> None:
     assert label_all(store, Terminal("u", "q")) == 0
 
 
+def test_the_labelling_of_another_is_undone_only_if_that_is_confirmed(store: SampleStore) -> None:
+    ids = add(store, 2)
+    store.label(ids[:1], "cat", "bob")
+    person = Terminal("u", "n", "u", "y", "q")
+    label_all(store, person)
+    assert person.prompts[1] == "the latest labelling is by bob: undo it? [y/N] "
+    assert store.counts().labelled == {}
+    store.label(ids[:1], "cat", "bob")
+    label_all(store, Terminal("u", "n", "q"))
+    assert store.counts().labelled == {"cat": 1}
+
+
 def test_the_end_of_input_ends_it_and_an_empty_store_asks_nothing(store: SampleStore) -> None:
     assert label_all(store, Terminal()) == 0
     add(store, 1)
