@@ -96,13 +96,16 @@ class Tab:
         if text is not None:
             find += f".filter((e) => e.innerText.includes({json.dumps(text)}))"
         self.until(f"{find}.length > 0")
-        at = self.value(
+        place = (
             f"(() => {{ const e = {find}[0]; e.scrollIntoView({{block: 'nearest'}});"
             " const r = e.getBoundingClientRect();"
             " const x = r.x + r.width / 2, y = r.y + r.height / 2;"
             " return {x, y, hit: e.contains(document.elementFromPoint(x, y))}; })()"
         )
-        assert at.pop("hit"), f"{selector} {text}: something lies over it"
+        end = time.monotonic() + 2
+        while not (at := self.value(place)).pop("hit"):  # a dialog may be about to open
+            assert time.monotonic() < end, f"{selector} {text}: something lies over it"
+            time.sleep(0.02)
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
 

@@ -125,7 +125,8 @@ def _limits(limits: BrokerLimits, where: str) -> Check:
 
 
 def _roundtrip(bus: Bus, topic: str, name: str, size: int) -> Check:
-    payload = os.urandom(size)
+    # Printable: whoever watches the topics has it on a terminal.
+    payload = f"apiary doctor {os.urandom(16).hex()} ".encode().ljust(size, b".")[:size]
     deadline = time.monotonic() + 5.0
     started = 0.0
     sent = False
