@@ -19,7 +19,7 @@ MAX_LEFT_OUT: Final = 4
 """In one round: at most 8 evaluations for each, and four times 8 in all."""
 LOOKED_BACK: Final = 5
 """Closed rounds whose lowest loss is what it is compared with."""
-_LEAST: Final = 0.1
+_LEAST: Final = 0.05
 """Nats that an absence must gain in any case: of a good model's loss a quarter is chance."""
 
 
