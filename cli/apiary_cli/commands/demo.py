@@ -230,4 +230,7 @@ def _report(result: dict[str, Any], seconds: float, *, as_json: bool) -> None:
 
 def _command() -> str:
     """How to type this program's name here: its environment need not be activated."""
-    return "apiary" if shutil.which("apiary") else os.path.relpath(sys.argv[0])
+    if shutil.which("apiary"):
+        return "apiary"
+    program = os.path.relpath(sys.argv[0])
+    return f"{sys.executable} -m apiary_cli" if program.endswith("__main__.py") else program
