@@ -49,7 +49,14 @@ class RawNode:
         scaled = Weights({name: factor * tensor for name, tensor in change.items()})
         return blob.encode(scaled, codec_name=runner.terms.plan.codec, about=said)
 
-    def offer(self, document: bytes, *, size: int | None = None, digest: str | None = None) -> None:
+    def offer(
+        self,
+        document: bytes,
+        *,
+        size: int | None = None,
+        digest: str | None = None,
+        accuracy: float | None = None,
+    ) -> None:
         """Offer it; `size` and `digest` may be other than they are."""
         runner = self._fleet.runner
         assert runner is not None
@@ -62,7 +69,7 @@ class RawNode:
             update=ref,
             codec=runner.terms.plan.codec,
             samples=about["samples"],
-            metrics=TrainMetrics(loss=0.5),
+            metrics=TrainMetrics(loss=0.5, accuracy=accuracy),
         )
         self._bus.publish(self._topics.build(TopicKind.NODE_OFFER, node=self._node), offer.encode())
 

@@ -1,6 +1,7 @@
 """Worker: from a round's updates to the next model, evaluated, and on disk before any message names it."""
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from apiary.blobs import BlobStore
@@ -77,18 +78,16 @@ class Aggregation:
         return EvaluatedModel(self._written(new, gone), evaluation, tuple(left_out))
 
     def _without(self, nodes: frozenset[NodeId]) -> Evaluation:
-        log.info("evaluating the model without %s", ", ".join(sorted(nodes)))
+        log.debug("evaluating the model without %s", ", ".join(sorted(nodes)))
         return self._evaluated(self._weights_without(nodes))
 
     def _weights_without(self, nodes: frozenset[NodeId]) -> NewWeights:
         """Without these updates. The sum is exact: afterwards it is to the bit what it was."""
-        for node in nodes:
-            self._collector.take_out(node)
-        try:
-            return self._applied()
-        finally:
+        with ExitStack() as back:
             for node in nodes:
-                self._collector.put_back(node)
+                self._collector.take_out(node)
+                back.callback(self._collector.put_back, node)
+            return self._applied()
 
     def _evaluated(self, new: NewWeights) -> Evaluation:
         return self._builder.evaluate(self._server.exported, new.weights)

@@ -378,7 +378,11 @@ class RoundRunner:
                 "missing": {n: w[:500] for n, w in self.round.missing.items()},
                 "left_out": left_out or None,
                 "node_accuracy": _mean(
-                    [m["accuracy"] for m in metrics.values() if m.get("accuracy") is not None]
+                    [
+                        m["accuracy"]
+                        for node, m in metrics.items()
+                        if m.get("accuracy") is not None and node not in left_out
+                    ]
                 ),
                 "bytes_up": self.collector.bytes_up,
                 "seconds": round(self.elapsed_s, 3),

@@ -36,7 +36,7 @@ def lying_fleet(make_fleet: MakeFleet, **run: Any) -> tuple[Fleet, Callable[[Any
         nonlocal offered
         if fleet.runner is not None and fleet.runner.round.number > offered:
             offered = fleet.runner.round.number
-            raw.offer(raw.update(factor=-29.0 if offered == 1 else 1.0, samples=2**20))
+            raw.offer(raw.update(factor=-29.0 if offered == 1 else 1.0, samples=2**20), accuracy=0.0)
         raw.answer()
 
     return fleet, lie
@@ -59,6 +59,7 @@ def test_the_model_is_the_mean_of_the_others(make_fleet: MakeFleet, caplog: pyte
         r"the held-out loss is 0\.[34]\d+ with its update and 0\.24\d* without it, 0\.24\d* before",
         first["left_out"][LIAR],
     )
+    assert first["node_accuracy"] == 0.9, "a claim of who is left out does not count"
     assert LIAR not in first["contributors"] and first["n_contributors"] == NODES - 1
     assert first["n_samples"] == sum(c["samples"] for c in first["contributors"].values())
     assert first["loss"] == pytest.approx(loss(model_of(fleet, 1)))
