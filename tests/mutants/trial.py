@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
-import pickle
 import shutil
 import signal
 import sys
@@ -90,20 +90,27 @@ class Copy:
         self, test_file: str, files: Collection[str], *, timeout_s: float
     ) -> dict[str, tuple[float, Lines]]:
         """Which lines of `files` each passing test of one file runs, and how long it takes."""
-        kept = self.folder / "lines.pickle"
+        kept = self.folder / "lines.json"
         kept.unlink(missing_ok=True)
 
         def record() -> int:
             recorder = LineRecorder([str(self.folder / f) for f in files])
             recorder.start()
             code = pytest.main([*self._options(), "-m", LEFT_OUT, test_file], plugins=[recorder])
-            kept.write_bytes(pickle.dumps(recorder.found()))
+            lines = {
+                test: (seconds, {file: sorted(found) for file, found in of.items()})
+                for test, (seconds, of) in recorder.found().items()
+            }
+            kept.write_text(json.dumps(lines))
             return int(code)
 
         self._in_child(record, self.folder / "output.txt", timeout_s)
         if not kept.exists():
             return {}
-        found: dict[str, tuple[float, Lines]] = pickle.loads(kept.read_bytes())  # noqa: S301 - our own child's
+        found: dict[str, tuple[float, Lines]] = {
+            test: (seconds, {file: set(lines) for file, lines in of.items()})
+            for test, (seconds, of) in json.loads(kept.read_text()).items()
+        }
         prefix = f"{self.folder}/"
         return {
             test: (seconds, {file.removeprefix(prefix): run for file, run in lines.items()})
