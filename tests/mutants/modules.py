@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.places import ROOT
@@ -18,6 +19,7 @@ CARRY_PROMISES = {
         "round/state",
         "round/collector",
         "round/runner",
+        "round/aggregation",
         "round/deadline",
         "run/run",
         "run/announcer",
@@ -25,6 +27,7 @@ CARRY_PROMISES = {
         "updates/spool",
         "updates/uploads",
         "updates/screening",
+        "updates/leave_one_out",
         "updates/exact_sum",
         "updates/limits",
         "updates/capacity",
@@ -63,54 +66,59 @@ CARRY_PROMISES = {
         "blobs",
     ),
 }
+
+
+def _fleet(folder: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"fleet/{folder}/test_{name}.py" for name in names)
+
+
 _ROUND = (
-    "rounds",
-    "bad_updates",
-    "offers_back_to_back",
-    "order_of_promises",
-    "updates_on_a_bad_disk",
-    "disk_trouble",
-    "identity_and_patience",
-    "what_an_update_may_be",
-    "options_of_rounds",
+    *_fleet(
+        "rounds",
+        "rounds",
+        "bad_updates",
+        "offers_back_to_back",
+        "order_of_promises",
+        "updates_on_a_bad_disk",
+        "what_an_update_may_be",
+        "options_of_rounds",
+    ),
+    *_fleet("coordinator", "disk_trouble"),
+    *_fleet("nodes", "identity_and_patience"),
 )
-_SESSION = ("order_of_promises", "bad_updates", "guests", "chaos_findings", "late_coordinator")
+_SESSION = (
+    *_fleet("rounds", "order_of_promises", "bad_updates"),
+    *_fleet("nodes", "guests"),
+    *_fleet("coordinator", "chaos_findings", "late_coordinator"),
+)
 _FILES = ("unit/test_power_cuts.py", "unit/test_power_takes_nothing.py")
-_RELEASES = ("fleet/releases/test_releases.py", "fleet/releases/test_release_operations.py")
-
-
-def _fleet(*names: str) -> tuple[str, ...]:
-    return tuple(f"fleet/test_{name}.py" for name in names)
-
-
+_RELEASES = _fleet("releases", "releases", "release_operations")
 TESTS = {
-    "coordinator/journal": _fleet(*_ROUND, "what_runs_leave"),
+    "coordinator/journal": (*_ROUND, *_fleet("coordinator", "what_runs_leave")),
     "coordinator/worker": (),
-    "coordinator/round": (*_fleet(*_ROUND), "property/test_round_properties.py"),
-    "coordinator/run": _fleet(*_ROUND, "staying", "nodes_that_decline"),
+    "coordinator/round": (*_ROUND, *_fleet("rounds", "left_out"), "property/test_round_properties.py"),
+    "coordinator/run": (*_ROUND, *_fleet("coordinator", "staying"), *_fleet("nodes", "nodes_that_decline")),
     "coordinator/updates": (
-        *_fleet(*_ROUND),
+        *_ROUND,
+        *_fleet("rounds", "left_out"),
         "property/test_aggregate_exact.py",
         "property/test_weight_cap.py",
         "contract/test_strategies_contract.py",
     ),
-    "coordinator/fleet": _fleet(
-        "silent_nodes",
-        "nodes_that_decline",
-        "roster_of_a_fleet",
-        "mixed_versions",
-        "late_coordinator",
-        "options_of_rounds",
+    "coordinator/fleet": (
+        *_fleet("nodes", "silent_nodes", "nodes_that_decline", "roster_of_a_fleet", "mixed_versions"),
+        *_fleet("coordinator", "late_coordinator"),
+        *_fleet("rounds", "options_of_rounds"),
     ),
     "coordinator/releases": (*_RELEASES, "property/test_rollout_properties.py"),
-    "edge/training": (*_fleet(*_SESSION), "property/test_session_properties.py"),
+    "edge/training": (*_SESSION, "property/test_session_properties.py"),
     "edge/releases": _RELEASES,
-    "edge/transfer": (*_fleet(*_SESSION, "chunk_topics"), *_FILES),
-    "edge/guest": _fleet("guests"),
+    "edge/transfer": (*_SESSION, *_fleet("rounds", "chunk_topics"), *_FILES),
+    "edge/guest": _fleet("nodes", "guests"),
     "core/wire": ("golden", "property/test_wire_fuzz.py", "contract/test_codecs.py"),
     "core/bus": (),
-    "core/identity": (*_fleet("signed_rounds"), "property/test_signing.py"),
-    "core/learn": _fleet("what_an_update_may_be"),
+    "core/identity": (*_fleet("rounds", "signed_rounds"), "property/test_signing.py"),
+    "core/learn": _fleet("rounds", "what_an_update_may_be"),
     "core/files": _FILES,
     "core/blobs": _FILES,
 }
@@ -129,8 +137,23 @@ def modules() -> dict[str, Path]:
     }
 
 
+def files_at(places: Sequence[str]) -> list[Path]:
+    """The test files at these places of tests/, of a folder all. Raises FileNotFoundError where none is."""
+    found = []
+    for place in places:
+        path = ROOT / "tests" / place
+        files = sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+        if not files or not files[0].is_file():
+            raise FileNotFoundError(f"tests/{place}, which TESTS of {__file__} names, is not there")
+        found += files
+    return found
+
+
 def files_for(module: str, *, quick: bool = False) -> list[Path]:
-    """The test files for a module, from the root of the checkout; with `quick` none with fleets."""
+    """The test files for a module, from the root of the checkout; with `quick` none with fleets.
+
+    Raises FileNotFoundError where TESTS names a file that is not there.
+    """
     folder = ROOT / "tests" / "unit" / Path(module).parent
     # Directly in a side's folder are modules of all kinds, each with a test of its own.
     lies_alone = module.count("/") == 1
@@ -138,10 +161,8 @@ def files_for(module: str, *, quick: bool = False) -> list[Path]:
     found = sorted(folder.glob(pattern))
     for beginning, places in TESTS.items():
         if module.startswith(beginning):
-            for place in (p for p in places if not (quick and p.startswith("fleet/"))):
-                path = ROOT / "tests" / place
-                found += sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
-    return [path.relative_to(ROOT) for path in found if path.exists()]
+            found += files_at([p for p in places if not (quick and p.startswith("fleet/"))])
+    return [path.relative_to(ROOT) for path in found]
 
 
 def mirrors(module: str, test: str) -> bool:

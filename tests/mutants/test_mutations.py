@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 
+import pytest
 from tests.mutants.main import Count, harmless
-from tests.mutants.modules import files_for, modules
+from tests.mutants.modules import TESTS, files_at, files_for, modules
 from tests.mutants.mutations import function_source, mutants
 from tests.places import ROOT
 
@@ -84,3 +85,15 @@ def test_every_module_is_there_and_has_tests() -> None:
     for name, file in modules().items():
         assert (ROOT / file).is_file(), name
         assert files_for(name), name
+
+
+def test_every_test_that_is_named_is_there_and_named_for_a_module() -> None:
+    for beginning, places in TESTS.items():
+        assert len(files_at(places)) >= len(places)
+        assert [name for name in modules() if name.startswith(beginning)], beginning
+
+
+@pytest.mark.parametrize("place", ["fleet/test_moved_away.py", "fleet/nowhere", "fixtures"])
+def test_a_test_that_is_named_and_not_there_is_an_error(place: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"tests/{place}"):
+        files_at(["golden", place])
