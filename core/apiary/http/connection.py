@@ -1,8 +1,9 @@
-"""One accepted connection: TLS, head, body and answer, each within its time."""
+"""One accepted connection: TLS and head without waiting, then body and answer, each within its time."""
 
 import contextlib
 import io
 import logging
+import selectors
 import socket
 import ssl
 import sys
@@ -14,7 +15,7 @@ from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 from apiary.http.head import END, BadHead, length_of, read_head
-from apiary.http.places import HttpLimits
+from apiary.http.places import HttpLimits, party_of
 
 Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -74,18 +75,25 @@ class Shared(Protocol):
 
 
 class Connection:
-    """One connection, served by one thread with `serve`; `hang_up` comes from another."""
+    """One connection: `advance` until its head is whole, then `serve` in a thread of its own.
 
-    def __init__(self, number: int, peer: socket.socket, host: str, party: str):
+    `until`: by when (monotonic) its head and, of a sender who is not known, its body have to be whole.
+    """
+
+    def __init__(self, number: int, peer: socket.socket, host: str, until: float):
         self.number = number
-        self.party = party
+        self.party = party_of(host)
+        self.until = until
         self.known = False
-        self.working = False
         self.began = False
-        self._hung_up = False
+        self.wants = selectors.EVENT_READ
+        """What `advance` goes on with."""
+        self._at_work = False
         self._socket = peer
         self._host = host
+        self._got = bytearray()
         self._left_over = False
+        peer.setblocking(False)
 
     def _has_begun(self) -> None:
         self.began = True
@@ -93,45 +101,71 @@ class Connection:
     @property
     def waits(self) -> bool:
         """Whether it waits for a sender that is not known."""
-        return not self.known and not self.working
+        return not self.known and not self._at_work
+
+    def fileno(self) -> int:
+        """For a selector."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """End it before `serve`: nobody else reads from it."""
+        self._socket.close()
 
     def hang_up(self) -> None:
-        """End it, whatever it is at."""
-        self._hung_up = True  # before the socket is looked at: `_secure` replaces it
+        """End it while another thread is in `serve`."""
         # Not the method of an SSLSocket, which would take the session away from the thread that reads it.
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
-    def serve(self, shared: Shared, context: ssl.SSLContext | None) -> None:
-        """Answer one request and close. Never raises for what the peer does."""
+    def advance(self, context: ssl.SSLContext | None, max_head_bytes: int) -> bool:
+        """Take what has come, without waiting; True where `serve` is next. Raises OSError or ValueError."""
         try:
-            until = time.monotonic() + shared.limits.head_s
             if context is not None:
-                self._secure(context, shared.limits.head_s)
-            data = self._answer(shared, until)
-            self._send(data, time.monotonic() + shared.limits.answer_s)
+                self._secure(context)
+            while not self._head_is_here(max_head_bytes):
+                data = self._socket.recv(_PART_BYTES)
+                if not data:
+                    raise ConnectionResetError("it ended before its head was whole")
+                self._got += data
+        except (BlockingIOError, ssl.SSLWantReadError):
+            self.wants = selectors.EVENT_READ
+            return False
+        except ssl.SSLWantWriteError:
+            self.wants = selectors.EVENT_WRITE
+            return False
+        self._at_work = True
+        return True
+
+    def _secure(self, context: ssl.SSLContext) -> None:
+        """The handshake, as far as it goes. A peer that says nothing costs no session."""
+        if not isinstance(self._socket, ssl.SSLSocket):
+            if not self._socket.recv(1, socket.MSG_PEEK):
+                raise ConnectionResetError("it ended before it said anything")
+            self._socket = context.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
+            setattr(self._socket, HELLO, self._has_begun)
+        if self._socket.version() is None:
+            self._socket.do_handshake()
+
+    def _head_is_here(self, max_bytes: int) -> bool:
+        return END in self._got or len(self._got) > max_bytes
+
+    def serve(self, shared: Shared) -> None:
+        """Answer the request and close. Never raises for what the peer does."""
+        try:
+            self._send(self._answer(shared), time.monotonic() + shared.limits.answer_s)
             self._finish()
         except (OSError, ValueError) as e:
-            log.debug("%s: the connection broke: %s", self._host, getattr(e, "reason", None) or e)
+            self.note_end(e)
         finally:
             self._socket.close()
 
-    def _secure(self, context: ssl.SSLContext, within_s: float) -> None:
-        """The handshake, in which `hang_up` ends the connection, too."""
-        # The handshake's timeout is one for all of it (CPython's _ssl.c).
-        self._socket.settimeout(within_s)
-        # `wrap_socket` takes the descriptor from the plain socket. With the handshake in it, `hang_up` would
-        # shut down a socket that has none, and this thread would stay for all of its time.
-        secured = context.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
-        self._socket = secured
-        setattr(secured, HELLO, self._has_begun)
-        if self._hung_up:
-            raise ConnectionAbortedError("hung up on")
-        secured.do_handshake()
+    def note_end(self, error: OSError | ValueError) -> None:
+        """Log what ended it."""
+        log.debug("%s: the connection broke: %s", self._host, getattr(error, "reason", None) or error)
 
-    def _answer(self, shared: Shared, until: float) -> bytes:
+    def _answer(self, shared: Shared) -> bytes:
         try:
-            head, rest = self._head(shared.limits.max_head_bytes, until)
+            head, rest = self._head(shared.limits.max_head_bytes)
             environ = read_head(head)
             length = length_of(environ)
             environ |= {
@@ -150,41 +184,30 @@ class Connection:
             self.known = allowed.known
             if length > allowed.max_bytes:
                 self._left_over = True
-                return self._work(shared, environ)
+                return shared.answer(environ)
             if not allowed.known:
-                environ["wsgi.input"] = io.BytesIO(self._body(environ, rest, length, until))
-                return self._work(shared, environ)
+                self._at_work = len(rest) >= length
+                environ["wsgi.input"] = io.BytesIO(self._body(environ, rest, length, self.until))
+                self._at_work = True
+                return shared.answer(environ)
             if not shared.reserve(length):
                 self._left_over = True
                 raise BadHead(HTTPStatus.SERVICE_UNAVAILABLE, "too much is being sent: try again")
             try:
                 until = time.monotonic() + shared.limits.body_s
                 environ["wsgi.input"] = io.BytesIO(self._body(environ, rest, length, until))
-                return self._work(shared, environ)
+                return shared.answer(environ)
             finally:
                 shared.release(length)
         except BadHead as e:
             self._left_over = True
             return refusal(e.status, str(e))
 
-    def _work(self, shared: Shared, environ: Environ) -> bytes:
-        self.working = True
-        try:
-            return shared.answer(environ)
-        finally:
-            self.working = False
-
-    def _head(self, max_bytes: int, until: float) -> tuple[bytes, bytes]:
-        got = bytearray()
-        while (end := got.find(END)) < 0:
-            if len(got) > max_bytes:
-                raise BadHead(
-                    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"expected at most {max_bytes} bytes"
-                )
-            got += self._receive(until)
-        if end > max_bytes:
+    def _head(self, max_bytes: int) -> tuple[bytes, bytes]:
+        end = self._got.find(END)
+        if not 0 <= end <= max_bytes:
             raise BadHead(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"expected at most {max_bytes} bytes")
-        return bytes(got[:end]), bytes(got[end + len(END) :])
+        return bytes(self._got[:end]), bytes(self._got[end + len(END) :])
 
     def _body(self, environ: Environ, rest: bytes, length: int, until: float) -> bytes:
         got = bytearray(rest[:length])
@@ -203,6 +226,13 @@ class Connection:
 
     def _send(self, data: bytes, until: float) -> None:
         rest = memoryview(data)
+        self._socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            while rest:
+                rest = rest[self._socket.send(rest[:_PART_BYTES]) :]
+        if rest:
+            # More than fits on the way: it waits for its reader.
+            self._at_work = False
         while rest:
             self._socket.settimeout(_left(until))
             rest = rest[self._socket.send(rest[:_PART_BYTES]) :]

@@ -288,7 +288,6 @@ class Handshake:
 
 
 def test_who_is_hung_up_on_in_its_handshake_is_gone_at_once(serve: Serve, context: ssl.SSLContext) -> None:
-    """Else its thread would stay for `head_s`, and threads that pile up hold up those that come."""
     server = serve(context=context, max_of_address=1, head_s=10 * PATIENCE_S)
     with connected(server) as first:
         first.sendall(b"\x16\x03\x01")
@@ -310,6 +309,33 @@ def test_an_owner_in_its_handshake_outlasts_those_that_say_nothing(
         while not owner.step():
             owner.hear()
         assert owner.ask().startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_what_has_come_is_read_before_the_next_connection_is_taken(
+    app: App, context: ssl.SSLContext, tls: bool
+) -> None:
+    """However late the server is: who has sent a whole request, or ClientHello, keeps its place."""
+    limits = HttpLimits(max_of_address=2)
+    server = HttpServer(app, "127.0.0.1", 0, limits=limits, context=context if tls else None)
+    thread = threading.Thread(target=server.run)
+    with contextlib.ExitStack() as here:
+        link = here.enter_context(connected(server))
+        owner = Handshake(link)
+        if tls:
+            owner.step()
+        else:
+            link.sendall(WHOLE)
+        silent = [here.enter_context(connected(server)) for _ in range(50)]
+        thread.start()
+        try:
+            assert all(is_hung_up(one) for one in silent[:-2])
+            while tls and not owner.step():
+                owner.hear()
+            assert (owner.ask() if tls else everything(link)).startswith(b"HTTP/1.1 200")
+        finally:
+            server.close()
+            thread.join(PATIENCE_S)
 
 
 def test_the_server_keeps_its_places_and_the_greediest_address_gives_way(serve: Serve) -> None:
