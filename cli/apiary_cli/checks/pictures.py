@@ -8,6 +8,7 @@ from pathlib import Path
 from apiary.errors import ApiaryError, DataError, StoreError
 from apiary.learn.folder.walk import Use
 from apiary.settings import EdgeSettings
+from apiary.wire.messages import MAX_LABELS
 from apiary_cli.checks.machine import Check, State
 
 
@@ -25,6 +26,11 @@ def folder_of(
     except DataError as e:
         return Check(name, "fail", str(e), f"put pictures into {folder}/LABEL/")
     what = f"{folder}: {_counted(found.counts)}"
+    if len(found.counts) > MAX_LABELS:
+        more = f"{len(found.counts)} labels, expected at most {MAX_LABELS}"
+        return Check(
+            name, "fail", f"{folder}: {more}", "a folder is a label: put its pictures into fewer folders"
+        )
     if found.understood:
         what += f" ({'; '.join(found.understood)})"
     if warnings := found.messages():

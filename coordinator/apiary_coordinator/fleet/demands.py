@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+from apiary.learn.folder import labels as naming
 from apiary.settings import RunSettings
 from apiary.tags import as_text, matches
 from apiary.wire.capabilities import VERSION_0, needed
@@ -53,9 +54,12 @@ class Demands:
             version = f" (version {status.version})" if status.version else ""
             return f"cannot do what the round needs{version}: {', '.join(sorted(lacks))}; upgrade the node"
         if self.labels and status.labels and self._known.isdisjoint(status.labels):
+            spelled = {naming.key(label) for label in self.labels}
+            alike = any(naming.key(label) in spelled for label in status.labels)
+            mend = "set its edge.join_labels" if alike else "rename its labels"
             return (
                 f"none of its labels ({some(status.labels)}) is one of the model's ({some(self.labels)}): "
-                "rename its labels, or add them at the coordinator"
+                f"{mend}, or add them at the coordinator"
             )
         return None
 

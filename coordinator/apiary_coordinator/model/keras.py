@@ -195,10 +195,12 @@ def held_out_labels(settings: Settings) -> list[str]:
         raise DataError(
             f"{given.test_data} holds one class only ({', '.join(labels)}); a classifier needs two or more"
         )
-    if len(labels) > MAX_LABELS or len(set(labels)) < len(labels):
+    source = "coordinator.labels" if given.labels is not None else f"test pictures {given.test_data}"
+    if len(labels) > MAX_LABELS:
+        raise DataError(f"{source}: {len(labels)} labels, expected at most {MAX_LABELS}")
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
         raise DataError(
-            f"{len(labels)} labels, {len(set(labels))} of them different; "
-            f"expected at most {MAX_LABELS}, each once (coordinator.labels, or the folders of test_data)"
+            f"{source}: {', '.join(map(repr, repeated[:3]))} more than once, expected each label once"
         )
     if unfit := [label for label in labels if not fits_label(label)]:
         raise DataError(

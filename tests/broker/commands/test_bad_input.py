@@ -254,7 +254,7 @@ def test_held_out_pictures_of_one_class_are_refused(
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("['cat', 'cat']", "2 labels, 1 of them different; expected at most 1000, each once"),
+        ("['cat', 'cat']", "coordinator.labels: 'cat' more than once, expected each label once"),
         (f"['cat', '{'x' * 65}']", f"label '{'x' * 65}' cannot be announced: expected 1 to 64 characters"),
         ("['cat', '']", "label '' cannot be announced"),
         ("['cat']", "holds one class only (cat)"),

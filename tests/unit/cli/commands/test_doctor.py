@@ -211,6 +211,14 @@ def test_pictures(tmp_path: Path) -> None:
     assert checks.folder_of("pictures", "edge.data_dir", None, needed=True).state == "fail"
 
 
+def test_more_labels_than_a_model_may_have(tmp_path: Path) -> None:
+    for i in range(1001):
+        (tmp_path / f"{i:04}").mkdir()
+        (tmp_path / f"{i:04}" / "0.png").touch()
+    check = checks.folder_of("pictures", "edge.data_dir", tmp_path, needed=True)
+    assert (check.state, check.what) == ("fail", f"{tmp_path}: 1001 labels, expected at most 1000")
+
+
 def test_a_node_is_not_its_folder_alone(tmp_path: Path) -> None:
     def examined(**edge: object) -> dict[str, Check]:
         settings = load_settings(overrides={f"edge.{k.replace('__', '.')}": v for k, v in edge.items()})

@@ -26,9 +26,14 @@ def status(**more: Any) -> NodeStatus:
         ({}, "has 0 samples, the plan asks for 7"),
         (None, None),
         (
-            {"bird": 10, "Cat": 4},
-            "none of its labels (bird, Cat) is one of the model's (cat, dog): "
+            {"bird": 10},
+            "none of its labels (bird) is one of the model's (cat, dog): "
             "rename its labels, or add them at the coordinator",
+        ),
+        (
+            {"bird": 10, "Cat ": 4},
+            "none of its labels (bird, Cat ) is one of the model's (cat, dog): "
+            "set its edge.join_labels, or add them at the coordinator",
         ),
     ],
 )
