@@ -17,7 +17,6 @@ import pytest
 from apiary.errors import DataError
 from apiary_edge.health.readings import MB
 from apiary_edge.training.memory_guard import (
-    LOOK_EVERY_S,
     FrozenTime,
     MemoryGuard,
     MemoryLimits,
@@ -171,10 +170,10 @@ def test_looks_that_come_late_are_time_that_the_process_was_frozen() -> None:
         frozen.look(now)
         assert frozen.seconds == 0.0, "a busy machine lets a look wait"
     frozen.look(105.0)
-    assert frozen.seconds == pytest.approx(2.5 - LOOK_EVERY_S)
+    assert frozen.seconds == pytest.approx(2.5 - 0.2)
     frozen.look(105.2)
     frozen.look(115.2)
-    assert frozen.seconds == pytest.approx(12.5 - 2 * LOOK_EVERY_S)
+    assert frozen.seconds == pytest.approx(12.5 - 2 * 0.2)
 
 
 CHILD = """
