@@ -104,9 +104,10 @@ class Downloads:
     def abandon(self, owner: str | None = None) -> None:
         """Stop those that only `owner` wanted, or all of them."""
         for digest, fetch in list(self._going.items()):
-            fetch.owners.discard(owner or "")
-            if owner is not None and fetch.owners:
-                continue
+            if owner is not None:
+                fetch.owners.discard(owner)
+                if fetch.owners:
+                    continue
             self._going.pop(digest).download.abandon()
             self._channel.bus.unsubscribe(self._pattern(digest))
 
