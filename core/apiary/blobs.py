@@ -209,7 +209,7 @@ class Download:
         """Give up and remove the partial file."""
         os.close(self._fd)
         with suppress(OSError):  # the next start removes it
-            self._path.unlink(missing_ok=True)
+            self._path.unlink()
 
     def _forget(self) -> None:
         """Begin anew, also where the file had its name already and the folder could not be synced."""
