@@ -140,7 +140,7 @@ def test_what_is_at_a_limit_is_read() -> None:
 
 @pytest.mark.parametrize(("size", "fits"), [(2**20, True), (2**20 + 1, False)])
 def test_a_header_has_at_most_a_mebibyte(size: int, fits: bool) -> None:
-    rows = [[f"{i:0235d}", "f4", [0], 0, []] for i in range(4090)]
+    rows: list[list[Any]] = [[f"{i:0235d}", "f4", [0], 0, []] for i in range(4090)]
     left = size - (len(document(rows, b"")) - 6)
     for row in rows[: left // 19]:
         row[0] += "x" * 19
