@@ -208,8 +208,8 @@ def _give(store: SampleStore, args: argparse.Namespace, who: str) -> int:
     was = dict.fromkeys(resolve(store, args.ids), args.was or None)
     if label is not None and not args.new_label and (other := likened(label, store.labels())):
         raise DataError(
-            f"{other!r} is there, and {label!r} differs from it in case, blanks or form only: --as {other!r}, or "
-            "--new-label for another label"
+            f"{other!r} is there, and {label!r} differs from it in case, blanks or form only: "
+            f"--as {other!r}, or --new-label for another label"
         )
     done = store.label_shown(was, label, who)
     if isinstance(done, Outdated):

@@ -19,7 +19,7 @@ def keys(numbers: Mapping[str, int]) -> dict[str, str]:
 
 
 def typed(numbers: Mapping[str, int]) -> dict[str, str]:
-    """What gives each label in a terminal: its key, its number from 10 on, else its name; for a digit `=1`."""
+    """What gives each label in a terminal: its key, its number from 10 on, its name; for a digit `=1`."""
     return keys(numbers) | {
         label: f"={label}" if is_digit(label) else str(n) if n > 9 else label
         for label, n in numbers.items()

@@ -468,6 +468,7 @@ function draw() {
     $(name).hidden = view !== name;
     $(`show-${name}`).setAttribute("aria-pressed", view === name);
   }
+  document.body.dataset.view = view;
   $("actions").hidden = $("filters").hidden = view === "help";
   drawFilter();
   if (view === "one") drawOne();
@@ -617,7 +618,7 @@ function drawLabels() {
     button.append(element("span", label));
     const guess = s && s.label === null && s.suggestion?.label === label;
     const more = info.needed[label];
-    button.append(element("small", guess ? percent(s.suggestion.probability) : more ? `+${more}` : ""));
+    button.append(element("small", guess ? percent(s.suggestion.probability) : more ? `+${more}` : "", guess ? "guess" : ""));
     button.classList.toggle("suggested", Boolean(guess));
     button.classList.toggle("given", Boolean(s && s.label === label));
     enable(button, which.length);
