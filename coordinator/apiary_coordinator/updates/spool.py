@@ -78,16 +78,12 @@ class Spool:
 
     @contextmanager
     def view(self, slot: int, size: int) -> Iterator[memoryview]:
-        """An update's bytes, mapped. Every view of them must be gone when the block ends."""
-        with mmap.mmap(self._fd, size, access=mmap.ACCESS_READ, offset=slot) as mapped:
-            view = memoryview(mapped)
-            try:
-                yield view
-            finally:
-                try:
-                    view.release()
-                except BufferError as e:  # pragma: no cover - a bug of ours
-                    raise AssertionError("a view of the spool outlived its block") from e
+        """An update's bytes, mapped. Every view of them must be gone when the block ends, or BufferError."""
+        with (
+            mmap.mmap(self._fd, size, access=mmap.ACCESS_READ, offset=slot) as mapped,
+            memoryview(mapped) as view,
+        ):
+            yield view
 
     def sync(self) -> None:
         """Make everything written so far survive a power cut."""
