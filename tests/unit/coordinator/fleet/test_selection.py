@@ -79,6 +79,9 @@ def test_goal_and_size(options: dict[str, Any], goal: int, cohort: int) -> None:
 def test_a_balanced_draw_takes_the_groups_in_turn() -> None:
     groups = {n: "north" if i < 24 else "south" for i, n in enumerate(NODES)}
     found = drawn(NODES, cohort_size=10, groups=groups)
+    everyone = [*found.cohort, *found.reserve]
+    for k in range(1, 7):
+        assert Counter(groups[n] for n in everyone[: 2 * k]) == {"north": k, "south": k}
     count = Counter(groups[n] for n in found.cohort)
     assert count == {"north": 5, "south": 5}
     assert sorted([*found.cohort, *found.reserve]) == NODES
