@@ -103,6 +103,7 @@ TESTS = {
         *_fleet("rounds", "left_out"),
         "property/test_aggregate_exact.py",
         "property/test_weight_cap.py",
+        "unit/coordinator/run/test_history.py",
         "contract/test_strategies_contract.py",
     ),
     "coordinator/fleet": (
