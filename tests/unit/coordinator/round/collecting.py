@@ -15,7 +15,7 @@ from apiary.bus.bus import Received
 from apiary.bus.outlet import Outlet
 from apiary.clocks import Clocks
 from apiary.errors import StoreError
-from apiary.tensors import Weights
+from apiary.tensors import Shapes, Weights
 from apiary.wire import Digest, NodeId, blob
 from apiary.wire.chunks import count, digest_of, encode, span
 from apiary.wire.messages import BlobRef, Bounds, Grant, Offer, Plan, Receipt, TrainMetrics
@@ -32,7 +32,7 @@ from apiary_coordinator.updates.spool import Spool
 from apiary_coordinator.updates.uploads import Uploads
 from apiary_coordinator.worker import Job, Then
 
-SHAPES = {"a": (40_000,)}
+SHAPES: Shapes = {"a": (40_000,)}
 """An update has two chunks."""
 IDLE_S = 3.0
 MOST = 100
