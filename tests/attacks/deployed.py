@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -79,6 +80,18 @@ class DeployedBroker(Secured):
             lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
             return int(next(x for x in lines if x.startswith("VmRSS")).split()[1]) / 1024
         return 0.0
+
+    def begin_anew(self) -> None:
+        """Kill it, and have it started with nothing that it kept."""
+        process, before = self.process, self.restarts
+        process.kill()
+        process.wait()
+        (self.folder / "mosquitto.db").unlink(missing_ok=True)
+        end = time.monotonic() + 30
+        while self.restarts == before:
+            assert time.monotonic() < end, "the broker is not started again"
+            time.sleep(0.1)
+        self.await_answer()
 
     def close(self) -> None:
         self._over.set()

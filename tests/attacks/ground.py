@@ -178,9 +178,14 @@ class Ground:
         assert self.broker.pki(*words, sets=(self.broker.reload,)) == 0
 
     def take_out(self, mend: str | None) -> None:
-        """Where mends are taken out: a new coordinator without this one, and with nothing that it kept."""
+        """Where mends are taken out: a new coordinator without this one, and with nothing that it kept.
+
+        None: it is the broker's own; that begins anew, too.
+        """
         if self._mended:
             return
+        if mend is None:
+            self.broker.begin_anew()
         rights = self.folder / "apiary" / "acl.conf"
         if mend == "rights":
             rights.write_text("topic readwrite #\npattern readwrite #\n")

@@ -20,9 +20,9 @@ Row = tuple[str, str, str, str]
 
 def take(row: Attack, ground: Ground) -> Row:
     """One row: title, whether it held, what was tried, what the honest nodes got."""
-    ground.broker.peak_mb = 0.0
     try:
         ground.take_out(row.mend)
+        ground.broker.peak_mb = 0.0
         outcome = row.run(ground)
     except Exception as e:  # whatever it is belongs into the table
         said = (str(e) or repr(e)).splitlines()[0]
