@@ -148,7 +148,6 @@ class Download:
 
     def __init__(self, folder: Path, digest: Digest, size: int, named: Callable[[], None] = lambda: None):
         self.assembly = Assembly(digest, size)
-        self.heard_at = 0.0
         self._named = named
         self._hash = hashlib.sha256()
         self._hashed = 0

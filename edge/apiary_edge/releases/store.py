@@ -144,7 +144,7 @@ class ReleaseStore:
     def _set(self, slot: Slot | None) -> None:
         path = self.folder / CURRENT
         if slot is None:
-            remove(path, sync=True)
+            remove(path)  # the ledger, which is written next, syncs the folder
         else:
             write_json(path, described(slot))
         self.current = slot

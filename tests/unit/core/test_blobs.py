@@ -26,7 +26,7 @@ def chunk(index: int, data: bytes = DATA) -> bytes:
 
 def test_put_read_part_verify_remove(tmp_path: Path) -> None:
     store = BlobStore(tmp_path / "blobs")
-    assert DIGEST not in store and not store.verify(DIGEST)
+    assert DIGEST not in store and store.verify(DIGEST) is False
     assert store.put(DATA) == DIGEST
     assert DIGEST in store and store.verify(DIGEST)
     assert store.read(DIGEST) == DATA

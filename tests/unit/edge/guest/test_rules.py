@@ -105,6 +105,10 @@ def test_when_the_hours_begin_again(minute: int, seconds: float) -> None:
     assert opens_in_s(Hours(), minute) == 0
 
 
+def test_the_hours_of_tomorrow_come_after_midnight() -> None:
+    assert opens_in_s(hours.parse(["08:00-18:00"], "test"), 18 * 60 + 20) == (24 - 18 + 8) * 3600 - 20 * 60
+
+
 def test_a_pause_ends_once_all_was_well_for_a_while_and_not_in_between() -> None:
     heat = {Reason.HEAT: "81"}
     pause = advance(TrainingPause(), heat, 100.0, settle_s=30.0)

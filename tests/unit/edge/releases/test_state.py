@@ -310,6 +310,7 @@ def test_a_full_disk_is_said_during_a_test_too() -> None:
     node, did = after(TESTING, state.FetchFailed("the disk is full"))
     assert (node.state, node.why, did) == ("testing", "the disk is full", ["Report"])
     assert after(node, state.FetchFailed("read-only"))[1] == ["Report"]
+    assert after(node, state.TrialDone(GOOD))[0].why is None
 
 
 def test_what_a_verdict_says() -> None:

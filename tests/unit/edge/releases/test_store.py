@@ -106,6 +106,8 @@ def test_a_blob_on_another_card_is_copied_whole_before_it_has_its_name(
 
     monkeypatch.setattr(os, "link", other_device)
     assert unsynced(folder_of(tmp_path), lambda: shelf.take(source, release("one"))) == set()
+    other = blob(tmp_path, "two")
+    assert shelf.take(other, release("two")).read_bytes() == BYTES["two"]
     path = shelf.path(release("one"))
     assert path.read_bytes() == BYTES["one"] and path.stat().st_mode & 0o777 == 0o644
 

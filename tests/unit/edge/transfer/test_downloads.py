@@ -176,6 +176,19 @@ def test_while_chunks_of_one_blob_come_another_waits_for_its_turn(scene: Scene) 
     assert scene.wants() == [CHUNKS - 1, CHUNKS - 1]
 
 
+def test_the_pause_of_a_link_is_measured_over_all_blobs(scene: Scene) -> None:
+    other = DATA[::-1]
+    scene.downloads.fetch(REF, 0.0)
+    scene.downloads.fetch(BlobRef(digest=digest_of(other), bytes=len(other)), 0.0)
+    scene.chunk(0, 2.0)
+    scene.chunk(0, 5.0, other, digest_of(other))
+    scene.wants()
+    scene.downloads.tick(5.0 + 11.9)
+    assert scene.wants() == []
+    scene.downloads.tick(5.0 + 12.0)
+    assert scene.wants() == [CHUNKS - 1, CHUNKS - 1], "the longest pause was one of three seconds"
+
+
 def test_room_is_made_before_and_never_by_what_is_kept(tmp_path: Path) -> None:
     scene = Scene(tmp_path, max_bytes=len(DATA))
     old = [scene.store.put(bytes([i]) * len(DATA)) for i in range(3)]
