@@ -151,7 +151,8 @@ def settings_page() -> str:
 
 
 def _section(path: str, model: Any, about: str = "") -> Iterator[str]:
-    from apiary_cli.commands.config import bounds, toml_value
+    from apiary.options import bounds
+    from apiary_cli.commands.config import toml_value
 
     rows, inner = [], []
     for name, info in model.model_fields.items():

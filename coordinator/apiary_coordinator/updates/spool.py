@@ -85,6 +85,14 @@ class Spool:
         ):
             yield view
 
+    def read(self, slot: int, offset: int, size: int) -> bytes:
+        """A part of an update. Raises StoreError."""
+        with disk_errors(f"cannot read the spool {self._path}"):
+            data = os.pread(self._fd, size, slot + offset)
+        if len(data) < size:
+            raise StoreError(f"the spool {self._path} ends within an update")
+        return data
+
     def sync(self) -> None:
         """Make everything written so far survive a power cut."""
         if self._sync:
