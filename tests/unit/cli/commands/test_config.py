@@ -151,7 +151,7 @@ def test_bounds_read_as_words() -> None:
     ("key", "value", "why"),
     [
         ("run.recipe", "edge_cmn", "run.recipe: recipes: no 'edge_cmn'; did you mean 'edge_cnn'?"),
-        ("run.strategy", "x", "run.strategy: strategies: no 'x'. There are: fedavg, fedprox"),
+        ("run.strategy", "x", "run.strategy: strategies: no 'x'. There are: fedacg, "),
         ("run.plan.codec", "x", "run.plan.codec: codecs: no 'x'. There are: f16, int8, raw_f32"),
         ("run.recipe_options", {"siz": 1}, "run.recipe_options: recipe edge_cnn: no option 'siz'"),
         ("publish.after_run", ["x"], "publish.after_run: publishers: no 'x'. There are: "),

@@ -50,6 +50,13 @@ def test_where_all_declined_it_waits_whatever_the_least_is() -> None:
     )
 
 
+def test_who_rests_does_not_make_a_round_that_is_too_small_for_its_combiner() -> None:
+    fleet = Fleet(a={}, b={}, c={}, d={})
+    fleet.declines("c", "3 pictures")
+    found = fleet.muster()
+    assert not found.waits_for(4, 3) and found.waits_for(4, 4)
+
+
 def test_what_it_waits_for() -> None:
     fleet = Fleet(a={"tags": {"site": "north"}}, b={"state": "lost"}, c={"samples": 0})
     run = RunSettings(min_nodes=3)
