@@ -76,6 +76,8 @@ API: Final = {
         "What a strategy, a recipe and a publisher offer.",
         [
             "apiary_coordinator.strategies.base",
+            "apiary_coordinator.combiners.base",
+            "apiary_coordinator.server_rules.base",
             "apiary_coordinator.recipes.base",
             "apiary_coordinator.publishers.base",
             "apiary_coordinator.feature",

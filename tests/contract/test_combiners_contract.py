@@ -11,7 +11,7 @@ import pytest
 from tests.stand_ins.updates import SHAPES, UpdatesInMemory, drawn, flat, spooled, weighed
 
 from apiary.plugins import load, names
-from apiary.tensors import Weights
+from apiary.tensors import Shapes, Weights
 from apiary.wire import NodeId, blob
 from apiary_coordinator.combiners import base
 
@@ -74,7 +74,7 @@ def test_the_same_bits_from_the_spool_in_any_order(combiner: Any, codec: str, tm
     expected = combined(combiner, UpdatesInMemory(decoded, samples))
     for seed in range(3):
         order = [list(updates)[i] for i in np.random.default_rng(seed).permutation(len(updates))]
-        kind = {"codec": codec, "summed": streams(combiner)}
+        kind: dict[str, Any] = {"codec": codec, "summed": streams(combiner)}
         with spooled(tmp_path / "x.spool", updates, samples, order=order, **kind) as counted:
             found = combined(combiner, counted)
             assert flat(found.update).tobytes() == flat(expected.update).tobytes()
@@ -135,7 +135,7 @@ def test_memory_is_flat_in_the_number_of_updates(
 ) -> None:
     """A block of float32, three of float64, as much for distances, and 8 bytes a weight for the outcome."""
     monkeypatch.setattr(base, "BLOCK_NUMBERS", 1 << 15)
-    shapes = {"w": (6_000,), "b": (99,)}
+    shapes: Shapes = {"w": (6_000,), "b": (99,)}
 
     def peak(count: int) -> int:
         updates = drawn(7, count, shapes=shapes)

@@ -98,7 +98,7 @@ def _rounds(chain: strategies.Chain, codec: str, path: Path, order: int) -> list
     for number in range(3):
         updates = drawn(number, 6)
         shuffled = np.random.default_rng(order).permutation(sorted(updates)).tolist()
-        kind = {"codec": codec, "summed": chain.streams, "order": shuffled}
+        kind: dict[str, Any] = {"codec": codec, "summed": chain.streams, "order": shuffled}
         with spooled(path, updates, weighed(updates), **kind) as counted:
             state, weights = chain.apply(state, weights, chain.combine(counted).update)
         sent = chain.sent(state, weights)
@@ -166,7 +166,7 @@ STRATEGY = Strategy(node_rule="proximal", combiner="sums", server_rule="half", o
 
 
 def test_adding_one_is_adding_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    packages = {**strategies.KINDS, "strategy": PACKAGE}
+    packages = {str(kind): package for kind, package in strategies.KINDS.items()} | {"strategy": PACKAGE}
     for kind, (name, text) in DROPPED_IN.items():
         folder = tmp_path / kind
         folder.mkdir()

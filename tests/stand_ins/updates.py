@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apiary.tensors import Array, Shapes, Tensors64, Weights
 from apiary.wire import NodeId, blob
@@ -20,7 +22,7 @@ BOUNDS = Bounds(max_abs=64.0, max_samples=1000)
 SHAPES: Shapes = {"conv/kernel": (3, 3, 1, 2), "conv/bias": (2,), "scale": (), "classes/kernel": (5, 4)}
 
 
-def flat(tensors: Mapping[str, Array] | Tensors64) -> np.ndarray:
+def flat(tensors: Mapping[str, Array] | Tensors64) -> NDArray[Any]:
     """All numbers in order."""
     return np.concatenate([np.asarray(t).reshape(-1) for t in tensors.values()])
 

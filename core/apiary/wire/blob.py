@@ -99,7 +99,7 @@ class Numbers:
             header, body = _opened(document, who)
             layout = _Layout.of(header)
         self._body = len(document) - len(body)
-        self._layout = like._layout if like is not None and like._layout == layout else layout
+        self._layout: _Layout = like._layout if like is not None and like._layout == layout else layout
         self._parameters = array("d", [p for row in header.rows for p in row.parameters])
 
     def part(self, read: Callable[[int, int], bytes], start: int, out: Array) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tests.stand_ins.updates import UpdatesInMemory, drawn, flat, weighed
 
 from apiary.tensors import Weights
@@ -15,11 +16,12 @@ from apiary_coordinator.combiners import geometric_median, median, multi_krum, t
 COUNTS = [1, 2, 3, 4, 5, 8, 10, 11]
 
 
-def rows(updates: dict[NodeId, Weights]) -> np.ndarray:
-    return np.stack([flat(u) for u in updates.values()]).astype(np.float64)
+def rows(updates: dict[NodeId, Weights]) -> NDArray[Any]:
+    stacked: NDArray[Any] = np.stack([flat(u) for u in updates.values()]).astype(np.float64)
+    return stacked
 
 
-def got(combiner: Any, updates: dict[NodeId, Weights], **options: Any) -> np.ndarray:
+def got(combiner: Any, updates: dict[NodeId, Weights], **options: Any) -> NDArray[Any]:
     return flat(combiner.combine(UpdatesInMemory(updates), combiner.Options(**options)).update)
 
 
@@ -45,9 +47,9 @@ def test_of_one_or_two_the_trimmed_mean_cuts_nothing(count: int) -> None:
     assert got(trimmed_mean, updates) == pytest.approx(rows(updates).mean(axis=0), rel=1e-12)
 
 
-def geometric(points: np.ndarray, weights: np.ndarray, steps: int) -> np.ndarray:
+def geometric(points: NDArray[Any], weights: NDArray[Any], steps: int) -> NDArray[Any]:
     """Weiszfeld's steps from the weighted mean."""
-    found: np.ndarray = np.average(points, axis=0, weights=weights)
+    found: NDArray[Any] = np.average(points, axis=0, weights=weights)
     for _ in range(steps):
         found = np.average(points, axis=0, weights=weights / np.linalg.norm(points - found, axis=1))
     return found
@@ -66,14 +68,14 @@ def test_the_geometric_median_is_where_the_distances_are_least() -> None:
     updates = drawn(2, 7)
     points, found = rows(updates), got(geometric_median, updates, steps=100)
 
-    def distance(point: np.ndarray) -> float:
+    def distance(point: NDArray[Any]) -> float:
         return float(np.linalg.norm(points - point, axis=1).sum())
 
     rng = np.random.default_rng(1)
     assert all(distance(found) <= distance(found + 1e-3 * rng.normal(size=found.size)) for _ in range(50))
 
 
-def krum(points: np.ndarray, false: int) -> list[int]:
+def krum(points: NDArray[Any], false: int) -> list[int]:
     """The rows that are taken: Blanchard's scores, all distances at once."""
     squares = ((points[:, None] - points[None]) ** 2).sum(axis=2)
     scores = [np.sort(np.delete(row, i))[: len(points) - false - 2].sum() for i, row in enumerate(squares)]

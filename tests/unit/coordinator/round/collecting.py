@@ -124,6 +124,7 @@ class Collecting:
             self.resources,
             spool=spool or Spool(self.path, bounds.max_bytes, sync=False),
             uploads=Uploads(max_uploads, IDLE_S),
+            summed=True,
         )
 
     # -- as the round that updates are collected for
@@ -203,7 +204,7 @@ class Collecting:
 
     def mean(self) -> Mapping[str, bytes]:
         """The bits of the mean so far."""
-        return {name: tensor.tobytes() for name, tensor in self.collector.sum.mean().items()}
+        return {name: tensor.tobytes() for name, tensor in self.collector.counted.mean().items()}
 
     def over(self) -> None:
         """The round takes no more updates."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from apiary.tensors import Weights
 from apiary_coordinator.server_rules import fedacg, fedadagrad, fedadam, fedavg, fedavgm, fedyogi
@@ -16,16 +17,16 @@ ROUNDS = 5
 START = np.array([1.0, -2.0, 0.5])
 
 
-def deltas(seed: int = 1) -> list[np.ndarray]:
+def deltas(seed: int = 1) -> list[NDArray[Any]]:
     rng = np.random.default_rng(seed)
     return [rng.normal(scale=0.1, size=3) for _ in range(ROUNDS)]
 
 
-def model(values: np.ndarray) -> Weights:
+def model(values: NDArray[Any]) -> Weights:
     return Weights({"w": values.astype(np.float32)})
 
 
-def after(rule: Any, updates: list[np.ndarray], **options: Any) -> np.ndarray:
+def after(rule: Any, updates: list[NDArray[Any]], **options: Any) -> NDArray[Any]:
     """The model after all rounds."""
     state, weights = Weights({}), model(START)
     for update in updates:
@@ -69,8 +70,8 @@ def test_fedacg(share: float) -> None:
 
 
 def adaptive(
-    second: Callable[[np.ndarray, np.ndarray], np.ndarray], rate: float, beta: float, tau: float
-) -> np.ndarray:
+    second: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]], rate: float, beta: float, tau: float
+) -> NDArray[Any]:
     w, m, v = START, np.zeros(3), np.full(3, tau**2)
     for delta in deltas():
         m = beta * m + (1 - beta) * delta
