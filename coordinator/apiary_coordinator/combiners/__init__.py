@@ -1,1 +1,0 @@
-"""How the accepted updates of a round become one: one combiner a file."""
