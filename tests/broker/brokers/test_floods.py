@@ -1,6 +1,6 @@
-"""One bad party against a fleet of real processes: the floods, with little memory, and a few other rows.
+"""Floods by one enrolled node, on a broker with little memory: every honest node finishes its round.
 
-The rows are those of `make attacks`, which prints what each tried.
+The rows of `make attacks`, each of which prints what was tried.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.attacks.attack import attacks
-from tests.attacks.deployed import DeployedBroker
-from tests.attacks.ground import Ground
+from tests.attacks.ground import DeployedBroker, Ground
 from tests.broker.secured import PLUGIN, connect
 
 from apiary.bus.broker import find_mosquitto
@@ -27,13 +26,7 @@ pytestmark = [
 ]
 T = Topics()
 CHUNK = bytes(120_000)
-QUICK = ("older_backup", "half_a_character", "great_claim", "forged", "slow_enrolment")
-"""Of the rows about anything else; `make attacks` takes all."""
-ROWS = {
-    name: row
-    for name, row in attacks().items()
-    if row.run.__module__.endswith(".broker_floods") or name in QUICK
-}
+ROWS = {name: row for name, row in attacks().items() if row.run.__module__.endswith(".broker_floods")}
 
 
 @pytest.fixture(scope="module")

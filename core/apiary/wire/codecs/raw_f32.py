@@ -8,7 +8,6 @@ from apiary.wire.codecs.base import Codec, Encoded, expect
 
 class _RawF32:
     relative_error = 0.0
-    elementwise = True
 
     def encode(self, tensor: Array) -> Encoded:
         flat = np.ascontiguousarray(tensor, dtype="<f4").reshape(-1)

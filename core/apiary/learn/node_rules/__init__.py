@@ -1,1 +1,0 @@
-"""What a node's training step minimises: one rule a file."""
