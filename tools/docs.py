@@ -76,6 +76,8 @@ API: Final = {
         "What a strategy, a recipe and a publisher offer.",
         [
             "apiary_coordinator.strategies.base",
+            "apiary_coordinator.combiners.base",
+            "apiary_coordinator.server_rules.base",
             "apiary_coordinator.recipes.base",
             "apiary_coordinator.publishers.base",
             "apiary_coordinator.feature",
@@ -151,7 +153,8 @@ def settings_page() -> str:
 
 
 def _section(path: str, model: Any, about: str = "") -> Iterator[str]:
-    from apiary_cli.commands.config import bounds, toml_value
+    from apiary.options import bounds
+    from apiary_cli.commands.config import toml_value
 
     rows, inner = [], []
     for name, info in model.model_fields.items():

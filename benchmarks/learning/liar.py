@@ -28,7 +28,7 @@ from apiary.learn.metrics import Evaluation
 from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
 from apiary.wire.messages import Bounds
-from apiary_coordinator.strategies import fedavg
+from apiary_coordinator.server_rules.base import moved as add
 from apiary_coordinator.updates import limits
 from apiary_coordinator.updates.exact_sum import ExactSum, grid_bits
 from apiary_coordinator.updates.leave_one_out import LOOKED_BACK, LeftOut, without_harmful
@@ -127,7 +127,7 @@ def one_round(
         total.add(*updates[NodeId(node)])
 
     def moved() -> Weights:
-        return fedavg.apply(Weights({}), model, total.mean())[1]
+        return add(model, total.mean())
 
     def without(gone: frozenset[NodeId]) -> Evaluation:
         for node in gone:

@@ -148,7 +148,6 @@ class Download:
 
     def __init__(self, folder: Path, digest: Digest, size: int, named: Callable[[], None] = lambda: None):
         self.assembly = Assembly(digest, size)
-        self.heard_at = 0.0
         self._named = named
         self._hash = hashlib.sha256()
         self._hashed = 0
@@ -209,7 +208,7 @@ class Download:
         """Give up and remove the partial file."""
         os.close(self._fd)
         with suppress(OSError):  # the next start removes it
-            self._path.unlink(missing_ok=True)
+            self._path.unlink()
 
     def _forget(self) -> None:
         """Begin anew, also where the file had its name already and the folder could not be synced."""

@@ -60,7 +60,7 @@ def write_atomic(
                     os.fsync(f.fileno())
             Path(temporary).replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            Path(temporary).unlink()
             raise
         if sync:
             sync_folder(path.parent)
@@ -138,7 +138,7 @@ def clear_partial(folder: Path, *, below: bool = False) -> int:
     Raises StoreError.
     """
     found = folder.rglob(".*.part") if below else folder.glob(".*.part")
-    left = [p for p in found if p.is_file()] if folder.is_dir() else []
+    left = [p for p in found if p.is_file()]
     for p in left:
         remove(p)
     return len(left)
@@ -157,8 +157,9 @@ def advice(e: OSError) -> str:
     """How an operator mends it, to follow what went wrong; empty where that is not known."""
     import errno
 
-    return {
+    known: dict[int | None, str] = {
         errno.ENOSPC: ": the disk is full; free some space, nothing was lost",
         errno.EACCES: ": this user has no right there",
         errno.EROFS: ": the file system is read-only (a worn SD card does that)",
-    }.get(e.errno or 0, "")
+    }
+    return known.get(e.errno, "")

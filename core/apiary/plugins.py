@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from types import ModuleType
 
 from apiary.errors import SettingsError
@@ -29,6 +30,10 @@ def check(package: str, name: str) -> None:
     known = names(package)
     if name not in known:
         kind = package.rsplit(".", 1)[-1]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise SettingsError(f"{kind}: no {name!r}{hint} There are: {', '.join(known)}")
+        raise SettingsError(f"{kind}: no {name!r}{suggestion(name, known)} There are: {', '.join(known)}")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest of the `known` as a question, or a stop."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else "."

@@ -13,6 +13,8 @@ from apiary.errors import ModelError
 
 Array = NDArray[np.float32]
 Shapes = dict[str, tuple[int, ...]]
+Tensors64 = Mapping[str, NDArray[np.float64]]
+"""Tensors by name while they are computed with; what is kept or sent of them is rounded to `Weights`."""
 _BLOCK: Final = 1 << 16
 
 

@@ -1,7 +1,6 @@
 """What is attacked: a mosquitto as the play deploys it, a coordinator and honest nodes, each a process.
 
-All is real but the training. The broker has the project's configuration, access list, certificates, log
-filter and the commands of its unit; where it ends, it is started again as systemd would.
+All is real but the training.
 """
 
 from __future__ import annotations
@@ -14,107 +13,40 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from tests.attacks.deployed import DeployedBroker
 from tests.broker.secured import Secured
-from tests.broker.unit import after_end, before_start
 
-from apiary.settings import to_toml
+from apiary.identity.gate import MessageGate
+from apiary.identity.load_gate import load_gate
+from apiary.identity.roles import Role
+from apiary.settings import SecuritySettings, to_toml
 from apiary_cli.main import main
 
 HONEST: Final = ("pi-01", "pi-02", "pi-03")
 THIEF: Final = "pi-66"
 """An enrolled node with its own valid certificate; no process runs for it."""
-OPERATOR: Final = "alice"
+OPERATORS: Final = ("alice", "bob")
+OPERATOR: Final = OPERATORS[0]
 PARTY: Final = Path(__file__).parents[1] / "stand_ins" / "fleet_party.py"
-UNMENDED: Final = Path(__file__).with_name("unmended.py")
+SITE: Final = Path(__file__).with_name("site")
 PICTURES: Final = 30
 """Of an honest node."""
 QUICK_LIMIT: Final = 80_000_000
-_RESTART_S: Final = 2.0
-"""RestartSec of the broker's unit."""
 _RUN_S: Final = 180.0
-
-
-class DeployedBroker(Secured):
-    """Watched by a thread, which starts it again."""
-
-    def __init__(self, folder: Path, *, memory_limit: int | None, mended: bool):
-        self._memory_limit = memory_limit if mended else 0
-        self._mended = mended
-        self._over = threading.Event()
-        self.restarts = 0
-        self.peak_mb = 0.0
-        super().__init__(folder, "certificates", extra="log_type debug", old=not mended)
-        self._watcher = threading.Thread(target=self._watch, name="unit")
-        self._watcher.start()
-
-    def launch(self) -> subprocess.Popen[bytes]:
-        if self._mended:
-            before_start(self.folder)
-        text = self.conf.read_text()
-        if self._memory_limit is not None:
-            lines = text.splitlines()
-            lines = [
-                f"memory_limit {self._memory_limit}" if x.startswith("memory_limit") else x for x in lines
-            ]
-            self.conf.write_text("\n".join(lines) + "\n")
-        apiary, rights = Path(sys.executable).with_name("apiary"), self.folder / "apiary" / "acl.conf"
-        shell = (
-            f"exec mosquitto -c {self.conf} 2> >(exec {apiary} broker-log {rights} >> {self.journal_file})"
-        )
-        path = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
-        return subprocess.Popen(["bash", "-c", shell], env={**os.environ, "PATH": path})
-
-    def pki(self, *words: str, sets: tuple[str, ...] = ()) -> int:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return super().pki(*words, sets=sets)
-
-    @property
-    def journal_file(self) -> Path:
-        """Where the filter's lines go."""
-        return self.folder / "journal"
-
-    def journal(self) -> str:
-        """What its log says."""
-        return self.journal_file.read_text(errors="replace") if self.journal_file.exists() else ""
-
-    def log(self) -> str:
-        return self.journal()
-
-    @property
-    def memory_mb(self) -> float:
-        """What mosquitto has of the memory now."""
-        with contextlib.suppress(OSError, StopIteration):
-            lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-            return int(next(x for x in lines if x.startswith("VmRSS")).split()[1]) / 1024
-        return 0.0
-
-    def close(self) -> None:
-        self._over.set()
-        self._watcher.join()
-        super().close()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.1):
-            self.peak_mb = max(self.peak_mb, self.memory_mb)
-            if self.process.poll() is not None:
-                if self._mended:
-                    after_end(self.folder, self.process.returncode)
-                if not self._over.wait(_RESTART_S):
-                    self.process = self.launch()
-                    self.restarts += 1
+_UNMENDED_RUN_S: Final = 60.0
 
 
 class Ground:
     """A context manager. `quick`: with little memory, a twentieth of everything, and one round a row.
 
     `mended` False: without a limit, with the access list for nodes of version 0.1, and with a unit that
-    starts the broker with whatever it kept. The rows about floods do not hold then.
+    starts the broker with whatever it kept. The rows about floods do not hold then. The others do not hold
+    where `take_out` takes their mends out of the processes that are started.
     """
 
     def __init__(self, folder: Path, *, quick: bool = False, mended: bool = True):
@@ -124,7 +56,7 @@ class Ground:
         self._runs = 0
         self._mended = mended
         self.without: str | None = None
-        """The mend that is taken out of the processes that are started."""
+        """The mend that is taken out of the processes that are started, `unmended.MENDS`."""
         self.broker = DeployedBroker(folder, memory_limit=QUICK_LIMIT if quick else None, mended=mended)
 
     def __enter__(self) -> Ground:
@@ -151,6 +83,10 @@ class Ground:
         """How much of something a row takes."""
         return count // 20 if self.quick else count
 
+    def few(self, count: int) -> int:
+        """How often a row tries something that it tries `count` times."""
+        return min(2, count) if self.quick else count
+
     @property
     def most_mb(self) -> float:
         """What the broker may take: its limit, and what the allocator and TLS add."""
@@ -163,6 +99,7 @@ class Ground:
         own = self.broker.broker_settings(name).model_dump(mode="json", exclude_defaults=True)
         sections = {
             "broker": {**own, "retry_max_s": 2.0},
+            "security": self.security(name).model_dump(mode="json", exclude_none=True),
             "run": {"settle_s": 0.5, "seed": 5, "min_nodes": len(HONEST)},
             "coordinator": {
                 "state_dir": self.folder / "coordinator-state",
@@ -176,35 +113,90 @@ class Ground:
                 "upload_idle_s": 3.0,
                 "want_idle_s": 2.0,
             },
-            "operator": {"name": OPERATOR},
+            "operator": {"name": name if name in OPERATORS else OPERATOR},
+            "release": {"canaries": list(HONEST[:2]), "waves": [0.5, 1.0], "soak_s": 1.0, "wave_s": 60.0},
         }
         file = self.folder / f"{name}.toml"
         file.write_text(to_toml(sections))
         return file
 
+    def security(self, name: str) -> SecuritySettings:
+        """With which files a party signs and verifies."""
+        told = self.security_of(self.folder / name)
+        shared = self.folder / "apiary" / "crl.pem"
+        return told.model_copy(update={"crl": shared}) if name == "coordinator" else told
+
+    def security_of(self, own: Path) -> SecuritySettings:
+        """The same, of a folder that `apiary pki` filled."""
+        tls, signing = own / "tls", own / "signing"
+        return SecuritySettings(
+            ca=tls / "ca.pem", crl=tls / "crl.pem", cert=signing / "cert.pem", key=signing / "key.pem"
+        )
+
+    def gate(self, name: str, *, role: Role = Role.NODE, ahead_s: float = 0.0) -> MessageGate:
+        """What a party seals with, by a clock that is ahead; for the thread that calls this."""
+        return load_gate(self.security(name), role, name, None, lambda: time.time() + ahead_s)
+
+    def environment(self, *, ahead_s: float = 0.0) -> dict[str, str]:
+        """Of a process that is started: without the row's mend, or by a clock that is ahead."""
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("APIARY_", "ATTACK_"))}
+        own |= {"PYTHONPATH": str(SITE)}
+        if self.without is not None:
+            own["ATTACK_WITHOUT"] = self.without
+        if ahead_s:
+            own["ATTACK_AHEAD_S"] = str(ahead_s)
+        return own
+
     def start(self, name: str) -> None:
         """Start the coordinator or a node; its log is NAME.log."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                self._command(str(self.settings_file(name)), name),
+                [sys.executable, str(PARTY), str(self.settings_file(name)), name],
                 stdin=subprocess.DEVNULL,
                 stderr=log,
-                env={k: v for k, v in os.environ.items() if not k.startswith("APIARY_")},
+                env=self.environment(),
             )
 
-    def _command(self, *words: str) -> list[str]:
-        if self.without is None:
-            return [sys.executable, str(PARTY), *words]
-        return [sys.executable, str(UNMENDED), self.without, "party", *words]
+    def command(self, *words: str, ahead_s: float = 0.0, text: str = "") -> subprocess.CompletedProcess[str]:
+        """`apiary WORDS` as a process of its own, which reads `text`; exit code and what it printed."""
+        return subprocess.run(
+            [sys.executable, "-m", "apiary_cli", *words],
+            input=text, capture_output=True, text=True, timeout=120, check=False,
+            env=self.environment(ahead_s=ahead_s), cwd=self.folder,
+        )  # fmt: skip
+
+    def pki(
+        self, *words: str, broker: Secured | None = None, sets: Iterable[str] = (), ahead_s: float = 0.0
+    ) -> subprocess.CompletedProcess[str]:
+        """`apiary pki WORDS` as a process, for the authority of the fleet, or of another broker."""
+        flags = [x for pair in (*(broker or self.broker).settings, *sets) for x in ("--set", pair)]
+        return self.command("pki", *flags, *words, ahead_s=ahead_s)
+
+    def enrol_again(self, name: str) -> None:
+        """New certificates for a name whose old ones are revoked by that."""
+        words = ("enrol", name, "--dir", str(self.folder / name), "--again")
+        assert self.broker.pki(*words, sets=(self.broker.reload,)) == 0
 
     def take_out(self, mend: str | None) -> None:
-        """Where mends are taken out: a new coordinator without this one, and with nothing that it kept."""
-        if self._mended or mend == self.without:
+        """Where mends are taken out: a new coordinator without this one, and with nothing that it kept.
+
+        None: it is the broker's own; that begins anew, too.
+        """
+        if self._mended:
             return
+        if mend is None:
+            self.broker.begin_anew()
+        rights = self.folder / "apiary" / "acl.conf"
+        if mend == "rights":
+            rights.write_text("topic readwrite #\npattern readwrite #\n")
+            self.broker.process.send_signal(signal.SIGHUP)
+        elif self.without == "rights":
+            assert self.broker.pki("apply", sets=(self.broker.reload,)) == 0
         self.without = mend
         self.stop("coordinator")
         shutil.rmtree(self.folder / "coordinator-state", ignore_errors=True)
         self.start("coordinator")
+        self.ready()
 
     def stop(self, name: str) -> None:
         """`kill -9` a party."""
@@ -220,11 +212,11 @@ class Ground:
 
     # -- what an operator sees
 
-    def ask(self, *words: str) -> tuple[int, Any]:
-        """A command of `apiary` by the operator, with --json: exit code, and what it printed."""
+    def ask(self, *words: str, by: str = OPERATOR) -> tuple[int, Any]:
+        """A command of `apiary` by an operator, with --json: exit code, and what it printed."""
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main([*words, "--config", str(self.settings_file(OPERATOR)), "--json"])
+            code = main([*words, "--config", str(self.settings_file(by)), "--json"])
         return code, json.loads(out.getvalue()) if out.getvalue() else err.getvalue()
 
     def until(self, what: str, done: Callable[[], Any], within_s: float = 60.0) -> Any:
@@ -241,7 +233,8 @@ class Ground:
         def so() -> bool:
             code, told = self.ask("nodes")
             states = {n["id"]: n["state"] for n in told["nodes"]} if code == 0 else {}
-            return all(states.get(name) == "ready" for name in HONEST)
+            # What nodes say is retained by the broker; whether the coordinator is there only itself can say.
+            return all(states.get(name) == "ready" for name in HONEST) and self.ask("run", "list")[0] == 0
 
         self.until("every honest node is ready", so, 180.0)
 
@@ -269,7 +262,7 @@ class Ground:
         began = time.monotonic()
         harm()
         summary = self.folder / "runs" / run / "summary.json"
-        self.until(f"{run} is finished", summary.exists, _RUN_S)
+        self.until(f"{run} is finished", summary.exists, _RUN_S if self._mended else _UNMENDED_RUN_S)
         told = json.loads(summary.read_text())
         assert told["rounds_closed"] == rounds, told
         counted = {r: set(names) & set(HONEST) for r, names in told["contributors"].items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,8 @@ from tests.fleet.harness import update_of
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Received
+from apiary.errors import SignatureRefused
+from apiary.identity.gate import OPEN, MessageGate
 from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob, capabilities
 from apiary.wire.chunks import count, digest_of, encode, indices, span
@@ -32,15 +35,23 @@ class Liar:
     """A context manager: drawn like any other node from its begin to its end.
 
     `lie(liar)` gives what it offers in the round that is open, and is called again every two seconds until
-    something is refused or counted.
+    something is refused or counted; `then(liar)` what it offers once it has sent an update.
     """
 
-    def __init__(self, ground: Ground, lie: Callable[[Liar], Iterable[Offer]]):
+    def __init__(
+        self,
+        ground: Ground,
+        lie: Callable[[Liar], Iterable[Offer]],
+        *,
+        then: Callable[[Liar], Iterable[Offer]] = lambda liar: (),
+    ):
         self.receipts: list[Receipt] = []
         self.round: Announcement | None = None
         self.topics = Topics()
         self._ground = ground
         self._lie = lie
+        self._then = then
+        self._gate: MessageGate = OPEN
         self._documents: dict[str, bytes] = {}
         self._over = threading.Event()
         self._answered: tuple[str, int] | None = None
@@ -102,6 +113,7 @@ class Liar:
     # -- its thread
 
     def _run(self) -> None:
+        self._gate = self._ground.gate(THIEF)
         for kind in (TopicKind.NODE_GRANT, TopicKind.NODE_RECEIPT):
             self.bus.subscribe(self.topics.build(kind, node=ME))
         self.bus.subscribe(self.topics.build(TopicKind.ROUND_CURRENT))
@@ -119,7 +131,9 @@ class Liar:
         while not self._over.is_set():
             for event in self.bus.poll(0.05):
                 if isinstance(event, Received) and event.payload:
-                    self._heard(event)
+                    at = self.topics.parse(event.topic)
+                    with contextlib.suppress(SignatureRefused):
+                        self._heard(at.kind, self._gate.open(at, event.topic, event.payload))
             now = time.monotonic()
             if not self.bus.connected:
                 continue
@@ -134,8 +148,7 @@ class Liar:
                 and self._answered != (told.run, told.round)
                 and now - offer_at > OFFER_EVERY_S
             ):
-                for offer in self._lie(self):
-                    self.bus.publish(self.topics.build(TopicKind.NODE_OFFER, node=ME), offer.encode(), qos=1)
+                self._publish(self._lie(self))
                 offer_at = now
         self.bus.publish(status, NodeStatus(state="lost", why="switched off").encode(), qos=1, retain=True)
         end = time.monotonic() + 5
@@ -143,20 +156,26 @@ class Liar:
             self.bus.poll(0.05)
         self.bus.close()
 
-    def _heard(self, event: Received) -> None:
-        match self.topics.parse(event.topic).kind:
+    def _publish(self, offers: Iterable[Offer]) -> None:
+        topic = self.topics.build(TopicKind.NODE_OFFER, node=ME)
+        for offer in offers:
+            sealed = self._gate.seal(TopicKind.NODE_OFFER, topic, offer.encode())
+            self.bus.publish(topic, sealed, qos=1)
+
+    def _heard(self, kind: TopicKind, payload: bytes) -> None:
+        match kind:
             case TopicKind.ROUND_CURRENT:
-                told = Announcement.decode(event.payload, who="the coordinator")
+                told = Announcement.decode(payload, who="the coordinator")
                 if self.round is None or (told.run, told.round) != (self.round.run, self.round.round):
                     self._documents.clear()
                 self.round = told
             case TopicKind.NODE_RECEIPT:
-                receipt = Receipt.decode(event.payload, who="the coordinator")
+                receipt = Receipt.decode(payload, who="the coordinator")
                 self.receipts.append(receipt)
                 if receipt.state in ("accepted", "rejected"):
                     self._answered = (receipt.run, receipt.round)
             case TopicKind.NODE_GRANT:
-                self._send(Grant.decode(event.payload, who="the coordinator"))
+                self._send(Grant.decode(payload, who="the coordinator"))
             case _:
                 return
 
@@ -168,3 +187,4 @@ class Liar:
             begin, end = span(index, len(document))
             payload = encode(Digest(grant.digest), index, document[begin:end])
             self.bus.publish(self.topics.build(TopicKind.UPLOAD, node=ME), payload, qos=1)
+        self._publish(self._then(self))

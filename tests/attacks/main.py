@@ -20,9 +20,9 @@ Row = tuple[str, str, str, str]
 
 def take(row: Attack, ground: Ground) -> Row:
     """One row: title, whether it held, what was tried, what the honest nodes got."""
-    ground.broker.peak_mb = 0.0
     try:
         ground.take_out(row.mend)
+        ground.broker.peak_mb = 0.0
         outcome = row.run(ground)
     except Exception as e:  # whatever it is belongs into the table
         said = (str(e) or repr(e)).splitlines()[0]
@@ -39,7 +39,7 @@ def table(rows: Sequence[Row]) -> str:
 def main() -> int:
     known = attacks()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="keep the logs here")
+    parser.add_argument("--folder", type=Path, help="keep the logs here, in a new folder")
     parser.add_argument(
         "--without-mends",
         action="store_true",
@@ -49,6 +49,8 @@ def main() -> int:
     args = parser.parse_args()
     if unknown := sorted(set(args.rows) - set(known)):
         parser.error(f"no such rows: {', '.join(unknown)}")
+    if args.folder is not None and args.folder.exists() and any(args.folder.iterdir()):
+        parser.error(f"{args.folder} is not empty")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="apiary-attacks-") as temporary:
         folder = args.folder or Path(temporary)

@@ -102,6 +102,7 @@ def test_labels_forty_pictures_by_keys_and_clicks(
 
     tab.click("#show-grid")  # the other ten at once, with a label that is new
     tab.until("document.querySelectorAll('.cell').length === 18 && ready(true)")
+    tab.until("[...document.querySelectorAll('.cell img')].slice(0, 10).every((i) => i.naturalWidth)")
     for n in range(10):
         tab.click(f".cell:nth-child({n + 1})")
     tab.click("#labels button", "new label")

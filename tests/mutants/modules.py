@@ -28,6 +28,7 @@ CARRY_PROMISES = {
         "updates/uploads",
         "updates/screening",
         "updates/leave_one_out",
+        "updates/counted",
         "updates/exact_sum",
         "updates/limits",
         "updates/capacity",
@@ -103,7 +104,9 @@ TESTS = {
         *_fleet("rounds", "left_out"),
         "property/test_aggregate_exact.py",
         "property/test_weight_cap.py",
+        "unit/coordinator/run/test_history.py",
         "contract/test_strategies_contract.py",
+        "contract/test_combiners_contract.py",
     ),
     "coordinator/fleet": (
         *_fleet("nodes", "silent_nodes", "nodes_that_decline", "roster_of_a_fleet", "mixed_versions"),

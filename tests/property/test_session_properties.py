@@ -174,6 +174,7 @@ def check(before: Session, event: Event, after: Session, commands: list[Command]
     if after.state in (SessionState.FETCHING, SessionState.TRAINING):
         assert after.round is not None
         assert after.round.state in OPEN_STATES
+    assert after.state is not SessionState.IDLE or after.round is None
     for command in commands:
         match command:
             case Train(told):

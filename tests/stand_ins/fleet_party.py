@@ -21,6 +21,8 @@ from tests.fleet.harness import FakeModelBuilder, FakeTraining
 from apiary.blobs import BlobStore
 from apiary.bus.mqtt import MqttBus
 from apiary.bus.outlet import no_tap
+from apiary.identity.load_gate import load_gate
+from apiary.identity.roles import Role
 from apiary.settings import Settings, load_settings
 from apiary.tensors import Weights
 from apiary.wire import NodeId
@@ -63,6 +65,7 @@ def coordinator(settings: Settings) -> Coordinator:
 
 def node(settings: Settings) -> Edge:
     edge, instance = settings.edge, secrets.token_hex(4)
+    gate = load_gate(settings.security, Role.NODE, edge.node_id, edge.state_dir / "marks.sqlite", time.time)
     clock: Any = Clock()
     service = Edge(
         settings,
@@ -75,6 +78,7 @@ def node(settings: Settings) -> Edge:
         training=FakeTraining(clock, TRAINING_S),
         clocks=Clocks(time.monotonic, time.time),
         facts=NodeFacts(instance, ["fake"]),
+        gate=gate,
     )
     service.features.append(Commands(service.channel, service, edge.state_dir, None))
     return service

@@ -5,18 +5,18 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from apiary.errors import SettingsError
+from apiary.options import bounds
 from apiary.settings import Loaded, Settings, flatten, load_settings, to_toml
 from apiary_cli.terminal.table import table
 from apiary_coordinator.run.checks import check_settings
 
 _COLUMN = 34  # where the explanations begin, where the setting is short enough
-_LIMITS = {"ge": "at least", "gt": "over", "le": "at most", "lt": "under"}
 EXAMPLES = """examples:
   apiary config                             every setting and where it came from
   apiary config --changed                   only those that are not defaults
@@ -110,19 +110,6 @@ def _entry(name: str, info: FieldInfo) -> str:
     if default is None:
         return f"# {name} (unset): {about}"
     return f"#{name} = {toml_value(default)}".ljust(_COLUMN) + f"  # {about}"
-
-
-def bounds(info: FieldInfo) -> str:
-    """What a setting may be, such as `1 to 100`, `over 0, at most 1` or `sgd, adam`; empty for free text."""
-    kinds = (info.annotation, *get_args(info.annotation))  # `float | None`, `Literal[...] | None`
-    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    if choices:
-        return ", ".join(choices)
-    limits = {name: getattr(m, name) for m in info.metadata for name in _LIMITS if hasattr(m, name)}
-    shown = {name: f"{int(limit) if limit == int(limit) else limit:_}" for name, limit in limits.items()}
-    if "ge" in shown and "le" in shown:
-        return f"{shown['ge']} to {shown['le']}"
-    return ", ".join(f"{words} {shown[name]}" for name, words in _LIMITS.items() if name in shown)
 
 
 def toml_value(value: Any) -> str:

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, help="at most this many rounds")
     parser.add_argument("--min-nodes", type=int, metavar="N", help="wait for this many nodes")
     parser.add_argument("--recipe", help="model recipe: edge_cnn, mobilenet_v2, char_rnn")
-    parser.add_argument("--strategy", help="fedavg, fedprox")
+    parser.add_argument("--strategy", help="how updates become the next model: docs/strategies.md")
     parser.add_argument("--target-accuracy", type=float, metavar="A", help="stop once this good, e.g. 0.95")
     parser.add_argument("--seed", type=int, help="of everything random")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="journal, spool, models")

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, metavar="N", help="at most this many rounds")
     parser.add_argument("--limit", type=int, metavar="N", help="take only N training pictures")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same model (default: 0)")
-    parser.add_argument("--strategy", default="fedavg", help="fedavg, fedprox")
+    parser.add_argument("--strategy", default="fedavg", help="docs/strategies.md (default: fedavg)")
     parser.add_argument(
         "--amqtt", action="store_true", help="use the embedded broker even if mosquitto is there"
     )

@@ -11,17 +11,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from apiary.errors import DataError, StoreError
+from apiary.learn.folder import labels as naming
 from apiary_cli.terminal.flags import settings_of
 from apiary_cli.terminal.streams import raw
 from apiary_cli.terminal.table import table
-from apiary_edge.samples.model import MAX_PAGE, Filter, Order, Sample, SampleId, SampleState
+from apiary_edge.labelling.keys import likened
+from apiary_edge.samples.model import MAX_PAGE, Filter, Order, Outdated, Sample, SampleId, SampleState
 from apiary_edge.samples.store import SampleStore
 
 EXAMPLES = """examples:
   apiary samples import photos                 photos/cat/1.jpg gets the label cat, photos/2.jpg none
   apiary samples import today --label cat      pictures right in today/ get the label cat
   apiary samples label                         one after the other, in this terminal
-  apiary samples label 3fa9c1 77b0e2 --as cat
+  apiary samples label 3fa9c1 77b0e2 --as cat  those that have no label yet
+  apiary samples label 3fa9c1 --was dog --as cat
   apiary samples list --state suggested --order uncertain
   apiary samples undo
   apiary samples delete 3fa9c1                 for good: the file and all that was computed from it
@@ -60,9 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     giving = actions.add_parser("label", help="give labels; without ids in the terminal, one after the other")
     giving.add_argument("ids", nargs="*", metavar="ID", help="samples")
     giving.add_argument("--as", dest="label", metavar="LABEL", help="their label; '' takes it away")
+    giving.add_argument("--was", metavar="LABEL", help="the label that they have by now (none)")
+    giving.add_argument(
+        "--new-label", action="store_true", help="though another label differs in case or blanks only"
+    )
     actions.add_parser("undo", help="take the latest labelling back")
     removing = actions.add_parser("delete", help="remove pictures for good")
     removing.add_argument("ids", nargs="+", metavar="ID", help="samples")
+    removing.add_argument("--was", metavar="LABEL", help="only where this is their label; '': none (any)")
     counting = actions.add_parser("stats", help="how many of what")
     counting.add_argument("--json", action="store_true", help="as one JSON line")
     for action in actions.choices.values():
@@ -92,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
                 undone = store.undo()
                 print("nothing to undo" if undone is None else f"undone: {len(undone.ids)} of {undone.who}")
             case "delete":
-                print(f"deleted: {store.delete(resolve(store, args.ids))}")
+                print(f"deleted: {_delete(store, resolve(store, args.ids), args.was)}")
             case _:
                 _stats(store, args.json)
     return 0
@@ -184,7 +192,7 @@ def _label(store: SampleStore, args: argparse.Namespace) -> int:
     if args.ids:
         if args.label is None:
             raise DataError("which label? apiary samples label ID... --as LABEL")
-        print(f"changed: {store.label(resolve(store, args.ids), args.label or None, who)}")
+        print(f"changed: {_give(store, args, who)}")
         return 0
     from apiary_edge.labelling import terminal
 
@@ -192,6 +200,39 @@ def _label(store: SampleStore, args: argparse.Namespace) -> int:
         raise DataError("labelling one after the other needs a terminal; or name ids, and --as LABEL")
     print(f"labelled: {terminal.label_all(store, who, input, print, paint=_paint)}")
     return 0
+
+
+def _give(store: SampleStore, args: argparse.Namespace, who: str) -> int:
+    """Label pictures that have the label `--was`; how many changed."""
+    label = naming.readable(args.label) or None
+    was = dict.fromkeys(resolve(store, args.ids), args.was or None)
+    if label is not None and not args.new_label and (other := likened(label, store.labels())):
+        raise DataError(
+            f"{other!r} is there, and {label!r} differs from it in case, blanks or form only: "
+            f"--as {other!r}, or --new-label for another label"
+        )
+    done = store.label_shown(was, label, who)
+    if isinstance(done, Outdated):
+        raise _other(done)
+    return done.changed
+
+
+def _delete(store: SampleStore, ids: Sequence[SampleId], was: str | None) -> int:
+    done = store.delete(ids) if was is None else store.delete_shown(dict.fromkeys(ids, was or None))
+    if isinstance(done, Outdated):
+        raise _other(done)
+    return done
+
+
+def _other(found: Outdated) -> DataError:
+    if not found.samples:
+        return DataError(f"{found.gone[0][:12]} was deleted meanwhile; nothing was changed")
+    first = found.samples[0]
+    has = f"has the label {first.label!r} (by {first.labelled_by})" if first.label else "has no label"
+    others = f", and {len(found.samples) - 1} more differ" if len(found.samples) > 1 else ""
+    return DataError(
+        f"{first.id[:12]} {has}{others}; nothing was changed: --was {first.label or ''!r} is for those"
+    )
 
 
 def _paint(drawing: str) -> None:

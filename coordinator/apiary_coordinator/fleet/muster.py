@@ -24,9 +24,12 @@ class Muster:
     """Fit by their status, and declined a short while ago."""
     unfit: Mapping[NodeId, str]
 
-    def waits_for(self, min_nodes: int) -> bool:
-        """Whether a round cannot be opened. Who rests is here: it keeps no others waiting."""
-        return not self.ready or len(self.ready) + len(self.resting) < min_nodes
+    def waits_for(self, min_nodes: int, least: int = 1) -> bool:
+        """Whether a round cannot be opened, which takes `least` updates at least.
+
+        Who rests is here: it keeps no others waiting.
+        """
+        return len(self.ready) < least or len(self.ready) + len(self.resting) < min_nodes
 
     @property
     def reasons(self) -> dict[NodeId, str]:

@@ -41,6 +41,16 @@ def draw(
     return Draw(tuple(ranked[:take]), tuple(ranked[take:]), goal)
 
 
+def quorum_of(run: RunSettings, goal: int, least: int) -> int:
+    """How many updates a round with this goal needs at its deadline: at least the `least` of its combiner."""
+    return max(1, least, math.ceil(run.quorum * goal - 1e-9))
+
+
+def smallest_goal(run: RunSettings) -> int:
+    """The goal of the smallest round that is opened while no node rests."""
+    return min(run.min_nodes, run.cohort_size or run.min_nodes)
+
+
 def rank(seed: int, round_number: int, node: NodeId) -> bytes:
     """Where a node stands in the lottery of one round."""
     return hashlib.sha256(f"{seed}/{round_number}/{node}".encode()).digest()

@@ -7,6 +7,7 @@ from apiary.errors import RunFailed
 from apiary.files import disk_errors
 from apiary.tensors import Weights
 from apiary.wire import Digest, blob
+from apiary.wire.chunks import digest_of
 from apiary.wire.messages import BlobRef
 from apiary_coordinator.model.builder import ExportedModel
 
@@ -37,6 +38,13 @@ class Checkpoints:
         for model in models:
             if model and model not in keep:
                 self._blobs.remove(Digest(model))
+
+
+def keep(blobs: BlobStore, weights: Weights) -> BlobRef:
+    """Keep a model; what is there already and damaged is written anew. Raises StoreError."""
+    document = blob.encode(weights)
+    blobs.verify(digest_of(document))
+    return BlobRef(digest=blobs.put(document), bytes=len(document))
 
 
 def model_ref(blobs: BlobStore, digest: Digest) -> BlobRef:

@@ -114,7 +114,7 @@ class KerasModelBuilder:
             recipe=run.recipe,
             options=run.recipe_options,
             labels=labels,
-            plan=strategies.load(run).plan(run.plan, run.strategy_options),
+            plan=strategies.load(run).plan(run.plan),
             base_weights=self._settings.coordinator.base_weights,
             seed=run.seed,
             out=self._state / "build",

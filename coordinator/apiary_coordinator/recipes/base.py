@@ -1,6 +1,5 @@
 """What a recipe is: options, and a function from them to Keras models. Importing one is light."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from apiary.errors import SettingsError
 from apiary.learn.manifest import PictureInput
+from apiary.options import no_option
 from apiary.plugins import load
 
 
@@ -57,9 +57,5 @@ def check_options(name: str, given: Mapping[str, Any]) -> BaseModel:
         first = e.errors(include_url=False)[0]
         key = ".".join(str(p) for p in first["loc"]) or "options"
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SettingsError(
-                f"recipe {name}: no option {key!r}{hint} There are: {', '.join(kind.model_fields)}"
-            ) from None
+            raise SettingsError(f"recipe {name}: {no_option(key, kind.model_fields)}") from None
         raise SettingsError(f"recipe {name}: {key} is {first.get('input')!r}: {first['msg']}") from None

@@ -1,19 +1,21 @@
 """Worker: from a round's updates to the next model, evaluated, and on disk before any message names it."""
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from apiary.blobs import BlobStore
 from apiary.learn.metrics import Evaluation
 from apiary.settings import RunSettings
 from apiary.tensors import Weights
-from apiary.wire import NodeId, blob
+from apiary.wire import Digest, NodeId, blob
 from apiary.wire.messages import BlobRef
 from apiary_coordinator import strategies
 from apiary_coordinator.model.builder import ModelBuilder
-from apiary_coordinator.round.collector import Collector
-from apiary_coordinator.round.server_state import NextModel, ServerState
+from apiary_coordinator.model.checkpoints import keep
+from apiary_coordinator.round.server_state import NextModel, SentModel, ServerState
+from apiary_coordinator.strategies import Chain
+from apiary_coordinator.updates.counted import CountedUpdates
 from apiary_coordinator.updates.leave_one_out import LeftOut, without_harmful
 from apiary_coordinator.updates.limits import median_norm
 
@@ -22,19 +24,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class NewWeights:
-    """What the strategy makes of a mean: not written yet, and not evaluated."""
+    """What combiner and server rule make of some updates: not written yet, and not evaluated."""
 
     strategy_state: Weights
     weights: Weights
+    dropped: Mapping[NodeId, str]
+    """By the combiner, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedModel:
-    """The next model, how good it is, and which accepted updates are not in it."""
+    """The next model, how good it is, and which accepted updates are not in it, and why."""
 
     made: NextModel
     evaluation: Evaluation
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: Mapping[NodeId, str]
 
 
 class Aggregation:
@@ -44,69 +48,84 @@ class Aggregation:
         self,
         run: RunSettings,
         server: ServerState,
-        collector: Collector,
+        updates: CountedUpdates,
         *,
         builder: ModelBuilder,
         blobs: BlobStore,
         loss_before: float | None,
     ):
         self._run = run
+        self._chain = strategies.load(run)
         self._server = server
-        self._collector = collector
+        self._updates = updates
         self._builder = builder
         self._blobs = blobs
         self._loss_before = loss_before
 
     def aggregate(self, expected: int) -> NewWeights:
-        """Apply the strategy to the mean of all accepted updates, `expected` in number."""
-        if (added := self._collector.sum.updates) != expected:
-            raise AssertionError(f"the sum holds {added} updates, {expected} were accepted")
+        """Apply the chain to all accepted updates, `expected` in number. Raises StoreError."""
+        if (counted := len(self._updates.by_node)) != expected:
+            raise AssertionError(f"{counted} updates are counted, {expected} were accepted")
         return self._applied()
 
     def evaluate(self, new: NewWeights) -> EvaluatedModel:
         """Evaluate it, leave out what makes it worse, and write it. Raises StoreError."""
-        evaluation, left_out = self._evaluated(new), list[LeftOut]()
+        evaluation, harmful = self._evaluated(new), list[LeftOut]()
         before, gain = self._loss_before, self._run.leave_out_gain
         if before is not None and gain > 0:
-            pulls = {node: one.samples * one.norm for node, one in self._collector.in_sum.items()}
-            left_out, evaluation = without_harmful(
-                pulls, evaluation, self._without, loss_before=before, gain=gain
+            harmful, evaluation = without_harmful(
+                self._pulls(new), evaluation, self._without, loss_before=before, gain=gain
             )
-        gone = frozenset(one.node for one in left_out)
-        if gone:
-            new = self._weights_without(gone)
-        return EvaluatedModel(self._written(new, gone), evaluation, tuple(left_out))
+        if harmful:
+            new = self._weights_without(frozenset(one.node for one in harmful))
+        left_out = {**new.dropped, **{one.node: one.why for one in harmful}}
+        return EvaluatedModel(self._written(new, left_out), evaluation, left_out)
+
+    def _pulls(self, new: NewWeights) -> dict[NodeId, float]:
+        """How far each update that is in the model may have moved it."""
+        return {
+            node: one.samples * one.norm
+            for node, one in self._updates.by_node.items()
+            if node not in new.dropped
+        }
 
     def _without(self, nodes: frozenset[NodeId]) -> Evaluation:
         log.debug("evaluating the model without %s", ", ".join(sorted(nodes)))
         return self._evaluated(self._weights_without(nodes))
 
     def _weights_without(self, nodes: frozenset[NodeId]) -> NewWeights:
-        """Without these updates. The sum is exact: afterwards it is to the bit what it was."""
-        with ExitStack() as back:
-            for node in nodes:
-                self._collector.take_out(node)
-                back.callback(self._collector.put_back, node)
+        with self._updates.without(nodes):
             return self._applied()
 
     def _evaluated(self, new: NewWeights) -> Evaluation:
         return self._builder.evaluate(self._server.exported, new.weights)
 
     def _applied(self) -> NewWeights:
-        strategy = strategies.load(self._run)
-        kept = self._server.strategy_state
-        before = (
-            strategy.init(self._server.weights)
-            if kept is None
-            else blob.decode(self._blobs.read(kept), who="the journal").weights
-        )
-        state, weights = strategy.apply(before, self._server.weights, self._collector.sum.mean())
-        return NewWeights(state, weights)
+        before = rule_state(self._blobs, self._server.strategy_state)
+        combined = self._chain.combine(self._updates)
+        state, weights = self._chain.apply(before, self._server.weights, combined.update)
+        return NewWeights(state, weights, combined.dropped)
 
-    def _written(self, new: NewWeights, gone: frozenset[NodeId]) -> NextModel:
-        document = blob.encode(new.weights)
-        model = BlobRef(digest=self._blobs.put(document), bytes=len(document))
+    def _written(self, new: NewWeights, left_out: Mapping[NodeId, str]) -> NextModel:
         state = new.strategy_state
         kept = self._blobs.put(blob.encode(state)) if len(state) else None
-        norms = (one.norm for node, one in self._collector.in_sum.items() if node not in gone)
-        return NextModel(new.weights, model, kept, median_norm(norms))
+        norms = (one.norm for node, one in self._updates.by_node.items() if node not in left_out)
+        model = keep(self._blobs, new.weights)
+        sent = sent_model(self._chain, self._blobs, state, new.weights, model)
+        return NextModel(new.weights, model, kept, median_norm(norms), sent)
+
+
+def rule_state(blobs: BlobStore, kept: Digest | None) -> Weights:
+    """The server rule's state that a round starts from; empty before a run's first. Raises StoreError."""
+    return Weights({}) if kept is None else blob.decode(blobs.read(kept), who="the journal").weights
+
+
+def sent_model(
+    chain: Chain, blobs: BlobStore, state: Weights, weights: Weights, model: BlobRef
+) -> SentModel | None:
+    """What the nodes train on, kept; None where that is the `model` itself. Raises StoreError."""
+    sent = chain.sent(state, weights)
+    if sent is weights:
+        return None
+    ref = keep(blobs, sent)
+    return None if ref == model else SentModel(sent, ref)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from apiary.errors import StoreError
-from apiary.wire import Digest, NodeId, blob
+from apiary.wire import Digest, NodeId
 from apiary.wire.chunks import digest_of
 from apiary.wire.messages import Grant, Offer, Receipt
 from apiary.wire.messages.transfer import ReceiptState
@@ -20,7 +20,7 @@ from apiary_coordinator.journal import AcceptedRow
 from apiary_coordinator.resources import Resources
 from apiary_coordinator.round.server_state import RoundTerms
 from apiary_coordinator.round.state import Round
-from apiary_coordinator.updates.exact_sum import ExactSum
+from apiary_coordinator.updates.counted import CountedUpdates
 from apiary_coordinator.updates.screening import Rejection, screen_offer, screen_update
 from apiary_coordinator.updates.spool import Spool
 from apiary_coordinator.updates.uploads import Upload, Uploads
@@ -36,16 +36,6 @@ class Damaged:
     """An upload's bytes do not give its digest; `chunks` are those at fault, empty where that is unknown."""
 
     chunks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class InSum:
-    """An update in the sum: where it lies in the spool, what it weighs, and its norm."""
-
-    slot: int
-    bytes: int
-    samples: int
-    norm: float
 
 
 class CollectingRound(Protocol):
@@ -78,7 +68,9 @@ class Collector:
         *,
         spool: Spool,
         uploads: Uploads,
+        summed: bool,
     ):
+        """The exact sum is kept where updates are `summed` as they come."""
         self._terms = terms
         self._runner = runner
         self._journal = resources.storage.journal
@@ -90,13 +82,12 @@ class Collector:
         """Complete uploads that the worker looks at."""
         self._screened: list[AcceptedRow] = []
         self._syncing: list[AcceptedRow] = []
-        self._counted: deque[AcceptedRow] = deque()
+        self._confirming: deque[AcceptedRow] = deque()
         """Journaled, and their receipts not sent yet."""
         self._damaged: dict[NodeId, int] = {}
         self._digests: dict[NodeId, Digest] = {}
-        self.sum = ExactSum(terms.shapes, terms.bits)
-        self.in_sum: dict[NodeId, InSum] = {}
-        """The updates of the sum; the worker's."""
+        self.counted = CountedUpdates(spool, terms.shapes, terms.bits, summed=summed)
+        """What was accepted; the worker's."""
         self.bytes_up = 0
         self._over = False
 
@@ -173,7 +164,7 @@ class Collector:
         else:
             self._spool.close()
         # Rounds are parts of cycles, and the collector of those does not see how large a sum is.
-        self.sum = ExactSum({}, self._terms.bits)
+        self.counted.drop_sum()
 
     def _answered(self, node: NodeId, offer: Offer) -> bool:
         """Answer a node whose update was counted or refused already; False where none was."""
@@ -297,7 +288,7 @@ class Collector:
         for row in counted:
             self._digests[row.node] = row.digest
             self._worker.submit(partial(self._add, row), _nothing)
-        self._counted += counted
+        self._confirming += counted
         if len(counted) < room:
             self._screened = [*late, *self._screened]  # the journal left a row out: there is a place for them
         else:
@@ -323,8 +314,8 @@ class Collector:
 
     def _confirm(self) -> None:
         """Send each counted row's receipt. What the disk refuses of what follows costs others nothing."""
-        while self._counted:
-            row = self._counted.popleft()
+        while self._confirming:
+            row = self._confirming.popleft()
             self._receipt(row.node, row.offer, "accepted")
             try:
                 self._runner.accepted(row)
@@ -342,26 +333,8 @@ class Collector:
 
     def _add(self, row: AcceptedRow) -> None:
         """Worker: count one accepted update; none any more where the round failed meanwhile."""
-        total = self.sum
-        if self._over:
-            return
-        with self._spool.view(row.slot, row.bytes) as view:
-            update = blob.decode(view, who=f"node {row.node}").weights
-            total.add(update, row.samples)
-            self.in_sum[row.node] = InSum(row.slot, row.bytes, row.samples, update.norm())
-            del update  # it looks into the view
-
-    def take_out(self, node: NodeId) -> None:
-        """Worker: take a counted update out of the sum, until `put_back`."""
-        one = self.in_sum[node]
-        with self._spool.view(one.slot, one.bytes) as view:
-            self.sum.remove(blob.decode(view, who=f"node {node}").weights, one.samples)
-
-    def put_back(self, node: NodeId) -> None:
-        """Worker: count again what was taken out."""
-        one = self.in_sum[node]
-        with self._spool.view(one.slot, one.bytes) as view:
-            self.sum.add(blob.decode(view, who=f"node {node}").weights, one.samples)
+        if not self._over:
+            self.counted.add(row.node, row.slot, row.bytes, row.samples)
 
     def _reject(self, node: NodeId, offer: Offer, why: str) -> None:
         self._journal.reject(offer.run, offer.round, node, why)

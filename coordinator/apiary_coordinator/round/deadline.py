@@ -22,5 +22,5 @@ def deadline_s(recent: Collection[Sequence[float]], *, fixed: float | None, firs
     seconds = sorted(s for one in list(recent)[-LOOKED_AT:] for s in one)
     if not seconds:
         return first
-    p90 = seconds[min(len(seconds) - 1, math.ceil(0.9 * len(seconds)) - 1)]
+    p90 = seconds[math.ceil(0.9 * len(seconds)) - 1]
     return min(first, max(SHORTEST_S, FACTOR * p90))

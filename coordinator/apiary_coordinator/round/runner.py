@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Container
@@ -19,7 +18,7 @@ from apiary_coordinator import strategies
 from apiary_coordinator.fleet.demands import Demands
 from apiary_coordinator.fleet.rests import Rests
 from apiary_coordinator.fleet.roster import Roster
-from apiary_coordinator.fleet.selection import Draw, draw
+from apiary_coordinator.fleet.selection import Draw, draw, quorum_of
 from apiary_coordinator.journal import AcceptedRow, RoundRow
 from apiary_coordinator.model.builder import ModelBuilder
 from apiary_coordinator.resources import Resources
@@ -102,11 +101,12 @@ class RoundRunner:
             self._resources,
             spool=Spool(path, terms.bounds.max_bytes, sync=coordinator.sync),
             uploads=Uploads(self.max_uploads, coordinator.upload_idle_s),
+            summed=strategies.load(self._settings.run).streams,
         )
         self._aggregation = Aggregation(
             self._settings.run,
             context.server,
-            self.collector,
+            self.collector.counted,
             builder=context.builder,
             blobs=context.resources.storage.blobs,
             loss_before=context.loss_before,
@@ -130,8 +130,7 @@ class RoundRunner:
         """
         run = context.settings.run
         drawn = draw(candidates, run, number, roster.groups(run.per_tag))
-        planned = run.plan.model_copy(update={"seed": run.seed})
-        plan = strategies.load(run).plan(planned, run.strategy_options)
+        plan = strategies.load(run).plan(run.plan.model_copy(update={"seed": run.seed}))
         bounds = _bounds(context, plan, drawn, roster, last_norm)
         terms = RoundTerms(
             plan=plan,
@@ -214,7 +213,7 @@ class RoundRunner:
         receive_maximum = self._resources.outgoing.bus.limits.receive_maximum
         settings = self._settings.coordinator
         return settings.max_uploads or most_uploads(
-            self.server.model.bytes,
+            self.server.train_on.bytes,
             receive_maximum,
             memory,
             queue_messages=settings.queue_messages,
@@ -337,29 +336,35 @@ class RoundRunner:
 
     def _on_evaluated(self, evaluated: EvaluatedModel) -> None:
         self._new_weights, self._evaluated = None, evaluated
-        for one in evaluated.left_out:
-            log.warning("round=%d node=%s is left out: %s", self.round.number, one.node, one.why)
+        for node, why in evaluated.left_out.items():
+            log.warning("round=%d node=%s is left out: %s", self.round.number, node, why)
         self._handle(table.Evaluated())
 
     def _close(self) -> None:
         assert self._evaluated is not None  # noqa: S101 - the table says so
-        metrics, shown = self._node_metrics(), self._evaluated.evaluation.to_json()
+        metrics, shown, made = (
+            self._node_metrics(),
+            self._evaluated.evaluation.to_json(),
+            self._evaluated.made,
+        )
         details = {
             "shares": self._shares,
             "node_metrics": metrics,
-            "median_norm": self._evaluated.made.median_norm,
+            "median_norm": made.median_norm,
+            "strategy_state": made.strategy_state,
+            "sends_next": made.sent.model.digest if made.sent is not None else None,
             "bounds": self.terms.bounds.model_dump(mode="json"),
             "per_class": shown["classes"],
             "confusion": shown["confusion"],
         }
         result = self._result("closed", None, metrics)
-        self._owner.round_closed(ClosedRound(result, details, self._evaluated.made))
+        self._owner.round_closed(ClosedRound(result, details, made))
         # A round is part of cycles: the model would stay until their collector comes by.
         self._evaluated = None
 
     def _result(self, state: str, why: str | None, metrics: dict[str, Any]) -> RoundResult:
         evaluated = self._evaluated
-        left_out = {one.node: one.why for one in evaluated.left_out} if evaluated else {}
+        left_out = evaluated.left_out if evaluated else {}
         counted = {n: c for n, c in sorted(self.round.accepted.items()) if n not in left_out}
         return RoundResult.model_validate(
             {
@@ -428,7 +433,7 @@ def _fresh(name: str, run: RunSettings, number: int, drawn: Draw, deadline_at: f
         cohort=drawn.cohort,
         reserve=drawn.reserve,
         goal=drawn.goal,
-        quorum=max(1, math.ceil(run.quorum * drawn.goal - 1e-9)),
+        quorum=quorum_of(run, drawn.goal, strategies.load(run).least_updates),
         deadline_at=deadline_at,
         lost_grace_s=run.lost_grace_s,
     )
@@ -444,7 +449,7 @@ def _bounds(
     return run.bounds.model_copy(
         update={
             "max_samples": min(run.bounds.max_samples, cap),
-            "max_norm": norm_bound(last_norm, server.weights.norm(), run.clip, run.bounds.max_norm),
+            "max_norm": norm_bound(last_norm, server.train_from.norm(), run.clip, run.bounds.max_norm),
             "max_bytes": _most_bytes(run.bounds, plan, server),
         }
     )

@@ -1,5 +1,6 @@
-"""Whether the names in a run's settings are those of plug-ins: checked before anything is journaled."""
+"""Whether a run's settings name plug-ins that there are, and fit together: checked before it is journaled."""
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -7,12 +8,12 @@ from apiary.errors import SettingsError
 from apiary.plugins import load
 from apiary.settings import RunSettings, Settings
 from apiary_coordinator import strategies
+from apiary_coordinator.fleet.selection import quorum_of, smallest_goal
 from apiary_coordinator.publishers.base import PACKAGE as PUBLISHERS
 from apiary_coordinator.recipes.base import check_options
 
 _KINDS: Final[dict[str, tuple[str, Callable[[RunSettings], str]]]] = {
     "run.recipe": ("apiary_coordinator.recipes", lambda run: run.recipe),
-    "run.strategy": ("apiary_coordinator.strategies", lambda run: run.strategy),
     "run.plan.codec": ("apiary.wire.codecs", lambda run: run.plan.codec),
 }
 
@@ -27,7 +28,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def check_run(run: RunSettings) -> None:
-    """Check recipe, strategy and codec, and the options of the first two.
+    """Check recipe, codec and the chain of stages, their options, and that rounds are large enough.
 
     Raises SettingsError naming the setting, and the names that there are.
     """
@@ -37,7 +38,23 @@ def check_run(run: RunSettings) -> None:
         check_options(run.recipe, run.recipe_options)
     except SettingsError as e:
         raise SettingsError(f"run.recipe_options: {e}") from None
-    strategies.load(run).plan(run.plan, run.strategy_options)
+    _check_size(run, strategies.load(run))
+
+
+def _check_size(run: RunSettings, chain: strategies.Chain) -> None:
+    """Refuse a combiner that needs more updates than the smallest round of this run closes with."""
+    least, goal = chain.least_updates, smallest_goal(run)
+    closes_with = quorum_of(run, goal, 1)
+    if closes_with >= least:
+        return
+    nodes = math.ceil(least / run.quorum - 1e-9)
+    size = "" if run.cohort_size is None else f" and run.cohort_size {run.cohort_size}"
+    at_least = "" if run.cohort_size is None else " and as large a run.cohort_size"
+    raise SettingsError(
+        f"run.combiner: {chain.names['combiner']} needs {least} updates or more, and with run.min_nodes "
+        f"{run.min_nodes}{size} and run.quorum {run.quorum:g} a round may close with {closes_with}; "
+        f"run.min_nodes {nodes}{at_least} would do, or {least} with run.quorum 1"
+    )
 
 
 def _check(setting: str, package: str, name: str) -> None:

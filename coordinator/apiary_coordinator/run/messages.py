@@ -33,7 +33,7 @@ def opened(round_: Round, terms: RoundTerms, server: ServerState, *, rounds: int
         rounds=rounds,
         epoch=epoch,
         labels=list(server.exported.labels),
-        model=server.model,
+        model=server.train_on,
         manifest=server.exported.manifest,
         trainer=server.exported.trainer,
         base=server.exported.base,

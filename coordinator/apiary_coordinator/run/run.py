@@ -24,6 +24,7 @@ from apiary_coordinator.journal import AcceptedRow, RoundRow
 from apiary_coordinator.model.builder import ExportedModel
 from apiary_coordinator.model.checkpoints import Checkpoints, model_ref
 from apiary_coordinator.resources import Resources
+from apiary_coordinator.round.aggregation import rule_state, sent_model
 from apiary_coordinator.round.collector import clear_spools, intact, spool_path
 from apiary_coordinator.round.runner import RoundContext, RoundRunner
 from apiary_coordinator.round.server_state import ClosedRound, ServerState
@@ -74,6 +75,7 @@ class Run:
         self._assignment = assignment
         self._settings = assignment.settings
         self._builder = assignment.builder
+        self._chain = strategies.load(self._settings.run)
         self._resources = resources
         self._journal = resources.storage.journal
         self._worker = resources.worker
@@ -108,7 +110,7 @@ class Run:
     def demands(self) -> Demands:
         """What the next round needs of a node; without labels before the model is there."""
         run = self._settings.run
-        plan = strategies.load(run).plan(run.plan, run.strategy_options)
+        plan = self._chain.plan(run.plan)
         return Demands.of(run, plan, self.exported.labels if self.exported is not None else ())
 
     def start(self) -> None:
@@ -185,12 +187,15 @@ class Run:
         self.history.resume()
         first = Digest(exported.initial.digest)
         model = next((row.model for row in reversed(rows) if row.model), first)
+        blobs, weights = self._resources.storage.blobs, self._models.weights(model)
+        kept, ref = next((row.state for row in reversed(rows) if row.state), None), model_ref(blobs, model)
         self._server = ServerState(
             exported,
             self._builder.manifest(exported),
-            self._models.weights(model),
-            model_ref(self._resources.storage.blobs, model),
-            next((row.state for row in reversed(rows) if row.state), None),
+            weights,
+            ref,
+            kept,
+            sent_model(self._chain, blobs, rule_state(blobs, kept), weights, ref),
         )
         evaluate = partial(self._builder.evaluate, exported, self._models.weights(first))
         self._worker.submit(evaluate, self._evaluated)
@@ -238,7 +243,7 @@ class Run:
             return
         run, roster = self._settings.run, self._roster
         found = muster(roster, self.demands, self.rests, now)
-        if found.waits_for(run.min_nodes):
+        if found.waits_for(run.min_nodes, self._chain.least_updates):
             self._count_at = now + _COUNT_EVERY_S
             self._log(found.describe(run, roster), now)
             return
@@ -273,7 +278,7 @@ class Run:
         self.runner = runner
         self.stage, self._resuming = "round", False
         size, models = len(runner.round.cohort), self._resources.outgoing.model_server
-        models.serve(runner.server.files, size)
+        models.serve(runner.server.training_files, size)
         log.info(
             "run=%s round=%d opened cohort=%d deadline_s=%.0f uploads=%d",
             self.name,
@@ -323,7 +328,7 @@ class Run:
         # Up to here a full disk changes nothing, and all of it is tried again. What follows waits for a tick.
         server.model, server.strategy_state = model, strategy_state
         if closed.made is not None:
-            server.weights = closed.made.weights
+            server.weights, server.sent = closed.made.weights, closed.made.sent
         self.runner = None
         self.stage, self._undecided = "waiting", True
         if result.state == "failed":
@@ -348,12 +353,17 @@ class Run:
             self._resources.outgoing.outlet.send(newest)
 
     def _prune(self, server: ServerState) -> None:
-        """Keep what something may still need: the first model, the best, the newest. Raises StoreError."""
+        """Keep what something may still need: the first model, the best, the newest, and what the newest
+        needs to go on. Raises StoreError.
+        """
         best = self.history.best
-        keep = {server.model.digest, server.exported.initial.digest}
+        keep = {server.model.digest, server.train_on.digest, server.exported.initial.digest}
+        if server.strategy_state is not None:
+            keep.add(server.strategy_state)
         if best is not None:
             keep.add(self.history.model_of(best.round))
-        self._models.prune((entry["model"] for entry in self.history.rounds), keep)
+        made = ("model", "strategy_state", "sends_next")
+        self._models.prune((entry.get(key) for entry in self.history.rounds for key in made), keep)
 
     # -- the end ---------------------------------------------------------------------------------------
 

@@ -252,7 +252,7 @@ class RunQueue(CoordinatorFeature):
             log.warning("no run can begin yet: %s", why)
         self._no_labels = why
         run = self._settings.run
-        plan = strategies.load(run).plan(run.plan, run.strategy_options)
+        plan = strategies.load(run).plan(run.plan)
         self._host.upcoming = Demands.of(run, plan, labels)
 
     def _due(self) -> str | None:

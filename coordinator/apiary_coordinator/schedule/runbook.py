@@ -162,7 +162,10 @@ class RunBook:
 
     def blobs(self, run: str) -> set[Digest]:
         """Every blob that a run trains, or made."""
-        query = "SELECT model FROM round WHERE run = ?1 UNION SELECT state_digest FROM round WHERE run = ?1"
+        query = " UNION ".join(
+            f"SELECT {what} FROM round WHERE run = ?1"  # noqa: S608 - fixed names
+            for what in ("model", "state_digest", "json_extract(result, '$.sends_next')")
+        )
         found = {Digest(row[0]) for row in self._journal.select(query, (run,)) if row[0]}
         exported = self._journal.select("SELECT artefacts FROM run WHERE id = ?", (run,))
         for ref in json.loads(exported[0][0] or "{}").values() if exported else ():

@@ -1,31 +1,17 @@
-"""What a strategy is: `init` and `apply` with explicit state, no I/O and no chance."""
+"""What a strategy is: the name of a chain of stages, with the options that it is known for."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
-
-from apiary.tensors import Weights
-from apiary.wire.messages import Plan
-
-Mean = Mapping[str, NDArray[np.float64]]
-"""The sample-weighted mean of the round's updates (new minus old weights), float64 by tensor name."""
+from dataclasses import dataclass, field
 
 
-class Strategy(Protocol):
-    """A plug-in module of `apiary_coordinator.strategies` has these functions."""
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """A stage of each kind by name, and options that differ from the stages' own defaults.
 
-    def plan(self, plan: Plan, options: Mapping[str, Any]) -> Plan:
-        """The plan with what this strategy asks of the nodes. Raises SettingsError for unknown options."""
+    A plug-in module of `apiary_coordinator.strategies` has one as `STRATEGY`.
+    """
 
-    def init(self, weights: Weights) -> Weights:
-        """The server's state before the first round; no tensors where a strategy has none."""
-
-    def apply(self, state: Weights, weights: Weights, mean: Mean) -> tuple[Weights, Weights]:
-        """State and weights after a round."""
-
-
-def moved(weights: Weights, mean: Mean) -> Weights:
-    """`weights + mean`, added in float64 and rounded once to float32."""
-    return Weights({name: (t + mean[name]).astype(np.float32) for name, t in weights.items()})
+    node_rule: str = "plain"
+    combiner: str = "mean"
+    server_rule: str = "fedavg"
+    options: Mapping[str, float] = field(default_factory=dict)

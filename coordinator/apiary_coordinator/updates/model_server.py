@@ -82,7 +82,7 @@ class ModelServer:
             if now < gathering.due:
                 continue
             del self._gathering[digest]
-            wanted = ranges(sorted(gathering.wanted), limit=2**31)
+            wanted = ranges(sorted(gathering.wanted), limit=len(gathering.wanted))
             if (owner := self._owner(digest)) is not None:
                 self.flow.add(
                     digest,

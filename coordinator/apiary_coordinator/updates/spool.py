@@ -78,16 +78,20 @@ class Spool:
 
     @contextmanager
     def view(self, slot: int, size: int) -> Iterator[memoryview]:
-        """An update's bytes, mapped. Every view of them must be gone when the block ends."""
-        with mmap.mmap(self._fd, size, access=mmap.ACCESS_READ, offset=slot) as mapped:
-            view = memoryview(mapped)
-            try:
-                yield view
-            finally:
-                try:
-                    view.release()
-                except BufferError as e:  # pragma: no cover - a bug of ours
-                    raise AssertionError("a view of the spool outlived its block") from e
+        """An update's bytes, mapped. Every view of them must be gone when the block ends, or BufferError."""
+        with (
+            mmap.mmap(self._fd, size, access=mmap.ACCESS_READ, offset=slot) as mapped,
+            memoryview(mapped) as view,
+        ):
+            yield view
+
+    def read(self, slot: int, offset: int, size: int) -> bytes:
+        """A part of an update. Raises StoreError."""
+        with disk_errors(f"cannot read the spool {self._path}"):
+            data = os.pread(self._fd, size, slot + offset)
+        if len(data) < size:
+            raise StoreError(f"the spool {self._path} ends within an update")
+        return data
 
     def sync(self) -> None:
         """Make everything written so far survive a power cut."""

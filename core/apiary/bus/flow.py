@@ -67,7 +67,7 @@ class ChunkFlow:
         before = len(stream.waiting)
         for index in indices(runs, len(stream.queued)):
             if not stream.queued[index] and index not in flying:
-                stream.queued[index] = 1
+                stream.queued[index] = True
                 stream.waiting.append(index)
         added = len(stream.waiting) - before
         if added and digest not in self._streams:
@@ -113,7 +113,7 @@ class ChunkFlow:
             if not bus.publish(stream.topic(index), payload):
                 break  # no connection: the chunk stays first in line
             stream.waiting.popleft()
-            stream.queued[index] = 0
+            stream.queued[index] = False
             self._turn.rotate(-1)
             self._flying.setdefault(stream.digest, set()).add(index)
             if not stream.waiting:

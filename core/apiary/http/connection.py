@@ -153,6 +153,7 @@ class Connection:
         """Answer the request and close. Never raises for what the peer does."""
         try:
             self._send(self._answer(shared), time.monotonic() + shared.limits.answer_s)
+            self._at_work = False
             self._finish()
         except (OSError, ValueError) as e:
             self.note_end(e)

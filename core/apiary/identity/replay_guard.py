@@ -58,7 +58,7 @@ class DiskMarks:
             self._db = sqlite3.connect(":memory:", isolation_level=None) if path is None else _on_disk(path)
             self._db.executescript(_SCHEMA)
             self._before = [int(row[0]) for row in self._db.execute("SELECT ceiling FROM counter")]
-            self._last, self._ceiling = -1, -1
+            self._last, self._ceiling = -1, 0
             (self._count,) = self._db.execute("SELECT count(*) FROM mark").fetchone()
         except (OSError, sqlite3.Error) as e:
             raise StoreError(f"cannot keep what was signed in {path}: {e}") from None
@@ -71,7 +71,7 @@ class DiskMarks:
             # A key with a later certificate begins anew, as does who was believed while a clock was wrong.
             if (key != known and known and since > certified) or newest > self._now_ms() + _AHEAD_MS:
                 newest = 0
-            if issued > newest or row is None:
+            if issued > newest:
                 self._write_mark(
                     signer, topic, issued, (key, since) if (key, since) != (known, certified) else None
                 )

@@ -37,8 +37,17 @@ class RunSettings(Section):
     recipe_options: Options = Field(
         default_factory=dict, description="options of the recipe, e.g. size, alpha"
     )
-    strategy: str = Field("fedavg", description="how updates become the next model")
-    strategy_options: Options = Field(default_factory=dict, description="options of the strategy")
+    strategy: str = Field("fedavg", description="how updates become the next model: a chain of stages")
+    strategy_options: Options = Field(default_factory=dict, description="options of the chain's stages")
+    node_rule: str | None = Field(
+        None, description="what nodes minimise: plain or proximal; unset: the strategy's"
+    )
+    combiner: str | None = Field(
+        None, description="how updates become one, e.g. mean, median; unset: the strategy's"
+    )
+    server_rule: str | None = Field(
+        None, description="how that becomes the next model, e.g. fedavg, fedacg; unset: the strategy's"
+    )
     rounds: int = Field(10, ge=1, le=100_000, description="at most this many rounds")
     target_accuracy: float | None = Field(None, gt=0, le=1, description="stop once the model is this good")
     patience: int | None = Field(None, ge=1, description="stop after this many rounds without improvement")

@@ -20,6 +20,9 @@ ENVELOPE_BYTES: Final = 64
 """More than a chunk's envelope ever takes."""
 _PREFIX: Final = 16
 
+MAX_RUNS: Final = 1_000
+"""Of missing chunks that one message names; the rest is asked for with the next."""
+
 Ranges = list[tuple[int, int]]
 
 
@@ -96,7 +99,7 @@ class Assembly:
             return None
         if not verify:
             self._unverified[index] = crc
-        self._have[index] = 1
+        self._have[index] = True
         self._left -= 1
         return start, data
 
@@ -110,7 +113,7 @@ class Assembly:
         """A chunk that had come could not be kept: it is missing again."""
         self._unverified.pop(index, None)
         if self._have[index]:
-            self._have[index] = 0
+            self._have[index] = False
             self._left += 1
 
     def forget(self) -> None:
@@ -119,12 +122,12 @@ class Assembly:
         self._left = self.chunks
         self._unverified.clear()
 
-    def missing(self, limit: int = 1_000) -> Ranges:
+    def missing(self, limit: int = MAX_RUNS) -> Ranges:
         """Runs of missing chunks, at most `limit` of them."""
         return ranges((i for i, have in enumerate(self._have) if not have), limit)
 
 
-def ranges(indices: Iterable[int], limit: int = 1_000) -> Ranges:
+def ranges(indices: Iterable[int], limit: int = MAX_RUNS) -> Ranges:
     """Ascending indices as half-open runs, at most `limit` runs."""
     runs: Ranges = []
     for i in indices:

@@ -114,7 +114,8 @@ def advance(pause: TrainingPause, why: Mapping[Reason, str], now: float, *, sett
 
 def opens_in_s(hours: Hours, minute: int) -> float:
     """Seconds until the hours begin again; 0 where they are open."""
-    return 60.0 * next((ahead for ahead in range(_DAY_MIN) if hours.open_at((minute + ahead) % _DAY_MIN)), 0)
+    # There is one: a span has at least a minute.
+    return 60.0 * next(ahead for ahead in range(_DAY_MIN) if hours.open_at((minute + ahead) % _DAY_MIN))
 
 
 def in_vain(

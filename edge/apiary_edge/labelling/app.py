@@ -90,7 +90,7 @@ class Labelling:
         step = self.stores().latest_step()
         return {
             "labels": list(numbers),
-            "keys": keys(numbers),
+            "keys": self._keys(numbers),
             "undo": None if step is None else {"step": step.number, "who": step.who, "count": step.changed},
             "may_add": self.may_add,
             "labelled": dict(counts.labelled),
@@ -111,8 +111,19 @@ class Labelling:
     def _numbers(self, labels: list[str]) -> dict[str, int]:
         try:
             return self.stores().number_labels(labels)
-        except StoreError:  # a full disk: the page still shows what is there
-            return {label: i for i, label in enumerate(labels, 1)}
+        except StoreError:  # a full disk: the page still shows what is there, with the keys that it had
+            known = self.stores().numbers()
+            fresh = [label for label in labels if label not in known]
+            known |= {label: i for i, label in enumerate(fresh, max(known.values(), default=0) + 1)}
+            return {label: known[label] for label in sorted(labels, key=lambda one: known[one])}
+
+    def _keys(self, numbers: Mapping[str, int]) -> dict[str, str]:
+        """Of the labels that are shown; one that is not for a while keeps its key from others."""
+        return {
+            label: key
+            for label, key in keys({**self.stores().numbers(), **numbers}).items()
+            if label in numbers
+        }
 
     def _page(self, query: Mapping[str, str]) -> dict[str, Any]:
         try:
@@ -152,6 +163,17 @@ class Labelling:
             return _outdated(done)
         return as_json({"changed": done.changed, "step": done.step, "label": label})
 
+    def _delete(self, store: SampleStore, body: Mapping[str, Any]) -> Response:
+        was = _was(body)
+        if body.get("confirm") != len(was):
+            raise DataError("confirm must be the number of pictures: deleting cannot be undone")
+        done = store.delete_shown(was)
+        if isinstance(done, Outdated):
+            return _outdated(done)
+        for sample in was:
+            self.thumbnails.forget(sample)
+        return as_json({"deleted": done})
+
     # -- changing --------------------------------------------------------------------------------------
 
     def post(self, path: str, environ: Environ) -> Response:
@@ -164,13 +186,7 @@ class Labelling:
             case "/api/undo":
                 return _undo(store, body)
             case "/api/delete":
-                ids = _ids(body)
-                if body.get("confirm") != len(ids):
-                    raise DataError("confirm must be the number of pictures: deleting cannot be undone")
-                deleted = store.delete(ids)
-                for sample in ids:
-                    self.thumbnails.forget(sample)
-                return as_json({"deleted": deleted})
+                return self._delete(store, body)
             case _:
                 raise not_found()
 

@@ -5,13 +5,26 @@ from collections.abc import Iterable, Mapping
 
 
 def keys(numbers: Mapping[str, int]) -> dict[str, str]:
-    """Label to key, for those that have one: a digit is its own key, others have their number's up to 9.
+    """Label to key, for those that have one: a digit has its own, others that of their number up to 9.
 
-    A number whose digit is itself a label is nobody's key.
+    Where two labels claim a key, the one with the lower number has it and the other has none: no key changes
+    its meaning as labels are added.
     """
-    own = {label: label for label in numbers if is_digit(label)}
-    others = {label: str(n) for label, n in numbers.items() if n <= 9 and label not in own}
-    return own | {label: key for label, key in others.items() if key not in own}
+    held: dict[str, str] = {}
+    for label, n in _in_order(numbers):
+        key = label if is_digit(label) else str(n)
+        if len(key) == 1:
+            held.setdefault(key, label)
+    return {label: key for key, label in held.items()}
+
+
+def typed(numbers: Mapping[str, int]) -> dict[str, str]:
+    """What gives each label in a terminal: its key, its number from 10 on, its name; for a digit `=1`."""
+    return keys(numbers) | {
+        label: f"={label}" if is_digit(label) else str(n) if n > 9 else label
+        for label, n in numbers.items()
+        if label not in keys(numbers)
+    }
 
 
 def is_digit(label: str) -> bool:
@@ -28,6 +41,10 @@ def likened(label: str, known: Iterable[str]) -> str | None:
     if label in known:
         return None
     return next((one for one in known if _bare(one) == _bare(label)), None)
+
+
+def _in_order(numbers: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(numbers.items(), key=lambda one: one[1])
 
 
 def _bare(label: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from apiary.errors import DataError
 from apiary.learn.folder import labels as naming
 from apiary_edge.cameras._still import read_file
-from apiary_edge.labelling.keys import is_digit, likened
+from apiary_edge.labelling.keys import is_digit, likened, typed
 from apiary_edge.samples.model import Filter, Order, Outdated, Sample, SampleId, check_label
 from apiary_edge.samples.store import SampleStore
 
@@ -54,13 +54,13 @@ def label_all(
     `ask` gives a line for a prompt and raises EOFError at the end, `say` takes text, and `paint` a drawing
     with its control sequences; `known` labels are offered beside the store's own.
     """
-    numbers = store.number_labels([*known, *store.labels()])
+    choices = _choices(store, [*known, *store.labels()])
     skipped: set[SampleId] = set()
     done = 0
     say(HELP)
     while (sample := _next(store, skipped)) is not None:
         _show(store, sample, say, paint, columns)
-        say(_offer(numbers) or "(no label yet: type its name)")
+        say(_offer(choices) or "(no label yet: type its name)")
         try:
             answer = ask(_prompt(sample)).strip()
         except EOFError:
@@ -71,13 +71,13 @@ def label_all(
             case "s":
                 skipped.add(sample.id)
             case "d":
-                store.delete([sample.id])
+                _delete(store, sample, ask, say)
             case "u":
                 done -= _undo(store, who, ask, say)
             case _:
                 try:
-                    label = _meant(answer, numbers, sample)
-                    if (other := likened(label, numbers)) and not _agreed(
+                    label = _meant(answer, choices, sample)
+                    if (other := likened(label, choices)) and not _agreed(
                         ask, f"{other!r} is there: is {label!r} another label? [y/N] "
                     ):
                         label = other
@@ -85,7 +85,7 @@ def label_all(
                     say(str(e))
                     continue
                 done += _give(store, sample, label, who, ask=ask, say=say)
-                numbers = store.number_labels([*numbers, label])
+                choices = _choices(store, [*choices, label])
     return max(0, done)
 
 
@@ -136,6 +136,20 @@ def _give(
     return done.changed
 
 
+def _delete(
+    store: SampleStore, sample: Sample, ask: Callable[[str], str], say: Callable[[str], None]
+) -> None:
+    """Delete what was shown; where somebody else labelled it meanwhile, ask first."""
+    was = sample.label
+    while isinstance(done := store.delete_shown({sample.id: was}), Outdated):
+        theirs = done.samples[0]
+        by = theirs.labelled_by or "somebody"
+        if not _agreed(ask, f"{by} gave it {theirs.label!r} meanwhile: delete it? [y/N] "):
+            say("it was not deleted")
+            return
+        was = theirs.label
+
+
 def _agreed(ask: Callable[[str], str], question: str) -> bool:
     try:
         return ask(question).strip().lower() in ("y", "yes")
@@ -143,22 +157,28 @@ def _agreed(ask: Callable[[str], str], question: str) -> bool:
         return False
 
 
-def _offer(numbers: Mapping[str, int]) -> str:
-    return "  ".join(label if is_digit(label) else f"{n} {label}" for label, n in numbers.items())
+def _choices(store: SampleStore, labels: Sequence[str]) -> dict[str, str]:
+    """Each label with what is typed for it."""
+    numbers = store.number_labels(labels)
+    found = typed(store.numbers())
+    return {label: found[label] for label in numbers}
 
 
-def _meant(answer: str, numbers: Mapping[str, int], sample: Sample) -> str:
+def _offer(choices: Mapping[str, str]) -> str:
+    return "  ".join(label if key == label else f"{key} {label}" for label, key in choices.items())
+
+
+def _meant(answer: str, choices: Mapping[str, str], sample: Sample) -> str:
     if not answer:
         if sample.suggestion is None:
             raise DataError("there is no suggestion to take: type a number or a name")
         return sample.suggestion.label
-    if answer in numbers:
+    if answer in choices and not is_digit(answer):
         return answer
-    if answer.isdecimal():
-        label = next((one for one, n in numbers.items() if n == int(answer)), None)
-        if label is None or is_digit(label):
-            raise DataError(f"{answer} is no label's number, expected one of those that are shown")
+    if (label := next((one for one, key in choices.items() if key == answer), None)) is not None:
         return label
+    if answer.isdecimal():
+        raise DataError(f"{answer} is no label's number, expected one of those that are shown")
     if len(answer) == 1:
         raise DataError(f"{answer!r} is no command. {HELP}")
     return check_label(naming.readable(answer))

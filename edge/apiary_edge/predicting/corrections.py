@@ -8,11 +8,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from apiary.errors import DataError
 from apiary_edge.capture.worker import encode
-from apiary_edge.samples.model import Added, Duplicate, Incoming, SampleId, check_id
+from apiary_edge.samples.model import Added, Duplicate, Incoming, Outdated, check_id
 from apiary_edge.web.site import Environ, Problem, Response, as_json, json_body, text
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ class Corrections:
         self.looked = looked
         self._stores = stores
         self._source = source
-        self._taking = threading.Lock()
 
     def correct(self, environ: Environ) -> Response:
         """`{digest, label, was}`: label that picture. Raises Problem, DataError, StoreError.
@@ -97,44 +96,33 @@ class Corrections:
             )
         if label not in looked.labels:
             raise DataError(f"{label[:80]!r} is none of the model's labels")
-        with self._taking:
-            return self._label(looked, label, was)
+        return self._label(looked, label, was)
 
     def undo(self, environ: Environ) -> Response:
         """`{id, label, before}`: give a picture its label of before, unless somebody gave it another."""
         body = json_body(environ)
         sample, label = check_id(text(body, "id")), text(body, "label")
         before = None if body.get("before") is None else text(body, "before")
-        store = self._stores()
-        with self._taking:
-            found = store.get(sample)
-            if found is None:
-                raise Problem(HTTPStatus.GONE, "this picture was deleted meanwhile")
-            if found.label != label:
-                return _question(found.label)
-            store.label([sample], before, WHO)
-        return as_json({"id": sample, "label": before})
+        done = self._stores().label_shown({sample: label}, before, WHO)
+        return _outdated(done) if isinstance(done, Outdated) else as_json({"id": sample, "label": before})
 
     def _label(self, looked: Looked, label: str, was: str | None) -> Response:
         store = self._stores()
         outcome = store.add(Incoming(looked.data, self._source, captured_at=looked.at))
-        match outcome:
-            case Added(sample, _):
-                before = None
-            case Duplicate(sample):
-                found = store.get(sample)
-                before = found.label if found is not None else None
-                if before is not None and before not in (label, was):
-                    return _question(before)
-            case refused:
-                raise Problem(HTTPStatus.INSUFFICIENT_STORAGE, f"the picture was not taken: {refused.why}")
-        if before != label:
-            store.label([SampleId(sample)], label, WHO)
-        answer: dict[str, Any] = {"id": sample, "label": label, "before": before}
-        return as_json({**answer, "added": isinstance(outcome, Added)})
+        if not isinstance(outcome, Added | Duplicate):
+            raise Problem(HTTPStatus.INSUFFICIENT_STORAGE, f"the picture was not taken: {outcome.why}")
+        sample, added = outcome.id, isinstance(outcome, Added)
+        done = store.label_shown({sample: None if added else was}, label, WHO)
+        if isinstance(done, Outdated):
+            return _outdated(done)
+        before = was if done.changed else label
+        return as_json({"id": sample, "label": label, "before": None if added else before, "added": added})
 
 
-def _question(label: str | None) -> Response:
+def _outdated(found: Outdated) -> Response:
+    if found.gone:
+        raise Problem(HTTPStatus.GONE, "this picture was deleted meanwhile")
+    label = found.samples[0].label
     has = f"has the label {label!r}" if label is not None else "has no label"
     why = f"this picture {has} in the store by now"
     return as_json({"error": why, "label": label}, HTTPStatus.CONFLICT)

@@ -225,7 +225,7 @@ def judge(tested: Findings, limits: SlotSettings) -> str | None:
 def _assigned(node: ReleaseState, assigned: ReleaseAssigned) -> Outcome:
     wanted = assigned.release
     if wanted is None:
-        if node.state == "none" and node.current is None and node.wanted is None:
+        if node.current is None and node.wanted is None:
             return node, []
         cleared = replace(
             node, state="none", wanted=None, current=None, previous=None, tested=None, crashes=0, why=None

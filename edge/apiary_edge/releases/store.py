@@ -99,7 +99,7 @@ class ReleaseStore:
                 sync_folder(path.parent)
             whole = sha256_of(path) == release.file.digest
             if not whole:
-                path.unlink(missing_ok=True)
+                path.unlink()
         except OSError as e:
             raise StoreError(f"cannot keep release {release.name} in {self.folder}: {e.strerror}") from e
         if not whole:
@@ -144,7 +144,7 @@ class ReleaseStore:
     def _set(self, slot: Slot | None) -> None:
         path = self.folder / CURRENT
         if slot is None:
-            remove(path, sync=True)
+            remove(path)  # the ledger, which is written next, syncs the folder
         else:
             write_json(path, described(slot))
         self.current = slot
@@ -183,7 +183,7 @@ class ReleaseStore:
         with contextlib.suppress(OSError):
             for path in (self.folder / FILES).iterdir():
                 if path.name not in named:
-                    path.unlink(missing_ok=True)
+                    path.unlink()
 
 
 Open = Callable[[str, bytes], bytes]
@@ -246,11 +246,11 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _whole(value: Any) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
+    return max(value, 0) if isinstance(value, int) else 0
 
 
 def _whole_file(slot: Slot) -> bool:
     try:
-        return slot.path.stat().st_size == slot.bytes and sha256_of(slot.path) == slot.digest
+        return sha256_of(slot.path) == slot.digest
     except OSError:
         return False

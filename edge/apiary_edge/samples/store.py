@@ -27,6 +27,7 @@ from apiary_edge.samples.model import (
     Labelled,
     Outcome,
     Outdated,
+    Sample,
     SampleId,
     SampleRefused,
     Undone,
@@ -104,16 +105,16 @@ class SampleStore(SampleReader):
 
         There is no undo. The camera does not bring the same picture back; an import does.
         """
-        try:
-            gone = self._delete_rows(ids)
-        except StoreError:
-            # On a full disk this is how an owner frees room: it must not need any.
-            if not self._reserve.release():
-                raise
-            gone = self._delete_rows(ids)
-        self._unlink(gone)
-        self._reserve.keep()
-        return len(gone)
+        done = self._delete(ids, None)
+        assert isinstance(done, int)  # noqa: S101 - without `was` nothing is outdated
+        return done
+
+    def delete_shown(self, was: Mapping[SampleId, str | None]) -> int | Outdated:
+        """As `delete`, where each sample still has the label that it was shown with; else nothing changes.
+
+        A sample that is gone already is not outdated: a request may be repeated.
+        """
+        return self._delete(list(was), was)
 
     # -- labels ----------------------------------------------------------------------------------------
 
@@ -152,6 +153,10 @@ class SampleStore(SampleReader):
             self._db.execute(queries.RESTORE, (step,))
             self._db.execute("DELETE FROM labelling WHERE number = ?", (step,))
         return Undone(who, tuple(ids))
+
+    def numbers(self) -> dict[str, int]:
+        """Every label that has a number, in their order."""
+        return dict(sorted(self._label_numbers().items(), key=lambda one: one[1]))
 
     def number_labels(self, labels: Iterable[str]) -> dict[str, int]:
         """The number of each label, from 1 in the order of their first coming; it stays as others come.
@@ -243,10 +248,14 @@ class SampleStore(SampleReader):
         return Labelled(step if changed else None, changed)
 
     def _outdated(self, was: Mapping[SampleId, str | None], label: str | None) -> Outdated | None:
-        found = {sample: self.get(sample) for sample in was}
-        gone = tuple(sample for sample, one in found.items() if one is None)
-        others = tuple(one for one in found.values() if one and one.label not in (label, was[one.id]))
+        gone = tuple(sample for sample in was if self.get(sample) is None)
+        others = tuple(one for one in self._others(was) if one.label != label)
         return Outdated(others, gone) if gone or others else None
+
+    def _others(self, was: Mapping[SampleId, str | None]) -> tuple[Sample, ...]:
+        """Those whose label is not the one that they were shown with."""
+        found = (self.get(sample) for sample in was)
+        return tuple(one for one in found if one is not None and one.label != was[one.id])
 
     def _add_batch(self, batch: list[Incoming]) -> list[Outcome]:
         from apiary_edge.samples.clean import clean
@@ -333,8 +342,25 @@ class SampleStore(SampleReader):
         )
         return Added(sample, tuple(s for s, _ in dropped))
 
-    def _delete_rows(self, ids: Sequence[SampleId]) -> list[tuple[SampleId, str]]:
+    def _delete(self, ids: Sequence[SampleId], was: Mapping[SampleId, str | None] | None) -> int | Outdated:
+        try:
+            gone = self._delete_rows(ids, was)
+        except StoreError:
+            # On a full disk this is how an owner frees room: it must not need any.
+            if not self._reserve.release():
+                raise
+            gone = self._delete_rows(ids, was)
+        if not isinstance(gone, Outdated):
+            self._unlink(gone)
+        self._reserve.keep()
+        return gone if isinstance(gone, Outdated) else len(gone)
+
+    def _delete_rows(
+        self, ids: Sequence[SampleId], was: Mapping[SampleId, str | None] | None
+    ) -> list[tuple[SampleId, str]] | Outdated:
         with self._writing():
+            if was is not None and (others := self._others(was)):
+                return Outdated(others, ())
             return self._drop(ids, by_owner=True)
 
     def _drop(self, ids: Sequence[SampleId], *, by_owner: bool) -> list[tuple[SampleId, str]]:

@@ -22,7 +22,7 @@ OOM_SCORE: Final = 600
 _ADDRESS_RESERVE: Final = 8 * MB
 _STACK_BYTES: Final = 256 * 1024
 _FROZEN_S: Final = 2.0
-"""A look that comes so much late: the process was stopped meanwhile."""
+"""A look that comes so long after the one before: the process was stopped meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +75,28 @@ def usage() -> Callable[[], MemoryUse]:
     return look
 
 
-def be_first_to_go() -> None:
+def be_first_to_go(process: Path = Path("/proc/self")) -> None:
     """Ask the kernel to end this process before others where memory runs out. Nothing where it cannot."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
+        (process / "oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
+
+
+class FrozenTime:
+    """How long a process was stopped (SIGSTOP), by looks every `LOOK_EVERY_S` that came late."""
+
+    def __init__(self, now: float):
+        self.seconds = 0.0
+        self._looked_at = now
+
+    def look(self, now: float) -> None:
+        """A look is taken now (monotonic)."""
+        if now - self._looked_at > _FROZEN_S:
+            self.seconds += now - self._looked_at - LOOK_EVERY_S
+        self._looked_at = now
 
 
 class MemoryGuard:
-    """A thread that calls `give_up` once, with the reason, when a limit is broken.
-
-    `frozen_s` is how long the process was stopped (SIGSTOP) so far.
-    """
+    """A thread that calls `give_up` once, with the reason, when a limit is broken."""
 
     def __init__(
         self,
@@ -94,7 +105,7 @@ class MemoryGuard:
         *,
         look: Callable[[], MemoryUse] | None = None,
     ):
-        self.frozen_s = 0.0
+        self._frozen = FrozenTime(time.monotonic())
         self._bounds = bounds
         self._give_up = give_up
         self._look = look or usage()
@@ -112,13 +123,13 @@ class MemoryGuard:
         """The work is done."""
         self._over.set()
 
+    def awake(self) -> float:
+        """Monotonic seconds, without those while the process was frozen."""
+        return time.monotonic() - self._frozen.seconds
+
     def _watch(self) -> None:
-        looked_at = time.monotonic()
         while not self._over.wait(LOOK_EVERY_S):
-            now = time.monotonic()
-            if now - looked_at > _FROZEN_S:
-                self.frozen_s += now - looked_at - LOOK_EVERY_S
-            looked_at = now
+            self._frozen.look(time.monotonic())
             try:
                 why = self._bounds.broken(self._look())
             except OSError:  # no /proc: nothing to judge by

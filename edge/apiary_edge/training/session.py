@@ -285,7 +285,7 @@ def _announced(session: Session, event: Announced, has: frozenset[Digest]) -> Ou
         return _leave(session) if session.state is not SessionState.IDLE else (session, [])
     listed = announcement.cohort is not None and session.node in announcement.cohort
     drawn = listed if event.invited is None else event.invited
-    if same and session.state is not SessionState.IDLE:
+    if same:
         # Published again as the round goes on: a list that leaves us out is no dismissal, a notice is.
         return _leave(session) if event.invited is False else (session, [])
     commands: list[Command] = []

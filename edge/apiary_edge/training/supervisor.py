@@ -101,7 +101,7 @@ class TrainingSupervisor:
             self._rest = "freed"
             self._start_at = self._left_s = None
             self._training.stop()
-        elif not free and self._rest == "none":
+        elif self._rest == "none":
             self._rest = "frozen"
             self._training.freeze()
 

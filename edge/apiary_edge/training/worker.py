@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from apiary.errors import ApiaryError, DataError
 from apiary.files import write_atomic
@@ -22,6 +22,9 @@ from apiary_edge.health.readings import MB
 from apiary_edge.training.job import TrainingEvent, TrainJob
 from apiary_edge.training.memory_guard import MemoryGuard, MemoryLimits, be_first_to_go, limits
 
+if TYPE_CHECKING:
+    from apiary.learn.runtimes.base import Runtime
+
 Emit = Callable[[TrainingEvent], None]
 
 
@@ -30,7 +33,7 @@ def main(argv: list[str]) -> int:
     job = TrainJob.model_validate_json(Path(argv[1]).read_bytes())
 
     def act(guard: MemoryGuard) -> None:
-        train(job, TrainingEvent.report, lambda: time.monotonic() - guard.frozen_s)
+        train(job, TrainingEvent.report, awake=guard.awake)
 
     return run_guarded(act, limits(job.reserve_mb, job.max_memory_mb), "the round")
 
@@ -55,23 +58,31 @@ def run_guarded(act: Callable[[MemoryGuard], None], bounds: MemoryLimits, what: 
     return 0
 
 
-def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic) -> None:
+def train(
+    job: TrainJob,
+    emit: Emit,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    awake: Callable[[], float] = time.monotonic,
+    runtime: "Runtime | None" = None,
+) -> None:
     """Load, train, and leave the update in `job.out`. Raises DataError, ModelError, StoreError.
 
     `awake` counts seconds, but not those while the process is frozen: the time left is computed with it.
+    `runtime` takes the place of the one that the job names.
     """
     from apiary.learn.cache import ArrayCache
-    from apiary.learn.fit import FitProgress
+    from apiary.learn.clip import clipped
+    from apiary.learn.fit import FitProgress, fit, node_seed
     from apiary.learn.folder.labels import shown
     from apiary.learn.manifest import Manifest
     from apiary.learn.runtimes import choose
     from apiary.wire import blob
     from apiary_edge.training import pictures
-    from apiary_edge.training.update import make_update
 
-    began = time.monotonic()
+    began = clock()
     manifest = Manifest.decode(job.manifest.read_bytes())
-    runtime = choose(job.runtime)
+    runtime = runtime or choose(job.runtime)
     cache = ArrayCache(job.cache_dir, job.cache_mb)
     found = pictures.find(job, manifest.labels, manifest.input)
     loaded = pictures.load(found, manifest, runtime, cache, base=job.base, base_digest=job.base_digest)
@@ -88,35 +99,25 @@ def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic
     trainer = runtime.open_trainer(manifest, job.trainer, threads=job.threads)
     # A step is a millisecond; going through all that was imported, again and again, would be a tenth of it.
     gc.freeze()
-    fitting, fitting_awake = time.monotonic(), awake()
+    fitting, fitting_awake = clock(), awake()
 
     def progress(p: FitProgress) -> None:
         done = (p.epoch - 1 + p.fraction) / p.epochs
-        left = round((awake() - fitting_awake) * (1 - done) / done, 1) if done > 0 else None
+        left = round((awake() - fitting_awake) * (1 - done) / done, 1)
         emit(
             TrainingEvent(
                 kind="progress", epoch=p.epoch, epochs=p.epochs, loss=p.loss, accuracy=p.accuracy, left_s=left
             )
         )
 
+    seed = node_seed(job.plan.seed, job.round, job.node)
+
     def enough(epoch: int) -> bool:
         """Whether another epoch would end after the time that the round leaves."""
-        per_epoch = (time.monotonic() - fitting) / epoch
-        return job.time_s is not None and time.monotonic() - began + per_epoch > job.time_s
+        per_epoch = (clock() - fitting) / epoch
+        return job.time_s is not None and clock() - began + per_epoch > job.time_s
 
-    document, result = make_update(
-        trainer,
-        manifest,
-        job.plan,
-        data,
-        before,
-        run=job.run,
-        round_=job.round,
-        node=job.node,
-        max_norm=job.max_norm,
-        progress=progress,
-        enough=enough,
-    )
+    result = fit(trainer, manifest, job.plan, data, before, seed=seed, progress=progress, enough=enough)
     if result.epochs < job.plan.epochs:
         emit(
             TrainingEvent(
@@ -125,6 +126,11 @@ def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic
         )
     for warning in result.warnings:
         emit(TrainingEvent(kind="warning", text=warning[:500]))
+    about = {"run": job.run, "round": job.round, "node": job.node, "samples": result.samples}
+    update = result.weights - before
+    if job.max_norm is not None:
+        update = clipped(update, job.max_norm, blob.codec(job.plan.codec))
+    document = blob.encode(update, codec_name=job.plan.codec, about=about)
     write_atomic(job.out / "update.blob", document)
     emit(
         TrainingEvent(
@@ -137,7 +143,7 @@ def train(job: TrainJob, emit: Emit, awake: Callable[[], float] = time.monotonic
                 loss=result.loss,
                 accuracy=result.accuracy,
                 accuracy_before=result.accuracy_before,
-                seconds=round(time.monotonic() - began, 3),
+                seconds=round(clock() - began, 3),
                 epochs=result.epochs,
             ),
         )

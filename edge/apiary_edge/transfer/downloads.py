@@ -22,10 +22,11 @@ slow link the rest is on its way, and another request would double it."""
 
 @dataclass(slots=True)
 class _Fetch:
-    """A download, who wants it, and how often it went unanswered or came spoiled."""
+    """A download, who wants it, when it was asked for, and how often it went unanswered or came spoiled."""
 
     download: Download
     owners: set[str]
+    asked_at: float
     unanswered: int = 0
     spoiled: int = 0
 
@@ -54,10 +55,10 @@ class Downloads:
             going.owners.add(owner)
             return
         self.blobs.evict(keep=self._keeps())
-        download = self.blobs.begin(digest, ref.bytes)
-        self._going[digest] = _Fetch(download, {owner})
+        fetch = _Fetch(self.blobs.begin(digest, ref.bytes), {owner}, now)
+        self._going[digest] = fetch
         self._channel.bus.subscribe(self._pattern(digest))
-        self._want(download, now)
+        self._want(fetch, now)
 
     def chunk(self, digest: Digest, index: int, payload: bytes, now: float) -> Digest | None:
         """Take a chunk; the digest where its blob is now whole. Raises ChunkError and StoreError."""
@@ -67,14 +68,14 @@ class Downloads:
         download = fetch.download
         if download.accept(index, payload):
             # Chunks of several blobs share one link: while any comes, the others wait for their turn.
-            self._gap = max(self._gap, now - max(download.heard_at, self._heard_at))
+            self._gap = max(self._gap, now - max(fetch.asked_at, self._heard_at))
             self._heard_at = now
         if not download.assembly.complete:
             return None
         if not download.finish():
             fetch.spoiled += 1
             log.warning("blob=%s did not give its digest; fetching it again", digest[:12])
-            self._want(download, now)
+            self._want(fetch, now)
             return None
         del self._going[digest]
         self._channel.bus.unsubscribe(self._pattern(digest))
@@ -90,30 +91,31 @@ class Downloads:
         for fetch in self._going.values():
             idle_s = self._idle_s * min(2**fetch.unanswered, MAX_PAUSE)
             pause = max(idle_s, min(GAPS * self._gap, MAX_PAUSE * self._idle_s))
-            if now - max(fetch.download.heard_at, self._heard_at) >= pause:
+            if now - max(fetch.asked_at, self._heard_at) >= pause:
                 fetch.unanswered += 1
-                self._want(fetch.download, now)
+                self._want(fetch, now)
 
     def again(self, now: float) -> None:
         """The connection or the coordinator is new: request what is missing."""
         self._gap = 0.0
         for fetch in self._going.values():
             fetch.unanswered = 0
-            self._want(fetch.download, now)
+            self._want(fetch, now)
 
     def abandon(self, owner: str | None = None) -> None:
         """Stop those that only `owner` wanted, or all of them."""
         for digest, fetch in list(self._going.items()):
-            fetch.owners.discard(owner or "")
-            if owner is not None and fetch.owners:
-                continue
+            if owner is not None:
+                fetch.owners.discard(owner)
+                if fetch.owners:
+                    continue
             self._going.pop(digest).download.abandon()
             self._channel.bus.unsubscribe(self._pattern(digest))
 
-    def _want(self, download: Download, now: float) -> None:
-        download.heard_at = now
-        missing = download.assembly.missing()
-        self._channel.send(Want(digest=download.assembly.digest, missing=missing))
+    def _want(self, fetch: _Fetch, now: float) -> None:
+        fetch.asked_at = now
+        assembly = fetch.download.assembly
+        self._channel.send(Want(digest=assembly.digest, missing=assembly.missing()))
 
     def _pattern(self, digest: Digest) -> str:
         return self._channel.topics.pattern(TopicKind.CHUNK_DOWN, digest=digest)

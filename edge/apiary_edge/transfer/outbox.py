@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from apiary.errors import MessageError, StoreError
-from apiary.files import clear_partial, make_folder, remove, sha256_of, sync_folder, write_atomic, write_json
+from apiary.files import clear_partial, make_folder, remove, sha256_of, write_atomic, write_json
 from apiary.wire import Digest
 from apiary.wire.messages import Offer
 
@@ -29,9 +29,8 @@ class Outbox:
         """Move a finished update in. The offer is written last: without it the update does not exist."""
         target = self._update(Digest(offer.update.digest))
         try:
-            # The child has synced the bytes; the rename and the offer make them ours.
+            # The child has synced the bytes; the offer's writing syncs both names.
             update.replace(target)
-            sync_folder(self._folder)
         except OSError as e:
             raise StoreError(f"cannot move the update to {target}: {e.strerror}") from e
         write_atomic(target.with_suffix(".json"), offer.encode())

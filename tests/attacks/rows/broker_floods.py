@@ -136,21 +136,19 @@ def qos_0_at_a_slow_coordinator(ground: Ground) -> Outcome:
     return Outcome(f"{sent} messages, {sent * 0.12:.0f} MB; the broker took {peak:.0f} MB", honest)
 
 
-@attack("a node is revoked: what it left on the broker")
+@attack("a node is revoked: what it left on the broker", mend="clear")
 def revoked(ground: Ground) -> Outcome:
     client = thief(ground, "revoked")
     client.publish([f"apiary/default/node/{THIEF}/{kind}" for kind in OWN], CHUNK, qos=1, retain=True)
     client.publish([f"apiary-blob/default/up/{THIEF}"], CHUNK, qos=1, retain=True)
     ground.until("it left them", lambda: len(left_behind(ground)) == len(OWN) + 1)
-    told = (f"pki.reload=['kill', '-HUP', '{ground.broker.process.pid}']", "pki.kick=true")
-
-    def revoke() -> None:
-        assert ground.broker.pki("revoke", THIEF, sets=told) == 0
-
-    honest = ground.round_under(revoke)
-    left = left_behind(ground)
-    assert set(left) == {f"apiary/default/node/{THIEF}/status"}, left
-    client.close()
-    again = ("enrol", THIEF, "--dir", str(ground.folder / THIEF), "--again")
-    assert ground.broker.pki(*again, sets=told[:1]) == 0
+    try:
+        done = ground.pki("revoke", THIEF, sets=(ground.broker.reload, "pki.kick=true"))
+        assert done.returncode == 0, done.stderr
+        honest = ground.round_under(lambda: None)
+        left = left_behind(ground)
+        assert set(left) == {f"apiary/default/node/{THIEF}/status"}, f"{len(left)} topics stay"
+    finally:
+        client.close()
+        ground.enrol_again(THIEF)
     return Outcome(f"{len(OWN) + 1} retained messages before, its status ('lost') after", honest)

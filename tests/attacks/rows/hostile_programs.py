@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from tests.attacks.ground import Ground
 from tests.stand_ins.eim_program import write_program
 
 from apiary.errors import EimError
+from apiary.process.confinement import Kernel
 from apiary.wire.messages import PictureShape
 from apiary_edge.eim.client import EimRunner
 from apiary_edge.releases.job import TrialJob, TrialModel
@@ -46,24 +49,36 @@ def hostile(run: Callable[[Path, Path], str]) -> Outcome:
     return Outcome(TRIED, "their keys and pictures: the program itself reports that it did nothing")
 
 
-@attack("a hostile program in a release's test")
+@contextlib.contextmanager
+def children_of(ground: Ground) -> Iterator[None]:
+    """What this process starts in it is started as the ground does."""
+    before = dict(os.environ)
+    os.environ.update(ground.environment())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@attack("a hostile program in a release's test", mend="confinement")
 def hostile_trial(ground: Ground) -> Outcome:
     def run(program: Path, folder: Path) -> str:
         shape = PictureShape(height=6, width=8, channels=3)
         model = TrialModel(kind="eim", file=program, labels=["cat", "dog"], input=shape)
         trial = TrialProcess(60.0, nice=0)
-        trial.start(
-            TrialJob(
-                model=model,
-                before=None,
-                store=None,
-                data_dir=None,
-                folder_share=1.0,
-                max_pictures=1,
-                threads=1,
-                out=folder / "result.json",
-            )
+        job = TrialJob(
+            model=model,
+            before=None,
+            store=None,
+            data_dir=None,
+            folder_share=1.0,
+            max_pictures=1,
+            threads=1,
+            out=folder / "result.json",
         )
+        with children_of(ground):
+            trial.start(job)
         end = time.monotonic() + 60
         while (told := trial.poll()) is None:
             assert time.monotonic() < end, "the test did not end"
@@ -74,10 +89,11 @@ def hostile_trial(ground: Ground) -> Outcome:
     return hostile(run)
 
 
-@attack("a hostile program that predicts")
+@attack("a hostile program that predicts", mend="confinement")
 def hostile_prediction(ground: Ground) -> Outcome:
     def run(program: Path, folder: Path) -> str:
-        with EimRunner(program) as runner:
+        kernel = Kernel(0, "") if ground.without == "confinement" else None
+        with EimRunner(program, kernel=kernel) as runner:
             try:
                 return str(runner.classify(np.zeros((6, 8, 3), np.uint8)))
             except EimError as e:

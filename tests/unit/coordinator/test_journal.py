@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,30 @@ def test_a_round_and_its_updates_survive_a_restart(tmp_path: Path) -> None:
     again.close_round("r", 1, {"state": "closed"}, Digest("m"), None)
     (closed,) = again.rounds("r")
     assert (closed.result, closed.model, closed.state) == ({"state": "closed"}, "m", None)
+    again.close()
+
+
+def test_what_an_update_weighs_is_told_apart_from_what_it_trained_on() -> None:
+    whole = row("a").contributor
+    assert (whole.samples, whole.trained, whole.bytes) == (7, None, 100)
+    capped = replace(row("a"), samples=3).contributor
+    assert (capped.samples, capped.trained) == (3, 7)
+
+
+def test_an_operators_request_is_known_over_a_restart_with_its_last_answer(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    assert journal.request(A, "1") == (False, None)
+    for operator, id_ in ((A, "1"), (A, "2"), (B, "1")):
+        journal.note_request(operator, id_)
+    journal.answer_request(A, "1", "working")
+    journal.answer_request(A, "1", "done")
+    journal.close()
+    again = Journal(tmp_path)
+    assert again.request(A, "1") == (True, "done")
+    assert again.request(A, "2") == again.request(B, "1") == (True, None)
+    assert again.request(B, "2") == (False, None)
+    with pytest.raises(StoreError, match="UNIQUE"):
+        again.note_request(A, "1")
     again.close()
 
 
@@ -236,6 +261,7 @@ def test_a_torn_end_of_the_log_loses_whole_commits_only(tmp_path: Path) -> None:
 _WRITER = """
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Offer

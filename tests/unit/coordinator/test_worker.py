@@ -11,7 +11,7 @@ import pytest
 from tests.stand_ins.inline_worker import InlineWorker
 from tests.stand_ins.slow_worker import SlowWorker
 
-from apiary_coordinator.worker import Done, ThreadWorker, Worker
+from apiary_coordinator.worker import Done, Lane, LaneWorker, ThreadWorker, Worker
 
 
 def ignore(_: Any) -> None:
@@ -80,6 +80,24 @@ def test_an_error_comes_back_with_its_job_and_the_next_one_runs(worker: Worker) 
     first, second = collected(worker, 2)
     assert isinstance(first.error, OSError) and first.job is fail
     assert (second.value, second.error) == (7, None)
+
+
+def test_each_job_that_ended_shows_that_the_worker_is_not_stuck(worker: Worker) -> None:
+    assert (worker.pending, worker.ended) == (0, 0)
+    for _ in range(3):
+        worker.submit(lambda: 1, ignore)
+    assert worker.pending == 3
+    collected(worker, 3)
+    until(lambda: worker.ended == 3)
+    assert worker.pending == 0
+
+
+def test_the_jobs_of_an_owner_are_known_by_their_lane(worker: Worker) -> None:
+    lane = Lane()
+    LaneWorker(worker, lane).submit(lambda: 1, ignore)
+    worker.submit(lambda: 2, ignore)
+    assert [(d.lane, d.value) for d in collected(worker, 2)] == [(lane, 1), (None, 2)]
+    assert not lane.left
 
 
 def test_then_is_left_to_the_collector(worker: Worker) -> None:

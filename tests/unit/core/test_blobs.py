@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.stand_ins.disk_trace import unsynced
 
 from apiary.blobs import BlobStore
 from apiary.errors import ChunkError, StoreError
@@ -25,7 +26,7 @@ def chunk(index: int, data: bytes = DATA) -> bytes:
 
 def test_put_read_part_verify_remove(tmp_path: Path) -> None:
     store = BlobStore(tmp_path / "blobs")
-    assert DIGEST not in store and not store.verify(DIGEST)
+    assert DIGEST not in store and store.verify(DIGEST) is False
     assert store.put(DATA) == DIGEST
     assert DIGEST in store and store.verify(DIGEST)
     assert store.read(DIGEST) == DATA
@@ -33,6 +34,65 @@ def test_put_read_part_verify_remove(tmp_path: Path) -> None:
     store.remove(DIGEST)
     store.remove(DIGEST)
     assert DIGEST not in store
+
+
+@pytest.mark.parametrize("how", ["put", "verified", "downloaded"])
+def test_a_blob_is_hashed_once_and_again_where_its_file_has_changed(tmp_path: Path, how: str) -> None:
+    """A node asks at every announcement, and its models are large."""
+    store = BlobStore(tmp_path)
+    if how == "downloaded":
+        download = store.begin(DIGEST, len(DATA))
+        assert all(download.accept(i, chunk(i)) for i in range(3)) and download.finish()
+    else:
+        store.put(DATA)
+    if how == "verified":
+        store = BlobStore(tmp_path)
+        assert store.verify(DIGEST) is True
+    before = store.path(DIGEST).stat()
+    with store.path(DIGEST).open("r+b") as f:
+        f.write(b"x")
+    os.utime(store.path(DIGEST), ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert store.verify(DIGEST), "the file looks as it did"
+    os.utime(store.path(DIGEST), (1, 1))
+    assert store.verify(DIGEST) is False and DIGEST not in store
+
+
+def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    store.put(DATA)
+    with store.path(DIGEST).open("rb") as held:
+        assert store.put(DATA) == DIGEST
+        assert store.path(DIGEST).stat().st_ino == os.fstat(held.fileno()).st_ino
+
+
+def test_a_disk_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    BlobStore(tmp_path / "blobs").put(DATA)
+    store = BlobStore(tmp_path / "blobs", max_bytes=1)
+
+    def broken(_: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("apiary.blobs.sha256_of", broken)
+        with pytest.raises(StoreError, match=rf"blob {DIGEST[:12]} cannot be read from .*: Input/output"):
+            store.verify(DIGEST)
+    assert DIGEST in store, "it may be whole"
+    (tmp_path / "blobs").rename(tmp_path / "away")
+    with pytest.raises(StoreError, match=r"cannot look into .*: No such file"):
+        store.evict(keep=set())
+
+
+def test_what_is_whole_survives_the_power(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+
+    def fetch() -> None:
+        download = store.begin(DIGEST, len(DATA))
+        assert all(download.accept(i, chunk(i)) for i in range(3)) and download.finish()
+
+    assert unsynced(tmp_path, fetch) == set()
+    store.remove(DIGEST)
+    fetch()
+    assert store.path(DIGEST).stat().st_mode & 0o777 == 0o600
 
 
 def test_what_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -75,6 +135,16 @@ def test_the_least_recently_used_go_first_and_those_kept_stay(tmp_path: Path) ->
     assert store.evict(keep={digests[1]}) == 2
     assert [d in store for d in digests] == [True, True, False, False]
     assert store.evict(keep=set()) == 0
+    assert BlobStore(tmp_path, max_bytes=2000).evict(keep=set()) == 0, "they fit to the byte"
+    assert BlobStore(tmp_path, max_bytes=1999).evict(keep=set()) == 1
+
+
+def test_a_download_that_goes_on_is_no_blob_to_evict(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, max_bytes=len(DATA))
+    download = store.begin(DIGEST, len(DATA))
+    store.put(b"small")
+    assert store.evict(keep=set()) == 0
+    assert all(download.accept(i, chunk(i)) for i in range(3)) and download.finish()
 
 
 def test_verify_counts_as_use(tmp_path: Path) -> None:
@@ -211,6 +281,16 @@ def test_names_that_are_no_digest_are_not_there(tmp_path: Path) -> None:
 
 def descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_no_file_is_left_open(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    before = descriptors()
+    download = store.begin(DIGEST, len(DATA))
+    assert all(download.accept(i, chunk(i)) for i in range(3)) and download.finish()
+    store.read_part(DIGEST, 0, 10)
+    store.begin(DIGEST, len(DATA)).abandon()
+    assert descriptors() == before
 
 
 def test_a_disk_without_room_costs_no_descriptor(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ class Codec(Protocol):
     """`decode(encode(x))` gives a flat float32 array, within `relative_error` of x's largest magnitude."""
 
     relative_error: float
+    elementwise: bool
+    """Whether the bytes of some numbers, with the parameters of all, decode to those numbers."""
 
     def encode(self, tensor: Array) -> Encoded:
         """Bytes for a finite float32 tensor of any shape."""

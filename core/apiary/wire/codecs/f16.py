@@ -8,6 +8,7 @@ from apiary.wire.codecs.base import Codec, Encoded, expect
 
 class _F16:
     relative_error = 2.0**-11
+    elementwise = True
 
     def encode(self, tensor: Array) -> Encoded:
         scale = float(np.max(np.abs(tensor), initial=0.0)) or 1.0

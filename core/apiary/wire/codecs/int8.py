@@ -8,6 +8,7 @@ from apiary.wire.codecs.base import Codec, Encoded, expect
 
 class _Int8:
     relative_error = 0.5 / 127
+    elementwise = True
 
     def encode(self, tensor: Array) -> Encoded:
         scale = float(np.max(np.abs(tensor), initial=0.0)) / 127 or 1.0

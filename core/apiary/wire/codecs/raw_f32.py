@@ -8,6 +8,7 @@ from apiary.wire.codecs.base import Codec, Encoded, expect
 
 class _RawF32:
     relative_error = 0.0
+    elementwise = True
 
     def encode(self, tensor: Array) -> Encoded:
         flat = np.ascontiguousarray(tensor, dtype="<f4").reshape(-1)

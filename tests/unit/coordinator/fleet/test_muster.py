@@ -50,6 +50,13 @@ def test_where_all_declined_it_waits_whatever_the_least_is() -> None:
     )
 
 
+def test_who_rests_does_not_make_a_round_that_is_too_small_for_its_combiner() -> None:
+    fleet = Fleet(a={}, b={}, c={}, d={})
+    fleet.declines("c", "3 pictures")
+    found = fleet.muster()
+    assert not found.waits_for(4, 3) and found.waits_for(4, 4)
+
+
 def test_what_it_waits_for() -> None:
     fleet = Fleet(a={"tags": {"site": "north"}}, b={"state": "lost"}, c={"samples": 0})
     run = RunSettings(min_nodes=3)
@@ -60,5 +67,13 @@ def test_what_it_waits_for() -> None:
     )
     several = RunSettings(only=["site=north", "site=south"], min_nodes=2)
     assert "no node has" not in fleet.waits(several)
+    two = Fleet(a={"tags": {"site": "north", "hw": "pi4"}})
+    assert two.waits(RunSettings(only=["site=north", "hw=pi5"], min_nodes=1)).endswith(
+        "0 of 1 are ready; no node has hw=pi5; there are: hw=pi4"
+    )
+    assert two.waits(RunSettings(only=["room=1"], min_nodes=1)).endswith(
+        "no node has room=1; there are: hw=pi4, site=north"
+    )
+    assert Fleet(a={}).waits(run) == "waiting for nodes: 1 of 3 are ready"
     assert Fleet().waits(only) == "waiting for nodes with site=nroth: 0 of 1 are ready"
     assert Fleet(a={}).waits(only).endswith("no node has site=nroth; there are: no tags at all")

@@ -48,6 +48,13 @@ def test_other_samples_or_a_new_process_end_it(change: dict[str, Any]) -> None:
     assert rest is not None and rest.until == 2.0 + FIRST_S
 
 
+def test_a_node_that_says_little_of_itself_rests_as_well() -> None:
+    rests, bare = Rests(), NodeStatus(state="ready")
+    rests.declined(A, bare, "no", 0.0)
+    assert rests.resting(A, bare, 1.0) is not None
+    assert rests.resting(A, status(), 1.0) is None
+
+
 def test_an_update_that_was_accepted_ends_it() -> None:
     rests = Rests()
     rests.declined(A, status(), "no", 0.0)

@@ -46,6 +46,13 @@ def test_a_node_over_the_bound_is_not_taken_but_known_ones_are() -> None:
     assert roster[NodeId("b")].status.state == "paused"
 
 
+def test_twenty_thousand_nodes_are_known_at_most() -> None:
+    roster, told = Roster(), status()
+    for i in range(20_001):
+        roster.update(NodeId(f"pi-{i}"), told, 0.0)
+    assert len(roster) == 20_000
+
+
 @pytest.mark.parametrize(
     ("told", "why"),
     [
@@ -145,6 +152,7 @@ def test_what_a_broker_kept_is_no_sign_of_life() -> None:
     assert roster.fit(Demands()) == []
     assert roster.hear(A, 1_700_000_000.0, 201.0)
     assert not roster.hear(A, 1_700_000_001.0, 202.0)
+    assert roster.heard == {A: 1_700_000_001.0}
     assert roster.fit(Demands()) == [A]
     assert roster.look(202.0 + 180.0) == [] and roster.look(202.0 + 180.1) == [A]
 
@@ -156,6 +164,32 @@ def test_a_time_in_which_nothing_could_be_heard_is_no_silence() -> None:
     assert roster.look(3600.0 + 180.0) == [] and roster.look(3600.0 + 181.0) == [A]
 
 
+def test_a_message_of_a_node_that_is_not_known_is_nobodys() -> None:
+    roster = Roster()
+    assert not roster.hear(A, 1.0, 1.0)
+    assert roster.heard == {} and A not in roster
+
+
+def test_a_time_without_a_link_counts_for_no_node_whenever_it_came_or_spoke() -> None:
+    roster = Roster()
+    roster.deaf(100.0)
+    roster.update(A, status(repeat_s=60.0), 1000.0)
+    assert roster.look(1000.0 + 180.0) == [] and roster.look(1000.0 + 180.1) == [A]
+    roster.hear(A, 1.0, 2000.0)
+    roster.deaf(50.0)
+    assert roster.look(2050.0 + 180.0) == [] and roster.look(2050.0 + 180.1) == [A]
+
+
+def test_who_says_that_it_is_lost_is_not_silent_any_more() -> None:
+    roster = Roster()
+    roster.update(A, status(repeat_s=1.0), 0.0)
+    assert roster.look(10.0) == [A]
+    roster.update(A, status("paused", repeat_s=1.0), 11.0)
+    assert list(roster.silent) == [A]
+    roster.update(A, status("lost", repeat_s=1.0), 12.0)
+    assert roster.silent == {} and roster.away(A) == "lost"
+
+
 def test_a_node_that_is_forgotten_leaves_nothing_behind() -> None:
     roster = Roster()
     roster.update(A, status(repeat_s=1.0), 0.0)
@@ -165,6 +199,15 @@ def test_a_node_that_is_forgotten_leaves_nothing_behind() -> None:
     assert (roster.nodes, roster.heard, roster.silent, roster.look(1e9)) == ({}, {}, {}, [])
     roster.update(A, status(repeat_s=1.0), 1e9)
     assert roster.look(1e9 + 1) == [] and roster.fit(Demands()) == [A]
+
+
+def test_the_groups_of_a_tag() -> None:
+    roster = Roster()
+    tagged(roster, "a", site="north", hardware="pi4")
+    tagged(roster, "b", site="south")
+    tagged(roster, "c", hardware="pi4")
+    assert roster.groups("site") == {"a": "north", "b": "south"}
+    assert roster.groups("room") == roster.groups(None) == {}
 
 
 def test_the_tags_that_there_are() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from apiary.settings import RunSettings
 from apiary.wire import NodeId
-from apiary_coordinator.fleet.selection import Draw, draw, rank
+from apiary_coordinator.fleet.selection import Draw, draw, quorum_of, rank, smallest_goal
 
 NODES = [NodeId(f"pi-{i:02d}") for i in range(30)]
 
@@ -79,6 +79,9 @@ def test_goal_and_size(options: dict[str, Any], goal: int, cohort: int) -> None:
 def test_a_balanced_draw_takes_the_groups_in_turn() -> None:
     groups = {n: "north" if i < 24 else "south" for i, n in enumerate(NODES)}
     found = drawn(NODES, cohort_size=10, groups=groups)
+    everyone = [*found.cohort, *found.reserve]
+    for k in range(1, 7):
+        assert Counter(groups[n] for n in everyone[: 2 * k]) == {"north": k, "south": k}
     count = Counter(groups[n] for n in found.cohort)
     assert count == {"north": 5, "south": 5}
     assert sorted([*found.cohort, *found.reserve]) == NODES
@@ -109,3 +112,19 @@ def test_with_fewer_places_than_groups_each_group_has_its_chance() -> None:
 
 def test_nobody_gives_an_empty_draw() -> None:
     assert drawn([], min_nodes=3) == Draw((), (), 0)
+
+
+@pytest.mark.parametrize(
+    ("quorum", "goal", "least", "expected"),
+    [(0.5, 10, 1, 5), (0.5, 5, 1, 3), (0.1, 30, 1, 3), (0.1, 3, 1, 1), (0.5, 4, 3, 3), (1.0, 4, 3, 4)],
+)
+def test_the_quorum_is_a_share_and_what_the_combiner_needs(
+    quorum: float, goal: int, least: int, expected: int
+) -> None:
+    assert quorum_of(RunSettings(quorum=quorum), goal, least) == expected
+
+
+def test_the_smallest_goal_is_what_is_drawn_of_the_fewest_nodes() -> None:
+    for settings in ({"min_nodes": 6}, {"min_nodes": 6, "cohort_size": 4}, {"min_nodes": 3, "fraction": 0.1}):
+        run = RunSettings.model_validate(settings)
+        assert smallest_goal(run) == draw(NODES[: run.min_nodes], run, 1).goal

@@ -22,6 +22,7 @@ def test_it_follows_what_nine_of_ten_needed() -> None:
 
 def test_only_the_last_three_rounds_count() -> None:
     assert deadline_s([[9999.0], [100.0], [100.0], [100.0]], fixed=None, first=1e6) == FACTOR * 100
+    assert deadline_s([[9999.0], [100.0], [100.0]], fixed=None, first=1e6) == FACTOR * 9999
 
 
 @pytest.mark.parametrize(

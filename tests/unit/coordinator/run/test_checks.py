@@ -22,7 +22,22 @@ def test_the_defaults_hold() -> None:
         ({"strategy": "fedporx"}, "run.strategy: strategies: no 'fedporx'; did you mean 'fedprox'?"),
         ({"plan": {"codec": "f17"}}, "run.plan.codec: codecs: no 'f17'; did you mean 'f16'?"),
         ({"recipe_options": {"siz": 3}}, "run.recipe_options: recipe edge_cnn: no option 'siz'"),
-        ({"strategy_options": {"mu": 3}}, "run.strategy_options: fedavg has no options, got mu"),
+        ({"combiner": "medain"}, "run.combiner: combiners: no 'medain'; did you mean 'median'?"),
+        ({"server_rule": "fedadm"}, "run.server_rule: server_rules: no 'fedadm'; did you mean 'fedadam'?"),
+        ({"node_rule": "x"}, "run.node_rule: node_rules: no 'x'. There are: plain, proximal"),
+        (
+            {"strategy_options": {"mu": 3}},
+            "run.strategy_options of plain, mean, fedavg: no option 'mu'. There are: none; "
+            "it belongs to run.node_rule = 'proximal'",
+        ),
+        (
+            {"strategy": "fedadam", "strategy_options": {"beta3": 3}},
+            "run.strategy_options of plain, mean, fedadam: no option 'beta3'; did you mean 'beta",
+        ),
+        (
+            {"strategy": "median"},
+            "run.combiner: median needs 3 updates or more, and with run.min_nodes 2 and",
+        ),
     ],
 )
 def test_a_wrong_name_is_refused_with_those_there_are(run: dict[str, Any], why: str) -> None:
@@ -35,3 +50,32 @@ def test_publishers_too() -> None:
     settings = Settings.model_validate({"publish": {"after_run": ["directory", "edge_impuls"]}})
     with pytest.raises(SettingsError, match=r"publish.after_run: publishers: no 'edge_impuls'; did you mean"):
         check_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("run", "closes_with", "would_do"),
+    [
+        ({"min_nodes": 2}, "run.min_nodes 2 and run.quorum 0.5 a round may close with 1", {"min_nodes": 10}),
+        ({"min_nodes": 9}, "run.min_nodes 9 and run.quorum 0.5 a round may close with 5", None),
+        ({"min_nodes": 8}, "run.min_nodes 8 and run.quorum 0.5 a round may close with 4", {"min_nodes": 10}),
+        ({"min_nodes": 4, "quorum": 1.0}, "run.quorum 1 a round may close with 4", {"min_nodes": 5}),
+        (
+            {"min_nodes": 50, "cohort_size": 4},
+            "run.min_nodes 50 and run.cohort_size 4 and run.quorum 0.5 a round may close with 2",
+            {"cohort_size": 10},
+        ),
+    ],
+)
+def test_a_combiner_that_needs_more_updates_than_a_round_may_have_is_refused_with_what_would_do(
+    run: dict[str, Any], closes_with: str, would_do: dict[str, Any] | None
+) -> None:
+    run = {"strategy": "multi_krum", **run}
+    if would_do is None:
+        check_run(RunSettings.model_validate(run))
+        return
+    with pytest.raises(SettingsError) as refused:
+        check_run(RunSettings.model_validate(run))
+    assert str(refused.value).startswith("run.combiner: multi_krum needs 5 updates or more, and with ")
+    assert closes_with in str(refused.value)
+    assert next(str(value) for value in would_do.values()) in str(refused.value)
+    check_run(RunSettings.model_validate(run | would_do))

@@ -68,6 +68,20 @@ def test_rounds_are_appended_and_read_back_as_one_record(tmp_path: Path) -> None
     assert kinds == ["run", "round", "round", "round", "end"]
 
 
+def test_a_rise_of_the_loss_is_measured_from_the_lowest_of_the_last_five_rounds(tmp_path: Path) -> None:
+    writing = record(tmp_path)
+    writing.begin()
+    assert writing.loss_before == 0.7, "before the first round it is the untrained model's"
+    for number, accuracy in enumerate((0.5, 0.9, 0.6, 0.7, 0.8), start=1):
+        writing.add(entry(number, accuracy))
+    writing.add({**entry(6, 0.99), "state": "failed"})
+    assert writing.loss_before == pytest.approx(0.1)
+    writing.add(entry(7, 0.6))
+    assert writing.loss_before == pytest.approx(0.1)
+    writing.add(entry(8, 0.6))
+    assert writing.loss_before == pytest.approx(0.2), "the best was six rounds ago"
+
+
 def test_the_end_is_written_once_and_costs_no_look_at_the_rounds(tmp_path: Path) -> None:
     """The loop says it, and a run of a large fleet has hundreds of megabytes."""
     writing = record(tmp_path, entry(1, 0.6))

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.settings import RunSettings
 from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId
 from apiary.wire.messages import READABLE_BYTES, SEAL_BYTES, Announcement, BlobRef, Bounds, Plan
 from apiary_coordinator.model.builder import ExportedModel
-from apiary_coordinator.round.server_state import RoundTerms, ServerState
+from apiary_coordinator.round.server_state import RoundTerms, SentModel, ServerState
 from apiary_coordinator.round.state import Phase, Round
-from apiary_coordinator.run.messages import REPEATED_BYTES, opened
+from apiary_coordinator.run.messages import REPEATED_BYTES, finished, opened
 
 REF = BlobRef(digest=Digest("ab" * 32), bytes=840_000)
 EXPORTED = ExportedModel(labels=("a", "b"), manifest=REF, trainer=REF, base=None, initial=REF)
@@ -58,3 +59,15 @@ def test_cohort_is_listed_up_to_the_limit_of_its_state(phase: Phase, limit: int)
     assert over.cohort is None
     assert over.cohort_size == most + 1
     assert len(over.encode()) < 1_500
+
+
+def test_nodes_train_on_what_is_sent_and_predict_with_what_is_judged() -> None:
+    ahead = BlobRef(digest=Digest("cd" * 32), bytes=840_000)
+    server = ServerState(EXPORTED, MANIFEST, Weights({}), REF, None, SentModel(Weights({}), ahead))
+    round_ = Round("run", 3, (NodeId("pi-1"),), (), 1, 1, deadline_at=60.0)
+    terms = RoundTerms(Plan(), Bounds(), 60.0, {}, 0)
+    assert opened(round_, terms, server, rounds=10, epoch="e").model == ahead
+    assert finished("run", 3, RunSettings(), server, "e").model == REF
+    assert ahead not in server.files and {REF.digest, ahead.digest} <= {
+        f.digest for f in server.training_files
+    }

@@ -40,6 +40,7 @@ def rounds(*accuracies: float) -> list[tuple[int, float, float]]:
         ({"target_accuracy": 0.95}, [0.96, 0.94], 0, None),
         ({"patience": 2}, [0.5, 0.5], 0, None),
         ({"patience": 2}, [0.5, 0.5, 0.5], 0, "no improvement for 2 rounds"),
+        ({"patience": 2}, [0.6, 0.5, 0.5], 0, "no improvement for 2 rounds"),
         ({"patience": 2}, [0.5, 0.4, 0.6, 0.6], 0, None),
         ({"patience": 2, "min_delta": 0.05}, [0.5, 0.52, 0.54], 0, "no improvement for 2 rounds"),
         ({"patience": 2, "min_delta": 0.05}, [0.5, 0.52, 0.56], 0, None),

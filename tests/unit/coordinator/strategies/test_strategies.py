@@ -1,55 +1,74 @@
+"""From a run's settings to its chain."""
+
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from apiary.errors import SettingsError
-from apiary.tensors import Weights
+from apiary.settings import RunSettings
 from apiary.wire.messages import Plan
-from apiary_coordinator.strategies import fedavg, fedprox
-from apiary_coordinator.strategies.base import moved
+from apiary_coordinator import strategies
+from apiary_coordinator.combiners import trimmed_mean
+from apiary_coordinator.server_rules import fedacg, fedadagrad
 
 
-def test_fedavg_adds_the_mean_and_leaves_the_plan() -> None:
-    weights = Weights({"w": np.array([1.0, 2.0], np.float32)})
-    _, after = fedavg.apply(fedavg.init(weights), weights, {"w": np.array([0.5, -2.0])})
-    assert after["w"].tolist() == [1.5, 0.0]
-    plan = Plan(epochs=3)
-    assert fedavg.plan(plan, {}) == plan
+def load(**run: Any) -> strategies.Chain:
+    return strategies.load(RunSettings.model_validate(run))
 
 
-def test_fedavg_refuses_options_by_name() -> None:
-    with pytest.raises(SettingsError, match=r"fedavg has no options, got decay, mu"):
-        fedavg.plan(Plan(), {"mu": 1, "decay": 2})
+def test_a_strategy_names_a_stage_of_each_kind() -> None:
+    assert load().names == {"node_rule": "plain", "combiner": "mean", "server_rule": "fedavg"}
+    assert load(strategy="fedprox").names["node_rule"] == "proximal"
+    assert load(strategy="fedacg").names["server_rule"] == "fedacg"
+    assert load(strategy="median").names["combiner"] == "median"
 
 
-def test_the_sum_is_rounded_once() -> None:
-    """In float32 steps 1 + 2**-25 + 2**-25 would stay 1; in float64 it reaches the next number."""
-    weights = Weights({"w": np.array([1.0], np.float32)})
-    assert moved(weights, {"w": np.array([2.0**-24 + 2.0**-30])})["w"][0] == np.float32(1 + 2.0**-23)
+def test_a_setting_replaces_a_stage_of_it() -> None:
+    chain = load(strategy="fedacg", node_rule="proximal", combiner="trimmed_mean", server_rule="fedyogi")
+    assert chain.names == {"node_rule": "proximal", "combiner": "trimmed_mean", "server_rule": "fedyogi"}
 
 
-@pytest.mark.parametrize(
-    ("options", "before", "mu"),
-    [
-        ({}, 0.0, 0.01),
-        ({}, 0.3, 0.3),
-        ({"mu": 0.5}, 0.3, 0.5),
-        ({"mu": 1000}, 0.0, 1000.0),
-    ],
-)
-def test_fedprox_asks_the_nodes_for_its_term(options: dict[str, Any], before: float, mu: float) -> None:
-    assert fedprox.plan(Plan(proximal_mu=before), options).proximal_mu == mu
+def test_an_option_goes_to_the_stage_that_has_it() -> None:
+    given = {"mu": 0.5, "trim": 0.3, "server_momentum": 0.85}
+    chain = load(strategy="fedacg", node_rule="proximal", combiner="trimmed_mean", strategy_options=given)
+    assert chain.plan(Plan()).proximal_mu == 0.5
+    assert chain.options["combiner"] == trimmed_mean.Options(trim=0.3)
+    assert chain.options["server_rule"] == fedacg.Options(server_momentum=0.85)
 
 
-@pytest.mark.parametrize("mu", [0, -1, 1000.1, True, "much", float("nan"), None])
-def test_fedprox_refuses_a_wrong_mu_and_says_what_is_right(mu: Any) -> None:
-    with pytest.raises(SettingsError, match=r"strategy_options\.mu is .*, expected a number above 0"):
-        fedprox.plan(Plan(), {"mu": mu})
+def test_an_option_of_a_stage_that_was_replaced_is_refused() -> None:
+    load(strategy="fedacg", strategy_options={"server_momentum": 0.9})
+    with pytest.raises(SettingsError, match=r"of plain, mean, fedavg: no option 'server_momentum'.*'fedacg'"):
+        load(strategy="fedacg", server_rule="fedavg", strategy_options={"server_momentum": 0.9})
 
 
-def test_fedprox_refuses_other_options() -> None:
-    with pytest.raises(SettingsError, match="fedprox knows `mu` only, got nu"):
-        fedprox.plan(Plan(), {"mu": 1, "nu": 2})
+def test_a_settings_file_of_the_version_before_means_what_it_meant() -> None:
+    """A run that is open in the journal goes on: its settings have none of the new names."""
+    journaled = '{"strategy": "fedprox", "strategy_options": {"mu": 0.1}, "rounds": 4}'
+    chain = strategies.load(RunSettings.model_validate_json(journaled))
+    assert chain.names == {"node_rule": "proximal", "combiner": "mean", "server_rule": "fedavg"}
+    assert chain.plan(Plan()) == Plan(proximal_mu=0.1)
+    assert chain.streams and chain.least_updates == 1
+
+
+@pytest.mark.parametrize("mu", [0, -1, 1000.1, True, "much", float("nan"), float("inf"), [1]])
+def test_a_wrong_value_is_refused_with_what_is_right(mu: Any) -> None:
+    with pytest.raises(
+        SettingsError, match=r"strategy_options\.mu is .*, expected a number over 0, at most 1_000"
+    ):
+        strategies.load(RunSettings.model_construct(strategy="fedprox", strategy_options={"mu": mu}))
+
+
+def test_a_whole_number_is_asked_for_where_it_is_one() -> None:
+    with pytest.raises(SettingsError, match=r"steps is 2\.5, expected a whole number 1 to 100"):
+        load(strategy="geometric_median", strategy_options={"steps": 2.5})
+
+
+def test_a_whole_number_will_do_for_a_number() -> None:
+    assert load(strategy="fedprox", strategy_options={"mu": 1000}).plan(Plan()).proximal_mu == 1000.0
+    assert (
+        load(strategy="fedadagrad", strategy_options={"beta1": 0}).options["server_rule"]
+        == fedadagrad.Options()
+    )

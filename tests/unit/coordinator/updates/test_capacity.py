@@ -43,6 +43,7 @@ def test_what_is_taken_for_granted_of_our_broker_is_what_its_configuration_says(
         (14_000_000, OURS, PLENTY, 10),
         (14_000_000, UNKNOWN, PLENTY, 6),
         (14_000_000, OURS, 512 * 2**20, 4),
+        (14_000_000, OURS, 4 * 8 * 14_000_000, 4),
         (100_000_000, OURS, PLENTY, 2),
         (256 * 2**20, OURS, PLENTY, 1),
         (256 * 2**20, UNKNOWN, 2**20, 1),
@@ -95,6 +96,7 @@ def test_an_operator_may_say_a_number(tmp_path: Path) -> None:
 def test_what_the_broker_queues_may_be_said() -> None:
     assert most_uploads(14_000_000, UNKNOWN, PLENTY) == 6
     assert most_uploads(14_000_000, UNKNOWN, PLENTY, queue_messages=10_000) == ALWAYS
+    assert most_uploads(40_000_000, UNKNOWN, PLENTY, queue_messages=10_000) == 5, "its bytes as by default"
     assert most_uploads(14_000_000, OURS, PLENTY, queue_messages=500) == 4
     assert most_uploads(14_000_000, OURS, PLENTY, queue_bytes=56_000_000) == 3
     assert most_uploads(14_000_000, OURS, PLENTY, queue_messages=10) == 1

@@ -82,6 +82,15 @@ def test_runs_past_the_end_and_backwards_are_left_out() -> None:
     assert flow.waiting(DIGEST_B) == 0
 
 
+def test_a_blob_of_which_nothing_is_wanted_is_not_in_line(
+    world: tuple[MemoryBroker, MemoryBus, MemoryBus],
+) -> None:
+    _, sender, _ = world
+    flow = ChunkFlow()
+    assert add(flow, B, [], "b") == 0
+    assert flow.pump(sender, 100) == 0
+
+
 def test_cancel_and_clear(world: tuple[MemoryBroker, MemoryBus, MemoryBus]) -> None:
     _, sender, receiver = world
     flow = ChunkFlow()
@@ -160,3 +169,36 @@ def test_a_patient_sender_does_not_repeat_what_is_still_on_its_way(
     assert ask(patient=True) == 3
     flow.pump(sender, 10)
     assert ask(patient=False) == 3
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_was_given_up_is_not_on_its_way_any_more(
+    world: tuple[MemoryBroker, MemoryBus, MemoryBus], waits: bool
+) -> None:
+    _, sender, _ = world
+    for forget in (lambda flow: flow.cancel(DIGEST_A), ChunkFlow.clear):
+        flow = ChunkFlow()
+
+        def ask(end: int, flow: ChunkFlow = flow) -> int:
+            return flow.add(DIGEST_A, len(A), [(0, end)], topic=str, read=reader(A), patient=True)
+
+        ask(3)
+        flow.pump(sender, sender.backlog + (2 if waits else 3))
+        assert ask(3) == 0
+        forget(flow)
+        assert ask(3) == 3
+
+
+def test_a_single_chunk_is_on_its_way_until_it_is_acknowledged(
+    world: tuple[MemoryBroker, MemoryBus, MemoryBus],
+) -> None:
+    _, sender, _ = world
+    flow = ChunkFlow()
+
+    def ask() -> int:
+        return flow.add(DIGEST_A, len(A), [(0, 1)], topic=str, read=reader(A), patient=True)
+
+    ask()
+    flow.pump(sender, 10)
+    flow.pump(sender, 10)
+    assert ask() == 0

@@ -367,6 +367,17 @@ def test_who_is_known_or_being_answered_does_not_give_way(serve: Serve, app: App
     assert b"200 OK" in ask(server)
 
 
+def test_who_has_its_answer_and_sends_on_gives_way(serve: Serve) -> None:
+    """A body that is not read is still on its way when its sender has been refused."""
+    server = serve(max_of_address=2)
+    with contextlib.ExitStack() as here:
+        for _ in range(6):
+            link = here.enter_context(connected(server))
+            link.sendall(post(10**9, body=b""))
+            assert link.recv(12) == b"HTTP/1.1 200"
+        assert b"200 OK" in ask(server)
+
+
 def test_an_error_of_the_application_is_answered_and_the_next_request_too(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:

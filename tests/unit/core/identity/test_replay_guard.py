@@ -10,11 +10,11 @@ from apiary.identity.replay_guard import AHEAD_MS, RETRY_MS, DiskMarks
 
 
 def test_marks_outlive_the_process(tmp_path: Path) -> None:
-    marks = DiskMarks(tmp_path / "deep" / "marks.sqlite", lambda: 0.0)
+    marks = DiskMarks(tmp_path / "very" / "deep" / "marks.sqlite", lambda: 0.0)
     assert [marks.admit("hive", "t", n) for n in (5, 4, 9, 9)] == [0, 5, 5, 9]
     assert marks.admit("pi", "t", 1) == 0
     # As a kill leaves it: not closed.
-    again = DiskMarks(tmp_path / "deep" / "marks.sqlite", lambda: 0.0)
+    again = DiskMarks(tmp_path / "very" / "deep" / "marks.sqlite", lambda: 0.0)
     assert again.admit("hive", "t", 1) == 9
     assert again.admit("hive", "u", 1) == 0
 
@@ -24,7 +24,18 @@ def test_marks_are_bounded_and_the_oldest_goes(tmp_path: Path) -> None:
     for n in (4, 1, 3, 2):
         marks.admit("hive", f"t{n}", n)
     assert [marks.admit("hive", f"t{n}", n) for n in (4, 3, 2)] == [4, 3, 2]
+    for _ in range(3):
+        assert [marks.admit("hive", f"t{n}", n + 5) > 0 for n in (4, 3, 2)] == [True] * 3, "no new ones"
     assert marks.admit("hive", "t1", 1) == 0
+    for n in range(10, 30):
+        marks.admit("hive", f"t{n}", n, key="k", since=1)
+    assert [marks.admit("hive", f"t{n}", n, key="k", since=1) for n in (29, 28, 27)] == [29, 28, 27]
+    assert [rows(marks, table) for table in ("mark", "certified")] == [3, 3]
+
+
+def rows(marks: DiskMarks, table: str) -> int:
+    (count,) = marks._db.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+    return int(count)
 
 
 def test_the_counter_follows_the_clock_and_never_goes_back(tmp_path: Path) -> None:
@@ -44,11 +55,72 @@ def test_the_counter_follows_the_clock_and_never_goes_back(tmp_path: Path) -> No
 
 def test_many_restarts_with_a_dead_clock_only_go_up(tmp_path: Path) -> None:
     said = []
-    for _ in range(5):
+    for times in (1, 3, 1, 1, 3):
         marks = DiskMarks(tmp_path / "m", lambda: 0.0)
-        said += [marks.issue() for _ in range(3)]
+        said += [marks.issue() for _ in range(times)]
         marks.close()
     assert said == sorted(set(said))
+
+
+@pytest.mark.parametrize("clock", [-5.0, -3.0 * 86_400])
+def test_a_clock_before_1970_numbers_from_0(clock: float) -> None:
+    assert DiskMarks(None, lambda: clock).issue() == 0
+
+
+def test_a_clock_that_is_right_restarts_above_a_long_life(tmp_path: Path) -> None:
+    now = [1_000.0]
+    marks = DiskMarks(tmp_path / "m", lambda: now[0])
+    for _ in range(20):
+        now[0] += 61.0
+        last = marks.issue()
+    assert rows(marks, "counter") == 1
+    now[0] -= 3600.0
+    assert DiskMarks(tmp_path / "m", lambda: now[0]).issue() > last
+
+
+def test_a_number_that_is_a_day_ahead_to_the_millisecond_counts(tmp_path: Path) -> None:
+    now = [200.0 * DAY_S]
+    last = DiskMarks(tmp_path / "m", lambda: now[0]).issue()
+    now[0] += AHEAD_MS / 1000 - DAY_S
+    assert DiskMarks(tmp_path / "m", lambda: now[0]).issue() > last
+
+
+def test_what_is_said_and_heard_again_writes_nothing(tmp_path: Path) -> None:
+    """A node writes its card less: the counter once a minute, a mark where it is newer."""
+    marks = DiskMarks(tmp_path / "m", lambda: 100.0)
+    marks.issue()
+    marks.admit("pi", "t", 9, key="a", since=10)
+    done: list[str] = []
+    marks._db.set_trace_callback(done.append)
+    assert marks.issue() == 100_001
+    marks.admit("pi", "t", 9, key="a", since=10)
+    assert [s for s in done if not s.strip().startswith("SELECT")] == []
+    marks.admit("pi", "t", 10, key="a", since=10)
+    (written,) = [s for s in done if not s.strip().startswith("SELECT")]
+    assert written.startswith("INSERT OR REPLACE INTO mark")
+
+
+def test_a_mark_and_its_key_are_written_together(tmp_path: Path) -> None:
+    marks = DiskMarks(tmp_path / "m", lambda: 100.0)
+    done: list[str] = []
+    marks._db.set_trace_callback(done.append)
+    marks.admit("pi", "t", 9, key="a", since=10)
+    begin, commit = done.index("BEGIN"), done.index("COMMIT")
+    assert [s.split()[4] for s in done[begin + 1 : commit]] == ["mark", "certified"]
+
+
+def test_the_file_takes_many_small_writes(tmp_path: Path) -> None:
+    marks = DiskMarks(tmp_path / "m", lambda: 100.0)
+    assert marks._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    normal = 1
+    assert marks._db.execute("PRAGMA synchronous").fetchone() == (normal,)
+
+
+def test_who_is_closed_takes_no_more(tmp_path: Path) -> None:
+    marks = DiskMarks(tmp_path / "m", lambda: 100.0)
+    marks.close()
+    with pytest.raises(StoreError, match=r"cannot keep what was signed in .*/m: "):
+        marks.admit("pi", "t", 9)
 
 
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -64,6 +136,19 @@ def test_a_torn_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert marks.admit("hive", "t", 1) == 0
     assert "set aside" in caplog.text
     assert (tmp_path / "m.torn").is_file()
+
+
+def test_what_belonged_to_a_torn_file_is_not_taken_for_the_new_ones(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    DiskMarks(path, lambda: 0.0).close()
+    marks = DiskMarks(path, lambda: 0.0)
+    marks.admit("hive", "t", 9)
+    left = {name: (tmp_path / name).read_bytes() for name in ("m-wal", "m-shm")}
+    marks.close()
+    for name, data in left.items():
+        (tmp_path / name).write_bytes(data)
+    path.write_bytes(b"not a database" * 1000)
+    assert DiskMarks(path, lambda: 0.0).admit("hive", "t", 1) == 0
 
 
 def test_a_disk_that_refuses_the_counter_stops_nobody_from_speaking(
@@ -101,6 +186,8 @@ def test_a_key_that_was_certified_later_begins_anew_and_the_one_before_does_not_
     again = DiskMarks(tmp_path / "m", lambda: 100.0)
     assert again.admit("pi", "t", 6, **old) == 7
     assert again.admit("pi", "t", 6, **new) == 7
+    # The same key with a new certificate goes on where it was.
+    assert again.admit("pi", "t", 6, key="b", since=30) == 7
     # Certified within the same second, or by an authority whose clock was set back: the number decides.
     for since in (20, 5):
         assert again.admit("pi", "t", 6, key="c", since=since) == 7
@@ -166,7 +253,7 @@ def test_a_clock_that_jumps_about_fills_no_disk(tmp_path: Path) -> None:
     for day in range(400, 0, -4):
         now[0] = day * DAY_S
         marks.issue()
-    assert marks._db.execute("SELECT count(*) FROM counter").fetchone()[0] <= 8
+    assert marks._db.execute("SELECT count(*) FROM counter").fetchone()[0] == 8
 
 
 def test_how_far_messages_are_numbered_is_on_the_disk_before_the_first_is_said(tmp_path: Path) -> None:

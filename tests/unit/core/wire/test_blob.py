@@ -10,7 +10,7 @@ import pytest
 
 from apiary.errors import BlobError, SettingsError
 from apiary.tensors import Weights
-from apiary.wire.blob import MAX_HEADER_BYTES, MAX_TENSORS, decode, encode
+from apiary.wire.blob import MAX_HEADER_BYTES, MAX_TENSORS, decode, encode, most_bytes
 
 WEIGHTS = Weights(
     {
@@ -58,6 +58,8 @@ def test_no_weights_at_all_is_a_document_too() -> None:
 
 
 ROW = ["a", "f4", [2], 0, []]
+LARGEST = float(np.finfo(np.float32).max)
+BEYOND = float(np.nextafter(LARGEST, np.inf))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,8 @@ ROW = ["a", "f4", [2], 0, []]
         (b"\x92", "not a weights blob"),
         (b"PK\x03\x04 a zip file", "not a weights blob"),
         (b"\x92\xc1\xc1", "does not hold"),
+        (b"\x92\xc1", "does not hold"),
+        (b"\x92" + msgpack.packb([1]) + b"\xc4\x00", "its header is not of version 1"),
         (document([ROW], bytes(8))[:-1], "binary of 8 bytes, but 7 follow"),
         (document([ROW], bytes(8)) + b"x", "binary of 8 bytes, but 9 follow"),
         (document([ROW], bytes(12)), "4 bytes follow the last tensor"),
@@ -77,18 +81,30 @@ ROW = ["a", "f4", [2], 0, []]
         (document([ROW], bytes(8), codec="../../etc"), "codecs: no "),
         (document([ROW], bytes(8), codec=7), "fields of the wrong type"),
         (document([ROW], bytes(8), about=[]), "fields of the wrong type"),
+        (document([], b"", tensors={}), "fields of the wrong type"),
         (document([ROW, ROW], bytes(16)), "tensor 'a' is described wrongly"),
+        (document([ROW, ["a", "f4", [2], 8, []]], bytes(16)), "tensor 'a' is described wrongly"),
+        (document([[7, "f4", [2], 0, []]], bytes(8)), "tensor '7' is described wrongly"),
         (document([["a", "f8", [1], 0, []]], bytes(8)), "tensor 'a' is described wrongly"),
         (document([["a", ["f4"], [2], 0, []]], bytes(8)), "unhashable"),
         (document([["a", "f4", [2], 4, []]], bytes(8)), "tensor 'a' is described wrongly"),
         (document([["a", "f4", [-2], 0, []]], bytes(8)), "tensor 'a' has a wrong shape"),
+        (document([["a", "f4", [2, -1], 0, []]], bytes(8)), "tensor 'a' has a wrong shape"),
         (document([["a", "f4", [2.0], 0, []]], bytes(8)), "tensor 'a' has a wrong shape"),
+        (document([["a", "f4", [2, True], 0, []]], bytes(8)), "tensor 'a' has a wrong shape"),
+        (document([["a", "f4", [2**31], 0, []]], bytes(8)), "tensor 'a' has a wrong shape"),
         (document([["a", "f4", [1] * 9, 0, []]], bytes(4)), "tensor 'a' has a wrong shape"),
         (document([["a", "f4", [2**31 - 1] * 8, 0, []]], bytes(8)), "tensor 'a' ends past the end"),
+        (document([["a", "f2", [5], 0, []]], bytes(8)), "tensor 'a' ends past the end"),
+        (document([["a", "u1", [9], 0, []]], bytes(8)), "tensor 'a' ends past the end"),
+        (document([["a", "f2", [4], 0, []]], bytes(8)), "dtype f2 with 0 parameters, expected f4"),
+        (document([["a", "u1", [8], 0, []]], bytes(8)), "dtype u1 with 0 parameters, expected f4"),
         (document([["a", "f4", [2], 0, [1.0]]], bytes(8)), "dtype f4 with 1 parameters, expected f4"),
         (document([["a", "i1", [8], 0, []]], bytes(8)), "dtype i1 with 0 parameters, expected f4"),
         (document([["a", "f4", [2], 0, ["x"]]], bytes(8)), "not a finite float32 number"),
         (document([["a", "i1", [8], 0, [1e39]]], bytes(8), codec="int8"), "not a finite float32 number"),
+        (document([["a", "i1", [8], 0, [BEYOND]]], bytes(8), codec="int8"), "not a finite float32 number"),
+        (document([["a", "i1", [8], 0, [True]]], bytes(8), codec="int8"), "not a finite float32 number"),
         (
             document([["a", "i1", [8], 0, [float("nan")]]], bytes(8), codec="int8"),
             "not a finite float32 number",
@@ -102,15 +118,47 @@ ROW = ["a", "f4", [2], 0, []]
             document([[f"t{i}", "f4", [0], 0, []] for i in range(MAX_TENSORS + 1)], b""),
             "exceeds max_array_len",
         ),
-        (document([], b"", about={"x": "y" * 2_000}), "exceeds max_str_len"),
+        (document([], b"", about={"x": "y" * 1025}), "exceeds max_str_len"),
+        (document([], b"", about={str(i): i for i in range(65)}), "exceeds max_map_len"),
+        (document([], b"", about={"x": b"y"}), "exceeds max_bin_len"),
     ],
-    ids=range(34),
+    ids=range(50),
 )
 def test_bad_document_is_refused_with_who_and_why(data: bytes, message: str) -> None:
     with pytest.raises(BlobError, match=message) as caught:
         decode(data, who="node pi-07")
     assert str(caught.value).startswith("node pi-07: ")
     assert len(str(caught.value)) < 300
+
+
+def test_what_is_at_a_limit_is_read() -> None:
+    about = {"x" * 1024: "y" * 1024} | {str(i): i for i in range(63)}
+    rows = [["a", "i1", [1] * 7 + [8], 0, [LARGEST]]]
+    got = decode(document(rows, bytes(8), codec="int8", about=about), who="n")
+    assert got.about == about and got.weights["a"].shape == (1, 1, 1, 1, 1, 1, 1, 8)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(2**20, True), (2**20 + 1, False)])
+def test_a_header_has_at_most_a_mebibyte(size: int, fits: bool) -> None:
+    rows: list[list[Any]] = [[f"{i:0235d}", "f4", [0], 0, []] for i in range(4090)]
+    left = size - (len(document(rows, b"")) - 6)
+    for row in rows[: left // 19]:
+        row[0] += "x" * 19
+    rows[-1][0] += "x" * (left % 19)
+    longest = document(rows, b"")
+    assert len(longest) == 1 + size + 5
+    if fits:
+        assert len(decode(longest, who="n").weights) == 4090
+    else:
+        with pytest.raises(BlobError, match="does not hold"):
+            decode(longest, who="n")
+
+
+def test_the_most_that_an_update_may_take() -> None:
+    shapes = {"w": (3, 5), "b": (5,)}
+    header = len(msgpack.packb({"v": 1, "codec": "int8", "about": {}, "tensors": []}))
+    rows = 1 + 2 + 3 + 3 + 1 + 1 + 4 * 9 + 1 + 2 + 3 + 2 + 1 + 1 + 4 * 9
+    assert most_bytes(shapes, "int8") == header + rows + 1024 + 20
 
 
 def test_limit_of_tensors_is_reached_from_below() -> None:

@@ -70,7 +70,7 @@ def test_repetition_is_none_and_missing_tells_the_rest() -> None:
     assert assembly.missing() == [(0, 1), (2, 4)]
     assert assembly.missing(limit=1) == [(0, 1)]
     assembly.forget()
-    assert assembly.missing() == [(0, 4)]
+    assert assembly.missing() == [(0, 4)] and assembly.received == 0
 
 
 GOOD = chunk(1)
@@ -107,6 +107,24 @@ def test_wrong_chunk_is_refused_and_stays_missing(index: int, payload: bytes, me
     assert assembly.received == 0
 
 
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 65_535, 65_536, CHUNK_BYTES])
+def test_a_chunk_of_any_size_comes_through(size: int) -> None:
+    data = BLOB[:size]
+    digest = digest_of(data)
+    taken = Assembly(digest, size).accept(0, encode(digest, 0, data))
+    assert taken is not None and (taken[0], bytes(taken[1])) == (0, data)
+
+
+@pytest.mark.parametrize(("more", "message"), [(0, "holds .* bytes, expected 17"), (1, "expected about 17")])
+def test_a_payload_that_is_longer_than_any_envelope_is_refused_by_its_length(more: int, message: str) -> None:
+    longest = 17 + ENVELOPE_BYTES + more
+    envelope = len(encode(DIGEST, 3, bytes(50))) - 50
+    payload = encode(DIGEST, 3, bytes(longest - envelope))
+    assert len(payload) == longest
+    with pytest.raises(ChunkError, match=message):
+        Assembly(DIGEST, len(BLOB)).accept(3, payload)
+
+
 def test_what_is_not_verified_is_told_apart_once_the_whole_is_there() -> None:
     assembly = Assembly(DIGEST, len(BLOB))
     stored = bytearray(len(BLOB))
@@ -116,10 +134,12 @@ def test_what_is_not_verified_is_told_apart_once_the_whole_is_there() -> None:
         assert taken is not None
         stored[taken[0] : taken[0] + len(taken[1])] = taken[1]
     assert assembly.complete and assembly.damaged(memoryview(stored)) == [1]
-    assembly.lost(1)
+    for _ in range(2):
+        assembly.lost(1)
+        assert assembly.received == 3
     assert assembly.missing() == [(1, 2)] and assembly.damaged(memoryview(stored)) == []
     assembly.forget()
-    assert assembly.damaged(memoryview(stored)) == []
+    assert assembly.damaged(memoryview(bytes(len(BLOB)))) == [], "none has come yet"
 
 
 def test_damage_is_told_even_where_the_chunk_is_there_already() -> None:
@@ -136,12 +156,14 @@ def test_ranges_and_indices_are_each_others_inverse() -> None:
     assert list(indices(runs, 100)) == some
     assert list(indices(runs, 6)) == [0, 1, 2, 5]
     assert ranges([]) == []
+    assert ranges(range(0, 5000, 2)) == [(i, i + 1) for i in range(0, 2000, 2)], "a message has an end"
 
 
 def test_list_of_runs_from_a_peer_costs_no_more_than_the_blob_has_chunks() -> None:
     chunks = count(MAX_BLOB_BYTES)
     hostile = [(0, 2**40)] * 2_000
     assert list(islice(indices(hostile, chunks), 2 * chunks)) == list(range(chunks))
+    assert list(indices([(7, 7), (2, 5)], chunks)) == [2, 3, 4]
     assert list(indices([(5, 3), (2**40, 2**40), (-3, 2), (1, 4)], chunks)) == [0, 1, 2, 3]
 
 
@@ -152,10 +174,26 @@ def test_a_chunk_names_itself() -> None:
     assert named(payload) == (digest[:16], 1)
 
 
+NO_LIST = "not a list of four"
+OTHER_TYPE = "its digest, index or checksum is of another type"
+NO_BINARY = "no binary where one is expected"
+
+
 @pytest.mark.parametrize(
-    "payload",
-    [b"", b"\x93\x01\x02\x03", msgpack.packb([b"x" * 8, -1.5, 3, b"x"]), msgpack.packb(["text", 0, 3, b"x"])],
+    ("payload", "why"),
+    [
+        (b"", ""),
+        (b"\x93\x01\x02\x03", NO_LIST),
+        (b"\x93" + msgpack.packb([b"x" * 8, 1, 3, b"data"])[1:], NO_LIST),
+        (b"\x95" + msgpack.packb([b"x" * 8, 1, 3, b"data"])[1:], NO_LIST),
+        (b"\x94" + msgpack.packb([b"x" * 8, 1, 3])[1:], NO_BINARY),
+        (msgpack.packb([b"x" * 8, -1.5, 3, b"x"]), OTHER_TYPE),
+        (msgpack.packb([b"x" * 8, True, 3, b"x"]), OTHER_TYPE),
+        (msgpack.packb([b"x" * 8, 1, 3.0, b"x"]), OTHER_TYPE),
+        (msgpack.packb([b"x" * 8, 1, False, b"x"]), OTHER_TYPE),
+        (msgpack.packb(["text", 0, 3, b"x"]), OTHER_TYPE),
+    ],
 )
-def test_what_names_no_chunk_is_refused(payload: bytes) -> None:
-    with pytest.raises(ChunkError, match="a chunk is not a chunk"):
+def test_what_names_no_chunk_is_refused(payload: bytes, why: str) -> None:
+    with pytest.raises(ChunkError, match=f"a chunk is not a chunk: {why}"):
         named(payload)

@@ -105,6 +105,10 @@ def test_when_the_hours_begin_again(minute: int, seconds: float) -> None:
     assert opens_in_s(Hours(), minute) == 0
 
 
+def test_the_hours_of_tomorrow_come_after_midnight() -> None:
+    assert opens_in_s(hours.parse(["08:00-18:00"], "test"), 18 * 60 + 20) == (24 - 18 + 8) * 3600 - 20 * 60
+
+
 def test_a_pause_ends_once_all_was_well_for_a_while_and_not_in_between() -> None:
     heat = {Reason.HEAT: "81"}
     pause = advance(TrainingPause(), heat, 100.0, settle_s=30.0)
@@ -135,6 +139,12 @@ def test_what_frees_memory_and_what_only_rests(reason: Reason) -> None:
     assert pause.frees_memory(0.0, GUEST) is (reason in (Reason.HOURS, Reason.MEMORY, Reason.DISK))
     assert pause.frees_memory(GUEST.freeze_s, GUEST)
     assert not TrainingPause().frees_memory(1e9, GUEST)
+
+
+def test_a_reason_that_does_not_pass_soon_frees_memory_whatever_else_applies() -> None:
+    pause = advance(TrainingPause(), {Reason.HEAT: "hot", Reason.HOURS: "day"}, 0.0, settle_s=30.0)
+    assert pause.frees_memory(0.0, GUEST)
+    assert pause.text == "hot; day"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +200,21 @@ def test_more_of_anything_takes_more_room() -> None:
     assert room(announcement(), missing=9 * MB).disk == least.disk + 6 * MB
 
 
+def test_the_room_of_a_round_is_what_the_manual_says() -> None:
+    """docs/appliance.md: 80 MB + 20 W + 8 B A + base + 1.1 N P, and twice the first terms on keras."""
+    steps, pictures = 8 * 16 * 293_544, int(1.1 * 100 * 27_648) + 27_648
+    told = announcement(base=BlobRef(digest="b" * 64, bytes=9 * MB))
+    memory = 80 * MB + 20 * 840_000 + steps + 9 * MB + pictures
+    assert room(told) == RoundNeeds(memory, memory + 100 * MB, 3 * MB + 2 * 840_000)
+    memory = 620 * MB + 2 * (20 * 840_000 + steps + 9 * MB) + pictures
+    assert room(told, runtime="keras") == RoundNeeds(memory, memory + 2500 * MB, 3 * MB + 2 * 840_000)
+    assert room(told, runtime="another") == room(told)
+    weights = 80 * MB + 20 * 840_000
+    features = announcement(needs=Needs(picture_bytes=27_648, features=1280))
+    assert room(features).memory == weights + int(1.1 * 100 * 4 * 1280) + 27_648
+    assert room(announcement(needs=None)).memory == weights
+
+
 def test_features_stand_for_their_pictures() -> None:
     features = announcement(needs=Needs(picture_bytes=76_800, features=1280))
     assert room(features, samples=1000).memory < room(announcement(), samples=1000).memory
@@ -203,7 +228,7 @@ def test_a_coordinator_that_does_not_tell_what_its_model_needs_is_judged_by_its_
     ("found", "settings", "expected"),
     [
         (Readings(), {}, None),
-        (Readings(memory_available=125 * MB), {}, None),
+        (Readings(memory_available=124 * MB), {}, None),
         (
             Readings(memory_available=123 * MB),
             {},

@@ -219,6 +219,41 @@ def test_the_labelling_of_another_is_undone_only_if_that_is_confirmed(store: Sam
     assert store.counts().labelled == {"cat": 1}
 
 
+class Interrupted(Terminal):
+    """A person who is slow: somebody else labels `sample` before the first answer."""
+
+    def __init__(self, store: SampleStore, sample: SampleId, *answers: str):
+        super().__init__(*answers)
+        self.store, self.sample = store, sample
+
+    def ask(self, prompt: str) -> str:
+        if not self.prompts:
+            self.store.label([self.sample], "dog", "bob")
+        return super().ask(prompt)
+
+
+def test_what_somebody_labelled_meanwhile_is_neither_labelled_nor_deleted_unasked(store: SampleStore) -> None:
+    ids = add(store, 2)
+    person = Interrupted(store, ids[1], "cat", "n", "q")
+    assert label_all(store, person) == 0
+    assert person.prompts[1] == "bob gave it 'dog' meanwhile: make it 'cat'? [y/N] "
+    person = Interrupted(store, ids[0], "d", "n", "q")
+    label_all(store, person)
+    assert person.prompts[1] == "bob gave it 'dog' meanwhile: delete it? [y/N] "
+    assert store.counts().labelled == {"dog": 2}
+    store.label(ids, None, "bob")
+    label_all(store, Interrupted(store, ids[1], "d", "y", "q"))
+    assert store.counts().total == 1
+
+
+def test_what_is_typed_for_a_label_stays_as_digits_come(store: SampleStore) -> None:
+    add(store, 4)
+    person = Terminal("cat", "1", "=1", "q")
+    assert label_all(store, person, "cat", "1") == 3
+    assert store.counts().labelled == {"1": 1, "cat": 2}
+    assert any("1 cat  =1 1" in line for line in person.said)
+
+
 def test_the_end_of_input_ends_it_and_an_empty_store_asks_nothing(store: SampleStore) -> None:
     assert label_all(store, Terminal()) == 0
     add(store, 1)
@@ -254,6 +289,16 @@ def test_import_list_label_undo_delete_and_stats(tmp_path: Path, capsys: pytest.
     assert loose["source"] == "loose.jpg" and Path(loose["file"]).is_file()
     code, out, _ = apiary(capsys, "samples", "label", loose["id"][:10], "--as", "fox", *state)
     assert (code, out) == (0, "changed: 1\n")
+    label = ("samples", "label", loose["id"][:10])
+    code, _, err = apiary(capsys, *label, "--as", "wolf", *state)
+    assert code == 3 and "has the label 'fox' (by " in err and "--was 'fox' is for those" in err
+    code, _, err = apiary(capsys, *label, "--was", "fox", "--as", "Cat", *state)
+    assert code == 3 and "'cat' is there" in err and "--new-label" in err
+    for was, to in (("fox", "Cat"), ("Cat", ""), ("", "fox")):
+        code, out, _ = apiary(capsys, *label, "--was", was, "--as", to, "--new-label", *state)
+        assert (code, out) == (0, "changed: 1\n")
+    code, _, err = apiary(capsys, "samples", "delete", loose["id"], "--was", "", *state)
+    assert code == 3 and "has the label 'fox'" in err and Path(loose["file"]).exists()
     _, out, _ = apiary(capsys, "samples", "stats", "--json", *state)
     assert json.loads(out)["labelled"] == {"cat": 2, "dog": 1, "fox": 1}
     _, out, _ = apiary(capsys, "samples", "undo", *state)

@@ -144,6 +144,10 @@ def test_new_labels_move_no_key(owner: Browser, store: SampleStore, ids: list[Sa
     assert owner.get("/api/state")["keys"] == {"apron": "2", "boot": "3"}
     give(owner, ids[:1], "boot", "vest")
     assert owner.get("/api/state")["keys"] == {"vest": "1", "apron": "2"}
+    give(owner, ids[2:4], None, "2")
+    assert owner.get("/api/state")["keys"] == {"vest": "1", "apron": "2"}, "a digit that comes later"
+    give(owner, ids[1:2], "apron", "vest")
+    assert owner.get("/api/state")["keys"] == {"vest": "1"}, "it comes back, by undo for instance"
 
 
 def test_filters_and_the_least_certain_first(owner: Browser, store: SampleStore, ids: list[SampleId]) -> None:
@@ -206,13 +210,27 @@ def test_deleting_wants_the_number_and_takes_the_thumbnail_too(
     assert owner.app.pages.thumbnails.held_bytes > 0
     file = store.path(ids[0])
     assert owner.post("/api/delete", {"ids": ids[:1]})[0] == 400
-    assert owner.post("/api/delete", {"ids": ids[:2], "confirm": 1})[0] == 400
+    assert owner.post("/api/delete", {"ids": ids[:2], "was": None, "confirm": 1})[0] == 400
+    assert owner.post("/api/delete", {"ids": ids[:1], "confirm": 1})[0] == 400, "it names no label it had"
     assert store.counts().total == 12
-    assert owner.post("/api/delete", {"ids": ids[:1], "confirm": 1}) == (200, {"deleted": 1})
+    gone = {"ids": ids[:1], "was": None, "confirm": 1}
+    assert owner.post("/api/delete", gone) == (200, {"deleted": 1})
     assert file is not None
     assert not file.exists()
     assert owner.app.pages.thumbnails.held_bytes == 0
     assert owner.ask("GET", f"/picture/small/{ids[0]}")[0] == 404
+    assert owner.post("/api/delete", gone) == (200, {"deleted": 0}), "a request that came twice"
+
+
+def test_what_somebody_else_labelled_is_not_deleted_unasked(
+    owner: Browser, store: SampleStore, ids: list[SampleId]
+) -> None:
+    store.label(ids[:1], "cat", "ann")
+    status, answer = owner.post("/api/delete", {"ids": ids[:3], "was": None, "confirm": 3})
+    assert status == 409 and [(s["id"], s["label"]) for s in answer["samples"]] == [(ids[0], "cat")]
+    assert store.counts().total == 12, "all of it, or none"
+    was = ["cat", None, None]
+    assert owner.post("/api/delete", {"ids": ids[:3], "was": was, "confirm": 3}) == (200, {"deleted": 3})
 
 
 def test_pictures_are_scaled_and_typed(owner: Browser, store: SampleStore) -> None:

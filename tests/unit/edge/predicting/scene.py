@@ -78,9 +78,11 @@ def frame(cat: int, dog: int, fox: int = 0) -> Bytes:
     return made
 
 
-def predictions_site(scene: Scene, gate: OwnerGate, *, camera: str = "no camera", kept: int = 2**20) -> Site:
+def predictions_site(
+    scene: Scene, gate: OwnerGate, *, camera: str = "no camera", kept: int = 2**20, max_count: int = 10_000
+) -> Site:
     """The page of a scene, whose store is in the scene's folder; of pictures it keeps `kept` bytes."""
-    edge = EdgeSettings(state_dir=scene.folder, store=StoreSettings(min_free_mb=0))
+    edge = EdgeSettings(state_dir=scene.folder, store=StoreSettings(min_free_mb=0, max_count=max_count))
     corrections = Corrections(Stores(lambda: SampleStore.of_node(edge)), LookedAt(90, kept), "usb 0")
     return site(
         scene.live,

@@ -39,10 +39,10 @@ def store(scene: Scene) -> Iterator[SampleStore]:
     made.close()
 
 
-def owner_of(scene: Scene, kept: int = 2**20) -> Browser:
+def owner_of(scene: Scene, kept: int = 2**20, max_count: int = 10_000) -> Browser:
     clock = Clock()
     gate = OwnerGate(TOKEN, 4912, clock, clock.pauses.append)
-    made = Browser(predictions_site(scene, gate, kept=kept), TOKEN)
+    made = Browser(predictions_site(scene, gate, kept=kept, max_count=max_count), TOKEN)
     made.login()
     return made
 
@@ -105,13 +105,21 @@ def test_a_label_that_somebody_else_gave_is_a_question_and_not_overwritten(
     assert store.page().samples[0].label == "fox"
     assert correct(owner, digest, "dog", was="fox")[0] == 200
     assert store.page().samples[0].label == "dog"
+    store.label([store.page().samples[0].id], None, "ann")
+    status, answer = correct(owner, digest, "fox", was="dog")
+    assert status == 409 and answer["label"] is None, "who took it away had a reason"
+    assert correct(owner, digest, "fox")[0] == 200
 
 
 def test_taking_it_back_gives_the_label_of_before(store: SampleStore, owner: Browser) -> None:
     digest = look(owner)
     first, second = correct(owner, digest, "fox")[1], correct(owner, digest, "dog", was="fox")[1]
     assert owner.post("/api/undo", second) == (200, {"id": first["id"], "label": "fox"})
-    assert owner.post("/api/undo", second)[0] == 409, "it is not dog any more"
+    assert owner.post("/api/undo", second)[0] == 200, "a request that came twice"
+    (sample,) = store.page().samples
+    store.label([sample.id], "cat", "ann")
+    assert owner.post("/api/undo", first)[1]["error"].startswith("this picture has the label 'cat'")
+    store.label([sample.id], "fox", "ann")
     assert owner.post("/api/undo", first)[0] == 200
     (sample,) = store.page().samples
     assert sample.label is None
@@ -155,10 +163,7 @@ def test_a_full_store_takes_nothing_and_says_so(scene: Scene, owner: Browser) ->
     full = SampleStore(scene.folder / "samples", None, StoreSettings(min_free_mb=0, max_count=1), time.time)
     full.add(Incoming(encode(frame(7, 7), 90), "import", label="cat"))
     full.close()
-    tight = owner_of(scene)
-    tight.app.pages._corrections._stores = lambda: SampleStore(  # type: ignore[attr-defined]
-        scene.folder / "samples", None, StoreSettings(min_free_mb=0, max_count=1), time.time
-    )
+    tight = owner_of(scene, max_count=1)
     assert look(tight) == digest
     status, answer = correct(tight, digest, "dog")
     assert status == 507 and "was not taken" in answer["error"]

@@ -185,3 +185,142 @@ def test_no_release_any_more_clears_all_of_it_once() -> None:
     )
     assert node == ReleaseState() and did == ["StopRelease", "Clear", "Report"]
     assert after(node, state.ReleaseAssigned(None)) == (node, [])
+
+
+# -- what each event leaves alone, and what its commands carry
+
+
+FETCHING = after(HAS_ONE, state.ReleaseAssigned(TWO))[0]
+TESTING = after(FETCHING, state.ReleaseFetched(TWO.file.digest))[0]
+FAILED = after(TESTING, state.TrialDone(None))[0]
+UNFIT = after(HAS_ONE, state.ReleaseAssigned(TWO, unfit="for armv7"))[0]
+NOTHING = ReleaseState()
+STATES = {n.state: n for n in (NOTHING, FETCHING, TESTING, HAS_ONE, FAILED, UNFIT)}
+
+
+@pytest.mark.parametrize(
+    ("event", "fits"),
+    [
+        (state.ReleaseFetched(TWO.file.digest), {"fetching"}),
+        (state.ReleaseFetched(ONE.file.digest), set()),
+        (state.FetchFailed("the disk is full"), {"fetching", "testing"}),
+        (state.Spoiled("sha256 differs"), {"fetching", "testing"}),
+        (state.TrialDone(GOOD), {"testing"}),
+        (state.TrialCrashed("signal 11"), {"testing"}),
+        (state.InUse(ONE.file.digest, "it crashes"), {"fetching", "testing", "healthy", "failed", "unfit"}),
+        (state.InUse(TWO.file.digest, "it crashes"), set()),
+    ],
+)
+def test_what_does_not_fit_the_state_changes_nothing(event: state.Event, fits: set[str]) -> None:
+    for name, node in STATES.items():
+        changed, did = after(node, event)
+        assert (changed != node) == (name in fits) and bool(did) == (name in fits), name
+
+
+def test_commands_carry_the_release_its_attempt_and_what_was_found() -> None:
+    third = TWO.model_copy(update={"attempt": 3})
+    node, commands = handle(HAS_ONE, state.ReleaseAssigned(third))
+    assert commands == [state.FetchRelease(third), state.Report()]
+    node, commands = handle(node, state.ReleaseFetched(third.file.digest))
+    assert commands == [state.StartTest(third), state.Report()]
+    node, commands = handle(node, state.TrialCrashed("signal 11"))
+    assert commands == [state.StartTest(third)]
+    refused, commands = handle(node, state.TrialCrashed("signal 6"))
+    assert commands == [state.Refuse("two", 3, "signal 6"), state.Report()] and refused.why == "signal 6"
+    healthy, commands = handle(node, state.TrialDone(GOOD))
+    assert commands == [state.Swap(third, GOOD), state.Report()]
+    assert healthy.current == Held("two", third.file.digest, 3, GOOD)
+    assert (healthy.tested, healthy.why) == (GOOD, None)
+    failed, commands = handle(node, state.TrialDone(GOOD, failed="other labels"))
+    assert commands == [state.Refuse("two", 3, "other labels"), state.Report()] and failed.tested == GOOD
+    back, commands = handle(healthy, state.InUse(third.file.digest, "it crashes"))
+    assert commands == [state.Refuse("two", 3, "it crashes"), state.Restore(None), state.Report()]
+    assert (back.state, back.why) == ("failed", "it crashes")
+    assert back.crashes == healthy.crashes + 1
+
+
+def test_another_attempt_at_the_release_that_is_here_needs_no_test() -> None:
+    again = ONE.model_copy(update={"attempt": 2})
+    for node in (replace(HAS_ONE, tested=None), replace(FAILED, previous=held("zero")), UNFIT):
+        found, did = after(node, state.ReleaseAssigned(again, unfit="for armv7"))
+        assert (found.state, found.wanted, found.why, did) == ("healthy", again, None, ["Report"])
+        assert found.current == replace(held("one"), attempt=2) and found.tested == GOOD
+        assert found.previous == node.previous
+
+
+def test_going_back_names_the_attempt_that_is_asked_for_and_stops_what_is_on_its_way() -> None:
+    again = ONE.model_copy(update={"attempt": 2})
+    has_two = ReleaseState(state="healthy", wanted=TWO, current=held("two"), previous=held("one"))
+    for node, stop in ((has_two, []), (replace(FETCHING, previous=held("one"), current=held("two")), [1])):
+        found, commands = handle(node, state.ReleaseAssigned(again))
+        assert commands == [*(state.StopRelease() for _ in stop), state.Restore(again), state.Report()]
+        assert (found.state, found.wanted, found.tested) == ("healthy", again, GOOD)
+        assert (found.current, found.previous) == (replace(held("one"), attempt=2), None)
+
+
+@pytest.mark.parametrize("more", [{"refused": "it crashed"}, {"unfit": "for armv7"}, {}])
+def test_another_assignment_stops_what_is_on_its_way_and_only_that(more: dict[str, Any]) -> None:
+    three = release("three")
+    for name, node in STATES.items():
+        if name != "none":
+            _, did = after(node, state.ReleaseAssigned(three, **more))
+            assert ("StopRelease" in did) == (name in ("fetching", "testing")), name
+
+
+def test_who_holds_nothing_of_the_kind_fetches_it() -> None:
+    node, did = after(NOTHING, state.ReleaseAssigned(ONE))
+    assert (node.state, node.current, did) == ("fetching", None, ["FetchRelease", "Report"])
+    node, _ = after(node, state.ReleaseFetched(ONE.file.digest), state.TrialDone(GOOD))
+    assert (node.state, node.current, node.previous) == ("healthy", held("one"), None)
+
+
+def test_a_release_that_failed_is_tried_again_where_it_is_no_longer_refused() -> None:
+    node, did = after(FAILED, state.ReleaseAssigned(TWO))
+    assert (node.state, node.why, did) == ("fetching", None, ["FetchRelease", "Report"])
+
+
+def test_the_same_file_under_another_name_keeps_the_one_before() -> None:
+    copy = TWO.model_copy(update={"name": "copy"})
+    node = ReleaseState(state="healthy", wanted=TWO, current=held("two"), previous=held("one"))
+    node, _ = after(
+        node, state.ReleaseAssigned(copy), state.ReleaseFetched(copy.file.digest), state.TrialDone(GOOD)
+    )
+    assert node.current is not None and node.current.release == "copy"
+    assert node.previous == held("one"), "not itself"
+
+
+def test_a_node_that_was_never_assigned_anything_gives_up_what_it_has() -> None:
+    """So it stands after a start: what the store holds, and no assignment yet."""
+    started = ReleaseState(current=held("one"))
+    assert after(started, state.ReleaseAssigned(None)) == (NOTHING, ["StopRelease", "Clear", "Report"])
+    node, did = after(started, state.InUse(ONE.file.digest, "it crashes"))
+    assert (node.state, node.current, node.why) == ("none", None, None)
+    assert did == ["Refuse", "Restore", "Report"]
+    for node in (FETCHING, replace(FETCHING, current=None), UNFIT):
+        assert after(node, state.ReleaseAssigned(None)) == (NOTHING, ["StopRelease", "Clear", "Report"])
+
+
+def test_what_fails_in_use_leaves_the_reason_of_what_is_assigned() -> None:
+    full, _ = after(FETCHING, state.FetchFailed("the disk is full"))
+    node, _ = after(full, state.InUse(ONE.file.digest, "it crashes"))
+    assert (node.state, node.why) == ("fetching", "the disk is full")
+
+
+def test_a_full_disk_is_said_during_a_test_too() -> None:
+    node, did = after(TESTING, state.FetchFailed("the disk is full"))
+    assert (node.state, node.why, did) == ("testing", "the disk is full", ["Report"])
+    assert after(node, state.FetchFailed("read-only"))[1] == ["Report"]
+    assert after(node, state.TrialDone(GOOD))[0].why is None
+
+
+def test_what_a_verdict_says() -> None:
+    limits = SlotSettings(min_accuracy=0.6, max_accuracy_drop=0.05)
+    assert judge(Findings(20, 11, 12, 1.0), limits) == (
+        "11 of 20 held-out pictures here right, expected 60% (edge.slots.min_accuracy)"
+    )
+    assert judge(Findings(20, 13, 15, 1.0), limits) == (
+        "13 of 20 held-out pictures here right, 15 by the present release: worse than "
+        "edge.slots.max_accuracy_drop = 0.05 allows"
+    )
+    assert judge(Findings(20, 20, None, 9e9), SlotSettings(max_inference_ms=None)) is None
+    assert judge(Findings(0, 0, None, 1.0), SlotSettings(min_accuracy=0.6, min_pictures=1)) is None

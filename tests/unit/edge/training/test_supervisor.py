@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import io
+import resource
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tests.stand_ins.memory_bus import MemoryBroker
 
 from apiary.blobs import BlobStore
 from apiary.bus.outlet import Outlet
 from apiary.errors import StoreError
-from apiary.settings import EdgeSettings
+from apiary.settings import EdgeSettings, StoreSettings
 from apiary.wire import NodeId
 from apiary.wire.chunks import digest_of
+from apiary.wire.held_out import MAX_ENTRIES, PREFIX_BYTES
 from apiary.wire.messages import Announcement, BlobRef, Bounds, Plan, TrainMetrics
 from apiary.wire.topics import Topics
+from apiary_edge.health.readings import MB
+from apiary_edge.samples.model import Added, Incoming
+from apiary_edge.samples.store import SampleStore
 from apiary_edge.stores import NodeStores
 from apiary_edge.training.job import TrainingEvent, TrainJob
 from apiary_edge.training.session import Event, Trained, TrainingFailed
-from apiary_edge.training.supervisor import MAX_CRASHES, TrainingSupervisor
+from apiary_edge.training.supervisor import MAX_CRASHES, OUT_OF_ADDRESSES, TrainingSupervisor
 from apiary_edge.transfer.channel import NodeChannel
 from apiary_edge.transfer.outbox import Outbox
 
+PARTS = ("model", "manifest", "trainer", "base", "held_out")
+"""What an announcement names by digest, and a job by path."""
 DIED = TrainingEvent(kind="crashed", text="the training child was ended by SIGSEGV", signal=signal.SIGSEGV)
 KILLED = TrainingEvent(kind="crashed", text="the training child was ended by SIGKILL", signal=signal.SIGKILL)
 
@@ -61,7 +70,7 @@ class ScriptedTraining:
 
 
 class Scene:
-    def __init__(self, folder: Path, **edge: Any):
+    def __init__(self, folder: Path, *, samples: SampleStore | None = None, **edge: Any):
         self.settings = EdgeSettings.model_validate(
             {"node_id": "pi-1", "state_dir": folder / "state", "data_dir": folder, **edge}
         )
@@ -77,7 +86,7 @@ class Scene:
         self.supervisor = TrainingSupervisor(
             self.settings,
             NodeChannel(NodeId("pi-1"), bus, topics, Outlet(bus, topics)),
-            NodeStores(BlobStore(folder / "blobs"), self.outbox),
+            NodeStores(BlobStore(folder / "blobs"), self.outbox, samples),
             self.training,
             self.events.append,
         )
@@ -121,7 +130,7 @@ def announcement(**more: Any) -> Announcement:
 def test_a_child_that_dies_of_itself_is_started_again_so_often_and_no_more(scene: Scene) -> None:
     scene.supervisor.begin(announcement(), 0.0)
     now = 0.0
-    for tries in range(1, MAX_CRASHES + 1):
+    for tries in (1, 2, 3):
         scene.tell(DIED, now)
         now += 2.0 ** (tries - 1)
         scene.supervisor.tick(now - 0.01)
@@ -132,7 +141,7 @@ def test_a_child_that_dies_of_itself_is_started_again_so_often_and_no_more(scene
     scene.tell(DIED, now)
     assert scene.events == [TrainingFailed(DIED.text)]
     scene.supervisor.tick(now + 1000.0)
-    assert scene.starts == MAX_CRASHES + 1 and len(scene.events) == 1
+    assert scene.starts == MAX_CRASHES + 1 == 4 and len(scene.events) == 1
 
 
 def test_one_that_is_killed_from_outside_is_started_again_as_long_as_the_round_lasts(scene: Scene) -> None:
@@ -156,6 +165,25 @@ def test_each_round_has_its_own_tries(scene: Scene) -> None:
         for _ in range(MAX_CRASHES):
             scene.tell(DIED, 0.0)
     assert scene.events == []
+
+
+@pytest.mark.parametrize("number", [*OUT_OF_ADDRESSES, signal.SIGKILL, signal.SIGTERM])
+def test_one_that_runs_out_of_addresses_under_a_limit_is_not_tried_again(
+    scene: Scene, number: signal.Signals
+) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    limit_mb = 64 * 10**6  # far above what this process has
+    died = TrainingEvent(kind="crashed", text="x" * 400, signal=number)
+    scene.supervisor.begin(announcement(), 0.0)
+    resource.setrlimit(resource.RLIMIT_AS, (limit_mb * MB, most))
+    try:
+        scene.tell(died, 0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    why = f"{'x' * 300}; its address space is limited to {limit_mb} MB (RLIMIT_AS, ulimit -v)"
+    assert scene.events == ([TrainingFailed(why)] if number in OUT_OF_ADDRESSES else [])
+    scene.supervisor.tick(1.0)
+    assert scene.starts == (1 if number in OUT_OF_ADDRESSES else 2)
 
 
 def test_training_that_takes_too_long_is_given_up_and_rest_does_not_count(tmp_path: Path) -> None:
@@ -188,6 +216,14 @@ def test_a_round_that_comes_while_it_rests_begins_after_the_rest(scene: Scene) -
     assert scene.starts == 0
     scene.supervisor.go_on(3.0)
     assert scene.starts == 1
+
+
+def test_a_node_that_has_no_round_rests_and_goes_on_without_one(scene: Scene) -> None:
+    scene.supervisor.rest(0.0, free=False)
+    scene.supervisor.go_on(1.0)
+    scene.supervisor.rest(2.0, free=True)
+    scene.supervisor.go_on(3.0)
+    assert scene.training.calls == ["freeze", "thaw", "stop"] and scene.events == []
 
 
 def test_one_that_crashed_is_not_started_again_while_it_rests(scene: Scene) -> None:
@@ -244,6 +280,48 @@ def test_threads_are_as_set_and_no_more_than_the_cores_of_a_guest(
     assert (job.run, job.round, job.node) == ("r", 1, "pi-1")
 
 
+def test_a_job_names_the_files_of_its_round(tmp_path: Path) -> None:
+    refs = {name: BlobRef(digest=digest * 64, bytes=16) for name, digest in zip(PARTS, "abcde", strict=True)}
+    scene = Scene(tmp_path, runtime="litert", join_labels=True, cache_mb=77)
+    scene.supervisor.begin(announcement(**refs), 0.0)
+    scene.supervisor.begin(
+        announcement(held_out=BlobRef(digest="e" * 64, bytes=(MAX_ENTRIES + 1) * PREFIX_BYTES)), 0.0
+    )
+    first, second = scene.training.jobs
+    blobs = tmp_path / "blobs"
+    assert [getattr(first, name) for name in PARTS] == [blobs / (digest * 64) for digest in "abcde"]
+    assert first.base_digest == "d" * 64
+    assert (second.trainer, second.base, second.base_digest, second.held_out) == (None, None, None, None)
+    assert (first.data_dir, first.out) == (tmp_path, tmp_path / "state" / "training")
+    assert (first.runtime, first.join_labels, first.cache_mb) == ("litert", True, 77)
+    assert first.cache_dir == scene.settings.cache_dir and first.store is None
+
+
+def test_what_was_deleted_while_it_trained_leaves_the_cache(tmp_path: Path) -> None:
+    samples = SampleStore(
+        tmp_path / "state" / "samples", tmp_path / "cache", StoreSettings(min_free_mb=0), lambda: 0.0
+    )
+    scene = Scene(tmp_path, samples=samples)
+    picture = io.BytesIO()
+    Image.new("L", (4, 4)).save(picture, "PNG")
+    added = samples.add(Incoming(picture.getvalue(), "import", "x"))
+    assert isinstance(added, Added)
+    scene.supervisor.begin(announcement(), 0.0)
+    (job,) = scene.training.jobs
+    assert job.store == scene.settings.store_dir
+    samples.delete([added.id])
+    cached = tmp_path / "cache" / "pictures" / added.id[:2] / added.id
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    document = b"an update"
+    job.out.mkdir(parents=True)
+    (job.out / "update.blob").write_bytes(document)
+    done = {"digest": digest_of(document), "bytes": len(document), "samples": 9}
+    scene.tell(TrainingEvent(kind="done", **done, metrics=TrainMetrics(loss=1.0)), 1.0)
+    samples.close()
+    assert not cached.exists()
+
+
 def test_an_update_is_in_the_outbox_before_it_is_handed_on(scene: Scene) -> None:
     scene.supervisor.begin(announcement(), 0.0)
     document = b"an update"
@@ -293,7 +371,7 @@ def test_what_is_left_goes_down_with_time_stands_still_in_a_rest_and_is_forgotte
 
 def test_progress_is_published_at_most_every_two_seconds(scene: Scene) -> None:
     scene.supervisor.begin(announcement(), 0.0)
-    for now in (10.0, 11.9, 12.0, 12.1):
+    for now in (2.0, 3.9, 4.0, 4.1):
         scene.tell(TrainingEvent(kind="progress", epoch=1, epochs=2, loss=1.0), now)
     scene.broker.now += 1.0
     assert len([e for e in scene.watcher.poll(0) if "progress" in getattr(e, "topic", "")]) == 2

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.stand_ins.disk_trace import unsynced
 
 from apiary.errors import StoreError
+from apiary.files import write_atomic
 from apiary.wire import Digest
 from apiary.wire.chunks import digest_of
 from apiary.wire.messages import BlobRef, Offer, TrainMetrics
@@ -64,7 +66,42 @@ def test_more_than_a_few_are_not_kept(outbox: Outbox, tmp_path: Path) -> None:
         put(outbox, tmp_path, number)
     assert len(outbox.waiting()) == MAX_WAITING
     put(outbox, tmp_path, MAX_WAITING + 1)
-    assert [o.round for o in outbox.waiting()] == list(range(2, MAX_WAITING + 2))
+    assert [o.round for o in outbox.waiting()] == [2, 3, 4, 5]
+    assert len(list((tmp_path / "outbox").iterdir())) == 8, "nor are their files"
+
+
+def test_what_is_put_in_survives_the_power_by_both_names(outbox: Outbox, tmp_path: Path) -> None:
+    put(outbox, tmp_path, 1)
+    made = tmp_path / "update.blob"
+    write_atomic(made, data(2))
+    assert unsynced(tmp_path / "outbox", lambda: outbox.put(made, offer(2))) == set()
+
+
+def test_what_a_cut_left_half_written_is_gone_after_a_start(outbox: Outbox, tmp_path: Path) -> None:
+    put(outbox, tmp_path, 1)
+    (tmp_path / "outbox" / ".done.json.x.part").touch()
+    Outbox(tmp_path / "outbox")
+    assert len(list((tmp_path / "outbox").iterdir())) == 2
+
+
+def test_reading_leaves_no_file_open(outbox: Outbox, tmp_path: Path) -> None:
+    put(outbox, tmp_path, 1)
+    file = str(tmp_path / "outbox" / f"{digest(1)}.update")
+    outbox.read_part(digest(1), 0, 10)
+    assert file not in [os.readlink(f"/proc/self/fd/{fd}") for fd in open_files()]  # noqa: PTH115
+
+
+def open_files() -> list[int]:
+    """Numbers of this process's open files, but of the one that lists them."""
+    return [int(fd) for fd in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{fd}").exists()]  # noqa: PTH208
+
+
+def test_a_part_that_is_not_all_there_is_an_error(outbox: Outbox, tmp_path: Path) -> None:
+    put(outbox, tmp_path, 1)
+    size = len(data(1))
+    assert outbox.read_part(digest(1), size - 5, 5) == data(1)[-5:]
+    with pytest.raises(StoreError, match=rf"was cut short: 5 of 6 bytes at {size - 5}"):
+        outbox.read_part(digest(1), size - 5, 6)
 
 
 @pytest.mark.parametrize("torn", [b"", data(1)[:-1], b"x" + data(1)[1:], None])
@@ -101,6 +138,13 @@ def test_the_last_answered_round_is_remembered(outbox: Outbox, tmp_path: Path) -
     assert again.done() == ("r", 4)
     assert again.waiting() == []
     assert again.done() == ("r", 4)
+
+
+def test_the_last_answered_round_can_be_forgotten(outbox: Outbox) -> None:
+    outbox.forget_done()
+    outbox.set_done("r", 3)
+    outbox.forget_done()
+    assert outbox.done() is None
 
 
 @pytest.mark.parametrize("torn", ["", "[1", '{"a": 1}', '["r"]', "null", '["r", null]', "7"])

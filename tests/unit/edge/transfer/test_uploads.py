@@ -92,6 +92,15 @@ def test_an_answered_update_is_done_gone_and_sent_no_more(
     ]
 
 
+@pytest.mark.parametrize("state", ["accepted", "duplicate"])
+def test_a_good_answer_is_no_warning(scene: Scene, caplog: pytest.LogCaptureFixture, state: str) -> None:
+    caplog.set_level("INFO")
+    scene.upload.answered(OFFER, state, None)
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("INFO", f"node=pi-1 round=3 update {state}")
+    ]
+
+
 def test_a_round_that_cannot_be_noted_as_done_keeps_its_update(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

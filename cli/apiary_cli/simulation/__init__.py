@@ -1,1 +1,0 @@
-"""A federation in one process on a virtual clock: `apiary simulate`."""

@@ -1,0 +1,1 @@
+"""How the accepted updates of a round become one: one combiner a file."""

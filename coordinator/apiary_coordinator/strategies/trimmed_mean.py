@@ -1,0 +1,5 @@
+"""FedAvg without the extremes of each coordinate (Yin et al. 2018, arXiv:1803.01498)."""
+
+from apiary_coordinator.strategies.base import Strategy
+
+STRATEGY = Strategy(combiner="trimmed_mean")

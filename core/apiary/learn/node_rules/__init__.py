@@ -1,0 +1,1 @@
+"""What a node's training step minimises: one rule a file."""
