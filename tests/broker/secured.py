@@ -165,3 +165,11 @@ def poll(
 def connect(*buses: MqttBus) -> None:
     for bus in buses:
         poll(lambda events: any(isinstance(e, Connected) for e in events), bus)
+
+
+def sent(bus: MqttBus) -> None:
+    """Until the broker has it all."""
+    end = time.monotonic() + 20
+    while bus.backlog:
+        assert time.monotonic() < end, "the broker does not take it"
+        bus.poll(0.05)

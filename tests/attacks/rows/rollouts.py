@@ -8,8 +8,7 @@ from typing import Any
 
 from tests.attacks.attack import Outcome, attack
 from tests.attacks.ground import HONEST, THIEF, Ground
-from tests.attacks.rows.stolen_keys import sent
-from tests.broker.secured import connect
+from tests.broker.secured import connect, sent
 from tests.places import COLOURS
 
 from apiary.wire import NodeId

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.attacks.attack import Outcome, attack
 from tests.attacks.ground import HONEST, OPERATORS, THIEF, Ground
 from tests.attacks.liar import ME, Liar
-from tests.broker.secured import Secured, connect
+from tests.broker.secured import Secured, connect, sent
 
 from apiary.bus.bus import Connected, Disconnected, Received
 from apiary.bus.mqtt import MqttBus
@@ -20,14 +20,6 @@ from apiary.wire.topics import TopicKind, Topics
 AHEAD_S = 180 * 86_400.0
 OTHER = "coordinator-b"
 TOPICS = Topics()
-
-
-def sent(bus: MqttBus) -> None:
-    """Until the broker has it all."""
-    end = time.monotonic() + 20
-    while bus.backlog:
-        assert time.monotonic() < end, "the broker does not take it"
-        bus.poll(0.05)
 
 
 @attack("a stolen key signs offers by a clock half a year ahead; then the name gets new keys", mend="ahead")

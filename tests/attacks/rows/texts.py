@@ -7,8 +7,7 @@ import re
 
 from tests.attacks.attack import Outcome, attack
 from tests.attacks.ground import OPERATOR, THIEF, Ground
-from tests.attacks.rows.stolen_keys import sent
-from tests.broker.secured import connect
+from tests.broker.secured import connect, sent
 
 from apiary.wire import NodeId
 from apiary.wire.messages import NodeStatus
