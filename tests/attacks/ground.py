@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -204,11 +204,15 @@ class Ground:
         process.kill()
         process.wait()
 
-    def freeze(self, name: str, seconds: float) -> None:
-        """A party that does nothing for a while: it is slow, or swaps."""
-        self._processes[name].send_signal(signal.SIGSTOP)
-        time.sleep(seconds)
-        self._processes[name].send_signal(signal.SIGCONT)
+    @contextlib.contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """A party that does nothing for the while: it is slow, or swaps."""
+        process = self._processes[name]
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
 
     # -- what an operator sees
 
