@@ -40,6 +40,7 @@ from apiary.wire.topics import TopicKind
 from apiary_coordinator import app
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.model.warm_start import Ancestor
 from apiary_coordinator.resources import Platform, Storage
 from apiary_coordinator.service import will as coordinator_will
 from apiary_coordinator.worker import ThreadWorker
@@ -96,7 +97,7 @@ class BenchmarkModelBuilder:
     def labels(self) -> tuple[str, ...]:
         return ("a", "b")
 
-    def build(self) -> ExportedModel:
+    def build(self, ancestor: Ancestor | None = None, weights: Weights | None = None) -> ExportedModel:
         rng = np.random.default_rng(0)
         initial = Weights(
             {n: rng.normal(scale=SCALE, size=s).astype(np.float32) for n, s in self._shapes.items()}

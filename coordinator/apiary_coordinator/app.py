@@ -29,7 +29,6 @@ from apiary_coordinator.resources import Platform, Storage
 from apiary_coordinator.run.checks import check_settings
 from apiary_coordinator.run.run import Run
 from apiary_coordinator.schedule.queue import ModelBuilders, RunQueue
-from apiary_coordinator.schedule.runbook import RunBook
 from apiary_coordinator.service import Coordinator, will
 from apiary_coordinator.worker import ThreadWorker
 
@@ -77,7 +76,7 @@ def build(
     features: list[CoordinatorFeature] = [
         operators,
         RunQueue(settings, host, resources, roster, operators=operators, builders=builders, one=one),
-        FleetWatch(platform.bus, host, roster, RunBook(storage.journal)),
+        FleetWatch(platform.bus, host, roster, storage.journal),
         NodeCommands(operators, host, roster, resources.outgoing.outlet, platform.clocks),
         _releases(coordinator, operators),
         watchdog,

@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS rejected (
 CREATE TABLE IF NOT EXISTS request (
     at INTEGER PRIMARY KEY AUTOINCREMENT, operator TEXT NOT NULL, id TEXT NOT NULL, answer TEXT,
     UNIQUE (operator, id));
+CREATE TABLE IF NOT EXISTS remembered (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 MAX_REQUESTS: Final = 256
@@ -276,6 +277,15 @@ class Journal:
         """Refused nodes of a round, and why."""
         query = "SELECT node, why FROM rejected WHERE run = ? AND round = ?"
         return {NodeId(node): str(why) for node, why in self.select(query, (run, number))}
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a JSON value under a name. Raises StoreError."""
+        self.commit(("INSERT OR REPLACE INTO remembered VALUES (?, ?)", (name, json.dumps(value))))
+
+    def recall(self, name: str) -> Any:
+        """What was kept under a name, or None. Raises StoreError."""
+        rows = self.select("SELECT value FROM remembered WHERE name = ?", (name,))
+        return json.loads(rows[0][0]) if rows else None
 
     def select(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """What the journal holds. Raises StoreError."""

@@ -32,6 +32,7 @@ from apiary.wire.topics import TopicKind
 from apiary_coordinator import app
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.model.warm_start import Ancestor, carried_over
 from apiary_coordinator.resources import Platform, Storage
 from apiary_coordinator.round.runner import RoundRunner
 from apiary_coordinator.run.run import Run
@@ -66,9 +67,11 @@ class FakeModelBuilder:
     def labels(self) -> tuple[str, ...]:
         return ("a", "b")
 
-    def build(self) -> ExportedModel:
+    def build(self, ancestor: Ancestor | None = None, weights: Weights | None = None) -> ExportedModel:
         rng = np.random.default_rng(7)
         initial = Weights({n: rng.normal(size=s).astype(np.float32) for n, s in SHAPES.items()})
+        if ancestor is not None and weights is not None:
+            initial = carried_over(weights, ancestor.labels, initial, self.labels(), {})
         return ExportedModel(
             labels=("a", "b"),
             manifest=self._keep(self._manifest().encode()),
@@ -76,6 +79,7 @@ class FakeModelBuilder:
             base=None,
             initial=self._keep(blob.encode(initial)),
             held_out=self._keep(self._held_out) if self._held_out else None,
+            ancestor=ancestor,
         )
 
     def manifest(self, exported: ExportedModel) -> Manifest:

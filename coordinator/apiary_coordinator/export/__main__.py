@@ -1,4 +1,4 @@
-"""`python -m apiary_coordinator.export build|finish JOB.json`: `job` has the files' schema."""
+"""`python -m apiary_coordinator.export build|finish|read JOB.json`: `job` has the files' schema."""
 
 import os
 import sys
@@ -12,14 +12,19 @@ from apiary.learn.runtimes.litert import quiet
 def main(arguments: list[str]) -> int:
     """Do one job. A user's error is one line on stderr, `error: ...`, and its exit code."""
     try:
-        if len(arguments) != 2 or arguments[0] not in ("build", "finish"):
-            raise ExportError("usage: python -m apiary_coordinator.export build|finish JOB.json")
+        if len(arguments) != 2 or arguments[0] not in ("build", "finish", "read"):
+            raise ExportError("usage: python -m apiary_coordinator.export build|finish|read JOB.json")
         _light_tensorflow()
         from apiary.learn.runtimes.keras import prepare
-        from apiary_coordinator.export.job import BuildJob, FinishJob
+        from apiary_coordinator.export.job import BuildJob, FinishJob, ReadJob
 
         task, file = arguments[0], Path(arguments[1])
-        job = (BuildJob if task == "build" else FinishJob).read(file)
+        jobs: dict[str, type[BuildJob | FinishJob | ReadJob]] = {
+            "build": BuildJob,
+            "finish": FinishJob,
+            "read": ReadJob,
+        }
+        job = jobs[task].read(file)
         with quiet():  # CUDA's absence is noted before any log level is read
             from apiary_coordinator.export import build
 
@@ -30,8 +35,10 @@ def main(arguments: list[str]) -> int:
         logging.set_verbosity(logging.ERROR)
         if task == "build":
             build.build_folder(job)
-        else:
+        elif task == "finish":
             build.finish_folder(job)
+        else:
+            build.read_folder(job)
     except ApiaryError as e:
         print("error: " + " ".join(str(e).split("\n")), file=sys.stderr, flush=True)
         return e.exit_code

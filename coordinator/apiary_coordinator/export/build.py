@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apiary.errors import DataError, ExportError
+from apiary.errors import DataError, ExportError, ModelError
 from apiary.learn.manifest import Manifest, Tensor
 from apiary.learn.runtimes.keras import build_model, named_variables
 from apiary.tensors import Weights, differs
 from apiary.wire.blob import decode, encode
 from apiary.wire.messages import Plan
 from apiary_coordinator.export import convert, parity
-from apiary_coordinator.export.job import DONE, FINISHED, BuildJob, FinishJob, seal
+from apiary_coordinator.export.job import DONE, FINISHED, READ, BuildJob, FinishJob, ReadJob, seal
 from apiary_coordinator.export.trainer import TrainerModule
 from apiary_coordinator.recipes.base import check_options, recipe
 
@@ -155,6 +155,33 @@ def finish_folder(job: FinishJob) -> None:
         base = keras.models.load_model(job.build / "base.keras", compile=False)
     finish(manifest, weights, pictures, job.out, base=base)
     seal(job.out, FINISHED)
+
+
+def read_folder(job: ReadJob) -> None:
+    """Do a read job and seal the folder. Raises ModelError where the file does not load or lacks a tensor."""
+    import keras
+
+    try:
+        model = keras.models.load_model(job.file, compile=False, safe_mode=True)
+    except Exception as e:  # Keras raises anything for a file that does not hold
+        raise ModelError(f"{job.file} does not load: {type(e).__name__}: {str(e)[:200]}") from None
+    found = dict(named_variables(model))
+    weights = Weights({name: found[_place_of(name, found)].numpy() for name in job.names})
+    job.out.mkdir(parents=True, exist_ok=True)
+    (job.out / DONE).unlink(missing_ok=True)
+    (job.out / READ).write_bytes(encode(weights))
+    seal(job.out, [READ])
+
+
+def _place_of(name: str, found: Mapping[str, Any]) -> str:
+    """Where a file has a tensor: a finished transfer model has those of its head in a sub-model."""
+    if name in found:
+        return name
+    places = [place for place in found if place.endswith(f"/{name}")]
+    if len(places) != 1:
+        shown = ", ".join(list(found)[:8])
+        raise ModelError(f"the start model has {len(places)} tensors {name!r}, expected one; it has {shown}")
+    return places[0]
 
 
 def _joined(base: Any | None, head: Any, manifest: Manifest) -> Any:

@@ -21,7 +21,7 @@ from apiary.learn.manifest import Manifest
 from apiary.process.child import ChildProcess, how_ended, start
 from apiary.tensors import Weights
 from apiary.wire.blob import decode
-from apiary_coordinator.export.job import REVISION, BuildJob, FinishJob, sealed
+from apiary_coordinator.export.job import READ, REVISION, BuildJob, FinishJob, ReadJob, sealed
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,12 @@ def finish_in_child(job: FinishJob, *, timeout_s: float = 600) -> None:
     _run("finish", job, job.out, timeout_s)
 
 
+def read_in_child(job: ReadJob, *, timeout_s: float = 600) -> Weights:
+    """The tensors of a `.keras` file. Raises as `build_in_child`."""
+    _run("read", job, job.out, timeout_s)
+    return decode((job.out / READ).read_bytes(), who=str(job.file)).weights
+
+
 def cache_key(job: BuildJob) -> str:
     """sha256 over everything that a build depends on, the versions of TensorFlow and Keras among it."""
     versions = [_version(name) for name in ("tensorflow", "keras", "numpy")]
@@ -135,7 +141,7 @@ class KilledError(ExportError):
     """The child was ended by SIGKILL: no fault of the job's."""
 
 
-def _run(task: str, job: BuildJob | FinishJob, out: Path, timeout_s: float) -> None:
+def _run(task: str, job: BuildJob | FinishJob | ReadJob, out: Path, timeout_s: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{task}.job.json"
     write_atomic(file, job.model_dump_json(indent=2).encode())

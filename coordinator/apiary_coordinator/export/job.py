@@ -12,6 +12,10 @@
 `python -m apiary_coordinator.export finish JOB.json` reads a `FinishJob` and fills its folder with
 
     model.keras  model.tflite  model_int8.tflite  labels.txt  done.json
+
+`python -m apiary_coordinator.export read JOB.json` reads a `ReadJob` and fills its folder with
+
+    weights.blob  done.json
 """
 
 import json
@@ -27,6 +31,7 @@ from apiary.wire.messages import Label, Plan
 
 DONE: Final = "done.json"
 FINISHED: Final = ("model.keras", "model.tflite", "model_int8.tflite", "labels.txt")
+READ: Final = "weights.blob"
 REVISION: Final = 3
 """Goes into the key of cached builds: raise it when the same job gives other files."""
 
@@ -72,6 +77,15 @@ class FinishJob(_Job):
     build: Path
     weights: Path
     pictures: Path
+    out: Path
+
+
+class ReadJob(_Job):
+    """Take the tensors `names` out of a `.keras` file."""
+
+    v: Literal[1] = 1
+    file: Path
+    names: list[str]
     out: Path
 
 

@@ -10,8 +10,8 @@ from apiary_coordinator.feature import CoordinatorFeature
 from apiary_coordinator.fleet.demands import Demands, some
 from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.fleet.versions import VersionWarning
+from apiary_coordinator.journal import Journal
 from apiary_coordinator.run.host import RunHost
-from apiary_coordinator.schedule.runbook import RunBook
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,11 @@ _MAX_LINES: Final = 20
 class FleetWatch(CoordinatorFeature):
     """Called on the loop. Remembers over restarts how many nodes there are: `coordinator/status` has it."""
 
-    def __init__(self, bus: Bus, host: RunHost, roster: Roster, book: RunBook):
+    def __init__(self, bus: Bus, host: RunHost, roster: Roster, journal: Journal):
         self._bus = bus
         self._host = host
         self._roster = roster
-        self._book = book
+        self._journal = journal
         self._looked_at: float | None = None
         self._count_at = 0.0
         self._versions = VersionWarning(__version__)
@@ -41,8 +41,7 @@ class FleetWatch(CoordinatorFeature):
 
     def start(self, now: float) -> None:
         """Recall how many nodes there were. Raises StoreError."""
-        self._book.open()
-        known = self._book.recall(_NODES)
+        known = self._journal.recall(_NODES)
         self._host.nodes_before = known if isinstance(known, int) else 0
         self._count_at = now + _COUNT_EVERY_S
 
@@ -103,5 +102,5 @@ class FleetWatch(CoordinatorFeature):
         self._count_at = now + _COUNT_EVERY_S
         known, before = len(self._roster), self._host.nodes_before
         if abs(known - before) > before // 10:
-            self._book.remember(_NODES, known)
+            self._journal.remember(_NODES, known)
             self._host.nodes_before = known

@@ -9,6 +9,7 @@ from apiary.learn.manifest import Manifest
 from apiary.learn.metrics import Evaluation
 from apiary.tensors import Weights
 from apiary.wire.messages import BlobRef
+from apiary_coordinator.model.warm_start import Ancestor
 
 
 class ExportedModel(BaseModel):
@@ -24,6 +25,9 @@ class ExportedModel(BaseModel):
     held_out: BlobRef | None = None
     """The held-out pictures by digest; None where there are none, or they are texts."""
 
+    ancestor: Ancestor | None = None
+    """The model that `initial` was made of; None where the run begins from scratch."""
+
     @property
     def files(self) -> list[BlobRef]:
         """What a node needs besides the weights."""
@@ -37,8 +41,12 @@ class ModelBuilder(Protocol):
     def labels(self) -> tuple[str, ...]:
         """The labels that a model would have; refuses quickly what could not be built. Raises DataError."""
 
-    def build(self) -> ExportedModel:
-        """Export the recipe and put its files into the blob store. Raises ModelError, DataError."""
+    def build(self, ancestor: Ancestor | None = None, weights: Weights | None = None) -> ExportedModel:
+        """Export the recipe and put its files into the blob store. Raises ModelError, DataError.
+
+        With an `ancestor` the first weights are its own, as far as labels are known: `weights`, or where they
+        are None those of its file.
+        """
 
     def manifest(self, exported: ExportedModel) -> Manifest:
         """Read the manifest of what was built."""

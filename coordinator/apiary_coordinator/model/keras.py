@@ -28,9 +28,11 @@ from apiary.tensors import Weights
 from apiary.wire import Digest, blob, held_out
 from apiary.wire.messages import MAX_LABEL_CHARS, MAX_LABELS, BlobRef, fits_label
 from apiary_coordinator import strategies
-from apiary_coordinator.export.client import Built, build_in_child, finish_in_child
-from apiary_coordinator.export.job import FINISHED, BuildJob, FinishJob
+from apiary_coordinator.export.client import Built, build_in_child, finish_in_child, read_in_child
+from apiary_coordinator.export.job import FINISHED, BuildJob, FinishJob, ReadJob
 from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.model.warm_start import Ancestor, carried_over
+from apiary_coordinator.recipes.base import recipe
 from apiary_coordinator.run.finished import MODELS
 
 log = logging.getLogger(__name__)
@@ -54,18 +56,25 @@ class KerasModelBuilder:
         """The labels of a run. Raises DataError where there are none."""
         return tuple(held_out_labels(self._settings))
 
-    def build(self) -> ExportedModel:
+    def build(self, ancestor: Ancestor | None = None, weights: Weights | None = None) -> ExportedModel:
         """Export the recipe in a child and put its files into the blob store."""
         labels = held_out_labels(self._settings)
         with disk_errors("cannot make the export"):  # a full disk is no bug: the job is tried again
             built = self._export(labels)
+            initial = built.initial
+            if ancestor is not None:
+                ancestor = ancestor.compared_with(labels)
+                before = weights if weights is not None else self._read(ancestor, built.manifest)
+                axes = recipe(self._settings.run.recipe).LABEL_AXES
+                initial = carried_over(before, ancestor.labels, initial, labels, axes)
             return ExportedModel(
                 labels=tuple(labels),
                 manifest=self._keep(built.manifest_file.read_bytes()),
                 trainer=self._keep(built.trainer.read_bytes()),
                 base=self._keep(built.base.read_bytes()) if built.base else None,
-                initial=self._keep(blob.encode(built.initial)),
-                held_out=self._keep_digests(Manifest.decode(built.manifest_file.read_bytes())),
+                initial=self._keep(blob.encode(initial)),
+                held_out=self._keep_digests(built.manifest),
+                ancestor=ancestor,
             )
 
     def manifest(self, exported: ExportedModel) -> Manifest:
@@ -107,6 +116,10 @@ class KerasModelBuilder:
                 # What was evaluated: a publisher refuses a file that was changed since.
                 "files": {path.name: sha256_of(path) for path in (tflite, int8)},
             }
+
+    def _read(self, ancestor: Ancestor, manifest: Manifest) -> Weights:
+        file = Path(str(ancestor.file))
+        return read_in_child(ReadJob(file=file, names=list(manifest.shapes), out=self._state / "start"))
 
     def _export(self, labels: list[str]) -> Built:
         run = self._settings.run

@@ -17,6 +17,7 @@ from apiary_coordinator.publishers.base import (
     Candidate,
     Publisher,
     PublishProgress,
+    below_its_start,
     candidate,
     file_sha256,
 )
@@ -93,6 +94,14 @@ def publish_after_run(folder: Path, settings: Settings, stop: Callable[[], bool]
     if not settings.publish.after_run:
         return
     try:
+        if below_its_start(folder):
+            log.warning(
+                "run=%s ended below the model that it began with, and is not published; `apiary publish %s` "
+                "does it all the same",
+                folder.name,
+                folder.name,
+            )
+            return
         _, outcomes = publish(folder, settings.publish.after_run, settings, stop=stop)
     except ApiaryError as e:
         log.warning("run=%s was not published: %s", folder.name, e)

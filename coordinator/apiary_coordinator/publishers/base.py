@@ -117,6 +117,14 @@ def candidate(folder: Path, kind: Kind) -> Candidate:
     )
 
 
+def below_its_start(folder: Path) -> bool:
+    """Whether a finished run's best model is worse than the one that it began with. Raises DataError."""
+    summary = _summary(folder)
+    ancestor, best = summary.get("ancestor"), summary.get("best_accuracy")
+    before = ancestor.get("accuracy_here") if isinstance(ancestor, dict) else None
+    return isinstance(before, int | float) and isinstance(best, int | float) and best < before
+
+
 def file_sha256(path: Path) -> str:
     """Hex digest of a file. Raises DataError."""
     try:

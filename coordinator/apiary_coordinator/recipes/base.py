@@ -33,6 +33,9 @@ class Recipe(Protocol):
     class Options(BaseModel):
         """The recipe's options with defaults and bounds, unknown ones forbidden."""
 
+    LABEL_AXES: Mapping[str, int]
+    """The axis of labels of each tensor that has one: a run that goes on from a model extends it there."""
+
     def build(self, options: Any, classes: int, *, base_weights: Path | None, seed: int) -> Models:
         """The models for checked options. Raises ModelError."""
 

@@ -5,12 +5,14 @@ The recurrent network of the PyTorch tutorial on names, which PySyft trained on 
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from apiary.learn.manifest import LETTERS, PictureInput
 from apiary_coordinator.recipes.base import Models, RecipeOptions
+
+LABEL_AXES: Final = {"classes/kernel": 1, "classes/bias": 0}
 
 
 class Options(RecipeOptions):

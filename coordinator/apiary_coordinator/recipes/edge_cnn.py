@@ -22,6 +22,9 @@ SMALLEST: Final = 4
 Width = Annotated[int, Field(ge=4, le=1024)]
 
 
+LABEL_AXES: Final = {"classes/kernel": 1, "classes/bias": 0}
+
+
 class Options(RecipeOptions):
     """`widths` are the channels of each block; unset: 24, 48, ... as many as the size can be halved."""
 

@@ -14,6 +14,8 @@ DOWNLOAD_TIMEOUT_S: Final = 30.0
 
 ALPHAS: Final = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 
+LABEL_AXES: Final = {"classes/kernel": 1, "classes/bias": 0}
+
 
 def _known(alpha: float) -> float:
     if alpha not in ALPHAS:

@@ -15,6 +15,7 @@ from apiary.errors import StoreError
 from apiary.files import write_json
 from apiary.settings import Settings, flatten
 from apiary_coordinator.journal import BULKY
+from apiary_coordinator.model.warm_start import Ancestor
 from apiary_coordinator.report.history_file import HistoryFile
 from apiary_coordinator.round.deadline import LOOKED_AT
 from apiary_coordinator.run import stopping
@@ -38,6 +39,8 @@ class RunHistory:
         """The newest in full, once there is one since the start."""
         self.labels: tuple[str, ...] = ()
         self.initial: Entry = {}
+        self.ancestor: Ancestor | None = None
+        """The model that the run began with; None where it began from scratch."""
         self.stop: str | None = None
         """Why it is over, once it is."""
         self.stop_requested: str | None = None
@@ -152,10 +155,14 @@ class RunHistory:
             "seconds": round(seconds, 3),
             "model_sha256": model_sha256,
             "stop": self.stop,
+            **self._began_with(),
             **extra,
         }
         write_json(self.folder / "summary.json", summary)
         return summary
+
+    def _began_with(self) -> Entry:
+        return {"ancestor": self.ancestor.model_dump(mode="json")} if self.ancestor is not None else {}
 
     def _note(self, entry: Entry) -> None:
         self.rounds.append({key: value for key, value in entry.items() if key not in BULKY})
@@ -172,6 +179,7 @@ class RunHistory:
             "settings": {k: v for k, v in flatten(self._settings).items() if k.startswith(_SHOWN)},
             "labels": list(self.labels),
             "initial": self.initial,
+            **self._began_with(),
         }
         best: Best | None = None
         for entry in self._results():

@@ -69,10 +69,8 @@ def finished(run: str, number: int, settings: RunSettings, server: ServerState, 
     )
 
 
-def newest_model(
-    result: RoundResult, model: BlobRef, exported: ExportedModel, *, best: bool
-) -> ModelManifest:
-    """The model that a closed round made; `best` of its run so far."""
+def current_model(result: RoundResult, model: BlobRef, exported: ExportedModel) -> ModelManifest:
+    """The model of a closed round, the best of its run so far, for predictions."""
     return ModelManifest(
         run=result.run,
         round=result.round,
@@ -80,7 +78,7 @@ def newest_model(
         labels=list(exported.labels),
         accuracy=result.accuracy,
         tested_on=result.tested_on,
-        best=best,
+        best=True,
         manifest=exported.manifest,
         trainer=exported.trainer,
         base=exported.base,

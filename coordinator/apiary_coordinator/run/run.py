@@ -4,6 +4,7 @@ Whatever the journal holds is resumed at the next start, at the stage where it s
 stop gives up a round that still collects, and is finished with the best model it has, if any.
 """
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,31 +15,31 @@ from typing import Any, Final, Literal
 from apiary.errors import RequestRefused, RunFailed, StoreError
 from apiary.learn.metrics import Evaluation
 from apiary.wire import Digest, NodeId
-from apiary.wire.messages import Notice, RoundResult
+from apiary.wire.messages import Notice
 from apiary_coordinator import strategies
-from apiary_coordinator.fleet.demands import Demands
+from apiary_coordinator.fleet.demands import Demands, some
 from apiary_coordinator.fleet.muster import muster
 from apiary_coordinator.fleet.rests import Rests
 from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.journal import AcceptedRow, RoundRow
 from apiary_coordinator.model.builder import ExportedModel
 from apiary_coordinator.model.checkpoints import Checkpoints, model_ref
+from apiary_coordinator.model.warm_start import Ancestor
 from apiary_coordinator.resources import Resources
 from apiary_coordinator.round.aggregation import rule_state, sent_model
 from apiary_coordinator.round.collector import clear_spools, intact, spool_path
 from apiary_coordinator.round.runner import RoundContext, RoundRunner
 from apiary_coordinator.round.server_state import ClosedRound, ServerState
-from apiary_coordinator.run import messages
+from apiary_coordinator.run.ancestors import Ancestors
 from apiary_coordinator.run.announcer import Announcer
 from apiary_coordinator.run.assignment import Assignment
+from apiary_coordinator.run.current_model import Bar, CurrentModel, offer_model, takes_place
 from apiary_coordinator.run.history import RunHistory
 from apiary_coordinator.worker import Lane
 
 log = logging.getLogger(__name__)
 
 Stage = Literal["building", "waiting", "round", "finishing", "parting", "done"]
-MODEL_OWNER: Final = "model"
-"""Owner of the blobs that the model server serves between rounds: those of the newest model."""
 _LOG_EVERY_S: Final = 10.0
 _COUNT_EVERY_S: Final = 0.25
 """While there are too few nodes, they are counted so often: each turn would make thousands that come slow."""
@@ -82,6 +83,8 @@ class Run:
         self._clock = resources.clocks.monotonic
         self._roster = roster
         self._after_run = after_run
+        self._ancestors = Ancestors(resources.storage, self._settings.coordinator.runs_dir)
+        self._current = CurrentModel(self._journal)
         self._models = Checkpoints(self.name, resources.storage.blobs)
         self._announcer = Announcer(
             self.name, self._settings.run, outlet=resources.outgoing.outlet, epoch=epoch
@@ -123,8 +126,10 @@ class Run:
         elif exported is not None and self._models.whole(exported):
             self._built(exported)
         else:
-            log.info("run=%s building the model recipe=%s", self.name, self._settings.run.recipe)
-            self._worker.submit(self._builder.build, self._built)
+            ancestor = self._ancestors.find(self._settings.run)
+            begins = "from scratch" if ancestor is None else f"with the model of {ancestor.name}"
+            log.info("run=%s building the model recipe=%s %s", self.name, self._settings.run.recipe, begins)
+            self._worker.submit(partial(self._build, ancestor), self._built)
 
     def tick(self) -> None:
         """Time has passed. Raises StoreError, and then does nothing for a while."""
@@ -179,6 +184,12 @@ class Run:
 
     # -- building --------------------------------------------------------------------------------------
 
+    def _build(self, ancestor: Ancestor | None) -> ExportedModel:
+        """Worker."""
+        if ancestor is None:
+            return self._builder.build()
+        return self._builder.build(ancestor, self._ancestors.weights(ancestor))
+
     def _built(self, exported: ExportedModel) -> None:
         self.exported = exported
         self.history.labels = exported.labels
@@ -204,8 +215,10 @@ class Run:
         if self.stage != "building":
             return  # a full disk came in between, and the resumed round is under way
         self.history.initial = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+        self._know_ancestor(evaluation.accuracy)
         self.history.begin()
-        log.info("run=%s the untrained model has accuracy=%.1f%%", self.name, 100 * evaluation.accuracy)
+        which = "untrained" if self.history.ancestor is None else "start"
+        log.info("run=%s the %s model has accuracy=%.1f%%", self.name, which, 100 * evaluation.accuracy)
         rows = self._journal.rounds(self.name)
         row = rows[-1] if rows and rows[-1].result is None else None
         state_dir = self._settings.coordinator.state_dir
@@ -218,6 +231,20 @@ class Run:
         else:
             self._newcomer_at = self._clock()
             self._next()
+
+    def _know_ancestor(self, accuracy: float) -> None:
+        """How good the model that the run began with is on this run's pictures. Raises StoreError."""
+        exported = self.exported
+        if exported is None or exported.ancestor is None:
+            return
+        ancestor = exported.ancestor.model_copy(update={"accuracy_here": accuracy})
+        if ancestor != exported.ancestor:
+            self.exported = exported.model_copy(update={"ancestor": ancestor})
+            self._journal.set_exported(self.name, self.exported.model_dump_json())
+            for what, labels in (("new", ancestor.added), ("not trained any more", ancestor.dropped)):
+                if labels:
+                    log.info("run=%s labels %s: %s", self.name, what, some(labels))
+        self.history.ancestor = ancestor
 
     def _resume(self, row: RoundRow, accepted: list[AcceptedRow], whole: set[NodeId]) -> None:
         self._begin(RoundRunner.resume(self._context(), row, accepted, whole, self._clock()))
@@ -337,20 +364,31 @@ class Run:
         self._announcer.forget()
         runner.collector.close(remove=True)
         self.history.add(entry)
-        # Nodes that predict may want the newest model while no round is open, too.
-        models.serve(server.files, len(runner.round.cohort), MODEL_OWNER)
         try:
-            self._publish(result, server)
+            self._announcer.result(result)
         except StoreError as e:
             log.error("%s; it is published with the next round", e)
 
-    def _publish(self, result: RoundResult, server: ServerState) -> None:
-        self._announcer.result(result)
-        if result.state == "closed":
-            best = self.history.best
-            is_best = best is not None and best.round == result.round
-            newest = messages.newest_model(result, server.model, server.exported, best=is_best)
-            self._resources.outgoing.outlet.send(newest)
+    def _offer(self, *, over: bool) -> None:
+        """Have the fleet predict with the best model so far, where it is no worse than the one in place.
+
+        Raises StoreError, and may be called again.
+        """
+        best, place = self.history.best, self._current
+        if best is None or self.exported is None:
+            return
+        before = place.read()
+        if before is not None and before.run != self.name:
+            ancestor = self.exported.ancestor
+            same = set(json.loads(before.exported)["labels"]) == set(self.exported.labels)
+            bar = Bar(ancestor.accuracy_here if ancestor else None, before.accuracy if same else None)
+            if not takes_place(best, bar, over=over):
+                return
+        elif before is not None and before.round == best.round and before.remembered:
+            return
+        found = place.offer(self.name, best.round)
+        if found is not None:
+            offer_model(self._resources, found, len(self._roster))
 
     def _prune(self, server: ServerState) -> None:
         """Keep what something may still need: the first model, the best, the newest, and what the newest
@@ -371,6 +409,7 @@ class Run:
         """A round or the end: what follows. Raises StoreError, and is settled with a later tick then."""
         self.stage, self._undecided = "waiting", True
         if self._server is not None:
+            self._offer(over=False)
             self._prune(self._server)
         self._settle()
         self._undecided = False
@@ -390,6 +429,7 @@ class Run:
                 self.history.end()
             self._journal.end_run(self.name, "failed", self.history.stop)
             raise RunFailed(f"run {self.name} ended without a model: {self.history.stop}")
+        self._offer(over=True)
         model = self.history.model_of(best.round)
         assert self.exported is not None  # noqa: S101 - rounds were closed
         weights = self._models.weights(Digest(model))

@@ -7,6 +7,7 @@ from apiary.errors import SettingsError
 from apiary.settings import RunSettings, Settings
 from apiary_coordinator.journal import Journal, RunRow
 from apiary_coordinator.resources import Storage
+from apiary_coordinator.run.ancestors import Ancestors
 from apiary_coordinator.run.checks import check_run, check_settings
 from apiary_coordinator.schedule.queue import RESUMES, ModelBuilders, fresh_name, stored
 from apiary_coordinator.schedule.runbook import RunBook
@@ -31,6 +32,7 @@ def one_run(
     if row is not None:
         return _taken_up(row, settings)
     builders(settings, storage.blobs).labels()
+    Ancestors(storage, settings.coordinator.runs_dir).find(settings.run)
     created = time.time()
     run = name or fresh_name(created)
     book = RunBook(journal)

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationErro
 from apiary.blobs import BlobStore
 from apiary.errors import ApiaryError, DataError, RequestRefused, SettingsError
 from apiary.settings import RunSettings, Settings
+from apiary.settings.run import LATEST
 from apiary.wire.messages.base import first_error
 from apiary.wire.topics import check_name
 from apiary_coordinator import strategies
@@ -23,6 +24,7 @@ from apiary_coordinator.journal import RunRow
 from apiary_coordinator.model.builder import ExportedModel, ModelBuilder
 from apiary_coordinator.operators.requests import Arguments, Call, OperatorRequests
 from apiary_coordinator.resources import Resources
+from apiary_coordinator.run.ancestors import Ancestors
 from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.run.checks import check_run
 from apiary_coordinator.run.finished import run_name
@@ -89,6 +91,7 @@ class RunQueue(CoordinatorFeature):
         self._book = RunBook(self._journal)
         self._builders = builders
         self._one = one
+        self._ancestors = Ancestors(resources.storage, settings.coordinator.runs_dir)
         self._samples = NewSamples()
         self._since = 0.0
         self._under_way: str | None = None
@@ -103,13 +106,13 @@ class RunQueue(CoordinatorFeature):
     def start(self, now: float) -> None:
         """Begin the one run, or resume the one that was under way."""
         self._book.open()
-        since = self._book.recall(_SINCE)
+        since = self._journal.recall(_SINCE)
         if not isinstance(since, int | float):
             since = self._wall()
-            self._book.remember(_SINCE, since)
+            self._journal.remember(_SINCE, since)
         # A clock that was put back must not make it wait for what has been.
         self._since = min(since, self._wall())
-        self._samples.before = self._book.recall(_SAMPLES) or {}
+        self._samples.before = self._journal.recall(_SAMPLES) or {}
         self._expect(self._labels())
         self._labels_at = now + _LABELS_EVERY_S
         row = self._journal.active_run()
@@ -117,7 +120,7 @@ class RunQueue(CoordinatorFeature):
             if run.state != "active" and run.ended is None:
                 self._book.ended(run.run, self._wall())
         self._clear()
-        retention.serve_newest_model(self._resources, self._book, len(self._roster))
+        retention.serve_current_model(self._resources, len(self._roster))
         if self._one is not None:
             self._begin(self._one)
         elif row is not None:
@@ -146,7 +149,7 @@ class RunQueue(CoordinatorFeature):
             self._next(waiting[0])
         elif (why := self._due()) is not None:
             run = fresh_name(self._wall())
-            settings = self._settings.run.model_dump_json()
+            settings = self._going_on().model_dump_json()
             self._book.request(run, self._wall(), settings, why=why, request=None)
             self._next(self._book.waiting()[0])
 
@@ -166,6 +169,7 @@ class RunQueue(CoordinatorFeature):
                 raise RequestRefused(f"there is a folder for a run {run!r} already: give another name")
             settings = run_settings(self._settings, args.settings)
             self._builder(self._settings.model_copy(update={"run": settings})).labels()
+            self._ancestors.find(settings)
             self._book.request(
                 run,
                 self._wall(),
@@ -237,6 +241,19 @@ class RunQueue(CoordinatorFeature):
             return f"no run {name!r}; there are: apiary run list"
         return f"run {name!r} is over already: {found.state}" + (f", {found.stop}" if found.stop else "")
 
+    def _going_on(self) -> RunSettings:
+        """The settings of a run that the schedule begins: from the newest model, if nothing else is set."""
+        run = self._settings.run
+        if run.start_from is not None:
+            return run
+        latest = run.model_copy(update={"start_from": LATEST})
+        try:
+            self._ancestors.find(latest)
+        except SettingsError as e:
+            log.warning("the next run begins from scratch: %s", e)
+            return run
+        return latest
+
     def _labels(self) -> tuple[str, ...] | DataError:
         """The labels that a run would have now, or why it could have none."""
         try:
@@ -278,8 +295,8 @@ class RunQueue(CoordinatorFeature):
         """Begin a waiting run; what made it begin is dealt with."""
         self._count()
         self._since = self._wall()
-        self._book.remember(_SINCE, self._since)
-        self._book.remember(_SAMPLES, dict(self._samples.begin()))
+        self._journal.remember(_SINCE, self._since)
+        self._journal.remember(_SAMPLES, dict(self._samples.begin()))
         self._book.begin(row.id, self._wall())
         self._clear()
         self._begin(row)

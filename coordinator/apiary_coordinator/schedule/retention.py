@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -9,12 +10,9 @@ from typing import Final
 from pydantic import ValidationError
 
 from apiary.wire.messages import RoundResult
-from apiary_coordinator.model.builder import ExportedModel
-from apiary_coordinator.model.checkpoints import model_ref
 from apiary_coordinator.resources import Resources
 from apiary_coordinator.run.announcer import publish_result
-from apiary_coordinator.run.messages import newest_model
-from apiary_coordinator.run.run import MODEL_OWNER
+from apiary_coordinator.run.current_model import CurrentModel, offer_model
 from apiary_coordinator.schedule.runbook import RunBook
 
 log = logging.getLogger(__name__)
@@ -31,36 +29,33 @@ def clear(resources: Resources, book: RunBook, runs_dir: Path, keep_runs: int) -
     Runs beyond the `keep_runs` newest are removed with their folders; 0 keeps all. Raises StoreError.
     """
     runs = book.begun(_LOOK_BACK)
-    newest = book.newest_model()
+    current = CurrentModel(resources.storage.journal).read()
     keep = {digest for run in runs[:WHOLE] for digest in book.blobs(run.run)}
-    keep |= book.blobs(newest.run) if newest is not None else set()
+    keep |= book.blobs(current.run) if current is not None else set()
     for run in runs[WHOLE:]:
         for digest in book.blobs(run.run) - keep:
             resources.storage.blobs.remove(digest)
     for name in book.bulky(WHOLE)[:_LOOK_BACK]:
         resources.storage.journal.trim(name)
     for name in book.old(keep_runs) if keep_runs else ():
+        if current is not None and name == current.run:
+            continue
         log.info("run=%s is removed with its folder: there are newer ones (coordinator.keep_runs)", name)
         book.strike(name)
         remove = partial(shutil.rmtree, runs_dir / name, ignore_errors=True)
         resources.worker.submit(remove, lambda _: None)
 
 
-def serve_newest_model(resources: Resources, book: RunBook, expected: int) -> None:
-    """Serve the newest model and publish it again: `expected` nodes may want it before the next round.
-
-    Raises StoreError.
+def serve_current_model(resources: Resources, expected: int) -> None:
+    """Serve the model that the fleet predicts with, and publish it and its round's result again: `expected`
+    nodes may want it before the next round. Raises StoreError.
     """
-    newest = book.newest_model()
-    if newest is None or newest.model not in resources.storage.blobs:
+    place = CurrentModel(resources.storage.journal)
+    current = place.read()
+    if current is None or current.model not in resources.storage.blobs:
         return
-    try:
-        exported = ExportedModel.model_validate_json(newest.exported)
-        result = RoundResult.model_validate(newest.result)
-    except ValidationError as e:
-        log.warning("run=%s was journaled by another version: its model is not served: %s", newest.run, e)
-        return
-    model = model_ref(resources.storage.blobs, newest.model)
-    resources.outgoing.model_server.serve([model, *exported.files], max(1, expected), MODEL_OWNER)
-    publish_result(resources.outgoing.outlet, result)
-    resources.outgoing.outlet.send(newest_model(result, model, exported, best=newest.best))
+    offer_model(resources, current, expected)
+    newest = place.newest_result()
+    if newest is not None:
+        with suppress(ValidationError):  # of another version: offering the model has logged that
+            publish_result(resources.outgoing.outlet, RoundResult.model_validate(newest))

@@ -7,7 +7,6 @@ from typing import Any, Final
 from apiary.errors import RequestRefused
 from apiary.wire import Digest
 from apiary_coordinator.journal import Journal, RunRow
-from apiary_coordinator.run import stopping
 
 MAX_WAITING: Final = 20
 """Runs that wait for the one before; a run is hours of a fleet's work."""
@@ -15,10 +14,9 @@ MAX_LISTED: Final = 100
 MAX_SHOWN_ROUNDS: Final = 200
 
 # Beside the tables of the journal, which older versions made.
-_SCHEMA = (
+_SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS occasion"
-    " (run TEXT PRIMARY KEY, why TEXT NOT NULL, request TEXT UNIQUE, ended REAL)",
-    "CREATE TABLE IF NOT EXISTS remembered (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    " (run TEXT PRIMARY KEY, why TEXT NOT NULL, request TEXT UNIQUE, ended REAL)"
 )
 _LISTED: Final = (
     "SELECT run.id, run.created, run.state, run.stop, occasion.why, occasion.ended,"
@@ -42,17 +40,6 @@ class Listed:
     accuracy: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class NewestModel:
-    """A closed round's result and model, and as JSON what its run trains; `best` of that run so far."""
-
-    run: str
-    result: dict[str, Any]
-    model: Digest
-    exported: str
-    best: bool
-
-
 class RunBook:
     """Reads and writes runs; what waits is in the order of its requests."""
 
@@ -60,8 +47,8 @@ class RunBook:
         self._journal = journal
 
     def open(self) -> None:
-        """Make the tables. Raises StoreError."""
-        self._journal.commit(*((statement, ()) for statement in _SCHEMA))
+        """Make the table. Raises StoreError."""
+        self._journal.commit((_SCHEMA, ()))
 
     def request(self, run: str, now: float, settings: str, *, why: str, request: str | None) -> None:
         """Put a run at the end of the queue. Raises RequestRefused where it is full or the name is taken."""
@@ -173,29 +160,6 @@ class RunBook:
                 found.add(Digest(ref["digest"]))
         return found
 
-    def newest_model(self) -> NewestModel | None:
-        """The model that `model/current` names: of the newest round that was closed, in whichever run."""
-        closed = "json_extract(result, '$.state') = 'closed'"
-        found = self._journal.select(
-            "SELECT id, artefacts FROM run WHERE artefacts IS NOT NULL AND EXISTS"  # noqa: S608 - fixed names
-            f" (SELECT 1 FROM round WHERE round.run = run.id AND {closed}) ORDER BY rowid DESC LIMIT 1"
-        )
-        if not found:
-            return None
-        run, exported = found[0]
-        loss = "json_extract(result, '$.loss')"
-        rounds = self._journal.select(
-            f"SELECT number, json_extract(result, '$.accuracy'), {loss} FROM round"  # noqa: S608 - fixed names
-            f" WHERE run = ? AND {closed} ORDER BY number",
-            (run,),
-        )
-        number = rounds[-1][0]
-        query = "SELECT result, model FROM round WHERE run = ? AND number = ?"
-        ((result, model),) = self._journal.select(query, (run, number))
-        best = stopping.best_of(rounds)
-        is_best = best is not None and best.round == number
-        return NewestModel(run, json.loads(result), Digest(model), exported, is_best)
-
     def one(self, run: str) -> Listed | None:
         """One of them."""
         rows = self._journal.select(f"{_LISTED} WHERE run.id = ?", (run,))
@@ -214,12 +178,3 @@ class RunBook:
         names = ("round", *fields, *counts)
         rows = self._journal.select(query, (run, MAX_SHOWN_ROUNDS))
         return [dict(zip(names, row, strict=True)) for row in reversed(rows)]
-
-    def remember(self, name: str, value: Any) -> None:
-        """Keep a JSON value under a name."""
-        self._journal.commit(("INSERT OR REPLACE INTO remembered VALUES (?, ?)", (name, json.dumps(value))))
-
-    def recall(self, name: str) -> Any:
-        """What was kept under a name, or None."""
-        rows = self._journal.select("SELECT value FROM remembered WHERE name = ?", (name,))
-        return json.loads(rows[0][0]) if rows else None

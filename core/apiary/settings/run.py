@@ -1,6 +1,6 @@
 """`[run]`: what a run trains, on whom, and when it ends."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
@@ -8,6 +8,8 @@ from apiary.settings.section import Section
 from apiary.tags import MAX_RULES, parse_rule
 from apiary.wire.messages import Bounds, Plan
 
+LATEST: Final = "latest"
+SCRATCH: Final = "scratch"
 Options = dict[str, bool | int | float | str | list[int]]
 
 
@@ -47,6 +49,12 @@ class RunSettings(Section):
     )
     server_rule: str | None = Field(
         None, description="how that becomes the next model, e.g. fedavg, fedacg; unset: the strategy's"
+    )
+    start_from: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="first model: latest, a run, a .keras file, scratch; unset: scratch, if scheduled latest",
     )
     rounds: int = Field(10, ge=1, le=100_000, description="at most this many rounds")
     target_accuracy: float | None = Field(None, gt=0, le=1, description="stop once the model is this good")
