@@ -58,11 +58,16 @@ class FakeModelBuilder:
     """Two tensors, no pictures; accuracy and loss are numbers made of the weights."""
 
     def __init__(
-        self, blobs: BlobStore, held_out: bytes = b"", loss: Callable[[Weights], float] | None = None
+        self,
+        blobs: BlobStore,
+        held_out: bytes = b"",
+        loss: Callable[[Weights], float] | None = None,
+        accuracy: Callable[[Weights], float] | None = None,
     ):
         self._blobs = blobs
         self._held_out = held_out
         self._loss = loss
+        self._accuracy = accuracy
 
     def labels(self) -> tuple[str, ...]:
         return ("a", "b")
@@ -87,6 +92,8 @@ class FakeModelBuilder:
 
     def evaluate(self, exported: ExportedModel, weights: Weights) -> Evaluation:
         accuracy = 1 - 1 / (2 + abs(float(weights["a/bias"].sum(dtype=np.float64))))
+        if self._accuracy is not None:
+            accuracy = self._accuracy(weights)
         loss = 1 - accuracy if self._loss is None else self._loss(weights)
         return Evaluation(accuracy, loss, 2, ("a", "b"), {}, ((1, 0), (0, 1)))
 
@@ -211,6 +218,7 @@ class Fleet:
         gates: Callable[[Role, str, Path], MessageGate] = lambda role, name, folder: OPEN,
         held_out: bytes = b"",
         loss: Callable[[Weights], float] | None = None,
+        accuracy: Callable[[Weights], float] | None = None,
         **run: Any,
     ):
         self.folder = folder
@@ -221,6 +229,7 @@ class Fleet:
         self.held_out = held_out
         self.loss = loss
         """Of a model; by default a number that goes up and down, and no update is left out for it."""
+        self.accuracy = accuracy
         self.features = features or {}
         self.broker = broker or MemoryBroker(seed=1, latency_s=0.01)
         self.run_settings = {"rounds": 3, "min_nodes": nodes, "settle_s": 0.5, "seed": 5, **run}
@@ -284,7 +293,7 @@ class Fleet:
             ),
             Storage(self._journal, BlobStore(settings.coordinator.state_dir / "blobs")),
             one=one,
-            builders=lambda _, blobs: FakeModelBuilder(blobs, self.held_out, self.loss),
+            builders=lambda _, blobs: FakeModelBuilder(blobs, self.held_out, self.loss, self.accuracy),
         )
         self.coordinator.start()
 

@@ -237,7 +237,8 @@ class Run:
         exported = self.exported
         if exported is None or exported.ancestor is None:
             return
-        ancestor = exported.ancestor.model_copy(update={"accuracy_here": accuracy})
+        # As results are rounded: a run that only keeps its level is not below it by the seventh digit.
+        ancestor = exported.ancestor.model_copy(update={"accuracy_here": round(accuracy, 6)})
         if ancestor != exported.ancestor:
             self.exported = exported.model_copy(update={"ancestor": ancestor})
             self._journal.set_exported(self.name, self.exported.model_dump_json())
