@@ -29,10 +29,11 @@ from apiary_coordinator.export.client import (
     cache_key,
     finish_in_child,
     read_build,
+    read_in_child,
 )
-from apiary_coordinator.export.job import BuildJob, FinishJob, sealed
+from apiary_coordinator.export.job import BuildJob, FinishJob, ReadJob, sealed
 from apiary_coordinator.recipes import edge_cnn
-from apiary_coordinator.recipes.base import check_options
+from apiary_coordinator.recipes.base import check_options, recipe
 
 RECIPES = names("apiary_coordinator.recipes")
 LABELS = ["dark", "light"]
@@ -108,7 +109,14 @@ def test_a_build_trains_in_the_light_runtime_and_finishes(built: Built, tmp_path
         )
     )
     assert (out / "labels.txt").read_text().split() == LABELS
-    assert (out / "model.keras").stat().st_size > 0
+    # And it gives its weights back, to the bit, to a run that begins with it.
+    tensors = list(manifest.shapes)
+    given_back = read_in_child(ReadJob(file=out / "model.keras", names=tensors, out=tmp_path / "start"))
+    assert encode(given_back) == encode(got.weights)
+    with pytest.raises(
+        ModelError, match=r"the start model has 0 tensors 'block9/kernel', expected one; it has "
+    ):
+        read_in_child(ReadJob(file=out / "model.keras", names=["block9/kernel"], out=tmp_path / "start"))
     # The finished file is the trained model: the same probabilities as the trainer gives.
     finished, shown = Classifier(out / "model.tflite"), seen.x.astype(np.uint8, copy=False)
     trainer.set_weights(got.weights)
@@ -128,6 +136,23 @@ def test_the_same_job_gives_the_same_bytes_and_another_seed_others(built: Built,
     assert sealed(again.folder) is not None
     for name in ("manifest.json", "trainer.tflite", "initial.blob"):
         assert (again.folder / name).read_bytes() == (built.folder / name).read_bytes(), name
+
+
+@pytest.mark.tensorflow
+def test_the_tensors_with_labels_are_those_that_it_declares(built: Built) -> None:
+    """Others must not hang on the number of labels: a run that goes on could not extend them."""
+    more = build_in_child(
+        job(built.manifest.recipe, built.folder.parent / "more").model_copy(update={"labels": [*LABELS, "x"]})
+    )
+    axes = recipe(built.manifest.recipe).LABEL_AXES
+    two, three = built.manifest.shapes, more.manifest.shapes
+    assert list(two) == list(three)
+    differ = {
+        name: [i for i, (a, b) in enumerate(zip(two[name], three[name], strict=True)) if a != b]
+        for name in two
+        if two[name] != three[name]
+    }
+    assert differ == {name: [axis] for name, axis in axes.items()}
 
 
 @pytest.mark.tensorflow

@@ -23,6 +23,7 @@ from apiary_cli.terminal.view import RunView
 from apiary_coordinator import app
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.model.keras import KerasModelBuilder
+from apiary_coordinator.model.warm_start import Ancestor
 from apiary_coordinator.publishers._after_run import after_run
 from apiary_coordinator.resources import Storage
 from apiary_coordinator.run.host import RunHost
@@ -36,6 +37,7 @@ EXAMPLES = """examples:
   apiary coordinator --config apiary.toml --json
   apiary coordinator --test-data held-out --new        leave an unfinished run behind
   apiary coordinator --test-data held-out --run autumn
+  apiary coordinator --test-data held-out --start-from latest
   apiary coordinator --stay                            runs by `apiary run start` or [schedule], until stopped
 
 Without --stay the coordinator exits when the run is over. Stopped before, it goes on with the same command.
@@ -52,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-nodes", type=int, metavar="N", help="wait for this many nodes")
     parser.add_argument("--recipe", help="model recipe: edge_cnn, mobilenet_v2, char_rnn")
     parser.add_argument("--strategy", help="how updates become the next model: docs/strategies.md")
+    parser.add_argument(
+        "--start-from", metavar="MODEL", help="begin with: latest, a run, a .keras file, or scratch"
+    )
     parser.add_argument("--target-accuracy", type=float, metavar="A", help="stop once this good, e.g. 0.95")
     parser.add_argument("--seed", type=int, help="of everything random")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="journal, spool, models")
@@ -83,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         run__min_nodes=args.min_nodes,
         run__recipe=args.recipe,
         run__strategy=args.strategy,
+        run__start_from=args.start_from,
         run__target_accuracy=args.target_accuracy,
         run__seed=args.seed,
     )
@@ -181,4 +187,8 @@ def _print_summary(folder: Path, summary: dict[str, Any], *, as_json: bool) -> N
     print(
         f"{summary['stop']}: best accuracy {accuracy:.1%} in round {summary['best_round']}", file=sys.stderr
     )
+    if isinstance(ancestor := summary.get("ancestor"), dict):
+        began = Ancestor.model_validate(ancestor)
+        share = f", {began.accuracy_here:.1%} here" if began.accuracy_here is not None else ""
+        print(f"it began with the model of {began.name}{share}", file=sys.stderr)
     print(f"result: {folder}/report.html", file=sys.stderr)

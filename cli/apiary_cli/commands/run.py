@@ -25,6 +25,7 @@ The coordinator must stay up (apiary coordinator --stay) for runs to be started.
 exit codes: 0 done, 4 no broker or no coordinator, 10 refused by the coordinator
 """
 _PREFIX: Final = "run."
+_FLAGS: Final = ("rounds", "min_nodes", "target_accuracy", "seed", "start_from")
 _NEVER_BEGAN: Final = ("waiting", "withdrawn")
 """States of runs whose time is that of the request."""
 _OURS: Final = ("broker.", "operator.", "security.", "federation", "root", "blob_root")
@@ -38,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = functools.partial(add_request, commands)
     start = add("start", "ask for a run; it begins when the one before is over")
     start.add_argument("--name", help="unset: made of date and time")
+    start.add_argument(
+        "--start-from",
+        metavar="MODEL",
+        help="begin with: latest, a run, a .keras file on the coordinator, or scratch (run.start_from)",
+    )
     start.add_argument("--rounds", type=int, metavar="N", help="at most this many rounds (run.rounds)")
     start.add_argument("--min-nodes", type=int, metavar="N", help="wait for this many nodes (run.min_nodes)")
     start.add_argument("--target-accuracy", type=float, metavar="A", help="stop once this good")
@@ -103,7 +109,7 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
             f"--set {others[0]}: a run takes settings of [run] only; the coordinator has its own for the rest"
         )
     wanted = {key.removeprefix(_PREFIX): v for key, v in args.overrides.items() if key.startswith(_PREFIX)}
-    flags = {name: getattr(args, name) for name in ("rounds", "min_nodes", "target_accuracy", "seed")}
+    flags = {name: getattr(args, name) for name in _FLAGS}
     return {**wanted, **{name: value for name, value in flags.items() if value is not None}}
 
 

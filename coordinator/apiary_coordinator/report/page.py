@@ -12,6 +12,7 @@ from apiary_coordinator.report.tables import ReportRun, files_in
 
 _CAPTIONS: Final = {
     "rounds": "Accuracy and loss after each round, on the server's held-out pictures",
+    "chain": "Accuracy over the runs that this one goes on from; this run in blue",
     "confusion": "What the best model takes for what",
     "data": "What each node holds; no picture has left it",
     "nodes": "Before and after a node's own training, in its last round",

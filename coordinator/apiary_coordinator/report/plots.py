@@ -29,6 +29,7 @@ GREEN: Final = "#00a078"
 _PALETTE: Final = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#8c8c8c")
 _WIDTH: Final = 4.9  # inches, 353 points: about the width of a phone, so that 9 points stay 9 there
 _MOST_NODES: Final = 30
+_NAMED_RUNS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ def of(record: ReportRun) -> dict[str, Draw]:
     plots: dict[str, Draw] = {}
     if any(r.accuracy is not None for r in record.rounds):
         plots["rounds"] = partial(accuracy_and_loss, record)
+    if record.chain and any(r.accuracy is not None for r in record.rounds):
+        plots["chain"] = partial(chain_of_runs, record)
     best = record.best
     if best and best.confusion:
         plots["confusion"] = partial(confusion, best.confusion, record.labels, best.round)
@@ -98,6 +101,35 @@ def accuracy_and_loss(record: ReportRun, style: Style = PAPER) -> Figure:
     figure.align_ylabels()
     legend = top.legend(frameon=False, labelcolor=style.ink, fontsize=9, loc="lower right")
     legend.set_zorder(6)
+    return figure
+
+
+def chain_of_runs(record: ReportRun, style: Style = PAPER) -> Figure:
+    """Accuracy over all rounds of the runs before and this one; a line where one goes on from the other."""
+    figure = _figure(2.6, style)
+    axes = figure.subplots()
+    own = [(r.round, r.accuracy) for r in record.rounds if r.accuracy is not None]
+    runs = [(one.run, list(one.points)) for one in record.chain] + [(record.run, own)]
+    offset, last = 0, None
+    for i, (name, points) in enumerate(runs):
+        moved = [(offset + n, accuracy) for n, accuracy in points]
+        newest = i == len(runs) - 1
+        joined = [last, *moved] if last is not None else moved
+        axes.plot(*_columns(joined), color=BLUE if newest else style.ink, alpha=1 if newest else 0.45, lw=2)
+        if last is not None:
+            axes.axvline(last[0], color=style.ink, alpha=0.25, lw=1, ls=":")
+        if moved:
+            offset, last = moved[-1][0], moved[-1]
+            if len(runs) <= _NAMED_RUNS:
+                axes.annotate(
+                    _short(name, 16), (moved[0][0], 0.03), xycoords=("data", "axes fraction"),
+                    color=style.ink, alpha=0.75, fontsize=7, rotation=90, va="bottom",
+                )  # fmt: skip
+    axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    axes.set_ylabel("accuracy")
+    axes.set_xlabel("rounds of all runs")
+    axes.locator_params(axis="x", integer=True)
+    _plain(axes, style)
     return figure
 
 

@@ -5,7 +5,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,8 @@ from apiary.errors import DataError
 from apiary.files import sha256_of
 from apiary_coordinator.report.history_file import NAME, read_history
 
+MAX_CHAIN: Final = 30
+"""Runs before this one that a plot shows."""
 COLUMNS = (
     "round", "state", "accuracy", "loss", "node_accuracy", "contributors", "samples", "rejected", "missing",
     "left_out", "bytes_up", "bytes_down", "seconds", "model", "why",
@@ -84,6 +86,26 @@ class ReportStart(_Part):
     loss: float | None = None
 
 
+class ReportAncestor(_Part):
+    """The model that the run began with: of a round of another run, or of a file."""
+
+    run: str | None = None
+    round: int | None = None
+    file: str | None = None
+    accuracy: float | None = None
+    accuracy_here: float | None = None
+    added: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierRun:
+    """A run that this one goes on from: accuracy by closed round, up to the round that was gone on from."""
+
+    run: str
+    points: tuple[tuple[int, float], ...]
+
+
 class ReportRun(_Part):
     """A run."""
 
@@ -97,6 +119,9 @@ class ReportRun(_Part):
     best_round: int | None = None
     stop: str | None = None
     summary: dict[str, Any] = Field(default_factory=dict)
+    ancestor: ReportAncestor | None = None
+    chain: tuple[EarlierRun, ...] = ()
+    """The runs before, the oldest first, as far as their folders are there."""
 
     @property
     def best(self) -> ReportRound | None:
@@ -118,7 +143,7 @@ def read_record(run_dir: Path) -> ReportRun:
     history = read_history(run_dir)
     summary = _read_summary(run_dir / "summary.json")
     try:
-        record = ReportRun.model_validate({**history, "summary": summary})
+        record = ReportRun.model_validate({**history, "summary": summary, "chain": ()})
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"])
@@ -127,7 +152,31 @@ def read_record(run_dir: Path) -> ReportRun:
         n = len(record.labels)
         if r.confusion is not None and [len(row) for row in r.confusion] != [n] * n:
             raise DataError(f"{run_dir / NAME}: round {r.round}: confusion is not {n} x {n}")
-    return record
+    return record.model_copy(update={"chain": _chain(record, run_dir.parent)})
+
+
+def _chain(record: ReportRun, runs_dir: Path) -> tuple[EarlierRun, ...]:
+    """The runs that it goes on from, as far back as their folders are there and hold."""
+    found: list[EarlierRun] = []
+    seen, ancestor = {record.run}, record.ancestor
+    while ancestor is not None and ancestor.run is not None and len(found) < MAX_CHAIN:
+        # A name from a file: the folder must lie beside this one.
+        if ancestor.run in seen or Path(ancestor.run).name != ancestor.run:
+            break
+        seen.add(ancestor.run)
+        try:
+            before = ReportRun.model_validate({**read_history(runs_dir / ancestor.run), "chain": ()})
+        except (DataError, ValidationError):
+            break
+        start = before.initial.accuracy
+        points = [(0, start)] if start is not None and before.ancestor is None else []
+        last = (
+            ancestor.round if ancestor.round is not None else before.rounds[-1].round if before.rounds else 0
+        )
+        points += [(r.round, r.accuracy) for r in before.rounds if r.accuracy is not None and r.round <= last]
+        found.append(EarlierRun(ancestor.run, tuple(points)))
+        ancestor = before.ancestor
+    return tuple(reversed(found))
 
 
 def csv_bytes(record: ReportRun) -> bytes:

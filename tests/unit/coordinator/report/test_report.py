@@ -218,3 +218,41 @@ def test_a_report_that_takes_too_long_does_not_fail_the_run(
     assert f"the report could not be drawn within 0 s: {tmp_path} holds its numbers" in caplog.text
     draw_report(tmp_path)
     assert "the report could not be drawn: " in caplog.text
+
+
+def chained(folder: Path, **changes: Any) -> Path:
+    """`run-1` from scratch, `run-2` from its round 1, and this run from round 3 of that."""
+    ancestors = {
+        "run-1": None,
+        "run-2": {"run": "run-1", "round": 1},
+        "run-3": {"run": "run-2", "round": 3, "accuracy_here": 0.9, "added": ["owl"], **changes},
+    }
+    for name, ancestor in ancestors.items():
+        (folder / name).mkdir()
+        more = {"run": name, **({"ancestor": ancestor} if ancestor else {})}
+        (folder / name / "history.jsonl").write_text(lines(history(**more)))
+    return folder / "run-3"
+
+
+def test_the_curve_goes_over_the_runs_that_it_goes_on_from(tmp_path: Path) -> None:
+    run = chained(tmp_path)
+    record = read_record(run)
+    assert [(one.run, one.points) for one in record.chain] == [
+        ("run-1", ((0, 0.5), (1, 0.8))),
+        ("run-2", ((1, 0.8), (3, 0.85))),
+    ]
+    report.write(run)
+    assert (run / "plots" / "chain.png").is_file()
+    text = " ".join(Page((run / "report.html").read_text()).text.split())
+    assert (
+        "It began with the model of round 3 of run run-2, 90.0 % on the pictures here. New labels: owl."
+        in text
+    )
+    assert "The result is below that: it was not published" in text
+
+
+@pytest.mark.parametrize("run", ["gone", "../run-1", "run-3", None])
+def test_a_run_before_that_is_not_there_ends_the_chain(tmp_path: Path, run: str | None) -> None:
+    folder = chained(tmp_path, run=run)
+    assert read_record(folder).chain == ()
+    assert folder / "plots" / "chain.png" not in report.write(folder)
