@@ -152,7 +152,7 @@ class Fleet:
     def stop(self, name: str) -> None:
         """End a run that has more rounds than there is time for; it keeps its best model."""
         self.operator("run stop")
-        until(f"run {name} has ended", lambda: self.run(name).get("state") not in (None, "active"), 120, 2)
+        until(f"run {name} has ended", lambda: self.run(name).get("state") not in (None, "active"), 600, 2)
 
     def ready(self) -> None:
         """Wait until all nodes are there and idle, but for those that were revoked."""

@@ -62,7 +62,7 @@ def verify(fleet: Fleet) -> str:
 
 def upgrade(fleet: Fleet) -> str:
     run = fleet.start("upgraded", rounds=500, nodes=2)
-    until("the run has begun", lambda: fleet.rounds(run), 300)
+    until("the run has begun", lambda: fleet.rounds(run), 900)
     fleet.play("site.yml", "-e", f"common_wheel={wheel('9.0.1')}")
     since = {
         name: float(pi.ssh("stat -c %Y /run/apiary-edge/started-with").stdout)
@@ -72,7 +72,7 @@ def upgrade(fleet: Fleet) -> str:
     assert all(since["pi-1"] < since[name] for name in fleet.members[1:]), since
     assert {fleet.node(name)["version"] for name in fleet.members} == {"9.0.1"}
     closed = len(fleet.rounds(run))
-    until("the run goes on", lambda: len(fleet.rounds(run)) > closed + 1, 120)
+    until("the run goes on", lambda: len(fleet.rounds(run)) > closed + 1, 600)
     fleet.stop(run)
     return f"one node, then the others; the run under way went on after round {closed}"
 
@@ -103,11 +103,11 @@ def power_cut(fleet: Fleet) -> str:
     until("pi-2 trains", lambda: fleet.node("pi-2").get("state") == "training", 300, 0.2)
     fleet.pis["pi-2"].kill()
     closed = len(fleet.rounds(run))
-    until("two more rounds are closed", lambda: len(fleet.rounds(run)) >= closed + 2, 300)
+    until("two more rounds are closed", lambda: len(fleet.rounds(run)) >= closed + 2, 900)
     without = [r for r in fleet.rounds(run) if "pi-2" not in r["contributors"]]
     assert without, "no round was closed without pi-2"
     fleet.pis["pi-2"].boot()
-    until("pi-2 is back", lambda: fleet.node("pi-2").get("state") not in (None, "lost"), 120)
+    until("pi-2 is back", lambda: fleet.node("pi-2").get("state") not in (None, "lost"), 600)
     assert len(fleet.finished(run)) == 5
     return f"round {without[0]['round']} was closed without it; it came back by itself"
 
@@ -116,7 +116,7 @@ def torn_database(fleet: Fleet) -> str:
     """As a power cut may leave it: mosquitto cannot read its own database any more."""
     database, active = "/var/lib/mosquitto/mosquitto.db", "systemctl is-active mosquitto"
     run = fleet.start("torn", rounds=500, nodes=2)
-    until("the run has begun", lambda: fleet.rounds(run), 300)
+    until("the run has begun", lambda: fleet.rounds(run), 900)
 
     def torn_by(damage: str) -> None:
         # Stopped in order, so that there is a database, which the unit would not set aside.
@@ -127,7 +127,7 @@ def torn_database(fleet: Fleet) -> str:
             "the broker is back", lambda: "active" in fleet.server.ssh(active, check=False).stdout.split(), 60
         )
         closed = len(fleet.rounds(run))
-        until("the run goes on", lambda: len(fleet.rounds(run)) > closed + 1, 180)
+        until("the run goes on", lambda: len(fleet.rounds(run)) > closed + 1, 600)
 
     torn_by(f"head -c 4096 /dev/zero > {database}")
     torn_by(f"truncate -s 60 {database}")
@@ -175,18 +175,18 @@ def decommission(fleet: Fleet) -> str:
 def attack(fleet: Fleet) -> str:
     # More rounds than there is time for: it goes on for as long as the attacks do.
     run = fleet.start("attacked", rounds=500, nodes=2)
-    until("the run has begun", lambda: fleet.rounds(run), 300)
+    until("the run has begun", lambda: fleet.rounds(run), 900)
     attacker = Attacker(fleet.server, {name: fleet.pis[name] for name in PIS}, WORK / "attacks")
     rows = attacker.all()
     rows += [attacker.flood(), attacker.flood_inside()]
     closed = len(fleet.rounds(run))
-    until("the run goes on", lambda: len(fleet.rounds(run)) > closed, 120)
+    until("the run goes on", lambda: len(fleet.rounds(run)) > closed, 600)
     with CapturedBroker(fleet.server, fleet.pis["pi-1"], WORK / "attacks") as captured:
         rows += captured.all()
     for what, answer, logged in rows:
         print(f"    {what:52} {answer:44} {logged}", flush=True)
     closed = len(fleet.rounds(run))
-    until("the run goes on", lambda: len(fleet.rounds(run)) > closed, 120)
+    until("the run goes on", lambda: len(fleet.rounds(run)) > closed, 600)
     fleet.stop(run)
     rounds = fleet.rounds(run)
     assert all(set(r["contributors"]) <= {"pi-1", "pi-2"} for r in rounds), rounds
@@ -196,14 +196,14 @@ def attack(fleet: Fleet) -> str:
 
 def restore(fleet: Fleet) -> str:
     run = fleet.start("restored", rounds=500, nodes=2)
-    until("two rounds are closed", lambda: len(fleet.rounds(run)) >= 2, 300)
+    until("two rounds are closed", lambda: len(fleet.rounds(run)) >= 2, 900)
     kept = fleet.rounds(run)
     fleet.play("backup.yml", "-e", f"backup={(WORK / 'backup').relative_to(ROOT)}")
     fleet.server.destroy()
     fleet.server.boot()
     fleet.play("restore.yml", "-e", f"backup={(WORK / 'backup').relative_to(ROOT)}")
     fleet.play("site.yml")
-    until("the run goes on", lambda: len(fleet.rounds(run)) > len(kept) + 1, 180)
+    until("the run goes on", lambda: len(fleet.rounds(run)) > len(kept) + 1, 600)
     fleet.stop(run)
     rounds = fleet.rounds(run)
     assert [r["model"] for r in rounds[: len(kept)]] == [r["model"] for r in kept]

@@ -122,8 +122,9 @@ def chain_of_runs(record: ReportRun, style: Style = PAPER) -> Figure:
             offset, last = moved[-1][0], moved[-1]
             if len(runs) <= _NAMED_RUNS:
                 axes.annotate(
-                    _short(name, 16), (moved[0][0], 0.03), xycoords=("data", "axes fraction"),
+                    _short(name, 16), (joined[0][0], 0.03), xycoords=("data", "axes fraction"),
                     color=style.ink, alpha=0.75, fontsize=7, rotation=90, va="bottom",
+                    xytext=(3, 0), textcoords="offset points",
                 )  # fmt: skip
     axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     axes.set_ylabel("accuracy")
