@@ -142,3 +142,18 @@ def test_torn_document_is_refused(name: str) -> None:
     for end in range(len(whole)):
         with pytest.raises(BlobError):
             blob.decode(whole[:end], who="n")
+
+
+@pytest.mark.parametrize("parts", [1, 3, 7])
+def test_a_document_in_parts_is_the_same_numbers(name: str, parts: int) -> None:
+    """Combiners read updates in blocks of coordinates; also of a codec that decodes whole tensors alone."""
+    rng = np.random.default_rng(1)
+    made = blob.encode(Weights({n: rng.normal(size=s) for n, s in PARTED.items()}), codec_name=name)
+    whole = np.concatenate([t.reshape(-1) for t in blob.decode(made, who="test").weights.values()])
+    numbers, found = blob.Numbers(made, who="test"), np.empty_like(whole)
+    for start in range(0, whole.size, parts):
+        numbers.part(lambda at, size: made[at : at + size], start, found[start : start + parts])
+    assert found.tobytes() == whole.tobytes()
+
+
+PARTED: Shapes = {"a": (3, 5), "b": (), "c": (0, 4), "d": (11,)}

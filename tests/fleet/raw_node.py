@@ -37,7 +37,7 @@ class RawNode:
         """What its training would give in the open round, times `factor`; `about` claims other samples."""
         runner = self._fleet.runner
         assert runner is not None
-        before = runner.server.weights
+        before = runner.server.train_from
         after, own = update_of(self._node, runner.round.number, before)
         change = after - before
         said = {

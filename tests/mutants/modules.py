@@ -97,11 +97,15 @@ _RELEASES = _fleet("releases", "releases", "release_operations")
 TESTS = {
     "coordinator/journal": (*_ROUND, *_fleet("coordinator", "what_runs_leave")),
     "coordinator/worker": (),
-    "coordinator/round": (*_ROUND, *_fleet("rounds", "left_out"), "property/test_round_properties.py"),
+    "coordinator/round": (
+        *_ROUND,
+        *_fleet("rounds", "left_out", "stages"),
+        "property/test_round_properties.py",
+    ),
     "coordinator/run": (*_ROUND, *_fleet("coordinator", "staying"), *_fleet("nodes", "nodes_that_decline")),
     "coordinator/updates": (
         *_ROUND,
-        *_fleet("rounds", "left_out"),
+        *_fleet("rounds", "left_out", "stages"),
         "property/test_aggregate_exact.py",
         "property/test_weight_cap.py",
         "unit/coordinator/run/test_history.py",

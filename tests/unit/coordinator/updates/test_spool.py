@@ -182,3 +182,15 @@ def test_a_folder_that_cannot_be_synced_leaves_no_descriptor(
     with pytest.raises(StoreError, match="cannot sync the spool's folder"):
         Spool(path, 10)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_part_of_an_update_is_read_by_itself(path: Path) -> None:
+    spool = Spool(path, 10)
+    spool.allocate(2)
+    slot = spool.allocate(2)
+    spool.write(slot, 0, b"0123456789")
+    assert spool.read(slot, 3, 4) == b"3456" and spool.read(slot, 0, 0) == b""
+    assert spool.read(slot, PAGE - 1, 1) == b"\0"
+    with pytest.raises(StoreError, match=r"the spool .* ends within an update"):
+        spool.read(slot, PAGE - 1, 2)
+    spool.close()

@@ -10,7 +10,7 @@ import pytest
 
 from apiary.errors import BlobError, SettingsError
 from apiary.tensors import Weights
-from apiary.wire.blob import MAX_HEADER_BYTES, MAX_TENSORS, decode, encode, most_bytes
+from apiary.wire.blob import MAX_HEADER_BYTES, MAX_TENSORS, Numbers, decode, encode, most_bytes
 
 WEIGHTS = Weights(
     {
@@ -184,3 +184,42 @@ def test_header_longer_than_one_feeding_is_read() -> None:
     assert {n: t[0] for n, t in decode(document, who="a").weights.items()} == {
         n: t[0] for n, t in weights.items()
     }
+
+
+@pytest.mark.parametrize("codec", ["raw_f32", "f16", "int8"])
+def test_any_numbers_are_decoded_without_the_others(codec: str) -> None:
+    made = encode(WEIGHTS, codec_name=codec)
+    whole = np.concatenate([t.reshape(-1) for t in decode(made, who="n").weights.values()])
+    numbers = Numbers(made, who="n")
+    for start in range(whole.size + 1):
+        for stop in range(start, whole.size + 1):
+            asked: list[int] = []
+
+            def read(offset: int, size: int, asked: list[int] = asked) -> bytes:
+                asked.append(size)
+                return made[offset : offset + size]
+
+            out = np.full(stop - start, np.nan, np.float32)
+            numbers.part(read, start, out)
+            assert out.tobytes() == whole[start:stop].tobytes()
+            assert sum(asked) == (stop - start) * {"raw_f32": 4, "f16": 2, "int8": 1}[codec]
+
+
+def test_documents_of_one_model_share_where_its_tensors_lie() -> None:
+    first = Numbers(encode(WEIGHTS, codec_name="int8"), who="n")
+    doubled = Weights({n: 2 * t for n, t in WEIGHTS.items()})
+    made = encode(doubled, codec_name="int8", about={"node": "of another length"})
+    second = Numbers(made, who="n", like=first)
+    assert second._layout is first._layout
+    out = np.empty(3, np.float32)
+    second.part(lambda offset, size: made[offset : offset + size], 23, out)
+    assert out == pytest.approx([46, 3, -5], rel=0.01)
+    other = Numbers(encode(Weights({"a": np.zeros(3, np.float32)})), who="n", like=first)
+    assert other._layout is not first._layout
+
+
+def test_what_is_no_document_has_no_numbers() -> None:
+    with pytest.raises(BlobError, match="node pi-07: not a weights blob"):
+        Numbers(b"{}", who="node pi-07")
+    with pytest.raises(BlobError, match="node pi-07: the weights blob does not hold"):
+        Numbers(encode(WEIGHTS)[:-1], who="node pi-07")
