@@ -170,6 +170,5 @@ def _open(path: Path) -> sqlite3.Connection:
 def _set_aside(path: Path, why: Exception) -> None:
     """A card that lost its bits must not keep a node out for ever: begin anew, and say so."""
     log.warning("%s is torn (%s): set aside; old messages could be taken once more now", path, why)
+    # What lies beside it as -wal and -shm, SQLite removes itself: they are not those of an empty file.
     path.replace(path.with_name(f"{path.name}.torn"))
-    for left in ("-wal", "-shm"):
-        path.with_name(path.name + left).unlink(missing_ok=True)
