@@ -10,7 +10,7 @@ import pytest
 
 from apiary.errors import BlobError, SettingsError
 from apiary.tensors import Weights
-from apiary.wire.blob import MAX_HEADER_BYTES, MAX_TENSORS, Numbers, decode, encode, most_bytes
+from apiary.wire.blob import MAX_HEADER_BYTES, MAX_TENSORS, Numbers, codec, decode, encode, most_bytes
 
 WEIGHTS = Weights(
     {
@@ -186,9 +186,9 @@ def test_header_longer_than_one_feeding_is_read() -> None:
     }
 
 
-@pytest.mark.parametrize("codec", ["raw_f32", "f16", "int8"])
-def test_any_numbers_are_decoded_without_the_others(codec: str) -> None:
-    made = encode(WEIGHTS, codec_name=codec)
+@pytest.mark.parametrize("name", ["raw_f32", "f16", "int8"])
+def test_any_numbers_are_decoded_without_the_others(name: str) -> None:
+    made = encode(WEIGHTS, codec_name=name)
     whole = np.concatenate([t.reshape(-1) for t in decode(made, who="n").weights.values()])
     numbers = Numbers(made, who="n")
     for start in range(whole.size + 1):
@@ -202,7 +202,21 @@ def test_any_numbers_are_decoded_without_the_others(codec: str) -> None:
             out = np.full(stop - start, np.nan, np.float32)
             numbers.part(read, start, out)
             assert out.tobytes() == whole[start:stop].tobytes()
-            assert sum(asked) == (stop - start) * {"raw_f32": 4, "f16": 2, "int8": 1}[codec]
+            assert sum(asked) == (stop - start) * {"raw_f32": 4, "f16": 2, "int8": 1}[name]
+
+
+def test_a_codec_of_whole_tensors_decodes_them_and_past_the_end_there_is_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = encode(WEIGHTS, codec_name="int8")
+    whole = np.concatenate([t.reshape(-1) for t in decode(made, who="n").weights.values()])
+    monkeypatch.setattr(codec("int8"), "elementwise", False)
+    numbers = Numbers(made, who="n")
+    for start in range(whole.size):
+        out = np.full(5, -7, np.float32)
+        numbers.part(lambda offset, size: made[offset : offset + size], start, out)
+        there = whole[start : start + 5]
+        assert out.tolist() == [*there.tolist(), *[-7.0] * (5 - len(there))]
 
 
 def test_documents_of_one_model_share_where_its_tensors_lie() -> None:
