@@ -35,7 +35,7 @@ def test_drop_takes_just_what_it_names_and_the_sender_learns_nothing() -> None:
     sender.poll(0)
     assert sender.backlog == 0
     assert payloads(receiver) == [b"0", b"1", b"3", b"4"]
-    assert broker.counts.faults == {"drop": 1}
+    assert broker.struck == {"drop": 1}
 
 
 def test_fault_can_be_for_one_client() -> None:

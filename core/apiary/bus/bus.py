@@ -1,6 +1,6 @@
 """What the services need of a message bus. One thread drives it: `poll` does all its work.
 
-`bus/mqtt.py` speaks to a broker; tests join parties in one process (`tests/stand_ins/memory_bus.py`).
+`bus/mqtt.py` speaks to a broker; `bus/memory.py` joins parties in one process.
 """
 
 from dataclasses import dataclass
