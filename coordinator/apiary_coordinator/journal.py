@@ -110,9 +110,12 @@ class RoundRow:
 
 
 class Journal:
-    """Owns the state folder: a second coordinator on the same folder is refused."""
+    """Owns the state folder: a second coordinator on the same folder is refused.
 
-    def __init__(self, folder: Path):
+    Without `sync` a power cut may take it: for what need not outlive its process.
+    """
+
+    def __init__(self, folder: Path, *, sync: bool = True):
         self._held = ExitStack()
         self._held.enter_context(
             hold_folder(folder, "coordinator", "stop it, or set another coordinator.state_dir")
@@ -120,7 +123,7 @@ class Journal:
         try:
             self._db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(f"PRAGMA synchronous={'FULL' if sync else 'OFF'}")
             self._db.executescript(_SCHEMA)
             broken = self._db.execute("PRAGMA quick_check").fetchone()[0]
         except sqlite3.Error as e:

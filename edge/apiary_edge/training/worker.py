@@ -72,13 +72,13 @@ def train(
     `runtime` takes the place of the one that the job names.
     """
     from apiary.learn.cache import ArrayCache
-    from apiary.learn.clip import clipped
-    from apiary.learn.fit import FitProgress, fit, node_seed
+    from apiary.learn.fit import FitProgress
     from apiary.learn.folder.labels import shown
     from apiary.learn.manifest import Manifest
     from apiary.learn.runtimes import choose
     from apiary.wire import blob
     from apiary_edge.training import pictures
+    from apiary_edge.training.update import make_update
 
     began = clock()
     manifest = Manifest.decode(job.manifest.read_bytes())
@@ -110,14 +110,24 @@ def train(
             )
         )
 
-    seed = node_seed(job.plan.seed, job.round, job.node)
-
     def enough(epoch: int) -> bool:
         """Whether another epoch would end after the time that the round leaves."""
         per_epoch = (clock() - fitting) / epoch
         return job.time_s is not None and clock() - began + per_epoch > job.time_s
 
-    result = fit(trainer, manifest, job.plan, data, before, seed=seed, progress=progress, enough=enough)
+    document, result = make_update(
+        trainer,
+        manifest,
+        job.plan,
+        data,
+        before,
+        run=job.run,
+        round_=job.round,
+        node=job.node,
+        max_norm=job.max_norm,
+        progress=progress,
+        enough=enough,
+    )
     if result.epochs < job.plan.epochs:
         emit(
             TrainingEvent(
@@ -126,11 +136,6 @@ def train(
         )
     for warning in result.warnings:
         emit(TrainingEvent(kind="warning", text=warning[:500]))
-    about = {"run": job.run, "round": job.round, "node": job.node, "samples": result.samples}
-    update = result.weights - before
-    if job.max_norm is not None:
-        update = clipped(update, job.max_norm, blob.codec(job.plan.codec))
-    document = blob.encode(update, codec_name=job.plan.codec, about=about)
     write_atomic(job.out / "update.blob", document)
     emit(
         TrainingEvent(
