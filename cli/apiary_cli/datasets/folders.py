@@ -48,6 +48,10 @@ class FolderSource:
         except OSError:
             shutil.copyfile(path, folder / name)
 
+    def file_name(self, split: str, index: int) -> str:
+        """What `write` calls it."""
+        return (self.train if split == "train" else self.test)[index][1]
+
 
 @dataclass(slots=True)
 class _Part:

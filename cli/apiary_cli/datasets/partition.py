@@ -86,6 +86,46 @@ def materialise(
     return _write(opened, jobs, out_dir, wish, on_progress)
 
 
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A data set's training pictures in one `folder`, its held-out ones in `server`; both LABEL/*.
+
+    `files` and their labels `y`, as indices into `labels`, are in the order in which `materialise` shares
+    them out.
+    """
+
+    folder: Path
+    server: Path
+    labels: list[str]
+    files: list[Path]
+    y: NDArray[np.int64]
+
+
+def materialise_pool(
+    source: str | Path,
+    out_dir: Path,
+    *,
+    seed: int = 0,
+    test_share: float = 0.2,
+    limit: int | None = None,
+    data_dir: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Pool:
+    """Lay out what `materialise` would share out, unshared. Raises DataError, StoreError."""
+    opened = open_source(source, data_dir)
+    train, test, test_split = _split(opened, test_share, seed, limit)
+    y_server = opened.y_test if test_split == "test" else opened.y_train
+    jobs: list[Job] = [("train", train, opened.y_train, "pool"), (test_split, test, y_server, SERVER)]
+    layout = _write(opened, jobs, out_dir, {"source": str(source), "by": "pool", "seed": seed}, on_progress)
+    y = opened.y_train[train]
+    folder = out_dir / "pool"
+    files = [
+        folder / opened.labels[int(label)] / opened.file_name("train", int(i))
+        for i, label in zip(train, y, strict=True)
+    ]
+    return Pool(folder, layout.server, layout.labels, files, y)
+
+
 def materialise_owners(
     folders: list[Path],
     out_dir: Path,

@@ -30,9 +30,13 @@ class ArraySource:
         """As PNG, lightly compressed: these files are read many times and written once."""
         from PIL import Image
 
-        x, y = (self.x_train, self.y_train) if split == "train" else (self.x_test, self.y_test)
-        name = f"{self.labels[int(y[index])]}-{split}-{index:05d}.png"
-        Image.fromarray(x[index]).save(folder / name, compress_level=1)
+        x = self.x_train if split == "train" else self.x_test
+        Image.fromarray(x[index]).save(folder / self.file_name(split, index), compress_level=1)
+
+    def file_name(self, split: str, index: int) -> str:
+        """What `write` calls it."""
+        y = self.y_train if split == "train" else self.y_test
+        return f"{self.labels[int(y[index])]}-{split}-{index:05d}.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +50,18 @@ class LineSource:
 
     def write(self, split: str, index: int, folder: Path) -> None:
         """As a text file of its own: a sample is a file."""
-        name = f"{self.labels[int(self.y_train[index])]}-{index:05d}.txt"
+        name = self.file_name(split, index)
         (folder / name).write_text(self.lines[index] + "\n", encoding="utf-8")
+
+    def file_name(self, split: str, index: int) -> str:
+        """What `write` calls it."""
+        return f"{self.labels[int(self.y_train[index])]}-{index:05d}.txt"
 
 
 Source = ArraySource | FolderSource | LineSource
 """Samples with a class each, as an index into `labels`, some perhaps set apart for testing: `y_train` and
 `y_test`, which is empty where the source has no test split of its own. `write` puts sample `index` of `train`
-or `test` into a folder, as a file with a unique name."""
+or `test` into a folder, as a file with a unique name, `file_name`."""
 
 
 def open_source(source: str | Path, data_dir: Path | None = None, *, join_labels: bool = False) -> Source:

@@ -69,6 +69,43 @@ def partition(
     return [np.sort(p) for p in parts]
 
 
+def draw(
+    labels: NDArray[Any], nodes: int, each: int, *, alpha: float | None = None, seed: int = 0
+) -> list[Indices]:
+    """Ascending indices of `each` samples for every node, by its own mixture of the classes.
+
+    Unlike `partition` a sample may be on several nodes, never twice on one; so there may be more nodes than
+    samples. The mixtures are drawn as for dirichlet with `alpha`; without it all are that of the whole. Where
+    a node would have more of a class than there is, others take its place. Raises DataError.
+    """
+    y = np.asarray(labels, dtype=np.int64)
+    for what, number in (("nodes", nodes), ("samples a node", each)):
+        if number < 1:
+            raise DataError(f"{what}: {number}, expected 1 or more")
+    if alpha is not None and not (np.isfinite(alpha) and alpha > 0):
+        raise DataError(f"alpha is {alpha}, expected a number above 0")
+    if seed < 0:
+        raise DataError(f"seed is {seed}, expected 0 or more")
+    if y.size < each:
+        raise DataError(f"{y.size} samples cannot give a node {each} of them: take fewer a node")
+    classes, sizes = np.unique(y, return_counts=True)
+    pools = [np.flatnonzero(y == c) for c in classes]
+    share = sizes / y.size
+    parts: list[Indices] = []
+    for node in range(nodes):
+        rng = np.random.default_rng([seed, 3, node])
+        mixture = share if alpha is None else _dirichlet(alpha * share * classes.size, rng)
+        wanted = np.zeros(classes.size, np.int64)
+        while (need := each - int(wanted.sum())) > 0:
+            room = np.where(wanted < sizes, mixture, 0.0)
+            if room.sum() <= 0:
+                room = (sizes - wanted).astype(np.float64)
+            wanted = np.minimum(wanted + rng.multinomial(need, room / room.sum()), sizes)
+        taken = [rng.choice(pool, n, replace=False) for pool, n in zip(pools, wanted, strict=True)]
+        parts.append(np.sort(np.concatenate(taken)))
+    return parts
+
+
 def count(labels: NDArray[Any], parts: Sequence[Indices], classes: int) -> Counts:
     """How many samples of each class each node holds, int64[nodes, classes]."""
     y = np.asarray(labels, dtype=np.int64)
