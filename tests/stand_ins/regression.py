@@ -19,6 +19,7 @@ from apiary.tensors import Array, Weights
 from apiary.wire import blob
 from apiary.wire.messages import BlobRef
 from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.model.warm_start import Ancestor
 
 PLAN = {"epochs": 2, "batch_size": 8, "optimizer": "sgd", "learning_rate": 0.5}
 """`run.plan` that it can be trained by."""
@@ -73,7 +74,7 @@ class RegressionBuilder:
     def labels(self) -> tuple[str, ...]:
         return tuple(self._settings.coordinator.labels or ())
 
-    def build(self) -> ExportedModel:
+    def build(self, ancestor: Ancestor | None = None, weights: Weights | None = None) -> ExportedModel:
         manifest = self._manifest()
         initial = Weights({name: np.zeros(shape, np.float32) for name, shape in manifest.shapes.items()})
         return ExportedModel(

@@ -13,6 +13,7 @@ from apiary.learn.metrics import Evaluation
 from apiary.tensors import Weights
 from apiary_cli.simulation.network import ServerBus, VirtualNetwork
 from apiary_coordinator.model.builder import ExportedModel, ModelBuilder
+from apiary_coordinator.model.warm_start import Ancestor
 from apiary_coordinator.worker import Done, Job, Lane, Then, run_job
 
 T = TypeVar("T")
@@ -86,9 +87,9 @@ class MeteredBuilder:
         """As the builder's."""
         return self._builder.labels()
 
-    def build(self) -> ExportedModel:
+    def build(self, ancestor: Ancestor | None = None, weights: Weights | None = None) -> ExportedModel:
         """As the builder's."""
-        return self._metered(self._builder.build)
+        return self._metered(lambda: self._builder.build(ancestor, weights))
 
     def manifest(self, exported: ExportedModel) -> Manifest:
         """As the builder's."""
