@@ -117,6 +117,7 @@ class RoundRunner:
         cls,
         context: RoundContext,
         candidates: list[NodeId],
+        plan: Plan,
         *,
         number: int,
         recent: list[list[float]],
@@ -124,13 +125,12 @@ class RoundRunner:
         roster: Roster,
         now: float,
     ) -> RoundRunner:
-        """Draw a cohort, fix plan and bounds, and journal them. Raises StoreError.
+        """Draw a cohort, fix the bounds, and journal them with the plan. Raises StoreError.
 
         `last_norm` is the median norm of the last closed round's updates, None where there is none.
         """
         run = context.settings.run
         drawn = draw(candidates, run, number, roster.groups(run.per_tag))
-        plan = strategies.load(run).plan(run.plan.model_copy(update={"seed": run.seed}))
         bounds = _bounds(context, plan, drawn, roster, last_norm)
         terms = RoundTerms(
             plan=plan,
@@ -354,6 +354,7 @@ class RoundRunner:
             "strategy_state": made.strategy_state,
             "sends_next": made.sent.model.digest if made.sent is not None else None,
             "bounds": self.terms.bounds.model_dump(mode="json"),
+            "plan": self.terms.plan.model_dump(mode="json", include={"epochs", "learning_rate"}),
             "per_class": shown["classes"],
             "confusion": shown["confusion"],
         }

@@ -11,6 +11,7 @@ from apiary_coordinator import strategies
 from apiary_coordinator.fleet.selection import quorum_of, smallest_goal
 from apiary_coordinator.publishers.base import PACKAGE as PUBLISHERS
 from apiary_coordinator.recipes.base import check_options
+from apiary_coordinator.run.plan_schedule import check_schedule
 
 _KINDS: Final[dict[str, tuple[str, Callable[[RunSettings], str]]]] = {
     "run.recipe": ("apiary_coordinator.recipes", lambda run: run.recipe),
@@ -39,6 +40,7 @@ def check_run(run: RunSettings) -> None:
     except SettingsError as e:
         raise SettingsError(f"run.recipe_options: {e}") from None
     _check_size(run, strategies.load(run))
+    check_schedule(run)
 
 
 def _check_size(run: RunSettings, chain: strategies.Chain) -> None:

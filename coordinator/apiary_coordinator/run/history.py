@@ -66,6 +66,11 @@ class RunHistory:
         """The number of the next round, from 1."""
         return self.rounds[-1]["round"] + 1 if self.rounds else 1
 
+    @property
+    def closed(self) -> int:
+        """How many rounds were closed."""
+        return sum(r["state"] == "closed" for r in self.rounds)
+
     def model_of(self, number: int) -> str:
         """Digest of the model that a closed round gave."""
         return str(next(r["model"] for r in self.rounds if r["round"] == number))

@@ -35,6 +35,7 @@ from apiary_coordinator.run.announcer import Announcer
 from apiary_coordinator.run.assignment import Assignment
 from apiary_coordinator.run.current_model import Bar, CurrentModel, offer_model, takes_place
 from apiary_coordinator.run.history import RunHistory
+from apiary_coordinator.run.plan_schedule import plan_of
 from apiary_coordinator.worker import Lane
 
 log = logging.getLogger(__name__)
@@ -281,6 +282,7 @@ class Run:
         runner = RoundRunner.open(
             self._context(),
             found.ready,
+            self._chain.plan(plan_of(run, self.history.closed)),
             number=self.history.next_number,
             recent=list(self.history.paces),
             last_norm=self.history.last_norm,

@@ -26,7 +26,7 @@ class Loaded:
     origin: Mapping[str, str]
 
 
-_FREE: Final = ("_options", ".tags")
+_FREE: Final = ("_options", ".tags", "by_round.epochs")
 """Tables whose keys the user chooses: one value, not a section."""
 
 

@@ -1,6 +1,6 @@
 """`[run]`: what a run trains, on whom, and when it ends."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
@@ -30,6 +30,27 @@ def _strictly(model: type[BaseModel]) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+class PlanByRound(Section):
+    """How the plan changes from round to round; rounds count as they close, from 1."""
+
+    learning_rate: Literal["constant", "step", "linear", "cosine"] = Field(
+        "constant", description="how it falls over the run's rounds"
+    )
+    last_share: float = Field(
+        0.01, gt=0, le=1, description="linear, cosine: what is left of it in the last round"
+    )
+    step_rounds: int = Field(5, ge=1, le=100_000, description="step: after so many rounds it is multiplied")
+    step_factor: float = Field(0.5, gt=0, le=1, description="step: by this")
+    warmup_rounds: int = Field(
+        0, ge=0, le=100_000, description="rounds in which it rises to run.plan.learning_rate"
+    )
+    epochs: dict[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1, le=1000)]] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="epochs from a round on, e.g. {1 = 4, 6 = 2}; before the first: run.plan.epochs",
+    )
 
 
 class RunSettings(Section):
@@ -104,6 +125,9 @@ class RunSettings(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="of everything random: cohorts, weights, training")
     plan: Annotated[Plan, _strictly(_StrictPlan)] = Field(
         default_factory=Plan, description="How each node trains."
+    )
+    by_round: PlanByRound = Field(
+        default_factory=PlanByRound, description="How the plan changes from round to round."
     )
     bounds: Annotated[Bounds, _strictly(_StrictBounds)] = Field(
         default_factory=Bounds, description="What an update may hold."

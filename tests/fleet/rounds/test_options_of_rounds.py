@@ -49,3 +49,37 @@ def test_of_more_nodes_than_are_needed_some_may_be_lost(make_fleet: MakeFleet) -
     (result,) = fleet.results()
     assert sorted(result["contributors"]) == ["pi-03", "pi-04", "pi-05"]
     assert fleet.broker.now < 60, "nobody waits for the others"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_learning_rate_and_epochs_follow_the_schedule_over_failed_rounds_and_kills(
+    make_fleet: MakeFleet, killed: bool
+) -> None:
+    fleet = make_fleet(
+        2,
+        rounds=4,
+        plan={"learning_rate": 0.1, "epochs": 2},
+        by_round={"learning_rate": "linear", "last_share": 0.1, "epochs": {"3": 1}},
+    )
+    rounds: list[int] = []
+    plans: dict[int, tuple[float, int]] = {}
+
+    def watch(turn: int) -> None:
+        runner = fleet.runner
+        if runner is None:
+            return
+        number = runner.round.number
+        plans[number] = (runner.terms.plan.learning_rate, runner.terms.plan.epochs)
+        if number not in rounds:
+            rounds.append(number)
+            if number == 2:
+                runner.abandon("tried")  # a round that fails takes no step of the schedule
+            elif killed:
+                fleet.kill_coordinator()
+                fleet.start_coordinator()
+
+    fleet.run(each=watch)
+    expected = {1: (0.1, 2), 2: (0.07, 2), 3: (0.07, 2), 4: (0.04, 1), 5: (0.01, 1)}
+    assert plans == expected
+    shown = {r["round"]: r["plan"] for r in fleet.results() if r["state"] == "closed"}
+    assert shown == {n: {"learning_rate": p[0], "epochs": p[1]} for n, p in expected.items() if n != 2}
