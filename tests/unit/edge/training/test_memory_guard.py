@@ -63,6 +63,7 @@ def test_this_process_can_be_read() -> None:
     assert 10 * MB < now.resident < now.address
     assert now.available is not None
     assert limits(24, 100) == MemoryLimits(24 * MB, 100 * MB, None)
+    assert limits(24, None) == MemoryLimits(24 * MB, None, None)
 
 
 def test_the_reason_is_told_once_and_looking_ends() -> None:
@@ -115,6 +116,7 @@ def test_who_keeps_the_limits_is_looked_at_again_and_again_and_left_alone() -> N
         return FINE
 
     guard = MemoryGuard(MemoryLimits(0), told.append, look=look)
+    guard._frozen.look(time.monotonic() - 1000.0)
     before = threading.stack_size(2**20)
     try:
         guard.start()
@@ -123,6 +125,7 @@ def test_who_keeps_the_limits_is_looked_at_again_and_again_and_left_alone() -> N
         threading.stack_size(before)
     guard._thread.join(10)
     assert told == [] and len(looks) == 3
+    assert guard._frozen.seconds > 900, "the first look came as late as that"
     assert set(stacks) == {256 * 1024}, "under a limit the usual 8 MB are address space that training lacks"
     assert guard._thread.daemon, "it keeps no process alive"
 
@@ -161,6 +164,13 @@ def test_a_process_asks_to_be_ended_first_where_it_can(tmp_path: Path) -> None:
     be_first_to_go(tmp_path)
     assert (tmp_path / "oom_score_adj").read_text() == "600"
     be_first_to_go(tmp_path / "none")
+
+
+def test_the_time_awake_lacks_what_was_frozen() -> None:
+    guard = MemoryGuard(MemoryLimits(0), lambda why: None)
+    before = guard.awake()
+    guard._frozen.look(time.monotonic() + 1000.0)
+    assert guard.awake() < before - 900.0
 
 
 def test_looks_that_come_late_are_time_that_the_process_was_frozen() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import subprocess
-import sys
+import os
+import resource
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from apiary.tensors import Array, Weights
 from apiary.wire import blob
 from apiary.wire.held_out import encode
 from apiary.wire.messages import Plan
+from apiary_edge.health.readings import MB
 from apiary_edge.training.job import TrainingEvent, TrainJob
+from apiary_edge.training.memory_guard import MemoryGuard, MemoryLimits
 from apiary_edge.training.process import scratch
-from apiary_edge.training.worker import train
+from apiary_edge.training.worker import give_up, main, run_guarded, train
 
 BATCH = 4
 PICTURES = 2 * BATCH
@@ -239,6 +243,9 @@ def test_a_model_on_a_frozen_base_trains_on_its_features_and_its_warnings_are_pa
     told = events(job, runtime, plan=PLAN.model_copy(update={"flip": True}), **base)
     assert runtime.opened == [tmp_path / "base", job.trainer]
     assert [text[:30] for text in warnings(told)] == ["flip and shift are ignored: th"]
+    job.manifest.write_bytes(manifest(features=3, recipe="x" * 600).encode())
+    (said,) = warnings(events(job, plan=PLAN.model_copy(update={"flip": True}), **base))
+    assert len(said) == 500
     with pytest.raises(DataError, match="the model needs a frozen base"):
         events(job)
 
@@ -249,35 +256,91 @@ def test_weights_of_another_model_are_an_error_that_names_what_differs(job: Trai
         events(job)
 
 
-CHILD = """
-import sys
-from apiary.errors import DataError, ModelError
-from apiary_edge.training.memory_guard import MemoryLimits
-from apiary_edge.training.worker import run_guarded
-
-def act(guard):
-    print("guarded", guard._thread.is_alive(), flush=True)
-    if kind is not None:
-        raise kind("y" * 600)
-
-for kind in (None, DataError, ModelError, MemoryError):
-    print("code", run_guarded(act, MemoryLimits(0), "the round"), flush=True)
-print(open("/proc/self/oom_score_adj").read().strip())
-"""
+@pytest.fixture
+def oom_score() -> Iterator[Path]:
+    """This process's own, put back afterwards."""
+    score = Path("/proc/self/oom_score_adj")
+    before = score.read_text()
+    yield score
+    score.write_text(before)
 
 
-def test_a_childs_errors_become_one_short_line_and_a_code() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=120, check=True
+def guarded() -> bool:
+    return any(t.name == "memory-guard" for t in threading.enumerate())
+
+
+def told(capture: pytest.CaptureFixture[bytes]) -> list[TrainingEvent | None]:
+    return [TrainingEvent.parse(line) for line in capture.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "event"),
+    [
+        (None, 0, None),
+        (DataError("y" * 600), 3, TrainingEvent(kind="declined", text="y" * 500)),
+        (ModelError("y" * 600), 6, TrainingEvent(kind="failed", text="y" * 500)),
+        (
+            MemoryError(),
+            3,
+            TrainingEvent(kind="declined", text="this node has not enough memory for the round"),
+        ),
+    ],
+)
+def test_what_ends_a_child_is_one_short_line_and_a_code(
+    error: Exception | None,
+    code: int,
+    event: TrainingEvent | None,
+    oom_score: Path,
+    capsysbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    def act(guard: MemoryGuard) -> None:
+        assert guarded() and guard.awake() > 0 and oom_score.read_text() == "600\n"
+        if error is not None:
+            raise error
+
+    assert run_guarded(act, MemoryLimits(0), "the round") == code
+    assert told(capsysbinary) == ([event] if event else [])
+    ends = time.monotonic() + 20
+    while guarded() and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert not guarded()
+
+
+def test_a_lack_of_memory_under_a_limit_names_it(
+    oom_score: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def act(guard: MemoryGuard) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (limit_mb * MB, most))
+        raise MemoryError
+
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    limit_mb = 64 * 10**6  # far above what this process has
+    try:
+        assert run_guarded(act, MemoryLimits(0), "the round") == 3
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    (event,) = told(capsysbinary)
+    assert event is not None and event.text.endswith(
+        f"for the round: its address space is limited to {limit_mb} MB (RLIMIT_AS, ulimit -v)"
     )
-    lines = done.stdout.splitlines()
-    assert [line for line in lines if line[0] != "{"] == [
-        *("guarded True", "code 0", "guarded True", "code 3"),
-        *("guarded True", "code 6", "guarded True", "code 3"),
-        "600",
-    ]
-    assert [json.loads(line) for line in lines if line[0] == "{"] == [
-        {"kind": "declined", "text": "y" * 500},
-        {"kind": "failed", "text": "y" * 500},
-        {"kind": "declined", "text": "this node has not enough memory for the round"},
-    ]
+
+
+def test_a_child_does_the_job_in_its_file(
+    job: TrainJob, tmp_path: Path, oom_score: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    gone = job.model_copy(update={"data_dir": tmp_path / "gone", "runtime": "litert"})
+    (tmp_path / "job.json").write_text(gone.model_dump_json())
+    assert main(["worker", str(tmp_path / "job.json")]) == 3
+    (event,) = told(capsysbinary)
+    assert event is not None and event.kind == "declined"
+    assert event.text.startswith(f"data folder {tmp_path}/gone does not exist")
+
+
+def test_a_child_that_gives_up_says_why_in_one_write_and_ends() -> None:
+    ended: list[int] = []
+    here, there = os.pipe()
+    give_up("z" * 600, out=there, end=ended.append)
+    assert ended == [3]
+    assert TrainingEvent.parse(os.read(here, 4096)) == TrainingEvent(kind="declined", text="z" * 500)
+    for end in (here, there):
+        os.close(end)
