@@ -239,7 +239,7 @@ def test_a_model_on_a_frozen_base_trains_on_its_features_and_its_warnings_are_pa
     (tmp_path / "base").write_bytes(b"base")
     job.manifest.write_bytes(manifest(features=3).encode())
     runtime = Counting()
-    base = {"base": tmp_path / "base", "base_digest": "b" * 64}
+    base: dict[str, Any] = {"base": tmp_path / "base", "base_digest": "b" * 64}
     told = events(job, runtime, plan=PLAN.model_copy(update={"flip": True}), **base)
     assert runtime.opened == [tmp_path / "base", job.trainer]
     assert [text[:30] for text in warnings(told)] == ["flip and shift are ignored: th"]
