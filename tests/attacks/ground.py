@@ -198,6 +198,10 @@ class Ground:
         self.start("coordinator")
         self.ready()
 
+    def ended(self) -> list[str]:
+        """Parties whose processes ended by themselves."""
+        return [name for name, process in self._processes.items() if process.poll() is not None]
+
     def stop(self, name: str) -> None:
         """`kill -9` a party."""
         process = self._processes.pop(name)
@@ -253,6 +257,15 @@ class Ground:
         lines = (self.folder / "runs" / f"run-{self._runs}" / "history.jsonl").read_text().splitlines()
         return [told for told in map(json.loads, lines) if "contributors" in told and "rejected" in told]
 
+    def _how_far(self, run: str) -> str:
+        code, told = self.ask("run", "list")
+        states = (
+            {one["run"]: f"{one['state']}, {one['rounds']} rounds" for one in told["runs"]}
+            if code == 0
+            else {}
+        )
+        return states.get(run, "not known")
+
     def round_under(self, harm: Callable[[], object]) -> str:
         """Begin a run of three rounds, do `harm` meanwhile, and see every honest node counted in each."""
         self.ready()
@@ -266,7 +279,11 @@ class Ground:
         began = time.monotonic()
         harm()
         summary = self.folder / "runs" / run / "summary.json"
-        self.until(f"{run} is finished", summary.exists, _RUN_S if self._mended else _UNMENDED_RUN_S)
+        end = time.monotonic() + (_RUN_S if self._mended else _UNMENDED_RUN_S)
+        while not summary.exists():
+            assert time.monotonic() < end, f"{run} is not finished: {self._how_far(run)}"
+            assert not self.ended(), f"ended by itself: {', '.join(self.ended())}"
+            time.sleep(0.2)
         told = json.loads(summary.read_text())
         assert told["rounds_closed"] == rounds, told
         counted = {r: set(names) & set(HONEST) for r, names in told["contributors"].items()}

@@ -9,7 +9,6 @@ import importlib
 import re
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 _NOT_SILENT: Final = 1e9
@@ -55,18 +54,12 @@ def _wrapped(where: str, name: str, wrap: Callable[..., Any]) -> Mend:
 # -- as it was before
 
 
-def _any_synced_row(self: Any, _: object) -> None:
-    """Every row is journaled as it came; where the journal refuses one, all are tried again."""
-    rows, round_ = self._syncing, self._runner.round
-    if rows and round_.collecting:
-        self._journal.accept(round_.run, round_.number, rows)
-    self._syncing = []
-    for row in rows:
-        self._digests[row.node] = row.digest
-        self._worker.submit(partial(self._add, row), lambda _: None)
-    self._counted += rows
-    self._confirm()
-    self._sync_next()
+def _any_synced_row(on_synced: Any, self: Any, value: object) -> None:
+    """A row of a node that is counted already is journaled once more."""
+    round_ = self._runner.round
+    if again := [row for row in self._syncing if row.node in round_.accepted]:
+        self._journal.accept(round_.run, round_.number, again)
+    on_synced(self, value)
 
 
 def _all_rows_or_none(self: Any, run: str, number: int, rows: Any) -> list[Any]:
@@ -144,7 +137,7 @@ MENDS: Final[dict[str, Mend]] = {
     "in-hand": _all(
         _put(f"{_ROUND}.collector:Collector", "_in_hand", lambda *_: False),
         _wrapped(f"{_ROUND}.collector:Collector", "_screen", _slowly),
-        _put(f"{_ROUND}.collector:Collector", "_on_synced", _any_synced_row),
+        _wrapped(f"{_ROUND}.collector:Collector", "_on_synced", _any_synced_row),
         _put("apiary_coordinator.journal:Journal", "accept", _all_rows_or_none),
     ),
     # The cap on weights is what a claim may be at all.
