@@ -35,7 +35,8 @@ def under(ground: Ground, lie: Callable[[Liar], Iterable[Offer]]) -> tuple[Liar,
 def refused(ground: Ground, why: str) -> str:
     """Every round refused the liar with this reason; the reason of the first."""
     reasons = [told["rejected"].get(THIEF, "") for told in ground.history()]
-    assert reasons and all(why in reason for reason in reasons), reasons
+    times = sum(why in reason for reason in reasons)
+    assert reasons and times == len(reasons), f"refused in {times} of {len(reasons)} rounds: {reasons}"
     return str(reasons[0])
 
 
@@ -65,7 +66,7 @@ def great_claim(ground: Ground) -> Outcome:
         counted = {name: one["samples"] for name, one in told["contributors"].items()}
         own = counted.pop(THIEF)
         # The cap follows from the statuses: the stand-in for training counts other samples than the pictures.
-        assert 2 * own <= PICTURES * len(HONEST), (own, counted)
+        assert 2 * own <= PICTURES * len(HONEST), f"it weighs {own}, the others {list(counted.values())}"
         weights.append(f"{own} of {own + sum(counted.values())}")
     return Outcome(f"it weighed {', '.join(weights)} samples", honest)
 
