@@ -4,26 +4,34 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
 from typing import Any, Final, get_args
 
-from apiary.errors import ApiaryError, SettingsError
+from apiary.errors import ApiaryError, BusError, DataError, SettingsError
+from apiary.files import write_json
 from apiary.settings import Settings
 from apiary.tags import as_text, matches, parse_rule
 from apiary.wire.messages import NodeState
 from apiary_cli.client.asking import ask
 from apiary_cli.client.watching import watch
-from apiary_cli.terminal.flags import add_broker, settings_of
+from apiary_cli.simulation.profiling import of_run
+from apiary_cli.terminal.flags import add_broker, print_result, settings_of
 from apiary_cli.terminal.table import duration, table
 from apiary_cli.terminal.view import NodeView, RunView
 from apiary_coordinator.fleet.roster import SILENT
 from apiary_coordinator.fleet.versions import describe as describe_versions
+from apiary_coordinator.report.history_file import NAME as RECORD
+from apiary_coordinator.report.history_file import read_history
 
 EXAMPLES = """examples:
   apiary nodes
   apiary nodes --tag site=north --state lost
   apiary nodes --sort temperature
   apiary nodes --json | jq -r '.nodes[] | select(.samples < 20) | .id'
+  apiary nodes --profile fleet.json --run runs/autumn   its nodes for `apiary simulate`, without a broker
 """
 _SORTS: Final = ("id", "state", "samples", "release", "temperature", "seen")
 _ASK_S: Final = 3.0
@@ -40,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sort", choices=_SORTS, default="id", help="default: id; the largest first")
     parser.add_argument("--tag", action="append", default=[], metavar="TAG=VALUE", help="these alone")
     parser.add_argument("--state", choices=(*get_args(NodeState), SILENT), help="these alone")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="write shares, paces and links of a run's nodes, for `apiary simulate --profile`",
+    )
+    parser.add_argument("--run", metavar="RUN", help="of --profile: name or folder of the run (the newest)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -51,6 +66,10 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as e:
         raise SettingsError(f"--tag: {e}") from None
     settings = settings_of(args)
+    if args.profile is not None:
+        return _profile(args, settings)
+    if args.run is not None:
+        raise SettingsError("--run names the run of a profile: give --profile FILE, too")
     found, version = collect(settings)
     chosen = [
         node
@@ -62,6 +81,34 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(render(chosen, len(found), version))
     return 0
+
+
+def _profile(args: argparse.Namespace, settings: Settings) -> int:
+    """Write the profile of a run's nodes, and say what is in it. Raises DataError, StoreError."""
+    folder = _run_folder(settings, args.run)
+    profile = of_run(read_history(folder))
+    versions = {}
+    with suppress(BusError):  # the record has all but the versions
+        versions = {node["id"]: node["version"] for node in collect(settings)[0]}
+    nodes = [node.model_copy(update={"version": versions.get(node.id)}) for node in profile.nodes]
+    profile = profile.model_copy(update={"nodes": nodes})
+    write_json(args.profile, profile.model_dump(mode="json"), indent=2)
+    paces = [node.pace_s for node in nodes if node.pace_s is not None]
+    result = {"profile": str(args.profile), "run": folder.name, "nodes": len(nodes), "timed": len(paces)}
+    line = f"{args.profile}: {len(nodes)} nodes of run {folder.name}, {len(paces)} with their pace"
+    print_result(args, result, line + (f" (median {median(paces):.3g} s a sample)" if paces else ""))
+    return 0
+
+
+def _run_folder(settings: Settings, run: str | None) -> Path:
+    """A run's folder by name or path; without one the newest with a record. Raises DataError."""
+    runs = settings.coordinator.runs_dir
+    if run is not None:
+        return next((p for p in (Path(run), runs / run) if (p / RECORD).is_file()), Path(run))
+    records = sorted(runs.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+    if not records:
+        raise DataError(f"{runs} holds no run: name one with --run, where its folder is")
+    return records[-1].parent
 
 
 def collect(settings: Settings) -> tuple[list[dict[str, Any]], str]:
