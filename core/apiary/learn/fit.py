@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apiary.errors import DataError, ModelError
+from apiary.learn.augment import augment, augments, mixed
 from apiary.learn.images import Dataset
 from apiary.learn.manifest import Manifest
 from apiary.learn.metrics import accuracy
@@ -104,6 +105,7 @@ def fit(
     where weights or plan do not fit the manifest, or where training ran away (NaN or infinite).
     """
     warnings = _check(manifest, plan, data, weights)
+    pictures = augments(plan) and not _ignores_augmentation(manifest)
     train, held = split(data.digests, plan.validation_share)
     if len(train) < plan.min_samples:
         raise DataError(
@@ -119,7 +121,7 @@ def fit(
     for epoch in range(1, plan.epochs + 1):
         rng = np.random.default_rng([seed, epoch])
         total, done = 0.0, 0
-        for x, y, w, size in _batches(data, train, plan, rng, scale):
+        for x, y, w, size in _batches(data, train, plan, rng, scale, pictures=pictures):
             value = trainer.step(x, y, w, learning_rate=plan.learning_rate, mu=plan.proximal_mu)
             if not math.isfinite(value):
                 raise ModelError(
@@ -143,9 +145,17 @@ def fit(
 
 
 def _batches(
-    data: Dataset, train: NDArray[np.int64], plan: Plan, rng: np.random.Generator, scale: Array
+    data: Dataset,
+    train: NDArray[np.int64],
+    plan: Plan,
+    rng: np.random.Generator,
+    scale: Array,
+    *,
+    pictures: bool,
 ) -> Iterator[tuple[Array, Array, Array, int]]:
     """All of `train` once, shuffled: the arrays of `Trainer.step`, and how many samples are real.
+
+    `pictures` are changed as the plan says.
 
     The last batch is filled by wrapping round, the filler's weight is 0.
     """
@@ -154,13 +164,18 @@ def _batches(
         real = min(plan.batch_size, len(order) - start)
         chosen = np.resize(order, start + plan.batch_size)[start:]
         x = data.x[chosen]
-        if (plan.flip or plan.shift) and x.dtype == np.uint8:
-            x = augment(cast("NDArray[np.uint8]", x), rng, flip=plan.flip, shift=plan.shift)
         y = np.zeros((plan.batch_size, len(scale)), np.float32)
         y[np.arange(plan.batch_size), data.y[chosen]] = 1
         # Keras' sum over the batch size: a class weight scales the step, it is not normalised away.
         w = scale[data.y[chosen]] / np.float32(real)
         w[real:] = 0
+        if pictures:
+            x = augment(cast("NDArray[np.uint8]", x), rng, plan)
+            if plan.mix:
+                x, y, w = mixed(x, y, w, rng, alpha=plan.mix, real=real)
+        if plan.label_smoothing:
+            # As Keras has it (Szegedy et al. 2016, arXiv:1512.00567).
+            y = y * np.float32(1 - plan.label_smoothing) + np.float32(plan.label_smoothing / len(scale))
         yield np.ascontiguousarray(x, np.float32), y, w, real
 
 
@@ -185,33 +200,12 @@ def _check(manifest: Manifest, plan: Plan, data: Dataset, weights: Weights) -> l
     shape = (manifest.features,) if manifest.features else (side.height, side.width, side.channels)
     if data.x.shape[1:] != shape:
         raise DataError(f"samples of shape {list(data.x.shape[1:])}, the model takes {list(shape)}")
-    if manifest.features and (plan.flip or plan.shift):
-        return [
-            f"flip and shift are ignored: the recipe {manifest.recipe} trains on features that are "
-            "computed once a picture"
-        ]
+    if augments(plan) and (why := _ignores_augmentation(manifest)):
+        return [f"augmentation is ignored: the recipe {manifest.recipe} trains on {why}"]
     return []
 
 
-def augment(
-    pictures: NDArray[np.uint8], rng: np.random.Generator, *, flip: bool, shift: float
-) -> NDArray[np.uint8]:
-    """A copy of uint8[B, H, W, C]; each picture flipped left to right by half a chance and moved.
-
-    `shift` is the largest move as a share of the side; the edge's pixels fill what opens. Draws the same
-    numbers for every batch size, so that a picture's fate hangs on its place alone.
-    """
-    count, height, width = pictures.shape[:3]
-    flips = rng.random(count) < 0.5
-    moves = rng.uniform(-shift, shift, (count, 2))
-    out = pictures.copy()
-    rows, columns = np.arange(height), np.arange(width)
-    for i in range(count):
-        if flip and flips[i]:
-            out[i] = out[i, :, ::-1]
-        down, right = int(np.rint(moves[i, 0] * height)), int(np.rint(moves[i, 1] * width))
-        if down or right:
-            y = np.clip(rows - down, 0, height - 1)
-            x = np.clip(columns - right, 0, width - 1)
-            out[i] = out[i][y[:, None], x[None, :]]
-    return out
+def _ignores_augmentation(manifest: Manifest) -> str | None:
+    if manifest.features:
+        return "features that are computed once a picture"
+    return "texts" if manifest.input.letters else None

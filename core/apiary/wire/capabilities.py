@@ -10,7 +10,14 @@ from apiary.plugins import names
 from apiary.wire.messages.plan import Plan
 
 CODEC: Final = "codec."
-RULES: Final = ("rule.augment", "rule.class_weights", "rule.partial", "rule.proximal")
+RULES: Final = (
+    "rule.augment",
+    "rule.augment.2",
+    "rule.class_weights",
+    "rule.label_smoothing",
+    "rule.partial",
+    "rule.proximal",
+)
 """Rules of a plan that this version's nodes follow."""
 VERSION_0: Final = frozenset(
     {
@@ -35,7 +42,9 @@ def needed(plan: Plan) -> frozenset[str]:
     """What a node must be able to do to train by this plan."""
     rules = {
         "rule.augment": plan.flip or plan.shift > 0,
+        "rule.augment.2": any((plan.rotate, plan.zoom, plan.brightness, plan.contrast, plan.erase, plan.mix)),
         "rule.class_weights": plan.class_weights,
+        "rule.label_smoothing": plan.label_smoothing > 0,
         "rule.partial": plan.partial,
         "rule.proximal": plan.proximal_mu > 0,
     }

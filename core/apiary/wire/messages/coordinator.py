@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, WrapSerializer, model_serializer
 
 from apiary.wire.held_out import fits
 from apiary.wire.messages.base import (
@@ -23,7 +23,7 @@ from apiary.wire.messages.base import (
     Text,
     Unit,
 )
-from apiary.wire.messages.plan import Bounds, Plan
+from apiary.wire.messages.plan import LATER, Bounds, Plan
 from apiary.wire.topics import TopicKind
 
 RoundState = Literal["open", "collecting", "aggregating", "evaluating", "closed", "failed", "finished"]
@@ -39,6 +39,12 @@ class Needs(Part):
     picture_bytes: Count
     features: Count | None = None
     activations: Count = 0
+
+
+def _without_what_is_not_used(plan: Plan, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    """An announcement that asks for nothing new is that of the version before."""
+    found: dict[str, Any] = handler(plan)
+    return {k: v for k, v in found.items() if k not in LATER or v != Plan.model_fields[k].default}
 
 
 class Announcement(Message):
@@ -59,7 +65,7 @@ class Announcement(Message):
     manifest: BlobRef
     trainer: BlobRef | None = None
     base: BlobRef | None = None
-    plan: Plan
+    plan: Annotated[Plan, WrapSerializer(_without_what_is_not_used)]
     bounds: Bounds
     deadline_s: Annotated[float, Field(gt=0, le=10**7)]
     cohort: Annotated[list[Name], Field(max_length=20_000)] | None = None

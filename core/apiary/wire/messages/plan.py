@@ -1,6 +1,6 @@
 """How a round trains, and what its updates may hold. Pure."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,24 @@ class Plan(Part):
     shift: float = Field(
         0.0, ge=0, le=0.5, description="augment: move pictures at random by up to this share of their side"
     )
+    rotate: float = Field(0.0, ge=0, le=180, description="augment: turn pictures by up to so many degrees")
+    zoom: float = Field(
+        0.0, ge=0, lt=1, description="augment: scale pictures by up to this share, in and out"
+    )
+    brightness: float = Field(0.0, ge=0, le=1, description="augment: up to this share of white more or less")
+    contrast: float = Field(0.0, ge=0, le=1, description="augment: up to this share more or less of it")
+    erase: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="augment: grey out up to this share of half of the pictures",
+    )
+    mix: float = Field(
+        0.0, ge=0, le=10, description="augment: mix pictures and labels in pairs, by Beta(mix, mix)"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, le=0.9, description="share of a label that is spread over all labels"
+    )
     validation_share: float = Field(
         0.1, ge=0, le=0.9, description="share of a node's samples that tests and never trains"
     )
@@ -34,6 +52,10 @@ class Plan(Part):
     )
     codec: Name = Field("raw_f32", description="how updates are written for the wire: raw_f32, f16 or int8")
     seed: int = Field(0, ge=0, lt=2**63, description="set from run.seed")
+
+
+LATER: Final = ("rotate", "zoom", "brightness", "contrast", "erase", "mix", "label_smoothing")
+"""Fields that nodes of 0.1 do not know: announced where a plan uses them, to nodes that can do it."""
 
 
 class Bounds(Part):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 
 from apiary.errors import DataError, ModelError
-from apiary.learn.fit import FitProgress, augment, class_weights, fit, node_seed, predict, split
+from apiary.learn.fit import FitProgress, class_weights, fit, node_seed, predict, split
 from apiary.learn.images import Dataset
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
 from apiary.tensors import Array, Weights
@@ -242,7 +243,7 @@ def test_augmentation_of_features_is_ignored_with_a_warning() -> None:
     data = dataset()
     features = Dataset(data.floats(slice(None)).reshape(43, 16), data.y, data.digests, LABELS)
     got = fit(Regression(), manifest, PLAN.model_copy(update={"flip": True}), features, START, seed=1)
-    assert "flip and shift are ignored" in got.warnings[0]
+    assert "augmentation is ignored: the recipe" in got.warnings[0]
 
 
 def test_predict_is_the_same_in_small_batches() -> None:
@@ -252,19 +253,26 @@ def test_predict_is_the_same_in_small_batches() -> None:
     assert np.allclose(predict(trainer, data), trainer.infer(data.floats(slice(None))), atol=1e-6)
 
 
-def test_augment_flips_and_moves_bytes_without_changing_its_input() -> None:
-    x = np.random.default_rng(0).integers(0, 256, (64, 10, 10, 3), np.uint8)
-    kept = x.copy()
-    flipped = augment(x, np.random.default_rng(1), flip=True, shift=0.0)
-    same = (flipped == x).all(axis=(1, 2, 3))
-    assert 16 < same.sum() < 48
-    assert np.array_equal(flipped[~same], x[~same][:, :, ::-1])
-    moved = augment(x, np.random.default_rng(1), flip=False, shift=0.2)
-    assert moved.dtype == np.uint8
-    assert np.array_equal(x, kept)
-    # Every picture is some move of at most two pixels, its edge repeated.
-    for before, after in zip(x, moved, strict=True):
-        padded = np.pad(before, ((2, 2), (2, 2), (0, 0)), mode="edge")
-        moves = [padded[i : i + 10, j : j + 10] for i in range(5) for j in range(5)]
-        assert any(np.array_equal(after, m) for m in moves)
-    assert np.array_equal(augment(x, np.random.default_rng(1), flip=False, shift=0.0), x)
+def test_a_smoothed_label_is_spread_over_all_labels() -> None:
+    seen: list[np.ndarray[Any, Any]] = []
+
+    class Watched(Regression):
+        def step(self, x: Any, y: Any, w: Any, **more: Any) -> float:
+            seen.append(y.copy())
+            return super().step(x, y, w, **more)
+
+    fit(Watched(), MANIFEST, PLAN.model_copy(update={"label_smoothing": 0.2}), dataset(), START, seed=1)
+    share = 0.2 / len(LABELS)
+    for y in seen:
+        assert np.allclose(np.unique(np.round(y, 6)), [share, 0.8 + share], atol=1e-6)
+        assert np.allclose(y.sum(axis=1), 1)
+
+
+def test_texts_are_not_turned_upside_down() -> None:
+    letters = MANIFEST.input.model_copy(update={"letters": "abcd"})
+    manifest = MANIFEST.model_copy(update={"input": letters})
+    plain = fit(Regression(), manifest, PLAN, dataset(), START, seed=1)
+    turned = PLAN.model_copy(update={"flip": True, "rotate": 90.0, "mix": 0.4})
+    got = fit(Regression(), manifest, turned, dataset(), START, seed=1)
+    assert "trains on texts" in got.warnings[0]
+    assert all(np.array_equal(got.weights[n], plain.weights[n]) for n in plain.weights)
