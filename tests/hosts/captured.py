@@ -126,13 +126,13 @@ class CapturedBroker:
         for topic in topics:
             bus.subscribe(topic)
         heard: dict[str, bytes] = {}
-        _hear(bus, lambda m: bool(heard.setdefault(m.topic, m.payload)) and set(heard) == topics, 240)
+        _hear(bus, lambda m: bool(heard.setdefault(m.topic, m.payload)) and set(heard) == topics, 1200)
         return heard
 
     def _newer(self, bus: MqttBus, topic: str, than: bytes) -> bytes:
         """A message on `topic` that its signer issued later, about another round."""
         old = json.loads(than)
-        return _hear(bus, lambda m: m.topic == topic and json.loads(m.payload)["round"] != old["round"], 240)
+        return _hear(bus, lambda m: m.topic == topic and json.loads(m.payload)["round"] != old["round"], 1200)
 
     def _sealed(self, name: str, topic: str, payload: bytes) -> bytes:
         """`payload` as somebody with the keys of `name` seals it."""
