@@ -78,7 +78,7 @@ class CapturedBroker:
         with self._bus() as bus:
             yesterday = self._overheard(bus, {ROUND, "apiary/default/node/pi-1/offer"})
             today = self._newer(bus, ROUND, yesterday[ROUND])
-            # The newest offer once more is a delivery that came twice, no repetition: there must be a newer one.
+            # The newest offer once more is a second delivery, no repetition: there must be a newer one.
             self._newer(bus, "apiary/default/node/pi-1/offer", yesterday["apiary/default/node/pi-1/offer"])
             forged = re.sub(rb'"round":\d+', b'"round":99', today, count=1)
             bare = b'{"v":1,"run":"forged","round":99}'
