@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from cryptography import x509
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from tests.stand_ins.fleet_keys import NOW, Fleet, MemoryMarks, signing_certificate
 
-from apiary.errors import MessageAhead, MessageAltered, MessageUnsigned, SignatureRefused
+from apiary.errors import MessageAhead, MessageAltered, MessageRepeated, MessageUnsigned, SignatureRefused
 from apiary.identity.authority import KeyUse
 from apiary.identity.roles import Identity, Role
 from apiary.identity.signing import Signer, Verifier
@@ -166,3 +167,33 @@ def test_a_certificate_without_a_use_is_refused() -> None:
     )
     with pytest.raises(SignatureRefused, match=r"its certificate cannot be used: No .*extension"):
         opened(Signer(key, bare, lambda: 1).seal(TOPIC, PAYLOAD))
+
+
+def test_who_signed_is_held_to_role_and_name_and_both_are_said() -> None:
+    sealed = signer()[0].seal(TOPIC, PAYLOAD)
+    for role, name, expected in (
+        (Role.COORDINATOR, None, "a certificate of the role coordinator"),
+        (Role.COORDINATOR, "pi-07", "coordinator 'pi-07'"),
+        (Role.NODE, "pi-08", "node 'pi-08'"),
+    ):
+        with pytest.raises(SignatureRefused, match=f"signed by node 'pi-07', expected {expected}$"):
+            FLEET.verifier().open(TOPIC, sealed, role=role, name=name)
+        with pytest.raises(MessageUnsigned, match=f"not signed, expected the signature of {expected};"):
+            FLEET.verifier().open(TOPIC, PAYLOAD, role=role, name=name)
+    assert FLEET.verifier().open(TOPIC, sealed, role=Role.NODE) == PAYLOAD
+
+
+def test_what_is_older_than_what_was_heard_is_a_repetition_and_the_same_is_none() -> None:
+    key = Ed25519PrivateKey.generate()
+    certificate = signing_certificate(FLEET.ca, key, "pi-07", Role.NODE)
+    older, newer = (Signer(key, certificate, partial(int, n)).seal(TOPIC, PAYLOAD) for n in (5, 6))
+    verifier = FLEET.verifier()
+    for _ in range(2):
+        assert verifier.open(TOPIC, newer, role=Role.NODE) == PAYLOAD
+    with pytest.raises(MessageRepeated, match="issued it at 5, and at 6 something newer"):
+        verifier.open(TOPIC, older, role=Role.NODE)
+
+
+def test_a_signer_needs_the_certificate_of_its_key() -> None:
+    with pytest.raises(ValueError, match=r"signing key and .* certificate do not belong together"):
+        Signer(Ed25519PrivateKey.generate(), signer()[0].certificate, lambda: 1)
