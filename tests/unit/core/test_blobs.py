@@ -80,6 +80,8 @@ def test_a_disk_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "blobs").rename(tmp_path / "away")
     with pytest.raises(StoreError, match=r"cannot look into .*: No such file"):
         store.evict(keep=set())
+    with pytest.raises(StoreError, match=r"cannot write blob .*: No such file"):
+        store.begin(DIGEST, 1)
 
 
 def test_what_is_whole_survives_the_power(tmp_path: Path) -> None:

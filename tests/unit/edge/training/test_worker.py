@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import resource
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apiary.errors import DataError, ModelError
+from apiary.errors import DataError, ModelError, SettingsError
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
 from apiary.tensors import Array, Weights
 from apiary.wire import blob
@@ -37,8 +38,9 @@ PLAN = Plan(epochs=2, batch_size=BATCH, validation_share=0.0)
 class Counting:
     """A runtime and its trainer: a step takes a second and adds the same; opening it takes ten."""
 
-    def __init__(self, *, frozen_s: float = 0.0):
+    def __init__(self, *, frozen_s: float = 0.0, open_s: float = 10.0, step_s: float = 1.0):
         self.now, self.frozen_s = 1000.0, frozen_s
+        self._open_s, self._step_s = open_s, step_s
         self.threads = 0
         self.opened: list[Path | None] = []
         self._weights = Weights({})
@@ -53,7 +55,7 @@ class Counting:
         return None
 
     def open_trainer(self, manifest: Manifest, trainer: Path | None, *, threads: int = 1) -> Counting:
-        self.now += 10.0
+        self.now += self._open_s
         self.threads = threads
         self.opened.append(trainer)
         return self
@@ -72,7 +74,7 @@ class Counting:
         return self._weights
 
     def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
-        self.now += 1.0
+        self.now += self._step_s
         self._weights = Weights({"w": self._weights["w"] + STEP})
         return 0.5
 
@@ -179,6 +181,26 @@ def test_the_time_that_is_left_follows_the_steps_that_were_awake(job: TrainJob) 
     assert [e.loss for e in told] == [0.5] * 4
 
 
+def test_times_are_rounded_as_far_as_somebody_reads_them(job: TrainJob) -> None:
+    told = events(job, Counting(open_s=10.12345, step_s=1.26))
+    assert [e.left_s for e in told if e.kind == "progress"] == [3.8, 2.5, 1.3, 0.0]
+    assert told[-1].metrics is not None and told[-1].metrics.seconds == 15.163
+
+
+def test_what_was_imported_is_not_collected_again_and_again(job: TrainJob) -> None:
+    gc.unfreeze()
+    try:
+        events(job)
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+
+
+def test_a_job_names_its_runtime(job: TrainJob) -> None:
+    with pytest.raises(SettingsError, match="runtimes: no 'none'"):
+        train(job, lambda event: None)
+
+
 @pytest.mark.parametrize(
     ("time_s", "epochs"), [(0.0, 1), (15.9, 2), (16.0, 3), (19.0, 4), (20.0, 5), (None, 5)]
 )
@@ -199,9 +221,11 @@ def test_what_is_left_out_is_said_once_each(job: TrainJob) -> None:
     Image.new("L", (4, 4)).save(pictures / "bird" / "1.png")
     (pictures / "cat" / "torn.png").write_bytes(b"\x89PNG no more")
     (pictures / "cat" / "empty.png").write_bytes(b"")
+    Image.new("L", (4, 4)).save(pictures.parent / "elsewhere.png")
+    (pictures / "cat" / "link.png").symlink_to(pictures.parent / "elsewhere.png")
     said = warnings(events(job))
-    assert len(said) == 3
-    for text in ("label 'bird' are left out", "torn.png: left out", "empty.png: left out"):
+    assert len(said) == 4
+    for text in ("label 'bird' are", "torn.png: left out", "empty.png: left out", "link.png: left out"):
         assert sum(text in line for line in said) == 1
 
 
@@ -242,7 +266,8 @@ def test_a_model_on_a_frozen_base_trains_on_its_features_and_its_warnings_are_pa
     base: dict[str, Any] = {"base": tmp_path / "base", "base_digest": "b" * 64}
     told = events(job, runtime, plan=PLAN.model_copy(update={"flip": True}), **base)
     assert runtime.opened == [tmp_path / "base", job.trainer]
-    assert [text[:30] for text in warnings(told)] == ["flip and shift are ignored: th"]
+    (said,) = warnings(told)
+    assert "ignored: the recipe none trains on features" in said
     job.manifest.write_bytes(manifest(features=3, recipe="x" * 600).encode())
     (said,) = warnings(events(job, plan=PLAN.model_copy(update={"flip": True}), **base))
     assert len(said) == 500
@@ -336,8 +361,13 @@ def test_a_child_does_the_job_in_its_file(
     assert event.text.startswith(f"data folder {tmp_path}/gone does not exist")
 
 
-def test_a_child_that_gives_up_says_why_in_one_write_and_ends() -> None:
+def test_a_child_that_gives_up_says_why_in_one_write_and_ends(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
     ended: list[int] = []
+    give_up("no", end=ended.append)
+    assert told(capfdbinary) == [TrainingEvent(kind="declined", text="no")]
+    ended.clear()
     here, there = os.pipe()
     give_up("z" * 600, out=there, end=ended.append)
     assert ended == [3]
