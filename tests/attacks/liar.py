@@ -156,9 +156,7 @@ class Liar:
                 and self._answered != (told.run, told.round)
                 and now - offer_at > OFFER_EVERY_S
             ):
-                # A coordinator that was begun anew has no model of the round that the broker still shows.
-                with contextlib.suppress(StoreError):
-                    self._publish(self._lie(self))
+                self._publish(self._lie)
                 offer_at = now
         self.bus.publish(status, NodeStatus(state="lost", why="switched off").encode(), qos=1, retain=True)
         end = time.monotonic() + 5
@@ -166,11 +164,13 @@ class Liar:
             self.bus.poll(0.05)
         self.bus.close()
 
-    def _publish(self, offers: Iterable[Offer]) -> None:
+    def _publish(self, lie: Callable[[Liar], Iterable[Offer]]) -> None:
         topic = self.topics.build(TopicKind.NODE_OFFER, node=ME)
-        for offer in offers:
-            sealed = self._gate.seal(TopicKind.NODE_OFFER, topic, offer.encode())
-            self.bus.publish(topic, sealed, qos=1)
+        # A round's model is gone once the round is over, and where the coordinator was begun anew.
+        with contextlib.suppress(StoreError):
+            for offer in lie(self):
+                sealed = self._gate.seal(TopicKind.NODE_OFFER, topic, offer.encode())
+                self.bus.publish(topic, sealed, qos=1)
 
     def _heard(self, kind: TopicKind, payload: bytes) -> None:
         match kind:
@@ -197,4 +197,4 @@ class Liar:
             begin, end = span(index, len(document))
             payload = encode(Digest(grant.digest), index, document[begin:end])
             self.bus.publish(self.topics.build(TopicKind.UPLOAD, node=ME), payload, qos=1)
-        self._publish(self._then(self))
+        self._publish(self._then)

@@ -42,9 +42,9 @@ def running(ground: Ground, *words: str, until: str) -> Iterator[tuple[str, Path
         try:
             end = time.monotonic() + 120
             while (found := re.search(until, out.read_text(errors="replace"))) is None:
-                assert process.poll() is None and time.monotonic() < end, out.read_text(errors="replace")[
-                    -500:
-                ]
+                said = out.read_text(errors="replace")[-500:]
+                assert process.poll() is None, f"{words[0]} ended with {process.returncode}: {said}"
+                assert time.monotonic() < end, f"{words[0]} did not begin: {said}"
                 time.sleep(0.1)
             yield found[1], folder
         finally:
