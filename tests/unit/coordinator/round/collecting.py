@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tests.stand_ins.memory_bus import MemoryBroker
+from tests.stand_ins.memory_bus import MemoryBroker, MemoryBus
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Received
 from apiary.bus.outlet import Outlet
 from apiary.clocks import Clocks
 from apiary.errors import StoreError
+from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.learn.metrics import Evaluation
 from apiary.tensors import Shapes, Weights
 from apiary.wire import Digest, NodeId, blob
 from apiary.wire.chunks import count, digest_of, encode, span
 from apiary.wire.messages import BlobRef, Bounds, Grant, Offer, Plan, Receipt, TrainMetrics
 from apiary.wire.topics import TopicKind, Topics
 from apiary_coordinator.journal import AcceptedRow, Journal
+from apiary_coordinator.model.builder import ExportedModel
 from apiary_coordinator.resources import Outgoing, Resources, Storage
 from apiary_coordinator.round import state as table
 from apiary_coordinator.round.collector import Collector, spool_path
@@ -34,6 +38,17 @@ from apiary_coordinator.worker import Job, Then
 
 SHAPES: Shapes = {"a": (40_000,)}
 """An update has two chunks."""
+REF = BlobRef(digest=Digest("ab" * 32), bytes=100)
+EXPORTED = ExportedModel(labels=("a", "b"), manifest=REF, trainer=REF, base=None, initial=REF)
+MANIFEST = Manifest(
+    recipe="fake",
+    input=PictureInput(height=8, width=8, channels=1),
+    labels=("a", "b"),
+    tensors=(Tensor(name="a", shape=SHAPES["a"], argument="p0"),),
+    batch_size=16,
+    optimizer="adam",
+)
+START = Weights({"a": np.full(SHAPES["a"], 0.5, np.float32)})
 IDLE_S = 3.0
 MOST = 100
 """What an update weighs at most."""
@@ -58,6 +73,31 @@ def offer_of(document: bytes, samples: int = 10, **more: object) -> Offer:
     return Offer.model_validate({**fields, "metrics": TrainMetrics(loss=1.0)})
 
 
+class Judge:
+    """Evaluates models by a loss; notes the last numbers of those it saw."""
+
+    def __init__(self, loss: Callable[[Weights], float]):
+        self.loss = loss
+        self.seen: list[float] = []
+
+    def evaluate(self, exported: ExportedModel, weights: Weights) -> Evaluation:
+        assert exported is EXPORTED
+        self.seen.append(float(weights["a"][-1]))
+        return Evaluation(0.5, self.loss(weights), 100, ("a", "b"), {}, ((1, 0), (0, 1)))
+
+    def labels(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def build(self) -> ExportedModel:
+        raise NotImplementedError
+
+    def manifest(self, exported: ExportedModel) -> Manifest:
+        raise NotImplementedError
+
+    def finish(self, exported: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
+        raise NotImplementedError
+
+
 class WaitingWorker:
     """A job queue that runs a job when the test says so, and hands its value to the loop at once."""
 
@@ -76,6 +116,21 @@ class WaitingWorker:
         except StoreError:
             self.jobs.appendleft((lambda: value, then))
             raise
+
+
+def resources_of(
+    folder: Path, worker: WaitingWorker, journal: Journal, clock: Callable[[], float]
+) -> tuple[Resources, MemoryBus]:
+    """What a round works with, and a bus that gets all that is sent to nodes alone."""
+    broker, topics = MemoryBroker(), Topics()
+    bus, nodes = broker.bus("coordinator"), broker.bus("nodes")
+    for kind in (TopicKind.NODE_GRANT, TopicKind.NODE_RECEIPT, TopicKind.NODE_NOTICE):
+        nodes.subscribe(topics.pattern(kind))
+    for each in (bus, nodes):
+        each.poll(0)
+    blobs = BlobStore(folder / "blobs")
+    outgoing = Outgoing(bus, Outlet(bus, topics), ModelServer(topics, blobs, 0.1))
+    return Resources(Clocks(clock, clock), Storage(journal, blobs), outgoing, worker), nodes
 
 
 class Collecting:
@@ -101,23 +156,11 @@ class Collecting:
         """Whose acceptance the disk refuses to the round."""
         self.journal = journal or Journal(folder / "state")
         self.worker = WaitingWorker()
-        broker = MemoryBroker()
-        bus, self._nodes = broker.bus("coordinator"), broker.bus("nodes")
+        self.resources, self._nodes = resources_of(folder, self.worker, self.journal, lambda: self.now)
         self._topics = Topics()
-        for kind in (TopicKind.NODE_GRANT, TopicKind.NODE_RECEIPT):
-            self._nodes.subscribe(self._topics.pattern(kind))
-        for each in (bus, self._nodes):
-            each.poll(0)
-        blobs = BlobStore(folder / "blobs")
         bounds = Bounds(max_samples=MOST, max_bytes=blob.most_bytes(SHAPES, "raw_f32"))
         self.terms = RoundTerms(Plan(codec="raw_f32"), bounds, 60.0, SHAPES, grid_bits(bounds, 20))
         self.path = spool_path(folder, "r", 1)
-        self.resources = Resources(
-            Clocks(lambda: self.now, lambda: self.now),
-            Storage(self.journal, blobs),
-            Outgoing(bus, Outlet(bus, self._topics), ModelServer(self._topics, blobs, 0.1)),
-            self.worker,
-        )
         self.collector = Collector(
             self.terms,
             self,

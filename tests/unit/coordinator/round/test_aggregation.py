@@ -3,65 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.coordinator.round.collecting import SHAPES, Collecting, update_of
+from tests.unit.coordinator.round.collecting import (
+    EXPORTED,
+    MANIFEST,
+    REF,
+    START,
+    Collecting,
+    Judge,
+    update_of,
+)
 
 from apiary import plugins
 from apiary.blobs import BlobStore
-from apiary.learn.manifest import Manifest, PictureInput, Tensor
-from apiary.learn.metrics import Evaluation
 from apiary.settings import RunSettings
 from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
-from apiary.wire.messages import BlobRef
 from apiary_coordinator import strategies
-from apiary_coordinator.model.builder import ExportedModel
 from apiary_coordinator.round.aggregation import Aggregation, EvaluatedModel
 from apiary_coordinator.round.server_state import ServerState
 
-REF = BlobRef(digest=Digest("ab" * 32), bytes=100)
-EXPORTED = ExportedModel(labels=("a", "b"), manifest=REF, trainer=REF, base=None, initial=REF)
-MANIFEST = Manifest(
-    recipe="fake",
-    input=PictureInput(height=8, width=8, channels=1),
-    labels=("a", "b"),
-    tensors=(Tensor(name="a", shape=SHAPES["a"], argument="p0"),),
-    batch_size=16,
-    optimizer="adam",
-)
-START = Weights({"a": np.full(SHAPES["a"], 0.5, np.float32)})
 LARGE, LIAR = 20.0, "e"
 """What the liar's update is multiplied with."""
-
-
-class Judge:
-    """Evaluates models by a loss; notes the last numbers of those it saw."""
-
-    def __init__(self, loss: Callable[[Weights], float]):
-        self.loss = loss
-        self.seen: list[float] = []
-
-    def evaluate(self, exported: ExportedModel, weights: Weights) -> Evaluation:
-        assert exported is EXPORTED
-        self.seen.append(float(weights["a"][-1]))
-        return Evaluation(0.5, self.loss(weights), 100, ("a", "b"), {}, ((1, 0), (0, 1)))
-
-    def labels(self) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    def build(self) -> ExportedModel:
-        raise NotImplementedError
-
-    def manifest(self, exported: ExportedModel) -> Manifest:
-        raise NotImplementedError
-
-    def finish(self, exported: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
-        raise NotImplementedError
 
 
 def far_from_start(weights: Weights) -> float:
