@@ -25,6 +25,7 @@ from apiary.wire.messages import BlobRef, Bounds, Grant, Offer, Plan, Receipt, T
 from apiary.wire.topics import TopicKind, Topics
 from apiary_coordinator.journal import AcceptedRow, Journal
 from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.model.warm_start import Ancestor
 from apiary_coordinator.resources import Outgoing, Resources, Storage
 from apiary_coordinator.round import state as table
 from apiary_coordinator.round.collector import Collector, spool_path
@@ -88,7 +89,7 @@ class Judge:
     def labels(self) -> tuple[str, ...]:
         raise NotImplementedError
 
-    def build(self) -> ExportedModel:
+    def build(self, ancestor: Ancestor | None = None, weights: Weights | None = None) -> ExportedModel:
         raise NotImplementedError
 
     def manifest(self, exported: ExportedModel) -> Manifest:

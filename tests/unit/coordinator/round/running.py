@@ -31,9 +31,14 @@ from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.round.runner import RoundContext, RoundRunner
 from apiary_coordinator.round.server_state import ClosedRound, ServerState
+from apiary_coordinator.run.plan_schedule import plan_of
 
 NEEDED = ["codec.raw_f32"]
-_MESSAGES = {TopicKind.NODE_GRANT: Grant, TopicKind.NODE_RECEIPT: Receipt, TopicKind.NODE_NOTICE: Notice}
+_MESSAGES: dict[TopicKind, type[Grant | Receipt | Notice]] = {
+    TopicKind.NODE_GRANT: Grant,
+    TopicKind.NODE_RECEIPT: Receipt,
+    TopicKind.NODE_NOTICE: Notice,
+}
 
 
 def status(state: str = "ready", **more: Any) -> NodeStatus:
@@ -123,6 +128,7 @@ class Running:
         self._runner = RoundRunner.open(
             self.context,
             sorted(self.roster.nodes),
+            plan_of(self.context.settings.run, 0),
             number=1,
             recent=recent or [],
             last_norm=last_norm,
