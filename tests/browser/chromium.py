@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ _FLAGS: Final = (
     "--remote-debugging-port=0",
     "--remote-allow-origins=*",
 )
-_KEYS: Final = {"ArrowRight": 39, "ArrowLeft": 37, "Enter": 13, "Delete": 46}
+_KEYS: Final = {"ArrowRight": 39, "ArrowLeft": 37, "Enter": 13, "Delete": 46, "Tab": 9, "Escape": 27}
 
 
 class Tab:
@@ -84,10 +83,13 @@ class Tab:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
 
-    def press(self, key: str) -> None:
+    def press(self, key: str, *, repeats: int = 0) -> None:
+        """Press a key; held down, it `repeats` so often before it is let go."""
         code = _KEYS.get(key, ord(key[0].upper()))
         text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
-        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
+        down = {"type": "keyDown", "key": key, "windowsVirtualKeyCode": code, **text}
+        for again in range(repeats + 1):
+            self.send("Input.dispatchKeyEvent", **down, autoRepeat=again > 0)
         self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def click(self, selector: str, text: str | None = None) -> None:
@@ -106,8 +108,17 @@ class Tab:
         while not (at := self.value(place)).pop("hit"):  # a dialog may be about to open
             assert time.monotonic() < end, f"{selector} {text}: something lies over it"
             time.sleep(0.02)
+        self.tap(at["x"], at["y"])
+
+    def tap(self, x: float, y: float) -> None:
+        """Click at a place, whatever is there."""
         for kind in ("mousePressed", "mouseReleased"):
-            self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
+            self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, x=x, y=y)
+
+    def text(self, name: str) -> str:
+        """What an element shows."""
+        shown: str = self.value(f"document.getElementById({json.dumps(name)}).innerText")
+        return shown
 
     def type(self, text: str) -> None:
         self.send("Input.insertText", text=text)
@@ -116,9 +127,33 @@ class Tab:
         file.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 
 
+class Chromium:
+    """A running browser; `tab` opens a page with cookies and a cache of its own, as on another phone."""
+
+    def __init__(self, connection: Any, port: int):
+        self._tab = Tab(connection)
+        self._port = port
+
+    @contextmanager
+    def tab(self) -> Iterator[Tab]:
+        """A page that is closed afterwards, so that it asks no node that has ended."""
+        context = self._tab.send("Target.createBrowserContext")["browserContextId"]
+        target = self._tab.send("Target.createTarget", url="about:blank", browserContextId=context)
+        address = f"ws://127.0.0.1:{self._port}/devtools/page/{target['targetId']}"
+        connection = websocket.create_connection(address, timeout=15)
+        try:
+            tab = Tab(connection)
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                tab.send(f"{domain}.enable")
+            yield tab
+        finally:
+            connection.close()
+            self._tab.send("Target.disposeBrowserContext", browserContextId=context)
+
+
 @contextmanager
-def chromium(profile: Path) -> Iterator[Tab]:
-    """A browser of its own with one tab; everything it started has ended afterwards."""
+def chromium(profile: Path) -> Iterator[Chromium]:
+    """A browser of its own; everything it started has ended afterwards."""
     assert BINARY is not None
     child = subprocess.Popen(
         [BINARY, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
@@ -128,16 +163,10 @@ def chromium(profile: Path) -> Iterator[Tab]:
         start_new_session=True,
     )
     try:
-        port = _port(profile / "DevToolsActivePort", child)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
-            tabs = json.load(answer)
-        address = next(t["webSocketDebuggerUrl"] for t in tabs if t["type"] == "page")
-        connection = websocket.create_connection(address, timeout=15)
+        port, path = _debugging(profile / "DevToolsActivePort", child)
+        connection = websocket.create_connection(f"ws://127.0.0.1:{port}{path}", timeout=15)
         try:
-            tab = Tab(connection)
-            for domain in ("Page", "Runtime", "Log"):
-                tab.send(f"{domain}.enable")
-            yield tab
+            yield Chromium(connection, port)
         finally:
             connection.close()
     finally:
@@ -145,11 +174,12 @@ def chromium(profile: Path) -> Iterator[Tab]:
         child.wait()
 
 
-def _port(file: Path, child: subprocess.Popen[bytes]) -> int:
+def _debugging(file: Path, child: subprocess.Popen[bytes]) -> tuple[int, str]:
+    """The port and the path of the DevTools protocol."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         assert child.poll() is None, f"chromium ended with code {child.returncode}"
-        if file.is_file() and (lines := file.read_text().splitlines()):
-            return int(lines[0])
+        if file.is_file() and len(lines := file.read_text().splitlines()) > 1:
+            return int(lines[0]), lines[1]
         time.sleep(0.05)
     raise AssertionError("chromium did not open its debugging port in 20 s")

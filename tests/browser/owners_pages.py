@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from apiary.http.connection import Environ
 from apiary.http.server import HttpServer
 from apiary.settings import EdgeSettings
 from apiary.settings.page import PageSettings
-from apiary_edge.predicting.appliance import pages
+from apiary_edge.predicting.appliance import LOOKED_BYTES, pages
 from apiary_edge.predicting.camera_view import CameraState
 from apiary_edge.predicting.job import PredictJob
 from apiary_edge.predicting.live import Bytes
@@ -34,7 +36,8 @@ class Meddler:
 
     def __init__(self, app: Portal):
         self._app = app
-        self._held: dict[str, threading.Event] = {}
+        self.allowance = app.allowance
+        self._held: dict[str, list[threading.Event]] = {}
         self._refused: dict[str, int] = {}
         self._lost: set[str] = set()
         self.seen: list[str] = []
@@ -42,8 +45,8 @@ class Meddler:
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         self.seen.append(path)
-        if (gate := self._held.get(path)) is not None:
-            gate.wait(HELD_S)
+        if gates := self._held.get(path):
+            (gates.pop(0) if len(gates) > 1 else gates[0]).wait(HELD_S)
         if (status := self._refused.get(path)) is not None:
             start_response(f"{status} Refused", [("Content-Type", "application/json")])
             return [b'{"error": "the disk is full"}']
@@ -65,7 +68,20 @@ class Meddler:
     @contextmanager
     def held(self, path: str) -> Iterator[threading.Event]:
         """Hold requests of the path back until the event is set, or the block ends."""
-        gate = self._held[path] = threading.Event()
+        gate = threading.Event()
+        self._held[path] = [gate]
+        try:
+            yield gate
+        finally:
+            del self._held[path]
+            gate.set()
+
+    @contextmanager
+    def first_held(self, path: str) -> Iterator[threading.Event]:
+        """Hold the next request of the path back, and let those after it through: their answers overtake."""
+        gate, open_gate = threading.Event(), threading.Event()
+        open_gate.set()
+        self._held[path] = [gate, open_gate]
         try:
             yield gate
         finally:
@@ -97,6 +113,14 @@ class Node:
     def address(self) -> str:
         return f"http://{self.server.address}/"
 
+    def look(self) -> str:
+        """The digest of the newest frame, as another phone gets it."""
+        asked = urllib.request.Request(  # noqa: S310 - it is our own address
+            f"{self.address}api/now?look=1", headers={"Authorization": f"Bearer {self.token}"}
+        )
+        with urllib.request.urlopen(asked, timeout=10) as answer:  # noqa: S310 - see above
+            return str(json.load(answer)["shown"]["digest"])
+
     def see(self, **shares: int) -> None:
         """A frame of which the model says these labels, in parts of 250."""
         self.scene.turn(frame(self.labels, shares))
@@ -106,7 +130,13 @@ class Node:
 
 
 @contextmanager
-def node(folder: Path, labels: tuple[str, ...] = ("helmet", "head", "vest"), **model: Any) -> Iterator[Node]:
+def node(
+    folder: Path,
+    labels: tuple[str, ...] = ("helmet", "head", "vest"),
+    *,
+    looked_bytes: int = LOOKED_BYTES,
+    **model: Any,
+) -> Iterator[Node]:
     """A node that serves its pages on a free port. Without `name` of a model it has none."""
     edge = EdgeSettings(node_id="pi-1", state_dir=folder, page=PageSettings(enabled=True, port=0))
     folder.mkdir(exist_ok=True)
@@ -115,8 +145,9 @@ def node(folder: Path, labels: tuple[str, ...] = ("helmet", "head", "vest"), **m
         scene.publish(model_file(labels=labels, **model))
     store = SampleStore.of_node(edge)
     camera = [CameraState("The camera is there; its first picture comes.", works=True)]
-    app = Meddler(pages(PredictJob(edge=edge, federation="garden"), scene.live, lambda: camera[-1]))
-    server = HttpServer(app, "127.0.0.1", 0, allowance=app._app.allowance)
+    job = PredictJob(edge=edge, federation="garden")
+    app = Meddler(pages(job, scene.live, lambda: camera[-1], looked_bytes=looked_bytes))
+    server = HttpServer(app, "127.0.0.1", 0, allowance=app.allowance)
     thread = threading.Thread(target=server.run, name="pages")
     thread.start()
     try:

@@ -1,4 +1,7 @@
-"""The labelling page where answers come late, fail or come out of order, and where others label as well."""
+"""The labelling page where answers come late, fail or come out of order, and where others label as well.
+
+What a label goes to is tried at the sizes of a phone, a phone on its side, a desktop, and that at 200 %.
+"""
 
 from __future__ import annotations
 
@@ -6,225 +9,297 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.browser.axe import findings, needs_axe
-from tests.browser.chromium import BINARY, Tab, chromium
-from tests.browser.owners_pages import Node, node
-from tests.unit.edge.labelling.parts import picture
-
-from apiary_edge.samples.model import Added, Incoming, SampleId
+from tests.browser.chromium import BINARY, Chromium, Tab
+from tests.browser.labelling_page import SIZES, Labelled, labelling
 
 pytestmark = pytest.mark.skipif(
     BINARY is None, reason="no chromium on this machine: tests/system-packages installs it"
 )
-SIZES = [(390, 844), (844, 390), (1280, 800), (640, 400), (195, 422)]
-"""A phone, on its side, a desktop; at 200 % a browser lays a page out as in a window of half the size."""
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as made:
-        yield made
+LABEL, UNDO, DELETE = "/label/api/label", "/label/api/undo", "/label/api/delete"
 
 
 @pytest.fixture
-def pi(tmp_path: Path) -> Iterator[tuple[Node, list[SampleId]]]:
-    with node(tmp_path) as made:
-        incoming = [Incoming(picture(i), f"drawn {i}") for i in range(6)]
-        ids = [o.id for o in made.store.add_many(incoming) if isinstance(o, Added)][::-1]
-        made.store.label(ids[4:5], "head", "test")
-        made.store.label(ids[5:6], "helmet", "test")
-        yield made, ids
+def page(tab: Tab, tmp_path: Path) -> Iterator[Labelled]:
+    with labelling(tab, tmp_path) as made:
+        yield made
 
 
-def opened(tab: Tab, pi: Node, size: tuple[int, int] = (390, 844)) -> None:
-    tab.complaints.clear()
-    tab.screen(*size, touch=size[0] < 1000)
-    tab.open(f"{pi.address}label/?token={pi.token}")
+def test_no_input_is_taken_while_a_picture_loads(page: Labelled) -> None:
+    tab, meddler = page.tab, page.here.meddler
+    page.here.store.set_suggestions("m" * 64, [(s, "helmet", 0.3 + i / 90) for i, s in enumerate(page.ids)])
+    for i, size in enumerate(SIZES):
+        with meddler.held(f"/label/picture/large/{page.ids[i]}") as gate:
+            page.open(size, cache=False)
+            tab.until("document.querySelectorAll('#labels button').length > 1 && !busy")
+            before = page.changes()
+            for key in ("1", "Enter", "ArrowRight", "Delete", "u"):
+                tab.press(key)
+            page.tap("head")
+            tab.until("!busy && document.getElementById('working')?.hidden === false")
+            assert page.changes() == before and not tab.value("document.getElementById('asking').open")
+            assert tab.value("at") == 0
+            gate.set()
+            page.shows(page.ids[i])
+        page.tap("head")
+        page.shows(page.ids[i + 1])
+        assert page.label_of(page.ids[i]) == "head"
 
 
-def shows(tab: Tab, sample: SampleId) -> None:
-    tab.until(
-        f"document.getElementById('picture')?.src.includes('{sample}')"
-        " && document.getElementById('picture').complete"
-        " && (typeof ready === 'function' ? ready() : !busy)"
-    )
+def test_a_picture_that_cannot_be_loaded_is_not_labelled_unseen(page: Labelled) -> None:
+    for size in SIZES:
+        with page.here.meddler.refused(f"/label/picture/large/{page.ids[0]}", 503):
+            page.open(size, cache=False)
+            page.tab.until("document.getElementById('said')?.innerText.includes('could not be loaded')")
+            page.tab.until("ready(true)")
+            page.tab.press("1")
+            page.tap("head")
+            page.tab.until("!busy")
+            assert page.changes() == []
+        page.tab.click("#retry")
+        page.shows(page.ids[0])
 
 
-def label_of(pi: Node, sample: SampleId) -> str | None:
-    found = pi.store.get(sample)
-    assert found is not None
-    return found.label
+def test_a_picture_that_is_gone_says_so_where_it_should_appear(page: Labelled) -> None:
+    for i, size in enumerate(SIZES):
+        with page.here.meddler.held(f"/label/picture/large/{page.ids[i]}") as gate:
+            page.open(size, cache=False)
+            page.tab.until("document.querySelectorAll('#labels button').length > 1 && !busy")
+            page.here.store.delete(page.ids[i : i + 1])
+            gate.set()
+            page.says("This picture is gone")
+        page.shows(page.ids[i + 1])
+        assert page.tab.text("said").startswith("This picture is gone"), "the next one's coming hides it"
+    assert page.changes() == []
 
 
-def test_no_input_is_taken_while_a_picture_loads(tab: Tab, pi: tuple[Node, list[SampleId]]) -> None:
-    here, ids = pi
-    with here.meddler.held(f"/label/picture/large/{ids[0]}") as gate:
-        opened(tab, here)
-        tab.until("document.querySelectorAll('#labels button').length > 1 && !busy")
-        tab.press("1")
-        tab.click("#labels button", "head")
-        tab.until("!busy")
-        assert "/label/api/label" not in here.meddler.seen
-        tab.until("document.getElementById('working')?.hidden === false")
-        gate.set()
-        shows(tab, ids[0])
-    tab.click("#labels button", "head")
-    shows(tab, ids[1])
-    assert label_of(here, ids[0]) == "head"
+def test_a_second_tap_is_not_for_the_next_picture(page: Labelled) -> None:
+    tap = "document.querySelector('#labels button').click()"
+    for i in page.at_each_size():
+        page.shows(page.ids[i])
+        with page.here.meddler.held(LABEL) as gate:
+            page.tab.value(tap)
+            page.tab.value(tap)
+            gate.set()
+            # As quickly as a page can: the tap comes in the very frame in which the next picture is there.
+            page.tab.value(
+                "new Promise((done) => { const look = () => { const p = document.getElementById('picture');"
+                f" if (p.src.includes('{page.ids[i + 1]}') && p.complete && !busy) {{ {tap}; done(true); }}"
+                " else requestAnimationFrame(look); }; look(); })"
+            )
+        page.shows(page.ids[i + 1])
+        assert [page.label_of(s) is None for s in page.ids[i : i + 3]] == [False, True, True]
+    assert page.changes() == [LABEL] * len(SIZES)
 
 
-def test_a_picture_that_cannot_be_loaded_is_not_labelled_unseen(
-    tab: Tab, pi: tuple[Node, list[SampleId]]
-) -> None:
-    here, ids = pi
-    with here.meddler.refused(f"/label/picture/large/{ids[0]}", 503):
-        opened(tab, here)
-        tab.until("document.getElementById('said')?.classList.contains('bad')")
-        tab.press("1")
-        tab.until("!busy")
-        assert "/label/api/label" not in here.meddler.seen
-    tab.click("#retry")
-    shows(tab, ids[0])
+def test_a_key_that_is_held_down_labels_one_picture(page: Labelled) -> None:
+    for i in page.at_each_size():
+        page.shows(page.ids[i])
+        page.tab.press("1", repeats=3)
+        page.shows(page.ids[i + 1])
+        page.tab.press("u", repeats=2)
+        page.shows(page.ids[i])
+        page.tab.press("1")
+        page.shows(page.ids[i + 1])
+        assert [page.label_of(s) for s in page.ids[i : i + 2]] == ["helmet", None]
 
 
-def test_a_second_tap_is_not_for_the_next_picture(tab: Tab, pi: tuple[Node, list[SampleId]]) -> None:
-    here, ids = pi
-    opened(tab, here)
-    shows(tab, ids[0])
-    with here.meddler.held("/label/api/label") as gate:
-        tab.value("document.querySelector('#labels button').click()")
-        tab.value("document.querySelector('#labels button').click()")
-        gate.set()
-        # As quickly as a page can: the tap comes in the very frame in which the next picture is there.
-        tab.value(
-            "new Promise((done) => { const look = () => { const p = document.getElementById('picture');"
-            f" if (p.src.includes('{ids[1]}') && p.complete && !busy) {{"
-            " document.querySelector('#labels button').click(); done(true); }"
-            " else requestAnimationFrame(look); }; look(); })"
-        )
-    shows(tab, ids[1])
-    assert [label_of(here, s) is None for s in ids[:3]] == [False, True, True]
+def test_what_somebody_else_labelled_is_a_question(page: Labelled) -> None:
+    ids = page.ids
+    for i in page.at_each_size():
+        page.shows(ids[2 * i])
+        page.here.store.label(ids[2 * i : 2 * i + 1], "vest", "ann")
+        page.tap("head")
+        asked = page.is_asked()
+        assert "It has “vest” by now" in asked and "by ann" in asked
+        assert page.tab.value("document.activeElement.innerText") == "Keep theirs"
+        page.tab.press("Enter")
+        page.shows(ids[2 * i + 1])
+        assert page.label_of(ids[2 * i]) == "vest"
+        page.here.store.label(ids[2 * i + 1 : 2 * i + 2], "vest", "ann")
+        page.tap("head")
+        page.is_asked()
+        page.tab.click("#ask-yes", "Use mine")
+        page.shows(ids[2 * i + 2])
+        assert page.label_of(ids[2 * i + 1]) == "head"
 
 
-def test_what_somebody_else_labelled_is_a_question(tab: Tab, pi: tuple[Node, list[SampleId]]) -> None:
-    here, ids = pi
-    opened(tab, here)
-    shows(tab, ids[0])
-    here.store.label(ids[:1], "vest", "ann")
-    tab.click("#labels button", "head")
-    tab.until("document.getElementById('asking').open")
-    assert "vest" in tab.value("document.getElementById('ask-title').innerText")
-    assert "ann" in tab.value("document.getElementById('ask-text').innerText")
-    assert tab.value("document.activeElement.innerText") == "Keep theirs"
-    tab.press("Enter")
-    shows(tab, ids[1])
-    assert label_of(here, ids[0]) == "vest"
-    here.store.label(ids[1:2], "vest", "ann")
-    tab.click("#labels button", "head")
-    tab.until("document.getElementById('asking').open")
-    tab.click("#ask-yes", "Use mine")
-    shows(tab, ids[2])
-    assert label_of(here, ids[1]) == "head"
+def test_what_somebody_else_labelled_is_not_deleted_unasked(page: Labelled) -> None:
+    ids = page.ids
+    for i in page.at_each_size():
+        page.shows(ids[i])
+        page.tab.click("#delete")
+        page.is_asked()
+        page.here.store.label(ids[i : i + 1], "vest", "ann")  # while the first question stands
+        page.tab.click("#ask-yes", "Delete")
+        page.tab.until("document.getElementById('ask-title').innerText.includes('vest')")
+        assert "by ann" in page.is_asked() and page.label_of(ids[i]) == "vest"
+        page.tab.click("#ask-no", "Keep")
+        page.says("Nothing was deleted")
+        page.tab.until("ready(true)")
+        page.tab.click("#delete")
+        page.tab.click("#ask-yes", "Delete")
+        page.shows(ids[i + 1])
+        assert page.here.store.get(ids[i]) is None
 
 
-def test_a_picture_that_is_gone_says_so(tab: Tab, pi: tuple[Node, list[SampleId]]) -> None:
-    here, ids = pi
-    opened(tab, here)
-    shows(tab, ids[0])
-    here.store.delete(ids[:1])
-    tab.click("#labels button", "head")
-    tab.until("document.getElementById('said').innerText.includes('gone')")
-    shows(tab, ids[1])
-    assert label_of(here, ids[1]) is None
+def test_a_picture_that_is_gone_says_so(page: Labelled) -> None:
+    for i in page.at_each_size():
+        page.shows(page.ids[i])
+        page.here.store.delete(page.ids[i : i + 1])
+        page.tap("head")
+        page.says("This picture is gone")
+        page.shows(page.ids[i + 1])
+        assert page.label_of(page.ids[i + 1]) is None
 
 
-def test_undo_takes_no_labelling_of_somebody_else_unasked(tab: Tab, pi: tuple[Node, list[SampleId]]) -> None:
-    here, ids = pi
-    opened(tab, here)
-    shows(tab, ids[0])
-    tab.click("#labels button", "head")
-    shows(tab, ids[1])
-    here.store.label(ids[3:4], "vest", "ann")
-    tab.press("u")
-    tab.until("document.getElementById('asking').open")
-    tab.click("#ask-no")
-    tab.until("!busy")
-    assert (label_of(here, ids[3]), label_of(here, ids[0])) == ("vest", "head")
+def test_undo_takes_no_labelling_of_somebody_else_unasked(page: Labelled) -> None:
+    ids = page.ids
+    for i in page.at_each_size():
+        page.shows(ids[i])
+        page.tap("head")
+        page.shows(ids[i + 1])
+        page.here.store.label(ids[-1 - i : len(ids) - i], "vest", "ann")
+        page.tab.press("u")
+        assert "by ann" in page.is_asked()
+        page.tab.click("#ask-no")
+        page.tab.until("ready(true)")
+        assert (page.label_of(ids[-1 - i]), page.label_of(ids[i])) == ("vest", "head")
 
 
-def test_a_failed_request_keeps_the_picture_and_can_be_repeated(
-    tab: Tab, pi: tuple[Node, list[SampleId]]
-) -> None:
-    here, ids = pi
-    opened(tab, here)
-    shows(tab, ids[0])
-    tab.value("document.querySelector('#labels button[data-label=head]').focus()")
-    with here.meddler.refused("/label/api/label", 503):
+def test_a_failed_request_keeps_the_picture_and_can_be_repeated(page: Labelled) -> None:
+    tab = page.tab
+    for i in page.at_each_size():
+        page.shows(page.ids[i])
+        tab.value("document.querySelector('#labels button[data-label=head]').focus()")
+        with page.here.meddler.refused(LABEL, 503):
+            tab.press(" ")
+            page.says("the disk is full")
+        page.shows(page.ids[i])
+        assert page.focus() == "head", "the focus stays"
         tab.press(" ")
-        tab.until("document.getElementById('said').classList.contains('bad')")
-    shows(tab, ids[0])
-    assert tab.value("document.activeElement.dataset.label") == "head", "the focus stays"
-    tab.press(" ")
-    shows(tab, ids[1])
-    assert label_of(here, ids[0]) == "head"
-    assert tab.value("document.activeElement.dataset.label") == "head"
+        page.shows(page.ids[i + 1])
+        assert page.label_of(page.ids[i]) == "head" and page.focus() == "head"
+        with page.here.meddler.refused(DELETE, 503):
+            tab.click("#delete")
+            tab.click("#ask-yes", "Delete")
+            page.says("the disk is full")
+        page.shows(page.ids[i + 1])
 
 
-def test_what_was_done_and_not_answered_is_not_done_twice(tab: Tab, pi: tuple[Node, list[SampleId]]) -> None:
-    here, ids = pi
-    opened(tab, here)
-    shows(tab, ids[0])
-    tab.click("#labels button", "head")
-    shows(tab, ids[1])
-    with here.meddler.lost("/label/api/label"):
-        tab.click("#labels button", "helmet")
-        tab.until("document.getElementById('said').classList.contains('bad')")
-    shows(tab, ids[1])
-    tab.click("#labels button", "helmet")  # the same label is there already: that counts as done
-    shows(tab, ids[2])
-    with here.meddler.lost("/label/api/undo"):
+def test_what_was_done_and_not_answered_is_not_done_twice(page: Labelled) -> None:
+    ids, tab = page.ids, page.tab
+    page.open(SIZES[1])
+    page.shows(ids[0])
+    page.tap("head")
+    page.shows(ids[1])
+    with page.here.meddler.lost(LABEL):
+        page.tap("helmet")
+        page.says("the answer was lost")
+    page.shows(ids[1])
+    page.tap("helmet")  # the same label is there already: that counts as done
+    page.shows(ids[2])
+    with page.here.meddler.lost(UNDO):
         tab.press("u")
-        tab.until("document.getElementById('asking').open")
-        tab.click("#ask-yes", "Undo")  # that labelling had no answer: the page does not know it as its own
-        tab.until("document.getElementById('said').classList.contains('bad')")
+        page.is_asked()  # that labelling had no answer: the page does not know it as its own
+        tab.click("#ask-yes", "Undo")
+        page.says("the answer was lost")
     tab.until("ready(true)")
     tab.press("u")
     tab.until("document.getElementById('said').innerText.startsWith('Undone')")
-    assert [label_of(here, s) for s in ids[:3]] == ["head", None, None]
+    assert [page.label_of(s) for s in ids[:3]] == ["head", None, None]
 
 
-def test_hardhat_or_another_spelling_is_asked(tab: Tab, pi: tuple[Node, list[SampleId]]) -> None:
-    here, ids = pi
-    opened(tab, here)
-    shows(tab, ids[0])
-    tab.click("#labels button", "new label")
-    tab.type("Helmet")
-    tab.press("Enter")
-    tab.until("document.getElementById('ask-title').innerText === 'helmet or Helmet?'")
-    tab.click("#ask-yes")
-    shows(tab, ids[1])
-    assert label_of(here, ids[0]) == "helmet"
+def test_the_filters_that_were_chosen_last_count_whichever_answer_comes_last(page: Labelled) -> None:
+    page.open(SIZES[2])
+    page.shows(page.ids[0])
+    with page.here.meddler.first_held("/label/api/page") as gate:
+        page.filter("state", "labelled")
+        page.filter("order", "oldest")
+        page.filter("state", "all")
+        gate.set()
+        page.shows(page.ids[-1])
+    assert page.tab.value("samples.length") == 14
 
 
-@needs_axe
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
-def test_twenty_five_labels_fit_and_nothing_is_wrong(
-    tab: Tab, pi: tuple[Node, list[SampleId]], size: tuple[int, int], tmp_path: Path
-) -> None:
-    here, ids = pi
-    for i in range(25):
-        here.store.label(ids[4:5], f"kind {i}", "test")
-    incoming = [Incoming(picture(40 + i), f"more {i}", f"kind {i}") for i in range(25)]
-    list(here.store.add_many(incoming))
-    opened(tab, here, size)
-    tab.until("document.querySelectorAll('#labels button').length > 25")
-    shows(tab, ids[0])
-    assert tab.value("document.documentElement.scrollWidth") <= size[0]
-    box = tab.value("document.getElementById('picture').getBoundingClientRect().toJSON()")
-    assert box["width"] * box["height"] > 0.2 * size[0] * size[1], "the picture is small"
-    assert findings(tab) == []
-    tab.picture(tmp_path / "page.png")
-    tab.click("#labels button", "new label")
-    tab.until("document.getElementById('asking').open")
-    assert findings(tab) == []
-    assert tab.complaints == []
+@pytest.mark.parametrize("late", ["state", "page"])
+def test_pictures_and_counts_may_come_in_either_order(page: Labelled, late: str) -> None:
+    with page.here.meddler.held(f"/label/api/{late}") as gate:
+        page.open(SIZES[3])
+        page.tab.until("document.getElementById('working')?.hidden === false")
+        page.tab.press("1")
+        gate.set()
+        page.shows(page.ids[0])
+    page.tab.press("1")
+    page.shows(page.ids[1])
+    assert page.changes() == [LABEL]
+
+
+def test_a_picture_that_comes_late_is_not_taken_for_the_one_on_the_screen(page: Labelled) -> None:
+    first, other = page.ids[0], page.ids[-1]
+    meddler = page.here.meddler
+    with (
+        meddler.held(f"/label/picture/large/{first}") as gate,
+        meddler.held(f"/label/picture/large/{other}") as other_gate,
+    ):
+        page.open(SIZES[0], cache=False)
+        page.tab.until("document.querySelectorAll('#labels button').length > 1 && !busy")
+        page.filter("order", "oldest")
+        page.tab.until(f"document.getElementById('picture').src.includes('{other}') && !busy")
+        gate.set()  # the one that was wanted before is here now
+        page.tab.until(f"fetch('picture/large/{first}').then((a) => a.ok)")
+        page.tab.press("1")
+        page.tap("head")
+        assert page.changes() == []
+        other_gate.set()
+        page.shows(other)
+
+
+def test_of_two_phones_the_one_that_is_answered_later_is_asked(page: Labelled, browser: Chromium) -> None:
+    with browser.tab() as second:
+        for i, size in enumerate(SIZES):
+            page.open(size)
+            page.open(size, second)
+            page.shows(page.ids[i])
+            page.shows(page.ids[i], second)
+            with page.here.meddler.first_held(LABEL) as gate:
+                page.tap("head")
+                page.tab.until("document.getElementById('working').hidden === false")
+                page.tap("helmet", second)
+                page.shows(page.ids[i + 1], second)
+                gate.set()
+                assert "It has “helmet” by now" in page.is_asked()
+            page.tab.click("#ask-no")
+            page.shows(page.ids[i + 1])
+            assert page.label_of(page.ids[i]) == "helmet"
+
+
+def test_in_the_grid_one_that_changed_or_is_gone_stops_none_of_the_others(page: Labelled) -> None:
+    tab, (mine, theirs, gone) = page.tab, page.ids[:3]
+    page.open(SIZES[1])
+    page.shows(mine)
+    tab.click("#show-grid")
+    tab.until("document.querySelectorAll('.cell').length > 3 && ready()")
+    tab.until("[...document.querySelectorAll('.cell img')].slice(0, 3).every((e) => e.naturalWidth)")
+    for sample in (mine, theirs, gone):
+        tab.click(f".cell[data-key='{sample}']")
+    page.here.store.label([theirs], "vest", "ann")
+    page.here.store.delete([gone])
+    page.tap("head")
+    assert "It has “vest” by now" in page.is_asked()
+    assert page.label_of(mine) is None, "all of it, or none"
+    tab.click("#ask-no")
+    page.says("1 picture: head")
+    assert (page.label_of(mine), page.label_of(theirs)) == ("head", "vest")
+
+
+def test_hardhat_or_another_spelling_is_asked(page: Labelled) -> None:
+    page.open(SIZES[2])
+    page.shows(page.ids[0])
+    page.tab.click("#labels button", "new label")
+    page.is_asked()
+    page.tab.type("Helmet")
+    page.tab.press("Enter")
+    page.tab.until("document.getElementById('ask-title').innerText === 'helmet or Helmet?'")
+    page.tab.click("#ask-yes")
+    page.shows(page.ids[1])
+    assert page.label_of(page.ids[0]) == "helmet"

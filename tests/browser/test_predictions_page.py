@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.browser.chromium import BINARY, Tab, chromium
+from tests.browser.chromium import BINARY, Tab
 
 from apiary.bus.broker import find_mosquitto, start_broker
 from apiary.bus.bus import Received
@@ -190,13 +190,12 @@ def wait_for(what: str, done: Callable[[], object], *programs: Program) -> None:
         time.sleep(0.05)
 
 
-def test_forty_labels_become_a_model_that_the_page_shows(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_forty_labels_become_a_model_that_the_page_shows(
+    tab: Tab, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     assert pytestconfig.cache is not None
     exports = pytestconfig.cache.mkdir("exports")
-    with (
-        federation(tmp_path, exports) as (coordinator, edge, ear),
-        chromium(tmp_path / "chromium") as tab,
-    ):
+    with federation(tmp_path, exports) as (coordinator, edge, ear):
         pages = edge.says(r"pages: (http://\S+)")[1]
         token = (tmp_path / "node" / "labelling.token").read_text().strip()
         store = SampleStore(tmp_path / "node" / "samples", None, StoreSettings(), time.time)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from apiary_edge.labelling.app import Labelling
 from apiary_edge.labelling.app import site as labelling_site
@@ -22,8 +22,21 @@ if TYPE_CHECKING:
     from apiary_edge.predicting.live import LivePredictor
 
 
-def pages(job: PredictJob, live: LivePredictor | None, camera: Callable[[], CameraState]) -> Portal:
-    """The WSGI application of a node's pages. Raises StoreError."""
+LOOKED_BYTES: Final = 8 * 2**20
+"""Pictures that somebody has looked at: of 640x480 some 100, or 20 seconds of a page that is not held."""
+
+
+def pages(
+    job: PredictJob,
+    live: LivePredictor | None,
+    camera: Callable[[], CameraState],
+    *,
+    looked_bytes: int = LOOKED_BYTES,
+) -> Portal:
+    """The WSGI application of a node's pages; of pictures that they were given it keeps `looked_bytes`.
+
+    Raises StoreError.
+    """
     edge = job.edge
     names = [edge.node_id, f"{edge.node_id}.local", *edge.page.names]
     gate = OwnerGate(load_or_make(edge.state_dir), edge.page.port, time.monotonic, time.sleep, names=names)
@@ -38,7 +51,7 @@ def pages(job: PredictJob, live: LivePredictor | None, camera: Callable[[], Came
         from apiary_edge.predicting.pages import KEYED
         from apiary_edge.predicting.pages import site as predictions_site
 
-        looked = LookedAt(edge.capture.jpeg_quality)
+        looked = LookedAt(edge.capture.jpeg_quality, looked_bytes)
         corrections = Corrections(stores, looked, edge.camera.kind or WHO)
         parts["predictions"] = predictions_site(
             live, gate, corrections, node=edge.node_id, federation=job.federation, camera=camera

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from apiary_edge.predicting.live import Shown
     from apiary_edge.samples.store import SampleStore
 
-MAX_BYTES: Final = 8 * 2**20
-"""Pictures that somebody has looked at: of 640x480 some 100, or 20 seconds of a page that is not held."""
 WHO: Final = "predictions"
 
 
@@ -36,7 +34,7 @@ class Looked:
 class LookedAt:
     """The pictures that pages were given last, by digest; bounded in bytes, the newest stays. Thread-safe."""
 
-    def __init__(self, quality: int, max_bytes: int = MAX_BYTES):
+    def __init__(self, quality: int, max_bytes: int):
         self._quality = quality
         self._max_bytes = max_bytes
         self._kept: OrderedDict[str, Looked] = OrderedDict()

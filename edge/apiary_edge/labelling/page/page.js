@@ -27,7 +27,8 @@ const chosen = new Set(); // ids, in the grid
 // -- talking to the node ---------------------------------------------------------------------------------
 
 async function call(path, body) {
-  const post = { method: "POST", headers: { "Content-Type": "application/json", "X-Apiary": "1" }, body: JSON.stringify(body) };
+  // Kept alive: what was tapped is sent, though the page is left at once.
+  const post = { method: "POST", headers: { "Content-Type": "application/json", "X-Apiary": "1" }, body: JSON.stringify(body), keepalive: true };
   let answer;
   try {
     answer = await fetch(path, { ...(body === undefined ? {} : post), signal: AbortSignal.timeout(LIMIT_MS) });

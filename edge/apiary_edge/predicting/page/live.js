@@ -15,6 +15,9 @@ let held = false;
 let busy = false; // a picture of the owner's is being looked at
 let sending = false; // a correction is on its way
 let pressed = null; // what a finger lies on
+let quietAt = 0; // when something ended or was held: the second tap of a double tap is not for what comes then
+let tries = 0; // pictures of the owner's: the answer to the last one is shown, whichever comes last
+const given = new Map(); // labels that this page gave, by digest: correcting them once more is no question
 let drawnFrame = null; // the frame that is shown: its digest, its bars
 let resumes = 0; // the timer that ends the hold of a correction
 let info = null;
@@ -39,7 +42,9 @@ async function call(path, options = {}) {
 
 const post = (path, body, type) =>
   call(path, { method: "POST", headers: { "Content-Type": type, "X-Apiary": "1" }, body });
-const postJson = (path, value) => post(path, JSON.stringify(value), "application/json");
+// Kept alive: what was tapped is sent, though the page is left at once.
+const postJson = (path, value) =>
+  call(path, { method: "POST", headers: { "Content-Type": "application/json", "X-Apiary": "1" }, body: JSON.stringify(value), keepalive: true });
 
 let loggingIn = null;
 function login() {
@@ -69,7 +74,12 @@ const percent = (p) => `${(100 * p).toFixed(p < 0.0995 || (p > 0.9995 && p < 1) 
 const ms = (n) => (n < 10 ? `${n.toFixed(1)} ms` : `${Math.round(n)} ms`);
 const part = (className) => Object.assign(document.createElement("span"), { className });
 
-function drawAnswer(label, bars, timing, more) {
+// As many bars as leave the picture, the answer and the tools on the screen; `All labels` has the others.
+const roomy = matchMedia("(min-width: 900px) and (min-height: 600px)");
+const FEW = 4;
+
+function drawAnswer(label, all, timing, more) {
+  const bars = roomy.matches || all.length <= FEW + 1 ? all : all.slice(0, FEW);
   $("label-name").textContent = label ?? "Not sure";
   $("label-percent").textContent = bars.length ? percent(bars[0][1]) : "";
   $("label").classList.toggle("unsure", label === null);
@@ -103,7 +113,8 @@ function drawAnswer(label, bars, timing, more) {
 /** Corrections are taken of a frame of the camera's, one at a time. */
 function allow() {
   const may = drawnFrame !== null && drawnFrame.digest !== null && !sending && !busy;
-  for (const button of [...$("bars").querySelectorAll("button"), $("all")]) button.disabled = !may;
+  // A disabled button would lose the focus; this one keeps it and does nothing.
+  for (const button of [...$("bars").querySelectorAll("button"), $("all")]) button.setAttribute("aria-disabled", String(!may));
   $("hint").textContent = drawnFrame === null ? "The most probable labels" : "Wrong? Tap the right label.";
 }
 
@@ -113,6 +124,7 @@ function pictures(n) {
 
 function drawModel(model) {
   $("model-name").textContent = model ? model.name : "No model yet";
+  $("digest").textContent = model ? model.digest.slice(0, 12) : "–";
   if (!model) {
     $("model-more").textContent = "It comes with the first round that the coordinator closes. Pictures that you label until then train it.";
     return;
@@ -124,7 +136,7 @@ function drawModel(model) {
     const few = model.tested_on > 0 && model.tested_on < 30 ? ` (few: one is ${percent(1 / model.tested_on)})` : "";
     how = `${percent(model.accuracy)} right ${on}${few}`;
   }
-  $("model-more").textContent = `${whose}${how} · ${model.digest.slice(0, 12)}`;
+  $("model-more").textContent = `${whose}${how}`;
 }
 
 const cameraText = () => [info.camera.text, info.camera.todo].filter(Boolean).join("\n");
@@ -212,10 +224,13 @@ setInterval(() => {
 
 // -- corrections -----------------------------------------------------------------------------------------
 
+const refuses = (button) => button.getAttribute("aria-disabled") === "true";
+
 function say(text, { bad = false, act = null, todo = null } = {}) {
   $("told").hidden = !text;
   $("told").classList.toggle("bad", bad);
   $("said").textContent = text;
+  if (act === null && document.activeElement === $("act")) $("hold").focus({ preventScroll: true });
   $("act").hidden = act === null;
   $("act").textContent = act ?? "";
   $("act").onclick = todo;
@@ -224,10 +239,10 @@ function say(text, { bad = false, act = null, todo = null } = {}) {
 const wish = (button) => ({
   digest: drawnFrame?.digest ?? null,
   label: button.dataset.label,
-  settled: held || performance.now() - button.since >= SETTLE_MS,
+  settled: performance.now() - Math.max(button.since, quietAt) >= SETTLE_MS,
 });
 
-async function correct({ digest, label }, was = null) {
+async function correct({ digest, label }, was = given.get(digest) ?? null) {
   if (sending) return;
   clearTimeout(resumes);
   const own = held;
@@ -236,15 +251,16 @@ async function correct({ digest, label }, was = null) {
   say("Saving …");
   try {
     const done = await postJson("api/correct", { digest, label, was });
+    given.set(digest, label);
     const text = done.before === label ? `It has the label ${label} already.` : `Saved as ${label}.`;
-    const undo = done.before === label ? {} : { act: "Undo", todo: () => undoing(done) };
+    const undo = done.before === label ? {} : { act: "Undo", todo: () => undoing(done, digest) };
     say(text, undo);
     if (!own) resumes = setTimeout(() => { if (!sending) hold(false, true); }, RESUME_MS);
     if (!own) hold(true, true);
   } catch (e) {
     hold(true, true);
     if (e.status === 409 && e.value.label !== label) {
-      say(`It has the label ${e.value.label} by now.`, { act: `Change to ${label}`, todo: () => correct({ digest, label }, e.value.label) });
+      say(`It has ${e.value.label === null ? "no label" : `the label ${e.value.label}`} by now.`, { act: `Change to ${label}`, todo: () => correct({ digest, label }, e.value.label) });
     } else if (e.status === 410) {
       say("This picture is no longer kept, so it was not labelled. Hold the next one first.", { bad: true });
     } else {
@@ -252,30 +268,33 @@ async function correct({ digest, label }, was = null) {
     }
   } finally {
     sending = false;
+    quietAt = performance.now();
     allow();
   }
 }
 
-async function undoing({ id, label, before }) {
+async function undoing({ id, label, before }, digest) {
   if (sending) return;
   sending = true;
   allow();
   say("Taking it back …");
   try {
     await postJson("api/undo", { id, label, before });
+    given.set(digest, before);
     say(before === null ? "Taken back: the picture waits for a label." : `Taken back: its label is ${before} again.`);
   } catch (e) {
     if (e.status === 409 || e.status === 410) say(`Not taken back: ${e.message}`, { bad: true });
-    else say(`Not taken back: ${e.message}`, { bad: true, act: "Try again", todo: () => undoing({ id, label, before }) });
+    else say(`Not taken back: ${e.message}`, { bad: true, act: "Try again", todo: () => undoing({ id, label, before }, digest) });
   } finally {
     sending = false;
+    quietAt = performance.now();
     allow();
   }
 }
 
 $("bars").addEventListener("pointerdown", (event) => {
   const button = event.target.closest("button");
-  if (button && !button.disabled) pressed = { button, wish: wish(button) };
+  if (button && !refuses(button)) pressed = { button, wish: wish(button) };
 });
 for (const kind of ["pointerup", "pointercancel"]) {
   // After the click that the lifted finger makes.
@@ -283,15 +302,18 @@ for (const kind of ["pointerup", "pointercancel"]) {
 }
 $("bars").addEventListener("click", (event) => {
   const button = event.target.closest("button");
-  if (!button || button.disabled) return;
+  if (!button || refuses(button)) return;
   const meant = pressed?.button === button ? pressed.wish : wish(button);
-  if (!meant.settled) {
+  if (meant.settled) correct(meant);
+  else if (!held) {
     hold(true);
+    quietAt = performance.now();
     say("The labels were just moving: the picture is held now, tap again.");
-  } else correct(meant);
+  }
 });
 
 $("all").addEventListener("click", async () => {
+  if (refuses($("all"))) return;
   const digest = drawnFrame.digest;
   hold(true);
   try {
@@ -312,6 +334,7 @@ function choose(labels, digest) {
   $("choosing").returnValue = "";
   $("choosing").showModal();
   $("choosing").onclose = () => {
+    quietAt = performance.now();
     if ($("choosing").returnValue) correct({ digest, label: $("choosing").returnValue });
   };
 }
@@ -319,30 +342,36 @@ function choose(labels, digest) {
 // -- the owner's own pictures ----------------------------------------------------------------------------
 
 async function tryPicture(file) {
+  const mine = ++tries;
   busy = true;
   allow();
   say("The node looks at it …");
   try {
     const found = await post("api/image", file, file.type || "application/octet-stream");
+    if (mine !== tries) return;
     const bars = Object.entries(found.result.classification).sort((a, b) => b[1] - a[1]).slice(0, 10);
-    await drawFile(file);
+    await drawFile(file, () => mine === tries);
+    if (mine !== tries) return;
     drawnFrame = null;
-    drawAnswer(found.label, bars, found.timing, bars.length);
+    drawAnswer(found.label, bars, found.timing, 0);
     drawModel(found.model);
     state("your picture");
     hold(true);
     say(`${file.name} stays on this node; it is not kept.`);
   } catch (e) {
-    say(e.message, { bad: true });
+    if (mine === tries) say(e.message, { bad: true });
   } finally {
-    busy = false;
-    allow();
+    if (mine === tries) {
+      busy = false;
+      allow();
+    }
   }
 }
 
-async function drawFile(file) {
+async function drawFile(file, wanted) {
   // On a canvas: the page may show pictures of the node's own addresses only.
   const bitmap = await createImageBitmap(file);
+  if (!wanted()) return bitmap.close();
   const scale = Math.min(1, 1280 / Math.max(bitmap.width, bitmap.height));
   const canvas = $("canvas");
   canvas.width = Math.max(1, Math.round(bitmap.width * scale));
