@@ -89,7 +89,8 @@ for sample in ids:
         print("label:", body["error"])
         break
 assert full or store.counts().labelled["dark"] == len(ids)
-deleted = post("/api/delete", {"ids": ids[:20], "confirm": 20})
+shown = {s.id: s.label for s in store.page(limit=100).samples}
+deleted = post("/api/delete", {"ids": ids[:20], "was": [shown[s] for s in ids[:20]], "confirm": 20})
 print("delete:", deleted[1])
 (disk / "ballast").unlink()
 half = (20 + len(ids)) // 2

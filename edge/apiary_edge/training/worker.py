@@ -47,7 +47,9 @@ def run_guarded(act: Callable[[MemoryGuard], None], bounds: MemoryLimits, what: 
         act(guard)
     except ApiaryError as e:
         kind: Literal["declined", "failed"] = "declined" if isinstance(e, DataError) else "failed"
-        TrainingEvent(kind=kind, text=str(e)[:500]).report()
+        # A picture that was too large for what is left is said as one that cannot be read.
+        limited = _under() if "not enough memory" in str(e) else ""
+        TrainingEvent(kind=kind, text=f"{str(e)[: 500 - len(limited)]}{limited}").report()
         return e.exit_code
     except MemoryError:
         text = f"this node has not enough memory for {what}{_under()}"
