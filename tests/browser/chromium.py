@@ -83,14 +83,21 @@ class Tab:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
 
-    def press(self, key: str, *, repeats: int = 0) -> None:
-        """Press a key; held down, it `repeats` so often before it is let go."""
-        code = _KEYS.get(key, ord(key[0].upper()))
+    def press(self, key: str) -> None:
+        self.hold(key)
+        self.let_go(key)
+
+    def hold(self, key: str, *, again: bool = False) -> None:
+        """Press a key and keep it down; `again`: it repeats, as held keys do."""
         text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
-        down = {"type": "keyDown", "key": key, "windowsVirtualKeyCode": code, **text}
-        for again in range(repeats + 1):
-            self.send("Input.dispatchKeyEvent", **down, autoRepeat=again > 0)
-        self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+        self._key("keyDown", key, **text, autoRepeat=again)
+
+    def let_go(self, key: str) -> None:
+        self._key("keyUp", key)
+
+    def _key(self, kind: str, key: str, **more: Any) -> None:
+        code = _KEYS.get(key, ord(key[0].upper()))
+        self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **more)
 
     def click(self, selector: str, text: str | None = None) -> None:
         """Click where the element (the one with this text in it) is drawn, as a finger would."""
