@@ -41,10 +41,13 @@ class Meddler:
         self._refused: dict[str, int] = {}
         self._lost: set[str] = set()
         self.seen: list[str] = []
+        self._arrival = threading.Condition()
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        self.seen.append(path)
+        with self._arrival:
+            self.seen.append(path)
+            self._arrival.notify_all()
         if gates := self._held.get(path):
             (gates.pop(0) if len(gates) > 1 else gates[0]).wait(HELD_S)
         if (status := self._refused.get(path)) is not None:
@@ -55,6 +58,11 @@ class Meddler:
             start_response("502 Lost", [("Content-Type", "application/json")])
             return [b'{"error": "the answer was lost"}']
         return self._app(environ, start_response)
+
+    def wait_for(self, path: str) -> None:
+        """Wait until a request of the path has arrived."""
+        with self._arrival:
+            assert self._arrival.wait_for(lambda: path in self.seen, HELD_S), f"no request of {path}"
 
     @contextmanager
     def lost(self, path: str) -> Iterator[None]:

@@ -264,8 +264,9 @@ def test_of_two_phones_the_one_that_is_answered_later_is_asked(page: Labelled, b
             page.shows(page.ids[i])
             page.shows(page.ids[i], second)
             with page.here.meddler.first_held(LABEL) as gate:
+                page.here.meddler.seen.clear()
                 page.tap("head")
-                page.tab.until("document.getElementById('working').hidden === false")
+                page.here.meddler.wait_for(LABEL)
                 page.tap("helmet", second)
                 page.shows(page.ids[i + 1], second)
                 gate.set()

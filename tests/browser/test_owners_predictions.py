@@ -234,12 +234,12 @@ def test_of_two_pictures_of_the_owners_the_last_one_is_shown_whichever_answer_co
     )
     with pi.meddler.first_held("/predictions/api/image") as gate:
         page.value("drawn2('red').then((f) => { window.first = tryPicture(f); })")
-        page.until("document.getElementById('said').innerText.includes('looks at it')")
+        pi.meddler.wait_for("/predictions/api/image")
         page.value("drawn2('lime').then((f) => tryPicture(f))")
         page.until("document.getElementById('said').innerText.startsWith('lime.png')")
         gate.set()
         page.value("first")
-    assert page.text("said").startswith("lime.png") and page.text("state") == "held"
+    assert page.text("said").startswith("lime.png") and page.value("held")
     assert page.value("[...$('canvas').getContext('2d').getImageData(2, 2, 1, 1).data]") == [0, 255, 0, 255]
 
 
