@@ -20,6 +20,7 @@ from apiary_cli.terminal.streams import OutputLost, give_up_output, printable_ou
 COMMANDS: Final = {
     "demo": "a whole federation on this machine: broker, coordinator, nodes, result",
     "simulate": "a fleet of up to thousands of virtual nodes in one process, on a virtual clock",
+    "study": "a grid of simulated runs over settings, shares and seeds: one table, one page",
     "broker": "run the MQTT broker",
     "broker-log": "filter mosquitto's log: who was denied what, without a line for every packet",
     "coordinator": "run the coordinator: rounds, aggregation, evaluation, result",

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,17 +12,16 @@ from pydantic import ValidationError
 from apiary.errors import DataError, RunFailed, SettingsError
 from apiary.learn.partition import KINDS
 from apiary.process.allocator import tune
-from apiary.settings import Settings, load_settings
 from apiary.wire import NodeId
 from apiary.wire.messages import Message, RoundResult
 from apiary.wire.messages.base import first_error
 from apiary.wire.topics import TopicKind
 from apiary_cli.datasets.partition import read_layout
 from apiary_cli.demo.federation import fresh_folder
-from apiary_cli.demo.presets import PRESETS
-from apiary_cli.simulation.fleet import MAX_NODES, FleetModel, FleetProfile, read_profile, traits
+from apiary_cli.simulation.fleet import MAX_NODES, FleetModel, FleetProfile, read_profile
+from apiary_cli.simulation.setup import jobs_of, placed, scenario_of, settings_for
 from apiary_cli.simulation.shares import Shares, Sharing, as_profiled, of_layout, open_pool, share_out
-from apiary_cli.simulation.simulation import Scenario, Simulated, check, simulate
+from apiary_cli.simulation.simulation import Simulated, check, simulate
 from apiary_cli.terminal import flags
 from apiary_cli.terminal.stopping import stop_on_signals
 from apiary_cli.terminal.table import duration
@@ -39,7 +37,6 @@ EXAMPLES = """examples:
 Time and distance are simulated; coordinator, messages, chunks, codecs and training are the real ones. With
 the same nodes, shares, seed and cohorts the model has the bits of the real federation. docs/simulation.md
 """
-_MAX_JOBS: Final = 256
 _FLEET: Final = (
     ("--start", "S", "start_s"),
     ("--pace", "S", "pace_s"),
@@ -103,7 +100,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate; 0 with a finished model. Raises ApiaryError."""
-    settings = settings_for(args, args.source)
+    overrides = flags.overrides_of(
+        args,
+        coordinator__runs_dir=args.runs_dir,
+        run__rounds=args.rounds,
+        run__cohort_size=args.cohort,
+        run__recipe=args.recipe,
+        run__strategy=args.strategy,
+        run__seed=args.seed,
+    )
+    settings = settings_for(args.config, overrides, args.source)
     model = fleet_model({name: getattr(args, name) for _, _, name in _FLEET})
     profile = read_profile(args.profile) if args.profile is not None else None
     sharing = _sharing(args, settings.run.seed)
@@ -130,34 +136,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def settings_for(args: argparse.Namespace, source: str, **more: Any) -> Settings:
-    """The settings of a simulated run: those given, and where none are, what suits a data set of that name.
-
-    Raises SettingsError.
-    """
-    overrides = flags.overrides_of(
-        args,
-        coordinator__runs_dir=args.runs_dir,
-        run__rounds=getattr(args, "rounds", None),
-        run__cohort_size=getattr(args, "cohort", None),
-        run__recipe=getattr(args, "recipe", None),
-        run__strategy=getattr(args, "strategy", None),
-        run__seed=getattr(args, "seed", None),
-        **more,
-    )
-    loaded = load_settings(args.config, overrides)
-    if (preset := PRESETS.get(source)) is None or loaded.origin.get("run.recipe"):
-        return loaded.settings
-    suits: dict[str, Any] = {
-        **{f"run.{key}": value for key, value in preset.run.items()},
-        **{f"run.plan.{key}": value for key, value in preset.plan.items()},
-        "run.recipe_options": preset.recipe_options,
-        "run.rounds": preset.rounds,
-    }
-    fresh = {key: value for key, value in suits.items() if key not in loaded.origin}
-    return load_settings(args.config, {**fresh, **overrides}).settings
-
-
 def fleet_model(given: dict[str, Any]) -> FleetModel:
     """Paces and links; None means the default. Raises SettingsError."""
     try:
@@ -166,42 +144,6 @@ def fleet_model(given: dict[str, Any]) -> FleetModel:
         text = first_error(e)
         flag = next((flag for flag, _, name in _FLEET if text.startswith(name)), None)
         raise SettingsError(f"{flag}: {text}" if flag else text) from None
-
-
-def scenario_of(
-    shares: Shares, model: FleetModel, profile: FleetProfile | None, settings: Settings, jobs: int
-) -> Scenario:
-    """Shares, paces and links put together, all by the run's seed."""
-    seed = settings.run.seed
-    if profile is not None and profile.server_s is not None and "server_s" not in model.model_fields_set:
-        model = model.model_copy(update={"server_s": profile.server_s})
-    nodes = tuple(traits(shares.names, model, seed=seed, profile=profile))
-    return Scenario(shares, nodes, model, seed, jobs)
-
-
-def placed(settings: Settings, scenario: Scenario, folder: Path) -> Settings:
-    """The settings with the folders of a simulation; without `run.min_nodes` a round waits for all nodes."""
-    coordinator = settings.coordinator
-    update: dict[str, Any] = {
-        "test_data": scenario.shares.test_data,
-        "labels": list(scenario.shares.labels),
-        "state_dir": folder / "coordinator",
-        "exports_dir": coordinator.exports_dir or coordinator.runs_dir.absolute() / ".exports",
-    }
-    run = settings.run
-    if "min_nodes" not in run.model_fields_set:
-        most = run.cohort_size or len(scenario.nodes)
-        run = run.model_copy(update={"min_nodes": max(1, min(most, len(scenario.nodes)))})
-    return settings.model_copy(update={"coordinator": coordinator.model_copy(update=update), "run": run})
-
-
-def jobs_of(given: int | None) -> int:
-    """How many processes train. Raises SettingsError."""
-    if given is None:
-        return max(1, min(len(os.sched_getaffinity(0)), _MAX_JOBS))
-    if not 1 <= given <= _MAX_JOBS:
-        raise SettingsError(f"--jobs {given}: expected 1 to {_MAX_JOBS}")
-    return given
 
 
 class RoundLines:

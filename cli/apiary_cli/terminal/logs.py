@@ -59,3 +59,9 @@ def to_stderr(*, verbose: bool, form: str = "text") -> None:
         handler.setFormatter(JsonLines() if form == "json" else lines)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def warnings_only() -> None:
+    """Of our own modules too: for a command that shows its progress itself."""
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -21,23 +21,9 @@ _CAPTIONS: Final = {
 
 def render(record: ReportRun, run_dir: Path) -> bytes:
     """The page, UTF-8. Raises DataError where jinja2 is not installed."""
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError:
-        raise DataError("the report needs jinja2: pip install 'apiary-fl[coordinator]'") from None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        # Markup is our own, and a text as well.
-        finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
-    )
-    environment.filters |= {
-        "percent": percent, "bytes": human_bytes, "seconds": human_seconds, "loss": _loss, "setting": _setting
-    }  # fmt: skip
+    made = environment()
+    from markupsafe import Markup
+
     figures = [
         {
             "name": name,
@@ -50,7 +36,7 @@ def render(record: ReportRun, run_dir: Path) -> bytes:
     best = record.best
     summary = record.summary
     closed = [r for r in record.rounds if r.state == "closed"]
-    page = environment.get_template("page.html.j2").render(
+    page = made.get_template("page.html.j2").render(
         record=record,
         best=best,
         summary=summary,
@@ -70,7 +56,32 @@ def render(record: ReportRun, run_dir: Path) -> bytes:
         created=_created(record.created),
         version=__version__,
     )  # fmt: skip
-    return page.encode()
+    return str(page).encode()
+
+
+def environment(*folders: Path) -> Any:
+    """The templates of the report, and those of `folders`, which may include its style.css.
+
+    What a template prints is escaped, and has no control characters. Raises DataError where jinja2 is not
+    installed.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise DataError("the report needs jinja2: pip install 'apiary-fl[coordinator]'") from None
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([Path(__file__).parent, *folders]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        # Markup is our own, and a text as well.
+        finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
+    )
+    made.filters |= {
+        "percent": percent, "bytes": human_bytes, "seconds": human_seconds, "loss": _loss, "setting": _setting
+    }  # fmt: skip
+    return made
 
 
 def percent(value: float | None) -> str:

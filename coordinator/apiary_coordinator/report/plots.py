@@ -67,7 +67,7 @@ def of(record: ReportRun) -> dict[str, Draw]:
 
 def accuracy_and_loss(record: ReportRun, style: Style = PAPER) -> Figure:
     """Accuracy above, loss below, by round; the best round is marked, failed ones leave a cross."""
-    figure = _figure(4.4, style)
+    figure = new_figure(4.4, style)
     top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 2], "hspace": 0.12})
     closed = [r for r in record.rounds if r.state == "closed"]
     start = [] if record.initial.accuracy is None else [(0, record.initial.accuracy)]
@@ -97,7 +97,7 @@ def accuracy_and_loss(record: ReportRun, style: Style = PAPER) -> Figure:
     bottom.set_xlabel("round")
     bottom.xaxis.get_major_locator().set_params(integer=True)
     for axes in (top, bottom):
-        _plain(axes, style)
+        plain(axes, style)
     figure.align_ylabels()
     legend = top.legend(frameon=False, labelcolor=style.ink, fontsize=9, loc="lower right")
     legend.set_zorder(6)
@@ -106,7 +106,7 @@ def accuracy_and_loss(record: ReportRun, style: Style = PAPER) -> Figure:
 
 def chain_of_runs(record: ReportRun, style: Style = PAPER) -> Figure:
     """Accuracy over all rounds of the runs before and this one; a line where one goes on from the other."""
-    figure = _figure(2.6, style)
+    figure = new_figure(2.6, style)
     axes = figure.subplots()
     own = [(r.round, r.accuracy) for r in record.rounds if r.accuracy is not None]
     runs = [(one.run, list(one.points)) for one in record.chain] + [(record.run, own)]
@@ -122,7 +122,7 @@ def chain_of_runs(record: ReportRun, style: Style = PAPER) -> Figure:
             offset, last = moved[-1][0], moved[-1]
             if len(runs) <= _NAMED_RUNS:
                 axes.annotate(
-                    _short(name, 16), (joined[0][0], 0.03), xycoords=("data", "axes fraction"),
+                    short(name, 16), (joined[0][0], 0.03), xycoords=("data", "axes fraction"),
                     color=style.ink, alpha=0.75, fontsize=7, rotation=90, va="bottom",
                     xytext=(3, 0), textcoords="offset points",
                 )  # fmt: skip
@@ -130,7 +130,7 @@ def chain_of_runs(record: ReportRun, style: Style = PAPER) -> Figure:
     axes.set_ylabel("accuracy")
     axes.set_xlabel("rounds of all runs")
     axes.locator_params(axis="x", integer=True)
-    _plain(axes, style)
+    plain(axes, style)
     return figure
 
 
@@ -141,7 +141,7 @@ def confusion(
     counts = np.asarray(matrix, dtype=np.int64)
     n = len(labels)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = _figure(_WIDTH * 0.86, style)
+    figure = new_figure(_WIDTH * 0.86, style)
     axes = figure.subplots()
     shade = np.zeros((n, n, 4))
     shade[..., :3] = [int(BLUE[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -160,11 +160,11 @@ def confusion(
     ticks = list(range(0, n, step))
     turned = n > 4 and max(len(x) for x in labels) > 3
     slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-    axes.set_xticks(ticks, [_short(labels[i], 14) for i in ticks], **slant)
-    axes.set_yticks(ticks, [_short(labels[i], 14) for i in ticks])
+    axes.set_xticks(ticks, [short(labels[i], 14) for i in ticks], **slant)
+    axes.set_yticks(ticks, [short(labels[i], 14) for i in ticks])
     axes.set_xlabel("the model says")
     axes.set_ylabel("the picture shows")
-    _plain(axes, style, grid=False)
+    plain(axes, style, grid=False)
     axes.set_title(f"round {round_}", color=style.ink, fontsize=10, loc="left")
     return figure
 
@@ -182,24 +182,24 @@ def data_per_node(
         names = sorted(names, key=lambda n: -sum(counts[n].values()))[:_MOST_NODES]
         title = f"{title or 'pictures'}: the {_MOST_NODES} largest of {len(counts)} nodes"
     rows = (len(labels) + 4) // 5
-    figure = _figure(1.0 + 0.3 * len(names) + 0.22 * rows, style)
+    figure = new_figure(1.0 + 0.3 * len(names) + 0.22 * rows, style)
     axes = figure.subplots()
     left = np.zeros(len(names))
     for i, label in enumerate(labels):
         width = np.array([counts[n].get(label, 0) for n in names], dtype=float)
-        axes.barh(names, width, left=left, color=_colour(i, len(labels)), label=_short(label, 14),
+        axes.barh(names, width, left=left, color=colour(i, len(labels)), label=short(label, 14),
                   height=0.72, edgecolor=style.paper, lw=0.5)  # fmt: skip
         left += width
     most = float(left.max(initial=1.0))
     for i, total in enumerate(left):
         axes.text(total + 0.012 * most, i, f"{int(total)}", va="center", color=style.ink, fontsize=9)
     axes.set_xlim(0, 1.1 * most)
-    axes.set_yticks(range(len(names)), [_short(n, 16) for n in names])
+    axes.set_yticks(range(len(names)), [short(n, 16) for n in names])
     axes.invert_yaxis()
     axes.set_xlabel("pictures")
-    _plain(axes, style, axis="x")
+    plain(axes, style, axis="x")
     if title:
-        axes.set_title(_short(title, 60), color=style.ink, fontsize=11, loc="left")
+        axes.set_title(short(title, 60), color=style.ink, fontsize=11, loc="left")
     if len(labels) <= 24:
         figure.legend(loc="outside lower center", ncols=min(5, len(labels)), frameon=False,
                       labelcolor=style.ink, fontsize=9, handlelength=1.0, columnspacing=1.2)  # fmt: skip
@@ -210,7 +210,7 @@ def node_accuracy(record: ReportRun, style: Style = PAPER) -> Figure:
     """Each node's accuracy on its own held-back pictures, before and after training, in its last round."""
     found = _accuracies(record)
     names = natural(found)[:_MOST_NODES]
-    figure = _figure(1.2 + 0.3 * len(names), style)
+    figure = new_figure(1.2 + 0.3 * len(names), style)
     axes = figure.subplots()
     for i, name in enumerate(names):
         before, after = found[name]
@@ -219,12 +219,12 @@ def node_accuracy(record: ReportRun, style: Style = PAPER) -> Figure:
             axes.plot(before, i, "o", color=ORANGE, mfc="none", mew=2, ms=7,
                       label="before training" if i == 0 else None)  # fmt: skip
         axes.plot(after, i, "o", color=BLUE, ms=8, label="after training" if i == 0 else None)
-    axes.set_yticks(range(len(names)), [_short(n, 16) for n in names])
+    axes.set_yticks(range(len(names)), [short(n, 16) for n in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     axes.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     axes.set_xlabel("accuracy on the node's own held-back pictures")
-    _plain(axes, style, axis="x")
+    plain(axes, style, axis="x")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=style.ink, fontsize=9)
     return figure
 
@@ -269,13 +269,15 @@ def _accuracies(record: ReportRun) -> dict[str, tuple[float | None, float]]:
     return found
 
 
-def _figure(height: float, style: Style) -> Figure:
+def new_figure(height: float, style: Style) -> Figure:
+    """An empty figure as wide as a phone; `height` in inches."""
     from matplotlib.figure import Figure
 
     return Figure((_WIDTH, height), facecolor=style.paper, layout="constrained")
 
 
-def _plain(axes: Axes, style: Style, *, grid: bool = True, axis: Literal["both", "x", "y"] = "both") -> None:
+def plain(axes: Axes, style: Style, *, grid: bool = True, axis: Literal["both", "x", "y"] = "both") -> None:
+    """Axes without a frame, in the style's ink."""
     axes.set_facecolor("none")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -289,7 +291,8 @@ def _plain(axes: Axes, style: Style, *, grid: bool = True, axis: Literal["both",
         axes.set_axisbelow(True)
 
 
-def _colour(i: int, n: int) -> Any:
+def colour(i: int, n: int) -> Any:
+    """The `i`-th of `n` colours."""
     if n <= len(_PALETTE):
         return _PALETTE[i]
     from matplotlib import colormaps
@@ -304,6 +307,6 @@ def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _short(text: str, most: int) -> str:
-    """Cut to fit; a dollar sign would start mathematics."""
+def short(text: str, most: int) -> str:
+    """`text` cut to fit; a dollar sign would start mathematics."""
     return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")

@@ -1,0 +1,1 @@
+"""A grid of simulated runs, its table and its page: `apiary study`."""
