@@ -77,7 +77,8 @@ def _contributions(history: Mapping[str, Any]) -> dict[str, _Seen]:
                 continue
             samples = int(gave.get("trained") or gave["samples"])
             epochs = int(metrics.get("epochs") or settings["run.plan.epochs"])
-            slots = epochs * batch * math.ceil(samples / batch)
+            steps = settings.get("run.plan.steps") or epochs * math.ceil(samples / batch)
+            slots = steps * batch
             found[node] = _Seen(slots, float(metrics["seconds"]), float(gave["seconds"]), int(gave["bytes"]))
     return found
 

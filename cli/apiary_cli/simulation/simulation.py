@@ -21,7 +21,7 @@ from apiary.clocks import Clocks
 from apiary.errors import RunFailed, SettingsError
 from apiary.files import write_json
 from apiary.learn.cache import ArrayCache
-from apiary.learn.fit import split
+from apiary.learn.fit import passes_of, split, steps_of
 from apiary.learn.manifest import Manifest
 from apiary.learn.runtimes import choose
 from apiary.learn.runtimes.base import Runtime
@@ -141,12 +141,12 @@ class SimulatedFleet:
         traits, plan = self._scenario.nodes[node.place], announcement.plan
         samples = int(self._training_samples[node.place])
         # A batch is always full: filler costs as much as pictures.
-        epoch_s = traits.pace_s * plan.batch_size * math.ceil(samples / plan.batch_size)
-        epochs = plan.epochs
-        if plan.partial and epoch_s > 0:
-            fits = (_TRAIN_SHARE * announcement.deadline_s - traits.start_s) / epoch_s
-            epochs = min(epochs, max(1, math.floor(fits)))
-        seconds, attempt = traits.start_s + epochs * epoch_s, node.attempt
+        whole_s = traits.pace_s * plan.batch_size * steps_of(plan, samples)
+        epochs = planned = passes_of(plan, samples)
+        if plan.partial and whole_s > 0:
+            fits = (_TRAIN_SHARE * announcement.deadline_s - traits.start_s) / whole_s * planned
+            epochs = min(planned, max(1, math.floor(fits)))
+        seconds, attempt = traits.start_s + whole_s * epochs / planned, node.attempt
         chance, moment = self._luck(node, announcement)
         if chance < self._scenario.model.drop_out:
             self.vanished += 1

@@ -35,6 +35,10 @@ def check_schedule(run: RunSettings) -> None:
             f"run.by_round.warmup_rounds is {schedule.warmup_rounds}, and run.rounds {run.rounds}: "
             "expected fewer"
         )
+    if schedule.epochs and run.plan.steps is not None:
+        raise SettingsError(
+            f"run.by_round.epochs has no effect with run.plan.steps ({run.plan.steps}): leave out one of them"
+        )
     if late := [first for first in schedule.epochs if first > run.rounds]:
         raise SettingsError(
             f"run.by_round.epochs changes in round {min(late)}, and the run has {run.rounds} rounds "

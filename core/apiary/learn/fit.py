@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, cast
 
 import numpy as np
@@ -73,6 +74,16 @@ def split(digests: tuple[str, ...], share: float) -> tuple[NDArray[np.int64], ND
     return np.flatnonzero(~validates), np.flatnonzero(validates)
 
 
+def steps_of(plan: Plan, samples: int) -> int:
+    """Training steps of a node that trains on so many samples: `plan.steps`, or those of its epochs."""
+    return plan.steps if plan.steps is not None else plan.epochs * _steps_a_pass(plan, samples)
+
+
+def passes_of(plan: Plan, samples: int) -> int:
+    """Passes over so many samples, begun ones counted: `plan.epochs`, or what `plan.steps` takes."""
+    return -(-steps_of(plan, samples) // _steps_a_pass(plan, samples))
+
+
 def predict(trainer: Trainer, data: Dataset) -> Array:
     """Class probabilities float32[N, C], a few pictures at a time."""
     parts = [trainer.infer(data.floats(slice(i, i + INFER_BATCH))) for i in range(0, len(data), INFER_BATCH)]
@@ -99,7 +110,8 @@ def fit(
 ) -> Fit:
     """Train `weights` on `data` by `plan`. Deterministic in its arguments and the runtime.
 
-    `enough(epoch)` is called after each whole epoch; true ends training early.
+    `enough(epoch)` is called after each pass over the samples; true ends training early. With `plan.steps`
+    the last pass ends where they do.
 
     Raises DataError for fewer than `plan.min_samples` training samples or data of another shape, ModelError
     where weights or plan do not fit the manifest, or where training ran away (NaN or infinite).
@@ -118,10 +130,14 @@ def fit(
     classes = len(manifest.labels)
     scale = class_weights(data.y[train], classes) if plan.class_weights else np.ones(classes, np.float32)
     loss, after, epochs = math.nan, before, 0
-    for epoch in range(1, plan.epochs + 1):
+    planned, steps = passes_of(plan, len(train)), steps_of(plan, len(train))
+    for epoch in range(1, planned + 1):
         rng = np.random.default_rng([seed, epoch])
         total, done = 0.0, 0
-        for x, y, w, size in _batches(data, train, plan, rng, scale, pictures=pictures):
+        batches = _batches(data, train, plan, rng, scale, pictures=pictures)
+        in_pass = min(steps, _steps_a_pass(plan, len(train)))
+        pass_samples = min(len(train), in_pass * plan.batch_size)
+        for x, y, w, size in islice(batches, in_pass):
             value = trainer.step(x, y, w, learning_rate=plan.learning_rate, mu=plan.proximal_mu)
             if not math.isfinite(value):
                 raise ModelError(
@@ -129,12 +145,13 @@ def fit(
                     f"a learning rate below {plan.learning_rate} may help"
                 )
             total, done = total + value * size, done + size
-            if progress and done < len(train):
-                progress(FitProgress(epoch, plan.epochs, done / len(train), total / done))
+            if progress and done < pass_samples:
+                progress(FitProgress(epoch, planned, done / pass_samples, total / done))
+        steps -= in_pass
         loss = total / done
         after = _accuracy(trainer, validation)
         if progress:
-            progress(FitProgress(epoch, plan.epochs, 1.0, loss, after))
+            progress(FitProgress(epoch, planned, 1.0, loss, after))
         epochs = epoch
         if enough(epoch):
             break
@@ -142,6 +159,10 @@ def fit(
     if not trained.is_finite():
         raise ModelError("training ran away: the weights hold NaN or infinity; lower the learning rate")
     return Fit(trained, len(train), len(held), loss, before, after, epochs, tuple(warnings))
+
+
+def _steps_a_pass(plan: Plan, samples: int) -> int:
+    return max(1, -(-samples // plan.batch_size))
 
 
 def _batches(

@@ -17,6 +17,7 @@ RULES: Final = (
     "rule.label_smoothing",
     "rule.partial",
     "rule.proximal",
+    "rule.steps",
 )
 """Rules of a plan that this version's nodes follow."""
 VERSION_0: Final = frozenset(
@@ -47,5 +48,6 @@ def needed(plan: Plan) -> frozenset[str]:
         "rule.label_smoothing": plan.label_smoothing > 0,
         "rule.partial": plan.partial,
         "rule.proximal": plan.proximal_mu > 0,
+        "rule.steps": plan.steps is not None,
     }
     return frozenset({CODEC + plan.codec, *(rule for rule, used in rules.items() if used)})

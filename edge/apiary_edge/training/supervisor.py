@@ -202,9 +202,11 @@ class TrainingSupervisor:
 
     def _start(self, announcement: Announcement) -> None:
         self._start_at = self._left_s = None
-        log.info(
-            "node=%s round=%d training epochs=%d", self._node, announcement.round, announcement.plan.epochs
-        )
+        plan = announcement.plan
+        if plan.steps is None:
+            log.info("node=%s round=%d training epochs=%d", self._node, announcement.round, plan.epochs)
+        else:
+            log.info("node=%s round=%d training steps=%d", self._node, announcement.round, plan.steps)
         try:
             self._training.start(self._job_of(announcement))
         except StoreError as e:

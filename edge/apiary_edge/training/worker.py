@@ -74,7 +74,7 @@ def train(
     `runtime` takes the place of the one that the job names.
     """
     from apiary.learn.cache import ArrayCache
-    from apiary.learn.fit import FitProgress
+    from apiary.learn.fit import FitProgress, passes_of
     from apiary.learn.folder.labels import shown
     from apiary.learn.manifest import Manifest
     from apiary.learn.runtimes import choose
@@ -130,12 +130,8 @@ def train(
         progress=progress,
         enough=enough,
     )
-    if result.epochs < job.plan.epochs:
-        emit(
-            TrainingEvent(
-                kind="warning", text=f"out of time after {result.epochs} of {job.plan.epochs} epochs"
-            )
-        )
+    if result.epochs < (planned := passes_of(job.plan, result.samples)):
+        emit(TrainingEvent(kind="warning", text=f"out of time after {result.epochs} of {planned} epochs"))
     for warning in result.warnings:
         emit(TrainingEvent(kind="warning", text=warning[:500]))
     write_atomic(job.out / "update.blob", document)

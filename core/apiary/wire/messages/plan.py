@@ -11,6 +11,12 @@ class Plan(Part):
     """How a node trains in this round; `proximal_mu` and `partial` as in FedProx (arXiv:1812.06127)."""
 
     epochs: int = Field(2, ge=1, le=1000, description="passes over a node's samples")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="training steps in place of epochs: as many on each node, however much it holds",
+    )
     batch_size: int = Field(16, ge=1, le=1024, description="samples of one training step")
     optimizer: Literal["sgd", "adam"] = Field("adam", description="how gradients become steps")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
@@ -54,7 +60,7 @@ class Plan(Part):
     seed: int = Field(0, ge=0, lt=2**63, description="set from run.seed")
 
 
-LATER: Final = ("rotate", "zoom", "brightness", "contrast", "erase", "mix", "label_smoothing")
+LATER: Final = ("steps", "rotate", "zoom", "brightness", "contrast", "erase", "mix", "label_smoothing")
 """Fields that nodes of 0.1 do not know: announced where a plan uses them, to nodes that can do it."""
 
 

@@ -54,20 +54,20 @@ def made(plan: StudyPlan, folder: Path, stop: Callable[[], bool] = lambda: False
 def test_a_study_that_was_stopped_goes_on_with_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = study_of(seeds=[0, 1])
+    plan = study_of(seeds=[0, 1], grid={"shares.alpha": [0.5]})
     results = ResultsFile(tmp_path / "cut")
-    made(plan, tmp_path / "cut", stop=lambda: len(results.read()) == 3)
-    assert len(results.read()) == 3
-    assert "3 of 4: shares.alpha 0.5, seed 1: accuracy" in capsys.readouterr().err
+    made(plan, tmp_path / "cut", stop=lambda: len(results.read()) == 1)
+    assert len(results.read()) == 1
+    assert "1 of 2: shares.alpha 0.5, seed 0: accuracy" in capsys.readouterr().err
     made(plan, tmp_path / "cut")
     err = capsys.readouterr().err
-    assert "4 of 4: shares.alpha 5.0, seed 1" in err and "3 of 4" not in err
+    assert "2 of 2: shares.alpha 0.5, seed 1" in err and "1 of 2" not in err
 
     made(plan, tmp_path / "whole")
     cut, whole = results.read(), ResultsFile(tmp_path / "whole").read()
     assert {key: row.curve for key, row in cut.items()} == {key: row.curve for key, row in whole.items()}
     folders = {row.folder for row in cut.values()}
-    assert len(folders) == 4
+    assert len(folders) == 2
     for folder in folders:
         assert folder is not None and (tmp_path / "cut" / folder / "report.html").exists()
 

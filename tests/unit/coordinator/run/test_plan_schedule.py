@@ -97,3 +97,10 @@ def test_a_schedule_that_the_run_is_too_short_for_is_refused(by_round: dict[str,
 def test_impossible_values_are_refused_by_the_settings(by_round: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="by_round"):
         run(10, **by_round)
+
+
+def test_epochs_by_round_and_steps_exclude_each_other() -> None:
+    settings = run(10, epochs={2: 3})
+    stepped = settings.model_copy(update={"plan": settings.plan.model_copy(update={"steps": 16})})
+    with pytest.raises(SettingsError, match=r"no effect with run\.plan\.steps \(16\)"):
+        check_run(stepped)

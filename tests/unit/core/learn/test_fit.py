@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from apiary.errors import DataError, ModelError
-from apiary.learn.fit import FitProgress, class_weights, fit, node_seed, predict, split
+from apiary.learn.fit import FitProgress, class_weights, fit, node_seed, passes_of, predict, split, steps_of
 from apiary.learn.images import Dataset
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
 from apiary.tensors import Array, Weights
@@ -102,6 +102,29 @@ def test_every_epoch_sees_every_training_picture_once_and_no_validation_picture(
     held_pictures = {data.floats(held)[i].tobytes() for i in range(len(held))}
     assert held_pictures
     assert not held_pictures & {x[i].tobytes() for x, _, _ in trainer.seen for i in range(len(x))}
+
+
+@pytest.mark.parametrize(("steps", "passes"), [(1, 1), (5, 1), (6, 2), (13, 3)])
+def test_a_node_takes_as_many_steps_as_the_plan_says(steps: int, passes: int) -> None:
+    data, trainer = dataset(), Regression()
+    plan = PLAN.model_copy(update={"steps": steps, "validation_share": 0.0})
+    data = data.take(np.arange(40))  # five steps of eight a pass
+    told: list[FitProgress] = []
+    got = fit(trainer, MANIFEST, plan, data, START, seed=3, progress=told.append)
+    assert len(trainer.seen) == steps
+    assert (got.samples, got.epochs) == (40, passes)
+    assert (passes_of(plan, 40), steps_of(plan, 40)) == (passes, steps)
+    assert [p.fraction for p in told if p.epoch == passes][-1] == 1
+    whole = Regression()
+    fit(whole, MANIFEST, PLAN.model_copy(update={"epochs": 3, "validation_share": 0.0}), data, START, seed=3)
+    for (x, _, _), (other, _, _) in zip(trainer.seen, whole.seen, strict=False):
+        assert x.tobytes() == other.tobytes(), "the same pictures in the same order as by epochs"
+
+
+def test_steps_are_those_of_the_epochs_where_the_plan_has_none() -> None:
+    plan = PLAN.model_copy(update={"epochs": 3})
+    assert [steps_of(plan, n) for n in (1, 8, 9, 40)] == [3, 3, 6, 15]
+    assert [passes_of(plan, n) for n in (1, 8, 9, 40)] == [3, 3, 3, 3]
 
 
 def test_the_last_batch_is_filled_with_weight_zero() -> None:

@@ -20,6 +20,7 @@ from apiary.wire.messages.node import MAX_CAPABILITIES
         ({"flip": True}, {"rule.augment"}),
         ({"shift": 0.1}, {"rule.augment"}),
         ({"partial": True}, {"rule.partial"}),
+        ({"steps": 16}, {"rule.steps"}),
         ({"partial": True, "proximal_mu": 1.0}, {"rule.partial", "rule.proximal"}),
     ],
 )
