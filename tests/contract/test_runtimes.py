@@ -116,7 +116,7 @@ def test_the_gate_refuses_wrong_trainers(optimizer: str) -> None:
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     verdicts = dict(json.loads(line) for line in done.stdout.splitlines())
     assert verdicts.pop("right") is None
-    assert len(verdicts) == {"adam": 11, "sgd": 8}[optimizer]
+    assert len(verdicts) == {"adam": 16, "sgd": 9}[optimizer]
     assert all(verdicts.values()), [name for name, why in verdicts.items() if why is None]
 
 
@@ -229,3 +229,27 @@ def test_builtin_gradients_are_tensorflows_own() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) == 14
     assert all(difference < 1e-5 for difference in found.values()), found
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_decay_and_clipping_are_those_of_keras_optimizers(optimizer: str, tmp_path: Path) -> None:
+    plan = Plan.model_validate(
+        {"batch_size": 8, "optimizer": optimizer, "weight_decay": 0.01, "gradient_clip": 1.0}
+    )
+    # The gate has compared both light packages with the formulas.
+    built = build_in_child(
+        BuildJob(recipe="edge_cnn", options=OPTIONS, labels=["a", "b", "c"], plan=plan, out=tmp_path / "out")
+    )
+    assert built.manifest.controls == ("weight_decay", "gradient_clip")
+    probed = parity.ask(built.folder, built.manifest, "keras", tmp_path / "keras")
+    (found,) = compared(built, [probed.folder])
+    assert "error" not in found and 0 < found["controls"] < 1e-4, found
+    check = Path(__file__).with_name("controls_check.py")
+    command = [sys.executable, str(check), str(built.folder)]
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    apart = json.loads(done.stdout.splitlines()[-1])
+    assert apart.pop("both") < 1e-3
+    # Adam's step hides the size of a gradient, but not how it changes from step to step.
+    assert all(value > 1e-2 for value in apart.values()), apart

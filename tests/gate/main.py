@@ -36,6 +36,7 @@ BOUNDS: Final = {
     "one_batch": parity.MAX_IN_ONE_BATCH,
     "optimizer": parity.MAX_OPTIMIZER,
     "prox": parity.MAX_PROX,
+    "controls": parity.MAX_CONTROLS,
     "loss": parity.MAX_LOSS,
     "probability": parity.MAX_PROBABILITY,
     "filler": parity.MAX_FILLER,

@@ -93,8 +93,42 @@ class NotReset(TrainerModule):
 class Pulled(TrainerModule):
     """The proximal term is 2 % too strong."""
 
-    def _train(self, x: Any, y: Any, w: Any, lr: Any, mu: Any) -> dict[str, Any]:
-        return super()._train(x, y, w, lr, mu * 1.02)
+    def _train(self, x: Any, y: Any, w: Any, lr: Any, mu: Any, *controls: Any) -> dict[str, Any]:
+        return super()._train(x, y, w, lr, mu * 1.02, *controls)
+
+
+class EachClipped(TrainerModule):
+    """Each tensor's gradient is clipped by its own norm."""
+
+    def _clipped(self, gradients: list[Any], most: Any) -> list[Any]:
+        return [super(EachClipped, self)._clipped([g], most)[0] for g in gradients]
+
+
+class LateClipped(TrainerModule):
+    """The bound is 2 % too large."""
+
+    def _clipped(self, gradients: list[Any], most: Any) -> list[Any]:
+        return super()._clipped(gradients, most * 1.02)
+
+
+class AllDecayed(TrainerModule):
+    """Biases decay, too."""
+
+    def _decay(self, share: Any) -> None:
+        for v in self._trained:
+            v.assign(v * (1.0 - share))
+
+
+class NotDecayed(TrainerModule):
+    def _decay(self, share: Any) -> None:
+        pass
+
+
+class Decayed(TrainerModule):
+    """Decay is 2 % too strong."""
+
+    def _decay(self, share: Any) -> None:
+        super()._decay(share * 1.02)
 
 
 ADAM: dict[str, type[TrainerModule]] = {
@@ -110,13 +144,22 @@ ADAM: dict[str, type[TrainerModule]] = {
     "moments not reset": NotReset,
     "filler counted": Unweighted,
     "proximal term times 1.02": Pulled,
+    "each tensor clipped by itself": EachClipped,
+    "clip times 1.02": LateClipped,
+    "biases decay": AllDecayed,
+    "no decay": NotDecayed,
+    "decay times 1.02": Decayed,
 }
-SGD = {name: each for name, each in ADAM.items() if each not in (Beta1, Beta2, Epsilon)}
+_ADAM_ALONE = (Beta1, Beta2, Epsilon, LateClipped, AllDecayed, NotDecayed, Decayed)
+"""Its own, and what both optimizers have in common."""
+SGD = {name: each for name, each in ADAM.items() if each not in _ADAM_ALONE}
 
 
 def verdicts(optimizer: str, options: dict[str, Any], labels: int = 3, batch_size: int = 8) -> None:
     """Print what the gate says to each trainer of `edge_cnn` with these options."""
-    plan = Plan.model_validate({"batch_size": batch_size, "optimizer": optimizer})
+    plan = Plan.model_validate(
+        {"batch_size": batch_size, "optimizer": optimizer, "weight_decay": 0.01, "gradient_clip": 1.0}
+    )
     exported = build("edge_cnn", options, [f"label-{i}" for i in range(labels)], plan)
     manifest = exported.manifest
     want = parity.expected(manifest, exported.initial)
@@ -124,7 +167,13 @@ def verdicts(optimizer: str, options: dict[str, Any], labels: int = 3, batch_siz
         models = recipe("edge_cnn").build(
             check_options("edge_cnn", options), labels, base_weights=None, seed=0
         )
-        module = kind(models.trained, batch_size=batch_size, optimizer=optimizer, momentum=plan.momentum)
+        module = kind(
+            models.trained,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            momentum=plan.momentum,
+            controls=manifest.controls,
+        )
         found = None
         with tempfile.TemporaryDirectory() as folder:
             here = Path(folder)

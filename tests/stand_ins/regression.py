@@ -40,7 +40,7 @@ class RegressionTrainer:
         e = np.exp(z - z.max(1, keepdims=True))
         return np.asarray(e / e.sum(1, keepdims=True), np.float32)
 
-    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
+    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float, **more: float) -> float:
         p = self.infer(x)
         g = (p - y) * w[:, None]
         self.kernel -= np.float32(learning_rate) * (x.reshape(len(x), -1) / 255).T @ g

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apiary.errors import DataError, ExportError, ModelError
-from apiary.learn.manifest import Manifest, Tensor
+from apiary.learn.manifest import Manifest, Tensor, controls_of
 from apiary.learn.runtimes.keras import build_model, named_variables
 from apiary.tensors import Weights, differs
 from apiary.wire.blob import decode, encode
@@ -41,12 +41,17 @@ def build(
     base_weights: Path | None = None,
     seed: int = 0,
 ) -> Exported:
-    """Export a recipe; `plan` gives batch size, optimizer, momentum. Raises SettingsError, ModelError."""
+    """Export a recipe; `plan` gives what a trainer has built in. Raises SettingsError, ModelError."""
     checked: Any = check_options(name, options)
     models = recipe(name).build(checked, len(labels), base_weights=base_weights, seed=seed)
     model = models.trained
+    controls = controls_of(plan)
     module = TrainerModule(
-        model, batch_size=plan.batch_size, optimizer=plan.optimizer, momentum=plan.momentum
+        model,
+        batch_size=plan.batch_size,
+        optimizer=plan.optimizer,
+        momentum=plan.momentum,
+        controls=controls,
     )
     named = dict(named_variables(model))
     manifest = Manifest(
@@ -69,6 +74,7 @@ def build(
         momentum=plan.momentum,
         keras=model.to_json(),
         activations=_activations(model),
+        controls=controls,
     )
     half = getattr(checked, "base_precision", "float32") == "float16"
     return Exported(

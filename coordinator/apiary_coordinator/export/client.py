@@ -17,7 +17,7 @@ from typing import Final
 
 from apiary.errors import ApiaryError, DataError, ExportError, ModelError, SettingsError
 from apiary.files import sha256_of, write_atomic
-from apiary.learn.manifest import Manifest
+from apiary.learn.manifest import Manifest, controls_of
 from apiary.process.child import ChildProcess, how_ended, start
 from apiary.tensors import Weights
 from apiary.wire.blob import decode
@@ -114,7 +114,7 @@ def cache_key(job: BuildJob) -> str:
             weights = sha256_of(job.base_weights)
         except OSError as e:
             raise ModelError(f"base_weights {job.base_weights}: {e.strerror}") from None
-    plan = [job.plan.optimizer, job.plan.momentum, job.plan.batch_size]
+    plan = [job.plan.optimizer, job.plan.momentum, job.plan.batch_size, *controls_of(job.plan)]
     what = [REVISION, versions, job.recipe, job.options, job.labels, plan, job.seed, weights]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

@@ -54,7 +54,7 @@ class _Job(BaseModel):
 
 
 class BuildJob(_Job):
-    """Export a recipe. Of the plan, only batch size, optimizer and momentum are built in."""
+    """Export a recipe. Of the plan, batch size, optimizer, momentum and its controls are built in."""
 
     v: Literal[1] = 1
     recipe: str

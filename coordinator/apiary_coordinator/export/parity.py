@@ -38,6 +38,7 @@ TIMES_OWN: Final = 10.0
 MAX_IN_ONE_BATCH: Final = 0.2
 MAX_OPTIMIZER: Final = 1e-3
 MAX_PROX: Final = 1e-3
+MAX_CONTROLS: Final = 1e-3
 MAX_LOSS: Final = 1e-4
 MAX_PROBABILITY: Final = 1e-4
 MAX_FILLER: Final = 1e-4
@@ -63,6 +64,7 @@ class Parity:
     loss: float
     probability: float
     filler: float
+    controls: float = 0.0
 
     def __str__(self) -> str:
         return ", ".join(f"{f.name.replace('_', ' ')} {getattr(self, f.name):.0e}" for f in fields(self))
@@ -146,6 +148,7 @@ def compare(got: Probe, want: Expected, initial: Weights, *, who: str) -> Parity
     gradient, one_batch, worst = _gradients(got, want)
     optimizer, moved = _optimizer(got, numbers, initial)
     prox, pulled = _prox(got, numbers, initial)
+    controls, controlled = max(_clip(got, numbers, initial), _decay(got, initial), key=_nan_first)
     found = Parity(
         gradient,
         one_batch,
@@ -154,12 +157,14 @@ def compare(got: Probe, want: Expected, initial: Weights, *, who: str) -> Parity
         loss=_largest(np.abs(numbers["losses"] - want.losses) / np.maximum(np.abs(want.losses), 1e-6)),
         probability=_largest(np.abs(numbers["probabilities"] - want.probabilities)),
         filler=float(numbers["filler"]),
+        controls=controls,
     )
     bounds = {
         "gradient": (MAX_GRADIENT, f"the gradient, most in {worst}"),
         "one_batch": (MAX_IN_ONE_BATCH, f"the gradient of one batch, most in {worst}"),
         "optimizer": (MAX_OPTIMIZER, f"{got.manifest.optimizer}'s steps, most in {moved}"),
         "prox": (MAX_PROX, f"the proximal term, most in {pulled}"),
+        "controls": (MAX_CONTROLS, controlled),
         "loss": (MAX_LOSS, "the loss"),
         "probability": (MAX_PROBABILITY, "the probabilities"),
         "filler": (MAX_FILLER, "what samples of weight 0 change (a layer that ignores weights?)"),
@@ -237,6 +242,43 @@ def _prox(got: Probe, numbers: dict[str, NDArray[np.float32]], initial: Weights)
     return off(worst), worst
 
 
+def _clip(got: Probe, numbers: dict[str, NDArray[np.float32]], initial: Weights) -> tuple[float, str]:
+    """By how much steps with a bound on the gradient differ from the optimizer's formula; per tensor."""
+    if "gradient_clip" not in got.manifest.controls:
+        return 0.0, ""
+    rate, weight, most = (float(numbers[n]) for n in ("clip_rate", "clip_weight", "clip"))
+    driven = {name: g * weight for name, g in got.moved("drive-0").items()}
+    norm = float(np.sqrt(sum(np.sum(np.square(g)) for g in driven.values())))
+    halved, whole = got.moved("clip-0"), got.moved("clip-1")
+
+    def off(name: str) -> float:
+        start, found = initial[name].astype(np.float64), []
+        for after, scale in ((halved, most / norm), (whole, 1.0)):
+            (step,) = probe.optimizer_steps(got.manifest, [driven[name] * scale], rate)
+            found.append(_beyond(after[name] - start - step, after[name], float(np.linalg.norm(step))))
+        return _largest(np.array(found))
+
+    worst = _first(driven, off)
+    return off(worst), f"what clips a gradient, most in {worst}"
+
+
+def _decay(got: Probe, initial: Weights) -> tuple[float, str]:
+    """By how much a step of decay alone differs from its formula, in that step; per tensor."""
+    if "weight_decay" not in got.manifest.controls:
+        return 0.0, ""
+    after = got.moved("decay-0")
+    whole = float(np.sqrt(sum(np.sum(np.square(initial[name])) for name in after)))
+
+    def off(name: str) -> float:
+        start = initial[name].astype(np.float64)
+        kept = 1 - probe.DECAY_RATE * probe.DECAY if start.ndim > 1 else 1.0
+        largest = probe.DECAY_RATE * probe.DECAY * (float(np.linalg.norm(start)) or whole)
+        return _beyond(after[name] - kept * start, after[name], largest)
+
+    worst = _first(after, off)
+    return off(worst), f"the decay of weights, most in {worst}"
+
+
 def _beyond(off: NDArray[np.float64], weights: NDArray[np.float64], largest: float) -> float:
     """A difference beyond the rounding of the weights themselves, as a part of `largest`."""
     beyond = float(np.linalg.norm(off)) - ROUNDING * float(np.linalg.norm(weights))
@@ -247,7 +289,11 @@ def _beyond(off: NDArray[np.float64], weights: NDArray[np.float64], largest: flo
 
 def _first(names: Gradient | dict[str, list[float]], how_far: Callable[[str], float]) -> str:
     """The name that is furthest, one that is not a number before all."""
-    return max(names, key=lambda n: np.inf if np.isnan(how_far(n)) else how_far(n))
+    return max(names, key=lambda n: _nan_first((how_far(n), n)))
+
+
+def _nan_first(found: tuple[float, str]) -> float:
+    return np.inf if np.isnan(found[0]) else found[0]
 
 
 def _largest(values: NDArray[np.float64]) -> float:

@@ -34,6 +34,8 @@ ADAM_RATE: Final = 2.0**60
 ADAM_WEIGHT: Final = 2.0**-44
 """A power of two: no rounding. The gradient becomes some 1e-14, far below epsilon / sqrt(1 - beta2)."""
 ADAM_STEP: Final = 0.01
+ADAM_CLIP_WEIGHT: Final = 2.0**-16
+DECAY_RATE, DECAY = 0.5, 0.125
 MOVE: Final = 0.05
 """How far a step of SGD or of FedProx's check goes, in norms of the weights."""
 SECOND_WEIGHT: Final = 4.0
@@ -115,6 +117,10 @@ def probe(trainer: Trainer, manifest: Manifest, initial: Weights, out: Path) -> 
     trainer.set_weights(initial)
     kept = all(np.array_equal(t, initial[name]) for name, t in trainer.get_weights().items())
     numbers = asked.path() | asked.prox() | {"kept": kept, "filler": asked.filler()}
+    if "gradient_clip" in manifest.controls:
+        numbers |= asked.clip()
+    if "weight_decay" in manifest.controls:
+        asked.decay()
     np.savez(out / "numbers.npz", losses=losses, probabilities=np.stack(probabilities), **numbers)
     return Probe(out, manifest)
 
@@ -185,6 +191,27 @@ class _Asked:
         t.step(x, y, w * np.float32(0), learning_rate=rate, mu=mu)
         self.write("prox-1", t.get_weights())
         return {"prox_rate": rate, "mu": mu, "prox_weight": scale}
+
+    def clip(self) -> dict[str, float]:
+        """Write the weights after a step whose gradient is twice as long as its bound, and half as long."""
+        t, (x, y, w) = self._trainer, batch(self._manifest, FIRST)
+        gradient, _ = self.gradient(self._initial, x, y, w)
+        # Adam's first step hides a gradient's size, but where it is about `LINEAR_BELOW`.
+        scale = ADAM_CLIP_WEIGHT if self._adam else 1.0
+        norm = scale * Weights({name: gradient[name] for name in sorted(self._trained)}).norm()
+        rate = ADAM_STEP if self._adam else self._rate(gradient)
+        for i, most in enumerate((norm / 2, norm * 2)):
+            t.set_weights(self._initial)
+            t.step(x, y, w * np.float32(scale), learning_rate=rate, mu=0.0, gradient_clip=most)
+            self.write(f"clip-{i}", t.get_weights())
+        return {"clip_weight": scale, "clip_rate": rate, "clip": norm / 2}
+
+    def decay(self) -> None:
+        """Write the weights after a step that decay alone drives."""
+        t, (x, y, w) = self._trainer, batch(self._manifest, FIRST)
+        t.set_weights(self._initial)
+        t.step(x, y, w * np.float32(0), learning_rate=DECAY_RATE, mu=0.0, weight_decay=DECAY)
+        self.write("decay-0", t.get_weights())
 
     def filler(self) -> float:
         """By how much of a step it differs where the pixels of the sample of weight 0 are others."""

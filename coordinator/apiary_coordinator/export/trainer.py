@@ -4,6 +4,7 @@ from typing import Any, Final
 
 import tensorflow as tf
 
+from apiary.learn.manifest import Control
 from apiary.learn.runtimes.keras import named_variables, with_logits
 from apiary_coordinator.export.gradients import builtin_gradients
 from apiary_coordinator.export.probe import BETA_1, BETA_2, EPSILON
@@ -20,12 +21,22 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
 
     train(x[B, ...], y[B, C], w[B], lr[1], mu[1]) -> loss[1]; infer(x[b, ...]) -> prob[b, C];
     set_weights(p000, p001, ...) -> ok[1]; get_weights() -> p000, p001, ...: `arguments` names their tensors.
+    Each of `controls` is an input [1] of train, too.
     """
 
     beta_1, beta_2, epsilon = BETA_1, BETA_2, EPSILON
 
-    def __init__(self, model: Any, *, batch_size: int, optimizer: str, momentum: float):
+    def __init__(
+        self,
+        model: Any,
+        *,
+        batch_size: int,
+        optimizer: str,
+        momentum: float,
+        controls: tuple[Control, ...] = (),
+    ):
         super().__init__()
+        self._controls = controls
         self._model, self._optimizer, self._momentum = with_logits(model), optimizer, momentum
         named = named_variables(model)
         self._all = [v.value for _, v in named]
@@ -44,7 +55,7 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
             return tf.TensorSpec(shape, tf.float32, name=name)
 
         inferred = min(batch, INFER_ROWS if len(sample) == 1 else INFER_BATCH)
-        one = [spec([1], "lr"), spec([1], "mu")]
+        one = [spec([1], name) for name in ("lr", "mu", *self._controls)]
         batch_of = [spec([batch, *sample], "x"), spec([batch, classes], "y"), spec([batch], "w")]
         parameters = [spec(v.shape, k) for k, v in zip(self.arguments, self._all, strict=True)]
         return {
@@ -54,10 +65,17 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
             "set_weights": tf.function(self._set, input_signature=parameters),
         }
 
-    def _train(self, x: Tensor, y: Tensor, w: Tensor, lr: Tensor, mu: Tensor) -> dict[str, Tensor]:
+    def _train(
+        self, x: Tensor, y: Tensor, w: Tensor, lr: Tensor, mu: Tensor, *controls: Tensor
+    ) -> dict[str, Tensor]:
+        given = dict(zip(self._controls, controls, strict=True))
         loss, gradients = self._gradients(x, y, w)
         # FedProx (Li et al. 2020, arXiv:1812.06127): mu/2 |v - anchor|^2 holds a node near the global model.
         gradients = [g + mu * (v - a) for g, v, a in zip(gradients, self._trained, self._anchor, strict=True)]
+        if "gradient_clip" in given:
+            gradients = self._clipped(gradients, given["gradient_clip"])
+        if "weight_decay" in given:
+            self._decay(given["weight_decay"] * lr)
         if self._optimizer == "adam":
             self._adam(gradients, lr)
         else:
@@ -70,6 +88,18 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
             # The fused cross entropy has a gradient that TFLite lacks; this one is log_softmax alone.
             loss = -tf.reduce_sum(w * tf.reduce_sum(y * tf.nn.log_softmax(logits), -1))
         return loss, tf.gradients(loss, self._trained)
+
+    def _clipped(self, gradients: list[Tensor], most: Tensor) -> list[Tensor]:
+        """By the norm of all tensors together (Pascanu et al. 2013, arXiv:1211.5063)."""
+        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
+        scale = most / tf.maximum(norm, most)
+        return [g * scale for g in gradients]
+
+    def _decay(self, share: Tensor) -> None:
+        """Of kernels: biases and the gains of normalization keep theirs."""
+        for v in self._trained:
+            if len(v.shape) > 1:
+                v.assign(v * (1.0 - share))
 
     def _adam(self, gradients: list[Tensor], lr: Tensor) -> None:
         step = self._steps.assign_add([1.0])

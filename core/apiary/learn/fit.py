@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from apiary.errors import DataError, ModelError
 from apiary.learn.augment import augment, augments, mixed
 from apiary.learn.images import Dataset
-from apiary.learn.manifest import Manifest
+from apiary.learn.manifest import Manifest, controls_of
 from apiary.learn.metrics import accuracy
 from apiary.learn.runtimes.base import Trainer
 from apiary.tensors import Array, Weights, differs
@@ -138,7 +138,15 @@ def fit(
         in_pass = min(steps, _steps_a_pass(plan, len(train)))
         pass_samples = min(len(train), in_pass * plan.batch_size)
         for x, y, w, size in islice(batches, in_pass):
-            value = trainer.step(x, y, w, learning_rate=plan.learning_rate, mu=plan.proximal_mu)
+            value = trainer.step(
+                x,
+                y,
+                w,
+                learning_rate=plan.learning_rate,
+                mu=plan.proximal_mu,
+                weight_decay=plan.weight_decay,
+                gradient_clip=plan.gradient_clip,
+            )
             if not math.isfinite(value):
                 raise ModelError(
                     f"training ran away: loss {value} in epoch {epoch}; "
@@ -213,6 +221,8 @@ def _check(manifest: Manifest, plan: Plan, data: Dataset, weights: Weights) -> l
         planned["momentum"], built["momentum"] = plan.momentum, manifest.momentum
     if planned != built:
         raise ModelError(f"the plan asks for {planned}, the model was exported for {built}")
+    if missing := [control for control in controls_of(plan) if control not in manifest.controls]:
+        raise ModelError(f"the plan uses {' and '.join(missing)}, which the model was exported without")
     if data.labels != manifest.labels:
         raise DataError(
             f"the pictures have the labels {list(data.labels)}, the model {list(manifest.labels)}"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apiary.errors import DataError, ModelError
 from apiary.tensors import Shapes
+from apiary.wire.messages import Plan
 
 
 class _Part(BaseModel):
@@ -53,6 +54,15 @@ def read_input(run: Path) -> PictureInput | None:
         raise DataError(f"{run / INPUT} cannot be read: {e}") from None
 
 
+Control = Literal["weight_decay", "gradient_clip"]
+
+
+def controls_of(plan: Plan) -> tuple[Control, ...]:
+    """The inputs that a training step needs for this plan beyond learning rate and mu."""
+    used: dict[Control, float] = {"weight_decay": plan.weight_decay, "gradient_clip": plan.gradient_clip}
+    return tuple(control for control, value in used.items() if value)
+
+
 class Manifest(_Part):
     """An exported recipe.
 
@@ -74,6 +84,8 @@ class Manifest(_Part):
     momentum: float = 0.9
     keras: str = ""
     activations: Annotated[int, Field(ge=0)] = 0
+    controls: tuple[Control, ...] = Field((), exclude_if=lambda controls: not controls)
+    """Inputs of the training step beyond learning rate and FedProx's mu."""
 
     @property
     def shapes(self) -> Shapes:

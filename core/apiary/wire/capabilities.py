@@ -14,10 +14,12 @@ RULES: Final = (
     "rule.augment",
     "rule.augment.2",
     "rule.class_weights",
+    "rule.gradient_clip",
     "rule.label_smoothing",
     "rule.partial",
     "rule.proximal",
     "rule.steps",
+    "rule.weight_decay",
 )
 """Rules of a plan that this version's nodes follow."""
 VERSION_0: Final = frozenset(
@@ -45,9 +47,11 @@ def needed(plan: Plan) -> frozenset[str]:
         "rule.augment": plan.flip or plan.shift > 0,
         "rule.augment.2": any((plan.rotate, plan.zoom, plan.brightness, plan.contrast, plan.erase, plan.mix)),
         "rule.class_weights": plan.class_weights,
+        "rule.gradient_clip": plan.gradient_clip > 0,
         "rule.label_smoothing": plan.label_smoothing > 0,
         "rule.partial": plan.partial,
         "rule.proximal": plan.proximal_mu > 0,
         "rule.steps": plan.steps is not None,
+        "rule.weight_decay": plan.weight_decay > 0,
     }
     return frozenset({CODEC + plan.codec, *(rule for rule, used in rules.items() if used)})

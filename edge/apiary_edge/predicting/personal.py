@@ -111,12 +111,23 @@ class HeadOnly:
         """As they are now."""
         return self._inner.get_weights()
 
-    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
+    def step(
+        self,
+        x: Array,
+        y: Array,
+        w: Array,
+        *,
+        learning_rate: float,
+        mu: float,
+        weight_decay: float = 0.0,
+        gradient_clip: float = 0.0,
+    ) -> float:
         """One step of the head."""
         assert self._before is not None  # noqa: S101 - weights are set before a step
         rate = learning_rate * max(0.0, 1 - self._done / self._steps)
         self._done += 1
-        loss = self._inner.step(x, y, w, learning_rate=rate, mu=mu)
+        controls = {"weight_decay": weight_decay, "gradient_clip": gradient_clip}
+        loss = self._inner.step(x, y, w, learning_rate=rate, mu=mu, **controls)
         if len(self._head) < len(self._before):
             moved = self._inner.get_weights()
             back = {name: moved[name] if name in self._head else t for name, t in self._before.items()}

@@ -11,7 +11,7 @@ import numpy as np
 
 from apiary.errors import ModelError
 from apiary.learn.manifest import Manifest
-from apiary.learn.runtimes.base import FeatureExtractor, Trainer
+from apiary.learn.runtimes.base import UNBOUNDED, FeatureExtractor, Trainer
 from apiary.tensors import Array, Weights, differs
 
 MAX_JSON_BYTES: Final = 2**20
@@ -132,12 +132,20 @@ class _Trainer:
         both = with_logits(model)
         anchors = self._anchor
 
-        def step(x: Any, y: Any, w: Any, mu: Any) -> Any:
+        def step(x: Any, y: Any, w: Any, numbers: Any) -> Any:
+            mu, decay, clip = tf.unstack(numbers)
             with tf.GradientTape() as tape:
                 losses = tf.nn.softmax_cross_entropy_with_logits(y, both(x, training=True)[0])
                 loss = tf.reduce_sum(w * losses)
             gradients = tape.gradient(loss, self._trained)
             pulled = [g + mu * (v - a) for g, v, a in zip(gradients, self._trained, anchors, strict=True)]
+            if manifest.controls:
+                # As Keras' own optimizers do, whose constants these are; here each round may have its own.
+                scale = clip / tf.maximum(tf.linalg.global_norm(pulled), clip)
+                pulled = [g * scale for g in pulled]
+                for v in self._trained:
+                    if len(v.shape) > 1:
+                        v.assign(v * (1 - decay * self._optimizer.learning_rate))
             self._optimizer.apply(pulled)
             return loss
 
@@ -158,10 +166,21 @@ class _Trainer:
     def get_weights(self) -> Weights:
         return Weights({name: np.array(v.numpy(), np.float32) for name, v in self._variables.items()})
 
-    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
+    def step(
+        self,
+        x: Array,
+        y: Array,
+        w: Array,
+        *,
+        learning_rate: float,
+        mu: float,
+        weight_decay: float = 0.0,
+        gradient_clip: float = 0.0,
+    ) -> float:
         self._optimizer.learning_rate.assign(learning_rate)
         tensors = [self._tf.constant(v) for v in (x, y, w)]
-        return float(self._step(*tensors, self._tf.constant(mu, self._tf.float32)))
+        numbers = (mu, weight_decay, gradient_clip or UNBOUNDED)
+        return float(self._step(*tensors, self._tf.constant(numbers, self._tf.float32)))
 
     def infer(self, x: Array) -> Array:
         size, parts = self._manifest.batch_size, []

@@ -21,6 +21,15 @@ class Plan(Part):
     optimizer: Literal["sgd", "adam"] = Field("adam", description="how gradients become steps")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="size of the optimizer's steps")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of each kernel's weights, times the learning rate, that a step takes off: AdamW",
+    )
+    gradient_clip: float = Field(
+        0.0, ge=0, le=1e6, description="largest norm of a step's whole gradient; 0: no bound"
+    )
     proximal_mu: float = Field(
         0.0, ge=0, le=1000, description="weight of FedProx's proximal term, against client drift"
     )
@@ -60,7 +69,10 @@ class Plan(Part):
     seed: int = Field(0, ge=0, lt=2**63, description="set from run.seed")
 
 
-LATER: Final = ("steps", "rotate", "zoom", "brightness", "contrast", "erase", "mix", "label_smoothing")
+LATER: Final = (
+    "steps", "weight_decay", "gradient_clip",
+    "rotate", "zoom", "brightness", "contrast", "erase", "mix", "label_smoothing",
+)  # fmt: skip
 """Fields that nodes of 0.1 do not know: announced where a plan uses them, to nodes that can do it."""
 
 

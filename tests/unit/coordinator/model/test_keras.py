@@ -70,7 +70,7 @@ class Threshold:
     def get_weights(self) -> Weights:
         return Weights({"level": np.array([self.level], np.float32)})
 
-    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
+    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float, **more: float) -> float:
         raise AssertionError("evaluation must not train")
 
     def infer(self, x: Array) -> Array:

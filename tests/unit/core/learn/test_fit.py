@@ -50,7 +50,7 @@ class Regression:
         e = np.exp(z - z.max(1, keepdims=True))
         return np.asarray(e / e.sum(1, keepdims=True), np.float32)
 
-    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
+    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float, **more: float) -> float:
         self.seen.append((x.copy(), y.copy(), w.copy()))
         p = self.infer(x)
         g = (p - y) * w[:, None]
@@ -229,9 +229,30 @@ def test_weights_and_pictures_of_another_model_are_refused() -> None:
         fit(Regression(), MANIFEST, PLAN, renamed, START, seed=1)
 
 
+def test_weight_decay_and_the_gradients_bound_reach_each_step() -> None:
+    given: list[dict[str, float]] = []
+
+    class Noting(Regression):
+        def step(self, x: Any, y: Any, w: Any, **more: Any) -> float:
+            given.append(more)
+            return super().step(x, y, w, **more)
+
+    both = {"weight_decay": 0.01, "gradient_clip": 2.0}
+    plan = PLAN.model_copy(update=both)
+    manifest = MANIFEST.model_copy(update={"controls": ("weight_decay", "gradient_clip")})
+    fit(Noting(), manifest, plan, dataset(), START, seed=1)
+    assert given and all({k: one[k] for k in both} == both for one in given)
+    fit(Noting(), manifest, PLAN, dataset(), START, seed=1)  # a model that can, for a plan that does not
+    assert given[-1]["weight_decay"] == 0
+    with pytest.raises(ModelError, match="uses weight_decay and gradient_clip, which the model was exported"):
+        fit(Regression(), MANIFEST, plan, dataset(), START, seed=1)
+
+
 def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
     class Runaway(Regression):
-        def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
+        def step(
+            self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float, **more: float
+        ) -> float:
             return float("nan")
 
     with pytest.raises(ModelError, match=r"ran away: loss nan in epoch 1; a learning rate below 0\.5"):

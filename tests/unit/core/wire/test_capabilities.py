@@ -21,6 +21,8 @@ from apiary.wire.messages.node import MAX_CAPABILITIES
         ({"shift": 0.1}, {"rule.augment"}),
         ({"partial": True}, {"rule.partial"}),
         ({"steps": 16}, {"rule.steps"}),
+        ({"weight_decay": 0.01}, {"rule.weight_decay"}),
+        ({"gradient_clip": 1.0}, {"rule.gradient_clip"}),
         ({"partial": True, "proximal_mu": 1.0}, {"rule.partial", "rule.proximal"}),
     ],
 )

@@ -73,7 +73,7 @@ class Counting:
     def get_weights(self) -> Weights:
         return self._weights
 
-    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float) -> float:
+    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float, **more: float) -> float:
         self.now += self._step_s
         self._weights = Weights({"w": self._weights["w"] + STEP})
         return 0.5
