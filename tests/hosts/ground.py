@@ -19,6 +19,8 @@ WORK: Final = BUILD / "run"
 PIS: Final = ("pi-1", "pi-2", "pi-3")
 LATER: Final = "pi-4"
 """Joins by a card of its own."""
+BEFORE: Final = "8fbd764adfcc7cc3474a7cffd3ed58f5cd4cd164"
+"""The last commit before the modules moved and the distribution got its name: the version before."""
 
 
 def wheel(version: str, *, breaks: bool = False) -> Path:
@@ -43,6 +45,19 @@ def wheel(version: str, *, breaks: bool = False) -> Path:
     return made
 
 
+def version_before() -> Path:
+    """The checkout of before, from the repository's history."""
+    tree = BUILD / "before"
+    if not (tree / "pyproject.toml").exists():
+        tree.mkdir(parents=True, exist_ok=True)
+        # Root reads somebody's checkout.
+        words = ["git", "-c", "safe.directory=*", "archive", BEFORE]
+        packed = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, check=False)
+        assert packed.returncode == 0, f"{BEFORE} is not in this clone: git fetch --unshallow"
+        subprocess.run(["tar", "--extract", "--directory", tree], input=packed.stdout, check=True)
+    return tree
+
+
 def pip(words: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "pip", *words, "-qq"], check=True, cwd=ROOT)
 
@@ -56,7 +71,9 @@ def prepare(suites: dict[str, str], *, keep: bool) -> None:
     WORK.mkdir(exist_ok=True)
     for suite in sorted(set(suites.values())):
         extras = ["coordinator", "edge"] if suites["server"] == suite else ["edge"]
-        fill_wheelhouse(bootstrap(BUILD, suite), extras)
+        python = bootstrap(BUILD, suite)
+        for tree in (ROOT, version_before()):
+            fill_wheelhouse(python, extras, tree)
     if not (BUILD / "shares").exists():
         share = ["data", "partition", "digits", "--nodes", "3", "--by", "dirichlet", "--alpha", "0.5"]
         subprocess.run(
@@ -64,12 +81,13 @@ def prepare(suites: dict[str, str], *, keep: bool) -> None:
         )
 
 
-def fill_wheelhouse(python: str, extras: list[str]) -> None:
-    """Download what hosts with this Python install, once for each state of its bounds and versions."""
+def fill_wheelhouse(python: str, extras: list[str], tree: Path) -> None:
+    """Download what hosts with this Python install of `tree`, once for each state of its bounds."""
     house = BUILD / "wheelhouse"
-    stamp = house / f"complete-{python}-{'-'.join(extras)}"
-    versions = ROOT / "constraints" / f"py{python.replace('.', '')}.txt"
-    bounds = (ROOT / "pyproject.toml").read_bytes()
+    of = "" if tree == ROOT else f"-{BEFORE[:7]}"
+    stamp = house / f"complete-{python}-{'-'.join(extras)}{of}"
+    versions = tree / "constraints" / f"py{python.replace('.', '')}.txt"
+    bounds = (tree / "pyproject.toml").read_bytes()
     needs = bounds + versions.read_bytes()
     if stamp.exists() and stamp.read_bytes() == needs:
         return
@@ -93,7 +111,7 @@ def extra_requirements(project: dict[str, Any], extra: str) -> list[str]:
     found = []
     for text in project["optional-dependencies"][extra]:
         requirement = Requirement(text)
-        if requirement.name == "apiary-fl":
+        if requirement.name == project["name"]:
             found += [r for e in sorted(requirement.extras) for r in extra_requirements(project, e)]
         else:
             found.append(text)

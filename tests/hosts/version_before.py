@@ -10,16 +10,13 @@ import os
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 from typing import Final
 
 from tests.hosts.fleet import Fleet, until
-from tests.hosts.ground import BUILD, WORK
+from tests.hosts.ground import BEFORE, BUILD, WORK
+from tests.hosts.ground import version_before as tree_of_before
 from tests.hosts.machines import Machine, descendants
-from tests.places import ROOT
 
-COMMIT: Final = "8fbd764adfcc7cc3474a7cffd3ed58f5cd4cd164"
-"""The last one before the modules moved and the distribution got its name."""
 NODES: Final = ("pi-1", "pi-2")
 """One of each Debian."""
 INSTALLING: Final = "pgrep -af '[p]ip install .*apiary_fl' | grep -v no-deps"
@@ -36,8 +33,8 @@ def version_before(fleet: Fleet) -> str:
         shutil.copytree(BUILD / "shares" / f"node-{number}", WORK / name / "upper/var/lib/apiary/pictures")
     for machine in machines:
         machine.boot()
-    played = fleet.play("site.yml", tree=_history())
-    return f"{sum(played.changed.values())} changes, by the plays of {COMMIT[:7]}"
+    played = fleet.play("site.yml", tree=tree_of_before())
+    return f"{sum(played.changed.values())} changes, by the plays of {BEFORE[:7]}"
 
 
 def to_this_one(fleet: Fleet) -> str:
@@ -84,7 +81,7 @@ def back_to_it(fleet: Fleet) -> str:
     """The same play with the older wheel, as docs/operations.md has it: its environments are still there."""
     machines = _booted(fleet)
     kept = {m.name: _kept(m) for m in machines}
-    (wheel,) = _history().glob("dist/[0-9]*/apiary-*.whl")
+    (wheel,) = tree_of_before().glob("dist/[0-9]*/apiary-*.whl")
     run = fleet.start("back", rounds=500, nodes=1)
     _goes_on(fleet, run)
     played = fleet.play("site.yml", "-e", f"common_wheel={wheel}")
@@ -112,19 +109,6 @@ def _small(fleet: Fleet) -> tuple[Machine, ...]:
     fleet.members[:] = NODES
     fleet.run_settings |= {"deadline_s": 3600, "lost_grace_s": 3600}
     return (fleet.server, *(fleet.pis[name] for name in NODES))
-
-
-def _history() -> Path:
-    """The checkout of before."""
-    tree = BUILD / "before"
-    if not (tree / "pyproject.toml").exists():
-        tree.mkdir(parents=True, exist_ok=True)
-        # Root reads somebody's checkout.
-        words = ["git", "-c", "safe.directory=*", "archive", COMMIT]
-        packed = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, check=False)
-        assert packed.returncode == 0, f"{COMMIT} is not in this clone: git fetch --unshallow"
-        subprocess.run(["tar", "--extract", "--directory", tree], input=packed.stdout, check=True)
-    return tree
 
 
 def _program(machine: Machine) -> tuple[str, list[str]]:
