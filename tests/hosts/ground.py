@@ -88,7 +88,8 @@ def fill_wheelhouse(python: str, extras: list[str], tree: Path) -> None:
     stamp = house / f"complete-{python}-{'-'.join(extras)}{of}"
     versions = tree / "constraints" / f"py{python.replace('.', '')}.txt"
     bounds = (tree / "pyproject.toml").read_bytes()
-    needs = bounds + versions.read_bytes()
+    known = versions.exists()  # the version before had none
+    needs = bounds + (versions.read_bytes() if known else b"")
     if stamp.exists() and stamp.read_bytes() == needs:
         return
     print(f"downloading what Python {python} installs of {' and '.join(extras)} (once)", flush=True)
@@ -101,7 +102,8 @@ def fill_wheelhouse(python: str, extras: list[str], tree: Path) -> None:
         if requirement.marker is None or requirement.marker.evaluate(target):
             requirement.marker = None
             plain.append(str(requirement))
-    target_words = ["--only-binary=:all:", "--python-version", python, "--constraint", str(versions)]
+    target_words = ["--only-binary=:all:", "--python-version", python]
+    target_words += ["--constraint", str(versions)] if known else []
     pip(["download", *target_words, "--dest", str(house), *plain])
     stamp.write_bytes(needs)
 
