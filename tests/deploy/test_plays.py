@@ -209,6 +209,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
              task("common", "apiary.toml.j2", "edge.toml", common_settings=settings("edge")),
              task("common", "apiary.toml.j2", "page.toml", common_settings=settings("edge"),
                   edge_page=True, ansible_host="pi-1.local"),
+             task("common", "apiary.toml.j2", "without-pages.toml", common_settings=settings("edge"),
+                  edge_page=True, ansible_host="pi-1.local", edge_defaults={"rc": 0, "stdout": "[edge]"}),
              task("common", "apiary.toml.j2", "numbered.toml", common_settings=settings("edge"),
                   edge_page=True, edge_page_port=4999, ansible_host="10.0.0.7"),
              task("common", "nftables.nft.j2", "page.nft", common_firewall=True, edge_page=True,
@@ -276,6 +278,8 @@ def test_the_pages_are_served_where_the_inventory_says_so(rendered: Path) -> Non
     assert named.serves_pages and not named.predict.enabled
     assert (named.page.host, named.page.port, named.page.names) == ("lan", 4912, ["pi-1.local"])
     assert (numbered.page.port, numbered.page.names) == (4999, [])
+    older = tomllib.loads((rendered / "without-pages.toml").read_text())
+    assert "page" not in older["edge"], "a version without pages refuses their settings"
 
 
 def test_the_pages_are_let_through_for_the_owners_networks_alone(rendered: Path) -> None:
