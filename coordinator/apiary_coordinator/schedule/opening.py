@@ -40,7 +40,7 @@ def one_run(
     folder = settings.coordinator.runs_dir
     if (folder / run).exists() or not book.frees(run):
         raise SettingsError(f"there is a run {run!r} already, in {folder} or the journal: give another --run")
-    return journal.open_run(run, created, settings.run.model_dump_json())
+    return journal.open_run(run, created, settings.run.journaled())
 
 
 def check_to_stay(settings: Settings, storage: Storage, *, new: bool) -> None:

@@ -149,7 +149,7 @@ class RunQueue(CoordinatorFeature):
             self._next(waiting[0])
         elif (why := self._due()) is not None:
             run = fresh_name(self._wall())
-            settings = self._going_on().model_dump_json()
+            settings = self._going_on().journaled()
             self._book.request(run, self._wall(), settings, why=why, request=None)
             self._next(self._book.waiting()[0])
 
@@ -173,7 +173,7 @@ class RunQueue(CoordinatorFeature):
             self._book.request(
                 run,
                 self._wall(),
-                settings.model_dump_json(),
+                settings.journaled(),
                 why=f"by operator {call.operator}",
                 request=request,
             )

@@ -1,5 +1,6 @@
 """`[run]`: what a run trains, on whom, and when it ends."""
 
+import json
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -7,9 +8,23 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from apiary.settings.section import Section
 from apiary.tags import MAX_RULES, parse_rule
 from apiary.wire.messages import Bounds, Plan
+from apiary.wire.messages.plan import LATER as _LATER_IN_PLANS
 
 LATEST: Final = "latest"
 SCRATCH: Final = "scratch"
+_LATER: Final = frozenset(
+    {
+        "node_rule",
+        "combiner",
+        "server_rule",
+        "start_from",
+        "max_weight_ratio",
+        "clip",
+        "leave_out_gain",
+        "by_round",
+    }
+)
+"""Settings that version 0.1 does not know, and refuses to read."""
 Options = dict[str, bool | int | float | str | list[int]]
 
 
@@ -139,3 +154,17 @@ class RunSettings(Section):
         for rule in value:
             parse_rule(rule)
         return value
+
+    def journaled(self) -> str:
+        """JSON for the journal: all settings, but those of `_LATER` that are at their defaults.
+
+        So a coordinator of version 0.1 goes on with a run that uses nothing of them. Their defaults are
+        what a journaled run began with: they stay as they are.
+        """
+        found = self.model_dump(mode="json")
+        usual = RunSettings().model_dump(mode="json", include={*_LATER, "plan"})
+        kept = {k: v for k, v in found.items() if k not in _LATER or v != usual[k]}
+        kept["plan"] = {
+            k: v for k, v in found["plan"].items() if k not in _LATER_IN_PLANS or v != usual["plan"][k]
+        }
+        return json.dumps(kept)
