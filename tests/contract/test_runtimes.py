@@ -253,3 +253,40 @@ def test_decay_and_clipping_are_those_of_keras_optimizers(optimizer: str, tmp_pa
     assert apart.pop("both") < 1e-3
     # Adam's step hides the size of a gradient, but not how it changes from step to step.
     assert all(value > 1e-2 for value in apart.values()), apart
+
+
+@pytest.mark.tensorflow
+def test_a_part_of_a_model_is_trained_by_itself(built: Built, tmp_path: Path) -> None:
+    plan = Plan(batch_size=8, optimizer=built.manifest.optimizer)
+    job = BuildJob(
+        recipe="edge_cnn",
+        options=OPTIONS,
+        labels=["a", "b", "c"],
+        plan=plan,
+        train=["classes"],
+        out=tmp_path / "out",
+    )
+    head = build_in_child(job)  # through the gate in both light packages
+    assert set(head.manifest.update_shapes) == {"classes/kernel", "classes/bias"}
+    assert head.manifest.shapes == built.manifest.shapes
+    # Without the gradients of the other layers.
+    assert head.trainer.stat().st_size < 0.7 * built.trainer.stat().st_size
+    trainer = litert.open_trainer(head.manifest, head.trainer)
+    trainer.set_weights(head.initial)
+    for seed in range(3):
+        trainer.step(*batch(head.manifest, seed), learning_rate=0.01, mu=0.0)
+    for name, tensor in trainer.get_weights().items():
+        changed = tensor.tobytes() != head.initial[name].tobytes()
+        assert changed == name.startswith("classes/"), name
+    probed = parity.ask(head.folder, head.manifest, "keras", tmp_path / "keras")
+    (found,) = compared(head, [probed.folder])
+    assert "error" not in found, found
+
+
+@pytest.mark.tensorflow
+def test_a_part_that_the_model_does_not_have_is_refused_with_those_it_has(tmp_path: Path) -> None:
+    job = BuildJob(
+        recipe="edge_cnn", options=OPTIONS, labels=["a", "b"], train=["clases"], out=tmp_path / "out"
+    )
+    with pytest.raises(SettingsError, match="'clases' names nothing of the model; its layers are: "):
+        build_in_child(job)

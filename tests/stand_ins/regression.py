@@ -11,7 +11,7 @@ from apiary.blobs import BlobStore
 from apiary.learn import images
 from apiary.learn.fit import predict
 from apiary.learn.images import Dataset
-from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.learn.manifest import Manifest, PictureInput, Tensor, parts
 from apiary.learn.metrics import Evaluation, report
 from apiary.learn.runtimes.base import FeatureExtractor
 from apiary.settings import Settings
@@ -102,13 +102,19 @@ class RegressionBuilder:
 
     def _manifest(self) -> Manifest:
         labels = self.labels()
+        sent = parts(self._settings.run.train, ["kernel", "bias"])
         return Manifest(
             recipe="regression",
             input=TO,
             labels=labels,
             tensors=(
-                Tensor(name="kernel", shape=(TO.height * TO.width, len(labels)), argument="p000"),
-                Tensor(name="bias", shape=(len(labels),), argument="p001"),
+                Tensor(
+                    name="kernel",
+                    shape=(TO.height * TO.width, len(labels)),
+                    argument="p000",
+                    sent="kernel" in sent,
+                ),
+                Tensor(name="bias", shape=(len(labels),), argument="p001", sent="bias" in sent),
             ),
             batch_size=8,
             optimizer="sgd",

@@ -40,8 +40,12 @@ def build(
     *,
     base_weights: Path | None = None,
     seed: int = 0,
+    train: Sequence[str] = (),
 ) -> Exported:
-    """Export a recipe; `plan` gives what a trainer has built in. Raises SettingsError, ModelError."""
+    """Export a recipe; `plan` gives what a trainer has built in, `train` its parts.
+
+    Raises SettingsError, ModelError.
+    """
     checked: Any = check_options(name, options)
     models = recipe(name).build(checked, len(labels), base_weights=base_weights, seed=seed)
     model = models.trained
@@ -52,6 +56,7 @@ def build(
         optimizer=plan.optimizer,
         momentum=plan.momentum,
         controls=controls,
+        train=train,
     )
     named = dict(named_variables(model))
     manifest = Manifest(
@@ -65,6 +70,7 @@ def build(
                 shape=tuple(named[tensor].shape),
                 argument=argument,
                 trainable=tensor in module.trainable_names,
+                sent=tensor in module.sent_names,
             )
             for argument, tensor in module.arguments.items()
         ),
@@ -92,7 +98,13 @@ def build_folder(job: BuildJob) -> dict[str, parity.Parity]:
     Returns what the gate found in each light package. Raises ExportError where it refuses.
     """
     exported = build(
-        job.recipe, job.options, job.labels, job.plan, base_weights=job.base_weights, seed=job.seed
+        job.recipe,
+        job.options,
+        job.labels,
+        job.plan,
+        base_weights=job.base_weights,
+        seed=job.seed,
+        train=job.train,
     )
     out = job.out
     out.mkdir(parents=True, exist_ok=True)

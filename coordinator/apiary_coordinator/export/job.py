@@ -61,6 +61,7 @@ class BuildJob(_Job):
     options: dict[str, Any] = Field(default_factory=dict)
     labels: list[Label] = Field(min_length=2, max_length=1000)
     plan: Plan = Field(default_factory=Plan)
+    train: list[str] = Field(default_factory=list)
     base_weights: Path | None = None
     seed: int = Field(0, ge=0, lt=2**31)
     out: Path

@@ -1,10 +1,12 @@
 """A Keras model as a `tf.Module` that trains itself: what becomes `trainer.tflite`."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import tensorflow as tf
 
-from apiary.learn.manifest import Control
+from apiary.errors import SettingsError
+from apiary.learn.manifest import Control, parts
 from apiary.learn.runtimes.keras import named_variables, with_logits
 from apiary_coordinator.export.gradients import builtin_gradients
 from apiary_coordinator.export.probe import BETA_1, BETA_2, EPSILON
@@ -21,7 +23,7 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
 
     train(x[B, ...], y[B, C], w[B], lr[1], mu[1]) -> loss[1]; infer(x[b, ...]) -> prob[b, C];
     set_weights(p000, p001, ...) -> ok[1]; get_weights() -> p000, p001, ...: `arguments` names their tensors.
-    Each of `controls` is an input [1] of train, too.
+    Each of `controls` is an input [1] of train, too. Of the model only what `train` names is trained.
     """
 
     beta_1, beta_2, epsilon = BETA_1, BETA_2, EPSILON
@@ -34,15 +36,19 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
         optimizer: str,
         momentum: float,
         controls: tuple[Control, ...] = (),
+        train: Sequence[str] = (),
     ):
         super().__init__()
         self._controls = controls
         self._model, self._optimizer, self._momentum = with_logits(model), optimizer, momentum
         named = named_variables(model)
+        self.sent_names = frozenset(parts(train, [name for name, _ in named]))
         self._all = [v.value for _, v in named]
-        self._trained = [v.value for _, v in named if v.trainable]
+        self._trained = [v.value for name, v in named if v.trainable and name in self.sent_names]
+        if not self._trained:
+            raise SettingsError(f"run.train: {', '.join(train)} names nothing that is trained")
         self.arguments = {f"p{i:03d}": name for i, (name, _) in enumerate(named)}
-        self.trainable_names = {name for name, v in named if v.trainable}
+        self.trainable_names = {name for name, v in named if v.trainable and name in self.sent_names}
         slots = 2 if optimizer == "adam" else 1 if momentum else 0
         self._slots = [[tf.Variable(tf.zeros_like(v)) for v in self._trained] for _ in range(slots)]
         self._anchor = [tf.Variable(tf.zeros_like(v)) for v in self._trained]

@@ -31,7 +31,7 @@ class Demands:
     @classmethod
     def of(cls, run: RunSettings, plan: Plan, labels: Iterable[str] = ()) -> Demands:
         """Of a run with this plan, and a model with these labels."""
-        return cls(plan.min_samples, tuple(run.only), needed(plan), tuple(labels))
+        return cls(plan.min_samples, tuple(run.only), needed(plan, parts=bool(run.train)), tuple(labels))
 
     @cached_property
     def _known(self) -> frozenset[str]:

@@ -128,6 +128,7 @@ class KerasModelBuilder:
             options=run.recipe_options,
             labels=labels,
             plan=strategies.load(run).plan(run.plan),
+            train=run.train,
             base_weights=self._settings.coordinator.base_weights,
             seed=run.seed,
             out=self._state / "build",

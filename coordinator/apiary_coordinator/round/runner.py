@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, assert_never
 
 from apiary.errors import StoreError
 from apiary.settings import RunSettings, Settings
+from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
 from apiary.wire.messages import Bounds, NodeStatus, Plan, RoundResult
 from apiary_coordinator import strategies
@@ -136,7 +137,7 @@ class RoundRunner:
             plan=plan,
             bounds=bounds,
             deadline_s=deadline_s(recent, fixed=run.deadline_s, first=run.first_deadline_s),
-            shapes=context.server.manifest.shapes,
+            shapes=context.server.manifest.update_shapes,
             bits=grid_bits(bounds, drawn.goal),
         )
         round_ = _fresh(context.run, run, number, drawn, now + terms.deadline_s)
@@ -169,7 +170,7 @@ class RoundRunner:
             plan=plan,
             bounds=bounds.model_copy(update={"max_bytes": max_bytes}),
             deadline_s=o["deadline_s"],
-            shapes=context.server.manifest.shapes,
+            shapes=context.server.manifest.update_shapes,
             bits=o["bits"],
         )
         run, drawn = context.run, Draw(tuple(o["cohort"]), tuple(o["reserve"]), o["goal"])
@@ -450,15 +451,21 @@ def _bounds(
     return run.bounds.model_copy(
         update={
             "max_samples": min(run.bounds.max_samples, cap),
-            "max_norm": norm_bound(last_norm, server.train_from.norm(), run.clip, run.bounds.max_norm),
+            "max_norm": norm_bound(last_norm, _norm_of_parts(server), run.clip, run.bounds.max_norm),
             "max_bytes": _most_bytes(run.bounds, plan, server),
         }
     )
 
 
+def _norm_of_parts(server: ServerState) -> float:
+    """Of what an update holds."""
+    sent = server.manifest.update_shapes
+    return Weights({name: t for name, t in server.train_from.items() if name in sent}).norm()
+
+
 def _most_bytes(bounds: Bounds, plan: Plan, server: ServerState) -> int:
     """What one update may have at most: as an honest one of this model and codec, and within the setting."""
-    return min(bounds.max_bytes, blob.most_bytes(server.manifest.shapes, plan.codec))
+    return min(bounds.max_bytes, blob.most_bytes(server.manifest.update_shapes, plan.codec))
 
 
 def _share(status: NodeStatus) -> dict[str, Any]:

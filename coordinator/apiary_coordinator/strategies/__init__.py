@@ -52,8 +52,10 @@ class Chain:
         return self._combiner.combine(updates, self.options["combiner"])
 
     def apply(self, state: Weights, weights: Weights, update: Tensors64) -> tuple[Weights, Weights]:
-        """The server rule's state and the model after a round."""
-        return self._server_rule.apply(state, weights, update, self.options["server_rule"])
+        """The server rule's state and the model after a round; what no update holds stays as it is."""
+        sent = Weights({name: tensor for name, tensor in weights.items() if name in update})
+        state, moved = self._server_rule.apply(state, sent, update, self.options["server_rule"])
+        return state, Weights({name: moved.get(name, tensor) for name, tensor in weights.items()})
 
     def sent(self, state: Weights, weights: Weights) -> Weights:
         """What the nodes train on; `weights` itself where the server rule sends the model."""

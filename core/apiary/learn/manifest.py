@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from apiary.errors import DataError, ModelError
+from apiary.errors import DataError, ModelError, SettingsError
 from apiary.tensors import Shapes
 from apiary.wire.messages import Plan
 
@@ -23,6 +25,8 @@ class Tensor(_Part):
     shape: tuple[int, ...]
     argument: str
     trainable: bool = True
+    sent: bool = Field(True, exclude_if=lambda sent: sent)
+    """Whether updates hold it; if not, it stays what it was in the model that the run began with."""
 
 
 INPUT: Final = "input.json"
@@ -63,6 +67,23 @@ def controls_of(plan: Plan) -> tuple[Control, ...]:
     return tuple(control for control, value in used.items() if value)
 
 
+def parts(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The tensors among `names` that are named, or whose layer is, by one of the `patterns`; without any all.
+
+    `*`, `?` and `[...]` stand for what they do in file names. Raises SettingsError for a pattern that names
+    nothing. Example: `parts(["classes"], ["a/kernel", "classes/kernel"])` gives `["classes/kernel"]`.
+    """
+
+    def named(pattern: str, name: str) -> bool:
+        return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition("/")[0], pattern)
+
+    for pattern in patterns:
+        if not any(named(pattern, name) for name in names):
+            there = ", ".join(dict.fromkeys(name.rpartition("/")[0] or name for name in names))
+            raise SettingsError(f"run.train: {pattern!r} names nothing of the model; its layers are: {there}")
+    return [name for name in names if not patterns or any(named(p, name) for p in patterns)]
+
+
 class Manifest(_Part):
     """An exported recipe.
 
@@ -91,6 +112,11 @@ class Manifest(_Part):
     def shapes(self) -> Shapes:
         """Shape of every weight tensor by name, in order."""
         return {t.name: t.shape for t in self.tensors}
+
+    @property
+    def update_shapes(self) -> Shapes:
+        """The same of the tensors that an update holds."""
+        return {t.name: t.shape for t in self.tensors if t.sent}
 
     def encode(self) -> bytes:
         """Canonical JSON bytes; the same manifest gives the same digest."""

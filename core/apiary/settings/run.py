@@ -18,6 +18,7 @@ _LATER: Final = frozenset(
         "combiner",
         "server_rule",
         "start_from",
+        "train",
         "max_weight_ratio",
         "clip",
         "leave_out_gain",
@@ -91,6 +92,11 @@ class RunSettings(Section):
         min_length=1,
         max_length=4096,
         description="first model: latest, a run, a .keras file, scratch; unset: scratch, if scheduled latest",
+    )
+    train: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
+        default_factory=list,
+        max_length=100,
+        description="layers or tensors that are trained and sent, e.g. ['classes', 'block5_*']; empty: all",
     )
     rounds: int = Field(10, ge=1, le=100_000, description="at most this many rounds")
     target_accuracy: float | None = Field(None, gt=0, le=1, description="stop once the model is this good")

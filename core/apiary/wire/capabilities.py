@@ -17,6 +17,7 @@ RULES: Final = (
     "rule.gradient_clip",
     "rule.label_smoothing",
     "rule.partial",
+    "rule.parts",
     "rule.proximal",
     "rule.steps",
     "rule.weight_decay",
@@ -41,8 +42,8 @@ def of_this_version() -> list[str]:
     return sorted([*(CODEC + name for name in names("apiary.wire.codecs")), *RULES])
 
 
-def needed(plan: Plan) -> frozenset[str]:
-    """What a node must be able to do to train by this plan."""
+def needed(plan: Plan, *, parts: bool = False) -> frozenset[str]:
+    """What a node must be able to do to train by this plan, `parts` of the model alone."""
     rules = {
         "rule.augment": plan.flip or plan.shift > 0,
         "rule.augment.2": any((plan.rotate, plan.zoom, plan.brightness, plan.contrast, plan.erase, plan.mix)),
@@ -50,6 +51,7 @@ def needed(plan: Plan) -> frozenset[str]:
         "rule.gradient_clip": plan.gradient_clip > 0,
         "rule.label_smoothing": plan.label_smoothing > 0,
         "rule.partial": plan.partial,
+        "rule.parts": parts,
         "rule.proximal": plan.proximal_mu > 0,
         "rule.steps": plan.steps is not None,
         "rule.weight_decay": plan.weight_decay > 0,

@@ -33,7 +33,8 @@ def make_update(
     """
     seed = node_seed(plan.seed, round_, node)
     result = fit(trainer, manifest, plan, data, before, seed=seed, progress=progress, enough=enough)
-    update = result.weights - before
+    sent = manifest.update_shapes
+    update = Weights({name: tensor for name, tensor in (result.weights - before).items() if name in sent})
     if max_norm is not None:
         update = clipped(update, max_norm, blob.codec(plan.codec))
     about = {"run": run, "round": round_, "node": node, "samples": result.samples}

@@ -121,7 +121,8 @@ class _Trainer:
 
         self._tf, self._manifest = tf, manifest
         self._variables = dict(named_variables(model))
-        self._trained = list(model.trainable_variables)
+        trained = {t.name for t in manifest.tensors if t.trainable}
+        self._trained = [v for name, v in self._variables.items() if name in trained]
         self._anchor = [tf.Variable(tf.zeros(v.shape)) for v in self._trained]
         self._optimizer = (
             keras.optimizers.Adam()

@@ -10,8 +10,11 @@ import pytest
 from tests.stand_ins.regression import PLAN, RegressionBuilder, RegressionRuntime
 from tests.stand_ins.small_federation import SmallFederation
 
+from apiary.blobs import BlobStore
 from apiary.errors import RunFailed, SettingsError
 from apiary.settings import Settings
+from apiary.tensors import Weights
+from apiary.wire import Digest, blob
 from apiary_cli.datasets.partition import Pool, materialise
 from apiary_cli.simulation.fleet import FleetModel, traits
 from apiary_cli.simulation.shares import Shares, Sharing, of_layout, open_pool, share_out
@@ -52,6 +55,11 @@ def simulated(
     return result
 
 
+def model(folder: Path, result: Simulated) -> Weights:
+    blobs = BlobStore(folder / "coordinator" / "blobs")
+    return blob.decode(blobs.read(Digest(result.summary["model_sha256"])), who="the test").weights
+
+
 def lines(result: Simulated) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (result.folder / "history.jsonl").read_text().splitlines()]
     return [line for line in found if line["kind"] == "round"]
@@ -83,6 +91,21 @@ def test_the_same_seed_gives_the_same_history(tmp_path: Path, pool: Pool) -> Non
     digests = [run.summary["model_sha256"] for run in runs]
     assert (seconds[0], digests[0]) == (seconds[1], digests[1])
     assert seconds[0] != seconds[2]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedacg", "median"])
+def test_what_is_not_trained_stays_as_it_began_and_is_not_sent(
+    tmp_path: Path, pool: Pool, strategy: str
+) -> None:
+    shares = share_out(pool, Sharing(4))
+    run: dict[str, Any] = {"strategy": strategy, "min_nodes": 4, "rounds": 3, "quorum": 1.0}
+    whole = simulated(tmp_path / "whole", shares, **run)
+    part = simulated(tmp_path / "part", shares, **run, train=["kernel"])
+    before, after = model(tmp_path / "whole", whole), model(tmp_path / "part", part)
+    assert before["bias"].any(), "all of it is trained without the setting"
+    assert after["kernel"].any() and not after["bias"].any()
+    assert 0 < whole.summary["bytes_up"] - part.summary["bytes_up"] < 4 * 4 * 3 * 100
+    assert [line["n_rejected"] for line in lines(part)] == [0, 0, 0]
 
 
 def test_nodes_that_vanish_are_replaced_and_come_back(tmp_path: Path, pool: Pool) -> None:

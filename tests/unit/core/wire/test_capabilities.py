@@ -30,6 +30,10 @@ def test_a_plan_needs_the_rules_that_it_uses(plan: dict[str, Any], rules: set[st
     assert needed(Plan(**plan)) == {"codec.raw_f32", *rules}
 
 
+def test_a_run_of_parts_needs_nodes_that_send_parts() -> None:
+    assert needed(Plan(), parts=True) == {"codec.raw_f32", "rule.parts"}
+
+
 def test_a_plan_needs_its_codec() -> None:
     assert needed(Plan(codec="int8")) == {"codec.int8"}
     assert needed(Plan(codec="sparse")) == {"codec.sparse"}
