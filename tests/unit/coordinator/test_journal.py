@@ -324,3 +324,29 @@ def test_what_cannot_be_read_is_said_and_no_bug_of_ours(
     with pytest.raises(StoreError, match="the journal cannot be read: no such table"):
         read(journal)
     journal.close()
+
+
+def test_a_run_that_is_to_stop_is_to_stop_after_a_restart(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.open_run("r", 1.0, "{}")
+    journal.open_run("other", 0.5, "{}")
+    journal.request_stop("r", "an operator's wish")
+    journal.close()
+    again = Journal(tmp_path)
+    found, other = again.active_run(), again.run("other")
+    assert found is not None and (found.id, found.state, found.stop) == ("r", "active", "an operator's wish")
+    assert other is not None and other.stop is None
+    again.close()
+
+
+def test_what_was_remembered_is_there_after_a_restart(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    assert journal.recall("samples") is None
+    journal.remember("samples", {"pi-1": 40})
+    journal.remember("since", 7.5)
+    journal.remember("since", 8.5)
+    journal.close()
+    again = Journal(tmp_path)
+    assert (again.recall("samples"), again.recall("since")) == ({"pi-1": 40}, 8.5)
+    assert again.recall("others") is None
+    again.close()
