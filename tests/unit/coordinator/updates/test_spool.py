@@ -194,3 +194,14 @@ def test_a_part_of_an_update_is_read_by_itself(path: Path) -> None:
     with pytest.raises(StoreError, match=r"the spool .* ends within an update"):
         spool.read(slot, PAGE - 1, 2)
     spool.close()
+
+
+def test_a_closed_spool_keeps_no_file_open(path: Path) -> None:
+    def opened() -> int:
+        links = Path("/proc/self/fd")
+        return sum(os.path.realpath(link) == os.path.realpath(path) for link in links.iterdir())
+
+    spool = Spool(path, 10)
+    assert opened() == 1
+    spool.close()
+    assert opened() == 0
