@@ -71,3 +71,21 @@ def test_a_spool_that_ends_early_is_the_disks_trouble(tmp_path: Path) -> None:
         (tmp_path / "x").open("r+b").truncate(4096)
         with pytest.raises(StoreError, match="ends within an update"):
             next(counted.blocks())
+
+
+def test_a_sum_that_is_freed_is_none_any_more(tmp_path: Path) -> None:
+    with spooled(tmp_path / "x", UPDATES, SAMPLES, summed=True) as counted:
+        counted.mean()
+        counted.drop_sum()
+        with pytest.raises(ModelError, match="not summed"):
+            counted.mean()
+
+
+def test_the_mean_without_some_is_that_of_the_others(tmp_path: Path) -> None:
+    gone = frozenset(NODES[1:3])
+    left = {node: update for node, update in UPDATES.items() if node not in gone}
+    with spooled(tmp_path / "x", UPDATES, SAMPLES, summed=True) as counted, counted.without(gone):
+        without = {n: t.copy() for n, t in counted.mean().items()}
+    with spooled(tmp_path / "y", left, SAMPLES, summed=True) as others:
+        for name, tensor in others.mean().items():
+            assert tensor == pytest.approx(without[name], abs=1e-7), name

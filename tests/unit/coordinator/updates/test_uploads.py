@@ -182,3 +182,50 @@ def test_a_chunk_ends_the_count_of_stalls() -> None:
 
 def test_dropping_whom_nobody_knows_is_nothing() -> None:
     assert Uploads(1, 10).drop(NodeId("z")) is None
+
+
+def test_an_upload_is_known_while_it_waits_and_while_it_comes() -> None:
+    uploads = Uploads(max_active=1, idle_s=10)
+    (coming,) = offered(uploads, "a")
+    offered(uploads, "b")
+    assert uploads.has(coming)
+    uploads.drop(NodeId("a"))
+    assert not uploads.has(coming)
+    (granted,) = uploads.freed(1.0)
+    offered(uploads, "c")
+    waiting = uploads.superseded(NodeId("c"), Digest("0" * 64))
+    assert waiting is not None and waiting.node == "c", "one that waits is forgotten, too"
+    assert not uploads.has(waiting) and uploads.has(granted)
+    offered(uploads, "d")
+    (again,) = uploads.again(granted, [0], 2.0)
+    assert again is granted and uploads.has(granted)
+    assert uploads.superseded(NodeId("b"), granted.digest) is None, "the same one stays"
+
+
+def test_one_that_waits_for_its_turn_is_known() -> None:
+    uploads = Uploads(max_active=1, idle_s=10)
+    (coming,) = offered(uploads, "a")
+    for index in range(3):
+        give(uploads, "a", index)
+    uploads.arrived(coming, 0.0)
+    offered(uploads, "b")
+    assert uploads.again(coming, [1], 0.0) == [], "b has the only place"
+    assert uploads.waiting == 1 and uploads.has(coming)
+
+
+def test_an_offer_that_is_repeated_shows_that_its_node_is_alive() -> None:
+    uploads = Uploads(max_active=1, idle_s=10)
+    offered(uploads, "a", now=0.0)
+    offered(uploads, "a", now=9.0)
+    assert uploads.tick(12.0) == []
+    assert nodes(uploads.tick(19.5)) == ["a"]
+
+
+def test_of_several_the_first_to_stall_says_when_to_look() -> None:
+    uploads = Uploads(max_active=3, idle_s=10)
+    for node, now in (("a", 0.0), ("b", 1.0), ("c", 2.0)):
+        offered(uploads, node, now=now)
+    assert uploads.tick(5.0) == []
+    assert nodes(uploads.tick(10.5)) == ["a"]
+    give(uploads, "c", 0, now=11.0)
+    assert nodes(uploads.tick(11.5)) == ["b"]
