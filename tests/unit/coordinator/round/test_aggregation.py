@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,66 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.stand_ins.updates import spooled
+from tests.unit.coordinator.round.collecting import EXPORTED, MANIFEST, REF, Judge
 
 from apiary.blobs import BlobStore
-from apiary.learn.manifest import Manifest, PictureInput, Tensor
-from apiary.learn.metrics import Evaluation
 from apiary.settings import RunSettings
 from apiary.tensors import Weights
 from apiary.wire import Digest, NodeId, blob
-from apiary.wire.messages import BlobRef
 from apiary_coordinator import strategies
-from apiary_coordinator.model.builder import ExportedModel
 from apiary_coordinator.round.aggregation import Aggregation, EvaluatedModel, rule_state, sent_model
 from apiary_coordinator.round.server_state import ServerState
 
-REF = BlobRef(digest=Digest("ab" * 32), bytes=100)
-EXPORTED = ExportedModel(labels=("a", "b"), manifest=REF, trainer=REF, base=None, initial=REF)
-MANIFEST = Manifest(
-    recipe="fake",
-    input=PictureInput(height=8, width=8, channels=1),
-    labels=("a", "b"),
-    tensors=(Tensor(name="w", shape=(6,), argument="p0"),),
-    batch_size=16,
-    optimizer="adam",
-)
-START = Weights({"w": np.full(6, 0.5, np.float32)})
+START = Weights({"a": np.full(6, 0.5, np.float32)})
 LIAR = "e"
 
 
 def update_of(node: str) -> Weights:
     """As long as its letter's place says; the liar's is twenty times as long."""
     length = (ord(node) - ord("a") + 1) * (20.0 if node == LIAR else 1.0)
-    return Weights({"w": np.linspace(0.01, 0.02, 6, dtype=np.float32) * np.float32(length)})
+    return Weights({"a": np.linspace(0.01, 0.02, 6, dtype=np.float32) * np.float32(length)})
 
 
 def mean_of(nodes: str) -> np.ndarray[Any, Any]:
-    return np.asarray(START["w"] + np.mean([update_of(n)["w"].astype(np.float64) for n in nodes], axis=0))
-
-
-class Judge:
-    """Evaluates models by a loss; notes the last number of those it saw."""
-
-    def __init__(self, loss: Callable[[Weights], float]):
-        self.loss = loss
-        self.seen: list[float] = []
-
-    def evaluate(self, exported: ExportedModel, weights: Weights) -> Evaluation:
-        assert exported is EXPORTED
-        self.seen.append(float(weights["w"][-1]))
-        return Evaluation(0.5, self.loss(weights), 100, ("a", "b"), {}, ((1, 0), (0, 1)))
-
-    def labels(self) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    def build(self) -> ExportedModel:
-        raise NotImplementedError
-
-    def manifest(self, exported: ExportedModel) -> Manifest:
-        raise NotImplementedError
-
-    def finish(self, exported: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
-        raise NotImplementedError
+    return np.asarray(START["a"] + np.mean([update_of(n)["a"].astype(np.float64) for n in nodes], axis=0))
 
 
 def far_from_start(weights: Weights) -> float:
@@ -124,8 +85,8 @@ class Bench:
 def test_the_next_model_is_evaluated_and_on_the_disk(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "abc")
     made = bench.made()
-    assert made.made.weights["w"] == pytest.approx(mean_of("abc"), abs=1e-6)
-    assert bench.written(made)["w"].tobytes() == made.made.weights["w"].tobytes()
+    assert made.made.weights["a"] == pytest.approx(mean_of("abc"), abs=1e-6)
+    assert bench.written(made)["a"].tobytes() == made.made.weights["a"].tobytes()
     assert made.evaluation == bench.judge.evaluate(EXPORTED, made.made.weights)
     assert made.made.median_norm == pytest.approx(update_of("b").norm())
     assert (made.left_out, made.made.strategy_state, made.made.sent) == ({}, None, None)
@@ -144,8 +105,8 @@ def test_an_update_that_makes_it_worse_is_not_in_it(tmp_path: Path, gain: float,
     made = bench.made()
     counted = "".join(n for n in "abcd" + LIAR if n not in left_out)
     assert list(made.left_out) == left_out
-    assert made.made.weights["w"] == pytest.approx(mean_of(counted), abs=1e-6)
-    assert bench.written(made)["w"].tobytes() == made.made.weights["w"].tobytes()
+    assert made.made.weights["a"] == pytest.approx(mean_of(counted), abs=1e-6)
+    assert bench.written(made)["a"].tobytes() == made.made.weights["a"].tobytes()
     assert made.evaluation.loss == pytest.approx(far_from_start(made.made.weights))
     # The lower median: of four honest ones, or of them and the liar's.
     assert made.made.median_norm == pytest.approx(update_of("b" if left_out else "c").norm())
@@ -173,7 +134,7 @@ def test_who_pulls_most_by_samples_and_norm_is_tried_first(tmp_path: Path) -> No
     def without(one: str) -> float:
         left = [n for n in nodes if n != one]
         weights = [samples.get(n, 10) for n in left]
-        return float(START["w"][-1] + np.average([update_of(n)["w"][-1] for n in left], weights=weights))
+        return float(START["a"][-1] + np.average([update_of(n)["a"][-1] for n in left], weights=weights))
 
     assert bench.judge.seen[1:9] == [pytest.approx(without(n), abs=1e-5) for n in tried]
 
@@ -186,7 +147,7 @@ def test_who_a_combiner_drops_is_left_out_and_not_tried_again(tmp_path: Path) ->
     assert made.made.median_norm == pytest.approx(
         sorted(update_of(n).norm() for n in gone)[(len(gone) - 1) // 2]
     )
-    assert bench.written(made)["w"].tobytes() == made.made.weights["w"].tobytes()
+    assert bench.written(made)["a"].tobytes() == made.made.weights["a"].tobytes()
 
 
 def test_a_server_rules_state_goes_on_from_what_the_round_before_left(tmp_path: Path) -> None:
@@ -210,7 +171,7 @@ def test_what_is_sent_is_kept_where_it_is_another_model(tmp_path: Path) -> None:
     sent, state = made.made.sent, made.made.strategy_state
     assert sent is not None and sent.model != made.made.model
     document = bench.blobs.read(Digest(sent.model.digest))
-    assert blob.decode(document, who="test").weights["w"].tobytes() == sent.weights["w"].tobytes()
+    assert blob.decode(document, who="test").weights["a"].tobytes() == sent.weights["a"].tobytes()
     assert far_from_start(sent.weights) > far_from_start(made.made.weights)
     assert state is not None
     chain = strategies.load(bench.run)
