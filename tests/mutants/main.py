@@ -145,7 +145,9 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="try what was not noticed once more")
     parser.add_argument("--list", action="store_true", help="try nothing: show what was not noticed")
     parser.add_argument("--folder", type=Path, default=BUILD, help="where copy and results are kept")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    args.folder = args.folder.resolve()  # trials run in another one
+    return args
 
 
 def main(arguments: Sequence[str]) -> int:
