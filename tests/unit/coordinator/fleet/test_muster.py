@@ -77,3 +77,9 @@ def test_what_it_waits_for() -> None:
     assert Fleet(a={}).waits(run) == "waiting for nodes: 1 of 3 are ready"
     assert Fleet().waits(only) == "waiting for nodes with site=nroth: 0 of 1 are ready"
     assert Fleet(a={}).waits(only).endswith("no node has site=nroth; there are: no tags at all")
+
+
+def test_one_ready_node_is_enough_where_no_more_are_needed() -> None:
+    found = Fleet(a={}).muster()
+    assert not found.waits_for(1)
+    assert found.waits_for(1, least=2)

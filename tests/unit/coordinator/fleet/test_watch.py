@@ -110,6 +110,20 @@ def test_a_machine_that_slept_calls_nobody_silent(bench: Bench) -> None:
     assert list(bench.roster.silent) == ["a"]
 
 
+@pytest.mark.parametrize(("slept", "counts"), [(10, True), (11, False)])
+def test_a_turn_that_comes_late_is_time_and_one_that_comes_later_is_not(
+    bench: Bench, slept: int, counts: bool
+) -> None:
+    bench.node("a")
+    bench.go_on(2)
+    bench.now += slept - 1
+    bench.go_on(1)
+    bench.go_on(29 - slept)
+    assert bench.roster.silent == {}
+    bench.go_on(4)
+    assert (list(bench.roster.silent) == ["a"]) is counts
+
+
 def test_it_looks_every_other_second(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.go_on(2)
     bench.node("a", labels={"bird": 10})
@@ -148,8 +162,13 @@ def test_who_will_not_be_drawn_is_said_once_for_each_reason(
 def test_a_fleet_of_many_reasons_does_not_flood_the_log(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for i in range(25):
+    for i in range(20):
         bench.node(f"n{i:02d}", labels={f"other-{i}": 10})
+    bench.go_on(4)
+    assert len(caplog.messages) == 20
+    caplog.clear()
+    for i in range(25):
+        bench.node(f"m{i:02d}", labels={f"more-{i}": 10})
     bench.go_on(4)
     assert len(caplog.messages) == 21
     assert caplog.messages[-1] == "and 5 more nodes are not drawn: apiary nodes"

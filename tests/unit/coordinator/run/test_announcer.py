@@ -90,6 +90,27 @@ def test_a_node_whose_update_is_gone_is_invited_to_train_again(tmp_path: Path) -
     again.leave()
 
 
+def test_a_round_that_takes_no_more_updates_invites_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, outlet = Running(tmp_path, "abc").open(), Outlet()
+    said = announcer(outlet)
+    shut = said.announcement(one.runner).model_copy(update={"cohort": None, "state": "aggregating"})
+    monkeypatch.setattr(said, "announcement", lambda runner: shut)
+    said.announce(one.runner)
+    assert outlet.messages == [(shut, None)]
+    one.leave()
+
+
+def test_the_end_is_published_with_the_last_model(tmp_path: Path) -> None:
+    one, outlet = Running(tmp_path, "abc").open(), Outlet()
+    announcer(outlet).finished(one.runner.server, 3)
+    ((sent, node),) = outlet.messages
+    assert node is None and (sent.run, sent.round, sent.state) == ("r", 3, "finished")
+    assert sent.model == one.runner.server.model
+    one.leave()
+
+
 def test_an_announcement_is_made_once_until_the_round_is_another(tmp_path: Path) -> None:
     one, outlet = Running(tmp_path, "abc").open(), Outlet()
     said = announcer(outlet)
@@ -128,12 +149,14 @@ def test_what_was_not_evaluated_is_0_in_the_figures_and_a_failed_round_has_none(
 
 def test_how_a_round_ended_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    said = announcer(Outlet())
+    outlet = Outlet()
+    said = announcer(outlet)
     said.result(RESULT.model_copy(update={"left_out": {"d": "it harms"}}))
     assert (
         "run=r round=3 closed accuracy=75.0% loss=0.5000 contributors=4 rejected=0 missing=0 left_out=1"
         in caplog.text
     )
+    assert isinstance(outlet.messages[0][0], RoundResult)
     caplog.clear()
     said.result(RESULT.model_copy(update={"state": "failed", "why": "nobody came"}))
     assert [(r.levelname, r.message) for r in caplog.records] == [

@@ -26,6 +26,7 @@ def test_the_mean_is_weighted_by_samples() -> None:
         n: (s, np.dtype(np.float64)) for n, s in SHAPES.items()
     }
     assert all((m == 3.0).all() for m in mean.values())
+    assert len(mean) == 2
     assert (total.samples, total.updates) == (3, 2)
 
 

@@ -229,3 +229,27 @@ def test_of_several_the_first_to_stall_says_when_to_look() -> None:
     assert nodes(uploads.tick(10.5)) == ["a"]
     give(uploads, "c", 0, now=11.0)
     assert nodes(uploads.tick(11.5)) == ["b"]
+
+
+def test_what_came_damaged_is_verified_from_then_on() -> None:
+    uploads = Uploads(max_active=1, idle_s=10)
+    (upload,) = offered(uploads, "a")
+    assert not upload.suspect
+    uploads.again(upload, [1], 0.0)
+    assert upload.suspect
+
+
+def test_a_chunk_that_comes_makes_up_for_all_stalls() -> None:
+    uploads = Uploads(max_active=1, idle_s=10)
+    offered(uploads, "a")
+    offered(uploads, "b")
+    now = 0.0
+    for index in range(3):
+        for _ in range(MAX_STALLS - 1):
+            now += 10.5
+            assert nodes(uploads.tick(now)) == ["a"], "it keeps its place"
+        give(uploads, "a", index, now=now)
+    for _ in range(MAX_STALLS):
+        now += 10.5
+        found = nodes(uploads.tick(now))
+    assert found == ["b"], "others go first"

@@ -1,0 +1,315 @@
+"""A run from its first model to its last message, by its worker's jobs and the loop's ticks alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.coordinator.round.collecting import MANIFEST, START, WaitingWorker, resources_of
+from tests.unit.coordinator.round.running import status
+
+from apiary.blobs import BlobStore
+from apiary.bus.bus import Received
+from apiary.errors import RunFailed, StoreError
+from apiary.learn.manifest import Manifest
+from apiary.learn.metrics import Evaluation
+from apiary.settings import Settings
+from apiary.tensors import Weights
+from apiary.wire import NodeId, blob
+from apiary.wire.messages import BlobRef, Notice
+from apiary.wire.topics import TopicKind, Topics
+from apiary_coordinator.fleet.roster import Roster
+from apiary_coordinator.journal import Journal
+from apiary_coordinator.model.builder import ExportedModel
+from apiary_coordinator.model.warm_start import Ancestor
+from apiary_coordinator.run.assignment import Assignment
+from apiary_coordinator.run.run import Run
+from apiary_coordinator.worker import Lane
+
+
+class Builder:
+    """A model that is always as good as it says."""
+
+    def __init__(self, blobs: BlobStore):
+        self.blobs = blobs
+        self.ancestor: Ancestor | None = None
+
+    def labels(self) -> tuple[str, ...]:
+        return ("a", "b")
+
+    def build(self, ancestor: Ancestor | None = None, weights: Weights | None = None) -> ExportedModel:
+        return ExportedModel(
+            labels=("a", "b"),
+            manifest=self._keep(MANIFEST.encode()),
+            trainer=None,
+            base=None,
+            initial=self._keep(blob.encode(START)),
+            ancestor=self.ancestor,
+        )
+
+    def manifest(self, exported: ExportedModel) -> Manifest:
+        return MANIFEST
+
+    def evaluate(self, exported: ExportedModel, weights: Weights) -> Evaluation:
+        return Evaluation(0.625, 0.5, 100, ("a", "b"), {}, ((1, 0), (0, 1)))
+
+    def finish(self, exported: ExportedModel, weights: Weights, folder: Path) -> dict[str, Any]:
+        return {}
+
+    def _keep(self, data: bytes) -> BlobRef:
+        return BlobRef(digest=self.blobs.put(data), bytes=len(data))
+
+
+class Bench:
+    """Run `r` of three nodes; `now` is the clock's."""
+
+    def __init__(
+        self, folder: Path, *, ancestor: Ancestor | None = None, stop: str | None = None, **run: Any
+    ):
+        self.now = 100.0
+        self.folder = folder
+        self.journal = Journal(folder / "state")
+        self.journal.open_run("r", 50.0, "{}")
+        self.worker = WaitingWorker()
+        self.resources, self._nodes = resources_of(folder, self.worker, self.journal, lambda: self.now)
+        self.builder = Builder(self.resources.storage.blobs)
+        self.builder.ancestor = ancestor
+        self.roster = Roster()
+        settings = Settings.model_validate(
+            {
+                "run": {"min_nodes": 3, "settle_s": 4, "rounds": 2, **run},
+                "coordinator": {"state_dir": folder / "state", "runs_dir": folder / "runs", "sync": False},
+            }
+        )
+        self.after: list[Path] = []
+        self.run = Run(
+            Assignment("r", 50.0, settings, self.builder, stop=stop),
+            self.resources,
+            Lane(),
+            roster=self.roster,
+            epoch="e1",
+            after_run=self.after.append,
+        )
+
+    def come(self, *nodes: str) -> None:
+        for node in nodes:
+            self.roster.update(NodeId(node), status(), self.now)
+            self.run.newcomer(self.now)
+
+    def work(self) -> None:
+        while self.worker.jobs:
+            self.worker.step()
+
+    def ticks(self, seconds: float, each: Callable[[], object] = lambda: None) -> None:
+        for _ in range(int(seconds * 4)):
+            self.now += 0.25
+            self.resources.outgoing.bus.poll(0)
+            self.run.tick()
+            each()
+
+    @property
+    def stage(self) -> str:
+        return self.run.stage
+
+    def invited(self) -> list[str]:
+        found = []
+        for event in self._nodes.poll(0):
+            assert isinstance(event, Received)
+            topic = Topics().parse(event.topic)
+            if topic.kind is TopicKind.NODE_NOTICE and Notice.decode(event.payload, who="test").invited:
+                found.append(str(topic.node))
+        return found
+
+    def history(self) -> list[dict[str, Any]]:
+        lines = (self.folder / "runs" / "r" / "history.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def test_the_first_model_is_built_evaluated_and_in_the_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    one = Bench(tmp_path)
+    one.run.start()
+    assert one.stage == "building" and not one.run.demands.labels
+    one.work()
+    assert one.stage == "waiting" and one.run.demands.labels == ("a", "b")
+    assert "run=r building the model recipe=edge_cnn from scratch" in caplog.messages
+    assert "run=r the untrained model has accuracy=62.5%" in caplog.messages
+    assert one.run.history.labels == ("a", "b")
+    assert one.run.history.initial == {"accuracy": 0.625, "loss": 0.5}
+    row = one.journal.active_run()
+    assert row is not None and row.exported is not None
+    assert one.run.exported == ExportedModel.model_validate_json(row.exported)
+
+
+def test_the_model_that_a_run_goes_on_from_is_judged_on_its_own_pictures(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ancestor = Ancestor(run="before", round=3, labels=("a",), accuracy=0.9, added=("b",))
+    one = Bench(tmp_path, ancestor=ancestor)
+    one.run.start()
+    one.work()
+    assert "run=r the start model has accuracy=62.5%" in caplog.messages
+    assert "run=r labels new: b" in caplog.messages
+    exported = one.run.exported
+    assert exported is not None and exported.ancestor is not None
+    assert exported.ancestor.accuracy_here == 0.625
+    row = one.journal.active_run()
+    assert row is not None and row.exported is not None
+    assert ExportedModel.model_validate_json(row.exported) == exported
+    assert one.run.history.ancestor == exported.ancestor
+
+
+def test_the_first_round_waits_for_nodes_and_then_for_the_last_of_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    one = Bench(tmp_path)
+    one.run.start()
+    one.work()
+    caplog.clear()
+    one.come("a", "b")
+    one.ticks(9.5)
+    waiting = [m for m in caplog.messages if "2 of 3 are ready" in m]
+    assert one.stage == "waiting" and len(waiting) == 1, "not with each tick"
+    one.ticks(2)
+    assert sum("2 of 3 are ready" in m for m in caplog.messages) == 2, "again after a while"
+    one.come("c")
+    one.ticks(3.5)
+    assert one.stage == "waiting", "another may come"
+    one.ticks(1)
+    assert one.stage == "round" and one.run.runner is not None
+    assert sorted(one.run.runner.round.cohort) == ["a", "b", "c"]
+    assert any("run=r round=1 opened cohort=3" in m for m in caplog.messages)
+
+
+def test_another_reason_for_waiting_is_said_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    one = Bench(tmp_path)
+    one.run.start()
+    one.work()
+    one.ticks(1)
+    caplog.clear()
+    one.come("a")
+    one.ticks(1)
+    assert [m for m in caplog.messages if "1 of 3 are ready" in m]
+
+
+def test_a_node_is_invited_in_the_runs_name(tmp_path: Path) -> None:
+    one = Bench(tmp_path, settle_s=0)
+    one.run.start()
+    one.work()
+    one.run.invite(NodeId("a"))
+    assert one.invited() == [], "no round is open"
+    one.come("a", "b", "c")
+    one.ticks(1)
+    one.run.invite(NodeId("b"))
+    assert one.invited() == ["b"]
+
+
+def test_between_rounds_a_node_learns_that_nothing_is_open_and_never_while_one_is_resumed(
+    tmp_path: Path,
+) -> None:
+    one = Bench(tmp_path, settle_s=0)
+    assert one.run.notice(NodeId("a")) == Notice()
+    one.run.start()
+    assert one.run.notice(NodeId("a")) == Notice()
+    one.work()
+    one.come("a", "b", "c")
+    one.ticks(1)
+    notice = one.run.notice(NodeId("a"))
+    assert notice is not None and notice.invited
+    # As after a restart in the middle of the round.
+    assert one.run.runner is not None
+    one.run.runner.collector.close(remove=False)
+    again = Run(
+        Assignment("r", 50.0, one.run._settings, one.builder, exported=one.run.exported),
+        one.resources,
+        Lane(),
+        roster=one.roster,
+        epoch="e2",
+        after_run=one.after.append,
+    )
+    again.start()
+    assert again.notice(NodeId("a")) is None, "it may be training for it"
+    one.work()
+    assert again.runner is not None and again.runner.round.number == 1
+    notice = again.notice(NodeId("a"))
+    assert notice is not None and notice.invited
+
+
+def test_what_the_disk_refuses_is_tried_again_after_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Bench(tmp_path, settle_s=0)
+    one.run.start()
+    one.work()
+    one.come("a", "b", "c")
+
+    def full(*_: object, **__: object) -> None:
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one.journal, "commit", full)
+        one.now += 1
+        with pytest.raises(StoreError):
+            one.run.tick()
+        one.ticks(4.75)  # neither the log nor the disk is flooded
+        one.now += 0.25
+        with pytest.raises(StoreError):
+            one.run.tick()
+    one.ticks(4.75)
+    assert one.stage == "waiting"
+    one.ticks(0.5)
+    assert one.stage == "round"
+
+
+def test_a_run_that_is_stopped_before_its_model_is_there_ends_at_once(tmp_path: Path) -> None:
+    one = Bench(tmp_path, stop="by an operator")
+    one.run.start()
+    assert one.stage == "done" and not one.worker.jobs
+    row = one.journal.run("r")
+    assert row is not None and (row.state, row.stop) == ("stopped", "by an operator")
+
+
+def test_a_run_that_is_stopped_while_it_waits_parts_once_the_broker_has_all(tmp_path: Path) -> None:
+    one = Bench(tmp_path)
+    one.run.start()
+    one.work()
+    one.run.stop("by an operator")
+    assert one.stage == "parting"
+    one.ticks(1)
+    assert one.stage == "done"
+    row = one.journal.run("r")
+    assert row is not None and row.state == "stopped"
+    assert one.after == [], "there is no result to follow up"
+
+
+def test_a_broker_that_takes_nothing_keeps_a_run_from_its_end_for_a_minute_at_most(tmp_path: Path) -> None:
+    one = Bench(tmp_path)
+    one.run.start()
+    one.work()
+    one.run.stop("by an operator")
+    assert one.resources.outgoing.bus.backlog
+    one.resources.outgoing.bus.poll = lambda *_: []  # type: ignore[method-assign]
+    one.ticks(59)
+    assert one.stage == "parting"
+    one.ticks(2)
+    assert one.stage == "done"
+
+
+def test_rounds_that_fail_end_a_run_without_a_model(tmp_path: Path) -> None:
+    one = Bench(tmp_path, settle_s=0, deadline_s=5, max_failed_rounds=2)
+    one.run.start()
+    one.work()
+    one.come("a", "b", "c")
+    with pytest.raises(RunFailed, match=r"run r ended without a model: 2 rounds in a row failed"):
+        one.ticks(30, one.work)
+    assert [line["state"] for line in one.history() if line["kind"] == "round"] == ["failed", "failed"]
+    row = one.journal.run("r")
+    assert row is not None and row.state == "failed"
