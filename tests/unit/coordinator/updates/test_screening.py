@@ -149,3 +149,15 @@ def test_no_view_of_the_document_is_kept() -> None:
     doc = memoryview(bytearray(document(update())))
     assert screen_update(doc, offer(), NODE, BOUNDS, SHAPES) is None
     doc.release()
+
+
+def test_a_tensor_that_is_looked_at_in_pieces_has_its_own_norm() -> None:
+    shapes = {"a": (3, 50_000)}
+    large = Weights({"a": np.full(shapes["a"], 2.9 / np.sqrt(150_000), np.float32)})
+    doc = blob.encode(
+        large, codec_name="raw_f32", about={"run": "r", "round": 2, "node": "pi-07", "samples": 40}
+    )
+    bounds = BOUNDS.model_copy(update={"max_bytes": 10**6})
+    assert screen_update(doc, offer(), NODE, bounds, shapes) is None
+    found = screen_update(doc, offer(), NODE, bounds.model_copy(update={"max_norm": 2.8}), shapes)
+    assert found is not None and "the update's norm is 2.9, allowed is 2.8" in found.why
