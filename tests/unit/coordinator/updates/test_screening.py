@@ -152,7 +152,7 @@ def test_no_view_of_the_document_is_kept() -> None:
 
 
 def test_a_tensor_that_is_looked_at_in_pieces_has_its_own_norm() -> None:
-    shapes = {"a": (3, 50_000)}
+    shapes: dict[str, tuple[int, ...]] = {"a": (3, 50_000)}
     large = Weights({"a": np.full(shapes["a"], 2.9 / np.sqrt(150_000), np.float32)})
     doc = blob.encode(
         large, codec_name="raw_f32", about={"run": "r", "round": 2, "node": "pi-07", "samples": 40}
