@@ -13,14 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apiary.errors import DataError
+from apiary.learn import images
 from apiary.learn.folder import labels as naming
 from apiary.learn.folder import walk
+from apiary.learn.folder.kinds import TEXTS
 from apiary.learn.folder.layout import Group
 from apiary.learn.folder.splits import Split
 from apiary.learn.folder.walk import FolderContents
+from apiary.learn.manifest import PictureInput
 
 Labels = NDArray[np.int64]
 _BLOCK: Final = 2**20
+_TRIED_AS: Final = PictureInput(height=16, width=16, channels=3)
+"""Small: a JPEG is decoded at an eighth of its size."""
+_MOST_NAMED: Final = 20
+"""Damaged files that are named one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,24 @@ class _Part:
             self.labels.append(group.label or "")
             self.owners.append(owner)
 
+    def leave_out_damaged(self) -> list[str]:
+        """Keep what training can decode; a line for each other file, with the reason.
+
+        A node and the server would leave them out too, but their shares would hold less than is counted here.
+        """
+        kept, lines = [], []
+        for i, (path, _) in enumerate(self.files):
+            try:
+                if path.suffix.lower() not in TEXTS:
+                    images.decode(images.read(path), _TRIED_AS)
+                kept.append(i)
+            except DataError as e:
+                lines.append(f"left out: {naming.shown('/'.join(path.parts[-2:]))}: {e}")
+        self.files = [self.files[i] for i in kept]
+        self.labels = [self.labels[i] for i in kept]
+        self.owners = [self.owners[i] for i in kept]
+        return lines
+
 
 @dataclass(slots=True)
 class _Names:
@@ -107,9 +132,13 @@ def open_folders(
             if group.label is not None:
                 part = train if group.split is Split.TRAIN else test
                 part.take(names, group, owner)
+    damaged = [*train.leave_out_damaged(), *test.leave_out_damaged()]
     labels = sorted({*train.labels, *(u for c in found for u in c.layout.unused)})
     _check(labels, test.labels, folders, found)
     notes = [line for c in found for line in (*c.layout.understood, *c.messages())]
+    notes += damaged[:_MOST_NAMED]
+    if len(damaged) > _MOST_NAMED:
+        notes.append(f"and {len(damaged) - _MOST_NAMED} more are no readable pictures, and left out")
     notes += repeats(
         [(p, y, "train") for (p, _), y in zip(train.files, train.labels, strict=True)]
         + [(p, y, "test") for (p, _), y in zip(test.files, test.labels, strict=True)]

@@ -76,6 +76,8 @@ def open_source(source: str | Path, data_dir: Path | None = None, *, join_labels
         return open_pixels(path)
     if path.is_dir():
         return _open_folder(path, join_labels=join_labels)
+    if path.is_file():
+        raise DataError(f"{source}: {walk.not_a_folder(path)}, and no data set")
     if path.suffix in (".npz", ".csv") or "/" in str(source):
         raise DataError(f"{source} is not there: expected a folder of pictures, an .npz or a .csv file")
     try:

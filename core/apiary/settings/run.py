@@ -96,7 +96,7 @@ class RunSettings(Section):
     train: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
         default_factory=list,
         max_length=100,
-        description="layers or tensors that are trained and sent, e.g. ['classes', 'block5_*']; empty: all",
+        description="layers or tensors that are trained and sent, e.g. ['classes']; empty: all",
     )
     rounds: int = Field(10, ge=1, le=100_000, description="at most this many rounds")
     target_accuracy: float | None = Field(None, gt=0, le=1, description="stop once the model is this good")

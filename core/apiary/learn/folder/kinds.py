@@ -57,6 +57,11 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in _IGNORED
 
 
+def is_archive(name: str) -> bool:
+    """Whether a file of this name holds others."""
+    return _BY_SUFFIX.get(suffix_of(name)) == "archives"
+
+
 def suffix_of(name: str) -> str:
     """The last suffix in lower case, with its dot; empty where there is none."""
     stem, dot, suffix = name.rpartition(".")

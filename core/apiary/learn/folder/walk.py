@@ -113,6 +113,13 @@ def look(folder: Path, *, texts: bool = False) -> FolderContents:
     return FolderContents(folder, found, foreign, skipped, walk.trusted_stamps())
 
 
+def not_a_folder(path: Path) -> str:
+    """What a file is that stands in a folder's place."""
+    return (
+        "it is an archive: unpack it, and name the folder" if kinds.is_archive(path.name) else "it is a file"
+    )
+
+
 def look_for_samples(folder: Path) -> FolderContents:
     """Pictures, or texts where there is no picture at all: a note in a folder of pictures is no sample."""
     found = look(folder)
@@ -165,7 +172,7 @@ def check_folder(folder: Path) -> None:
     if not folder.exists():
         raise DataError(f"data folder {folder} does not exist; {LAYOUT}")
     if not folder.is_dir():
-        raise DataError(f"data folder {folder} is a file; {LAYOUT}")
+        raise DataError(f"data folder {folder}: {not_a_folder(folder)}; {LAYOUT}")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise DataError(f"data folder {folder} may not be read by this user")
 

@@ -25,7 +25,7 @@ class Plan(Part):
         0.0,
         ge=0,
         le=1,
-        description="share of each kernel's weights, times the learning rate, that a step takes off: AdamW",
+        description="AdamW: share of a kernel that a step takes off, times the learning rate",
     )
     gradient_clip: float = Field(
         0.0, ge=0, le=1e6, description="largest norm of a step's whole gradient; 0: no bound"
