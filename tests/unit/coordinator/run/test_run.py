@@ -8,17 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.coordinator.round.collecting import MANIFEST, START, WaitingWorker, resources_of
+from tests.unit.coordinator.round.collecting import (
+    MANIFEST,
+    START,
+    WaitingWorker,
+    offer_of,
+    resources_of,
+    update_of,
+)
 from tests.unit.coordinator.round.running import status
 
 from apiary.blobs import BlobStore
 from apiary.bus.bus import Received
-from apiary.errors import RunFailed, StoreError
+from apiary.errors import RequestRefused, RunFailed, StoreError
 from apiary.learn.manifest import Manifest
 from apiary.learn.metrics import Evaluation
 from apiary.settings import Settings
 from apiary.tensors import Weights
 from apiary.wire import NodeId, blob
+from apiary.wire.chunks import CHUNK_BYTES, digest_of, encode
 from apiary.wire.messages import BlobRef, Notice
 from apiary.wire.topics import TopicKind, Topics
 from apiary_coordinator.fleet.roster import Roster
@@ -313,3 +321,118 @@ def test_rounds_that_fail_end_a_run_without_a_model(tmp_path: Path) -> None:
     assert [line["state"] for line in one.history() if line["kind"] == "round"] == ["failed", "failed"]
     row = one.journal.run("r")
     assert row is not None and row.state == "failed"
+
+
+def send(one: Bench, node: str) -> None:
+    """A node offers and sends a good update of the open round."""
+    runner = one.run.runner
+    assert runner is not None
+    number = runner.round.number
+    about = {"run": "r", "round": number, "node": node, "samples": 10}
+    document = blob.encode(update_of(node), about=about)
+    digest = digest_of(document)
+    offer = offer_of(document).model_copy(update={"round": number})
+    runner.collector.offered(NodeId(node), offer, one.now)
+    for i in (0, 1):
+        part = document[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES]
+        runner.collector.chunk(NodeId(node), digest, i, encode(digest, i, part), one.now)
+
+
+def test_a_run_of_two_rounds_is_finished_followed_up_and_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    one = Bench(tmp_path, settle_s=0)
+    one.run.start()
+    one.work()
+    one.come("a", "b", "c")
+    seen: list[str] = []
+    for _ in range(2):
+        one.ticks(1)
+        assert one.stage == "round"
+        for node in "abc":
+            send(one, node)
+        one.work()
+        one.now += 0.25
+        one.run.tick()
+        seen.append(one.stage)
+    assert seen[-1] == "finishing"
+    assert "run=r all 2 rounds are done; finishing with round=1" in caplog.messages
+    with pytest.raises(RequestRefused, match="run r is being finished already"):
+        one.run.stop("by an operator")
+    assert one.after == [] and one.run.summary == {}
+    one.work()
+    assert one.stage == "parting"
+    assert one.after == [tmp_path / "runs" / "r"] and one.run.summary["best_round"] == 1
+    one.ticks(1)
+    assert one.stage == "done"
+    row = one.journal.run("r")
+    assert row is not None and (row.state, row.stop) == ("finished", "all 2 rounds are done")
+    kinds = [line["kind"] for line in one.history()]
+    assert kinds == ["run", "round", "round", "end"]
+    assert one.history()[0]["initial"] == {"accuracy": 0.625, "loss": 0.5}
+    assert [line["n_contributors"] for line in one.history()[1:3]] == [3, 3]
+
+
+def test_what_fails_after_a_run_does_not_fail_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = Bench(tmp_path, settle_s=0, rounds=1)
+    one.run.start()
+    one.work()
+    one.come("a", "b", "c")
+    one.ticks(1)
+    for node in "abc":
+        send(one, node)
+
+    def fails(folder: Path) -> None:
+        raise ValueError("no publisher")
+
+    one.run._after_run = fails
+    one.work()
+    one.ticks(1, one.work)
+    assert one.stage == "done"
+    assert "run=r is finished, but what follows it failed" in caplog.messages
+
+
+def test_a_run_that_is_stopped_while_its_model_is_built_drops_the_model(tmp_path: Path) -> None:
+    one = Bench(tmp_path)
+    one.run.start()
+    one.run.stop("by an operator")
+    assert one.stage == "done" and one.run.lane.left
+    row = one.journal.run("r")
+    assert row is not None and (row.state, row.stop) == ("stopped", "by an operator")
+
+
+def test_a_run_that_is_stopped_while_its_first_model_is_evaluated_comes_to_its_end(tmp_path: Path) -> None:
+    one = Bench(tmp_path)
+    one.run.start()
+    one.worker.step()  # built; the evaluation is the next job
+    one.run.stop("by an operator")
+    one.run.stop("by another one")
+    assert one.stage == "building" and not one.run.lane.left
+    one.work()
+    assert one.stage == "parting"
+    row = one.journal.active_run()
+    assert row is not None and row.stop == "by an operator"
+
+
+def test_a_round_that_was_given_up_is_announced_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Bench(tmp_path, settle_s=0)
+    one.run.start()
+    one.work()
+    one.come("a", "b", "c")
+    one.ticks(1)
+    announced: list[str] = []
+    announce = one.run._announcer.announce
+
+    def noted(runner: Any) -> None:
+        announced.append(runner.round.phase.value)
+        announce(runner)
+
+    monkeypatch.setattr(one.run._announcer, "announce", noted)
+    one.run.stop("by an operator")
+    assert announced and announced[-1] == "failed", "nodes that train for it stop"
+    assert one.run.runner is None
