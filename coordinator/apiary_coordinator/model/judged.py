@@ -78,7 +78,8 @@ def judge(reports: Mapping[NodeId, JudgedPictures], labels: int, cap: int) -> Ju
     rows = {n: _weighted(reports[n], labels, cap) for n in sorted(reports) if reports[n].pictures}
     if not rows:
         return None
-    most_left_out, left_out = (len(rows) - 1) // 2, {}
+    most_left_out = (len(rows) - 1) // 2
+    left_out: dict[NodeId, float] = {}
     while len(left_out) < most_left_out:
         node, deviation = _furthest(rows, labels)
         if deviation <= MAX_DEVIATION:
