@@ -109,8 +109,7 @@ class TrafficReplayer:
                 # A good one in another's place.
                 place, _, index = topic.rpartition("/")
                 if not index.isdigit():  # one topic for all of a node's chunks: the place is in the envelope
-                    digest, number, *rest = msgpack.unpackb(payload)
-                    return topic, bytes(msgpack.packb([digest, number + 1, *rest]))
+                    return topic, _renumbered(payload)
                 return f"{place}/{int(index) + 1}", payload
             case (_, 1):
                 return topic, chance.randbytes(len(payload))
@@ -142,3 +141,12 @@ class TrafficReplayer:
             self.round, self.messages, self.receipts = announcement.round, 0, 0
         if announcement.round == announcement.rounds == self.round and announcement.state == "evaluating":
             self.finishing = True
+
+
+def _renumbered(payload: bytes) -> bytes:
+    """A chunk as the one behind it; what a misbehaving node sent in a chunk's place is turned round."""
+    try:
+        digest, number, *rest = msgpack.unpackb(payload)
+        return bytes(msgpack.packb([digest, number + 1, *rest]))
+    except (ValueError, TypeError):
+        return payload[::-1]
