@@ -4,12 +4,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Final
 
 from apiary.errors import ApiaryError, DataError, StoreError
 from apiary.learn.folder.walk import Use
 from apiary.settings import EdgeSettings
 from apiary.wire.messages import MAX_LABELS
 from apiary_cli.checks.machine import Check, State
+
+_MOST_NAMED: Final = 8
+"""Remarks on a folder that are printed."""
 
 
 def folder_of(
@@ -34,8 +38,8 @@ def folder_of(
     if found.understood:
         what += f" ({'; '.join(found.understood)})"
     if warnings := found.messages():
-        more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
-        return Check(name, "warn", what, warnings[0] + more)
+        cut = [f"and {len(warnings) - _MOST_NAMED} more"] if len(warnings) > _MOST_NAMED else []
+        return Check(name, "warn", what, "; ".join([*warnings[:_MOST_NAMED], *cut]))
     return Check(name, "ok", what)
 
 

@@ -136,6 +136,12 @@ def open_folders(
     labels = sorted({*train.labels, *(u for c in found for u in c.layout.unused)})
     _check(labels, test.labels, folders, found)
     notes = [line for c in found for line in (*c.layout.understood, *c.messages())]
+    if len(found) > 1:
+        notes += [
+            f"labels {' and '.join(map(repr, group))} differ in case or blanks only: give them one name, or "
+            "set --join-labels"
+            for group in naming.alike(labels)
+        ]
     notes += damaged[:_MOST_NAMED]
     if len(damaged) > _MOST_NAMED:
         notes.append(f"and {len(damaged) - _MOST_NAMED} more are no readable pictures, and left out")

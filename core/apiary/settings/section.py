@@ -1,8 +1,9 @@
 """What every section of the settings shares."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from apiary.addresses import read_host
 from apiary.errors import TopicError
@@ -16,6 +17,15 @@ class Section(BaseModel):
     """Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _an_empty_path_is_none(cls, value: Any) -> Any:
+        """`data_dir = ""` is not the folder that the process was started in."""
+        if not isinstance(value, dict):
+            return value
+        paths = {n for n, f in cls.model_fields.items() if Path in (f.annotation, *get_args(f.annotation))}
+        return {k: v for k, v in value.items() if not (k in paths and v == "")}
 
 
 def fits_topic(what: str) -> AfterValidator:

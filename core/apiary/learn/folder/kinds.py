@@ -17,6 +17,8 @@ CLASS_NAMES: Final = "labels.txt"
 _HEIC_ADVICE: Final = (
     "pip install 'apiary-fl[heic]', or save them as JPEG: on an iPhone Settings, Camera, Formats"
 )
+MISNAMED: Final = "pictures without a picture's suffix"
+_BEGINNINGS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
 _SAVE_AS_JPEG: Final = "save them as JPEG or PNG"
 _FOREIGN: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "HEIC": (HEIC, _HEIC_ADVICE),
@@ -37,13 +39,14 @@ _FOREIGN: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         "take single frames out: apiary capture --camera stream --source FILE",
     ),
     "archives": ((".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"), "unpack them"),
+    MISNAMED: ((), "give them the suffix of a picture, such as .jpg or .png"),
     "arrays": (
         (".h5", ".hdf5", ".mat", ".npy", ".npz", ".parquet", ".pickle", ".pkl", ".tfrecord"),
         "apiary data partition reads .npz files, and writes pictures",
     ),
 }  # fmt: skip
 _BY_SUFFIX: Final = {suffix: kind for kind, (suffixes, _) in _FOREIGN.items() for suffix in suffixes}
-_PICTURE_KINDS: Final = frozenset({"HEIC", "AVIF", "camera raw", "other picture formats"})
+_PICTURE_KINDS: Final = frozenset({"HEIC", "AVIF", "camera raw", "other picture formats", MISNAMED})
 _IGNORED: Final = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"})
 """What systems leave beside pictures, in lower case; hidden names are ignored, too."""
 _BRANDS: Final[dict[bytes, str]] = {
@@ -55,11 +58,6 @@ _BRANDS: Final[dict[bytes, str]] = {
 def is_ignored(name: str) -> bool:
     """Whether a file or folder of this name is no one's data: hidden, or left by a file manager."""
     return name.startswith(".") or name.lower() in _IGNORED
-
-
-def is_archive(name: str) -> bool:
-    """Whether a file of this name holds others."""
-    return _BY_SUFFIX.get(suffix_of(name)) == "archives"
 
 
 def suffix_of(name: str) -> str:
@@ -81,6 +79,11 @@ def is_foreign_picture(kind: str) -> bool:
 def advice(kind: str) -> str:
     """What to do about files of a kind of `foreign`."""
     return _FOREIGN[kind][1]
+
+
+def begins_like_a_picture(head: bytes) -> bool:
+    """Whether a file is a picture by its first bytes, whatever it is called."""
+    return head.startswith(_BEGINNINGS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def kind_of_bytes(head: bytes) -> str | None:

@@ -150,6 +150,16 @@ def labels_of_names(names: Sequence[str]) -> bool:
     return len(distinct) == 1 or 2 * len(distinct) <= len(found)
 
 
+def _prefixed(kids: Sequence[str]) -> dict[str, Split]:
+    """Parts whose names begin alike, as `seg_train` and `seg_test`; empty where it is not all of them."""
+    words = [k.replace("-", "_").rpartition("_") for k in kids]
+    found = {k: s for k, (_, _, word) in zip(kids, words, strict=True) if (s := split_of(word)) is not None}
+    alike = len({before.lower() for before, _, _ in words}) == 1 and bool(words[0][0])
+    return (
+        found if alike and len(kids) > 1 and len(found) == len(kids) and Split.TRAIN in found.values() else {}
+    )
+
+
 class _Reader:
     """One look at one tree; what it finds is gathered in its lists."""
 
@@ -261,7 +271,7 @@ class _Reader:
             self._from_table(at, Split.TRAIN, self._info(at))
             return
         kids = self._kids(at)
-        splits = {k: s for k in kids if (s := split_of(k)) is not None}
+        splits = {k: s for k in kids if (s := split_of(k)) is not None} or _prefixed(kids)
         # A `train` beside `bus` is a vehicle; one with folders in it, or beside `test` alone, is none.
         parted = splits and (
             len(splits) == len(kids)
@@ -298,8 +308,13 @@ class _Reader:
         names = self._tree.files.get(at, ())
         if _join(at, INFO_LABELS) in self._tree.tables:
             self._from_table(at, split, self._info(at))
-        elif len(kids) == 1 and not names and self._is_wrapper(kids[0]):
+        elif len(kids) == 1 and not names and (self._is_wrapper(kids[0]) or kids[0] == at.rpartition("/")[2]):
             self._set(_join(at, kids[0]), split)
+        elif kids and not names and all(split_of(k) is not None for k in kids):
+            # `seg_train/seg_train/LABEL`, as some archives have it: words for parts are never labels.
+            for kid in kids:
+                inner = split_of(kid)
+                self._set(_join(at, kid), split if inner in (None, Split.TRAIN) else inner)
         elif not self._has_label_folders(at) and (found := self._table(at)) is not None:
             self._from_table(at, split, found)
         elif kids:

@@ -45,7 +45,9 @@ class Table:
 
     name: str
     columns: tuple[str, ...]
+    """In lower case; `header` has them as they are written."""
     rows: tuple[tuple[str, ...], ...]
+    header: tuple[str, ...]
 
     @property
     def holds_pixels(self) -> bool:
@@ -68,7 +70,7 @@ def read_table(name: str, text: str) -> Table | None:
     if len(rows) < 2:
         return None
     columns = tuple(cell.lower() for cell in rows[0])
-    return Table(name, columns, tuple(row for row in rows[1:] if len(row) == len(columns)))
+    return Table(name, columns, tuple(row for row in rows[1:] if len(row) == len(columns)), rows[0])
 
 
 def labels_of_table(table: Table, paths: Sequence[str]) -> FileLabels | None:
@@ -169,7 +171,7 @@ def _label_column(table: Table, named: int) -> tuple[int, list[int]]:
     if len(left) == 1:
         return left[0], []
     if len(left) > 1 and all(
-        sorted(row[i] for i in left)[-2:] in (["0", "1"],) for row in table.rows[:_TRIED_ROWS]
+        sorted(_bit(row[i]) for i in left)[-2:] == ["0", "1"] for row in table.rows[:_TRIED_ROWS]
     ):
         return left[0], left
     raise DataError(
@@ -178,4 +180,9 @@ def _label_column(table: Table, named: int) -> tuple[int, list[int]]:
 
 
 def _hot(table: Table, row: Sequence[str], columns: Sequence[int]) -> str:
-    return next((table.columns[i] for i in columns if row[i] == "1"), "")
+    return next((table.header[i] for i in columns if _bit(row[i]) == "1"), "")
+
+
+def _bit(cell: str) -> str:
+    """`1.0` as `1`, as ISIC's GroundTruth.csv has it."""
+    return cell.removesuffix(".0")

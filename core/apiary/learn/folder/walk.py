@@ -115,9 +115,8 @@ def look(folder: Path, *, texts: bool = False) -> FolderContents:
 
 def not_a_folder(path: Path) -> str:
     """What a file is that stands in a folder's place."""
-    return (
-        "it is an archive: unpack it, and name the folder" if kinds.is_archive(path.name) else "it is a file"
-    )
+    is_archive = kinds.foreign(path.name) == "archives"
+    return "it is an archive: unpack it, and name the folder" if is_archive else "it is a file"
 
 
 def look_for_samples(folder: Path) -> FolderContents:
@@ -290,12 +289,24 @@ class _Walk:
         """A file that is no sample: a table is read, a kind that is not read is counted."""
         name = entry.name
         kind = kinds.foreign(name)
+        if kind is None and self._suffixes is not kinds.TEXTS and self._is_misnamed(entry):
+            kind = kinds.MISNAMED
         if kind is not None:
             self.foreign[kind] += 1
             if kinds.is_foreign_picture(kind):
                 self._foreign_in.add(at)
         elif name in (kinds.INFO_LABELS, kinds.CLASS_NAMES) or kinds.suffix_of(name) in kinds.TABLES:
             self._read_table(at, entry)
+
+    def _is_misnamed(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a picture hides behind a name like `photo`, `photo.jpg_large` or `photo.jpg.bak`."""
+        if kinds.suffix_of(entry.name) in (*kinds.TABLES, *kinds.TEXTS) or not entry.is_file():
+            return False
+        try:
+            with Path(entry.path).open("rb") as f:
+                return kinds.begins_like_a_picture(f.read(16))
+        except OSError:
+            return False
 
     def _read_table(self, at: str, entry: os.DirEntry[str]) -> None:
         try:

@@ -139,3 +139,46 @@ def test_a_csv_whose_pixels_cannot_be_read_names_the_line(tmp_path: Path, text: 
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(DataError, match=says):
         open_source(tmp_path / "p.csv")
+
+
+def test_owners_whose_labels_differ_in_case_only_are_said(tmp_path: Path) -> None:
+    for owner, labels in (("a", ("cat", "dog")), ("b", ("Cat", "dog "))):
+        for label in labels:
+            fill(tmp_path / owner, 3, (label,))
+    notes = open_folders([tmp_path / "a", tmp_path / "b"]).notes
+    said = [note for note in notes if "differ in case or blanks only" in note]
+    assert len(said) == 2 and "'Cat' and 'cat'" in said[0] and "--join-labels" in said[0]
+    joined = open_folders([tmp_path / "a", tmp_path / "b"], join_labels=True).notes
+    assert not [note for note in joined if "differ in case" in note]
+
+
+def test_damaged_pictures_are_in_no_share_and_named(tmp_path: Path) -> None:
+    fill(tmp_path, 3, ("cat", "dog"))
+    whole = next((tmp_path / "cat").iterdir()).read_bytes()
+    (tmp_path / "cat" / "torn.jpg").write_bytes(whole[: len(whole) // 3])
+    (tmp_path / "dog" / "none.jpg").write_bytes(b"")
+    found = open_folders([tmp_path])
+    assert len(found.train) == len(found.y_train) == len(found.owners) == 6
+    said = [note for note in found.notes if note.startswith("left out: ")]
+    assert [note.split(":")[1].strip() for note in said] == ["cat/torn.jpg", "dog/none.jpg"]
+
+
+def test_pictures_under_other_names_are_counted(tmp_path: Path) -> None:
+    fill(tmp_path, 3, ("cat", "dog"))
+    whole = next((tmp_path / "cat").iterdir()).read_bytes()
+    for name in ("photo", "photo.jpg_large", "photo.jpg.bak"):
+        (tmp_path / "cat" / name).write_bytes(whole)
+    (tmp_path / "cat" / "notes.md").write_text("not a picture")
+    (said,) = [note for note in open_folders([tmp_path]).notes if "suffix" in note]
+    assert said.startswith("not read, pictures without a picture's suffix: 3 (give them the suffix")
+
+
+def test_an_archive_in_a_folders_place_is_called_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set.zip").write_bytes(b"PK\x03\x04")
+    assert (
+        main(["data", "partition", str(tmp_path / "set.zip"), "--nodes", "2", "--out", str(tmp_path / "o")])
+        == 3
+    )
+    assert "it is an archive: unpack it, and name the folder" in capsys.readouterr().err

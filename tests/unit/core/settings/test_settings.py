@@ -234,3 +234,11 @@ def test_the_pages_are_served_where_the_node_predicts_or_they_are_wanted() -> No
         ).settings.edge.serves_pages
 
     assert [serves(), serves(predict__enabled=True), serves(page__enabled=True)] == [False, True, True]
+
+
+def test_an_empty_path_is_none_and_not_the_folder_that_a_process_was_started_in(tmp_path: Path) -> None:
+    file = tmp_path / "apiary.toml"
+    file.write_text('[edge]\ndata_dir = ""\nstate_dir = ""\n[coordinator]\ntest_data = ""\n')
+    settings = load_settings(file).settings
+    assert settings.edge.data_dir is None and settings.coordinator.test_data is None
+    assert settings.edge.state_dir == Settings().edge.state_dir

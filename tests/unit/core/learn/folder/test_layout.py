@@ -249,3 +249,34 @@ def test_names_are_shown_on_one_line_without_escapes() -> None:
     assert shown("grün 🐝.jpg") == "grün 🐝.jpg"
     layout = understand(tree("a\x1b[2J\n.jpg"))
     assert layout.unlabelled == 1 and all(line.isprintable() for line in layout.warnings)
+
+
+@pytest.mark.parametrize(
+    "twice", ["train/train", "seg_train/seg_train", "Training/train", "train/data/train"]
+)
+def test_a_parts_folder_in_a_parts_folder_is_no_label(twice: str) -> None:
+    found = understand(tree(*many(f"{twice}/cat"), *many(f"{twice}/dog")))
+    assert parts(found) == ({"cat": 3, "dog": 3}, {})
+
+
+def test_parts_that_lie_twice_keep_what_tests() -> None:
+    found = understand(
+        tree(
+            *many("seg_train/seg_train/cat"), *many("seg_train/seg_train/dog"),
+            *many("seg_test/seg_test/cat", 2), *many("seg_test/seg_test/dog", 2),
+        )
+    )  # fmt: skip
+    assert parts(found) == ({"cat": 3, "dog": 3}, {"cat": 2, "dog": 2})
+
+
+def test_within_what_tests_nothing_trains() -> None:
+    found = understand(tree(*many("train/a"), *many("train/b"), *many("test/train/a"), *many("test/train/b")))
+    assert parts(found) == ({"a": 3, "b": 3}, {"a": 3, "b": 3})
+
+
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("1.0", "0.0")])
+def test_columns_with_ones_are_labels_as_they_are_written(yes: str, no: str) -> None:
+    rows = [f"img_{i},{yes if i % 2 else no},{no if i % 2 else yes}" for i in range(4)]
+    table = "\n".join(["image,MEL,Nv", *rows])
+    found = understand(tree(*many("img", 0), *[f"img_{i}.jpg" for i in range(4)], tables={"gt.csv": table}))
+    assert parts(found) == ({"MEL": 2, "Nv": 2}, {})
