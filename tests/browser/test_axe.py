@@ -20,7 +20,7 @@ pytestmark = [
     ),
     needs_axe,
 ]
-WINDOWS = (*SIZES, PHONE_AT_200)
+WINDOWS = (*SIZES, PHONE_AT_200, (422, 195))
 PHONE = SIZES[0]
 
 
