@@ -106,8 +106,8 @@ def test_a_machine_that_slept_calls_nobody_silent(bench: Bench) -> None:
     bench.now += 500
     bench.go_on(20)
     assert bench.roster.silent == {}
-    bench.go_on(14)
-    assert list(bench.roster.silent) == ["a"]
+    bench.go_on(10)
+    assert list(bench.roster.silent) == ["a"], "a look's time of it counts"
 
 
 @pytest.mark.parametrize(("slept", "counts"), [(10, True), (11, False)])
@@ -127,7 +127,7 @@ def test_a_turn_that_comes_late_is_time_and_one_that_comes_later_is_not(
 def test_it_looks_every_other_second(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.go_on(2)
     bench.node("a", labels={"bird": 10})
-    bench.watch.tick(bench.now + 0.5)
+    bench.watch.tick(bench.now + 0.9)
     assert caplog.messages == []
     bench.go_on(2)
     assert len(caplog.messages) == 1
@@ -186,23 +186,23 @@ def test_another_version_is_said_of_those_that_are_here(
 
 def test_how_many_nodes_there_are_is_known_after_a_restart(bench: Bench) -> None:
     assert bench.host.nodes_before == 0
-    for i in range(20):
+    for i in range(19):
         bench.node(f"n{i:02d}", repeat_s=None)
     bench.go_on(58)
     assert bench.journal.recall("fleet.nodes") is None
     bench.go_on(4)
-    assert bench.journal.recall("fleet.nodes") == bench.host.nodes_before == 20
-    for i in range(20, 22):
+    assert bench.journal.recall("fleet.nodes") == bench.host.nodes_before == 19
+    for i in range(19, 20):
         bench.node(f"n{i:02d}", repeat_s=None)
     bench.go_on(64)
-    assert bench.host.nodes_before == 20, "a tenth more is no news"
-    bench.node("n22", repeat_s=None)
+    assert bench.host.nodes_before == 19, "a tenth more is no news"
+    bench.node("n20", repeat_s=None)
     bench.go_on(64)
-    assert bench.host.nodes_before == 23
+    assert bench.host.nodes_before == 21
     again = FleetWatch(bench.bus, bench.host, Roster(), bench.journal)  # type: ignore[arg-type]
     bench.host.nodes_before = -1
     again.start(0.0)
-    assert bench.host.nodes_before == 23
+    assert bench.host.nodes_before == 21
 
 
 def test_a_count_that_is_none_is_0(bench: Bench) -> None:

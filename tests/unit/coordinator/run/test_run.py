@@ -249,6 +249,8 @@ def test_between_rounds_a_node_learns_that_nothing_is_open_and_never_while_one_i
     assert again.runner is not None and again.runner.round.number == 1
     notice = again.notice(NodeId("a"))
     assert notice is not None and notice.invited
+    again.runner.abandon("it is over")
+    assert again.runner is None and again.notice(NodeId("a")) == Notice()
 
 
 def test_what_the_disk_refuses_is_tried_again_after_a_pause(

@@ -70,3 +70,8 @@ def test_of_two_norms_the_smaller_is_the_median() -> None:
     assert median_norm([5.0, 1.0]) == 1.0
     assert median_norm([5.0, 1.0, 3.0]) == 3.0
     assert median_norm([]) == 0.0
+
+
+def test_a_first_update_may_be_as_long_as_the_model_times_the_clip() -> None:
+    """The share of the model's norm that was measured on every recipe (decision 19)."""
+    assert norm_bound(None, 4.0, 3.0, 1e9) == 12.0
