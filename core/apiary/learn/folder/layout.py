@@ -405,7 +405,10 @@ class _Reader:
                 if folder != here or name in (INFO_LABELS, CLASS_NAMES):
                     continue
                 table = tables.read_table(name, text)
-                if table is not None and (found := tables.labels_of_table(table, paths)) is not None:
+                part = split_of(name.rpartition(".")[0])
+                # `train.csv` is about `train/`, where `test/` counts its pictures from 0 as well.
+                own = [p for p in paths if part is not None and part in map(split_of, p.split("/")[:-1])]
+                if table is not None and (found := tables.labels_of_table(table, own or paths)) is not None:
                     return found
             more = bool(here)
             here = here.rpartition("/")[0]
@@ -490,6 +493,12 @@ class _Reader:
         self._warnings.append(
             f"{naming.pictures(many)} without a label, such as {example}: {SEPARATE.format(folder=where)}"
         )
+        taken = any(text.startswith("labels come from") for text in self._understood)
+        left = [p for p in self._tree.tables if p.rpartition("/")[2] not in (INFO_LABELS, CLASS_NAMES)]
+        if left and not taken:
+            self._warnings.append(
+                f"{naming.shown(left[0])} is not taken: no column of it names these pictures by path or name"
+            )
 
 
 def _join(folder: str, name: str) -> str:

@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from apiary.errors import DataError
@@ -59,7 +59,7 @@ def read_table(name: str, text: str) -> Table | None:
     """A CSV's columns, in lower case, and its rows; None where it has no header and row. Never raises."""
     text = text.removeprefix("\ufeff")
     first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
+    delimiter = max(",;\t|", key=first.count)
     try:
         rows = [
             tuple(cell.strip() for cell in row) for row in csv.reader(io.StringIO(text), delimiter=delimiter)
@@ -82,12 +82,15 @@ def labels_of_table(table: Table, paths: Sequence[str]) -> FileLabels | None:
     named = _picture_column(table, index)
     if named is None:
         return None
+    if _found(index, table.header[named]) is not None:  # the first row is a picture's, and no header
+        columns = tuple(f"column {i + 1}" for i in range(len(table.columns)))
+        table = replace(table, columns=columns, header=columns, rows=(table.header, *table.rows))
     column, hot = _label_column(table, named)
     split_column = next((i for i, c in enumerate(table.columns) if c in SPLIT_COLUMNS and i != column), None)
     found: dict[str, FileLabel] = {}
     contradicted: set[str] = set()
     for row in table.rows:
-        path = index.get(row[named])
+        path = _found(index, row[named])
         label = _hot(table, row, hot) if hot else row[column]
         if path is None or not label:
             continue
@@ -154,9 +157,19 @@ def _index(paths: Iterable[str]) -> dict[str, str]:
     return {word: path for word, path in index.items() if path is not None}
 
 
+def _found(index: Mapping[str, str], cell: str) -> str | None:
+    """The picture that a cell names: by its path as it is here, or by the end of the path that it had."""
+    word = cell.replace("\\", "/")
+    while word:
+        if (path := index.get(word)) is not None:
+            return path
+        word = word.partition("/")[2]
+    return None
+
+
 def _picture_column(table: Table, index: Mapping[str, str]) -> int | None:
     tried = table.rows[:_TRIED_ROWS]
-    hits = [sum(row[i] in index for row in tried) for i in range(len(table.columns))]
+    hits = [sum(_found(index, row[i]) is not None for row in tried) for i in range(len(table.columns))]
     best = max(range(len(hits)), key=lambda i: hits[i], default=None)
     return best if best is not None and 2 * hits[best] >= len(tried) > 0 else None
 

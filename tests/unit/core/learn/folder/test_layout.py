@@ -280,3 +280,33 @@ def test_columns_with_ones_are_labels_as_they_are_written(yes: str, no: str) -> 
     table = "\n".join(["image,MEL,Nv", *rows])
     found = understand(tree(*many("img", 0), *[f"img_{i}.jpg" for i in range(4)], tables={"gt.csv": table}))
     assert parts(found) == ({"MEL": 2, "Nv": 2}, {})
+
+
+IMAGES = [f"images/img_{i}.jpg" for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["images/img_{}.jpg", "img_{}.jpg", "img_{}", "images\\img_{}.jpg", "/content/old/images/img_{}.jpg",
+     "./images/img_{}.jpg", "C:\\data\\img_{}.jpg"],
+)  # fmt: skip
+@pytest.mark.parametrize("between", [",", ";", "\t", "|"])
+def test_a_table_names_pictures_by_the_end_of_the_path_that_they_had(path: str, between: str) -> None:
+    rows = [f"{path.format(i)}{between}{'cat' if i % 2 else 'dog'}" for i in range(4)]
+    table = "\n".join([f"file{between}label", *rows])
+    assert parts(understand(tree(*IMAGES, tables={"labels.csv": table}))) == ({"cat": 2, "dog": 2}, {})
+    without_header = "\n".join(rows)
+    assert parts(understand(tree(*IMAGES, tables={"l.csv": without_header}))) == ({"cat": 2, "dog": 2}, {})
+
+
+def test_the_table_of_a_part_is_about_that_part() -> None:
+    table = "\n".join(["id,label", *(f"img_{i},{'cat' if i % 2 else 'dog'}" for i in range(4))])
+    both = [f"{part}/img_{i}.jpg" for part in ("train", "test") for i in range(4)]
+    found = understand(tree(*both, tables={"train.csv": table}))
+    assert parts(found) == ({"cat": 2, "dog": 2}, {})
+    assert found.unlabelled == 4
+
+
+def test_a_table_that_is_about_other_pictures_is_named() -> None:
+    found = understand(tree(*IMAGES, tables={"labels.csv": "file,label\nother_1.jpg,cat\nother_2.jpg,dog"}))
+    assert "labels.csv is not taken: no column of it names these pictures by path or name" in found.warnings
