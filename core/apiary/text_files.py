@@ -17,6 +17,8 @@ def read_text(
     `what` names the file in the error: `settings file`, `broker.password_file`.
     """
     name = f"{what} {path}" if what else str(path)
+    if path.is_fifo() and not str(path).startswith(("/dev/fd/", "/proc/")):  # a shell's <(...) has a writer
+        raise error(f"{name} is a named pipe, whose writer may never come: expected a file")
     try:
         with path.open("rb") as f:
             data = f.read(max_bytes + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,18 @@ def test_no_text_file_is_read_or_written_in_the_encoding_of_a_locale() -> None:
                 if len(node.args) < 1 + (name == "write_text") and "encoding" not in ast.unparse(node):
                     found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
     assert found == []
+
+
+def test_a_named_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "apiary.toml"
+    os.mkfifo(pipe)
+    with pytest.raises(SettingsError, match="is a named pipe, whose writer may never come: expected a file"):
+        read_text(pipe, what="settings file")
+
+
+def test_what_a_shell_substitutes_is_read() -> None:
+    receiver, sender = os.pipe()
+    os.write(sender, b"[run]\nrounds = 3\n")
+    os.close(sender)
+    assert read_text(Path(f"/dev/fd/{receiver}")) == "[run]\nrounds = 3\n"
+    os.close(receiver)
