@@ -19,6 +19,20 @@ _HEIC_ADVICE: Final = (
 )
 MISNAMED: Final = "pictures without a picture's suffix"
 _BEGINNINGS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
+_NOTES: Final = (
+    ".cfg",
+    ".htm",
+    ".html",
+    ".json",
+    ".log",
+    ".md",
+    ".py",
+    ".rst",
+    ".toml",
+    ".xml",
+    ".yaml",
+    ".yml",
+)
 _SAVE_AS_JPEG: Final = "save them as JPEG or PNG"
 _FOREIGN: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "HEIC": (HEIC, _HEIC_ADVICE),
@@ -79,6 +93,11 @@ def is_foreign_picture(kind: str) -> bool:
 def advice(kind: str) -> str:
     """What to do about files of a kind of `foreign`."""
     return _FOREIGN[kind][1]
+
+
+def is_plain_text(name: str) -> bool:
+    """Whether a name is that of notes or annotations: nobody calls a picture so, and sets have thousands."""
+    return suffix_of(name) in (*TABLES, *TEXTS, *_NOTES)
 
 
 def begins_like_a_picture(head: bytes) -> bool:

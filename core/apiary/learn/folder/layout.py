@@ -14,16 +14,18 @@ Whatever cannot be meant for sure has no label, and is counted with what to do a
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from apiary.errors import DataError
 from apiary.learn.folder import labels as naming
 from apiary.learn.folder import tables
+from apiary.learn.folder.file_names import label_of_name, labels_of_names
 from apiary.learn.folder.kinds import CLASS_NAMES, INFO_LABELS
-from apiary.learn.folder.splits import Split, split_of
+from apiary.learn.folder.splits import Split, prefixed, split_of
 from apiary.learn.folder.tables import FileLabel, FileLabels
+from apiary.learn.folder.tree import Tree, folders_between, join, relative
 
 _WRAPPERS: Final = frozenset(
     {
@@ -32,43 +34,11 @@ _WRAPPERS: Final = frozenset(
     }
 )  # fmt: skip
 """Names of a single folder that are about files, not about what is on the pictures."""
-_CAMERA_WORDS: Final = frozenset(
-    [
-        "capture",
-        "dsc",
-        "dscn",
-        "frame",
-        "image",
-        "img",
-        "photo",
-        "picture",
-        "pxl",
-        "scan",
-        "screenshot",
-        "vid",
-    ]
-)
-"""What cameras and phones begin file names with."""
 _DATES: Final = re.compile(r"[\d_. :-]*\d[\d_. :-]*")
 _SHARE: Final = re.compile(r"node-\d+|server")
 _DEFAULT_CLASS: Final = re.compile(r"class (\d+)")
 MAX_WARNINGS: Final = 20
 SEPARATE: Final = "put each into a folder with its label's name, such as {folder}/cat/1.jpg"
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """A listing: names of pictures and of folders by folder, `""` the root, paths joined by `/`, all sorted.
-
-    `tables` has the text of small files with labels by path, `foreign` the folders with pictures that are not
-    read here, `empty` those with nothing in them.
-    """
-
-    files: Mapping[str, Sequence[str]]
-    folders: Mapping[str, Sequence[str]]
-    tables: Mapping[str, str] = field(default_factory=dict)
-    foreign: frozenset[str] = frozenset()
-    empty: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,32 +104,6 @@ def counts(groups: Sequence[Group]) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def label_of_name(name: str) -> str | None:
-    """The label in `LABEL.0.jpg` and `LABEL.4a3f.ingestion-1.jpg`; None where the name has no such part."""
-    parts = name.split(".")
-    return naming.readable(parts[0]) if len(parts) > 2 and any(c.isalpha() for c in parts[0]) else None
-
-
-def labels_of_names(names: Sequence[str]) -> bool:
-    """Whether most of these names begin with a label, and not with what a camera calls its files."""
-    found = [label for name in names if (label := label_of_name(name)) is not None]
-    distinct = {naming.key(label) for label in found}
-    if 2 * len(found) <= len(names) or distinct <= _CAMERA_WORDS:
-        return False
-    # A file's name with dots in it is no label: those repeat.
-    return len(distinct) == 1 or 2 * len(distinct) <= len(found)
-
-
-def _prefixed(kids: Sequence[str]) -> dict[str, Split]:
-    """Parts whose names begin alike, as `seg_train` and `seg_test`; empty where it is not all of them."""
-    words = [k.replace("-", "_").rpartition("_") for k in kids]
-    found = {k: s for k, (_, _, word) in zip(kids, words, strict=True) if (s := split_of(word)) is not None}
-    alike = len({before.lower() for before, _, _ in words}) == 1 and bool(words[0][0])
-    return (
-        found if alike and len(kids) > 1 and len(found) == len(kids) and Split.TRAIN in found.values() else {}
-    )
-
-
 class _Reader:
     """One look at one tree; what it finds is gathered in its lists."""
 
@@ -170,7 +114,6 @@ class _Reader:
         self._warnings: list[str] = []
         self._unused: set[str] = set()
         self._deeper: list[str] = []
-        self._below = self._count_below()
 
     def read(self) -> FolderLayout:
         root = self._unwrapped("")
@@ -182,7 +125,7 @@ class _Reader:
             self._part(root)
         except DataError as e:
             self._warnings.append(str(e))
-            self._groups = [Group(at, None, Split.TRAIN, names) for at, names in self._all(root)]
+            self._groups = [Group(at, None, Split.TRAIN, names) for at, names in self._tree.below(root)]
         if (loose := [g for g in self._groups if g.label is None]) and any(len(g.names) for g in loose):
             self._warn_of_loose(loose)
         labelled = {g.label for g in self._groups if g.label is not None}
@@ -215,22 +158,22 @@ class _Reader:
 
     def _unwrapped(self, at: str) -> str:
         """The folder that holds the set: passes through folders with one other in them and nothing else."""
-        kids = self._kids(at)
+        kids = self._tree.kids(at)
         if (
             self._tree.files.get(at)
             or len(kids) != 1
             or split_of(kids[0]) is not None
-            or self._empty_kids(at)
+            or self._tree.empty_kids(at)
         ):
             return at
-        kid = _join(at, kids[0])
+        kid = join(at, kids[0])
         inner = self._unwrapped(kid)
-        inner_kids = self._kids(inner)
+        inner_kids = self._tree.kids(inner)
         names = self._tree.files.get(inner, ())
         is_set = (
             any(split_of(k) is not None for k in inner_kids)
             or (len(inner_kids) > 1 and not names)
-            or _join(inner, INFO_LABELS) in self._tree.tables
+            or join(inner, INFO_LABELS) in self._tree.tables
             or (
                 names
                 and not inner_kids
@@ -242,15 +185,15 @@ class _Reader:
 
     def _sets(self, at: str) -> list[str]:
         """Folders that are each a set: `a/train/LABEL` and `b/train/LABEL`, or the same labels in each."""
-        kids = self._kids(at)
+        kids = self._tree.kids(at)
         if len(kids) < 2 or self._tree.files.get(at) or all(split_of(k) is not None for k in kids):
             return []
-        paths = [_join(at, k) for k in kids]
+        paths = [join(at, k) for k in kids]
         if any(self._tree.files.get(p) for p in paths):
             return []
         if all(_SHARE.fullmatch(k) for k in kids):
             return paths  # what `apiary data partition` wrote: one share a node, and the held-out pictures
-        below = [self._kids(p) for p in paths]
+        below = [self._tree.kids(p) for p in paths]
         if all(any(self._is_split_of_labels(p, k) for k in ks) for p, ks in zip(paths, below, strict=True)):
             return paths
         often = Counter(naming.key(k) for ks in below for k in ks if split_of(k) is None)
@@ -258,24 +201,24 @@ class _Reader:
         return paths if shared else []
 
     def _is_split_of_labels(self, at: str, kid: str) -> bool:
-        part = _join(at, kid)
+        part = join(at, kid)
         names = self._tree.files.get(part, ())
         return split_of(kid) is not None and bool(
-            self._kids(part) or _join(part, INFO_LABELS) in self._tree.tables or labels_of_names(names)
+            self._tree.kids(part) or join(part, INFO_LABELS) in self._tree.tables or labels_of_names(names)
         )
 
     # -- parts of a set ----------------------------------------------------------------------------------
 
     def _part(self, at: str) -> None:
-        if _join(at, INFO_LABELS) in self._tree.tables:
+        if join(at, INFO_LABELS) in self._tree.tables:
             self._from_table(at, Split.TRAIN, self._info(at))
             return
-        kids = self._kids(at)
-        splits = {k: s for k in kids if (s := split_of(k)) is not None} or _prefixed(kids)
+        kids = self._tree.kids(at)
+        splits = {k: s for k in kids if (s := split_of(k)) is not None} or prefixed(kids)
         # A `train` beside `bus` is a vehicle; one with folders in it, or beside `test` alone, is none.
         parted = splits and (
             len(splits) == len(kids)
-            or any(s is Split.TRAIN and not self._tree.files.get(_join(at, k)) for k, s in splits.items())
+            or any(s is Split.TRAIN and not self._tree.files.get(join(at, k)) for k, s in splits.items())
         )
         if not self._has_label_folders(at) and (found := self._table(at)) is not None:
             self._from_table(at, Split.TRAIN, found)
@@ -292,29 +235,29 @@ class _Reader:
         )
         self._understood[" and ".join(words)] = None
         for kid, split in splits.items():
-            self._set(_join(at, kid), split)
+            self._set(join(at, kid), split)
         if names := self._tree.files.get(at):
             self._groups.append(Group(at, None, Split.TRAIN, names))
-        for kid in self._kids(at):
+        for kid in self._tree.kids(at):
             if kid not in splits:
                 self._warnings.append(
-                    f"{naming.pictures(self._below[_join(at, kid)])} in {naming.shown(kid)}/ beside "
+                    f"{naming.pictures(self._tree.count(join(at, kid)))} in {naming.shown(kid)}/ beside "
                     f"{naming.shown(next(iter(splits)))}/ left out: move them into it"
                 )
 
     def _set(self, at: str, split: Split) -> None:
         """A folder of labels, or of files whose names, or a table, say them."""
-        kids = self._kids(at)
+        kids = self._tree.kids(at)
         names = self._tree.files.get(at, ())
-        if _join(at, INFO_LABELS) in self._tree.tables:
+        if join(at, INFO_LABELS) in self._tree.tables:
             self._from_table(at, split, self._info(at))
         elif len(kids) == 1 and not names and (self._is_wrapper(kids[0]) or kids[0] == at.rpartition("/")[2]):
-            self._set(_join(at, kids[0]), split)
+            self._set(join(at, kids[0]), split)
         elif kids and not names and all(split_of(k) is not None for k in kids):
             # `seg_train/seg_train/LABEL`, as some archives have it: words for parts are never labels.
             for kid in kids:
                 inner = split_of(kid)
-                self._set(_join(at, kid), split if inner in (None, Split.TRAIN) else inner)
+                self._set(join(at, kid), split if inner in (None, Split.TRAIN) else inner)
         elif not self._has_label_folders(at) and (found := self._table(at)) is not None:
             self._from_table(at, split, found)
         elif kids:
@@ -325,25 +268,27 @@ class _Reader:
             self._groups.append(Group(at, None, split, names))
 
     def _by_folder(self, at: str, split: Split) -> None:
-        kids = self._kids(at)
+        kids = self._tree.kids(at)
         renamed = self._named_classes(at, kids)
         for kid in kids:
             label = renamed.get(kid) or naming.of_folder(kid)
             self._say_reading(kid, label)
-            folder = _join(at, kid)
+            folder = join(at, kid)
             if (why := naming.unfit(label)) is not None:
                 self._warnings.append(
-                    f"{naming.pictures(self._below[folder])} in {label[:80]!r} left out: it cannot be a "
+                    f"{naming.pictures(self._tree.count(folder))} in {label[:80]!r} left out: it cannot be a "
                     f"label: {why}"
                 )
                 continue
-            for deeper, names in self._all(folder):
-                inner = next((s for p in _parts(deeper, folder) if (s := split_of(p)) is not None), split)
+            for deeper, names in self._tree.below(folder):
+                inner = next(
+                    (s for p in folders_between(folder, deeper) if (s := split_of(p)) is not None), split
+                )
                 if deeper != folder:
                     part = ", held out" if inner is not Split.TRAIN else ""
                     self._deeper.append(f"{naming.shown(deeper)}/ is {label}{part}")
                 self._groups.append(Group(deeper, label, inner, names))
-        for kid in self._empty_kids(at):
+        for kid in self._tree.empty_kids(at):
             label = naming.of_folder(kid)
             if naming.unfit(label) is None and split_of(kid) is None:
                 self._unused.add(label)
@@ -368,11 +313,13 @@ class _Reader:
                 "shows several things cannot be trained here"
             )
         renamed = {label: naming.readable(label) for label in {f.label or "" for f in found.by_path.values()}}
-        for folder, names in self._all(at):
-            of_folder = next((s for p in _parts(folder, at) if (s := split_of(p)) is not None), split)
+        for folder, names in self._tree.below(at):
+            of_folder = next(
+                (s for p in folders_between(at, folder) if (s := split_of(p)) is not None), split
+            )
             parts: dict[Split, dict[str | None, list[str]]] = {}
             for name in names:
-                one = found.by_path.get(_relative(_join(folder, name), at), FileLabel(None))
+                one = found.by_path.get(relative(join(folder, name), at), FileLabel(None))
                 label = renamed[one.label] if one.label is not None else None
                 parts.setdefault(one.split or of_folder, {}).setdefault(label, []).append(name)
             for part, by_label in parts.items():
@@ -393,11 +340,11 @@ class _Reader:
     # -- tables ------------------------------------------------------------------------------------------
 
     def _info(self, at: str) -> FileLabels:
-        return tables.labels_of_info(self._tree.tables[_join(at, INFO_LABELS)], self._relative_paths(at))
+        return tables.labels_of_info(self._tree.tables[join(at, INFO_LABELS)], self._tree.paths_below(at))
 
     def _table(self, at: str) -> FileLabels | None:
         """The first table, in this folder or around it, that is about the pictures below."""
-        paths = self._relative_paths(at)
+        paths = self._tree.paths_below(at)
         here, more = at, True
         while more and paths:
             for path, text in self._tree.tables.items():
@@ -417,9 +364,9 @@ class _Reader:
     def _named_classes(self, at: str, kids: Sequence[str]) -> dict[str, str]:
         """Teachable Machine's `Class 1`, ... by the names that a labels.txt gives them."""
         numbers = {k: m for k in kids if (m := _DEFAULT_CLASS.fullmatch(naming.key(naming.of_folder(k))))}
-        text = self._tree.tables.get(_join(at, CLASS_NAMES))
+        text = self._tree.tables.get(join(at, CLASS_NAMES))
         if text is None and at:
-            text = self._tree.tables.get(_join(at.rpartition("/")[0], CLASS_NAMES))
+            text = self._tree.tables.get(join(at.rpartition("/")[0], CLASS_NAMES))
         names = tables.class_names(text) if text is not None else []
         if (
             not kids
@@ -437,47 +384,14 @@ class _Reader:
     # -- the tree ----------------------------------------------------------------------------------------
 
     def _has_label_folders(self, at: str) -> bool:
-        kids = self._kids(at)
+        kids = self._tree.kids(at)
         parts = [k for k in kids if split_of(k) is not None]
         if parts and len(parts) == len(kids):
-            return any(self._has_label_folders(_join(at, k)) for k in parts)
+            return any(self._has_label_folders(join(at, k)) for k in parts)
         return len(kids) > 1 or (len(kids) == 1 and not self._is_wrapper(kids[0]))
 
     def _is_wrapper(self, name: str) -> bool:
         return naming.key(name) in _WRAPPERS
-
-    def _kids(self, at: str) -> list[str]:
-        """Folders right in this one with pictures in them or below."""
-        return [k for k in self._tree.folders.get(at, ()) if self._below.get(_join(at, k))]
-
-    def _empty_kids(self, at: str) -> list[str]:
-        """Folders right in this one that are meant for pictures, but hold none that is read."""
-        found = []
-        for kid in self._tree.folders.get(at, ()):
-            path = _join(at, kid)
-            if not self._below.get(path) and (path in self._tree.empty or path in self._tree.foreign):
-                found.append(kid)
-        return found
-
-    def _all(self, at: str) -> Iterator[tuple[str, Sequence[str]]]:
-        if names := self._tree.files.get(at):
-            yield at, names
-        for kid in self._tree.folders.get(at, ()):
-            yield from self._all(_join(at, kid))
-
-    def _relative_paths(self, at: str) -> list[str]:
-        return [_relative(_join(folder, name), at) for folder, names in self._all(at) for name in names]
-
-    def _count_below(self) -> dict[str, int]:
-        below: Counter[str] = Counter()
-        for folder, names in self._tree.files.items():
-            at = folder
-            while True:
-                below[at] += len(names)
-                if not at:
-                    break
-                at = at.rpartition("/")[0]
-        return below
 
     def _say_reading(self, name: str, label: str) -> None:
         try:
@@ -488,7 +402,7 @@ class _Reader:
     def _warn_of_loose(self, loose: Sequence[Group]) -> None:
         many = sum(len(g.names) for g in loose)
         first = next(g for g in loose if g.names)
-        example = naming.shown(_join(first.folder, first.names[0]))
+        example = naming.shown(join(first.folder, first.names[0]))
         where = naming.shown(first.folder) or "FOLDER"
         self._warnings.append(
             f"{naming.pictures(many)} without a label, such as {example}: {SEPARATE.format(folder=where)}"
@@ -499,16 +413,3 @@ class _Reader:
             self._warnings.append(
                 f"{naming.shown(left[0])} is not taken: no column of it names these pictures by path or name"
             )
-
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
-
-
-def _relative(path: str, at: str) -> str:
-    return path[len(at) + 1 :] if at else path
-
-
-def _parts(folder: str, at: str) -> list[str]:
-    """The folders' names between `at` and `folder`."""
-    return [p for p in _relative(folder, at).split("/") if p] if folder != at else []

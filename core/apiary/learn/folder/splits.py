@@ -1,6 +1,7 @@
 """Which part of a set a folder or a word means: to train on, or to test with. Pure."""
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -32,3 +33,13 @@ def split_of(name: str) -> Split | None:
         if len(meant) == 1 and meant[0] not in _WORDS:
             meant = [meant[0].removesuffix(ending)]
     return _WORDS.get(meant[0]) if len(meant) == 1 else None
+
+
+def prefixed(kids: Sequence[str]) -> dict[str, Split]:
+    """Parts whose names begin alike, as `seg_train` and `seg_test`; empty where it is not all of them."""
+    words = [k.replace("-", "_").rpartition("_") for k in kids]
+    found = {k: s for k, (_, _, word) in zip(kids, words, strict=True) if (s := split_of(word)) is not None}
+    alike = len({before.lower() for before, _, _ in words}) == 1 and bool(words[0][0])
+    return (
+        found if alike and len(kids) > 1 and len(found) == len(kids) and Split.TRAIN in found.values() else {}
+    )

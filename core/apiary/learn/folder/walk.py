@@ -15,7 +15,8 @@ from typing import Final, Literal
 
 from apiary.errors import DataError
 from apiary.learn.folder import kinds, labels, layout
-from apiary.learn.folder.layout import FolderLayout, Group, Tree
+from apiary.learn.folder.layout import FolderLayout, Group
+from apiary.learn.folder.tree import Tree
 
 MAX_FILES: Final = 1_000_000
 MAX_DEPTH: Final = 12
@@ -300,7 +301,7 @@ class _Walk:
 
     def _is_misnamed(self, entry: os.DirEntry[str]) -> bool:
         """Whether a picture hides behind a name like `photo`, `photo.jpg_large` or `photo.jpg.bak`."""
-        if kinds.suffix_of(entry.name) in (*kinds.TABLES, *kinds.TEXTS) or not entry.is_file():
+        if kinds.is_plain_text(entry.name) or not entry.is_file():
             return False
         try:
             with Path(entry.path).open("rb") as f:

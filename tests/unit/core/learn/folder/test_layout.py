@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import pytest
 
 from apiary.learn.folder.labels import shown
-from apiary.learn.folder.layout import FolderLayout, Tree, counts, understand
+from apiary.learn.folder.layout import FolderLayout, counts, understand
 from apiary.learn.folder.splits import Split, split_of
 from apiary.learn.folder.tables import class_names
+from apiary.learn.folder.tree import Tree
 
 
 def tree(
