@@ -1,5 +1,6 @@
 """The nodes that the coordinator has heard of: who is here, who is silent, and what they can do."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,6 +10,8 @@ from apiary_coordinator.fleet.demands import Demands
 
 SILENT: Final = "silent"
 """Shown in place of the state of a node that should have sent something."""
+MAX_REPEAT_S: Final = 1.2 * 3600
+"""`edge.refresh_s` at its most, with what is spread by name: who claims more is heard as often as that."""
 SILENT_AFTER: Final = 3.0
 """A node that was not heard for so many of its own repetitions is silent: one message may be lost, or two."""
 
@@ -79,8 +82,8 @@ class Roster:
         """Find nodes that are silent by now; those that are newly so."""
         found: list[NodeId] = []
         for node, known in self.nodes.items():
-            repeat_s = known.status.repeat_s
-            if repeat_s is None or known.status.state == "lost" or node in self.silent:
+            repeat_s = min(known.status.repeat_s or math.inf, MAX_REPEAT_S)
+            if known.status.repeat_s is None or known.status.state == "lost" or node in self.silent:
                 continue
             if now - self._deaf_s - self._alive[node] > SILENT_AFTER * repeat_s:
                 self.silent[node] = (

@@ -128,6 +128,8 @@ def silent_after(told: NodeStatus, *, looks_s: float) -> bool:
     [
         (status(repeat_s=66.0), SILENT_AFTER * 66.0, False),
         (status(repeat_s=66.0), SILENT_AFTER * 66.0 + 0.1, True),
+        (status(repeat_s=86_400.0), SILENT_AFTER * 4320.0, False),
+        (status(repeat_s=86_400.0), SILENT_AFTER * 4320.0 + 0.1, True),
         (status("training", repeat_s=1.0), 3.1, True),
         (status("paused", repeat_s=1.0), 3.1, True),
         (status("lost", repeat_s=1.0), 1e6, False),

@@ -45,7 +45,7 @@ class Bench:
     def __init__(self, folder: Path):
         self.host, self.bus, self.roster = Host(), Bus(), Roster()
         self.journal = Journal(folder)
-        self.watch = FleetWatch(self.bus, self.host, self.roster, self.journal)  # type: ignore[arg-type]
+        self.watch = FleetWatch(self.bus, self.host, self.roster, self.journal)  # type: ignore[arg-type]  # stand-ins
         self.now = 0.0
 
     def node(self, name: str, **more: Any) -> None:
@@ -199,7 +199,7 @@ def test_how_many_nodes_there_are_is_known_after_a_restart(bench: Bench) -> None
     bench.node("n20", repeat_s=None)
     bench.go_on(64)
     assert bench.host.nodes_before == 21
-    again = FleetWatch(bench.bus, bench.host, Roster(), bench.journal)  # type: ignore[arg-type]
+    again = FleetWatch(bench.bus, bench.host, Roster(), bench.journal)  # type: ignore[arg-type]  # stand-ins
     bench.host.nodes_before = -1
     again.start(0.0)
     assert bench.host.nodes_before == 21
