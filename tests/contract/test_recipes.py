@@ -144,6 +144,10 @@ def test_the_tensors_with_labels_are_those_that_it_declares(built: Built) -> Non
     more = build_in_child(
         job(built.manifest.recipe, built.folder.parent / "more").model_copy(update={"labels": [*LABELS, "x"]})
     )
+    declared = recipe(built.manifest.recipe).tensors(
+        check_options(built.manifest.recipe, built.manifest.options)
+    )
+    assert declared == tuple(built.manifest.shapes)
     axes = recipe(built.manifest.recipe).LABEL_AXES
     two, three = built.manifest.shapes, more.manifest.shapes
     assert list(two) == list(three)

@@ -36,6 +36,9 @@ class Recipe(Protocol):
     LABEL_AXES: Mapping[str, int]
     """The axis of labels of each tensor that has one: a run that goes on from a model extends it there."""
 
+    def tensors(self, options: Any) -> tuple[str, ...]:
+        """The names of the trained model's tensors, known without building it: what `run.train` may name."""
+
     def build(self, options: Any, classes: int, *, base_weights: Path | None, seed: int) -> Models:
         """The models for checked options. Raises ModelError."""
 

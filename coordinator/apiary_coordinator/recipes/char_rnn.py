@@ -23,6 +23,12 @@ class Options(RecipeOptions):
     cell: Literal["gru", "rnn"] = "gru"
 
 
+def tensors(options: Options) -> tuple[str, ...]:
+    """Of the state, and of the classes."""
+    cell = "gru_cell" if options.cell == "gru" else "simple_rnn_cell"
+    return (*(f"state/{cell}/{part}" for part in ("kernel", "recurrent_kernel", "bias")), *LABEL_AXES)
+
+
 def build(options: Options, classes: int, *, base_weights: Path | None, seed: int) -> Models:
     """38 thousand weights with 18 classes. `base_weights` is not used."""
     import keras

@@ -44,6 +44,17 @@ def strides(options: Options) -> list[int]:
     return out + [1] * (len(options.widths or ()) - len(out))
 
 
+def tensors(options: Options) -> tuple[str, ...]:
+    """Of each block, and of the classes."""
+    blocks = zip(options.widths or WIDTHS, strides(options), strict=False)
+    names = [
+        f"block{i}_{part}"
+        for i, _ in enumerate(blocks, 1)
+        for part in ("conv/kernel", "norm/gamma", "norm/beta")
+    ]
+    return (*names, *LABEL_AXES)
+
+
 def build(options: Options, classes: int, *, base_weights: Path | None, seed: int) -> Models:
     """209 thousand weights at 96x96x3 and two classes. `base_weights` is not used."""
     import keras

@@ -36,6 +36,11 @@ class Options(RecipeOptions):
     base_precision: Literal["float32", "float16"] = "float32"
 
 
+def tensors(options: Options) -> tuple[str, ...]:
+    """Of the head: the base is never trained."""
+    return ("hidden/kernel", "hidden/bias", *LABEL_AXES)
+
+
 def build(options: Options, classes: int, *, base_weights: Path | None, seed: int) -> Models:
     """The frozen base, its maps averaged, and Dense(hidden, relu), Dense(classes), softmax on these."""
     import keras

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Final
 
 from apiary.errors import SettingsError
+from apiary.learn.manifest import parts
 from apiary.plugins import load
 from apiary.settings import RunSettings, Settings
 from apiary_coordinator import strategies
 from apiary_coordinator.fleet.selection import quorum_of, smallest_goal
 from apiary_coordinator.publishers.base import PACKAGE as PUBLISHERS
-from apiary_coordinator.recipes.base import check_options
+from apiary_coordinator.recipes.base import check_options, recipe
 from apiary_coordinator.run.plan_schedule import check_schedule
 
 _KINDS: Final[dict[str, tuple[str, Callable[[RunSettings], str]]]] = {
@@ -29,16 +30,17 @@ def check_settings(settings: Settings) -> None:
 
 
 def check_run(run: RunSettings) -> None:
-    """Check recipe, codec and the chain of stages, their options, and that rounds are large enough.
+    """Check recipe, parts, codec and the chain of stages, their options, and that rounds are large enough.
 
     Raises SettingsError naming the setting, and the names that there are.
     """
     for setting, (package, name_of) in _KINDS.items():
         _check(setting, package, name_of(run))
     try:
-        check_options(run.recipe, run.recipe_options)
+        options = check_options(run.recipe, run.recipe_options)
     except SettingsError as e:
         raise SettingsError(f"run.recipe_options: {e}") from None
+    parts(run.train, recipe(run.recipe).tensors(options))
     _check_size(run, strategies.load(run))
     check_schedule(run)
 

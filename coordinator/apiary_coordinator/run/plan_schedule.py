@@ -28,8 +28,13 @@ def plan_of(run: RunSettings, closed: int) -> Plan:
 
 
 def check_schedule(run: RunSettings) -> None:
-    """Refuse a schedule that the run is too short for. Raises SettingsError naming the setting."""
+    """Refuse a schedule that the run is too short for, or that turns weights round. Raises SettingsError."""
     schedule = run.by_round
+    if (share := run.plan.weight_decay * run.plan.learning_rate) >= 1:
+        raise SettingsError(
+            f"run.plan.weight_decay times run.plan.learning_rate is {share:g}: a step would take off all of "
+            "a kernel, or more; expected less than 1"
+        )
     if schedule.warmup_rounds >= run.rounds:
         raise SettingsError(
             f"run.by_round.warmup_rounds is {schedule.warmup_rounds}, and run.rounds {run.rounds}: "

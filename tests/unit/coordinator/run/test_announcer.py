@@ -29,7 +29,7 @@ class Outlet:
 
 
 def announcer(outlet: Outlet) -> Announcer:
-    return Announcer("r", RunSettings(rounds=9), outlet=outlet, epoch="e1")  # type: ignore[arg-type]
+    return Announcer("r", RunSettings(rounds=9), outlet=outlet, epoch="e1")  # type: ignore[arg-type]  # stand-ins
 
 
 def test_a_round_is_announced_to_all_with_its_cohort(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ RESULT = RoundResult(
 
 def test_a_result_goes_out_with_its_figures() -> None:
     outlet = Outlet()
-    publish_result(outlet, RESULT)  # type: ignore[arg-type]
+    publish_result(outlet, RESULT)  # type: ignore[arg-type]  # stand-ins
     assert outlet.messages == [(RESULT.readable(), None)]
     assert outlet.metrics == {
         "accuracy": 0.75, "loss": 0.5, "bytes_up": 100, "bytes_down": 200, "seconds": 7.5,
@@ -140,10 +140,10 @@ def test_a_result_goes_out_with_its_figures() -> None:
 
 def test_what_was_not_evaluated_is_0_in_the_figures_and_a_failed_round_has_none() -> None:
     outlet = Outlet()
-    publish_result(outlet, RESULT.model_copy(update={"accuracy": None, "loss": None}))  # type: ignore[arg-type]
+    publish_result(outlet, RESULT.model_copy(update={"accuracy": None, "loss": None}))  # type: ignore[arg-type]  # stand-ins
     assert (outlet.metrics["accuracy"], outlet.metrics["loss"]) == (0, 0)
     failed = Outlet()
-    publish_result(failed, RESULT.model_copy(update={"state": "failed", "why": "nobody"}))  # type: ignore[arg-type]
+    publish_result(failed, RESULT.model_copy(update={"state": "failed", "why": "nobody"}))  # type: ignore[arg-type]  # stand-ins
     assert failed.metrics == {} and len(failed.messages) == 1
 
 

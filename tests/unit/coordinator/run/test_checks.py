@@ -79,3 +79,33 @@ def test_a_combiner_that_needs_more_updates_than_a_round_may_have_is_refused_wit
     assert closes_with in str(refused.value)
     assert next(str(value) for value in would_do.values()) in str(refused.value)
     check_run(RunSettings.model_validate(run | would_do))
+
+
+@pytest.mark.parametrize(
+    ("run", "why"),
+    [
+        ({"train": ["clases"]}, r"run\.train: 'clases' names nothing .* block1_conv, .*, classes$"),
+        ({"train": ["classes", "block9_*"]}, r"run\.train: 'block9_\*' names nothing"),
+        ({"recipe": "mobilenet_v2", "train": ["block1_conv"]}, r"its layers are: hidden, classes$"),
+        (
+            {"recipe": "char_rnn", "recipe_options": {"cell": "rnn"}, "train": ["state/gru_cell"]},
+            r"its layers are: state/simple_rnn_cell, classes$",
+        ),
+        (
+            {"plan": {"weight_decay": 0.5, "learning_rate": 2.0}},
+            r"weight_decay times run\.plan\.learning_rate is 1: a step would take off all of a kernel",
+        ),
+        ({"by_round": {"warmup_rounds": 10}}, r"run\.by_round\.warmup_rounds is 10, and run\.rounds 10"),
+        ({"by_round": {"epochs": {11: 2}}}, r"changes in round 11, and the run has 10 rounds"),
+        ({"by_round": {"epochs": {1: 2}}, "plan": {"steps": 4}}, r"no effect with run\.plan\.steps \(4\)"),
+        ({"combiner": "multi_krum", "min_nodes": 5}, r"run\.min_nodes 10 would do, or 5 with run\.quorum 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_run_with_what_would_do(run: dict[str, Any], why: str) -> None:
+    with pytest.raises(SettingsError, match=why):
+        check_run(RunSettings.model_validate(run))
+
+
+@pytest.mark.parametrize("recipe", ["edge_cnn", "mobilenet_v2", "char_rnn"])
+def test_parts_that_there_are_hold(recipe: str) -> None:
+    check_run(RunSettings(recipe=recipe, train=["classes", "*/bias"]))
