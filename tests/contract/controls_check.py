@@ -15,6 +15,7 @@ import numpy as np
 
 from apiary.learn.manifest import Manifest
 from apiary.learn.runtimes import keras as runtime
+from apiary.learn.runtimes.base import StepControls
 from apiary.wire.blob import decode
 from apiary_coordinator.export.probe import batch
 
@@ -56,7 +57,7 @@ def main(folder: Path) -> None:
     trainer = runtime.open_trainer(manifest, None)
     trainer.set_weights(initial)
     for i in range(STEPS):
-        trainer.step(*batch(manifest, i), learning_rate=RATE, mu=0.0, weight_decay=DECAY, gradient_clip=CLIP)
+        trainer.step(*batch(manifest, i), StepControls(RATE, weight_decay=DECAY, gradient_clip=CLIP))
     ours = trainer.get_weights()
 
     def apart(theirs: dict[str, Any]) -> float:

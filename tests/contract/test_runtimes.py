@@ -19,6 +19,7 @@ from tests.places import ROOT
 from apiary.errors import ModelError, RuntimeUnavailable, SettingsError
 from apiary.learn import runtimes
 from apiary.learn.runtimes import keras, litert
+from apiary.learn.runtimes.base import StepControls
 from apiary.plugins import names
 from apiary.tensors import Weights
 from apiary.wire.messages import Plan
@@ -116,7 +117,7 @@ def test_the_gate_refuses_wrong_trainers(optimizer: str) -> None:
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     verdicts = dict(json.loads(line) for line in done.stdout.splitlines())
     assert verdicts.pop("right") is None
-    assert len(verdicts) == {"adam": 16, "sgd": 9}[optimizer]
+    assert len(verdicts) == {"adam": 17, "sgd": 9}[optimizer]
     assert all(verdicts.values()), [name for name, why in verdicts.items() if why is None]
 
 
@@ -129,7 +130,7 @@ def test_a_light_trainer_keeps_weights_and_its_filler_does_not_count(built: Buil
 
     def after(x: Any) -> Weights:
         trainer.set_weights(built.initial)
-        trainer.step(x, y, w, learning_rate=0.01, mu=0.0)
+        trainer.step(x, y, w, StepControls(0.01))
         return trainer.get_weights()
 
     noise = x.copy()
@@ -173,7 +174,7 @@ def test_each_light_package_trains_quietly_and_alike_twice(
         trainer = litert.open_trainer(built.manifest, built.trainer, package=package)
         trainer.set_weights(built.initial)
         for seed in range(3):
-            trainer.step(*batch(built.manifest, seed), learning_rate=1e-3, mu=0.1)
+            trainer.step(*batch(built.manifest, seed), StepControls(1e-3, 0.1))
         runs.append(trainer.get_weights())
     assert all(np.array_equal(t, runs[1][n]) for n, t in runs[0].items())
     assert capfd.readouterr().err == ""
@@ -274,7 +275,7 @@ def test_a_part_of_a_model_is_trained_by_itself(built: Built, tmp_path: Path) ->
     trainer = litert.open_trainer(head.manifest, head.trainer)
     trainer.set_weights(head.initial)
     for seed in range(3):
-        trainer.step(*batch(head.manifest, seed), learning_rate=0.01, mu=0.0)
+        trainer.step(*batch(head.manifest, seed), StepControls(0.01))
     for name, tensor in trainer.get_weights().items():
         changed = tensor.tobytes() != head.initial[name].tobytes()
         assert changed == name.startswith("classes/"), name

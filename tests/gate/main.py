@@ -45,7 +45,10 @@ BOUNDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One export's settings; `size` in pixels, of `char_rnn` four for each letter."""
+    """One export's settings; `size` in pixels, of `char_rnn` four for each letter.
+
+    Those with an odd seed have weight decay and a bound on gradients.
+    """
 
     recipe: str
     size: int
@@ -84,6 +87,8 @@ def export(row: Row) -> dict[str, dict[str, float]]:
     plan: dict[str, Any] = {"batch_size": row.batch_size, "optimizer": row.optimizer[:4].rstrip(",")}
     if row.optimizer.endswith("no momentum"):
         plan["momentum"] = 0.0
+    if row.seed % 2:
+        plan |= {"weight_decay": 0.01, "gradient_clip": 1.0}
     with tempfile.TemporaryDirectory() as folder:
         job = BuildJob(
             recipe=row.recipe,

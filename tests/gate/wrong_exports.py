@@ -124,6 +124,21 @@ class NotDecayed(TrainerModule):
         pass
 
 
+class DecayedByGradient(TrainerModule):
+    """Decay is a part of the gradient, which Adam then scales: L2, not AdamW."""
+
+    def _train(self, x: Any, y: Any, w: Any, lr: Any, mu: Any, *controls: Any) -> dict[str, Any]:
+        decay, *others = controls
+        self._l2 = decay
+        return super()._train(x, y, w, lr, mu, tf.zeros_like(decay), *others)
+
+    def _gradients(self, x: Any, y: Any, w: Any) -> tuple[Any, list[Any]]:
+        loss, gradients = super()._gradients(x, y, w)
+        return loss, [
+            g + self._l2 * v if len(v.shape) > 1 else g for g, v in zip(gradients, self._trained, strict=True)
+        ]
+
+
 class Decayed(TrainerModule):
     """Decay is 2 % too strong."""
 
@@ -149,8 +164,9 @@ ADAM: dict[str, type[TrainerModule]] = {
     "biases decay": AllDecayed,
     "no decay": NotDecayed,
     "decay times 1.02": Decayed,
+    "decay in the gradient": DecayedByGradient,
 }
-_ADAM_ALONE = (Beta1, Beta2, Epsilon, LateClipped, AllDecayed, NotDecayed, Decayed)
+_ADAM_ALONE = (Beta1, Beta2, Epsilon, LateClipped, AllDecayed, NotDecayed, Decayed, DecayedByGradient)
 """Its own, and what both optimizers have in common."""
 SGD = {name: each for name, each in ADAM.items() if each not in _ADAM_ALONE}
 

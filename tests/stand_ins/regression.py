@@ -13,7 +13,7 @@ from apiary.learn.fit import predict
 from apiary.learn.images import Dataset
 from apiary.learn.manifest import Manifest, PictureInput, Tensor, parts
 from apiary.learn.metrics import Evaluation, report
-from apiary.learn.runtimes.base import FeatureExtractor
+from apiary.learn.runtimes.base import FeatureExtractor, StepControls
 from apiary.settings import Settings
 from apiary.tensors import Array, Weights
 from apiary.wire import blob
@@ -40,11 +40,11 @@ class RegressionTrainer:
         e = np.exp(z - z.max(1, keepdims=True))
         return np.asarray(e / e.sum(1, keepdims=True), np.float32)
 
-    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float, **more: float) -> float:
+    def step(self, x: Array, y: Array, w: Array, controls: StepControls) -> float:
         p = self.infer(x)
         g = (p - y) * w[:, None]
-        self.kernel -= np.float32(learning_rate) * (x.reshape(len(x), -1) / 255).T @ g
-        self.bias -= np.float32(learning_rate) * g.sum(0)
+        self.kernel -= np.float32(controls.learning_rate) * (x.reshape(len(x), -1) / 255).T @ g
+        self.bias -= np.float32(controls.learning_rate) * g.sum(0)
         return float(-(w * np.log(np.maximum((p * y).sum(1), 1e-9))).sum())
 
 

@@ -114,8 +114,9 @@ def cache_key(job: BuildJob) -> str:
             weights = sha256_of(job.base_weights)
         except OSError as e:
             raise ModelError(f"base_weights {job.base_weights}: {e.strerror}") from None
-    plan = [job.plan.optimizer, job.plan.momentum, job.plan.batch_size, *controls_of(job.plan), *job.train]
+    plan = [job.plan.optimizer, job.plan.momentum, job.plan.batch_size]
     what = [REVISION, versions, job.recipe, job.options, job.labels, plan, job.seed, weights]
+    what += [controls_of(job.plan), job.train] if controls_of(job.plan) or job.train else []
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from apiary.errors import ApiaryError
 from apiary.learn.manifest import Manifest
 from apiary.learn.runtimes import choose, litert
-from apiary.learn.runtimes.base import Trainer
+from apiary.learn.runtimes.base import StepControls, Trainer
 from apiary.tensors import Array, Weights
 from apiary.wire.blob import decode
 
@@ -142,7 +142,7 @@ class _Asked:
         scale = ADAM_WEIGHT if self._adam else 1.0
         rate = ADAM_RATE if self._adam else SGD_RATE
         self._trainer.set_weights(at)
-        loss = self._trainer.step(x, y, w * np.float32(scale), learning_rate=rate, mu=0.0) / scale
+        loss = self._trainer.step(x, y, w * np.float32(scale), StepControls(rate)) / scale
         after = self._trainer.get_weights()
 
         def one(name: str) -> NDArray[np.float64]:
@@ -163,14 +163,14 @@ class _Asked:
         t.set_weights(self._initial)
         steps = []
         for (x, y, w), scale in zip(batches, scales, strict=True):
-            t.step(x, y, w * np.float32(scale), learning_rate=rate, mu=0.0)
+            t.step(x, y, w * np.float32(scale), StepControls(rate))
             steps.append(t.get_weights())
             self.write(f"path-{len(steps) - 1}", steps[-1])
         (x, y, w), at = batches[PATH.index(SECOND)], steps[PATH.index(SECOND) - 1]
         self.write("drive-0", first)
         self.write("drive-1", self.gradient(at, x, y, w * np.float32(SECOND_WEIGHT))[0])
         t.set_weights(self._initial)
-        t.step(*batches[0], learning_rate=rate, mu=0.0)
+        t.step(*batches[0], StepControls(rate))
         repeats = all(np.array_equal(v, steps[0][name]) for name, v in t.get_weights().items())
         return {"rate": rate, "repeats": repeats}
 
@@ -186,9 +186,9 @@ class _Asked:
             rate = 2.0 ** np.round(np.log2(self._rate(gradient) * LINEAR_BELOW / scale))
             mu = LINEAR_BELOW / rate
         t.set_weights(self._initial)
-        t.step(x, y, w * np.float32(scale), learning_rate=rate, mu=0.0)
+        t.step(x, y, w * np.float32(scale), StepControls(rate))
         self.write("prox-0", t.get_weights())
-        t.step(x, y, w * np.float32(0), learning_rate=rate, mu=mu)
+        t.step(x, y, w * np.float32(0), StepControls(rate, mu))
         self.write("prox-1", t.get_weights())
         return {"prox_rate": rate, "mu": mu, "prox_weight": scale}
 
@@ -202,7 +202,7 @@ class _Asked:
         rate = ADAM_STEP if self._adam else self._rate(gradient)
         for i, most in enumerate((norm / 2, norm * 2)):
             t.set_weights(self._initial)
-            t.step(x, y, w * np.float32(scale), learning_rate=rate, mu=0.0, gradient_clip=most)
+            t.step(x, y, w * np.float32(scale), StepControls(rate, gradient_clip=most))
             self.write(f"clip-{i}", t.get_weights())
         return {"clip_weight": scale, "clip_rate": rate, "clip": norm / 2}
 
@@ -210,7 +210,7 @@ class _Asked:
         """Write the weights after a step that decay alone drives."""
         t, (x, y, w) = self._trainer, batch(self._manifest, FIRST)
         t.set_weights(self._initial)
-        t.step(x, y, w * np.float32(0), learning_rate=DECAY_RATE, mu=0.0, weight_decay=DECAY)
+        t.step(x, y, w * np.float32(0), StepControls(DECAY_RATE, weight_decay=DECAY))
         self.write("decay-0", t.get_weights())
 
     def filler(self) -> float:
@@ -222,7 +222,7 @@ class _Asked:
         other[-1] = other[-1].max() - other[-1]
         (here, _), (there, _) = (self.gradient(self._initial, each, y, w) for each in (x, other))
         self._trainer.set_weights(self._initial)
-        self._trainer.step(other, y, w, learning_rate=0.0, mu=0.0)
+        self._trainer.step(other, y, w, StepControls(0.0))
         moved = self._trainer.get_weights() - self._initial  # what a rate of 0 moves: statistics
         return (there - here).norm() / (here.norm() or 1.0) + moved.norm()
 

@@ -15,7 +15,7 @@ from apiary.learn.augment import augment, augments, mixed
 from apiary.learn.images import Dataset
 from apiary.learn.manifest import Manifest, controls_of
 from apiary.learn.metrics import accuracy
-from apiary.learn.runtimes.base import Trainer
+from apiary.learn.runtimes.base import StepControls, Trainer
 from apiary.tensors import Array, Weights, differs
 from apiary.wire.messages import Plan
 
@@ -130,6 +130,7 @@ def fit(
     classes = len(manifest.labels)
     scale = class_weights(data.y[train], classes) if plan.class_weights else np.ones(classes, np.float32)
     loss, after, epochs = math.nan, before, 0
+    controls = StepControls.of(plan)
     planned, steps = passes_of(plan, len(train)), steps_of(plan, len(train))
     for epoch in range(1, planned + 1):
         rng = np.random.default_rng([seed, epoch])
@@ -138,15 +139,7 @@ def fit(
         in_pass = min(steps, _steps_a_pass(plan, len(train)))
         pass_samples = min(len(train), in_pass * plan.batch_size)
         for x, y, w, size in islice(batches, in_pass):
-            value = trainer.step(
-                x,
-                y,
-                w,
-                learning_rate=plan.learning_rate,
-                mu=plan.proximal_mu,
-                weight_decay=plan.weight_decay,
-                gradient_clip=plan.gradient_clip,
-            )
+            value = trainer.step(x, y, w, controls)
             if not math.isfinite(value):
                 raise ModelError(
                     f"training ran away: loss {value} in epoch {epoch}; "

@@ -8,6 +8,7 @@ alone. Putting back empties the optimizer, so Adam takes steps of the learning r
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ from apiary.learn.images import Dataset, Scan
 from apiary.learn.manifest import Manifest
 from apiary.learn.metrics import accuracy
 from apiary.learn.runtimes import choose
-from apiary.learn.runtimes.base import Runtime, Trainer
+from apiary.learn.runtimes.base import Runtime, StepControls, Trainer
 from apiary.settings import PersonalSettings
 from apiary.tensors import Array, Weights
 from apiary.wire import blob
@@ -111,23 +112,12 @@ class HeadOnly:
         """As they are now."""
         return self._inner.get_weights()
 
-    def step(
-        self,
-        x: Array,
-        y: Array,
-        w: Array,
-        *,
-        learning_rate: float,
-        mu: float,
-        weight_decay: float = 0.0,
-        gradient_clip: float = 0.0,
-    ) -> float:
+    def step(self, x: Array, y: Array, w: Array, controls: StepControls) -> float:
         """One step of the head."""
         assert self._before is not None  # noqa: S101 - weights are set before a step
-        rate = learning_rate * max(0.0, 1 - self._done / self._steps)
+        rate = controls.learning_rate * max(0.0, 1 - self._done / self._steps)
         self._done += 1
-        controls = {"weight_decay": weight_decay, "gradient_clip": gradient_clip}
-        loss = self._inner.step(x, y, w, learning_rate=rate, mu=mu, **controls)
+        loss = self._inner.step(x, y, w, replace(controls, learning_rate=rate))
         if len(self._head) < len(self._before):
             moved = self._inner.get_weights()
             back = {name: moved[name] if name in self._head else t for name, t in self._before.items()}

@@ -1,13 +1,42 @@
 """What a runtime must offer. All give the same tensors, so they mix in one round."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from apiary.learn.manifest import Manifest
 from apiary.tensors import Array, Weights
+from apiary.wire.messages import Plan
 
-UNBOUNDED: Final = 1e30
+_UNBOUNDED: Final = 1e30
 """A gradient's bound where there is none: no norm in float32 is finite and longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepControls:
+    """What a step takes beside its batch; all but `learning_rate` and `mu` need the manifest's `controls`.
+
+    `mu` pulls to the anchor (FedProx). The gradient, that pull included, is scaled down to the norm
+    `gradient_clip` where it is longer; 0 is no bound. `weight_decay` is decoupled (Loshchilov and Hutter
+    2019, arXiv:1711.05101): of tensors with two dimensions and more, times the learning rate.
+    """
+
+    learning_rate: float
+    mu: float = 0.0
+    weight_decay: float = 0.0
+    gradient_clip: float = 0.0
+
+    @classmethod
+    def of(cls, plan: Plan) -> StepControls:
+        """Those of a plan."""
+        return cls(plan.learning_rate, plan.proximal_mu, plan.weight_decay, plan.gradient_clip)
+
+    @property
+    def clip(self) -> float:
+        """The bound as a number that no gradient reaches where there is none."""
+        return self.gradient_clip or _UNBOUNDED
 
 
 class Trainer(Protocol):
@@ -19,22 +48,8 @@ class Trainer(Protocol):
     def get_weights(self) -> Weights:
         """The weights as they are now, in the manifest's order."""
 
-    def step(
-        self,
-        x: Array,
-        y: Array,
-        w: Array,
-        *,
-        learning_rate: float,
-        mu: float,
-        weight_decay: float = 0.0,
-        gradient_clip: float = 0.0,
-    ) -> float:
+    def step(self, x: Array, y: Array, w: Array, controls: StepControls) -> float:
         """One optimizer step on exactly `manifest.batch_size` samples.
-
-        The gradient, FedProx's pull included, is scaled down to the norm `gradient_clip` where it is longer;
-        0 is no bound. `weight_decay` is decoupled (Loshchilov and Hutter 2019, arXiv:1711.05101): of tensors
-        with two dimensions and more, times the learning rate. Both need the manifest's `controls`.
 
         `x` float32[B, ...] as the manifest's input (pixels 0..255, or features), `y` float32[B, C] one-hot,
         `w` float32[B] weight of each sample in the loss: 0 for filler, the rest sum to 1 unless classes are

@@ -11,7 +11,7 @@ import numpy as np
 
 from apiary.errors import ModelError
 from apiary.learn.manifest import Manifest
-from apiary.learn.runtimes.base import UNBOUNDED, FeatureExtractor, Trainer
+from apiary.learn.runtimes.base import FeatureExtractor, StepControls, Trainer
 from apiary.tensors import Array, Weights, differs
 
 MAX_JSON_BYTES: Final = 2**20
@@ -167,20 +167,10 @@ class _Trainer:
     def get_weights(self) -> Weights:
         return Weights({name: np.array(v.numpy(), np.float32) for name, v in self._variables.items()})
 
-    def step(
-        self,
-        x: Array,
-        y: Array,
-        w: Array,
-        *,
-        learning_rate: float,
-        mu: float,
-        weight_decay: float = 0.0,
-        gradient_clip: float = 0.0,
-    ) -> float:
-        self._optimizer.learning_rate.assign(learning_rate)
+    def step(self, x: Array, y: Array, w: Array, controls: StepControls) -> float:
+        self._optimizer.learning_rate.assign(controls.learning_rate)
         tensors = [self._tf.constant(v) for v in (x, y, w)]
-        numbers = (mu, weight_decay, gradient_clip or UNBOUNDED)
+        numbers = (controls.mu, controls.weight_decay, controls.clip)
         return float(self._step(*tensors, self._tf.constant(numbers, self._tf.float32)))
 
     def infer(self, x: Array) -> Array:

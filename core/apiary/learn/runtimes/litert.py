@@ -14,7 +14,7 @@ import numpy as np
 
 from apiary.errors import ModelError, RuntimeUnavailable
 from apiary.learn.manifest import Manifest
-from apiary.learn.runtimes.base import UNBOUNDED, FeatureExtractor, Trainer
+from apiary.learn.runtimes.base import FeatureExtractor, StepControls, Trainer
 from apiary.tensors import Array, Weights, differs
 
 _PACKAGES: Final = ("ai_edge_litert", "tflite_runtime")
@@ -128,20 +128,10 @@ class _Trainer:
         # Copied: the runtime hands out its own memory, which the next step writes to.
         return Weights({t.name: np.array(out[t.argument], np.float32) for t in self._manifest.tensors})
 
-    def step(
-        self,
-        x: Array,
-        y: Array,
-        w: Array,
-        *,
-        learning_rate: float,
-        mu: float,
-        weight_decay: float = 0.0,
-        gradient_clip: float = 0.0,
-    ) -> float:
-        given = {"lr": learning_rate, "mu": mu}
-        controls = {"weight_decay": weight_decay, "gradient_clip": gradient_clip or UNBOUNDED}
-        given |= {name: controls[name] for name in self._manifest.controls}
+    def step(self, x: Array, y: Array, w: Array, controls: StepControls) -> float:
+        given = {"lr": controls.learning_rate, "mu": controls.mu}
+        further = {"weight_decay": controls.weight_decay, "gradient_clip": controls.clip}
+        given |= {name: further[name] for name in self._manifest.controls}
         out = self._train(x=x, y=y, w=w, **{k: np.array([v], np.float32) for k, v in given.items()})
         return float(out["loss"].reshape(-1)[0])
 

@@ -17,6 +17,7 @@ from apiary.learn.images import Dataset
 from apiary.learn.manifest import Manifest, PictureInput
 from apiary.learn.metrics import report
 from apiary.learn.partition import evenly
+from apiary.learn.runtimes.base import StepControls
 from apiary.settings import Settings
 from apiary.tensors import Array, Weights
 from apiary.wire import Digest
@@ -70,7 +71,7 @@ class Threshold:
     def get_weights(self) -> Weights:
         return Weights({"level": np.array([self.level], np.float32)})
 
-    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float, **more: float) -> float:
+    def step(self, x: Array, y: Array, w: Array, controls: StepControls) -> float:
         raise AssertionError("evaluation must not train")
 
     def infer(self, x: Array) -> Array:

@@ -13,6 +13,7 @@ from apiary.errors import DataError, ModelError
 from apiary.learn.fit import FitProgress, class_weights, fit, node_seed, passes_of, predict, split, steps_of
 from apiary.learn.images import Dataset
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.learn.runtimes.base import StepControls
 from apiary.tensors import Array, Weights
 from apiary.wire.messages import Plan
 
@@ -50,12 +51,12 @@ class Regression:
         e = np.exp(z - z.max(1, keepdims=True))
         return np.asarray(e / e.sum(1, keepdims=True), np.float32)
 
-    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float, **more: float) -> float:
+    def step(self, x: Array, y: Array, w: Array, controls: StepControls) -> float:
         self.seen.append((x.copy(), y.copy(), w.copy()))
         p = self.infer(x)
         g = (p - y) * w[:, None]
-        self.kernel -= np.float32(learning_rate) * (x.reshape(len(x), -1) / 255).T @ g
-        self.bias -= np.float32(learning_rate) * g.sum(0)
+        self.kernel -= np.float32(controls.learning_rate) * (x.reshape(len(x), -1) / 255).T @ g
+        self.bias -= np.float32(controls.learning_rate) * g.sum(0)
         return float(-(w * np.log((p * y).sum(1))).sum())
 
 
@@ -230,29 +231,27 @@ def test_weights_and_pictures_of_another_model_are_refused() -> None:
 
 
 def test_weight_decay_and_the_gradients_bound_reach_each_step() -> None:
-    given: list[dict[str, float]] = []
+    given: list[StepControls] = []
 
     class Noting(Regression):
-        def step(self, x: Any, y: Any, w: Any, **more: Any) -> float:
-            given.append(more)
-            return super().step(x, y, w, **more)
+        def step(self, x: Any, y: Any, w: Any, controls: StepControls) -> float:
+            given.append(controls)
+            return super().step(x, y, w, controls)
 
     both = {"weight_decay": 0.01, "gradient_clip": 2.0}
     plan = PLAN.model_copy(update=both)
     manifest = MANIFEST.model_copy(update={"controls": ("weight_decay", "gradient_clip")})
     fit(Noting(), manifest, plan, dataset(), START, seed=1)
-    assert given and all({k: one[k] for k in both} == both for one in given)
+    assert given and set(given) == {StepControls(0.5, 0.0, 0.01, 2.0)}
     fit(Noting(), manifest, PLAN, dataset(), START, seed=1)  # a model that can, for a plan that does not
-    assert given[-1]["weight_decay"] == 0
+    assert given[-1].weight_decay == 0
     with pytest.raises(ModelError, match="uses weight_decay and gradient_clip, which the model was exported"):
         fit(Regression(), MANIFEST, plan, dataset(), START, seed=1)
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
     class Runaway(Regression):
-        def step(
-            self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float, **more: float
-        ) -> float:
+        def step(self, x: Any, y: Any, w: Any, controls: StepControls) -> float:
             return float("nan")
 
     with pytest.raises(ModelError, match=r"ran away: loss nan in epoch 1; a learning rate below 0\.5"):
@@ -301,9 +300,9 @@ def test_a_smoothed_label_is_spread_over_all_labels() -> None:
     seen: list[np.ndarray[Any, Any]] = []
 
     class Watched(Regression):
-        def step(self, x: Any, y: Any, w: Any, **more: Any) -> float:
+        def step(self, x: Any, y: Any, w: Any, controls: StepControls) -> float:
             seen.append(y.copy())
-            return super().step(x, y, w, **more)
+            return super().step(x, y, w, controls)
 
     fit(Watched(), MANIFEST, PLAN.model_copy(update={"label_smoothing": 0.2}), dataset(), START, seed=1)
     share = 0.2 / len(LABELS)

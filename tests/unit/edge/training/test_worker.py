@@ -18,6 +18,7 @@ from PIL import Image
 
 from apiary.errors import DataError, ModelError, SettingsError
 from apiary.learn.manifest import Manifest, PictureInput, Tensor
+from apiary.learn.runtimes.base import StepControls
 from apiary.tensors import Array, Weights
 from apiary.wire import blob
 from apiary.wire.held_out import encode
@@ -73,7 +74,7 @@ class Counting:
     def get_weights(self) -> Weights:
         return self._weights
 
-    def step(self, x: Array, y: Array, w: Array, *, learning_rate: float, mu: float, **more: float) -> float:
+    def step(self, x: Array, y: Array, w: Array, controls: StepControls) -> float:
         self.now += self._step_s
         self._weights = Weights({"w": self._weights["w"] + STEP})
         return 0.5
