@@ -101,7 +101,7 @@ build/browser/node_modules: tests/browser/package.json
 
 test: $(VENV)/.dev check build/browser/node_modules
 	@tests/system-packages
-	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --durations 15 $(ARGS)
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25 $(ARGS)
 
 bench: $(VENV)/.dev
 	@tests/system-packages

@@ -46,3 +46,9 @@ def shared_data() -> Path:
 
 def pytest_configure(config: pytest.Config) -> None:
     skip_check.pytest_configure(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first: one that a worker takes last would leave the others idle."""
+    long = {item.path for item in items for name in ("slow", "tensorflow") if item.get_closest_marker(name)}
+    items.sort(key=lambda item: item.path not in long)

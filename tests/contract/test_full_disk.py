@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.builds import built_once, small
 
 from apiary.wire import blob
-from apiary.wire.messages import Plan
-from apiary_coordinator.export.client import Built, build_in_child
-from apiary_coordinator.export.job import BuildJob
+from apiary_coordinator.export.client import Built
 
 # Runs on a small file system of its own: argument 1 is its folder, 2 a folder of pictures, 3 the export's.
 SCRIPT = """
@@ -125,15 +124,7 @@ print("trained after room was made:", told["samples"])
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    made = build_in_child(
-        BuildJob(
-            recipe="edge_cnn",
-            options={"size": 16, "channels": 3, "widths": [8, 16]},
-            labels=["dark", "light"],
-            plan=Plan(batch_size=8),
-            out=tmp_path_factory.mktemp("full") / "out",
-        )
-    )
+    made = built_once(small("edge_cnn", tmp_path_factory), tmp_path_factory)
     (made.folder / "model.blob").write_bytes(blob.encode(made.initial))
     return made
 

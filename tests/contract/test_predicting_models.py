@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.builds import LABELS, built_once, small
 from tests.stand_ins.eim_program import write_program
 
 from apiary.errors import ApiaryError, ModelError
@@ -23,9 +24,7 @@ from apiary.settings import EdgeSettings, StoreSettings
 from apiary.tensors import Weights
 from apiary.wire import blob
 from apiary.wire.chunks import digest_of
-from apiary.wire.messages import Plan
-from apiary_coordinator.export.client import Built, build_in_child
-from apiary_coordinator.export.job import BuildJob
+from apiary_coordinator.export.client import Built
 from apiary_edge.predicting import model_files, models, personal, suggesting
 from apiary_edge.predicting.job import BackgroundJob
 from apiary_edge.predicting.live import Bytes
@@ -35,11 +34,6 @@ from apiary_edge.samples.store import SampleStore
 from apiary_edge.training.job import TrainingEvent
 
 pytestmark = pytest.mark.tensorflow
-LABELS = ("dark", "light")
-RECIPES = {
-    "edge_cnn": {"size": 16, "channels": 3, "widths": [8, 16]},
-    "mobilenet_v2": {"size": 96, "alpha": 0.35, "weights": "random", "hidden": 8},
-}
 
 
 def shade(label: str, seed: int, size: int = 20) -> Bytes:
@@ -54,17 +48,9 @@ def encoded(pixels: Bytes) -> bytes:
     return out.getvalue()
 
 
-@pytest.fixture(scope="module", params=sorted(RECIPES))
+@pytest.fixture(scope="module", params=["edge_cnn", "mobilenet_v2"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    assert request.config.cache is not None
-    job = BuildJob(
-        recipe=request.param,
-        options=RECIPES[request.param],
-        labels=list(LABELS),
-        plan=Plan(batch_size=8),
-        out=tmp_path_factory.mktemp(request.param) / "out",
-    )
-    return build_in_child(job, cache=request.config.cache.mkdir("exports"))
+    return built_once(small(request.param, tmp_path_factory), tmp_path_factory)
 
 
 class Node:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.builds import LABELS, SMALL, built_once
+from tests.places import ROOT
 
 from apiary.errors import ExportError, ModelError, SettingsError
 from apiary.learn import features, images
@@ -36,19 +38,12 @@ from apiary_coordinator.recipes import edge_cnn
 from apiary_coordinator.recipes.base import check_options, recipe
 
 RECIPES = names("apiary_coordinator.recipes")
-LABELS = ["dark", "light"]
-SMALL: dict[str, dict[str, Any]] = {
-    "char_rnn": {"length": 4, "hidden": 64},
-    "edge_cnn": {"size": 16, "channels": 1, "widths": [8, 16]},
-    "mobilenet_v2": {"size": 96, "alpha": 0.35, "hidden": 16, "weights": "random"},
-}
-"""Options that build in seconds; a recipe that is not here is built with its defaults."""
 PLAN = Plan(batch_size=8, optimizer="adam", learning_rate=3e-3, epochs=6, validation_share=0.2)
 
 
 def job(recipe: str, out: Path, **changes: Any) -> BuildJob:
     return BuildJob(
-        recipe=recipe, options=SMALL.get(recipe, {}), labels=LABELS, plan=PLAN, seed=7, out=out, **changes
+        recipe=recipe, options=SMALL.get(recipe, {}), labels=list(LABELS), plan=PLAN, out=out, **changes
     )
 
 
@@ -58,7 +53,7 @@ def pictures(built: Built, count: int = 40) -> Dataset:
     y = np.arange(count) * 2 // count  # in the order of a scan: label by label
     x = rng.integers(0, 100, (count, side.height, side.width, side.channels)) + 120 * y[:, None, None, None]
     digests = tuple(hashlib.sha256(p.tobytes()).hexdigest() for p in x)
-    return Dataset(x.astype(np.uint8), y, digests, tuple(LABELS))
+    return Dataset(x.astype(np.uint8), y, digests, LABELS)
 
 
 def saved(seen: Dataset, folder: Path) -> Scan:
@@ -72,13 +67,13 @@ def saved(seen: Dataset, folder: Path) -> Scan:
 
 @pytest.fixture(scope="module", params=RECIPES)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return build_in_child(job(request.param, tmp_path_factory.mktemp("build") / "out"))
+    return built_once(job(request.param, tmp_path_factory.mktemp("build") / "out"), tmp_path_factory)
 
 
 @pytest.mark.tensorflow
 def test_a_build_trains_in_the_light_runtime_and_finishes(built: Built, tmp_path: Path) -> None:
     manifest = built.manifest
-    assert manifest.labels == tuple(LABELS)
+    assert manifest.labels == LABELS
     assert built.initial.shapes == manifest.shapes
     assert all("/" in t.name and "_1/" not in t.name for t in manifest.tensors)
     seen = pictures(built)
@@ -108,7 +103,7 @@ def test_a_build_trains_in_the_light_runtime_and_finishes(built: Built, tmp_path
             out=out,
         )
     )
-    assert (out / "labels.txt").read_text().split() == LABELS
+    assert (out / "labels.txt").read_text().split() == list(LABELS)
     # And it gives its weights back, to the bit, to a run that begins with it.
     tensors = list(manifest.shapes)
     given_back = read_in_child(ReadJob(file=out / "model.keras", names=tensors, out=tmp_path / "start"))
@@ -130,42 +125,17 @@ def test_a_build_trains_in_the_light_runtime_and_finishes(built: Built, tmp_path
 
 
 @pytest.mark.tensorflow
-def test_the_same_job_gives_the_same_bytes_and_another_seed_others(built: Built, tmp_path: Path) -> None:
-    recipe = built.manifest.recipe
-    again = build_in_child(job(recipe, tmp_path / "again"))
-    assert sealed(again.folder) is not None
-    for name in ("manifest.json", "trainer.tflite", "initial.blob"):
-        assert (again.folder / name).read_bytes() == (built.folder / name).read_bytes(), name
-
-
-@pytest.mark.tensorflow
-def test_the_tensors_with_labels_are_those_that_it_declares(built: Built) -> None:
-    """Others must not hang on the number of labels: a run that goes on could not extend them."""
-    more = build_in_child(
-        job(built.manifest.recipe, built.folder.parent / "more").model_copy(update={"labels": [*LABELS, "x"]})
-    )
-    declared = recipe(built.manifest.recipe).tensors(
-        check_options(built.manifest.recipe, built.manifest.options)
-    )
-    assert declared == tuple(built.manifest.shapes)
-    axes = recipe(built.manifest.recipe).LABEL_AXES
-    two, three = built.manifest.shapes, more.manifest.shapes
-    assert list(two) == list(three)
-    differ = {
-        name: [i for i, (a, b) in enumerate(zip(two[name], three[name], strict=True)) if a != b]
-        for name in two
-        if two[name] != three[name]
-    }
-    assert differ == {name: [axis] for name, axis in axes.items()}
-
-
-@pytest.mark.tensorflow
-def test_a_build_is_kept_found_and_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_same_job_gives_the_same_bytes_and_is_kept_found_and_checked(
+    built: Built, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
-    first = build_in_child(job("edge_cnn", tmp_path / "a"), cache=tmp_path / "cache")
+    first = build_in_child(job(built.manifest.recipe, tmp_path / "a"), cache=tmp_path / "cache")
     assert "differs from Keras by: gradient" in caplog.text
+    assert sealed(first.folder) is not None
+    for name in ("manifest.json", "trainer.tflite", "initial.blob"):
+        assert (first.folder / name).read_bytes() == (built.folder / name).read_bytes(), name
     caplog.clear()
-    second = build_in_child(job("edge_cnn", tmp_path / "b"), cache=tmp_path / "cache")
+    second = build_in_child(job(built.manifest.recipe, tmp_path / "b"), cache=tmp_path / "cache")
     assert "export: " not in caplog.text
     assert second.trainer.read_bytes() == first.trainer.read_bytes()
     first.trainer.write_bytes(first.trainer.read_bytes()[:-1])
@@ -174,19 +144,29 @@ def test_a_build_is_kept_found_and_checked(tmp_path: Path, caplog: pytest.LogCap
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize(
-    ("change", "error", "says"),
-    [
-        ({"options": {"sise": 32}}, SettingsError, "no option 'sise'; did you mean 'size'"),
-        ({"options": {"size": 4}}, SettingsError, "size is 4: .*greater than or equal to 8"),
-        ({"recipe": "edge_cn", "options": {}}, SettingsError, "did you mean 'edge_cnn'"),
-    ],
-)
-def test_a_users_error_comes_back_as_it_was_raised(
-    tmp_path: Path, change: dict[str, Any], error: type[Exception], says: str
-) -> None:
-    with pytest.raises(error, match=says):
-        build_in_child(job("edge_cnn", tmp_path / "out").model_copy(update=change))
+def test_the_tensors_with_labels_are_those_that_each_declares() -> None:
+    """Others must not hang on the number of labels: a run that goes on could not extend them."""
+    command = [sys.executable, "-m", "tests.contract.recipe_shapes", json.dumps(SMALL), "2", "3"]
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    shapes = json.loads(done.stdout.splitlines()[-1])
+    assert tuple(shapes) == RECIPES
+    for name, (two, three) in shapes.items():
+        assert recipe(name).tensors(check_options(name, SMALL.get(name, {}))) == tuple(two)
+        assert list(two) == list(three)
+        differ = {
+            tensor: [i for i, (a, b) in enumerate(zip(two[tensor], three[tensor], strict=True)) if a != b]
+            for tensor in two
+            if two[tensor] != three[tensor]
+        }
+        assert differ == {tensor: [axis] for tensor, axis in recipe(name).LABEL_AXES.items()}, name
+
+
+@pytest.mark.tensorflow
+def test_a_users_error_comes_back_as_it_was_raised(tmp_path: Path) -> None:
+    wrong = job("edge_cnn", tmp_path / "out").model_copy(update={"options": {"size": 4}})
+    with pytest.raises(SettingsError, match=r"size is 4: .*greater than or equal to 8"):
+        build_in_child(wrong)
 
 
 @pytest.mark.tensorflow

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.builds import SMALL, small
 from tests.places import ROOT
 
 from apiary.errors import ModelError, RuntimeUnavailable, SettingsError
@@ -29,20 +30,18 @@ from apiary_coordinator.export.job import BuildJob
 from apiary_coordinator.export.probe import Probe, batch
 
 RUNTIMES = names("apiary.learn.runtimes")
-OPTIONS = {"size": 16, "channels": 3, "widths": [8, 16]}
+OF_SGD = ("moments not reset", "filler counted", "proximal term times 1.02", "each tensor clipped by itself")
+
+
+CONTROLS = {"weight_decay": 0.01, "gradient_clip": 1.0}
 
 
 @pytest.fixture(scope="module", params=["adam", "sgd"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return build_in_child(
-        BuildJob(
-            recipe="edge_cnn",
-            options=OPTIONS,
-            labels=["a", "b", "c"],
-            plan=Plan(batch_size=8, optimizer=request.param),
-            out=tmp_path_factory.mktemp("runtimes") / "out",
-        )
-    )
+    """With all controls; test_recipes has trainers without."""
+    plan = Plan.model_validate({"batch_size": 8, "optimizer": request.param, **CONTROLS})
+    job = small("edge_cnn", tmp_path_factory, labels=["a", "b", "c"], plan=plan)
+    return build_in_child(job)  # through the gate in both light packages
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +75,7 @@ def test_all_runtimes_give_the_same_tensors(built: Built, probes: dict[str, Prob
 
 
 @pytest.mark.tensorflow
+@pytest.mark.parametrize("built", ["adam"], indirect=True)
 def test_the_gate_refuses_what_differs(built: Built, probes: dict[str, Probe], tmp_path: Path) -> None:
     good = probes["keras"].folder
     argument = next(t.argument for t in built.manifest.tensors if t.name == "block1_conv/kernel")
@@ -112,12 +112,16 @@ def test_the_gate_refuses_what_differs(built: Built, probes: dict[str, Probe], t
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_the_gate_refuses_wrong_trainers(optimizer: str) -> None:
-    command = [sys.executable, "-m", "tests.gate.wrong_exports", optimizer, json.dumps(OPTIONS)]
+    """Most wrong trainers with one optimizer; `make gate` tries all with both, and in a larger model."""
+    options = json.dumps({"size": 8, "channels": 3, "widths": [8]})
+    names = [] if optimizer == "adam" else ["right", *OF_SGD]
+    left_out = [] if optimizer == "sgd" else [f"!{name}" for name in (*OF_SGD, "biases decay", "no decay")]
+    command = [sys.executable, "-m", "tests.gate.wrong_exports", optimizer, options, *names, *left_out]
     done = subprocess.run(command, capture_output=True, timeout=600, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     verdicts = dict(json.loads(line) for line in done.stdout.splitlines())
     assert verdicts.pop("right") is None
-    assert len(verdicts) == {"adam": 17, "sgd": 9}[optimizer]
+    assert len(verdicts) == {"adam": 11, "sgd": 4}[optimizer]
     assert all(verdicts.values()), [name for name, why in verdicts.items() if why is None]
 
 
@@ -233,18 +237,10 @@ def test_builtin_gradients_are_tensorflows_own() -> None:
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_decay_and_clipping_are_those_of_keras_optimizers(optimizer: str, tmp_path: Path) -> None:
-    plan = Plan.model_validate(
-        {"batch_size": 8, "optimizer": optimizer, "weight_decay": 0.01, "gradient_clip": 1.0}
-    )
+def test_decay_and_clipping_are_those_of_keras_optimizers(built: Built, probes: dict[str, Probe]) -> None:
     # The gate has compared both light packages with the formulas.
-    built = build_in_child(
-        BuildJob(recipe="edge_cnn", options=OPTIONS, labels=["a", "b", "c"], plan=plan, out=tmp_path / "out")
-    )
     assert built.manifest.controls == ("weight_decay", "gradient_clip")
-    probed = parity.ask(built.folder, built.manifest, "keras", tmp_path / "keras")
-    (found,) = compared(built, [probed.folder])
+    (found,) = compared(built, [probes["keras"].folder])
     assert "error" not in found and found["controls"] < 1e-4, found
     check = Path(__file__).with_name("controls_check.py")
     command = [sys.executable, str(check), str(built.folder)]
@@ -257,11 +253,12 @@ def test_decay_and_clipping_are_those_of_keras_optimizers(optimizer: str, tmp_pa
 
 
 @pytest.mark.tensorflow
+@pytest.mark.parametrize("built", ["adam"], indirect=True)
 def test_a_part_of_a_model_is_trained_by_itself(built: Built, tmp_path: Path) -> None:
-    plan = Plan(batch_size=8, optimizer=built.manifest.optimizer)
+    plan = Plan.model_validate({"batch_size": 8, "optimizer": built.manifest.optimizer, **CONTROLS})
     job = BuildJob(
         recipe="edge_cnn",
-        options=OPTIONS,
+        options=SMALL["edge_cnn"],
         labels=["a", "b", "c"],
         plan=plan,
         train=["classes"],
@@ -287,7 +284,11 @@ def test_a_part_of_a_model_is_trained_by_itself(built: Built, tmp_path: Path) ->
 @pytest.mark.tensorflow
 def test_a_part_that_the_model_does_not_have_is_refused_with_those_it_has(tmp_path: Path) -> None:
     job = BuildJob(
-        recipe="edge_cnn", options=OPTIONS, labels=["a", "b"], train=["clases"], out=tmp_path / "out"
+        recipe="edge_cnn",
+        options=SMALL["edge_cnn"],
+        labels=["a", "b"],
+        train=["clases"],
+        out=tmp_path / "out",
     )
     with pytest.raises(SettingsError, match="'clases' names nothing of the model; its layers are: "):
         build_in_child(job)

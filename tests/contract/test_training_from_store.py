@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.builds import LABELS, built_once, small
 from tests.stand_ins.disk_trace import unsynced
 
 from apiary.errors import DataError
@@ -23,8 +24,7 @@ from apiary.settings import StoreSettings
 from apiary.wire import blob
 from apiary.wire.held_out import encode
 from apiary.wire.messages import Plan
-from apiary_coordinator.export.client import Built, build_in_child
-from apiary_coordinator.export.job import BuildJob
+from apiary_coordinator.export.client import Built
 from apiary_edge.samples.model import Incoming
 from apiary_edge.samples.store import SampleStore
 from apiary_edge.training import pictures
@@ -33,7 +33,6 @@ from apiary_edge.training.process import scratch
 from apiary_edge.training.supervisor import OUT_OF_ADDRESSES
 from apiary_edge.training.worker import train
 
-LABELS = ["dark", "light"]
 TO = PictureInput(height=16, width=16, channels=3)
 
 
@@ -143,15 +142,7 @@ def test_a_store_without_a_label_declines_and_says_what_to_do(tmp_path: Path, st
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return build_in_child(
-        BuildJob(
-            recipe="edge_cnn",
-            options={"size": 16, "channels": 3, "widths": [8, 16]},
-            labels=LABELS,
-            plan=Plan(batch_size=8),
-            out=tmp_path_factory.mktemp("store") / "out",
-        )
-    )
+    return built_once(small("edge_cnn", tmp_path_factory), tmp_path_factory)
 
 
 def files_of(tmp_path: Path, built: Built) -> dict[str, Path]:
@@ -218,20 +209,26 @@ def test_under_any_limit_of_its_address_space_a_child_trains_or_says_why(
         **files_of(tmp_path, built),
     )
     (tmp_path / "job.json").write_text(asked.model_dump_json())
-    words: list[str] = []
-    # By single megabytes: between what cannot even start and what is done lie some twenty only.
-    for limit_mb in range(92, 400):
+
+    def word(limit_mb: int) -> str | None:
         code, told = under(limit_mb, tmp_path / "job.json")
         if told is None:
             # The runtime's own code failed at an allocation, or Python did not even start: the service
             # gives up the round where a child ends so under a limit.
             assert -code in OUT_OF_ADDRESSES or code == 1
-            continue
-        words.append(told.kind)
-        if told.kind == "done":
+            return None
+        assert told.kind in {"done", "failed"} or (told.kind == "declined" and "RLIMIT_AS" in told.text), told
+        return told.kind
+
+    # Between what cannot even start and what is done lie some twenty megabytes: they are tried one by one.
+    coarse = dict[int, str | None]()
+    for limit_mb in range(92, 400, 8):
+        coarse[limit_mb] = word(limit_mb)
+        if coarse[limit_mb] == "done":
             break
-        assert told.kind == "failed" or (told.kind == "declined" and "RLIMIT_AS" in told.text), told
-    assert words[-1] == "done" and "declined" in words, words
+    silent = max(mb for mb, kind in coarse.items() if kind is None)
+    words = [word(mb) for mb in range(silent + 1, max(coarse)) if mb not in coarse]
+    assert "done" in coarse.values() and "declined" in [*words, *coarse.values()], (coarse, words)
 
 
 def under(limit_mb: int, file: Path) -> tuple[int, TrainingEvent | None]:

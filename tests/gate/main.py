@@ -2,7 +2,8 @@
 
 `make gate` (`ARGS='--rows 10'` for the first ten) takes about an hour on two cores. Each row of settings is
 exported in a process of its own. Results are kept in `build/gate.jsonl`, so that a run that was stopped goes
-on. Ends with 0 where nothing was refused; the table says how near each measure came to its bound.
+on. The trainers of `wrong_exports.py` follow, each with both optimizers: it must refuse them all. Ends with 0
+where only these were refused; the table says how near each measure came to its bound.
 """
 
 from __future__ import annotations
@@ -119,8 +120,21 @@ def kept() -> dict[Row, dict[str, Any]]:
     return {Row(**line["row"]): line["found"] for line in lines}
 
 
+def passed_wrongly() -> list[str]:
+    """The wrong trainers that the gate lets through, and right ones that it refuses."""
+    wrong = []
+    for optimizer in ("adam", "sgd"):
+        command = [sys.executable, "-m", "tests.gate.wrong_exports", optimizer, json.dumps({"size": 16})]
+        done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=True, cwd=ROOT)
+        for name, why in map(json.loads, done.stdout.splitlines()):
+            print(f"{optimizer}, {name}: {'passed' if why is None else 'refused: ' + why}", flush=True)
+            if (name == "right") != (why is None):
+                wrong.append(f"{optimizer}, {name}")
+    return wrong
+
+
 def main(arguments: list[str]) -> int:
-    """The command. 0 where nothing was refused, 1 otherwise."""
+    """The command. 0 where nothing was refused but what is wrong, 1 otherwise."""
     parser = argparse.ArgumentParser(prog="make gate", description=__doc__)
     parser.add_argument("--rows", type=int, help="only the first so many")
     parser.add_argument("--again", action="store_true", help="forget what was tried before")
@@ -151,7 +165,9 @@ def main(arguments: list[str]) -> int:
         for name, bound in BOUNDS.items():
             worst = max(found[package][name] for found in passed if package in found)
             print(f"  {package:16} {name:12} at most {worst:.1e} of {bound:.0e}")
-    return int(len(passed) < len(tried))
+    wrong = passed_wrongly()
+    print(f"judged wrongly: {', '.join(wrong) or 'none'}")
+    return int(len(passed) < len(tried) or bool(wrong))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Trainers that are exported wrong on purpose, and what the gate finds in each. Imports TensorFlow.
 
-`python -m tests.gate.wrong_exports adam|sgd [OPTIONS as JSON]` prints a line of JSON for each: its name, and
-the message with which the gate refuses it, or null where it lets it through.
+`python -m tests.gate.wrong_exports adam|sgd [OPTIONS as JSON] [NAME | !NAME ...]` prints a line of JSON for
+each (or for those named, or all but those named): its name, and the message with which the gate refuses it,
+or null where it lets it through.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,15 +172,21 @@ _ADAM_ALONE = (Beta1, Beta2, Epsilon, LateClipped, AllDecayed, NotDecayed, Decay
 SGD = {name: each for name, each in ADAM.items() if each not in _ADAM_ALONE}
 
 
-def verdicts(optimizer: str, options: dict[str, Any], labels: int = 3, batch_size: int = 8) -> None:
+def verdicts(
+    optimizer: str, options: dict[str, Any], names: Sequence[str] = (), labels: int = 3, batch_size: int = 8
+) -> None:
     """Print what the gate says to each trainer of `edge_cnn` with these options."""
+    every = ADAM if optimizer == "adam" else SGD
+    left_out = {name.removeprefix("!") for name in names if name.startswith("!")}
+    chosen = [name for name in names if not name.startswith("!")] or [n for n in every if n not in left_out]
     plan = Plan.model_validate(
         {"batch_size": batch_size, "optimizer": optimizer, "weight_decay": 0.01, "gradient_clip": 1.0}
     )
     exported = build("edge_cnn", options, [f"label-{i}" for i in range(labels)], plan)
     manifest = exported.manifest
     want = parity.expected(manifest, exported.initial)
-    for name, kind in (ADAM if optimizer == "adam" else SGD).items():
+    for name in chosen:
+        kind = every[name]
         models = recipe("edge_cnn").build(
             check_options("edge_cnn", options), labels, base_weights=None, seed=0
         )
@@ -207,4 +214,4 @@ def verdicts(optimizer: str, options: dict[str, Any], labels: int = 3, batch_siz
 
 if __name__ == "__main__":
     prepare(1)
-    verdicts(sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) > 2 else {})
+    verdicts(sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}, sys.argv[3:])

@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.builds import LABELS, built_once, small
 
 from apiary.process.child import light_environment
 from apiary.tensors import Weights
 from apiary.wire import blob
 from apiary.wire.messages import Plan
-from apiary_coordinator.export.client import Built, build_in_child
-from apiary_coordinator.export.job import BuildJob
+from apiary_coordinator.export.client import Built
 from apiary_edge.training.job import TrainingEvent, TrainJob
 
 ROOT = Path(__file__).resolve().parents[2]
-LABELS = ["dark", "light"]
 PLAN = Plan(epochs=2, batch_size=8, learning_rate=0.01, seed=3, validation_share=0.2)
 
 pytestmark = [pytest.mark.slow, pytest.mark.tensorflow]
@@ -55,11 +54,7 @@ def node_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A small CNN as the coordinator exports it."""
-    out = tmp_path_factory.mktemp("build")
-    options = {"size": 16, "channels": 1, "widths": [8, 16]}
-    return build_in_child(
-        BuildJob(recipe="edge_cnn", options=options, labels=LABELS, plan=PLAN, seed=1, out=out / "out")
-    )
+    return built_once(small("edge_cnn", tmp_path_factory), tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
