@@ -39,6 +39,7 @@ EXAMPLES = """examples:
   apiary study strategies.toml               run what is missing, then print the table
   apiary study strategies.toml --list        the runs that it asks for, and which are done
   apiary study strategies.toml --table       the table and the page of what is done, without a run
+  apiary study strategies.toml --source cifar10-12k.npz
 
 FILE.toml:
   source = "digits"            # as `apiary simulate`
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where results and run folders go (studies/FILE's name)"
     )
+    parser.add_argument("--source", metavar="SOURCE", help="pictures, in place of the file's `source`")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes that train (as many as cores)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--list", action="store_true", help="print the runs, and run nothing")
@@ -73,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing; 0 with all of it. Raises ApiaryError, RunFailed where runs failed."""
-    plan = read_plan(args.file)
+    plan = read_plan(args.file, source=args.source)
     folder = args.out or Path("studies") / args.file.stem
     jobs = jobs_of(args.jobs)
     settings = [_settings(args, plan, cell, folder) for cell in plan.cells]

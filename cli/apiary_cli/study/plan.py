@@ -100,10 +100,14 @@ class StudyPlan:
         return tuple((axis, base.get(axis, value)) for axis, value in axes)
 
 
-def read_plan(path: Path) -> StudyPlan:
-    """Read FILE.toml. Raises SettingsError naming what is wrong and what there is."""
+def read_plan(path: Path, *, source: str | None = None) -> StudyPlan:
+    """Read FILE.toml, with another `source` where one is given.
+
+    Raises SettingsError naming what is wrong and what there is.
+    """
     try:
-        file = StudyFile.model_validate(tomllib.loads(read_text(path, what="study")))
+        content = tomllib.loads(read_text(path, what="study"))
+        file = StudyFile.model_validate(content if source is None else content | {"source": source})
     except tomllib.TOMLDecodeError as e:
         raise SettingsError(f"study {path} is not TOML: {e}") from None
     except ValidationError as e:
