@@ -21,7 +21,7 @@ class Muster:
     ready: list[NodeId]
     """Sorted."""
     resting: Mapping[NodeId, Rest]
-    """Fit by their status, and declined a short while ago."""
+    """Fit by their status, and declined a short while ago, or missed several rounds."""
     unfit: Mapping[NodeId, str]
 
     def waits_for(self, min_nodes: int, least: int = 1) -> bool:
@@ -34,7 +34,7 @@ class Muster:
     @property
     def reasons(self) -> dict[NodeId, str]:
         """Why each node that is not ready is not."""
-        return {**self.unfit, **{node: f"declined: {rest.why}" for node, rest in self.resting.items()}}
+        return {**self.unfit, **{node: rest.why for node, rest in self.resting.items()}}
 
     def describe(self, run: RunSettings, roster: Roster) -> str:
         """What a coordinator waits for, in a line."""
@@ -43,7 +43,7 @@ class Muster:
         if (absent := _absent(run.only, roster)) is not None:
             return f"{line}; {absent}"
         if self.resting:
-            line += f", {len(self.resting)} declined and are drawn again after a pause"
+            line += f", {len(self.resting)} declined or sent nothing and are drawn again after a pause"
         common = commonest(self.reasons)
         return f"{line}; {common}" if common is not None else line
 

@@ -94,6 +94,7 @@ class RoundRunner:
         self._evaluated: EvaluatedModel | None = None
         self._todo: deque[Callable[[], None]] = deque()
         self._unjournaled = False
+        self._counts_misses = True
         coordinator = self._settings.coordinator
         path = spool_path(coordinator.state_dir, round_.run, round_.number)
         self.collector = Collector(
@@ -188,6 +189,7 @@ class RoundRunner:
         if o["sealed"] and not damaged:
             # It had begun to aggregate: exactly these updates count, even if more could come now.
             runner.round = replace(runner.round, goal=len(accepted), deadline_at=now)
+            runner._counts_misses = False
         elif o["sealed"]:
             # The same updates, and no others: those that were damaged are waited for once more.
             chosen = tuple(r.node for r in rows)
@@ -260,9 +262,15 @@ class RoundRunner:
     def tick(self, now: float) -> None:
         """Time has passed. Raises StoreError."""
         self._work_off()
+        before = self.round
         self._handle(table.RoundTick())
         if self.round.collecting:
             self.collector.tick(now)
+        elif before.collecting and before.accepted and now >= before.deadline_at and self._counts_misses:
+            # Where nobody made it, the deadline is at fault.
+            for node in before.awaited:
+                if node not in before.lost:
+                    self._rests.missed(node, self.terms.deadline_s, now)
 
     def node_status(self, node: NodeId, status: NodeStatus, roster: Roster, now: float) -> None:
         """A node's status as far as it concerns this round. Raises StoreError."""

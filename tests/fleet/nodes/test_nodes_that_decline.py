@@ -68,6 +68,17 @@ def test_it_is_drawn_again_after_its_pause_or_once_its_data_is_other(make_fleet:
     fleet.until(lambda: fleet.trainings["pi-01"].started == 3, 30)
 
 
+def test_a_node_that_sends_nothing_twice_keeps_the_others_from_no_third_round(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(3, rounds=5, deadline_s=200, quorum=0.5)
+    for node in fleet.nodes:
+        fleet.trainings[node].seconds = 5.0
+    fleet.trainings["pi-01"].seconds = 10_000.0
+    fleet.run()
+    assert drawn(fleet) == [["pi-00", "pi-01", "pi-02"]] * 2 + [["pi-00", "pi-02"]] * 3
+    assert fleet.results()[1]["missing"] == {"pi-01": "no update in time"}
+    assert [result["seconds"] > 199 for result in fleet.results()] == [True, True, False, False, False]
+
+
 def test_a_run_whose_nodes_all_decline_says_why_in_its_last_line(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(3, rounds=2, max_failed_rounds=2)
     declines(fleet, "pi-00", "/home/a: 3 pictures cannot be read")

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from tests.stand_ins.regression import PLAN, RegressionBuilder, RegressionRuntime
 
+from apiary.errors import SettingsError
 from apiary.settings import Settings, load_settings
 from apiary_cli import main as cli
 from apiary_cli.commands.study import Study
-from apiary_cli.study.plan import Cell, StudyFile, StudyPlan, identity, plan_of
+from apiary_cli.study.plan import Cell, StudyFile, StudyPlan, identity, plan_of, read_plan
 from apiary_cli.study.results import ResultsFile
 
 
@@ -103,6 +104,15 @@ def test_what_a_study_asks_for_is_listed(
     assert code == 0
     assert json.loads(out)["runs"][2] == {"axes": {"case": "a"}, "seed": 1, "state": "to do"}
     assert not (tmp_path / "out").exists(), "looking makes nothing"
+
+
+def test_another_source_is_other_runs(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text('source = "digits"\nseeds = [0]\n')
+    assert read_plan(path).file.source == "digits"
+    assert read_plan(path, source="cifar10.npz").file.source == "cifar10.npz"
+    with pytest.raises(SettingsError, match="source"):
+        read_plan(path, source="")
 
 
 def test_the_table_of_nothing(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ def test_where_all_declined_it_waits_whatever_the_least_is() -> None:
         fleet.declines(node, "has too few")
     assert fleet.muster().waits_for(1)
     assert fleet.waits(RunSettings(min_nodes=1)) == (
-        "waiting for nodes: 0 of 1 are ready, 2 declined and are drawn again after a pause; "
+        "waiting for nodes: 0 of 1 are ready, 2 declined or sent nothing and are drawn again after a pause; "
         "2 of 2 nodes: declined: has too few"
     )
 

@@ -23,7 +23,7 @@ def test_the_pause_doubles_up_to_its_bound() -> None:
     for _ in range(9):
         rests.declined(A, status(), "too few", now)
         rest = rests.resting(A, status(), now)
-        assert rest is not None and rest.why == "too few"
+        assert rest is not None and rest.why == "declined: too few"
         pauses.append(rest.until - now)
         assert rests.resting(A, status(), rest.until - 0.1) is rest
         assert rests.resting(A, status(), rest.until) is None
@@ -61,3 +61,19 @@ def test_an_update_that_was_accepted_ends_it() -> None:
     rests.took_part(A)
     rests.took_part(NodeId("b"))
     assert rests.resting(A, status(), 0.0) is None
+
+
+def test_a_second_miss_in_a_row_is_a_rest_that_doubles_and_ends_with_another_process() -> None:
+    rests = Rests()
+    rests.missed(A, 300.0, 0.0)
+    assert rests.resting(A, status(), 1.0) is None
+    rests.missed(A, 300.0, 300.0)
+    rest = rests.resting(A, status(), 301.0)
+    assert rest is not None and rest.why == "no update in time, 2 rounds in a row"
+    assert rests.resting(A, status(), 599.9) is not None and rests.resting(A, status(), 600.0) is None
+    rests.missed(A, 20.0, 900.0)
+    assert rests.resting(A, status(), 900.0 + 2 * FIRST_S - 0.1) is not None
+    assert rests.resting(A, status(session="s2"), 901.0) is None
+    rests.took_part(A)
+    rests.missed(A, 300.0, 2000.0)
+    assert rests.resting(A, status(), 2000.0) is None

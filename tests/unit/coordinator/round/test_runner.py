@@ -196,7 +196,7 @@ def test_a_node_that_declines_gives_its_place_to_another(tmp_path: Path) -> None
     assert one.invited == [reserve] and reserve in one.opened()["cohort"], "journaled, then invited"
     assert one.runner.round.gone == {gone: "too few pictures"}
     rest = one.context.rests.resting(gone, status("ready"), one.now)
-    assert rest is not None and rest.why == "too few pictures" and rest.times == 1
+    assert rest is not None and rest.why == "declined: too few pictures" and rest.times == 1
     one.says(gone, status("ready", **declined))
     rest = one.context.rests.resting(gone, status("ready"), one.now)
     assert rest is not None and rest.times == 1, "once a round"
