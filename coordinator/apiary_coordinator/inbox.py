@@ -119,7 +119,7 @@ class Inbox:
         """A node that was silent is heard again: it may take its place in the round."""
         if run is None:
             return
-        run.newcomer(now)
+        run.newcomer(node, now)
         if run.runner is not None:
             run.runner.node_status(node, self._roster[node].status, self._roster, now)
 
@@ -157,7 +157,7 @@ class Inbox:
         if run is None:
             return
         if before is None or before.status.state == "lost":
-            run.newcomer(now)
+            run.newcomer(node, now)
         if run.runner is not None:
             run.runner.node_status(node, status, self._roster, now)
 

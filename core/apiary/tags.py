@@ -7,6 +7,8 @@ from typing import Final
 MAX_TAGS: Final = 16
 """Of one node."""
 MAX_RULES: Final = 32
+NODE: Final = "node"
+"""A tag that every node has: its name, as its certificate has it. One that it gives itself is not read."""
 _WORD: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _RULE: Final = re.compile(rf"({_WORD})=({_WORD})")
 
@@ -31,6 +33,11 @@ def matches(tags: Tags, rules: Iterable[str]) -> bool:
         tag, value = parse_rule(rule)
         wanted.setdefault(tag, set()).add(value)
     return all(tags.get(tag) in values for tag, values in wanted.items())
+
+
+def with_name(tags: Tags, node: str) -> Tags:
+    """A node's tags as rules see them."""
+    return {**tags, NODE: node}
 
 
 def as_text(tags: Tags) -> str:

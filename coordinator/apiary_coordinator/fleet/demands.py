@@ -9,7 +9,7 @@ from typing import Final
 
 from apiary.learn.folder import labels as naming
 from apiary.settings import RunSettings
-from apiary.tags import as_text, matches
+from apiary.tags import as_text, matches, with_name
 from apiary.wire.capabilities import VERSION_0, needed
 from apiary.wire.messages import NodeStatus, Plan
 
@@ -37,9 +37,9 @@ class Demands:
     def _known(self) -> frozenset[str]:
         return frozenset(self.labels)
 
-    def unmet(self, status: NodeStatus) -> str | None:
+    def unmet(self, status: NodeStatus, node: str = "") -> str | None:
         """Why a node with this status cannot take part, whatever it is at; None where it can."""
-        if not matches(status.tags, self.only):
+        if not matches(with_name(status.tags, node), self.only):
             return f"the run is for {', '.join(self.only)}; this node has {as_text(status.tags) or 'no tags'}"
         if (why := self.misfit(status)) is not None:
             return why

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from apiary.settings import RunSettings
-from apiary.tags import parse_rule
+from apiary.tags import NODE, parse_rule
 from apiary.wire import NodeId
 from apiary_coordinator.fleet.demands import Demands, some
 from apiary_coordinator.fleet.reasons import commonest
@@ -63,9 +63,11 @@ def muster(roster: Roster, demands: Demands, rests: Rests, now: float) -> Muster
     return Muster(sorted(ready), resting, unfit)
 
 
-def _absent(rules: Iterable[str], roster: Roster) -> str | None:
+def _absent(rules: Sequence[str], roster: Roster) -> str | None:
     """Rules on a tag of which no value is any node's, and the tags that there are."""
     there = roster.tags()
+    if any(parse_rule(rule)[0] == NODE for rule in rules):
+        there = [tag for tag in there if parse_rule(tag)[0] != NODE] + [f"{NODE}={n}" for n in roster.nodes]
     found = {parse_rule(rule)[0] for rule in rules if rule in there}
     missing = [rule for rule in rules if parse_rule(rule)[0] not in found]
     if not missing or not len(roster):

@@ -108,7 +108,7 @@ class Roster:
 
     def unfit(self, node: NodeId, demands: Demands) -> str | None:
         """Why a node that is known cannot take part now, or None."""
-        return self.away(node) or demands.unmet(self.nodes[node].status)
+        return self.away(node) or demands.unmet(self.nodes[node].status, node)
 
     def fit(self, demands: Demands) -> list[NodeId]:
         """Those that could take part in a round now, sorted."""

@@ -127,13 +127,14 @@ class Collector:
         """
         if not self._runner.round.collecting:
             return
-        upload = self._uploads.receiving(node, digest, now)
+        upload = self._uploads.receiving(node, digest)
         if upload is None or upload.assembly.complete:
             return
         # A complete upload is hashed: to verify each of its chunks, too, would cost half as much again.
         taken = upload.assembly.accept(index, payload, verify=upload.suspect)
         if taken is None:
             return
+        self._uploads.came(upload, now)
         offset, data = taken
         try:
             self._spool.write(upload.slot, offset, data)

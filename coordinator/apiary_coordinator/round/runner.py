@@ -26,7 +26,7 @@ from apiary_coordinator.resources import Resources
 from apiary_coordinator.round import state as table
 from apiary_coordinator.round.aggregation import Aggregation, EvaluatedModel, NewWeights
 from apiary_coordinator.round.collector import Collector, spool_path
-from apiary_coordinator.round.deadline import deadline_s
+from apiary_coordinator.round.deadline import deadline_s, longest_s
 from apiary_coordinator.round.server_state import ClosedRound, RoundTerms, ServerState
 from apiary_coordinator.round.state import Phase, Round
 from apiary_coordinator.updates.capacity import most_uploads
@@ -249,6 +249,19 @@ class RoundRunner:
         self.again.discard(row.node)
         self._rests.took_part(row.node)
         self._handle(table.UpdateAccepted(row.node, row.contributor))
+        self._shorten()
+
+    def _shorten(self) -> None:
+        """Wait no longer than the fleet's pace explains, once a quorum of three or more shows it.
+
+        A first round has hours: a node that is there and sends nothing would take them all.
+        """
+        round_ = self.round
+        enough = max(3, round_.quorum)
+        if self._settings.run.deadline_s is None and round_.collecting and len(round_.accepted) >= enough:
+            longest = self._opened_at + longest_s([c.seconds for c in round_.accepted.values()])
+            if longest < round_.deadline_at:
+                self.round = replace(round_, deadline_at=longest)
 
     def rejected(self, node: NodeId, why: str) -> None:
         """An update was refused. Raises StoreError."""

@@ -46,6 +46,8 @@ _COUNT_EVERY_S: Final = 0.25
 """While there are too few nodes, they are counted so often: each turn would make thousands that come slow."""
 _RETRY_S: Final = 5.0
 """A step that the disk refused is tried again after this pause: neither the log nor the disk is flooded."""
+_MOST_SETTLES: Final = 10
+"""So many pauses for newcomers at most: in a fleet without certificates names cost nothing."""
 _PARTING_S: Final = 60.0
 """The broker may take this long to receive the end of the run: longer than a dead link goes unnoticed."""
 
@@ -102,6 +104,9 @@ class Run:
         """Since this start of the coordinator no newcomer has come for a while: the fleet is here."""
         self._logged = (-_LOG_EVERY_S, "")
         self._newcomer_at = self._clock()
+        self._came: set[NodeId] = set()
+        self._enough_at: float | None = None
+        """When enough nodes were ready for the first time."""
         self._count_at = 0.0
         self._resuming = False
         """A round is open, and is not under way yet: its model is evaluated, its updates are read."""
@@ -150,9 +155,11 @@ class Run:
             self._turn_at = now + _RETRY_S
             raise
 
-    def newcomer(self, now: float) -> None:
-        """A node has just come: the first round waits a moment for others."""
-        self._newcomer_at = now
+    def newcomer(self, node: NodeId, now: float) -> None:
+        """A node has just come: the first round waits a moment for others, once for each."""
+        if node not in self._came:
+            self._came.add(node)
+            self._newcomer_at = now
 
     def notice(self, node: NodeId) -> Notice | None:
         """What is current, for one node, without labels between rounds; None while a round is being resumed:
@@ -276,7 +283,10 @@ class Run:
             self._count_at = now + _COUNT_EVERY_S
             self._log(found.describe(run, roster), now)
             return
-        if now - self._newcomer_at < run.settle_s and not self._settled:
+        if self._enough_at is None:
+            self._enough_at = now
+        waits = now - self._enough_at < _MOST_SETTLES * run.settle_s
+        if waits and now - self._newcomer_at < run.settle_s and not self._settled:
             return
         self._settled = True
         runner = RoundRunner.open(

@@ -8,7 +8,7 @@ again may wait there to be screened.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from apiary.wire import Digest, NodeId
@@ -17,6 +17,11 @@ from apiary.wire.messages import Offer
 
 MAX_STALLS: Final = 3
 """A granted upload that stalls this often in a row goes back into the queue, so that others get its place."""
+SLICES: Final = 20
+"""While others wait an upload brings this part of itself in each `MAX_STALLS` idle times, or goes back too.
+
+A chunk now and then is no stall, and would keep its place for as long as the round is open.
+"""
 
 
 @dataclass(slots=True)
@@ -28,6 +33,9 @@ class Upload:
     assembly: Assembly
     heard_at: float = 0.0
     stalls: int = 0
+    slice_at: float = field(default=0.0, init=False)
+    slice_had: int = field(default=0, init=False)
+    """When its present slice began, and how many chunks it had then."""
     slot: int = -1
     """Where the shell keeps its bytes; -1 before the first grant."""
     suspect: bool = False
@@ -71,10 +79,10 @@ class Uploads:
         """An offer came. A repeated one means that the node lost our grant: it gets one again."""
         known = self._active.get(node) or self._waiting.get(node)
         if known is not None and known.digest == offer.update.digest:
-            if node in self._coming:
-                known.heard_at = now
-                return [known]
-            return self.freed(now)
+            if node not in self._coming:
+                return self.freed(now)
+            # Its node is there; but only chunks keep a place.
+            return self._stalled(known, now) + self.freed(now)
         self.drop(node)
         self._waiting[node] = Upload(node, offer, Assembly(Digest(offer.update.digest), offer.update.bytes))
         return self.freed(now)
@@ -83,17 +91,18 @@ class Uploads:
         """Whether this upload is under way, or waits for its turn."""
         return self._active.get(upload.node) is upload or self._waiting.get(upload.node) is upload
 
-    def receiving(self, node: NodeId, digest: str, now: float) -> Upload | None:
-        """The granted upload that a chunk belongs to, marked as alive; None where none was granted.
+    def receiving(self, node: NodeId, digest: str) -> Upload | None:
+        """The granted upload that a chunk belongs to; None where none was granted.
 
         `digest` may be the beginning of it only.
         """
         upload = self._active.get(node)
-        if upload is None or not upload.digest.startswith(digest):
-            return None
+        return upload if upload is not None and upload.digest.startswith(digest) else None
+
+    def came(self, upload: Upload, now: float) -> None:
+        """A chunk of it came that was missing: it is alive."""
         upload.heard_at = now
         upload.stalls = 0
-        return upload
 
     def superseded(self, node: NodeId, digest: Digest) -> Upload | None:
         """Forget a node's upload of anything but `digest`; the caller frees its room."""
@@ -133,19 +142,36 @@ class Uploads:
         again: list[Upload] = []
         for node in [n for n in self._active if n in self._coming]:
             upload = self._active[node]
-            if now - upload.heard_at < self._idle_s:
-                continue
-            upload.stalls += 1
-            upload.heard_at = now
-            if upload.stalls >= MAX_STALLS and self._waiting:
-                upload.stalls = 0
-                self.drop(node)
-                self._waiting[node] = upload
-            else:
-                again.append(upload)
+            if self._drips(upload, now):
+                self._back(upload)
+            elif now - upload.heard_at >= self._idle_s:
+                again += self._stalled(upload, now)
         # Who is granted later, or heard of, cannot have stalled before.
         self._look_at = min((self._active[n].heard_at for n in self._coming), default=now) + self._idle_s
         return again + self.freed(now)
+
+    def _stalled(self, upload: Upload, now: float) -> list[Upload]:
+        """Grant it again, or let others go first."""
+        upload.stalls += 1
+        upload.heard_at = now
+        if upload.stalls >= MAX_STALLS and self._waiting:
+            self._back(upload)
+            return []
+        return [upload]
+
+    def _drips(self, upload: Upload, now: float) -> bool:
+        """Whether it keeps others waiting and brought next to nothing in the slice that is over."""
+        if now - upload.slice_at < MAX_STALLS * self._idle_s:
+            return False
+        came = upload.assembly.received - upload.slice_had
+        upload.slice_at, upload.slice_had = now, upload.assembly.received
+        return bool(self._waiting) and came * SLICES < upload.assembly.chunks
+
+    def _back(self, upload: Upload) -> None:
+        """To the end of the queue; what has come of it stays."""
+        upload.stalls = 0
+        self.drop(upload.node)
+        self._waiting[upload.node] = upload
 
     def freed(self, now: float) -> list[Upload]:
         """Grant what the free places allow."""
@@ -153,7 +179,8 @@ class Uploads:
         most = self._max_active
         while self._waiting and len(self._coming) < most and len(self._active) < 2 * most:
             node, upload = self._waiting.popitem(last=False)
-            upload.heard_at = now
+            upload.heard_at = upload.slice_at = now
+            upload.slice_had = upload.assembly.received
             self._active[node] = upload
             self._coming.add(node)
             grants.append(upload)

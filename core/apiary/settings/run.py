@@ -108,7 +108,7 @@ class RunSettings(Section):
     only: list[str] = Field(
         default_factory=list,
         max_length=MAX_RULES,
-        description="draw nodes with these tags alone, e.g. ['site=north']; of one tag any of several values",
+        description="draw nodes with these tags alone, e.g. ['site=north'], or ['node=pi-1', 'node=pi-2']",
     )
     per_tag: str | None = Field(
         None, description="draw evenly over the values of this tag, e.g. site; nodes without it are one group"

@@ -83,3 +83,10 @@ def test_one_ready_node_is_enough_where_no_more_are_needed() -> None:
     found = Fleet(a={}).muster()
     assert not found.waits_for(1)
     assert found.waits_for(1, least=2)
+
+
+def test_a_name_that_no_node_has_is_named_with_those_there_are() -> None:
+    fleet = Fleet(a={}, b={"tags": {"node": "zoe"}})
+    assert "no node has node=zoe; there are: node=a, node=b" in fleet.waits(
+        RunSettings(only=["node=zoe"], min_nodes=1)
+    )

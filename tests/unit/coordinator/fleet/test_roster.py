@@ -117,6 +117,14 @@ def test_a_run_for_certain_tags_draws_those_alone() -> None:
     assert roster.unfit(NodeId("d"), NORTH) == "the run is for site=north; this node has no tags"
 
 
+def test_the_name_is_a_tag_that_no_node_gives_itself() -> None:
+    roster = Roster()
+    for node, tags in (("a", {}), ("b", {"node": "a"})):
+        roster.update(NodeId(node), NodeStatus(state="ready", samples=9, tags=tags), 0.0)
+    assert roster.fit(Demands(only=("node=a",))) == ["a"]
+    assert roster.fit(Demands(only=("node=a", "node=b"))) == ["a", "b"]
+
+
 def silent_after(told: NodeStatus, *, looks_s: float) -> bool:
     roster = Roster()
     roster.update(A, told, 100.0)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from apiary_coordinator.round.deadline import FACTOR, SHORTEST_S, deadline_s
+from apiary_coordinator.round.deadline import FACTOR, SHORTEST_S, SPREAD, deadline_s, longest_s
 
 
 def test_a_fixed_deadline_wins() -> None:
@@ -22,7 +22,14 @@ def test_it_follows_what_nine_of_ten_needed() -> None:
 
 def test_only_the_last_three_rounds_count() -> None:
     assert deadline_s([[9999.0], [100.0], [100.0], [100.0]], fixed=None, first=1e6) == FACTOR * 100
-    assert deadline_s([[9999.0], [100.0], [100.0]], fixed=None, first=1e6) == FACTOR * 9999
+    assert deadline_s([[900.0], [100.0], [100.0]], fixed=None, first=1e6) == FACTOR * 900
+
+
+def test_one_that_sends_late_on_purpose_does_not_choose_the_deadline() -> None:
+    assert deadline_s([[5.0, 5.0, 5.0, 14000.0]], fixed=None, first=14400) == SPREAD * 5
+    assert deadline_s([[1.0, 2.0, 14000.0]], fixed=None, first=14400) == SHORTEST_S
+    assert deadline_s([[600.0] * 9 + [14000.0] * 2], fixed=None, first=1e6) == SPREAD * 600
+    assert longest_s([5.0, 200.0]) == SPREAD * 200, "of two neither is known to be the late one"
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,32 @@ def test_from_the_first_update_to_the_end(tmp_path: Path) -> None:
     one.leave()
 
 
+def test_who_stalls_does_not_keep_a_first_round_open_for_hours(tmp_path: Path) -> None:
+    one = Running(tmp_path, "abcd", first_deadline_s=14_400).open()
+    for node in "ab":
+        one.now += 10
+        one.send(node)
+        one.work()
+    assert one.runner.round.deadline_at == 100.0 + 14_400, "of two neither is known to be the late one"
+    one.send("c")
+    one.work()
+    assert one.runner.round.deadline_at == 100.0 + 30 * 20
+    one.now = 100.0 + 600
+    one.runner.tick(one.now)
+    one.work()
+    assert one.closed[0].result.missing == {"d": "no update in time"}
+    one.leave()
+
+
+def test_a_fixed_deadline_stays(tmp_path: Path) -> None:
+    one = Running(tmp_path, "abcd", deadline_s=5000).open()
+    for node in "abc":
+        one.send(node)
+    one.work()
+    assert one.runner.round.deadline_at == 100.0 + 5000
+    one.leave()
+
+
 def test_what_nodes_measured_is_told_as_its_mean(tmp_path: Path) -> None:
     one = Running(tmp_path, "abc").open()
     for node, accuracy in (("a", 0.5), ("b", 0.8), ("c", None)):

@@ -78,6 +78,25 @@ def test_the_first_round_waits_for_nodes_and_then_for_the_last_of_them(
     assert any("run=r round=1 opened cohort=3" in m for m in caplog.messages)
 
 
+def test_the_first_round_waits_once_for_each_node_and_not_for_ever_for_new_names(tmp_path: Path) -> None:
+    one = Bench(tmp_path)
+    one.run.start()
+    one.work()
+    one.come("a", "b", "c")
+    one.ticks(4.5, each=lambda: one.come("a"))
+    assert one.stage == "round", "one that leaves and comes holds up nobody"
+
+    other = Bench(tmp_path / "other")
+    other.run.start()
+    other.work()
+    other.come("a", "b", "c")
+    names = (f"n{i}" for i in range(1000))
+    other.ticks(35, each=lambda: other.come(next(names)))
+    assert other.stage == "waiting", "each may be of the fleet"
+    other.ticks(6, each=lambda: other.come(next(names)))
+    assert other.stage == "round"
+
+
 def test_another_reason_for_waiting_is_said_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     one = Bench(tmp_path)

@@ -103,7 +103,7 @@ class Bench:
     def come(self, *nodes: str) -> None:
         for node in nodes:
             self.roster.update(NodeId(node), status(), self.now)
-            self.run.newcomer(self.now)
+            self.run.newcomer(NodeId(node), self.now)
 
     def work(self) -> None:
         while self.worker.jobs:

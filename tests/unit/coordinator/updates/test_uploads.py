@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from apiary.wire import Digest, NodeId
 from apiary.wire.chunks import CHUNK_BYTES, digest_of, encode, span
 from apiary.wire.messages import BlobRef, Offer, TrainMetrics
@@ -23,9 +25,10 @@ def give(uploads: Uploads, node: str, index: int, now: float = 0.0) -> Upload:
     told = offer(node)
     digest = Digest(told.update.digest)
     start, end = span(index, SIZE)
-    upload = uploads.receiving(NodeId(node), digest, now)
+    upload = uploads.receiving(NodeId(node), digest)
     assert upload is not None
-    upload.assembly.accept(index, encode(digest, index, document(node)[start:end]))
+    if upload.assembly.accept(index, encode(digest, index, document(node)[start:end])) is not None:
+        uploads.came(upload, now)
     return upload
 
 
@@ -112,7 +115,7 @@ def test_what_came_damaged_is_left_where_its_node_has_another_by_now() -> None:
     complete(uploads, "a")
     (new,) = offered(uploads, "a", version=1)
     assert uploads.again(old, (), 0.0) == []
-    assert uploads.receiving(NodeId("a"), new.digest, 0.0) is new
+    assert uploads.receiving(NodeId("a"), new.digest) is new
 
 
 def test_another_update_of_the_same_node_replaces_the_first() -> None:
@@ -120,7 +123,7 @@ def test_another_update_of_the_same_node_replaces_the_first() -> None:
     (old,) = offered(uploads, "a")
     (new,) = offered(uploads, "a", version=1)
     assert new.digest != old.digest
-    assert uploads.receiving(NodeId("a"), old.digest, 0.0) is None
+    assert uploads.receiving(NodeId("a"), old.digest) is None
     assert uploads.active == 1
 
 
@@ -138,8 +141,8 @@ def test_chunks_that_nobody_asked_for_have_no_upload() -> None:
     offered(uploads, "a")
     offered(uploads, "b")
     digest = Digest(offer("b").update.digest)
-    assert uploads.receiving(NodeId("b"), digest, 0.0) is None
-    assert uploads.receiving(NodeId("z"), digest, 0.0) is None
+    assert uploads.receiving(NodeId("b"), digest) is None
+    assert uploads.receiving(NodeId("z"), digest) is None
 
 
 def test_what_stalls_is_asked_for_again_after_the_idle_time_and_not_before() -> None:
@@ -253,3 +256,47 @@ def test_a_chunk_that_comes_makes_up_for_all_stalls() -> None:
         now += 10.5
         found = nodes(uploads.tick(now))
     assert found == ["b"], "others go first"
+
+
+@pytest.mark.parametrize("keeps_on", ["a chunk it had sent", "its offer"])
+def test_what_brings_nothing_new_keeps_no_place(keeps_on: str) -> None:
+    uploads = Uploads(max_active=1, idle_s=10)
+    offered(uploads, "a")
+    give(uploads, "a", 0)
+    offered(uploads, "b")
+    granted: list[str] = []
+    now = 0.0
+    while "b" not in granted and now < 80.0:
+        now += 8.0
+        if keeps_on == "its offer":
+            granted += nodes(offered(uploads, "a", now=now))
+        else:
+            give(uploads, "a", 0, now=now)
+        granted += nodes(uploads.tick(now))
+    assert granted[-1] == "b" and uploads.waiting == 1
+
+
+def test_a_chunk_now_and_then_keeps_no_place_where_others_wait() -> None:
+    chunks = 100
+    ref = BlobRef(digest="d" * 64, bytes=chunks * CHUNK_BYTES)
+    update = Offer(run="r", round=1, update=ref, codec="raw_f32", samples=5, metrics=TrainMetrics(loss=1.0))
+    uploads = Uploads(max_active=1, idle_s=10)
+    (upload,) = uploads.offered(NodeId("slow"), update, 0.0)
+    assert upload.assembly.chunks == chunks
+
+    def drip(each_s: float, until: float) -> list[str]:
+        now, had = upload.slice_at, upload.assembly.received
+        while now < until:
+            now += each_s
+            upload.assembly._left -= 1  # a chunk that was missing
+            uploads.came(upload, now)
+            if found := uploads.tick(now):
+                return nodes(found)
+        assert upload.assembly.received > had
+        return []
+
+    assert drip(8.0, 100.0) == [], "nobody waits"
+    offered(uploads, "b", now=100.0)
+    assert drip(5.0, 190.0) == [], "six of a hundred chunks in each slice of thirty seconds"
+    assert drip(8.0, 300.0) == ["b"]
+    assert uploads.waiting == 1, "and its chunks are not lost"
