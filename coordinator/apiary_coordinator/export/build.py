@@ -57,6 +57,7 @@ def build(
         momentum=plan.momentum,
         controls=controls,
         train=train,
+        fixed=models.fixed,
     )
     named = dict(named_variables(model))
     manifest = Manifest(
@@ -81,6 +82,7 @@ def build(
         keras=model.to_json(),
         activations=_activations(model),
         controls=controls,
+        noise=module.noise,
     )
     half = getattr(checked, "base_precision", "float32") == "float16"
     return Exported(

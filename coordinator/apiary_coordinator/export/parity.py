@@ -39,6 +39,7 @@ MAX_IN_ONE_BATCH: Final = 0.2
 MAX_OPTIMIZER: Final = 1e-3
 MAX_PROX: Final = 1e-3
 MAX_CONTROLS: Final = 1e-3
+MAX_STATISTICS: Final = 1e-3
 MAX_LOSS: Final = 1e-4
 MAX_PROBABILITY: Final = 1e-4
 MAX_FILLER: Final = 1e-4
@@ -65,6 +66,7 @@ class Parity:
     probability: float
     filler: float
     controls: float = 0.0
+    statistics: float = 0.0
 
     def __str__(self) -> str:
         return ", ".join(f"{f.name.replace('_', ' ')} {getattr(self, f.name):.0e}" for f in fields(self))
@@ -78,6 +80,8 @@ class Expected:
     own: dict[str, float]
     losses: NDArray[np.float64]
     probabilities: NDArray[np.float32]
+    statistics: list[Gradient]
+    """Running moments at each point, after a step on the first batch."""
 
 
 def check(manifest: Manifest, folder: Path) -> dict[str, Parity]:
@@ -105,6 +109,7 @@ def expected(manifest: Manifest, initial: Weights) -> Expected:
 
     exact, rounded = Reference(manifest, "float64"), Reference(manifest, "float32")
     gradients, losses, probabilities = {}, np.zeros((probe.POINTS, probe.BATCHES)), []
+    statistics = []
     own: dict[str, list[float]] = {}
     for p in range(probe.POINTS):
         at = probe.point(initial, p)
@@ -112,11 +117,15 @@ def expected(manifest: Manifest, initial: Weights) -> Expected:
         rounded.set_weights(at)
         for b in range(probe.BATCHES):
             samples = probe.batch(manifest, b)
-            gradients[p, b], losses[p, b] = exact.gradient(*samples)
-            for name, off in _apart(rounded.gradient(*samples)[0], gradients[p, b]).items():
+            gradients[p, b], losses[p, b] = exact.gradient(*samples, noise_seed=b)
+            for name, off in _apart(rounded.gradient(*samples, noise_seed=b)[0], gradients[p, b]).items():
                 own.setdefault(name, []).append(off)
+            if b == probe.FIRST:
+                statistics.append(exact.statistics())
+        exact.set_weights(at)
         probabilities.append(exact.infer(probe.batch(manifest, 0)[0]))
-    return Expected(gradients, {n: _quartile(o) for n, o in own.items()}, losses, np.stack(probabilities))
+    usual = {n: _quartile(o) for n, o in own.items()}
+    return Expected(gradients, usual, losses, np.stack(probabilities), statistics)
 
 
 def ask(folder: Path, manifest: Manifest, runtime: str, out: Path) -> Probe:
@@ -149,6 +158,7 @@ def compare(got: Probe, want: Expected, initial: Weights, *, who: str) -> Parity
     optimizer, moved = _optimizer(got, numbers, initial)
     prox, pulled = _prox(got, numbers, initial)
     controls, controlled = max(_clip(got, numbers, initial), _decay(got, initial), key=_nan_first)
+    statistics, counted = _statistics(got, want, initial)
     found = Parity(
         gradient,
         one_batch,
@@ -158,6 +168,7 @@ def compare(got: Probe, want: Expected, initial: Weights, *, who: str) -> Parity
         probability=_largest(np.abs(numbers["probabilities"] - want.probabilities)),
         filler=float(numbers["filler"]),
         controls=controls,
+        statistics=statistics,
     )
     bounds = {
         "gradient": (MAX_GRADIENT, f"the gradient, most in {worst}"),
@@ -165,6 +176,7 @@ def compare(got: Probe, want: Expected, initial: Weights, *, who: str) -> Parity
         "optimizer": (MAX_OPTIMIZER, f"{got.manifest.optimizer}'s steps, most in {moved}"),
         "prox": (MAX_PROX, f"the proximal term, most in {pulled}"),
         "controls": (MAX_CONTROLS, controlled),
+        "statistics": (MAX_STATISTICS, f"running moments, most in {counted}"),
         "loss": (MAX_LOSS, "the loss"),
         "probability": (MAX_PROBABILITY, "the probabilities"),
         "filler": (MAX_FILLER, "what samples of weight 0 change (a layer that ignores weights?)"),
@@ -277,6 +289,21 @@ def _decay(got: Probe, initial: Weights) -> tuple[float, str]:
 
     worst = _first(after, off)
     return off(worst), f"the decay of weights, most in {worst}"
+
+
+def _statistics(got: Probe, want: Expected, initial: Weights) -> tuple[float, str]:
+    """By how much running moments differ from Keras' after a step, in what it moved them; per tensor."""
+    if not got.manifest.statistics:
+        return 0.0, ""
+    apart = dict.fromkeys(got.manifest.statistics, 0.0)
+    for p, exact in enumerate(want.statistics):
+        found, start = got.statistics(p), probe.point(initial, p)
+        for name, moments in exact.items():
+            largest = float(np.linalg.norm(moments - start[name]))
+            off = _beyond(found[name] - moments, moments, largest)
+            apart[name] = max(apart[name], off, key=lambda far: _nan_first((far, name)))
+    worst = max(apart, key=lambda name: _nan_first((apart[name], name)))
+    return apart[worst], worst
 
 
 def _beyond(off: NDArray[np.float64], weights: NDArray[np.float64], largest: float) -> float:

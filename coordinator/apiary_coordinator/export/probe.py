@@ -7,7 +7,7 @@ in a process of its own, because tflite-runtime and TensorFlow cannot live in on
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -55,6 +55,10 @@ class Probe:
         """The gradient at that point on that batch, float64 by tensor name; trained tensors only."""
         return self._read(f"gradient-{point}-{number}")
 
+    def statistics(self, point: int) -> Gradient:
+        """The running moments after a step from that point on the first batch, float64 by tensor name."""
+        return self._read(f"gradient-{point}-{FIRST}", self.manifest.statistics)
+
     def moved(self, name: str) -> Gradient:
         """The weights after a step of the path (`path-0` ...) or of FedProx (`prox-0`, `prox-1`), float64."""
         return self._read(name)
@@ -68,9 +72,15 @@ class Probe:
         with np.load(self.folder / "numbers.npz", allow_pickle=False) as kept:
             return {name: kept[name] for name in kept.files}
 
-    def _read(self, name: str) -> Gradient:
+    def _read(self, name: str, tensors: Collection[str] | None = None) -> Gradient:
+        if tensors is None:
+            tensors = {t.name for t in self.manifest.tensors if t.trainable}
         with np.load(self.folder / f"{name}.npz", allow_pickle=False) as kept:
-            return {t.name: kept[t.argument].astype(np.float64) for t in self.manifest.tensors if t.trainable}
+            return {
+                t.name: kept[t.argument].astype(np.float64)
+                for t in self.manifest.tensors
+                if t.name in tensors
+            }
 
 
 def batch(manifest: Manifest, seed: int) -> tuple[Array, Array, Array]:
@@ -110,7 +120,7 @@ def probe(trainer: Trainer, manifest: Manifest, initial: Weights, out: Path) -> 
     for p in range(POINTS):
         at = point(initial, p)
         for b in range(BATCHES):
-            gradient, losses[p, b] = asked.gradient(at, *batch(manifest, b))
+            gradient, losses[p, b] = asked.gradient(at, *batch(manifest, b), noise_seed=b)
             asked.write(f"gradient-{p}-{b}", gradient)
         trainer.set_weights(at)
         probabilities.append(trainer.infer(batch(manifest, 0)[0]))
@@ -137,15 +147,20 @@ class _Asked:
         """Tensors by their argument: a name may hold what a file's name may not."""
         np.savez(self._out / f"{name}.npz", **{t.argument: tensors[t.name] for t in self._manifest.tensors})
 
-    def gradient(self, at: Weights, x: Array, y: Array, w: Array) -> tuple[Weights, float]:
-        """The gradient of the weighted loss at these weights, and the loss."""
+    def gradient(
+        self, at: Weights, x: Array, y: Array, w: Array, noise_seed: int = 0
+    ) -> tuple[Weights, float]:
+        """The gradient of the weighted loss at these weights, and the loss; of moments what they become."""
         scale = ADAM_WEIGHT if self._adam else 1.0
         rate = ADAM_RATE if self._adam else SGD_RATE
         self._trainer.set_weights(at)
-        loss = self._trainer.step(x, y, w * np.float32(scale), StepControls(rate)) / scale
+        controls = StepControls(rate, noise_seed=noise_seed)
+        loss = self._trainer.step(x, y, w * np.float32(scale), controls) / scale
         after = self._trainer.get_weights()
 
         def one(name: str) -> NDArray[np.float64]:
+            if name in self._manifest.statistics:
+                return after[name].astype(np.float64)
             u = (at[name].astype(np.float64) - after[name]) / rate
             if self._adam:  # the first step is u = g / (|g| + e), solved for g
                 u = LINEAR_BELOW * u / (1 - np.abs(u))
@@ -198,7 +213,7 @@ class _Asked:
         gradient, _ = self.gradient(self._initial, x, y, w)
         # Adam's first step hides a gradient's size, but where it is about `LINEAR_BELOW`.
         scale = ADAM_CLIP_WEIGHT if self._adam else 1.0
-        norm = scale * Weights({name: gradient[name] for name in sorted(self._trained)}).norm()
+        norm = scale * self._of_trained(gradient).norm()
         rate = ADAM_STEP if self._adam else self._rate(gradient)
         for i, most in enumerate((norm / 2, norm * 2)):
             t.set_weights(self._initial)
@@ -221,13 +236,25 @@ class _Asked:
         other = x.copy()
         other[-1] = other[-1].max() - other[-1]
         (here, _), (there, _) = (self.gradient(self._initial, each, y, w) for each in (x, other))
+        moments = [_parts(found, self._manifest.statistics) for found in (here, there)]
+        here, there = self._of_trained(here), self._of_trained(there)
         self._trainer.set_weights(self._initial)
         self._trainer.step(other, y, w, StepControls(0.0))
-        moved = self._trainer.get_weights() - self._initial  # what a rate of 0 moves: statistics
-        return (there - here).norm() / (here.norm() or 1.0) + moved.norm()
+        # What a rate of 0 moves beside statistics.
+        moved = self._trainer.get_weights() - self._initial
+        moved = Weights({n: t for n, t in moved.items() if n not in self._manifest.statistics})
+        apart = (there - here).norm() / (here.norm() or 1.0) + moved.norm()
+        return apart + (moments[1] - moments[0]).norm() / (moments[0].norm() or 1.0)
+
+    def _of_trained(self, found: Weights) -> Weights:
+        return _parts(found, self._trained)
 
     def _rate(self, gradient: Weights) -> float:
-        return MOVE * (self._initial.norm() or 1.0) / (gradient.norm() or 1.0)
+        return MOVE * (self._initial.norm() or 1.0) / (self._of_trained(gradient).norm() or 1.0)
+
+
+def _parts(found: Weights, names: Collection[str]) -> Weights:
+    return Weights({name: found[name] for name in sorted(names)})
 
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7

@@ -1,13 +1,15 @@
 """A Keras model as a `tf.Module` that trains itself: what becomes `trainer.tflite`."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import tensorflow as tf
 
-from apiary.errors import SettingsError
+from apiary.errors import ExportError, SettingsError
 from apiary.learn.manifest import Control, parts
 from apiary.learn.runtimes.keras import named_variables, with_logits
+from apiary.learn.training_pass import TrainingPass
 from apiary_coordinator.export.gradients import builtin_gradients
 from apiary_coordinator.export.probe import BETA_1, BETA_2, EPSILON
 
@@ -23,7 +25,8 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
 
     train(x[B, ...], y[B, C], w[B], lr[1], mu[1]) -> loss[1]; infer(x[b, ...]) -> prob[b, C];
     set_weights(p000, p001, ...) -> ok[1]; get_weights() -> p000, p001, ...: `arguments` names their tensors.
-    Each of `controls` is an input [1] of train, too. Of the model only what `train` names is trained.
+    Each of `controls` is an input [1] of train, too; so is noise[B, n] where the model has dropout. Of the
+    model only what `train` names is trained, and of that the tensors `fixed` stay as they are.
     """
 
     beta_1, beta_2, epsilon = BETA_1, BETA_2, EPSILON
@@ -37,12 +40,17 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
         momentum: float,
         controls: tuple[Control, ...] = (),
         train: Sequence[str] = (),
+        fixed: Collection[str] = (),
     ):
         super().__init__()
         self._controls = controls
         self._model, self._optimizer, self._momentum = with_logits(model), optimizer, momentum
         named = named_variables(model)
-        self.sent_names = frozenset(parts(train, [name for name, _ in named]))
+        self.sent_names = frozenset(parts(train, [name for name, _ in named])) - frozenset(fixed)
+        self._in_training = TrainingPass(
+            self._model, moving=self.sent_names, drop=self._dropped, normalize=self._normalized
+        )
+        self.noise = self._in_training.noise
         self._all = [v.value for _, v in named]
         self._trained = [v.value for name, v in named if v.trainable and name in self.sent_names]
         if not self._trained:
@@ -63,19 +71,21 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
         inferred = min(batch, INFER_ROWS if len(sample) == 1 else INFER_BATCH)
         one = [spec([1], name) for name in ("lr", "mu", *self._controls)]
         batch_of = [spec([batch, *sample], "x"), spec([batch, classes], "y"), spec([batch], "w")]
+        noise = [spec([batch, self.noise], "noise")] if self.noise else []
         parameters = [spec(v.shape, k) for k, v in zip(self.arguments, self._all, strict=True)]
         return {
-            "train": tf.function(self._train, input_signature=batch_of + one),
+            "train": tf.function(self._train, input_signature=batch_of + one + noise),
             "infer": tf.function(self._infer, input_signature=[spec([inferred, *sample], "x")]),
             "get_weights": tf.function(self._get, input_signature=[]),
             "set_weights": tf.function(self._set, input_signature=parameters),
         }
 
     def _train(
-        self, x: Tensor, y: Tensor, w: Tensor, lr: Tensor, mu: Tensor, *controls: Tensor
+        self, x: Tensor, y: Tensor, w: Tensor, lr: Tensor, mu: Tensor, *more: Tensor
     ) -> dict[str, Tensor]:
+        controls, noise = more[: len(self._controls)], more[len(self._controls) :]
         given = dict(zip(self._controls, controls, strict=True))
-        loss, gradients = self._gradients(x, y, w)
+        loss, gradients = self._gradients(x, y, w, *noise)
         # FedProx (Li et al. 2020, arXiv:1812.06127): mu/2 |v - anchor|^2 holds a node near the global model.
         gradients = [g + mu * (v - a) for g, v, a in zip(gradients, self._trained, self._anchor, strict=True)]
         if "gradient_clip" in given:
@@ -88,12 +98,36 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
             self._sgd(gradients, lr)
         return {"loss": tf.reshape(loss, [1])}
 
-    def _gradients(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _gradients(self, x: Tensor, y: Tensor, w: Tensor, *noise: Tensor) -> tuple[Tensor, list[Tensor]]:
         with builtin_gradients():
-            logits, _ = self._model(x, training=True)
+            logits, _ = self._in_training(x, w, *noise)
             # The fused cross entropy has a gradient that TFLite lacks; this one is log_softmax alone.
             loss = -tf.reduce_sum(w * tf.reduce_sum(y * tf.nn.log_softmax(logits), -1))
         return loss, tf.gradients(loss, self._trained)
+
+    def _dropped(self, x: Tensor, noise: Tensor, rate: float) -> Tensor:
+        return x * (tf.cast(noise >= rate, x.dtype) * (1.0 / (1.0 - rate)))
+
+    def _normalized(self, layer: Any, x: Tensor, counts: Tensor) -> Tensor:
+        """By masked moments, as Keras' own; of a batch in which no sample counts, by zeros."""
+        if layer.axis not in (-1, len(x.shape) - 1) or layer.renorm:
+            raise ExportError(f"{layer.name}: only BatchNormalization of the last axis can be exported")
+        axes = list(range(len(x.shape) - 1))
+        share = tf.reshape(tf.cast(counts, x.dtype), [-1, *(1 for _ in axes)])
+        share /= tf.maximum(tf.reduce_sum(share), 1.0) * float(math.prod(x.shape[1:-1]))
+        mean = tf.reduce_sum(x * share, axes)
+        apart = x - mean
+        variance = tf.reduce_sum(apart * apart * share, axes)
+        self._move_statistics(layer, mean, variance)
+        scale = tf.math.rsqrt(variance + layer.epsilon)
+        if layer.scale:
+            scale *= layer.gamma.value
+        return apart * scale + layer.beta.value if layer.center else apart * scale
+
+    def _move_statistics(self, layer: Any, mean: Tensor, variance: Tensor) -> None:
+        kept = layer.momentum
+        for moving, moment in ((layer.moving_mean.value, mean), (layer.moving_variance.value, variance)):
+            moving.assign(moving * kept + tf.stop_gradient(moment) * (1.0 - kept))
 
     def _clipped(self, gradients: list[Tensor], most: Tensor) -> list[Tensor]:
         """By the norm of all tensors together (Pascanu et al. 2013, arXiv:1211.5063)."""

@@ -12,6 +12,7 @@ from apiary.settings import RunSettings
 from apiary.tags import as_text, matches, with_name
 from apiary.wire.capabilities import VERSION_0, needed
 from apiary.wire.messages import NodeStatus, Plan
+from apiary_coordinator.recipes.base import capabilities
 
 _NAMED: Final = 5
 """Labels or tags that a reason names."""
@@ -31,7 +32,8 @@ class Demands:
     @classmethod
     def of(cls, run: RunSettings, plan: Plan, labels: Iterable[str] = ()) -> Demands:
         """Of a run with this plan, and a model with these labels."""
-        return cls(plan.min_samples, tuple(run.only), needed(plan, parts=bool(run.train)), tuple(labels))
+        can = needed(plan, parts=bool(run.train)) | capabilities(run.recipe, run.recipe_options)
+        return cls(plan.min_samples, tuple(run.only), can, tuple(labels))
 
     @cached_property
     def _known(self) -> frozenset[str]:

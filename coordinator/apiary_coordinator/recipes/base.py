@@ -1,6 +1,6 @@
 """What a recipe is: options, and a function from them to Keras models. Importing one is light."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -19,16 +19,22 @@ class Models:
 
     `trained` takes pixels 0..255 float32[B, H, W, C] (or, where there is a `base`, its features) and ends in
     a layer `Activation("softmax")` over the classes. `base` is frozen and takes the pixels. Layers are named
-    by hand: a tensor's name is its layer's, and must be the same in every process.
+    by hand: a tensor's name is its layer's, and must be the same in every process. The tensors `fixed` stay
+    what they were in the model that a run began with: they are not sent.
     """
 
     input: PictureInput
     trained: Any
     base: Any | None = None
+    fixed: frozenset[str] = frozenset()
 
 
 class Recipe(Protocol):
-    """A plug-in module of `apiary_coordinator.recipes` has these."""
+    """A plug-in module of `apiary_coordinator.recipes` has these.
+
+    It may also have `capabilities(options) -> frozenset[str]`: what a node must be able to do to train it
+    (`apiary.wire.capabilities`), beyond what the plan asks.
+    """
 
     class Options(BaseModel):
         """The recipe's options with defaults and bounds, unknown ones forbidden."""
@@ -52,6 +58,12 @@ class RecipeOptions(BaseModel):
 def recipe(name: str) -> Recipe:
     """The recipe of that name. Raises SettingsError."""
     return cast("Recipe", load(__package__ or "", name))
+
+
+def capabilities(name: str, options: Mapping[str, Any]) -> frozenset[str]:
+    """What a node must be able to do to train this recipe. Raises SettingsError."""
+    needs: Callable[[Any], frozenset[str]] | None = getattr(recipe(name), "capabilities", None)
+    return frozenset() if needs is None else needs(check_options(name, options))
 
 
 def check_options(name: str, given: Mapping[str, Any]) -> BaseModel:

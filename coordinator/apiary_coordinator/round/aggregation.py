@@ -103,7 +103,8 @@ class Aggregation:
     def _applied(self) -> NewWeights:
         before = rule_state(self._blobs, self._server.strategy_state)
         combined = self._chain.combine(self._updates)
-        state, weights = self._chain.apply(before, self._server.weights, combined.update)
+        averaged = self._server.manifest.statistics
+        state, weights = self._chain.apply(before, self._server.weights, combined.update, averaged=averaged)
         return NewWeights(state, weights, combined.dropped)
 
     def _written(self, new: NewWeights, left_out: Mapping[NodeId, str]) -> NextModel:

@@ -1,6 +1,6 @@
 """Named chains of stages, one a file; from the settings of a run to its chain."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
@@ -14,7 +14,7 @@ from apiary.settings import RunSettings
 from apiary.tensors import Tensors64, Weights
 from apiary.wire.messages import Plan
 from apiary_coordinator.combiners.base import Combined, Combiner, Updates
-from apiary_coordinator.server_rules.base import ServerRule
+from apiary_coordinator.server_rules.base import ServerRule, moved
 from apiary_coordinator.strategies.base import Strategy
 
 Kind = Literal["node_rule", "combiner", "server_rule"]
@@ -51,11 +51,22 @@ class Chain:
         """One update out of all. Raises StoreError."""
         return self._combiner.combine(updates, self.options["combiner"])
 
-    def apply(self, state: Weights, weights: Weights, update: Tensors64) -> tuple[Weights, Weights]:
-        """The server rule's state and the model after a round; what no update holds stays as it is."""
-        sent = Weights({name: tensor for name, tensor in weights.items() if name in update})
-        state, moved = self._server_rule.apply(state, sent, update, self.options["server_rule"])
-        return state, Weights({name: moved.get(name, tensor) for name, tensor in weights.items()})
+    def apply(
+        self, state: Weights, weights: Weights, update: Tensors64, *, averaged: Collection[str] = ()
+    ) -> tuple[Weights, Weights]:
+        """The server rule's state and the model after a round; what no update holds stays as it is.
+
+        The tensors `averaged` have their update added, whatever the rule: momentum or a step of its own size
+        would carry a running variance below zero.
+        """
+        ruled = {name: tensor for name, tensor in update.items() if name not in averaged}
+        plain = {name: tensor for name, tensor in update.items() if name in averaged}
+        state, by_rule = self._server_rule.apply(
+            state, Weights({n: weights[n] for n in weights if n in ruled}), ruled, self.options["server_rule"]
+        )
+        added = moved(Weights({n: weights[n] for n in weights if n in plain}), plain)
+        changed = {**by_rule, **added}
+        return state, Weights({name: changed.get(name, tensor) for name, tensor in weights.items()})
 
     def sent(self, state: Weights, weights: Weights) -> Weights:
         """What the nodes train on; `weights` itself where the server rule sends the model."""

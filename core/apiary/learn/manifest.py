@@ -58,6 +58,8 @@ def read_input(run: Path) -> PictureInput | None:
         raise DataError(f"{run / INPUT} cannot be read: {e}") from None
 
 
+MAX_NOISE: Final = 2**24
+"""64 MB for a sample: of wider layers none trains on a Pi."""
 Control = Literal["weight_decay", "gradient_clip"]
 
 
@@ -107,11 +109,18 @@ class Manifest(_Part):
     activations: Annotated[int, Field(ge=0)] = 0
     controls: tuple[Control, ...] = Field((), exclude_if=lambda controls: not controls)
     """Inputs of the training step beyond learning rate and FedProx's mu."""
+    noise: Annotated[int, Field(ge=0, le=MAX_NOISE)] = Field(0, exclude_if=lambda noise: not noise)
+    """Uniform numbers that the training step takes for each sample: those of dropout."""
 
     @property
     def shapes(self) -> Shapes:
         """Shape of every weight tensor by name, in order."""
         return {t.name: t.shape for t in self.tensors}
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        """The tensors that a step moves without a gradient: BatchNormalization's running moments."""
+        return frozenset(t.name for t in self.tensors if t.sent and not t.trainable)
 
     @property
     def update_shapes(self) -> Shapes:

@@ -13,7 +13,9 @@ CODEC: Final = "codec."
 RULES: Final = (
     "rule.augment",
     "rule.augment.2",
+    "rule.batch_statistics",
     "rule.class_weights",
+    "rule.dropout",
     "rule.gradient_clip",
     "rule.label_smoothing",
     "rule.partial",

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+import numpy as np
+
 from apiary.learn.manifest import Manifest
 from apiary.tensors import Array, Weights
 from apiary.wire.messages import Plan
@@ -20,13 +22,15 @@ class StepControls:
 
     `mu` pulls to the anchor (FedProx). The gradient, that pull included, is scaled down to the norm
     `gradient_clip` where it is longer; 0 is no bound. `weight_decay` is decoupled (Loshchilov and Hutter
-    2019, arXiv:1711.05101): of tensors with two dimensions and more, times the learning rate.
+    2019, arXiv:1711.05101): of tensors with two dimensions and more, times the learning rate. Dropout's noise
+    follows from `noise_seed`.
     """
 
     learning_rate: float
     mu: float = 0.0
     weight_decay: float = 0.0
     gradient_clip: float = 0.0
+    noise_seed: int = 0
 
     @classmethod
     def of(cls, plan: Plan) -> StepControls:
@@ -37,6 +41,11 @@ class StepControls:
     def clip(self) -> float:
         """The bound as a number that no gradient reaches where there is none."""
         return self.gradient_clip or _UNBOUNDED
+
+    def noise(self, manifest: Manifest) -> Array:
+        """Dropout's noise for one step, float32[B, n] in [0, 1); the same in every runtime."""
+        rng = np.random.default_rng(self.noise_seed)
+        return rng.random((manifest.batch_size, manifest.noise), dtype=np.float32)
 
 
 class Trainer(Protocol):

@@ -12,6 +12,7 @@ import numpy as np
 from apiary.errors import ModelError
 from apiary.learn.manifest import Manifest
 from apiary.learn.runtimes.base import FeatureExtractor, StepControls, Trainer
+from apiary.learn.training_pass import TrainingPass
 from apiary.tensors import Array, Weights, differs
 
 MAX_JSON_BYTES: Final = 2**20
@@ -22,7 +23,7 @@ _LAYERS: Final = """
     Functional InputLayer Dense Conv2D DepthwiseConv2D SeparableConv2D ReLU LeakyReLU Activation Softmax
     GroupNormalization BatchNormalization LayerNormalization Rescaling GlobalAveragePooling2D
     GlobalMaxPooling2D MaxPooling2D AveragePooling2D ZeroPadding2D Flatten Reshape Add Concatenate Multiply
-    GRU SimpleRNN
+    GRU SimpleRNN Dropout
 """
 _PARTS: Final = """
     GlorotUniform GlorotNormal HeNormal HeUniform LecunNormal Zeros Ones Constant RandomNormal RandomUniform
@@ -131,12 +132,13 @@ class _Trainer:
         )
         self._optimizer.build(self._trained)
         both = with_logits(model)
+        in_training = TrainingPass(both, moving=manifest.statistics)
         anchors = self._anchor
 
-        def step(x: Any, y: Any, w: Any, numbers: Any) -> Any:
+        def step(x: Any, y: Any, w: Any, numbers: Any, *noise: Any) -> Any:
             mu, decay, clip = tf.unstack(numbers)
             with tf.GradientTape() as tape:
-                losses = tf.nn.softmax_cross_entropy_with_logits(y, both(x, training=True)[0])
+                losses = tf.nn.softmax_cross_entropy_with_logits(y, in_training(x, w, *noise)[0])
                 loss = tf.reduce_sum(w * losses)
             gradients = tape.gradient(loss, self._trained)
             pulled = [g + mu * (v - a) for g, v, a in zip(gradients, self._trained, anchors, strict=True)]
@@ -171,7 +173,8 @@ class _Trainer:
         self._optimizer.learning_rate.assign(controls.learning_rate)
         tensors = [self._tf.constant(v) for v in (x, y, w)]
         numbers = (controls.mu, controls.weight_decay, controls.clip)
-        return float(self._step(*tensors, self._tf.constant(numbers, self._tf.float32)))
+        noise = [self._tf.constant(controls.noise(self._manifest))] if self._manifest.noise else []
+        return float(self._step(*tensors, self._tf.constant(numbers, self._tf.float32), *noise))
 
     def infer(self, x: Array) -> Array:
         size, parts = self._manifest.batch_size, []

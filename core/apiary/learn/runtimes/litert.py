@@ -132,7 +132,10 @@ class _Trainer:
         given = {"lr": controls.learning_rate, "mu": controls.mu}
         further = {"weight_decay": controls.weight_decay, "gradient_clip": controls.clip}
         given |= {name: further[name] for name in self._manifest.controls}
-        out = self._train(x=x, y=y, w=w, **{k: np.array([v], np.float32) for k, v in given.items()})
+        inputs = {k: np.array([v], np.float32) for k, v in given.items()}
+        if self._manifest.noise:
+            inputs["noise"] = controls.noise(self._manifest)
+        out = self._train(x=x, y=y, w=w, **inputs)
         return float(out["loss"].reshape(-1)[0])
 
     def infer(self, x: Array) -> Array:
