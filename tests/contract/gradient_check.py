@@ -9,9 +9,11 @@ from typing import Any
 
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 
+import numpy as np
 import tensorflow as tf
 
 from apiary.errors import ExportError
+from apiary.learn.training_pass import TrainingPass
 from apiary_coordinator.export.gradients import builtin_gradients
 
 Function = Callable[..., Any]
@@ -79,4 +81,45 @@ except ExportError as e:
     assert "windows that move by their size" in str(e)
 else:
     raise AssertionError("overlapping windows were not refused")
+
+
+def apart(found: Any, expected: Any) -> float:
+    return float(np.max(np.abs(np.asarray(found) - np.asarray(expected))))
+
+
+def of_training() -> dict[str, float]:
+    """A training pass with filler beside Keras' own layers on the real samples alone."""
+    import keras
+
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((6, 4, 4, 3)).astype(np.float32)
+    x[4:] *= 50  # filler
+    w = np.array([1, 2, 0.5, 1, 0, 0], np.float32) / 6
+    noise = rng.random((6, 48), dtype=np.float32)
+
+    def model(with_dropout: bool) -> Any:
+        start = keras.Input((4, 4, 3))
+        y = keras.layers.Dropout(0.25, name="drop")(start) if with_dropout else start
+        return keras.Model(start, keras.layers.BatchNormalization(momentum=0.9, name="norm")(y))
+
+    own, ours, standing = model(False), model(True), model(True)
+    kept = (noise.reshape(x.shape) >= 0.25) / 0.75
+    expected = own((x * kept)[:4], training=True)
+    moving = TrainingPass(ours, moving={"norm/moving_mean", "norm/moving_variance"})
+    assert moving.noise == 48
+    out = moving(x, w, noise)
+    frozen = TrainingPass(standing, moving=())(x, w, noise)
+    norm = standing.get_layer("norm")
+    return {
+        "moments of the samples that count": apart(out[:4], expected),
+        "statistics of them": max(
+            apart(a, b)
+            for a, b in zip(ours.non_trainable_variables[-2:], own.non_trainable_variables[-2:], strict=True)
+        ),
+        "statistics that stand": max(apart(norm.moving_mean, 0), apart(norm.moving_variance, 1)),
+        "by statistics that stand": apart(frozen, x * kept / np.sqrt(1 + norm.epsilon)) / 100,
+    }
+
+
+FOUND |= of_training()
 print(json.dumps(FOUND))

@@ -116,13 +116,30 @@ def test_the_gate_refuses_wrong_trainers(optimizer: str) -> None:
     options = json.dumps({"size": 8, "channels": 3, "widths": [8]})
     names = [] if optimizer == "adam" else ["right", *OF_SGD]
     left_out = [] if optimizer == "sgd" else [f"!{name}" for name in (*OF_SGD, "biases decay", "no decay")]
-    command = [sys.executable, "-m", "tests.gate.wrong_exports", optimizer, options, *names, *left_out]
-    done = subprocess.run(command, capture_output=True, timeout=600, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    verdicts = dict(json.loads(line) for line in done.stdout.splitlines())
+    verdicts = verdicts_on("edge_cnn", optimizer, options, *names, *left_out)
     assert verdicts.pop("right") is None
     assert len(verdicts) == {"adam": 11, "sgd": 4}[optimizer]
     assert all(verdicts.values()), [name for name, why in verdicts.items() if why is None]
+
+
+@pytest.mark.tensorflow
+def test_the_gate_refuses_wrong_dropout_and_moments() -> None:
+    """And the right ones pass in a light package and in the keras runtime."""
+    options = {"size": 8, "channels": 3, "widths": [6], "convolutions": 1, "hidden": []}
+    names = ("right", "dropout not scaled", "filler in the moments", "statistics 2 % slow")
+    verdicts = verdicts_on("vgg_bn", "sgd", json.dumps(options), *names)
+    assert verdicts.pop("right") is None
+    assert "in the gradient" in (verdicts["dropout not scaled"] or "")
+    assert verdicts["filler in the moments"]
+    assert "running moments, most in block1_norm1/moving_" in (verdicts["statistics 2 % slow"] or "")
+
+
+def verdicts_on(*arguments: str) -> dict[str, str | None]:
+    """What `wrong_exports` prints: why each trainer is refused, None where it is let through."""
+    command = [sys.executable, "-m", "tests.gate.wrong_exports", *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=600, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
 @pytest.mark.tensorflow
@@ -232,7 +249,7 @@ def test_builtin_gradients_are_tensorflows_own() -> None:
     done = subprocess.run([sys.executable, str(check)], capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 14
+    assert len(found) == 18
     assert all(difference < 1e-5 for difference in found.values()), found
 
 

@@ -1,8 +1,9 @@
 """Trainers that are exported wrong on purpose, and what the gate finds in each. Imports TensorFlow.
 
-`python -m tests.gate.wrong_exports adam|sgd [OPTIONS as JSON] [NAME | !NAME ...]` prints a line of JSON for
-each (or for those named, or all but those named): its name, and the message with which the gate refuses it,
-or null where it lets it through.
+`python -m tests.gate.wrong_exports RECIPE adam|sgd [OPTIONS as JSON] [NAME | !NAME ...]` prints a line of
+JSON for each (or for those named, or all but those named): its name, and the message with which the gate
+refuses it, or null where it lets it through. RECIPE is `edge_cnn`, or `vgg_bn` for what is wrong with dropout
+and moments; of that the right one is tried in the keras runtime, too.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def scaled(part: str, factor: float) -> type[TrainerModule]:
     """A module whose gradient of the last tensor of that kind is multiplied."""
 
     class Scaled(TrainerModule):
-        def _gradients(self, x: Any, y: Any, w: Any) -> tuple[Any, list[Any]]:
-            loss, gradients = super()._gradients(x, y, w)
+        def _gradients(self, x: Any, y: Any, w: Any, *noise: Any) -> tuple[Any, list[Any]]:
+            loss, gradients = super()._gradients(x, y, w, *noise)
             names = [n for n in self.arguments.values() if n in self.trainable_names]
             wrong = max(i for i, name in enumerate(names) if name.endswith(part))
             return loss, [g * factor if i == wrong else g for i, g in enumerate(gradients)]
@@ -45,8 +46,8 @@ def scaled(part: str, factor: float) -> type[TrainerModule]:
 class Zeroed(TrainerModule):
     """2 % of the largest tensor's gradient are zero."""
 
-    def _gradients(self, x: Any, y: Any, w: Any) -> tuple[Any, list[Any]]:
-        loss, gradients = super()._gradients(x, y, w)
+    def _gradients(self, x: Any, y: Any, w: Any, *noise: Any) -> tuple[Any, list[Any]]:
+        loss, gradients = super()._gradients(x, y, w, *noise)
         sizes = [g.shape.num_elements() for g in gradients]
         wrong = sizes.index(max(sizes))
         flat = tf.reshape(gradients[wrong], [-1])
@@ -58,15 +59,15 @@ class Zeroed(TrainerModule):
 class Shifted(TrainerModule):
     """The first padding is off by one: all pixels lie one further down and to the right."""
 
-    def _gradients(self, x: Any, y: Any, w: Any) -> tuple[Any, list[Any]]:
-        return super()._gradients(tf.pad(x, [[0, 0], [1, 0], [1, 0], [0, 0]])[:, :-1, :-1], y, w)
+    def _gradients(self, x: Any, y: Any, w: Any, *noise: Any) -> tuple[Any, list[Any]]:
+        return super()._gradients(tf.pad(x, [[0, 0], [1, 0], [1, 0], [0, 0]])[:, :-1, :-1], y, w, *noise)
 
 
 class Unweighted(TrainerModule):
     """Samples of weight 0 count, too."""
 
-    def _gradients(self, x: Any, y: Any, w: Any) -> tuple[Any, list[Any]]:
-        return super()._gradients(x, y, tf.ones_like(w) * tf.reduce_sum(w) / w.shape[0])
+    def _gradients(self, x: Any, y: Any, w: Any, *noise: Any) -> tuple[Any, list[Any]]:
+        return super()._gradients(x, y, tf.ones_like(w) * tf.reduce_sum(w) / w.shape[0], *noise)
 
 
 class Beta1(TrainerModule):
@@ -133,8 +134,8 @@ class DecayedByGradient(TrainerModule):
         self._l2 = decay
         return super()._train(x, y, w, lr, mu, tf.zeros_like(decay), *others)
 
-    def _gradients(self, x: Any, y: Any, w: Any) -> tuple[Any, list[Any]]:
-        loss, gradients = super()._gradients(x, y, w)
+    def _gradients(self, x: Any, y: Any, w: Any, *noise: Any) -> tuple[Any, list[Any]]:
+        loss, gradients = super()._gradients(x, y, w, *noise)
         return loss, [
             g + self._l2 * v if len(v.shape) > 1 else g for g, v in zip(gradients, self._trained, strict=True)
         ]
@@ -147,6 +148,57 @@ class Decayed(TrainerModule):
         super()._decay(share * 1.02)
 
 
+class NotScaled(TrainerModule):
+    """Dropout leaves what it keeps as it is."""
+
+    def _dropped(self, x: Any, noise: Any, rate: float) -> Any:
+        return super()._dropped(x, noise, rate) * (1.0 - rate)
+
+
+class MoreDropped(TrainerModule):
+    """Dropout leaves 2 % more out than its rate."""
+
+    def _dropped(self, x: Any, noise: Any, rate: float) -> Any:
+        return super()._dropped(x, noise - 0.02, rate)
+
+
+class FillerInMoments(TrainerModule):
+    """Samples of weight 0 count in BatchNormalization's moments."""
+
+    def _normalized(self, layer: Any, x: Any, counts: Any) -> Any:
+        return super()._normalized(layer, x, tf.ones_like(counts))
+
+
+class SlowStatistics(TrainerModule):
+    """A step keeps 2 % more of the running moments than it should."""
+
+    def _move_statistics(self, layer: Any, mean: Any, variance: Any) -> None:
+        for moving, moment in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+            kept = layer.momentum + 0.02 * (1.0 - layer.momentum)
+            moving.value.assign(moving.value * kept + moment * (1.0 - kept))
+
+
+class StandingStatistics(TrainerModule):
+    def _move_statistics(self, layer: Any, mean: Any, variance: Any) -> None:
+        pass
+
+
+class DetachedMoments(TrainerModule):
+    """No gradient goes through the moments."""
+
+    def _normalized(self, layer: Any, x: Any, counts: Any) -> Any:
+        return x + tf.stop_gradient(super()._normalized(layer, x, counts) - x)
+
+
+VGG: dict[str, type[TrainerModule]] = {
+    "right": TrainerModule,
+    "dropout not scaled": NotScaled,
+    "2 % more dropped": MoreDropped,
+    "filler in the moments": FillerInMoments,
+    "statistics 2 % slow": SlowStatistics,
+    "statistics that stand": StandingStatistics,
+    "no gradient of the moments": DetachedMoments,
+}
 ADAM: dict[str, type[TrainerModule]] = {
     "right": TrainerModule,
     "a layer's gradient times 2": scaled("kernel", 2.0),
@@ -173,22 +225,28 @@ SGD = {name: each for name, each in ADAM.items() if each not in _ADAM_ALONE}
 
 
 def verdicts(
-    optimizer: str, options: dict[str, Any], names: Sequence[str] = (), labels: int = 3, batch_size: int = 8
+    name_of_recipe: str,
+    optimizer: str,
+    options: dict[str, Any],
+    names: Sequence[str] = (),
+    *,
+    labels: int = 3,
+    batch_size: int = 8,
 ) -> None:
-    """Print what the gate says to each trainer of `edge_cnn` with these options."""
-    every = ADAM if optimizer == "adam" else SGD
+    """Print what the gate says to each trainer of a recipe with these options."""
+    every = VGG if name_of_recipe == "vgg_bn" else ADAM if optimizer == "adam" else SGD
     left_out = {name.removeprefix("!") for name in names if name.startswith("!")}
     chosen = [name for name in names if not name.startswith("!")] or [n for n in every if n not in left_out]
     plan = Plan.model_validate(
         {"batch_size": batch_size, "optimizer": optimizer, "weight_decay": 0.01, "gradient_clip": 1.0}
     )
-    exported = build("edge_cnn", options, [f"label-{i}" for i in range(labels)], plan)
+    exported = build(name_of_recipe, options, [f"label-{i}" for i in range(labels)], plan)
     manifest = exported.manifest
     want = parity.expected(manifest, exported.initial)
     for name in chosen:
         kind = every[name]
-        models = recipe("edge_cnn").build(
-            check_options("edge_cnn", options), labels, base_weights=None, seed=0
+        models = recipe(name_of_recipe).build(
+            check_options(name_of_recipe, options), labels, base_weights=None, seed=0
         )
         module = kind(
             models.trained,
@@ -204,9 +262,12 @@ def verdicts(
             (here / "initial.blob").write_bytes(encode(exported.initial))
             (here / "trainer.tflite").write_bytes(convert.trainer_file(module))
             try:
-                for package in litert.packages()[:1]:
-                    got = parity.ask(here, manifest, f"litert:{package}", here / package)
-                    parity.compare(got, want, exported.initial, who=package)
+                runtimes = [f"litert:{package}" for package in litert.packages()[:1]]
+                if manifest.noise and name == "right":
+                    runtimes.append("keras")
+                for runtime in runtimes:
+                    got = parity.ask(here, manifest, runtime, here / runtime.replace(":", "-"))
+                    parity.compare(got, want, exported.initial, who=runtime)
             except ExportError as e:
                 found = str(e)
         print(json.dumps([name, found]), flush=True)
@@ -214,4 +275,4 @@ def verdicts(
 
 if __name__ == "__main__":
     prepare(1)
-    verdicts(sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}, sys.argv[3:])
+    verdicts(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}, sys.argv[4:])

@@ -112,17 +112,17 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
         """By masked moments, as Keras' own; of a batch in which no sample counts, by zeros."""
         if layer.axis not in (-1, len(x.shape) - 1) or layer.renorm:
             raise ExportError(f"{layer.name}: only BatchNormalization of the last axis can be exported")
-        axes = list(range(len(x.shape) - 1))
-        share = tf.reshape(tf.cast(counts, x.dtype), [-1, *(1 for _ in axes)])
+        share = tf.reshape(tf.cast(counts, x.dtype), [-1, *(1 for _ in x.shape[1:])])
         share /= tf.maximum(tf.reduce_sum(share), 1.0) * float(math.prod(x.shape[1:-1]))
-        mean = tf.reduce_sum(x * share, axes)
-        apart = x - mean
-        variance = tf.reduce_sum(apart * apart * share, axes)
+        mean = _summed(x * share)
+        apart = x - _spread(mean, x.shape)
+        variance = _summed(apart * apart * share)
         self._move_statistics(layer, mean, variance)
         scale = tf.math.rsqrt(variance + layer.epsilon)
         if layer.scale:
             scale *= layer.gamma.value
-        return apart * scale + layer.beta.value if layer.center else apart * scale
+        y = apart * _spread(scale, x.shape)
+        return y + _spread(layer.beta.value, x.shape) if layer.center else y
 
     def _move_statistics(self, layer: Any, mean: Tensor, variance: Tensor) -> None:
         kept = layer.momentum
@@ -185,3 +185,21 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
         self._steps.assign([0.0])
         # A signature must give something back.
         return {"ok": tf.reshape(values[0], [-1])[:1]}
+
+
+def _summed(x: Tensor) -> Tensor:
+    """The sum over all axes but the last, one axis at a time.
+
+    Light runtimes add one number after the other: 74 thousand at once lost three digits of a VGG's gradient.
+    """
+    for axis in range(len(x.shape) - 2, -1, -1):
+        x = tf.reduce_sum(x, axis)
+    return x
+
+
+def _spread(channels: Tensor, shape: Any) -> Tensor:
+    """Numbers of channels beside a tensor of that shape; their gradient is summed one axis at a time."""
+    out = tf.reshape(channels, [1] * (len(shape) - 1) + [shape[-1]])
+    for axis in range(len(shape) - 2):
+        out += tf.zeros([*shape[: axis + 1], *([1] * (len(shape) - axis - 1))])
+    return out

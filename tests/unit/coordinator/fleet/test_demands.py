@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from apiary.settings import RunSettings
+from apiary.wire.capabilities import of_this_version
 from apiary.wire.messages import NodeStatus, Plan
 from apiary_coordinator.fleet.demands import Demands, some
 
@@ -68,6 +69,25 @@ def test_a_node_can_what_its_list_says_and_may_say_more() -> None:
         "cannot do what the round needs: codec.f16, rule.proximal; upgrade the node"
     )
     assert Demands.of(RunSettings(), Plan()).unmet(status(capabilities=[])) is not None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "lacks"),
+    [
+        ("edge_cnn", {}, ""),
+        ("maths_cnn", {}, "rule.dropout"),
+        ("maths_cnn", {"dropout": 0.0}, ""),
+        ("vgg_bn", {}, "rule.batch_statistics, rule.dropout"),
+        ("vgg_bn", {"dropout": 0.0, "hidden_dropout": 0.0}, "rule.batch_statistics"),
+        ("vgg_bn", {"dropout": 0.0, "hidden": []}, "rule.batch_statistics"),
+        ("vgg_bn", {"dropout": 0.0, "hidden": [], "statistics": "frozen"}, "rule.parts"),
+    ],
+)
+def test_a_recipe_needs_nodes_that_train_its_layers(recipe: str, options: dict[str, Any], lacks: str) -> None:
+    run = RunSettings(recipe=recipe, recipe_options=options)
+    why = Demands.of(run, Plan()).unmet(status(capabilities=["codec.raw_f32"]))
+    assert why == (f"cannot do what the round needs: {lacks}; upgrade the node" if lacks else None)
+    assert Demands.of(run, Plan()).unmet(status(capabilities=of_this_version())) is None
 
 
 def test_many_names_are_cut() -> None:

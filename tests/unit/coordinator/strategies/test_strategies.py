@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from apiary.errors import SettingsError
+from apiary.plugins import names
 from apiary.settings import RunSettings
+from apiary.tensors import Weights
 from apiary.wire.messages import Plan
 from apiary_coordinator import strategies
 from apiary_coordinator.combiners import trimmed_mean
@@ -72,3 +75,22 @@ def test_a_whole_number_will_do_for_a_number() -> None:
         load(strategy="fedadagrad", strategy_options={"beta1": 0}).options["server_rule"]
         == fedadagrad.Options()
     )
+
+
+@pytest.mark.parametrize("rule", names("apiary_coordinator.server_rules"))
+def test_running_moments_have_the_mean_whatever_the_rule_does_to_weights(rule: str) -> None:
+    """A running variance that falls would go on falling by momentum, below zero."""
+    chain = load(server_rule=rule)
+    names_of = ("kernel", "norm/moving_variance")
+    weights = Weights({name: np.ones(3, np.float32) for name in names_of})
+    state = Weights({})
+    for share in (0.1, 0.01):
+        update = {name: np.full(3, share) - weights[name] for name in names_of}
+        state, weights = chain.apply(state, weights, update, averaged={"norm/moving_variance"})
+        assert np.allclose(weights["norm/moving_variance"], share)
+        assert np.array_equal(
+            chain.sent(state, weights)["norm/moving_variance"], weights["norm/moving_variance"]
+        )
+        assert list(weights) == list(names_of)
+    # The kernel follows the rule: FedAvg alone is where the mean is.
+    assert np.allclose(weights["kernel"], 0.01) == (rule == "fedavg")

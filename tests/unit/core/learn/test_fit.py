@@ -249,6 +249,39 @@ def test_weight_decay_and_the_gradients_bound_reach_each_step() -> None:
         fit(Regression(), MANIFEST, plan, dataset(), START, seed=1)
 
 
+def test_dropout_has_a_stream_of_its_own_for_each_step() -> None:
+    class Noting(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.given: list[StepControls] = []
+
+        def step(self, x: Any, y: Any, w: Any, controls: StepControls) -> float:
+            self.given.append(controls)
+            return super().step(x, y, w, controls)
+
+    manifest = MANIFEST.model_copy(update={"noise": 3})
+    plain, first, again, other = Noting(), Noting(), Noting(), Noting()
+    fit(plain, MANIFEST, PLAN, dataset(), START, seed=1)
+    for trainer, seed in ((first, 1), (again, 1), (other, 2)):
+        fit(trainer, manifest, PLAN, dataset(), START, seed=seed)
+    seeds = [controls.noise_seed for controls in first.given]
+    assert len(set(seeds)) == len(seeds) == len(plain.given)
+    assert first.given == again.given
+    assert set(seeds).isdisjoint(controls.noise_seed for controls in other.given)
+    # The same pictures, in the same order, as without dropout.
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(first.seen, plain.seen, strict=True))
+    assert {controls.noise_seed for controls in plain.given} == {0}
+
+
+def test_noise_is_uniform_and_follows_from_its_seed() -> None:
+    manifest = MANIFEST.model_copy(update={"noise": 1000})
+    noise = StepControls(0.1, noise_seed=7).noise(manifest)
+    assert (noise.shape, noise.dtype) == ((8, 1000), np.float32)
+    assert (noise.min() >= 0, noise.max() < 1, abs(float(noise.mean()) - 0.5) < 0.02) == (True, True, True)
+    assert np.array_equal(noise, StepControls(0.5, noise_seed=7).noise(manifest))
+    assert not np.array_equal(noise, StepControls(0.1, noise_seed=8).noise(manifest))
+
+
 def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
     class Runaway(Regression):
         def step(self, x: Any, y: Any, w: Any, controls: StepControls) -> float:

@@ -68,3 +68,19 @@ def test_a_trainer_has_the_controls_that_its_plan_uses() -> None:
     assert controls_of(Plan()) == ()
     assert controls_of(Plan(weight_decay=0.1)) == ("weight_decay",)
     assert controls_of(Plan(weight_decay=0.1, gradient_clip=1)) == ("weight_decay", "gradient_clip")
+
+
+def test_what_a_step_moves_without_a_gradient_are_statistics_where_it_is_sent() -> None:
+    made = manifest(
+        Tensor(name="kernel", shape=(2,), argument="p0"),
+        Tensor(name="norm/moving_mean", shape=(2,), argument="p1", trainable=False),
+        Tensor(name="still/moving_mean", shape=(2,), argument="p2", trainable=False, sent=False),
+    )
+    assert made.statistics == {"norm/moving_mean"}
+
+
+def test_a_manifest_without_dropout_has_the_bytes_that_it_had() -> None:
+    made = manifest(Tensor(name="b", shape=(3,), argument="p1"))
+    assert "noise" not in json.loads(made.encode())
+    noisy = made.model_copy(update={"noise": 12})
+    assert Manifest.decode(noisy.encode()).noise == 12
