@@ -16,7 +16,7 @@ LABELS: Final = ("dark", "light")
 SMALL: Final[dict[str, dict[str, Any]]] = {
     "char_rnn": {"length": 4, "hidden": 64},
     "edge_cnn": {"size": 16, "channels": 3, "widths": [8, 16]},
-    "maths_cnn": {"size": 16, "widths": [4, 8], "hidden": 16},
+    "maths_cnn": {"size": 16, "widths": [8, 16], "hidden": 32, "dropout": 0.25},
     "mobilenet_v2": {"size": 96, "alpha": 0.35, "hidden": 16, "weights": "random"},
     "vgg_bn": {"size": 16, "widths": [8, 12], "convolutions": 1, "hidden": [24]},
 }

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -36,17 +37,25 @@ FIGURES = ("resident", "expected", "address", "expected_address")
 
 
 class Case(NamedTuple):
-    """A recipe with its options, the batch and the number of pictures."""
+    """A recipe with its options, the batch, the number of pictures, and the optimizer (SGD has no momentum)."""
 
     recipe: str
     options: dict[str, Any]
     batch: int
     pictures: int
+    optimizer: Literal["adam", "sgd"] = "adam"
 
     @property
     def name(self) -> str:
         options = "-".join(f"{k}{v}" for k, v in sorted(self.options.items()) if k != "weights")
-        return f"{self.recipe}-{options}-b{self.batch}"
+        return f"{self.recipe}-{options}-b{self.batch}" + (
+            f"-{self.optimizer}" if self.optimizer != "adam" else ""
+        )
+
+    @property
+    def plan(self) -> Plan:
+        """One epoch."""
+        return Plan(batch_size=self.batch, epochs=1, optimizer=self.optimizer, momentum=0.0)
 
 
 CASES = [
@@ -56,6 +65,8 @@ CASES = [
     Case("edge_cnn", {"size": 96}, 64, 100),
     Case("edge_cnn", {"size": 96}, 16, 2000),
     Case("edge_cnn", {"size": 160}, 32, 100),
+    Case("maths_cnn", {}, 16, 100),
+    Case("vgg_bn", {}, 32, 64, "sgd"),
     Case("mobilenet_v2", {"size": 96, "alpha": 0.35, "weights": "random"}, 8, 50),
     Case("mobilenet_v2", {"size": 160, "alpha": 1.0, "weights": "random"}, 8, 50),
     Case("mobilenet_v2", {"size": 224, "alpha": 1.0, "hidden": 1024, "weights": "random"}, 8, 50),
@@ -95,8 +106,7 @@ def exported(case: Case, folder: Path) -> Path:
     out = folder / case.name
     if not (out / DONE).exists():
         out.mkdir(parents=True, exist_ok=True)
-        plan = Plan(batch_size=case.batch)
-        job = BuildJob(recipe=case.recipe, options=case.options, labels=LABELS, plan=plan, out=out)
+        job = BuildJob(recipe=case.recipe, options=case.options, labels=LABELS, plan=case.plan, out=out)
         (folder / "job.json").write_text(job.model_dump_json())
         command = [sys.executable, "-m", "apiary_coordinator.export", "build", str(folder / "job.json")]
         subprocess.run(command, check=True, timeout=LATEST_S)
@@ -118,7 +128,7 @@ def measured(case: Case, build: Path, scratch: Path) -> dict[str, Any]:
         run="r",
         round=1,
         node="pi-1",
-        plan=Plan(batch_size=case.batch, epochs=1),
+        plan=case.plan,
         manifest=build / "manifest.json",
         trainer=build / "trainer.tflite",
         base=base if base.exists() else None,
@@ -132,7 +142,9 @@ def measured(case: Case, build: Path, scratch: Path) -> dict[str, Any]:
         threads=1,
     )
     (folder / "job.json").write_text(job.model_dump_json())
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     peak = peak_of([sys.executable, "-m", "apiary_edge.training.worker", str(folder / "job.json")])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     expected = room_for(announcement(case, build), samples=case.pictures, runtime="litert", missing=0)
     return {
         "case": f"{case.name}, {case.pictures} pictures",
@@ -140,6 +152,7 @@ def measured(case: Case, build: Path, scratch: Path) -> dict[str, Any]:
         "expected": expected.memory,
         "address": peak.address,
         "expected_address": expected.address,
+        "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
     }
 
 
@@ -162,7 +175,7 @@ def announcement(case: Case, build: Path) -> Announcement:
             "manifest": ref("manifest.json"),
             "trainer": ref("trainer.tflite"),
             "base": ref("base.tflite"),
-            "plan": Plan(batch_size=case.batch),
+            "plan": case.plan,
             "bounds": Bounds(),
             "deadline_s": 600.0,
             "needs": needs(Manifest.decode((build / "manifest.json").read_bytes())),

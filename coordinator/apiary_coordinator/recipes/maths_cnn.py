@@ -42,7 +42,7 @@ def build(options: Options, classes: int, *, base_weights: Path | None, seed: in
 
     keras.utils.set_random_seed(seed)
     x = symbol = keras.Input((options.size, options.size, options.channels), name="symbol")
-    x = layers.Rescaling(1 / 255, name="rescale")(x)
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(x)
     for i, width in enumerate(options.widths, 1):
         x = layers.Conv2D(width, 3, activation="relu", name=f"block{i}_conv")(x)
         x = layers.MaxPooling2D(2, name=f"block{i}_pool")(x)
