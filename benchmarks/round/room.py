@@ -37,7 +37,7 @@ FIGURES = ("resident", "expected", "address", "expected_address")
 
 
 class Case(NamedTuple):
-    """A recipe with its options, the batch, the number of pictures, and the optimizer; SGD without momentum."""
+    """A recipe with its options, the batch, the number of pictures; SGD has no momentum."""
 
     recipe: str
     options: dict[str, Any]

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-data", type=Path, metavar="DIR", help="held-out pictures: docs/folders.md")
     parser.add_argument("--rounds", type=int, help="at most this many rounds")
     parser.add_argument("--min-nodes", type=int, metavar="N", help="wait for this many nodes")
-    parser.add_argument("--recipe", help="model recipe: edge_cnn, mobilenet_v2, char_rnn")
+    parser.add_argument("--recipe", help="model recipe: edge_cnn, mobilenet_v2, maths_cnn, vgg_bn, char_rnn")
     parser.add_argument("--strategy", help="how updates become the next model: docs/strategies.md")
     parser.add_argument(
         "--start-from", metavar="MODEL", help="begin with: latest, a run, a .keras file, or scratch"

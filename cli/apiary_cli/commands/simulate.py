@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_ = parser.add_argument_group("run")
     run_.add_argument("--rounds", type=int, help="at most this many rounds")
     run_.add_argument("--cohort", type=int, metavar="N", help="nodes drawn each round (all)")
-    run_.add_argument("--recipe", help="model recipe: edge_cnn, mobilenet_v2, char_rnn")
+    run_.add_argument("--recipe", help="model recipe: edge_cnn, mobilenet_v2, maths_cnn, vgg_bn, char_rnn")
     run_.add_argument("--strategy", help="docs/strategies.md (fedavg)")
     run_.add_argument("--seed", type=int, help="of everything random: shares, paces, cohorts, training (0)")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes that train (as many as cores)")

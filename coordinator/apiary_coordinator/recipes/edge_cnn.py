@@ -77,6 +77,6 @@ def _block(x: keras.KerasTensor, width: int, stride: int, name: str) -> keras.Ke
     # No bias: the normalization takes it away again, and Adam would amplify the noise of its zero gradient.
     x = layers.Conv2D(width, 3, stride, padding="same", use_bias=False, name=f"{name}_conv")(x)
     groups = next(g for g in (8, 6, 4, 3, 2, 1) if width % g == 0)
-    # Not BatchNormalization: its statistics are wrong for nodes with unlike data, and for filled batches.
+    # Not BatchNormalization: its moments are wrong for nodes with unlike data.
     x = layers.GroupNormalization(groups, name=f"{name}_norm")(x)
     return layers.ReLU(name=f"{name}_relu")(x)

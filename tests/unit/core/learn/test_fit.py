@@ -276,7 +276,7 @@ def test_dropout_has_a_stream_of_its_own_for_each_step() -> None:
 def test_noise_is_uniform_and_follows_from_its_seed() -> None:
     manifest = MANIFEST.model_copy(update={"noise": 1000})
     noise = StepControls(0.1, noise_seed=7).noise(manifest)
-    assert (noise.shape, noise.dtype) == ((8, 1000), np.float32)
+    assert noise.shape == (8, 1000) and noise.dtype == np.float32
     assert (noise.min() >= 0, noise.max() < 1, abs(float(noise.mean()) - 0.5) < 0.02) == (True, True, True)
     assert np.array_equal(noise, StepControls(0.5, noise_seed=7).noise(manifest))
     assert not np.array_equal(noise, StepControls(0.1, noise_seed=8).noise(manifest))
