@@ -20,6 +20,7 @@ DATA = {
     "Fault": "one fault of a schedule",
     "Imported": "what an import of a folder did",
     "Issued": "a row of the authority's index",
+    "Parity": "what the export gate measured of one runtime",
     "Readings": "one look at a machine",
     "Rollout": "the state of a release's way through the fleet",
     "Round": "the state of a round",
