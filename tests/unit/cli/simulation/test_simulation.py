@@ -100,7 +100,7 @@ def test_what_is_not_trained_stays_as_it_began_and_is_not_sent(
     shares = share_out(pool, Sharing(4))
     run: dict[str, Any] = {"strategy": strategy, "min_nodes": 4, "rounds": 3, "quorum": 1.0}
     whole = simulated(tmp_path / "whole", shares, **run)
-    part = simulated(tmp_path / "part", shares, **run, train=["kernel"])
+    part = simulated(tmp_path / "part", shares, **run, train=["*kernel"])
     before, after = model(tmp_path / "whole", whole), model(tmp_path / "part", part)
     assert before["bias"].any(), "all of it is trained without the setting"
     assert after["kernel"].any() and not after["bias"].any()

@@ -14,6 +14,7 @@ from apiary.wire import NodeId, blob
 from apiary.wire.messages import Receipt
 from apiary_coordinator.journal import Journal
 from apiary_coordinator.round.collector import spool_path
+from apiary_coordinator.round.deadline import SPREAD
 from apiary_coordinator.round.state import Phase
 from apiary_coordinator.updates.exact_sum import grid_bits
 
@@ -119,8 +120,8 @@ def test_who_stalls_does_not_keep_a_first_round_open_for_hours(tmp_path: Path) -
     assert one.runner.round.deadline_at == 100.0 + 14_400, "of two neither is known to be the late one"
     one.send("c")
     one.work()
-    assert one.runner.round.deadline_at == 100.0 + 30 * 20
-    one.now = 100.0 + 600
+    assert one.runner.round.deadline_at == 100.0 + SPREAD * 20
+    one.now = 100.0 + SPREAD * 20
     one.runner.tick(one.now)
     one.work()
     assert one.closed[0].result.missing == {"d": "no update in time"}
