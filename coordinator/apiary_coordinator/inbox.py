@@ -152,6 +152,8 @@ class Inbox:
                 f"node {node} trains on {status.also_held_out} of the held-out pictures: the accuracy looks "
                 "better than it is; remove them from coordinator.test_data or from the node",
             )
+        if (why := self._host.demands.left_out(status)) is not None:
+            self._complaints.once("labels that the model has not", node, f"node {node}: {why}")
         if before is None or before.status.state != status.state:
             log.debug("node=%s state=%s why=%s", node, status.state, status.why)
         if run is None:

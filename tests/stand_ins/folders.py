@@ -162,6 +162,27 @@ def _fer2013(folder: Path) -> None:
     put(folder / "fer2013.csv", "\n".join(rows).encode())
 
 
+def _mnist(folder: Path) -> None:
+    rows = ["label," + ",".join(f"pixel{i}" for i in range(16))]
+    rows += [f"{i % 2}," + ",".join(str(100 * (i % 2) + j) for j in range(16)) for i in range(6)]
+    put(folder / "digits" / "train.csv", "\n".join(rows).encode())
+
+
+def _utf16(folder: Path) -> None:
+    rows = ["name;label"]
+    for label in ("red", "blue"):
+        for i in range(4):
+            put(folder / "images" / f"{label[0]}{i}.jpg", encoded(picture(label, i)))
+            rows.append(f"{label[0]}{i}.jpg;{label}")
+    put(folder / "labels.csv", "\r\n".join(rows).encode("utf-16"))
+
+
+def _spellings(folder: Path) -> None:
+    for number, label in enumerate(("hard hat", "Hard-Hat", "head")):
+        for i in range(4):
+            put(folder / label / f"{i}.jpg", encoded(picture("red", 10 * number + i)))
+
+
 def _edge_impulse(as_text: bool) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         for part, first in (("training", 0), ("testing", 40)):
@@ -291,7 +312,14 @@ CASES = (
     FolderCase("csv-usage", "`labels.csv` with a column `Usage`", _usage_csv, tested={"blue": 2, "red": 2},
                says=("column 'label'",)),
     FolderCase("fer2013", "`fer2013.csv`: `emotion,pixels,Usage`", _fer2013, {},
-               says=("apiary data partition writes pictures",)),
+               says=("apiary data partition fer2013.csv writes pictures",)),
+    FolderCase("mnist", "`digits/train.csv`: `label,pixel0,pixel1,...`", _mnist, {},
+               says=("apiary data partition digits/train.csv writes pictures",)),
+    FolderCase("utf-16", "`labels.csv` as Excel's Unicode text (UTF-16)", _utf16, says=("column 'label'",)),
+    FolderCase("coco-parts", "`train2017/LABEL`, `val2017/LABEL`", _parts("train2017", "val2017"),
+               tested=BOTH, says=("val2017/ held out",)),
+    FolderCase("spellings", "`hard hat/` and `Hard-Hat/`", _spellings,
+               {"Hard-Hat": 4, "hard hat": 4, "head": 4}, says=("differ in case, blanks or hyphens only",)),
     FolderCase("nested", "`LABEL/2023/may/*.jpg`", _nested, says=("pictures that lie deeper",)),
     FolderCase("edge-impulse", "Edge Impulse's export, `info.labels` with objects", _edge_impulse(False),
                tested=BOTH, says=("Edge Impulse",)),

@@ -58,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sharing.add_argument("--seed", type=int, default=0, help="the same seed gives the same shares")
     sharing.add_argument("--test-share", type=float, default=0.2, help="held out for the server (.2)")
     sharing.add_argument(
-        "--join-labels", action="store_true", help="labels that differ in case or blanks only are one"
+        "--join-labels",
+        action="store_true",
+        help="labels that differ in case, blanks, hyphens only are one",
     )
     sharing.add_argument("--limit", type=int, metavar="N", help="take only N training pictures, by seed")
     sharing.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the named data set")

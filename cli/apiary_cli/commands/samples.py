@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     taking.add_argument("folder", type=Path, help="a folder a label, or pictures: docs/folders.md")
     taking.add_argument("--label", help="label of the pictures that the folder gives none")
     taking.add_argument(
-        "--join-labels", action="store_true", help="those that differ in case or blanks only are one"
+        "--join-labels", action="store_true", help="those that differ in case, blanks or hyphens only are one"
     )
     taking.add_argument("--json", action="store_true", help="end with one JSON line")
     listing = actions.add_parser("list", help="pictures, newest first")
@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     giving.add_argument("--as", dest="label", metavar="LABEL", help="their label; '' takes it away")
     giving.add_argument("--was", metavar="LABEL", help="the label that they have by now (none)")
     giving.add_argument(
-        "--new-label", action="store_true", help="though another label differs in case or blanks only"
+        "--new-label",
+        action="store_true",
+        help="though it differs from another in case, blanks or hyphens only",
     )
     actions.add_parser("undo", help="take the latest labelling back")
     removing = actions.add_parser("delete", help="remove pictures for good")
@@ -132,6 +134,7 @@ def _import(store: SampleStore, args: argparse.Namespace, *, join_labels: bool) 
         raise DataError(contents.nothing("train"))
 
     said_at = time.monotonic()
+    held_before = sum(store.counts().held_out.values())
 
     def progress(done: folder.Imported) -> None:
         nonlocal said_at
@@ -155,6 +158,13 @@ def _import(store: SampleStore, args: argparse.Namespace, *, join_labels: bool) 
         print(f"note: {more} more are there under another label", file=sys.stderr)
     if done.held_out:
         print(f"understood: {done.held_out} of the test part are held out", file=sys.stderr)
+    by_share = sum(store.counts().held_out.values()) - held_before - done.held_out
+    if by_share > 0:
+        print(
+            f"understood: {by_share} more are held out and never trained (edge.store.held_out, the share "
+            "by which a node knows how good its model is)",
+            file=sys.stderr,
+        )
     if args.json:
         kept = ("added", "relabelled", "duplicates", "evicted")
         numbers = {k: getattr(done, k) for k in kept}

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,8 @@ from apiary.learn.folder.walk import FolderContents
 from apiary.learn.manifest import PictureInput
 
 Labels = NDArray[np.int64]
+OnProgress = Callable[[int, int], None]
+"""Called with pictures opened or written so far, and all."""
 _BLOCK: Final = 2**20
 _TRIED_AS: Final = PictureInput(height=16, width=16, channels=3)
 """Small: a JPEG is decoded at an eighth of its size."""
@@ -74,7 +76,7 @@ class _Part:
             self.labels.append(group.label or "")
             self.owners.append(owner)
 
-    def leave_out_damaged(self) -> list[str]:
+    def leave_out_damaged(self, on_progress: OnProgress | None) -> list[str]:
         """Keep what training can decode; a line for each other file, with the reason.
 
         A node and the server would leave them out too, but their shares would hold less than is counted here.
@@ -87,6 +89,8 @@ class _Part:
                 kept.append(i)
             except DataError as e:
                 lines.append(f"left out: {naming.shown('/'.join(path.parts[-2:]))}: {e}")
+            if on_progress is not None and (i % 50 == 49 or i + 1 == len(self.files)):
+                on_progress(i + 1, len(self.files))
         self.files = [self.files[i] for i in kept]
         self.labels = [self.labels[i] for i in kept]
         self.owners = [self.owners[i] for i in kept]
@@ -113,7 +117,12 @@ class _Names:
 
 
 def open_folders(
-    folders: Sequence[Path], *, tests: Sequence[Path] = (), join_labels: bool = False, prefixed: bool = False
+    folders: Sequence[Path],
+    *,
+    tests: Sequence[Path] = (),
+    join_labels: bool = False,
+    prefixed: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> FolderSource:
     """One set of pictures, of one folder or of several, each understood by itself. Raises DataError.
 
@@ -132,14 +141,14 @@ def open_folders(
             if group.label is not None:
                 part = train if group.split is Split.TRAIN else test
                 part.take(names, group, owner)
-    damaged = [*train.leave_out_damaged(), *test.leave_out_damaged()]
+    damaged = [*train.leave_out_damaged(on_progress), *test.leave_out_damaged(on_progress)]
     labels = sorted({*train.labels, *(u for c in found for u in c.layout.unused)})
     _check(labels, test.labels, folders, found)
     notes = [line for c in found for line in (*c.layout.understood, *c.messages())]
     if len(found) > 1:
         notes += [
-            f"labels {' and '.join(map(repr, group))} differ in case or blanks only: give them one name, or "
-            "set --join-labels"
+            f"labels {' and '.join(map(repr, group))} differ in case, blanks or hyphens only: give them one "
+            "name, or set --join-labels"
             for group in naming.alike(labels)
         ]
     notes += damaged[:_MOST_NAMED]

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,16 +13,15 @@ from numpy.typing import NDArray
 from apiary.errors import DataError, StoreError, TopicError
 from apiary.files import write_json
 from apiary.learn import partition as partitioning
+from apiary.learn.folder import labels as naming
 from apiary.wire.topics import check_name
-from apiary_cli.datasets.folders import FolderSource, open_folders
+from apiary_cli.datasets.folders import FolderSource, OnProgress, open_folders
 from apiary_cli.datasets.sources import Source, hardhat_folders, hardhat_source, open_source
 
 RECORD: Final = "partition.json"
 SERVER: Final = "server"
 Job = tuple[str, NDArray[np.int64], NDArray[np.int64], str]
 """Split, indices into it, its labels, and the folder that gets them."""
-OnProgress = Callable[[int, int], None]
-"""Called with pictures written so far, and all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ def materialise(
         wish["join_labels"] = True
     if done := _finished(out_dir, wish):
         return done
-    opened = open_source(source, data_dir, join_labels=join_labels)
+    opened = open_source(source, data_dir, join_labels=join_labels, on_progress=on_progress)
     train, test, test_split = _split(opened, test_share, seed, limit)
     y_train = opened.y_train[train]
     parts = partitioning.partition(y_train, nodes, by=by, alpha=alpha, shards=shards, sigma=sigma, seed=seed)
@@ -112,7 +110,7 @@ def materialise_pool(
     on_progress: OnProgress | None = None,
 ) -> Pool:
     """Lay out what `materialise` would share out, unshared. Raises DataError, StoreError."""
-    opened = open_source(source, data_dir)
+    opened = open_source(source, data_dir, on_progress=on_progress)
     train, test, test_split = _split(opened, test_share, seed, limit)
     y_server = opened.y_test if test_split == "test" else opened.y_train
     jobs: list[Job] = [("train", train, opened.y_train, "pool"), (test_split, test, y_server, SERVER)]
@@ -146,8 +144,12 @@ def materialise_owners(
     }  # fmt: skip
     if done := _finished(out_dir, wish):
         return done
-    source = open_folders(folders, join_labels=join_labels)
+    source = open_folders(folders, join_labels=join_labels, on_progress=on_progress)
     names = _node_names(folders)
+    called = [folder.resolve().name for folder in folders]
+    if names != called:
+        named = ", ".join(f"{naming.shown(a)} is {b}" for a, b in zip(called, names, strict=True))
+        source.notes.append(f"not every folder's name can be a node's, or they are alike: {named}")
     jobs: list[Job] = []
     tests_itself = {next(i for i, f in enumerate(folders) if p.is_relative_to(f)) for p, _ in source.test}
     held: list[NDArray[np.int64]] = []

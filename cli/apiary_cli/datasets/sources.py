@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apiary.errors import DataError
+from apiary.learn.folder import labels as naming
 from apiary.learn.folder import walk
 from apiary.text_files import read_text
 from apiary_cli.datasets import catalogue, pixel_tables
-from apiary_cli.datasets.folders import FolderSource, Labels, open_folders
+from apiary_cli.datasets.folders import FolderSource, Labels, OnProgress, open_folders
 
 DEFAULT_DIR: Final = Path("datasets")
 
@@ -64,7 +65,13 @@ Source = ArraySource | FolderSource | LineSource
 or `test` into a folder, as a file with a unique name, `file_name`."""
 
 
-def open_source(source: str | Path, data_dir: Path | None = None, *, join_labels: bool = False) -> Source:
+def open_source(
+    source: str | Path,
+    data_dir: Path | None = None,
+    *,
+    join_labels: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Source:
     """Open a data set by name (its files in `data_dir`, or where `apiary data fetch` puts them), a folder
     (docs/folders.md), an `.npz`, or a CSV with pixels. Raises DataError."""
     if isinstance(source, str) and source in catalogue.all_datasets():
@@ -72,10 +79,10 @@ def open_source(source: str | Path, data_dir: Path | None = None, *, join_labels
     path = Path(source)
     if path.suffix == ".npz" and path.is_file():
         return open_npz(path)
-    if path.suffix == ".csv" and path.is_file():
+    if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
         return open_pixels(path)
     if path.is_dir():
-        return _open_folder(path, join_labels=join_labels)
+        return _open_folder(path, join_labels=join_labels, on_progress=on_progress)
     if path.is_file():
         raise DataError(f"{source}: {walk.not_a_folder(path)}, and no data set")
     if path.suffix in (".npz", ".csv") or "/" in str(source):
@@ -220,15 +227,23 @@ def _cifar(folder: Path, classes: list[str]) -> ArraySource:
     return ArraySource(classes, np.ascontiguousarray(x), y, np.ascontiguousarray(x_test), y_test)
 
 
-def _open_folder(folder: Path, *, join_labels: bool) -> Source:
+def _open_folder(folder: Path, *, join_labels: bool, on_progress: OnProgress | None) -> Source:
     contents = walk.look(folder)
     if not contents.layout.groups and not contents.layout.sets:
-        for path in sorted(folder.glob("*.csv")):
-            if pixel_tables.holds_pixels(path):
-                return open_pixels(path)
+        tables = [p for p in _tables(folder) if pixel_tables.holds_pixels(p)]
+        if len(tables) > 1:
+            named = ", ".join(naming.shown(str(p)) for p in tables[:5])
+            raise DataError(f"{folder} holds several tables of pictures: name one of {named}")
+        if tables:
+            return open_pixels(tables[0])
         if _line_files(folder) and not walk.look_for_samples(folder).layout.groups:
             return open_lines(folder)
-    return open_folders([folder], join_labels=join_labels)
+    return open_folders([folder], join_labels=join_labels, on_progress=on_progress)
+
+
+def _tables(folder: Path) -> list[Path]:
+    """CSV files in a folder and in those that it holds, as archives have them."""
+    return sorted(p for depth in ("", "*/", "*/*/") for p in folder.glob(f"{depth}*.csv") if p.is_file())
 
 
 def hardhat_source(parts: list[Path]) -> FolderSource:

@@ -65,6 +65,19 @@ class Demands:
             )
         return None
 
+    def left_out(self, status: NodeStatus) -> str | None:
+        """Which pictures of a node that takes part are not trained, for their labels; None where all are."""
+        if not self.labels or not status.labels:
+            return None
+        unknown = {label: n for label, n in status.labels.items() if label not in self._known and n}
+        if not unknown or len(unknown) == len(status.labels):
+            return None
+        spelled = {naming.key(label) for label in self.labels}
+        alike = any(naming.key(label) in spelled for label in unknown)
+        mend = "set its edge.join_labels" if alike else "rename the label, or add it at the coordinator"
+        n = sum(unknown.values())
+        return f"{naming.pictures(n)} not trained, the model has no {some(sorted(unknown))}: {mend}"
+
     def _samples(self, status: NodeStatus) -> int:
         """What it may train of the model's labels; all of its samples where its labels are not known."""
         if not self.labels or not status.labels:

@@ -151,7 +151,9 @@ class NodeCommands(CoordinatorFeature):
         newest = sorted(self._roster.heard.items(), key=lambda item: -item[1])[:MAX_NODES]
         demands, unfit, room = self._host.demands, dict[str, JsonValue](), _UNFIT_BYTES
         for node in sorted(self._roster.nodes):
-            why = None if self._roster[node].away else self._roster.unfit(node, demands)
+            if self._roster[node].away:
+                continue
+            why = self._roster.unfit(node, demands) or demands.left_out(self._roster[node].status)
             if why is not None and (room := room - len(node) - len(why.encode())) > 0:
                 unfit[node] = why
         call.done(

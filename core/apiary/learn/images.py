@@ -120,7 +120,7 @@ def scan(
     """List the pictures under `folder` for a use; `labels` None takes those that it has. Raises DataError.
 
     Texts instead of pictures where `to` reads letters; where nothing is known yet (None) and there is no
-    picture at all, texts too. `join_labels`: those that differ in case or blanks only are one.
+    picture at all, texts too. `join_labels`: those that differ in case, blanks or hyphens only are one.
     """
     contents = walk.look_for_samples(folder) if to is None else walk.look(folder, texts=bool(to.letters))
     if join_labels:

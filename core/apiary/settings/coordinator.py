@@ -18,7 +18,7 @@ class CoordinatorSettings(Section):
     test_data: Path | None = Field(
         None, description="held-out pictures, a folder a label, which also names the labels: docs/folders.md"
     )
-    join_labels: bool = Field(False, description="labels that differ in case or blanks only are one")
+    join_labels: bool = Field(False, description="labels that differ in case, blanks or hyphens only are one")
     labels: list[str] | None = Field(
         None, description="class names in order; unset: the folders of test_data"
     )

@@ -79,7 +79,7 @@ class EdgeSettings(Section):
         default_factory=default_node_id, description="unset: this machine's host name"
     )
     data_dir: Path | None = Field(None, description="pictures, a folder a label: docs/folders.md")
-    join_labels: bool = Field(False, description="labels that differ in case or blanks only are one")
+    join_labels: bool = Field(False, description="labels that differ in case, blanks or hyphens only are one")
     state_dir: Path = Field(Path("state/edge"), description="outbox, blobs, caches")
     tags: dict[str, str] = Field(
         default_factory=dict,

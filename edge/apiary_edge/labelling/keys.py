@@ -1,7 +1,8 @@
 """Which key gives which label. Pure."""
 
-import unicodedata
 from collections.abc import Iterable, Mapping
+
+from apiary.learn.folder import labels as naming
 
 
 def keys(numbers: Mapping[str, int]) -> dict[str, str]:
@@ -35,17 +36,13 @@ def is_digit(label: str) -> bool:
 def likened(label: str, known: Iterable[str]) -> str | None:
     """The known label that a new one may be meant for; None where the label is known, or is like none.
 
-    They differ in case, in blanks ("hard hat", "hardhat") or in width and form (Unicode's NFKC) only.
+    They have the same key (`apiary.learn.folder.labels`): "hard hat", "Hard-Hat" and "hardhat".
     """
     known = list(known)
     if label in known:
         return None
-    return next((one for one in known if _bare(one) == _bare(label)), None)
+    return next((one for one in known if naming.key(one) == naming.key(label)), None)
 
 
 def _in_order(numbers: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(numbers.items(), key=lambda one: one[1])
-
-
-def _bare(label: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", label).casefold().split())

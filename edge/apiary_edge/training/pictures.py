@@ -39,7 +39,7 @@ class Sources(Protocol):
 
     @property
     def join_labels(self) -> bool:
-        """Whether labels that differ in case or blanks only are one."""
+        """Whether labels that differ in case, blanks or hyphens only are one."""
 
 
 def find(job: Sources, labels: Sequence[str], to: PictureInput) -> Scan:

@@ -64,5 +64,5 @@ def test_a_folder_that_is_shut_is_named(shut: Path, words: str, code: int, says:
 def test_a_label_whose_folder_is_shut_is_named(shut: Path) -> None:
     shut.chmod(0o700)
     code, err = said(shut.parent, "edge", "--data", "shut")
-    assert code == 3 and "data folder shut/cat: Permission denied" in err
+    assert code == 3 and "data folder shut/cat: Permission denied; let this user read it (chmod" in err
     assert "Traceback" not in err

@@ -1,11 +1,13 @@
-"""Label names: one spelling for what is the same, and what differs in case or blanks only. Pure."""
+"""Label names: one spelling for what is the same, and what differs in case, blanks or hyphens only. Pure."""
 
+import re
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, Literal
 
 from apiary.printable import printable
 from apiary.wire.messages import MAX_LABEL_CHARS, fits_label
 
+_JOINTS: Final = re.compile(r"((?<=\d)[\s_-]+(?=\d))|[\s_-]+")
 _SAMPLES: Final = "-samples"
 """Teachable Machine's ending of the folder with a class's pictures."""
 
@@ -23,11 +25,7 @@ def readable(name: str) -> str:
             name = raw.decode("cp1252")
         except UnicodeDecodeError:
             name = raw.decode("latin-1")
-    if name.isascii():
-        return name
-    import unicodedata  # 0.4 MB that a node whose labels are ASCII does not need
-
-    return unicodedata.normalize("NFC", name)
+    return _normalized("NFC", name)
 
 
 def shown(name: str) -> str:
@@ -56,12 +54,16 @@ def unfit(label: str) -> str | None:
 
 
 def key(label: str) -> str:
-    """Equal for labels that differ in case and blanks only."""
-    return " ".join(label.split()).casefold()
+    """Equal for labels that differ in case, blanks or hyphens only: `Hard hat`, `hard_hat` and `hardhat`.
+
+    Width and form of letters (NFKC) do not count, either. Between digits something stays: 1-2 is not 12.
+    """
+    text = _normalized("NFKC", label).casefold().strip()
+    return _JOINTS.sub(lambda m: " " if m[1] else "", text).strip() or text
 
 
 def alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of labels that differ in case and blanks only, each sorted."""
+    """Groups of labels that differ in case, blanks or hyphens only, each sorted."""
     groups: dict[str, set[str]] = {}
     for label in labels:
         groups.setdefault(key(label), set()).add(label)
@@ -78,3 +80,11 @@ def joined(counts: Mapping[str, int], known: Iterable[str] = ()) -> dict[str, st
         best = min(group, key=lambda label: (-counts[label], label))
         spelling.setdefault(one, " ".join(best.split()))
     return {label: spelling[key(label)] for label in counts}
+
+
+def _normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
+    if text.isascii():
+        return text
+    import unicodedata  # 0.4 MB that a node whose labels are ASCII does not need
+
+    return unicodedata.normalize(form, text)

@@ -36,7 +36,7 @@ _WRAPPERS: Final = frozenset(
 """Names of a single folder that are about files, not about what is on the pictures."""
 _DATES: Final = re.compile(r"[\d_. :-]*\d[\d_. :-]*")
 _SHARE: Final = re.compile(r"node-\d+|server")
-_DEFAULT_CLASS: Final = re.compile(r"class (\d+)")
+_DEFAULT_CLASS: Final = re.compile(r"class(\d+)")
 MAX_WARNINGS: Final = 20
 SEPARATE: Final = "put each into a folder with its label's name, such as {folder}/cat/1.jpg"
 
@@ -131,13 +131,14 @@ class _Reader:
         labelled = {g.label for g in self._groups if g.label is not None}
         for group in naming.alike([*labelled, *self._unused]):
             self._warnings.append(
-                f"labels {' and '.join(map(repr, group))} differ in case or blanks only: give them one "
-                "name, or set join_labels"
+                f"labels {' and '.join(map(repr, group))} differ in case, blanks or hyphens only: give them "
+                "one name, or set join_labels"
             )
         self._warnings += [
-            f"{naming.shown(path)} holds the pixels themselves: apiary data partition writes pictures"
+            f"{naming.shown(path)} holds the pixels themselves: apiary data partition {naming.shown(path)} "
+            "writes pictures"
             for path, text in self._tree.tables.items()
-            if tables.PIXELS in text.partition("\n")[0].lower()
+            if tables.has_pixels(tables.header_of(text))
         ]
         if self._deeper:
             more = f" (and {len(self._deeper) - 3} more)" if len(self._deeper) > 3 else ""
@@ -269,6 +270,7 @@ class _Reader:
 
     def _by_folder(self, at: str, split: Split) -> None:
         kids = self._tree.kids(at)
+        self._say_unused_table(at)
         renamed = self._named_classes(at, kids)
         for kid in kids:
             label = renamed.get(kid) or naming.of_folder(kid)
@@ -361,6 +363,15 @@ class _Reader:
             here = here.rpartition("/")[0]
         return None
 
+    def _say_unused_table(self, at: str) -> None:
+        """A table about pictures that lie in folders by label already."""
+        try:
+            found = self._table(at)
+        except DataError:
+            return  # which of its columns is the label does not matter
+        if found is not None:
+            self._understood[f"the folders' names are the labels, and not what {found.table} says"] = None
+
     def _named_classes(self, at: str, kids: Sequence[str]) -> dict[str, str]:
         """Teachable Machine's `Class 1`, ... by the names that a labels.txt gives them."""
         numbers = {k: m for k in kids if (m := _DEFAULT_CLASS.fullmatch(naming.key(naming.of_folder(k))))}
@@ -368,11 +379,14 @@ class _Reader:
         if text is None and at:
             text = self._tree.tables.get(join(at.rpartition("/")[0], CLASS_NAMES))
         names = tables.class_names(text) if text is not None else []
-        if (
-            not kids
-            or len(numbers) != len(kids)
-            or sorted(int(m[1]) for m in numbers.values()) != [*range(1, len(names) + 1)]
-        ):
+        if not kids or len(numbers) != len(kids):
+            return {}
+        if sorted(int(m[1]) for m in numbers.values()) != [*range(1, len(names) + 1)]:
+            if names:
+                self._warnings.append(
+                    f"{CLASS_NAMES} has {len(names)} names and is not taken: the folders are "
+                    f"{', '.join(map(naming.shown, kids[:5]))}"
+                )
             return {}
         found = {k: naming.readable(names[int(m[1]) - 1]) for k, m in numbers.items()}
         first = kids[0]

@@ -20,6 +20,8 @@ _WORDS: Final[dict[str, Split]] = {
     "test": Split.TEST, "testing": Split.TEST, "tst": Split.TEST, "eval": Split.TEST,
     "evaluation": Split.TEST, "holdout": Split.TEST, "publictest": Split.VALID, "privatetest": Split.TEST,
 }  # fmt: skip
+_YEAR: Final = re.compile(r"(?:19|20)\d\d$")
+"""`train2017`, as COCO names its parts."""
 _FILLERS: Final = frozenset(
     {"set", "data", "dataset", "images", "imgs", "pictures", "split", "samples", "only"}
 )
@@ -28,6 +30,9 @@ _FILLERS: Final = frozenset(
 def split_of(name: str) -> Split | None:
     """What a folder's name or a word of a table means: `Training`, `val`, `test_set`; None for any other."""
     words = [w for w in re.split(r"[\W_]+", name.strip().casefold()) if w]
+    if len(words) > 1 and words[0].isdecimal():  # `1-train`, in an order
+        words = words[1:]
+    words = [_YEAR.sub("", w) or w for w in words]
     meant = [w for w in words if w not in _FILLERS]
     for ending in ("set", "data", "images"):
         if len(meant) == 1 and meant[0] not in _WORDS:

@@ -17,6 +17,9 @@ LABEL_COLUMNS: Final = (
 )  # fmt: skip
 SPLIT_COLUMNS: Final = ("usage", "split", "set", "subset", "partition", "data set", "dataset", "fold_name")
 PIXELS: Final = "pixels"
+_PIXEL: Final = re.compile(r"pixel[ _]?\d+|\d+x\d+")
+_MOST_PIXEL_COLUMNS: Final = 4
+"""A table with more columns that are named like pixels holds pictures."""
 _TRIED_ROWS: Final = 200
 _NUMBERED: Final = re.compile(r"(\d+)[ :\t]\s*(.+)")
 
@@ -35,6 +38,7 @@ class FileLabels:
 
     by_path: Mapping[str, FileLabel]
     understood: str
+    table: str
     contradicted: int = 0
     """Pictures with several labels, which have none here."""
 
@@ -49,21 +53,48 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     header: tuple[str, ...]
 
-    @property
-    def holds_pixels(self) -> bool:
-        """Whether the pictures themselves are in the table, as FER2013's."""
-        return PIXELS in self.columns
+
+def decoded(data: bytes) -> str:
+    """A table's text: UTF-8, or UTF-16 where it begins with its mark, as Excel's "Unicode text" does."""
+    return data.decode(encoding_of(data), "surrogateescape")
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding of a file that begins like this."""
+    return "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+
+
+def delimiter_of(header: str) -> str:
+    """What stands between the columns of a table with this first line."""
+    return max(",;\t|", key=header.count)
+
+
+def header_of(text: str) -> list[str]:
+    """A table's columns, in lower case."""
+    first = text.removeprefix("\ufeff").partition("\n")[0]
+    return [cell.strip().strip('"').lower() for cell in first.split(delimiter_of(first))]
+
+
+def pixel_columns(columns: Sequence[str]) -> list[int]:
+    """Where the pixels are: one column with all, as FER2013's, or one for each, as MNIST's; empty without."""
+    if PIXELS in columns:
+        return [columns.index(PIXELS)]
+    found = [i for i, column in enumerate(columns) if _PIXEL.fullmatch(column)]
+    return found if len(found) > _MOST_PIXEL_COLUMNS else []
+
+
+def has_pixels(columns: Sequence[str]) -> bool:
+    """Whether the pictures themselves are in a table with these columns."""
+    return bool(pixel_columns(columns))
 
 
 def read_table(name: str, text: str) -> Table | None:
     """A CSV's columns, in lower case, and its rows; None where it has no header and row. Never raises."""
     text = text.removeprefix("\ufeff")
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t|", key=first.count)
+    delimiter = delimiter_of(text.partition("\n")[0])
     try:
-        rows = [
-            tuple(cell.strip() for cell in row) for row in csv.reader(io.StringIO(text), delimiter=delimiter)
-        ]
+        read = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+        rows = [tuple(cell.strip() for cell in row) for row in read]
     except csv.Error:
         return None
     rows = [row for row in rows if any(row)]
@@ -101,7 +132,7 @@ def labels_of_table(table: Table, paths: Sequence[str]) -> FileLabels | None:
     for path in contradicted:
         found[path] = FileLabel(None)
     what = "columns with 0 and 1" if hot else f"column {table.columns[column]!r}"
-    return FileLabels(found, f"labels come from {table.name}, {what}", len(contradicted))
+    return FileLabels(found, f"labels come from {table.name}, {what}", table.name, len(contradicted))
 
 
 def labels_of_info(text: str, paths: Sequence[str]) -> FileLabels:
@@ -124,7 +155,7 @@ def labels_of_info(text: str, paths: Sequence[str]) -> FileLabels:
         )
         if at is not None:
             found[at] = FileLabel(label, split_of(str(category)) if category else None)
-    return FileLabels(found, "labels come from info.labels (Edge Impulse)")
+    return FileLabels(found, "labels come from info.labels (Edge Impulse)", "info.labels")
 
 
 def class_names(text: str) -> list[str]:

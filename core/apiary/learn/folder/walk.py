@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from apiary.errors import DataError
-from apiary.learn.folder import kinds, labels, layout
+from apiary.learn.folder import kinds, labels, layout, tables
 from apiary.learn.folder.layout import FolderLayout, Group
 from apiary.learn.folder.tree import Tree
 
@@ -131,7 +131,7 @@ def look_for_samples(folder: Path) -> FolderContents:
 
 
 def join(contents: FolderContents, known: tuple[str, ...] = ()) -> FolderContents:
-    """The same with one spelling for labels that differ in case or blanks only, that of `known` first."""
+    """The same with one spelling for labels that are alike (`labels.key`), that of `known` first."""
     spelling = labels.joined(
         {**dict.fromkeys(contents.layout.unused, 0), **layout.counts(contents.layout.groups)}, known
     )
@@ -261,7 +261,10 @@ class _Walk:
                         yield entry
         except OSError as e:
             # Not left out: a label whose folder is shut would vanish from training.
-            raise DataError(f"data folder {self._folder / at}: {e.strerror}") from None
+            mend = ""
+            if isinstance(e, PermissionError):
+                mend = "; let this user read it (chmod -R a+rX), or take it out of the data folder"
+            raise DataError(f"data folder {self._folder / at}: {e.strerror}{mend}") from None
 
     def _is_folder(self, entry: os.DirEntry[str]) -> bool:
         try:
@@ -325,5 +328,4 @@ class _Walk:
             return
         self._table_bytes += len(data)
         self._stamps[f"{at}/{entry.name}" if at else entry.name] = _stamp(Path(entry.path))
-        text = data.decode("utf-8", "surrogateescape")
-        self._tables[f"{at}/{entry.name}" if at else entry.name] = text
+        self._tables[f"{at}/{entry.name}" if at else entry.name] = tables.decoded(data)

@@ -224,7 +224,7 @@ async function labelAs(which, label) {
     const body = { ids: left.map((s) => s.id), was: left.map((s) => was.get(s.id)), label, new: fresh };
     const answer = await call("api/label", body);
     if (answer.alike !== undefined) {
-      const taken = await ask(`${answer.alike} or ${answer.label}?`, "They differ in case or blanks only. Two spellings would be two labels.",
+      const taken = await ask(`${answer.alike} or ${answer.label}?`, "They differ in case, blanks or hyphens only. Two spellings would be two labels.",
         { yes: `Use “${answer.alike}”`, no: `Add “${answer.label}”` });
       if (taken === undefined) return { done: [], label };
       if (taken === null) fresh = true;

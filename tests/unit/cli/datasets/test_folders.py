@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tests.stand_ins.folders import encoded, fill, picture, put
 
 from apiary.errors import DataError
@@ -125,6 +127,57 @@ def test_a_csv_with_pixels_becomes_pictures(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("label;pixels\n0;1 2 3 4\n1;5 6 7 8\n", (2, 2)),
+        ("label," + ",".join(f"pixel{i}" for i in range(9)) + "\n0" + ",7" * 9 + "\n1" + ",8.0" * 9, (3, 3)),
+        ("label,1x1,1x2,1x3,2x1,2x2,2x3,3x1,3x2,3x3\n0" + ",7" * 9 + "\n1" + ",8" * 9, (3, 3)),
+        (
+            ",".join(f"pixel{i:04d}" for i in range(12)) + ",label\n" + "7," * 12 + "a\n" + "8," * 12 + "b",
+            (2, 2, 3),
+        ),
+    ],
+    ids=["semicolons", "mnist", "mnist as rows and columns", "in colour"],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_tables_of_pixels_as_people_have_them(
+    tmp_path: Path, text: str, shape: tuple[int, ...], encoding: str
+) -> None:
+    from apiary_cli.datasets.sources import ArraySource, open_source
+
+    (tmp_path / "set" / "archive").mkdir(parents=True)
+    (tmp_path / "set" / "archive" / "p.csv").write_text(text, encoding=encoding)
+    for named in ("set", "set/archive/p.csv"):
+        found = open_source(tmp_path / named)
+        assert isinstance(found, ArraySource)
+        assert found.x_train.shape == (2, *shape) and found.x_train[1].max() == 8
+        assert found.y_train.tolist() == [0, 1]
+
+
+def test_several_tables_of_pixels_are_named(tmp_path: Path) -> None:
+    from apiary_cli.datasets.sources import open_source
+
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("label,pixels\n0,1 2 3 4\n1,5 6 7 8\n")
+    with pytest.raises(DataError, match=r"several tables of pictures: name one of .*a\.csv, .*b\.csv"):
+        open_source(tmp_path)
+
+
+def test_owners_whose_folders_cannot_name_nodes_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for owner in ("node-1", "server"):
+        for label in ("cat", "dog"):
+            for i in range(5):
+                path = tmp_path / owner / label / f"{owner}{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((8, 8), 10 * i + len(owner) + len(label), np.uint8)).save(path)
+    folders = [str(tmp_path / owner) for owner in ("node-1", "server")]
+    assert main(["data", "partition", *folders, "--out", str(tmp_path / "out")]) == 0
+    assert "node-1 is node-1, server is node-2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("emotion,pixels\n0,1 2 3\n", "line 2: expected a label and the pixels of a square"),
@@ -146,7 +199,7 @@ def test_owners_whose_labels_differ_in_case_only_are_said(tmp_path: Path) -> Non
         for label in labels:
             fill(tmp_path / owner, 3, (label,))
     notes = open_folders([tmp_path / "a", tmp_path / "b"]).notes
-    said = [note for note in notes if "differ in case or blanks only" in note]
+    said = [note for note in notes if "differ in case, blanks or hyphens only" in note]
     assert len(said) == 2 and "'Cat' and 'cat'" in said[0] and "--join-labels" in said[0]
     joined = open_folders([tmp_path / "a", tmp_path / "b"], join_labels=True).notes
     assert not [note for note in joined if "differ in case" in note]

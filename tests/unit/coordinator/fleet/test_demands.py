@@ -94,3 +94,24 @@ def test_many_names_are_cut() -> None:
     assert some(["a", "b"]) == "a, b"
     assert some([str(i) for i in range(5)]) == "0, 1, 2, 3, 4"
     assert some([str(i) for i in range(6)]) == "0, 1, 2, 3, 4, ... (6)"
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (
+            {"cat": 5, "fox": 12, "elk": 1},
+            "13 pictures not trained, the model has no elk, fox: rename the label, or add it at the "
+            "coordinator",
+        ),
+        ({"cat": 5, "Dog ": 12}, "12 pictures not trained, the model has no Dog : set its edge.join_labels"),
+        ({"cat": 5, "dog": 3}, None),
+        ({"cat": 5, "fox": 0}, None),
+        ({"fox": 5}, None),  # it takes no part at all, which is another reason
+        ({}, None),
+    ],
+)
+def test_pictures_whose_label_the_model_has_not(labels: dict[str, int], why: str | None) -> None:
+    told = status(labels=labels)
+    assert Demands(labels=("cat", "dog")).left_out(told) == why
+    assert Demands().left_out(told) is None

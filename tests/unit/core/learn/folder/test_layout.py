@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from apiary.learn.folder import labels as naming
+from apiary.learn.folder import tables
 from apiary.learn.folder.labels import shown
 from apiary.learn.folder.layout import FolderLayout, counts, understand
 from apiary.learn.folder.splits import Split, split_of
@@ -131,10 +133,43 @@ def test_names_are_the_same_in_both_forms_of_unicode_and_in_another_encoding() -
     assert parts(understand(tree(*many("grün"), *many(nfd))))[0] == {"grün": 6}
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("hard hat", "hardhat"), ("Hard-Hat", "hard_hat"), ("hard\u00a0hat", "hard hat"), ("type 1", "type1")],
+)
+def test_labels_that_people_write_in_two_ways_are_alike(one: str, other: str) -> None:
+    assert naming.alike([one, other, "head"]) == [tuple(sorted((one, other)))]
+
+
+@pytest.mark.parametrize(("one", "other"), [("1-2", "12"), ("c", "c++"), ("-", "_"), ("2 1", "21")])
+def test_labels_that_mean_two_things_are_not_alike(one: str, other: str) -> None:
+    assert naming.alike([one, other]) == []
+
+
+def test_a_table_beside_label_folders_is_said() -> None:
+    csv = "name,label\n0.jpg,x\n1.jpg,y\n2.jpg,x\n"
+    layout = understand(tree(*many("red"), "blue/a.jpg", tables={"labels.csv": csv}))
+    assert parts(layout)[0] == {"red": 3, "blue": 1}
+    assert layout.understood == ("the folders' names are the labels, and not what labels.csv says",)
+
+
+def test_names_of_classes_that_are_too_few_are_said() -> None:
+    layout = understand(tree(*many("Class 1"), *many("Class 2"), tables={"labels.txt": "0 cat\n"}))
+    assert parts(layout)[0] == {"Class 1": 3, "Class 2": 3}
+    assert layout.warnings == ("labels.txt has 1 names and is not taken: the folders are Class 1, Class 2",)
+
+
+def test_blanks_before_a_quoted_label_and_utf_16() -> None:
+    csv = 'name, label\n0.jpg, "hard hat"\n1.jpg, head\n2.jpg, "hard hat"\n'
+    for data in (csv.encode(), csv.encode("utf-16"), b"\xef\xbb\xbf" + csv.encode()):
+        layout = understand(tree(*many("images"), tables={"labels.csv": tables.decoded(data)}))
+        assert parts(layout)[0] == {"hard hat": 2, "head": 1}
+
+
 def test_what_differs_in_case_or_blanks_is_named() -> None:
     layout = understand(tree(*many("Red"), *many("red "), *many("blue")))
     assert parts(layout)[0] == {"Red": 3, "red ": 3, "blue": 3}
-    assert "labels 'Red' and 'red ' differ in case or blanks only" in layout.warnings[0]
+    assert "labels 'Red' and 'red ' differ in case, blanks or hyphens only" in layout.warnings[0]
     assert "join_labels" in layout.warnings[0]
 
 
@@ -197,7 +232,14 @@ def test_a_table_in_which_no_column_is_surely_the_label_is_named() -> None:
 
 def test_a_table_with_pixels_is_named() -> None:
     layout = understand(tree(tables={"fer2013.csv": "emotion,pixels,Usage\n0,1 2 3 4,Training\n"}))
-    assert "fer2013.csv holds the pixels themselves: apiary data partition writes pictures" in layout.warnings
+    assert "fer2013.csv holds the pixels themselves: apiary data partition fer2013.csv writes pictures" in (
+        layout.warnings
+    )
+    mnist = "label," + ",".join(f"pixel{i}" for i in range(784)) + "\n5" + ",0" * 784
+    assert (
+        "partition a/mnist.csv writes pictures" in understand(tree(tables={"a/mnist.csv": mnist})).warnings[0]
+    )
+    assert understand(tree(tables={"sizes.csv": "name,pixel1,pixel2\na,1,2\n"})).warnings == ()
 
 
 @pytest.mark.parametrize("as_text", [True, False])
