@@ -28,7 +28,7 @@ def test_only_the_last_three_rounds_count() -> None:
 def test_one_that_sends_late_on_purpose_does_not_choose_the_deadline() -> None:
     assert deadline_s([[5.0, 5.0, 5.0, 14000.0]], fixed=None, first=14400) == SPREAD * 5
     assert deadline_s([[1.0, 1.1, 14000.0]], fixed=None, first=14400) == SHORTEST_S
-    assert deadline_s([[600.0] * 9 + [14000.0] * 2], fixed=None, first=1e6) == SPREAD * 600
+    assert deadline_s([[600.0] * 9 + [30000.0] * 2], fixed=None, first=1e6) == SPREAD * 600
     assert longest_s([5.0, 200.0]) == SPREAD * 200, "of two neither is known to be the late one"
 
 
