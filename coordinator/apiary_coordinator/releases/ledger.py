@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from apiary.settings import ReleaseSettings
 from apiary.wire.messages import Release, ReleaseCurrent
 from apiary_coordinator.releases.rollout import Rollout
 from apiary_coordinator.releases.rollout_events import Pins
+
+log = logging.getLogger(__name__)
 
 NAME: Final = "releases.json"
 MAX_HISTORY: Final = 200
@@ -139,21 +142,39 @@ def _to_json(book: Book) -> dict[str, Any]:
 def _read(path: Path, policy: ReleaseSettings) -> Book:
     try:
         stored = json.loads(path.read_bytes())
-        return _from_json(stored, policy)
+        if stored["v"] == 1:
+            return _from_json(stored, policy)
     except FileNotFoundError:
         return Book()
     except OSError as e:
         raise StoreError(f"{path}: {e.strerror}") from None
     except (ValueError, KeyError, TypeError, ValidationError) as e:
-        raise StoreError(
-            f"{path} is not a record of releases ({str(e)[:100]}): restore a backup, or move it away; "
-            "the nodes keep what they have"
-        ) from None
+        return _begun_anew(path, str(e)[:100])
+    raise StoreError(
+        f"{path} is not a record of releases of version 1, but {str(stored['v'])[:20]}: upgrade the "
+        "program, or move the file away; the nodes keep what they have"
+    )
+
+
+def _begun_anew(path: Path, why: str) -> Book:
+    """A torn record must not keep the fleet from training: no release is published until one is created.
+
+    Serials go on by the clock, so that nodes take the next release as newer.
+    """
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        path.replace(aside)
+    except OSError as e:
+        raise StoreError(f"{path} is not a record of releases ({why}), and {e.strerror}") from None
+    log.error(
+        "%s is not a record of releases (%s): moved to %s. The nodes keep what they have; restore a backup "
+        "of it, or create the next release",
+        path, why, aside.name,
+    )  # fmt: skip
+    return Book()
 
 
 def _from_json(stored: dict[str, Any], policy: ReleaseSettings) -> Book:
-    if stored["v"] != 1:
-        raise ValueError(f"version {stored['v']}")
     entries = {}
     for one in stored["releases"]:
         release = Release.model_validate(one["release"])

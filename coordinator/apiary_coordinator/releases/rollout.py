@@ -44,6 +44,11 @@ from apiary_coordinator.updates.limits import weight_cap
 
 Outcome = tuple["Rollout", list[Publish]]
 
+ENOUGH: Final = 3
+"""In a wave of so many no single member decides: its word is a claim, and its own test keeps it safe.
+
+Where an operator allows no failure at all (`max_failed` 0, `min_healthy` 1), each does.
+"""
 _PICTURES_RATIO: Final = 3.0
 """A node's pictures count for at most so many times those of the median node, as samples do in a round."""
 
@@ -173,7 +178,10 @@ def _settle(rollout: Rollout, now: float) -> Outcome:
     if not members:
         return _nobody(rollout, now)
     healthy = rollout.having("healthy", members)
-    if len(healthy) < math.ceil(rollout.policy.min_healthy * len(members)):
+    needed = math.ceil(rollout.policy.min_healthy * len(members))
+    if len(members) >= ENOUGH and rollout.policy.min_healthy < 1:
+        needed = min(needed, len(members) - 1)
+    if len(healthy) < needed:
         if now - rollout.since < rollout.policy.wave_s:
             return replace(rollout, healthy_since=None), []
         waiting = ", ".join(rollout.having("waiting", members)[:10]) or "none waits"
@@ -208,8 +216,9 @@ def _nobody(rollout: Rollout, now: float) -> Outcome:
 def _too_bad(rollout: Rollout) -> str | None:
     """Why to go back, where there is a reason."""
     judging = [n for n in rollout.members if not rollout.is_pinned(n)]
-    failed = rollout.having("failed", judging)
-    if len(failed) > rollout.policy.max_failed * max(1, len(rollout.members)):
+    failed, many = rollout.having("failed", judging), len(rollout.members)
+    share = rollout.policy.max_failed
+    if len(failed) > max(share * many, 1 if share and many >= ENOUGH else 0):
         report = rollout.about(failed[0])
         why = (report.why if report is not None else None) or "too slow"
         return f"{len(failed)} of {len(rollout.members)} nodes failed; {failed[0]}: {why}"

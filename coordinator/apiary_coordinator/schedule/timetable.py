@@ -91,7 +91,8 @@ def times(schedule: ScheduleSettings, after: float, until: float) -> list[tuple[
 class NewSamples:
     """Labelled samples of the fleet, counted since the last run from what nodes report.
 
-    A node that deletes samples counts from its smaller number on; a node that is not there counts as it was.
+    A node that deletes samples counts again once it has more than it had, or from the next run on: one that
+    reports less and more in turn brings nothing new. A node that is not there counts as it was.
     """
 
     before: dict[str, int] = field(default_factory=dict)
@@ -100,13 +101,11 @@ class NewSamples:
     def report(self, node: str, samples: int) -> None:
         """A node reports how many it has."""
         self.now[node] = samples
-        if samples < self.before.get(node, 0):
-            self.before[node] = samples
 
     @property
     def count(self) -> int:
         """How many are new."""
-        return sum(samples - self.before.get(node, 0) for node, samples in self.now.items())
+        return sum(max(0, samples - self.before.get(node, 0)) for node, samples in self.now.items())
 
     def begin(self) -> Mapping[str, int]:
         """A run begins: nothing is new any more. What to remember for a restart."""

@@ -36,6 +36,8 @@ _HEADERS: Final = [
     ("Cross-Origin-Opener-Policy", "same-origin"),
 ]
 
+_OTHER_SITES: Final = frozenset({"cross-site", "same-site"})
+"""What browsers of today say in Sec-Fetch-Site of a request that another site's page makes."""
 _NO_STORE: Final = (("Cache-Control", "no-store"),)
 _KINDS: Final = {
     ".html": "text/html; charset=utf-8",
@@ -224,8 +226,13 @@ class Site:
         return False
 
     def _guessing(self, environ: Environ) -> str:
-        """The sender's address. Raises Problem where it has to wait."""
+        """The sender's address. Raises Problem where it has to wait.
+
+        What another site has the owner's browser send is counted by itself: it must not lock the owner out.
+        """
         address: str = environ.get("REMOTE_ADDR", "")
+        if environ.get("HTTP_SEC_FETCH_SITE", "none") in _OTHER_SITES:
+            address += " by way of another site"
         if (wait := self._gate.wait_s(address)) > 0:
             raise Problem(
                 HTTPStatus.TOO_MANY_REQUESTS, f"too many wrong tokens: try again in {wait:.0f} seconds"

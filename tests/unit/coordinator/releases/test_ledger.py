@@ -42,19 +42,25 @@ def test_a_book_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read.rollout == forgotten
 
 
-def test_no_book_is_an_empty_one_and_another_file_is_refused(tmp_path: Path) -> None:
+def test_no_book_is_an_empty_one_and_a_torn_one_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert Ledger(tmp_path, POLICY).book == Book()
-    for text in ("", "{", "[]", '{"v": 2}', '{"v": 1}', json.dumps({"v": 1, "serial": "x"})):
+    for text in ("", "{", "[]", "{}", '{"v": 1}', json.dumps({"v": 1, "serial": "x"})):
+        caplog.clear()
         (tmp_path / "releases.json").write_text(text)
-        with pytest.raises(StoreError, match=r"releases.json is not a record of releases .* the nodes keep"):
-            Ledger(tmp_path, POLICY)
+        ledger = Ledger(tmp_path, POLICY)
+        assert ledger.book == Book() and not (tmp_path / "releases.json").exists()
+        assert (tmp_path / "releases.json.damaged").read_text() == text
+        assert "moved to releases.json.damaged. The nodes keep what they have" in caplog.text
+        assert ledger.book.next_serial(1.8e9) == 1_800_000_000_000, "nodes take the next release as newer"
 
 
 def test_a_whole_book_of_a_later_version_is_refused(tmp_path: Path) -> None:
     Ledger(tmp_path, POLICY).write(book())
     path = tmp_path / "releases.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "v": 2}))
-    with pytest.raises(StoreError, match=r"not a record of releases \(version 2\)"):
+    with pytest.raises(StoreError, match=r"not a record of releases of version 1, but 2: upgrade"):
         Ledger(tmp_path, POLICY)
 
 

@@ -79,6 +79,29 @@ def test_a_few_failures_in_a_large_wave_are_no_reason_to_stop() -> None:
     assert ticked(rollout, 1.0)[0].state == "halted"
 
 
+@pytest.mark.parametrize("state", ["failed", None])
+def test_of_three_members_one_decides_nothing_unless_no_failure_is_allowed(state: str | None) -> None:
+    nodes = NODES[:6]
+    halves = {"waves": [0.5, 1.0]}
+    for strict, stays in (({}, True), ({"max_failed": 0.0, "min_healthy": 1.0}, False)):
+        rollout = begun(POLICY.model_copy(update={**halves, **strict}), nodes)
+        liar, *others = sorted(rollout.members)
+        assert len(others) == 2
+        for node in others:
+            rollout, _ = table.handle(rollout, known(rollout, node, report=report(rollout)), 1.0)
+        if state is not None:
+            rollout, _ = table.handle(rollout, known(rollout, liar, report=report(rollout, state)), 1.0)
+        for now in (2.0, 12.5, 101.0):
+            rollout, _ = table.handle(rollout, words.RolloutTick(), now)
+        assert (rollout.state, rollout.wave) == (("rolling", 1) if stays else ("halted", 0))
+    # A second one that fails is no single word any more.
+    rollout = begun(POLICY.model_copy(update=halves), nodes)
+    for node in sorted(rollout.members)[:2]:
+        rollout, _ = table.handle(rollout, known(rollout, node, report=report(rollout, "failed")), 1.0)
+    rollout, _ = table.handle(rollout, words.RolloutTick(), 2.0)
+    assert rollout.state == "halted"
+
+
 def test_a_wave_that_says_nothing_is_halted_when_its_time_is_over() -> None:
     rollout = begun()
     rollout, notes = ticked(rollout, 99.9)

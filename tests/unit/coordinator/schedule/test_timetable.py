@@ -138,13 +138,21 @@ def test_new_samples_are_counted_since_the_last_run() -> None:
     assert fresh.count == 9
 
 
-def test_a_node_that_deletes_samples_counts_from_its_smaller_number_on() -> None:
+def test_a_node_that_deletes_samples_counts_again_above_what_it_had_or_from_the_next_run_on() -> None:
     fresh = NewSamples(before={"a": 30, "gone": 100})
-    fresh.report("a", 10)
-    assert fresh.count == 0
-    fresh.report("a", 13)
-    assert fresh.count == 3
+    for samples, count in ((10, 0), (13, 0), (31, 1), (13, 0)):
+        fresh.report("a", samples)
+        assert fresh.count == count
     assert fresh.begin() == {"a": 13, "gone": 100}
+    fresh.report("a", 15)
+    assert fresh.count == 2
+
+
+def test_one_that_reports_less_and_more_in_turn_brings_nothing_new() -> None:
+    fresh = NewSamples(before={"a": 1_000_000})
+    for samples in (0, 1_000_000) * 3:
+        fresh.report("a", samples)
+        assert fresh.count == 0
 
 
 @pytest.mark.parametrize(

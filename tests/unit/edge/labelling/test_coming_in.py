@@ -86,6 +86,16 @@ def test_wrong_tokens_are_answered_late_and_then_not_at_all(stranger: Browser, c
     assert stranger.ask("GET", "/?token=%F0%9F%98%80")[0] == 401
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_page_elsewhere_locks_no_owner_out(stranger: Browser, clock: Clock, site: str) -> None:
+    elsewhere = {"HTTP_SEC_FETCH_SITE": site}
+    for _ in range(FREE_GUESSES):
+        assert stranger.ask("GET", "/?token=wrong", **elsewhere)[0] == 401
+    assert stranger.ask("GET", f"/?token={TOKEN}", **elsewhere)[0] == 429, "its guesses are counted, too"
+    assert stranger.ask("GET", f"/?token={TOKEN}", HTTP_SEC_FETCH_SITE="none")[0] == 200
+    assert stranger.ask("GET", f"/?token={TOKEN}")[0] == 200
+
+
 def test_guessers_are_remembered_up_to_a_bound(clock: Clock) -> None:
     gate = OwnerGate(TOKEN, 1, clock, clock.pauses.append)
     for i in range(MAX_ADDRESSES * 2):
