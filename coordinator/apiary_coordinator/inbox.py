@@ -9,6 +9,7 @@ from apiary.complaints import Complaints
 from apiary.wire import NodeId, chunks
 from apiary.wire.messages import Ask, CoordinatorStatus, NodeStatus, Notice, Offer, Progress, Want
 from apiary.wire.topics import Topic, TopicKind
+from apiary_coordinator.fleet.floods import MOST, Floods
 from apiary_coordinator.fleet.roster import Roster
 from apiary_coordinator.resources import Resources
 from apiary_coordinator.round.collector import receipt
@@ -66,6 +67,7 @@ class Inbox:
         self._model_server = resources.outgoing.model_server
         self._complaints = complaints
         self._tap = tap
+        self._floods = Floods()
         self._early: dict[NodeId, Offer] = {}
         """Offers that came while their run was being taken up, by node the newest."""
 
@@ -77,6 +79,13 @@ class Inbox:
             self._other_coordinator(content, retained=delivery.retained)
         if node is None:
             return
+        if not isinstance(content, bytes) and self._floods.sent(node, now):
+            log.warning(
+                "node=%s sent more than %d messages within a minute, as no node does that works: if others' "
+                "are lost by it, revoke it (docs/security.md)",
+                node,
+                MOST,
+            )
         if self._alive(delivery) and self._roster.hear(node, self._clocks.wall(), now):
             log.info("node=%s is heard again", node)
             self._back(node, run, now)
@@ -148,7 +157,7 @@ class Inbox:
         if status.also_held_out:
             self._complaints.once(
                 "pictures that are held out, too",
-                f"{node} {status.also_held_out}",
+                node,
                 f"node {node} trains on {status.also_held_out} of the held-out pictures: the accuracy looks "
                 "better than it is; remove them from coordinator.test_data or from the node",
             )

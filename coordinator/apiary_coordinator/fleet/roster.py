@@ -10,6 +10,8 @@ from apiary_coordinator.fleet.demands import Demands
 
 SILENT: Final = "silent"
 """Shown in place of the state of a node that should have sent something."""
+MIN_REPEAT_S: Final = 1.0
+"""Whoever claims to send more often would be silent and heard again with every message."""
 MAX_REPEAT_S: Final = 1.2 * 3600
 """`edge.refresh_s` at its most, with what is spread by name: who claims more is heard as often as that."""
 SILENT_AFTER: Final = 3.0
@@ -82,7 +84,7 @@ class Roster:
         """Find nodes that are silent by now; those that are newly so."""
         found: list[NodeId] = []
         for node, known in self.nodes.items():
-            repeat_s = min(known.status.repeat_s or math.inf, MAX_REPEAT_S)
+            repeat_s = min(max(known.status.repeat_s or math.inf, MIN_REPEAT_S), MAX_REPEAT_S)
             if known.status.repeat_s is None or known.status.state == "lost" or node in self.silent:
                 continue
             if now - self._deaf_s - self._alive[node] > SILENT_AFTER * repeat_s:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Protocol, assert_never
@@ -142,7 +142,8 @@ class RoundRunner:
             bits=grid_bits(bounds, drawn.goal),
         )
         round_ = _fresh(context.run, run, number, drawn, now + terms.deadline_s)
-        runner = cls(context, round_, terms, {n: _share(roster[n].status) for n in drawn.cohort})
+        labels = frozenset(context.server.exported.labels)
+        runner = cls(context, round_, terms, {n: _share(roster[n].status, labels) for n in drawn.cohort})
         try:
             runner._journal_round(sealed=False)
         except StoreError:
@@ -304,7 +305,7 @@ class RoundRunner:
             and roster.unfit(node, self._demands) is None
             and self._rests.resting(node, status, now) is None
         ):
-            self._shares.setdefault(node, _share(status))
+            self._shares.setdefault(node, _share(status, self._demands.labels))
             # With the next tick: a thousand that come in one turn are journaled once, then invited.
             self._take(table.Joined(node))
 
@@ -489,9 +490,11 @@ def _most_bytes(bounds: Bounds, plan: Plan, server: ServerState) -> int:
     return min(bounds.max_bytes, blob.most_bytes(server.manifest.update_shapes, plan.codec))
 
 
-def _share(status: NodeStatus) -> dict[str, Any]:
+def _share(status: NodeStatus, labels: Collection[str]) -> dict[str, Any]:
+    """What a round's record keeps of a node: of its labels those of the model, which are bounded."""
     runtime = status.runtimes[0] if status.runtimes else ""
-    return {"samples": status.samples or 0, "labels": status.labels or {}, "runtime": runtime}
+    known = {label: n for label, n in (status.labels or {}).items() if label in labels}
+    return {"samples": status.samples or 0, "labels": known, "runtime": runtime}
 
 
 def _mean(values: list[float]) -> float | None:
