@@ -44,7 +44,7 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, help="folder with fer2013")
     parser.add_argument("--out", type=Path, default=Path("studies/faces"), help="where runs are kept")
-    parser.add_argument("--short", action="store_true", help="a narrow network, 2,800 pictures, 12 rounds, one seed")
+    parser.add_argument("--short", action="store_true", help="narrow, 2,800 pictures, 12 rounds, a seed")
     parser.add_argument("--runtimes", nargs="*", default=["litert", "keras"], help="which are tried")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=CASES)
     parser.add_argument("--seeds", type=int, help="0 to N - 1 (3; short: 1)")

@@ -183,13 +183,6 @@ class StandingStatistics(TrainerModule):
         pass
 
 
-class DetachedMoments(TrainerModule):
-    """No gradient goes through the moments."""
-
-    def _normalized(self, layer: Any, x: Any, counts: Any) -> Any:
-        return x + tf.stop_gradient(super()._normalized(layer, x, counts) - x)
-
-
 VGG: dict[str, type[TrainerModule]] = {
     "right": TrainerModule,
     "dropout not scaled": NotScaled,
@@ -197,7 +190,6 @@ VGG: dict[str, type[TrainerModule]] = {
     "filler in the moments": FillerInMoments,
     "statistics 2 % slow": SlowStatistics,
     "statistics that stand": StandingStatistics,
-    "no gradient of the moments": DetachedMoments,
 }
 ADAM: dict[str, type[TrainerModule]] = {
     "right": TrainerModule,

@@ -7,7 +7,7 @@ from typing import Any, Final
 import tensorflow as tf
 
 from apiary.errors import ExportError, SettingsError
-from apiary.learn.manifest import Control, parts
+from apiary.learn.manifest import MAX_NOISE, Control, parts
 from apiary.learn.runtimes.keras import named_variables, with_logits
 from apiary.learn.training_pass import TrainingPass
 from apiary_coordinator.export.gradients import builtin_gradients
@@ -51,6 +51,11 @@ class TrainerModule(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
             self._model, moving=self.sent_names, drop=self._dropped, normalize=self._normalized
         )
         self.noise = self._in_training.noise
+        if self.noise > MAX_NOISE:
+            raise ExportError(
+                f"dropout takes {self.noise} numbers a sample, at most {MAX_NOISE} are made; "
+                "leave fewer or smaller layers out"
+            )
         self._all = [v.value for _, v in named]
         self._trained = [v.value for name, v in named if v.trainable and name in self.sent_names]
         if not self._trained:
