@@ -153,10 +153,15 @@ def test_what_nodes_measured_is_told_as_its_mean(tmp_path: Path) -> None:
 def test_who_is_left_out_is_not_among_those_who_contributed(tmp_path: Path) -> None:
     one = Running(tmp_path, "abcde", loss_before=0.3, leave_out_gain=0.25).open()
     for node in "abcde":
+        document = document_of(node, value=20.0 if node == "e" else 1.0)
+        made = offer_of(document)
+        metrics = made.metrics.model_copy(update={"accuracy": 0.9 if node == "e" else 0.5})
+        one.runner.collector.offered(NodeId(node), made.model_copy(update={"metrics": metrics}), one.now)
         one.send(node, value=20.0 if node == "e" else 1.0)
     one.work()
     (closed,) = one.closed
     assert list(closed.result.left_out or ()) == ["e"]
+    assert closed.result.node_accuracy == 0.5, "what it says of itself does not count, either"
     assert list(closed.result.contributors) == ["a", "b", "c", "d"]
     assert (closed.result.n_contributors, closed.result.n_samples) == (4, 40)
     one.leave()

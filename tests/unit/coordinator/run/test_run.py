@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tests.unit.coordinator.run.whole_run import Bench, send
 
 from apiary.errors import RequestRefused, RunFailed, StoreError
-from apiary.wire import NodeId
+from apiary.wire import Digest, NodeId
 from apiary.wire.messages import Notice
 from apiary_coordinator.model.builder import ExportedModel
 from apiary_coordinator.model.warm_start import Ancestor
 from apiary_coordinator.run.assignment import Assignment
+from apiary_coordinator.run.current_model import CurrentModel, OfferedModel
 from apiary_coordinator.run.run import Run
 from apiary_coordinator.worker import Lane
 
@@ -260,6 +262,51 @@ def test_a_run_of_two_rounds_is_finished_followed_up_and_over(
     assert kinds == ["run", "round", "round", "end"]
     assert one.history()[0]["initial"] == {"accuracy": 0.625, "loss": 0.5}
     assert [line["n_contributors"] for line in one.history()[1:3]] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "labels", "from_a_model", "after_rounds"),
+    [
+        (0.4, "ab", False, 1),
+        (0.99, "ab", False, 2),
+        (0.4, "abc", False, 2),
+        (0.99, "ab", True, 2),
+        (0.4, "abc", True, 1),
+    ],
+    ids=[
+        "no better: at once",
+        "better: at the end",
+        "of other labels: at the end",
+        "as good as its ancestor, and worse than what is there: at the end",
+        "as good as its ancestor, and of other labels: at once",
+    ],
+)
+def test_when_the_model_of_another_run_gives_way(
+    tmp_path: Path, accuracy: float, labels: str, from_a_model: bool, after_rounds: int
+) -> None:
+    ancestor = Ancestor(run="before", round=3, labels=("a", "b"), accuracy=0.9) if from_a_model else None
+    one = Bench(tmp_path, settle_s=0, rounds=2, ancestor=ancestor).opened()
+    exported = json.dumps({"labels": list(labels)})
+    before = OfferedModel("before", {"round": 2, "accuracy": accuracy}, Digest("0" * 64), exported)
+
+    class Place(CurrentModel):
+        offered: ClassVar[list[tuple[str, int]]] = []
+
+        def read(self) -> OfferedModel | None:
+            return before if not self.offered else super().read()
+
+        def offer(self, run: str, number: int) -> OfferedModel | None:
+            self.offered.append((run, one.run.history.closed))
+            return super().offer(run, number)
+
+    Place.offered.clear()
+    one.run._current = Place(one.journal)
+    for _ in range(2):
+        for node in "abc":
+            send(one, node)
+        one.work()
+        one.ticks(1)
+    assert Place.offered[:1] == [("r", after_rounds)]
 
 
 def test_what_fails_after_a_run_does_not_fail_the_run(

@@ -165,6 +165,9 @@ def test_after_several_stalls_others_go_first_and_it_is_not_forgotten() -> None:
     assert granted == [["a"]] * (MAX_STALLS - 1) + [["b"]]
     uploads.drop(NodeId("b"))
     assert nodes(uploads.freed(99.0)) == ["a"]
+    offered(uploads, "c", now=99.0)
+    granted = [nodes(uploads.tick(99.0 + 10.0 * (i + 1))) for i in range(MAX_STALLS)]
+    assert granted == [["a"]] * (MAX_STALLS - 1) + [["c"]], "its stalls are counted anew"
 
 
 def test_who_stalls_alone_keeps_its_place() -> None:
@@ -297,6 +300,6 @@ def test_a_chunk_now_and_then_keeps_no_place_where_others_wait() -> None:
 
     assert drip(8.0, 100.0) == [], "nobody waits"
     offered(uploads, "b", now=100.0)
-    assert drip(5.0, 190.0) == [], "six of a hundred chunks in each slice of thirty seconds"
+    assert drip(6.0, 190.0) == [], "five of a hundred chunks in each slice of thirty seconds"
     assert drip(8.0, 300.0) == ["b"]
     assert uploads.waiting == 1, "and its chunks are not lost"
