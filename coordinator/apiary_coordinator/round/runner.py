@@ -275,7 +275,6 @@ class RoundRunner:
 
     def tick(self, now: float) -> None:
         """Time has passed. Raises StoreError."""
-        self._work_off()
         before = self.round
         self._handle(table.RoundTick())
         if self.round.collecting:

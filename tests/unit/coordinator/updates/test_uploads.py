@@ -288,7 +288,8 @@ def test_a_chunk_now_and_then_keeps_no_place_where_others_wait() -> None:
     assert upload.assembly.chunks == chunks
 
     def drip(each_s: float, until: float) -> list[str]:
-        now, had = upload.slice_at, upload.assembly.received
+        now = upload.slice_at
+        had = upload.slice_had = upload.assembly.received
         while now < until:
             now += each_s
             upload.assembly._left -= 1  # a chunk that was missing
