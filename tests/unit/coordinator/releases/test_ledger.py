@@ -42,6 +42,17 @@ def test_a_book_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read.rollout == forgotten
 
 
+def test_a_book_without_a_roll_out_or_without_a_release_before_comes_back(tmp_path: Path) -> None:
+    written = book()
+    assert written.rollout is not None
+    first = replace(written, rollout=replace(written.rollout, stable=None))
+    for one in (replace(written, rollout=None), first):
+        Ledger(tmp_path, POLICY).write(one)
+        read = Ledger(tmp_path, POLICY).book
+        assert (read.rollout is None) == (one.rollout is None)
+        assert read.rollout is None or read.rollout.stable is None
+
+
 def test_no_book_is_an_empty_one_and_a_torn_one_is_set_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -54,6 +65,13 @@ def test_no_book_is_an_empty_one_and_a_torn_one_is_set_aside(
         assert (tmp_path / "releases.json.damaged").read_text() == text
         assert "moved to releases.json.damaged. The nodes keep what they have" in caplog.text
         assert ledger.book.next_serial(1.8e9) == 1_800_000_000_000, "nodes take the next release as newer"
+
+
+def test_a_torn_book_that_cannot_be_set_aside_is_refused_with_both_reasons(tmp_path: Path) -> None:
+    (tmp_path / "releases.json").write_text("{")
+    (tmp_path / "releases.json.damaged" / "x").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"is not a record of releases \(.*\), and Is a directory"):
+        Ledger(tmp_path, POLICY)
 
 
 def test_a_whole_book_of_a_later_version_is_refused(tmp_path: Path) -> None:
