@@ -47,6 +47,21 @@ def test_axe_on_the_labelling_page_with_25_labels(tab: Tab, tmp_path: Path) -> N
         assert tab.complaints == []
 
 
+def test_a_new_label_can_be_given_beside_25_long_ones_without_a_search(tab: Tab, tmp_path: Path) -> None:
+    with labelling(tab, tmp_path, waiting=2) as page:
+        more = (Incoming(picture(40 + i), "drawn", f"a label of many words, {i}") for i in range(25))
+        list(page.here.store.add_many(more))
+        page.open()
+        for size in (size for size in WINDOWS if size[1] > 260):
+            tab.screen(*size, touch=size[0] < 1000)
+            page.shows(page.ids[0])
+            seen = "(() => { const b = document.querySelector('#labels .new'), r = b.getBoundingClientRect();"
+            seen += " const at = document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2);"
+            seen += " return b.contains(at) && r.bottom <= innerHeight; })()"
+            assert tab.value(seen), size
+            assert findings(tab) == [], size
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_axe_on_every_view_and_question_of_the_labelling_page(tab: Tab, tmp_path: Path, dark: bool) -> None:
     with labelling(tab, tmp_path, waiting=3) as page:
