@@ -25,6 +25,7 @@ OF_SEVERAL_MODULES = {
     "cli/terminal/test_once_and_stopping.py": "once.py and stopping.py: how a service ends",
     "cli/test_no_rights.py": "any command that may not read or write",
     "cli/test_wrong_words.py": "any command with arguments that it does not take",
+    "coordinator/strategies/test_options.py": "combiners and server rules: what they may be given",
     "edge/labelling/test_coming_in.py": "web/gate.py and web/token.py, through the labelling page",
     "edge/labelling/test_labellers.py": "folder.py and terminal.py do the same for an owner",
     "edge/samples/test_labels.py": "the store: labels",

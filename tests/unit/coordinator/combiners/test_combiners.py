@@ -134,3 +134,24 @@ def test_multi_krum_knows_how_many_updates_it_needs(byzantine: float) -> None:
     options = multi_krum.Options(byzantine=byzantine)
     holds = [n >= 2 * max(1, int(byzantine * n + 1e-9)) + 3 for n in range(1, 500)]
     assert multi_krum.least(options) == max(i for i, good in enumerate(holds, 1) if not good) + 1
+
+
+@pytest.mark.parametrize("count", [5, 8, 10])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_multi_krum_says_the_distances_by_which_it_drops(count: int, size: float) -> None:
+    updates = {
+        node: Weights({name: (size * tensor).astype(np.float32) for name, tensor in update.items()})
+        for node, update in drawn(count, count).items()
+    }
+    all_of_them, options = rows(updates), multi_krum.Options()
+    squares = ((all_of_them[:, None] - all_of_them[None]) ** 2).sum(-1)
+    false = max(1, int(0.2 * count + 1e-9))
+    near = count - false - 2
+    distances = np.sqrt(np.sort(squares + np.diag([np.inf] * count), axis=1)[:, :near].sum(axis=1))
+    found = multi_krum.combine(UpdatesInMemory(updates), options)
+    names = list(updates)
+    assert set(found.dropped) == {names[i] for i in np.argsort(distances, kind="stable")[count - false :]}
+    typical = np.sort(distances)[(count - 1) // 2]
+    for node, why in found.dropped.items():
+        shown = f"is {distances[names.index(node)]:.4g}, the median's is {typical:.4g}"
+        assert shown in why

@@ -29,6 +29,13 @@ def test_an_empty_table_never_begins_anything() -> None:
     assert upcoming(ScheduleSettings(), Past(0.0), TWO) is None
 
 
+@pytest.mark.parametrize(("hours", "next_at"), [(1, TWO - 3 * 3600), (12, TWO)])
+def test_of_a_time_of_day_and_a_pause_the_sooner_comes_next(hours: float, next_at: float) -> None:
+    both = NIGHTLY.model_copy(update={"every_hours": hours})
+    began = TWO - 4 * 3600
+    assert upcoming(both, Past(began, began=began), began + 1) == next_at
+
+
 @pytest.mark.parametrize(
     ("now", "why"),
     [
