@@ -19,7 +19,7 @@ help:
 	@echo "make load    rounds of 10 to 5000 nodes against one broker and one coordinator (minutes)"
 	@echo "make links   bytes sent against bytes needed over bad links (10 minutes)"
 	@echo "make aarch64 a node's training and pictures on a Pi's Python and wheels, emulated (minutes; needs root)"
-	@echo "make gate    exports at 84 settings, none of which the export gate may refuse (an hour; goes on where it stopped)"
+	@echo "make gate    exports at 88 settings, none of which the export gate may refuse (an hour; goes on where it stopped)"
 	@echo "make chaos   200 faults on a real federation, then the same model? (minutes; ARGS='--seed 7')"
 	@echo "make search  the property tests on examples that nobody has tried (make test repeats the same ones)"
 	@echo "make fuzz    coverage-guided fuzzing of all that reads the bus (SECONDS_EACH=300)"
