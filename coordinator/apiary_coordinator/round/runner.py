@@ -275,6 +275,7 @@ class RoundRunner:
 
     def tick(self, now: float) -> None:
         """Time has passed. Raises StoreError."""
+        self._work_off()  # what a full disk left over comes before the deadline does
         before = self.round
         self._handle(table.RoundTick())
         if self.round.collecting:

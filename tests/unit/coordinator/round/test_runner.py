@@ -500,6 +500,28 @@ def test_a_round_that_cannot_be_journaled_is_not_opened_and_leaves_no_descriptor
     one.open().leave()
 
 
+def test_no_deadline_passes_while_the_disk_refuses_what_came_before_it(tmp_path: Path) -> None:
+    journal = Refusing(tmp_path / "state")
+    one = Running(tmp_path, "abcd", journal=journal).open()
+    for node in "ab":
+        one.send(node)
+        one.work()
+    one.says("c", status("ready", run="r", round=1, declined=True))
+    one.says("e", status())  # takes the place of c with the next tick
+    journal.refuses = True
+    one.now = one.runner.round.deadline_at
+    with pytest.raises(StoreError):
+        one.runner.tick(one.now)
+    assert one.runner.round.collecting
+    journal.refuses = False
+    one.runner.tick(one.now)
+    one.work()
+    assert one.closed[0].result.missing["d"] == "no update in time"
+    one.context.rests.missed(NodeId("d"), 10.0, one.now)
+    assert one.context.rests.resting(NodeId("d"), status(), one.now) is not None, "its second miss"
+    one.leave()
+
+
 def test_a_damaged_update_that_cannot_be_struck_out_is_struck_out_later(tmp_path: Path) -> None:
     before = Running(tmp_path, "abc").open()
     before.send("a")
